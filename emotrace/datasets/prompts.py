@@ -1,0 +1,190 @@
+"""Prompts: model inputs with their labels, as one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+import pandas as pd
+
+from emotrace.labels import EmotraceError, unknown
+
+Label = str | int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One model input: exactly one of ``messages``, ``text`` and ``token_ids``, with its labels.
+
+    Attributes:
+        key: identity of the prompt, unique in its set.
+        messages: chat messages ``{"role": …, "content": …}``.
+        text: plain text, passed to the tokenizer as it is.
+        token_ids: ids, passed to the model as they are.
+        reply_ids: ids of a reply that follows the prompt (teacher forcing); never re-tokenised.
+        labels: what the prompt is about, e.g. ``{"emotion": "anger", "valence": "positive"}``.
+    """
+
+    key: str
+    messages: tuple[Mapping[str, str], ...] | None = None
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    reply_ids: tuple[int, ...] | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.messages, self.text, self.token_ids)) != 1:
+            raise EmotraceError(f"prompt {self.key!r} needs exactly one of messages, text and token_ids.")
+        if self.text == "" or self.token_ids == () or self.messages == ():
+            raise EmotraceError(f"prompt {self.key!r} is empty.")
+        for message in self.messages or ():
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise EmotraceError(f"prompt {self.key!r}: a message is {{'role': …, 'content': …}}, not {message!r}.")
+
+
+class Prompts(Sequence[Prompt]):
+    """An ordered set of prompts with unique keys.
+
+    Args:
+        prompts: at least one prompt.
+
+    Raises:
+        EmotraceError: if there are none, or two share a key.
+    """
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self._prompts = tuple(prompts)
+        if not self._prompts:
+            raise EmotraceError("there are no prompts: the list, the file or the selection is empty.")
+        seen: set[str] = set()
+        for prompt in self._prompts:
+            if prompt.key in seen:
+                raise EmotraceError(f"two prompts have the key {prompt.key!r}; keys are identities.")
+            seen.add(prompt.key)
+
+    @classmethod
+    def of(cls, source: Any) -> Prompts:
+        """Prompts from whatever says what a prompt is.
+
+        Args:
+            source: Prompts; a string; or a sequence of Prompt, strings, chat message lists, token id lists, or mappings
+                with ``key`` (optional), one of ``messages | text | token_ids``, ``reply_ids`` and labels.
+        """
+        if isinstance(source, Prompts):
+            return source
+        if isinstance(source, (str, Prompt)):
+            source = [source]
+        if isinstance(source, pd.DataFrame):
+            source = source.to_dict("records")
+        if not isinstance(source, Iterable) or isinstance(source, Mapping):
+            raise EmotraceError(
+                f"prompts are strings, message lists, token ids or Prompts, not {type(source).__name__}."
+            )
+        return cls(_prompt(i, item) for i, item in enumerate(source))
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> Prompts: ...
+    def __getitem__(self, index: int | slice) -> Prompt | Prompts:
+        return Prompts(self._prompts[index]) if isinstance(index, slice) else self._prompts[index]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self._prompts)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.label_names) or "no labels"
+        return f"Prompts({len(self)}; {names})"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys in order."""
+        return tuple(p.key for p in self._prompts)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of all labels, in order of first appearance."""
+        return tuple(dict.fromkeys(name for p in self._prompts for name in p.labels))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per prompt: ``key`` and labels."""
+        return pd.DataFrame([{"key": p.key, **p.labels} for p in self._prompts])
+
+    @property
+    def digest(self) -> str:
+        """Hash of contents, labels and order."""
+        digest = hashlib.sha256()
+        for p in self._prompts:
+            row = [p.key, [dict(m) for m in p.messages] if p.messages else None, p.text, p.token_ids, p.reply_ids]
+            digest.update(json.dumps([*row, dict(p.labels)], sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def where(self, **labels: Any) -> Prompts:
+        """The prompts whose labels have the given values (a scalar, or a list of choices).
+
+        Raises:
+            EmotraceError: for an unknown label, or if nothing is left.
+        """
+        for name in labels:
+            if name not in self.label_names:
+                raise unknown("label", name, self.label_names, "Prompts.where")
+        wanted = {k: set(v) if isinstance(v, (list, tuple, set)) else {v} for k, v in labels.items()}
+        return Prompts(p for p in self._prompts if all(p.labels.get(k) in v for k, v in wanted.items()))
+
+    def limit(self, n_skeletons: int | None) -> Prompts:
+        """The prompts of the first N skeletons, spread evenly over themes; the same for every run."""
+        if n_skeletons is None:
+            return self
+        keep = spread(
+            {str(p.labels.get("skeleton_id", p.key)): str(p.labels.get("theme", "")) for p in self}, n_skeletons
+        )
+        return Prompts(p for p in self if str(p.labels.get("skeleton_id", p.key)) in keep)
+
+    def with_replies(self, rows: Iterable[Mapping[str, Any]]) -> Prompts:
+        """The prompts that have a row of the same key, each carrying that row's ``token_ids`` as its reply."""
+        replies = {row["key"]: tuple(int(i) for i in row["token_ids"]) for row in rows}
+        return Prompts(replace(p, reply_ids=replies[p.key]) for p in self if p.key in replies)
+
+
+def spread(theme_of: Mapping[str, str], n: int) -> set[str]:
+    """N names, taken in turn from each theme, in file order.
+
+    Raises:
+        EmotraceError: if n < 1.
+    """
+    if n < 1:
+        raise EmotraceError(f"limit={n}: give the number of skeletons, at least 1.")
+    queues: dict[str, list[str]] = defaultdict(list)
+    for name, theme in theme_of.items():
+        queues[theme].append(name)
+    picked: list[str] = []
+    depth = 0
+    while len(picked) < min(n, len(theme_of)):
+        picked += [queue[depth] for queue in queues.values() if depth < len(queue)]
+        depth += 1
+    return set(picked[:n])
+
+
+def _prompt(i: int, item: Any) -> Prompt:
+    if isinstance(item, Prompt):
+        return item
+    if isinstance(item, str):
+        return Prompt(str(i), text=item)
+    if isinstance(item, Mapping):
+        row = dict(item)
+        content = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
+        content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return Prompt(str(row.pop("key", i)), **content, labels=row)
+    if isinstance(item, Sequence) and item and isinstance(item[0], Mapping):
+        return Prompt(str(i), messages=tuple(item))
+    if isinstance(item, Sequence) and item and all(isinstance(x, int) for x in item):
+        return Prompt(str(i), token_ids=tuple(item))
+    raise EmotraceError(f"prompt {i} is {item!r}; give text, chat messages, token ids or a mapping with one of them.")

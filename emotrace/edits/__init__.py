@@ -1,0 +1,7 @@
+"""Edits: interventions as data, checked against a model before anything runs."""
+
+from emotrace.edits.files import load, save
+from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
+from emotrace.edits.lower import Lowered, check, lower
+
+__all__ = ["KINDS", "Ablate", "Add", "Edit", "Lowered", "Project", "Scale", "check", "load", "lower", "save"]

@@ -1,0 +1,63 @@
+"""Files: a list of edits as ``edits.safetensors`` and ``edits.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from safetensors.numpy import load_file, save_file
+
+from emotrace.edits.kinds import KINDS, Edit
+from emotrace.labels import EmotraceError
+from emotrace.sites import Site
+
+
+def save(edits: Sequence[Edit], path: str | Path) -> None:
+    """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    described = []
+    for i, edit in enumerate(edits):
+        row: dict[str, Any] = {"edit": type(edit).__name__}
+        for f in fields(edit):
+            value = getattr(edit, f.name)
+            if f.name == "vector" and value is not None:
+                array = value if isinstance(value, xr.DataArray) else xr.DataArray(np.asarray(value))
+                tensors[str(i)] = np.ascontiguousarray(array.values)
+                row["dims"] = [str(d) for d in array.dims]
+                row["coords"] = {str(d): array[d].values.tolist() for d in array.dims if d in array.coords}
+            elif isinstance(value, Site):
+                row[f.name] = {"path": value.path, "side": value.side, "index": value.index}
+            elif f.name != "vector":
+                row[f.name] = value
+        described.append(row)
+    save_file(tensors, path / "edits.safetensors")
+    (path / "edits.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path) -> list[Edit]:
+    """The edits that `save` wrote."""
+    path = Path(path)
+    if not (path / "edits.json").is_file():
+        raise EmotraceError(f"{path} holds no edits.json.")
+    tensors = load_file(path / "edits.safetensors")
+    edits = []
+    for i, row in enumerate(json.loads((path / "edits.json").read_text(encoding="utf-8"))):
+        cls = KINDS.get(row.pop("edit"))
+        if cls is None:
+            raise EmotraceError(f"{path}/edits.json: entry {i} is no edit of this version ({', '.join(KINDS)}).")
+        dims, coords = row.pop("dims", None), row.pop("coords", {})
+        if dims is not None:
+            row["vector"] = xr.DataArray(tensors[str(i)], dims=dims, coords=coords)
+        if isinstance(row["site"], dict):
+            row["site"] = Site(**row["site"])
+        if isinstance(row.get("positions"), list):
+            row["positions"] = tuple(row["positions"])
+        edits.append(cls(**row))
+    return edits

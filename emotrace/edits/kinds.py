@@ -1,0 +1,137 @@
+"""Kinds: the edits as small frozen descriptions.
+
+Scale of an addition, h being the value before our edits at that site: ``raw`` h + s·v, ``unit`` h + s·v/‖v‖,
+``rms`` h + s·RMS(h)·v/‖v‖ with RMS(h) = √(mean h²).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from emotrace.labels import EmotraceError, Positions, check_positions, unknown
+from emotrace.sites import Site
+
+Norming = Literal["raw", "unit", "rms"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What all edits share: where they act.
+
+    Args:
+        site: name of a site, or a place of the user's own (`emotrace.Site`).
+        layers: 0-based layers (an int or an iterable, never a slice); None for global sites and own places.
+        positions: policy or span; ``steer`` = last prompt token and every generated one.
+        heads: heads of ``z`` to act on; None for all.
+        units: units of ``neuron`` (or columns of any other site) to act on; None for all.
+    """
+
+    site: str | Site
+    layers: Any = None
+    positions: Positions = "steer"
+    heads: Any = None
+    units: Any = None
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for attr in ("layers", "heads", "units"):
+            value = getattr(self, attr)
+            if isinstance(value, slice):
+                raise EmotraceError(
+                    f"{name}({attr}={value}): give range({value.start}, {value.stop}) – edits take no slices."
+                )
+            if value is not None:
+                object.__setattr__(self, attr, _ints(value, f"{name}({attr}=…)"))
+        check_positions(self.positions, f"{name}(positions=…)")
+
+    @property
+    def payload(self) -> Any:
+        """The vector that the edit carries, or None."""
+        return getattr(self, "vector", None)
+
+
+@dataclass(frozen=True)
+class Add(Edit):
+    """h + s·v in one of three scales.
+
+    Args:
+        vector: ``[dim]``, or a DataArray that may have the dims ``layer`` and ``sublayer`` (matched by name) and one
+            label dim such as ``emotion`` (gathered for each prompt by its label).
+        strength: s.
+        scale: ``raw``, ``unit`` or ``rms``.
+    """
+
+    vector: Any = None
+    strength: float = 1.0
+    scale: Norming = "raw"
+    kind: ClassVar[str] = "add"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vector is None:
+            raise EmotraceError("Add(vector=None): an addition needs a vector.")
+        if self.scale not in ("raw", "unit", "rms"):
+            raise unknown("scale", self.scale, ("raw", "unit", "rms"), "Add(scale=…)")
+        _finite(self.strength, "Add(strength=…)")
+
+
+@dataclass(frozen=True)
+class Scale(Edit):
+    """strength · h."""
+
+    strength: float = 1.0
+    kind: ClassVar[str] = "scale"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _finite(self.strength, "Scale(strength=…)")
+
+
+@dataclass(frozen=True)
+class Ablate(Edit):
+    """0 (``vector=None``), or a constant such as a mean, in place of h."""
+
+    vector: Any = None
+    kind: ClassVar[str] = "ablate"
+
+
+@dataclass(frozen=True)
+class Project(Edit):
+    """h − s·⟨h, v̂⟩ v̂: the component along a direction removed (s = 1), or mirrored (s = 2)."""
+
+    vector: Any = None
+    strength: float = 1.0
+    kind: ClassVar[str] = "project"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vector is None:
+            raise EmotraceError("Project(vector=None): a projection needs a vector.")
+        _finite(self.strength, "Project(strength=…)")
+
+
+KINDS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}
+
+
+def _ints(value: Any, place: str) -> tuple[int, ...]:
+    items = [value] if isinstance(value, (int, np.integer)) else value
+    if not isinstance(items, Iterable) or isinstance(items, str):
+        raise EmotraceError(f"{place} takes integers, not {value!r}.")
+    out = []
+    for item in items:
+        if not isinstance(item, (int, np.integer)) or isinstance(item, bool):
+            raise EmotraceError(f"{place} takes integers, not {item!r}.")
+        out.append(int(item))
+    if not out:
+        raise EmotraceError(f"{place} is empty.")
+    return tuple(out)
+
+
+def _finite(value: Any, place: str) -> None:
+    if not isinstance(value, (int, float, np.floating)) or not np.isfinite(value):
+        raise EmotraceError(f"{place[:-2]}{value!r}) is not a finite number.")

@@ -1,0 +1,190 @@
+"""Lower: edits checked against a model, and turned into the plain tuples that a trace understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from emotrace.edits.kinds import KINDS, Edit
+from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
+from emotrace.sites import Address, Site, Sites
+
+
+@dataclass
+class Lowered:
+    """Edits of one batch as plain tuples for `emotrace.traced`, with the number of each edit."""
+
+    groups: list[tuple] = field(default_factory=list)
+    count: int = 0
+
+    def program(self) -> list[tuple]:
+        """The steps of a trace, sorted by execution order, with the reads of ``resid_pre`` that they need."""
+        steps: list[tuple] = []
+        for group in self.groups:
+            order, place, operations, key = group
+            if place[0] == "mid" and any(op[1] != "add" or op[4] == "rms" for op in operations):
+                steps.append(("keep", _order_of_base(key), place[6], key))
+            steps.append(("edit", order, group))
+        return sorted(steps, key=lambda s: (s[1], s[0] != "edit"))
+
+
+def _order_of_base(key: Any) -> int:
+    return int(key[1])
+
+
+def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Validate edits against a model and the labels of the prompts, before anything runs.
+
+    Raises:
+        EmotraceError: for what is not an edit, a site, layer, head or unit that the model lacks, a payload of the wrong
+            width or with NaN, or a label that a prompt does not have.
+    """
+    if isinstance(edits, Edit) or not isinstance(edits, (list, tuple)):
+        raise EmotraceError(f"edits is a list of edits ({', '.join(KINDS)}), not {type(edits).__name__}.")
+    for i, edit in enumerate(edits):
+        place = f"edits[{i}]"
+        if not isinstance(edit, Edit) or not edit.kind:
+            raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(KINDS)}.")
+        for address in _addresses(edit, sites, place):
+            _columns(edit, address, sites, place)
+            vectors = _vector(edit, address, place)
+            if vectors is not None and isinstance(vectors, tuple):
+                dim, table = vectors
+                for about in labels:
+                    if about.get(dim) not in table:
+                        raise unknown(
+                            f"{dim} of a prompt", about.get(dim), table, f"{place} (the payload's {dim} coordinate)"
+                        )
+
+
+def lower(
+    edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any]], prompt_lengths: Sequence[int],
+    lengths: Sequence[int], columns: int, left: bool,
+) -> Lowered:  # fmt: skip
+    """Edits as plain tuples for one padded batch.
+
+    Args:
+        edits: checked edits, applied in order.
+        sites: attached to the model.
+        labels: of the prompts in the batch.
+        prompt_lengths: tokens of each prompt.
+        lengths: tokens of each prompt with its reply (generated tokens still to come included).
+        columns: columns of the padded batch, generated ones included.
+        left: whether padding is on the left.
+    """
+    by_place: dict[tuple, tuple[Address, list[tuple]]] = {}
+    for number, edit in enumerate(edits):
+        mask = torch.zeros((len(labels), columns), dtype=torch.bool)
+        for row, (p, n) in enumerate(zip(prompt_lengths, lengths, strict=True)):
+            chosen = positions_in(edit.positions, p, n)
+            offset = columns - n if left else 0
+            mask[row, chosen.start + offset : chosen.stop + offset] = True
+        flags = (mask.any(0).int() + mask.all(0).int()).tolist()
+        for address in _addresses(edit, sites, f"edits[{number}]"):
+            wanted = _columns(edit, address, sites, f"edits[{number}]")
+            vectors = _vector(edit, address, f"edits[{number}]")
+            payload = vectors
+            if isinstance(vectors, tuple):
+                dim, table = vectors
+                payload = torch.stack([table[about[dim]] for about in labels])
+            if payload is not None and wanted is not None and payload.shape[-1] == address.width:
+                payload = payload[..., wanted]
+            width = address.width
+            operation = (number, edit.kind, payload, getattr(edit, "strength", 1.0), getattr(edit, "scale", "raw"),
+                         wanted, mask, flags, width)  # fmt: skip
+            key = (address.path, address.side, address.index, address.kind, address.layer)
+            by_place.setdefault(key, (address, []))[1].append(operation)
+    lowered = Lowered(count=len(edits))
+    for address, operations in sorted(by_place.values(), key=lambda pair: pair[0].order):
+        place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
+        base_key = (address.layer, address.base.order) if address.base is not None else None
+        lowered.groups.append((address.order, place, operations, base_key))
+    return lowered
+
+
+def _own(address: Address) -> Site:
+    return Site(address.path, address.side, address.index)
+
+
+def _addresses(edit: Edit, sites: Sites, place: str) -> list[Address]:
+    if isinstance(edit.site, Site):
+        if edit.layers is not None:
+            raise EmotraceError(
+                f"{place}: a place of your own ({edit.site.name}) names its module; layers must be None."
+            )
+        return [sites.resolve(edit.site)]
+    if edit.layers is None and edit.site in sites.addresses and sites.layers(edit.site):
+        raise EmotraceError(f"{place}: site {edit.site!r} needs layers, e.g. range({sites.n_layers}).")
+    found = [sites.address(edit.site, layer) for layer in (edit.layers if edit.layers is not None else [None])]
+    for address in found:
+        if not address.writable:
+            raise EmotraceError(f"{place}: site {address.site!r} is read-only; edit z or o_proj_out instead.")
+    return found
+
+
+def _columns(edit: Edit, address: Address, sites: Sites, place: str) -> list[int] | None:
+    """Columns of the last dim that an edit acts on, or None for all."""
+    if edit.heads is not None:
+        if address.site != "z":
+            raise EmotraceError(f"{place}: heads belong to site 'z', not to {address.site!r}; use units=.")
+        size = address.width // sites.n_heads
+        wrong = [h for h in edit.heads if not 0 <= h < sites.n_heads]
+        if wrong:
+            raise EmotraceError(f"{place}: no head {wrong[0]}; the model has heads 0 to {sites.n_heads - 1}.")
+        return [h * size + i for h in edit.heads for i in range(size)]
+    if edit.units is not None:
+        wrong = [u for u in edit.units if not 0 <= u < address.width or address.width < 0]
+        if wrong and address.width >= 0:
+            raise EmotraceError(f"{place}: no unit {wrong[0]}; {address.site!r} has units 0 to {address.width - 1}.")
+        return list(edit.units)
+    return None
+
+
+def _vector(edit: Edit, address: Address, place: str) -> torch.Tensor | tuple[str, dict[Any, torch.Tensor]] | None:
+    """The payload at one address: a tensor, or ``(label dim, {label: tensor})``."""
+    vector = edit.payload
+    if vector is None:
+        return None
+    if isinstance(vector, xr.DataArray):
+        for dim, wanted in (("layer", address.layer), ("sublayer", address.site)):
+            if dim in vector.dims:
+                if wanted not in vector[dim].values:
+                    raise unknown(f"{dim} in the payload", wanted, vector[dim].values.tolist(), place)
+                vector = vector.sel({dim: wanted})
+            elif dim in vector.coords and vector[dim].ndim == 0 and dim == "sublayer" and address.site in SUBLAYERS:
+                if str(vector[dim].item()) != address.site:
+                    raise EmotraceError(
+                        f"{place}: the payload belongs to {vector[dim].item()!r}, but the edit acts on {address.site!r}."
+                    )
+        if {"head", "head_dim"} <= set(vector.dims):
+            vector = vector.stack(dim=("head", "head_dim"))
+        feature = next((d for d in ("dim", "unit") if d in vector.dims), vector.dims[-1])
+        rest = [d for d in vector.dims if d != feature]
+        if len(rest) > 1:
+            raise EmotraceError(f"{place}: the payload has the dims {vector.dims}; at most one label dim can remain.")
+        if rest:
+            labelled = vector.transpose(rest[0], feature)
+            values = labelled[rest[0]].values.tolist() if rest[0] in labelled.coords else range(labelled.shape[0])
+            return str(rest[0]), {v: _tensor(labelled[i].values, edit, address, place) for i, v in enumerate(values)}
+        vector = vector.values
+    return _tensor(vector, edit, address, place)
+
+
+def _tensor(values: Any, edit: Edit, address: Address, place: str) -> torch.Tensor:
+    tensor = torch.as_tensor(np.asarray(values) if not isinstance(values, torch.Tensor) else values).float().cpu()
+    allowed = {address.width, len(edit.units or ()) or address.width}
+    if tensor.ndim != 1 or (address.width >= 0 and tensor.shape[0] not in allowed):
+        raise EmotraceError(
+            f"{place}: the payload has shape {tuple(tensor.shape)}; {address.site!r} at layer {address.layer} has "
+            f"width {address.width}."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise EmotraceError(f"{place}: the payload has NaN or infinite values at layer {address.layer}.")
+    if getattr(edit, "scale", "raw") != "raw" and float(tensor.norm()) == 0.0:
+        raise EmotraceError(f"{place}: a zero vector has no direction (scale={getattr(edit, 'scale', '')!r}).")
+    return tensor

@@ -1,0 +1,118 @@
+"""Vocabulary: emotions, sites, dims, positions, and the one error that names value, place and choices.
+
+Every other room takes its words from here, so that one thing has one name in code, flags, columns and docs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+EMOTIONS: Final = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
+EMOTIONS_EV: Final = ("anger", "disgust", "fear", "joy", "sadness")
+"""The published five-tuple of Emotion Vectors (arXiv 2502.04075); the only place where an order matters."""
+NEUTRAL: Final = "neutral"
+ANSWERS: Final = (*EMOTIONS, NEUTRAL)
+"""What a blind judge may answer; the seventh means *neutral or unclear*."""
+ALIASES: Final = {"joy": "happiness"}
+
+VALENCES: Final = ("positive", "neutral", "negative")
+THEMES: Final = {
+    "work": "Work/Job",
+    "school": "School/Academia",
+    "relation": "Personal relationships",
+    "shopping": "Customer service/Shopping",
+    "administration": "Public services/Administration",
+    "health": "Health/Medical",
+    "living": "Housing/Living facilities",
+    "travel": "Travel/Transportation",
+}
+"""Prefix of the skeleton id → theme, as in SEV (arXiv 2510.11328)."""
+
+SUBLAYERS: Final = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+"""The five sites of width d_model that every layer may have, in order of execution."""
+LAYER_SITES: Final = (*SUBLAYERS, "o_proj_out", "z", "neuron_pre", "neuron", "attn_pattern")
+GLOBAL_SITES: Final = ("embed", "final_norm", "logits")
+SITES: Final = (*LAYER_SITES, *GLOBAL_SITES)
+
+METHODS: Final = ("none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "shuffled")
+
+POLICIES: Final = ("last", "generated", "steer", "prompt", "all")
+Positions = str | tuple[int, int]
+"""A policy name or a half-open, 0-based span ``(start, stop)`` of the un-padded sequence."""
+
+
+class EmotraceError(ValueError):
+    """The one error of emotrace: says which value, at which place, and what would have been right."""
+
+
+def unknown(what: str, value: object, choices: Iterable[object], place: str = "") -> EmotraceError:
+    """The error for a value outside its choices, with the closest choice first.
+
+    Args:
+        what: the kind of thing asked for, e.g. ``"site"``.
+        value: what was asked.
+        choices: everything that would have been right.
+        place: where it was asked, e.g. ``"capture(sites=…)"``.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = [str(c) for c in choices]
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    where = f" in {place}" if place else ""
+    return EmotraceError(f"unknown {what} {value!r}{where}.{hint} Choices: {', '.join(names) or 'none'}.")
+
+
+def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "") -> str:
+    """The emotion of ``among`` that ``name`` means, following the one alias table (joy ↔ happiness).
+
+    Raises:
+        EmotraceError: if neither the name nor its alias is among the choices.
+    """
+    word = name.strip().lower()
+    reverse = {v: k for k, v in ALIASES.items()}
+    for candidate in (word, ALIASES.get(word), reverse.get(word)):
+        if candidate in among:
+            return str(candidate)
+    raise unknown("emotion", name, among, place)
+
+
+def check_positions(positions: Positions, place: str = "positions") -> Positions:
+    """The policy itself, after checking that it is one.
+
+    Raises:
+        EmotraceError: for an unknown policy name or a span that is not ``0 <= start < stop``.
+    """
+    if isinstance(positions, str):
+        if positions not in POLICIES:
+            raise unknown("position policy", positions, (*POLICIES, "(start, stop)"), place)
+        return positions
+    span = tuple(positions) if isinstance(positions, (tuple, list)) else ()
+    if len(span) != 2 or not all(isinstance(i, int) and not isinstance(i, bool) for i in span):
+        raise EmotraceError(
+            f"{place}={positions!r} is neither a policy ({', '.join(POLICIES)}) nor a span (start, stop)."
+        )
+    if not 0 <= span[0] < span[1]:
+        raise EmotraceError(f"{place}={span!r}: a span is half-open and 0-based, so it needs 0 <= start < stop.")
+    return (span[0], span[1])
+
+
+def positions_in(positions: Positions, prompt_length: int, length: int) -> range:
+    """Indices of the un-padded sequence that a policy selects.
+
+    ``last`` = {p−1}; ``generated`` = [p, n); ``steer`` = [p−1, n); ``prompt`` = [0, p); ``all`` = [0, n);
+    a span is cut to the sequence. p is the prompt length, n the length of prompt and reply together.
+
+    Args:
+        positions: policy or span.
+        prompt_length: p, in tokens.
+        length: n ≥ p, in tokens.
+    """
+    if not isinstance(positions, str):
+        return range(min(positions[0], length), min(positions[1], length))
+    starts = {"last": prompt_length - 1, "generated": prompt_length, "steer": prompt_length - 1, "prompt": 0, "all": 0}
+    stops = {"last": prompt_length, "prompt": prompt_length}
+    return range(starts[positions], stops.get(positions, length))

@@ -1,0 +1,122 @@
+"""Probe: one small forward that writes down what every module was given and what it returned, in order."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emotrace.labels import EmotraceError
+
+BATCH, TOKENS = 2, 5
+
+
+@dataclass
+class Call:
+    """One call of one module: copies of its first input and of its outputs, and when each was there."""
+
+    path: str
+    module: nn.Module
+    order_in: int
+    inp: Tensor | None
+    order_out: int = -1
+    outs: tuple[Tensor | None, ...] = ()
+    is_tuple: bool = False
+
+    @property
+    def out(self) -> Tensor | None:
+        """The output, or element 0 of a tuple."""
+        return self.outs[0] if self.outs else None
+
+    @property
+    def index(self) -> int | None:
+        """Tuple index under which `out` is found."""
+        return 0 if self.is_tuple else None
+
+    @property
+    def depth(self) -> int:
+        """Number of path components."""
+        return self.path.count(".") + 1
+
+
+@dataclass
+class Recording:
+    """Every call of one probe forward, by order of entry."""
+
+    calls: list[Call] = field(default_factory=list)
+    logits: Tensor | None = None
+
+    def under(self, prefix: str) -> list[Call]:
+        """Calls of the modules below ``prefix`` (the module itself left out)."""
+        return [c for c in self.calls if c.path.startswith(prefix + ".")]
+
+    def at(self, path: str) -> list[Call]:
+        """Calls of the module at ``path``."""
+        return [c for c in self.calls if c.path == path]
+
+
+def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -> Recording:
+    """Run a 2 × 5 token forward with temporary hooks and return copies of what passed through each module.
+
+    Args:
+        module: a transformers model with weights.
+        vocab_size: token ids are drawn below it.
+        avoid: ids not to draw (padding and other special tokens change masks and positions in some families).
+        seed: of the token ids.
+
+    Raises:
+        EmotraceError: if the forward fails.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    allowed = [i for i in range(min(vocab_size, 4096)) if i not in avoid]
+    draw = torch.randint(len(allowed), (BATCH, TOKENS), generator=generator)
+    ids = torch.tensor(allowed)[draw].to(next(module.parameters()).device)
+    clock = itertools.count()
+    recording = Recording()
+    stack: list[Call] = []
+
+    def before(path: str):
+        def hook(mod: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            call = Call(path, mod, next(clock), _copy(first))
+            recording.calls.append(call)
+            stack.append(call)
+
+        return hook
+
+    def after(mod: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = stack.pop()
+        call.order_out = next(clock)
+        call.is_tuple = isinstance(output, (tuple, list))
+        call.outs = tuple(_copy(o) for o in output) if call.is_tuple else (_copy(output),)
+
+    handles = []
+    for path, mod in module.named_modules():
+        if path and not isinstance(mod, (nn.ModuleList, nn.ModuleDict)):
+            handles.append(mod.register_forward_pre_hook(before(path), with_kwargs=True))
+            handles.append(mod.register_forward_hook(after))
+    training = module.training
+    try:
+        module.eval()
+        with torch.no_grad():
+            output = module(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:
+        raise EmotraceError(
+            f"{type(module).__name__} cannot be probed: a forward of {BATCH} × {TOKENS} token ids failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        module.train(training)
+    recording.logits = _copy(getattr(output, "logits", None))
+    return recording
+
+
+def _copy(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone()
+    return None

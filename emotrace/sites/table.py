@@ -1,0 +1,241 @@
+"""Sites: the table of a model's proven sites, readable and writable inside an ordinary nnsight trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+
+from emotrace.labels import SITES, EmotraceError, unknown
+from emotrace.sites.address import Address, Place, Site, envoy
+from emotrace.templates import Encoder
+from emotrace.traced import places
+
+
+@dataclass
+class Sites:
+    """What a model has, where it is, and how well that was proven.
+
+    Bound to an nnsight model by `attach`, it reads and writes inside a trace::
+
+        with model.trace(model.sites.encode(prompts)):
+            h = model.sites.read("resid_post", layer=5).save()
+
+    Attributes:
+        model_class: class of the transformers model.
+        form: ``sequential``, ``parallel``, ``post-ln`` or ``mixed``: how a layer adds attention and MLP.
+        scale: c in ``resid_pre + c·(attn_out + mlp_out) == resid_post``.
+        closure_error: largest relative deviation of that equation over the layers.
+        n_layers: number of blocks.
+        n_heads: query heads.
+        n_kv_heads: key-value heads.
+        addresses: site → layer (None for global sites) → address.
+        unproven: layer → reason, where the residual stream could not be closed.
+        attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
+        identity: what manifests say of the model (see `emotrace.model.identity`).
+        encoder: turns prompts into token ids for this model.
+    """
+
+    model_class: str
+    form: str
+    scale: float
+    closure_error: float
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    addresses: dict[str, dict[int | None, Address]]
+    unproven: dict[int, str] = field(default_factory=dict)
+    attn_implementation: str = ""
+    identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    encoder: Encoder | None = field(default=None, repr=False, compare=False)
+    _model: Any = field(default=None, repr=False, compare=False)
+    _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sites that some layer has, in the order of `emotrace.labels.SITES`."""
+        return tuple(s for s in SITES if s in self.addresses)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return next(iter(self.addresses["resid_post"].values())).width
+
+    @property
+    def d_ff(self) -> int | None:
+        """Width of the MLP (``neuron``), or None where no layer has neurons."""
+        by_layer = self.addresses.get("neuron")
+        return None if not by_layer else next(iter(by_layer.values())).width
+
+    @property
+    def head_dim(self) -> int | None:
+        """Width of one head's z, or None where no layer has z."""
+        by_layer = self.addresses.get("z")
+        return None if not by_layer else next(iter(by_layer.values())).width // self.n_heads
+
+    def layers(self, site: str) -> tuple[int, ...]:
+        """Layers that have a site; empty for global sites."""
+        self._known(site)
+        return tuple(sorted(k for k in self.addresses[site] if k is not None))
+
+    def has(self, site: str, layer: int | None = None) -> bool:
+        """Whether the model has a site (in a layer, if one is given)."""
+        by_layer = self.addresses.get(site, {})
+        return bool(by_layer) and (layer is None or layer in by_layer)
+
+    def size(self, site: str) -> dict[str, int]:
+        """Dims and sizes of one token's value: ``{"dim": d}``, ``{"head": h, "head_dim": k}`` or ``{"unit": m}``."""
+        self._known(site)
+        width = next(iter(self.addresses[site].values())).width
+        if site == "z":
+            return {"head": self.n_heads, "head_dim": width // self.n_heads}
+        return {"unit" if site in ("neuron", "neuron_pre") else "dim": width}
+
+    def address(self, site: str, layer: int | None = None) -> Address:
+        """The address of a site.
+
+        Args:
+            site: one of `names`.
+            layer: 0-based; None only for global sites.
+
+        Raises:
+            EmotraceError: if the model lacks the site, the layer does not exist, or that layer lacks the site.
+        """
+        self._known(site)
+        by_layer = self.addresses[site]
+        if None in by_layer:
+            if layer is not None:
+                raise EmotraceError(f"site {site!r} belongs to the whole model, not to layer {layer}.")
+            return by_layer[None]
+        if layer is None:
+            raise EmotraceError(f"site {site!r} needs a layer: 0 to {self.n_layers - 1}.")
+        if not 0 <= layer < self.n_layers:
+            raise EmotraceError(
+                f"{self.model_class} has no layer {layer} for site {site!r}: layers are 0 to {self.n_layers - 1}."
+            )
+        if layer not in by_layer:
+            raise EmotraceError(
+                f"layer {layer} of {self.model_class} has no site {site!r}: it exists in layers {self._spans(site)}."
+            )
+        return by_layer[layer]
+
+    def table(self) -> pd.DataFrame:
+        """One row per site: layers, module path of the first, side, shape of one token's value, proof's error."""
+        rows = []
+        for site in self.names:
+            by_layer = self.addresses[site]
+            first = next(iter(by_layer.values()))
+            rows.append(
+                {
+                    "site": site,
+                    "layers": "–" if None in by_layer else self._spans(site),
+                    "path": first.path,
+                    "side": first.side + ("" if first.index is None else f"[{first.index}]"),
+                    "shape": "heads × tokens × tokens"
+                    if site == "attn_pattern"
+                    else " × ".join(f"{k} {v}" for k, v in self.size(site).items()),
+                    "error": max(a.error for a in by_layer.values()),
+                    "writable": all(a.writable for a in by_layer.values()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def describe(self) -> str:
+        """One line on the form and its proof."""
+        scale = "" if self.scale == 1.0 else f", residual scale {self.scale:.6g}"
+        return (
+            f"{self.model_class}: {self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads "
+            f"({self.n_kv_heads} KV), {self.form}{scale}, closure error {self.closure_error:.1e}"
+        )
+
+    # -- inside a trace -----------------------------------------------------------------------------------------
+
+    def attach(self, model: Any, encoder: Encoder | None = None) -> Sites:
+        """Bind the table to an nnsight model: sets ``model.sites``, so that `read` and `write` work in its traces."""
+        self._model, self.encoder = model, encoder
+        self._places.clear()
+        object.__setattr__(model, "sites", self)
+        return self
+
+    def place(self, site: str | Site, layer: int | None = None) -> Place:
+        """The plain tuple of a site or of a place of the user's own, for `emotrace.traced`."""
+        key = (site, layer)
+        if key not in self._places:
+            if self._model is None:
+                raise EmotraceError("these sites are not attached to a model: use the model that emotrace.load returns.")
+            self._places[key] = self.resolve(site, layer).lower(self._model)
+        return self._places[key]
+
+    def resolve(self, site: str | Site, layer: int | None = None) -> Address:
+        """The address of a named site, or of a place of the user's own (its module must exist)."""
+        if isinstance(site, Site):
+            envoy(self._model, site.path)  # refuses a path that the model does not have
+            return Address(site.name, None, site.path, site.side, site.index, False, -1, -1)
+        return self.address(site, layer)
+
+    def read(self, site: str | Site, layer: int | None = None) -> torch.Tensor:
+        """Inside a trace: the value at a site, ``[batch, token, width]``; a copy is not made, so save or clone it."""
+        return places.fetch(self.place(site, layer), None, self._rows())
+
+    def write(self, site: str | Site, value: torch.Tensor, layer: int | None = None) -> None:
+        """Inside a trace: swap the value at a site; ``resid_mid`` of a sequential model is set by its attention output.
+
+        Raises:
+            EmotraceError: for ``attn_pattern``, which is read-only.
+        """
+        if isinstance(site, str) and not self.address(site, layer).writable:
+            raise EmotraceError(f"site {site!r} is read-only; edit z or o_proj_out instead.")
+        places.put(self.place(site, layer), value)
+
+    def encode(self, prompts: Any) -> dict[str, torch.Tensor]:
+        """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
+        if self.encoder is None:
+            raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
+        batch = self.encoder(prompts)
+        self._batch = int(batch["input_ids"].shape[0])
+        return batch
+
+    # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> int | None:
+        return getattr(self, "_batch", None)
+
+    def _known(self, site: str) -> None:
+        if site in self.addresses:
+            return
+        if site not in SITES:
+            raise unknown("site", site, self.names, self.model_class)
+        raise EmotraceError(f"{self.model_class} has no site {site!r}{self._why(site)} It has: {', '.join(self.names)}.")
+
+    def _why(self, site: str) -> str:
+        reasons: Mapping[str, str] = {
+            "resid_mid": f" ({self.form} residual: there is no state between attention and MLP); "
+            "the closest is 'resid_pre' or 'attn_out'.",
+            "neuron": " (no projection whose output is the whole MLP branch, as in mixtures of experts); "
+            "the closest is 'mlp_out'.",
+            "neuron_pre": " (no activation module whose output makes the neurons was found); the closest is 'neuron'."
+            if self.has("neuron")
+            else " (it has no neurons); the closest is 'mlp_out'.",
+            "attn_pattern": f" under attn_implementation={self.attn_implementation!r}; "
+            "load it with attn_implementation='eager'.",
+            "z": " (no output projection of whole heads was proven); the closest is 'attn_out'.",
+            "final_norm": " (no norm is applied to the last layer's output); the closest is 'resid_post' of the last layer.",
+            "logits": " (no output embedding runs in its forward); the closest is 'final_norm' or 'resid_post'.",
+        }
+        return reasons.get(site, ".")
+
+    def _spans(self, site: str) -> str:
+        layers = sorted(k for k in self.addresses[site] if k is not None)
+        spans: list[list[int]] = []
+        for layer in layers:
+            if spans and layer == spans[-1][1] + 1:
+                spans[-1][1] = layer
+            else:
+                spans.append([layer, layer])
+        return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
+

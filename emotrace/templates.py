@@ -1,0 +1,194 @@
+"""Templates: from a prompt to token ids, the same way everywhere.
+
+One BOS, a pinned date, a system message that arrives even where the template knows no system role, no thinking block.
+What was done is in `Encoder.record`, which goes into every manifest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from emotrace.datasets import Prompt, Prompts
+from emotrace.labels import EmotraceError
+
+DATE = "2024-07-26"
+"""Day that dated chat templates are told, so that prompts of different days are the same prompts."""
+_PROBE = "Zq system probe"
+
+
+class Encoder:
+    """Turns prompts into token ids for one tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; None allows prompts given as token ids only.
+        causal: pad on the left (decoders) or on the right (encoders).
+        date: ISO day for templates that print one.
+        double_bos: render the template as text and tokenise it with special tokens again, as EmotionCircuits did
+            (preset ``emotion_circuits``); a template that starts with BOS then yields two.
+        max_length: longest sequence the model takes, or None.
+
+    Raises:
+        EmotraceError: for a date that is not ISO.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        causal: bool = True,
+        date: str = DATE,
+        double_bos: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        try:
+            self.date = datetime.date.fromisoformat(date)
+        except ValueError:
+            raise EmotraceError(f"date={date!r} is not an ISO day such as {DATE!r}.") from None
+        self.tokenizer, self.causal, self.double_bos, self.max_length = tokenizer, causal, double_bos, max_length
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.system_role = self._system_role() if self.has_template else "plain text"
+        pad = getattr(tokenizer, "pad_token_id", None)
+        eos = getattr(tokenizer, "eos_token_id", None)
+        self.pad_id = int(pad if pad is not None else eos if eos is not None else 0)
+
+    # -- text ---------------------------------------------------------------------------------------------------
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that will be tokenised: the chat template with its generation prompt, or the text itself.
+
+        Without a template, messages become ``system``, ``user`` … contents joined by blank lines, then ``Reply:``.
+        """
+        if prompt.text is not None:
+            return prompt.text
+        messages = [dict(m) for m in prompt.messages or ()]
+        if not self.has_template:
+            return "\n\n".join([m["content"] for m in messages] + ["Reply:"])
+        if self.system_role == "folded":
+            messages = _fold_system(messages)
+        try:
+            return self._apply(messages)
+        except Exception as error:  # jinja errors of any class: the template's own words are the message
+            raise EmotraceError(f"the chat template refuses prompt {prompt.key!r}: {error}") from error
+
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=self.date.strftime("%d %b %Y"),
+            strftime_now=lambda form: self.date.strftime(form),
+            enable_thinking=False,
+            thinking=False,
+        )
+
+    def _system_role(self) -> str:
+        """``native`` if the template shows a system message, ``folded`` if it refuses or drops one."""
+        user = {"role": "user", "content": "user"}
+        try:
+            shown = _PROBE in self._apply([{"role": "system", "content": _PROBE}, user])
+        except Exception:  # e.g. jinja2.TemplateError("System role not supported")
+            shown = False
+        return "native" if shown else "folded"
+
+    # -- ids ----------------------------------------------------------------------------------------------------
+
+    def ids(self, prompts: Any) -> list[list[int]]:
+        """Token ids of every prompt (without replies), one BOS each.
+
+        Raises:
+            EmotraceError: without a tokenizer, for an empty prompt, or for one longer than the model takes.
+        """
+        prompts = Prompts.of(prompts)
+        texts = {i: self.render(p) for i, p in enumerate(prompts) if p.token_ids is None and self._need_tokenizer(p)}
+        out: list[list[int]] = [list(p.token_ids or ()) for p in prompts]
+        for special in (True, False):
+            chosen = [i for i in texts if self._adds_specials(prompts[i]) is special]
+            if chosen:
+                coded = self.tokenizer([texts[i] for i in chosen], add_special_tokens=special)["input_ids"]
+                for i, ids in zip(chosen, coded, strict=True):
+                    out[i] = ids if self.double_bos else self._one_bos(ids)
+        for prompt, ids in zip(prompts, out, strict=True):
+            if not ids:
+                raise EmotraceError(f"prompt {prompt.key!r} has no tokens.")
+            longest = len(ids) + len(prompt.reply_ids or ())
+            if self.max_length is not None and longest > self.max_length:
+                raise EmotraceError(
+                    f"prompt {prompt.key!r} has {longest} tokens; the model takes at most {self.max_length}."
+                )
+        return out
+
+    def _need_tokenizer(self, prompt: Prompt) -> bool:
+        if self.tokenizer is None:
+            raise EmotraceError(f"prompt {prompt.key!r} is text, but this model has no tokenizer: pass tokenizer=.")
+        return True
+
+    def _adds_specials(self, prompt: Prompt) -> bool:
+        return prompt.text is not None or not self.has_template or self.double_bos
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+            ids = ids[1:]
+        return ids
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Ids and mask ``[batch, token]``: padded on the left for decoders, on the right for encoders."""
+        longest = max(len(s) for s in sequences)
+        ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            span = slice(longest - len(sequence), longest) if self.causal else slice(0, len(sequence))
+            ids[row, span] = torch.as_tensor(list(sequence), dtype=torch.long)
+            mask[row, span] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def __call__(self, prompts: Any) -> dict[str, torch.Tensor]:
+        """Ids and mask of prompts, replies included where they carry one: what `capture` runs on."""
+        prompts = Prompts.of(prompts)
+        return self.batch([i + list(p.reply_ids or ()) for i, p in zip(self.ids(prompts), prompts, strict=True)])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of reply ids without special tokens, stripped."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token on its own."""
+        if self.tokenizer is None:
+            return [str(i) for i in ids]
+        return [self.tokenizer.decode([int(i)]) for i in ids]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of the tokenizer and template: hashes, date, how the system message is passed."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return {
+            "tokenizer_hash": None if self.tokenizer is None else _tokenizer_hash(self.tokenizer),
+            "template_hash": _digest(template) if template else "plain",
+            "template_date": self.date.isoformat(),
+            "system_role": self.system_role,
+            "double_bos": self.double_bos,
+        }
+
+
+def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [m for m in messages if m["role"] != "system"]
+    if system and rest:
+        rest[0] = {**rest[0], "content": "\n\n".join([*system, rest[0]["content"]])}
+    return rest or [{"role": "user", "content": "\n\n".join(system)}]
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _digest(backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True))
+
+
+def _digest(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
