@@ -1,0 +1,86 @@
+"""emotrace: find where a language model computes emotion, and control the emotion it expresses.
+
+    import emotrace as et
+
+    model = et.load("meta-llama/Llama-3.2-3B-Instruct")
+    prompts = et.datasets.sev("data/sev.jsonl")
+    acts = et.capture(model, prompts, sites=("resid_mid", "resid_post"), positions="last", out="runs/activations.zarr")
+    dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"))
+    edits = [et.Add("resid_post", layers=range(11, 21), vector=dirs.sel(emotion="anger"), strength=8, scale="rms")]
+    replies = et.generate(model, et.datasets.sev("data/sev.jsonl", instruction=False), edits)
+
+Rooms are imported when they are first used, so that reading a store does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emotrace import cli, datasets, directions, edits, judges, report, scoring, sites, stats, store, testing
+    from emotrace.capturing import capture
+    from emotrace.edits import Ablate, Add, Project, Scale
+    from emotrace.generation import generate
+    from emotrace.labels import EMOTIONS, EMOTIONS_EV, SITES, SUBLAYERS, VALENCES, EmotraceError
+    from emotrace.model import load
+    from emotrace.sites import Site
+    from emotrace.store import Activations, open_activations
+
+__version__ = _version("emotrace")
+
+_ROOMS = ("cli", "datasets", "directions", "edits", "judges", "report", "scoring", "sites", "stats", "store", "testing")
+_NAMES = {
+    "capture": "capturing",
+    **dict.fromkeys(("Ablate", "Add", "Project", "Scale"), "edits"),
+    "generate": "generation",
+    **dict.fromkeys(("EMOTIONS", "EMOTIONS_EV", "SITES", "SUBLAYERS", "VALENCES", "EmotraceError"), "labels"),
+    "load": "model",
+    "Site": "sites",
+    **dict.fromkeys(("Activations", "open_activations"), "store"),
+}
+
+__all__ = [
+    "EMOTIONS",
+    "EMOTIONS_EV",
+    "SITES",
+    "SUBLAYERS",
+    "VALENCES",
+    "Ablate",
+    "Activations",
+    "Add",
+    "EmotraceError",
+    "Project",
+    "Scale",
+    "Site",
+    "capture",
+    "cli",
+    "datasets",
+    "directions",
+    "edits",
+    "generate",
+    "judges",
+    "load",
+    "open_activations",
+    "report",
+    "scoring",
+    "sites",
+    "stats",
+    "store",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"emotrace.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"emotrace.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'emotrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

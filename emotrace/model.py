@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nnsight
+import tokenizers
 import torch
 import transformers
 from nnsight import TransformersModel
@@ -59,22 +60,29 @@ def load(
         EmotraceError: for a missing checkpoint, an unknown dtype or device, a quantized or PEFT model, an
             encoder-decoder, or a model whose sites cannot be proven.
     """
-    given = dict(device=device != "auto", dtype=dtype is not None, device_map=device_map is not None,
-                 revision=revision is not None, attn_implementation=attn_implementation is not None)  # fmt: skip
+    given = [
+        name
+        for name, value in (
+            ("device", None if device == "auto" else device), ("dtype", dtype), ("device_map", device_map),
+            ("revision", revision), ("attn_implementation", attn_implementation),
+        )
+        if value is not None
+    ]  # fmt: skip
     if isinstance(model, (str, Path)):
         source = str(model)
         module = _from_pretrained(source, device, dtype, device_map, revision, attn_implementation, trust_remote_code)
         tokenizer = _tokenizer(source if tokenizer is None else tokenizer, revision, trust_remote_code)
         model_id = source
     else:
-        if any(given.values()):
-            names = ", ".join(k for k, v in given.items() if v)
+        if given:
+            names = ", ".join(given)
             raise EmotraceError(f"load(model=<{type(model).__name__}>) is loaded already; {names} cannot apply to it.")
         nnsight_model = model if isinstance(model, TransformersModel) else None
         module = model._module if nnsight_model is not None else model
         tokenizer = tokenizer if tokenizer is not None else getattr(nnsight_model, "tokenizer", None)
-        tokenizer = _tokenizer(tokenizer, revision, trust_remote_code) if isinstance(tokenizer, str) else tokenizer
-        model_id = str(getattr(module.config, "_name_or_path", "") or f"in memory: {type(module).__name__}")
+        tokenizer = _tokenizer(tokenizer, revision, trust_remote_code)
+        config = getattr(module, "config", None)
+        model_id = str(getattr(config, "_name_or_path", "") or f"in memory: {type(module).__name__}")
     _refuse_unsupported(module, model_id)
     found = sites_.find(module)
     causal = is_causal(module)
@@ -91,7 +99,13 @@ def load(
 
 
 def _wrap(module: Any, tokenizer: Any) -> TransformersModel:
-    return TransformersModel(module, tokenizer=tokenizer)
+    return TransformersModel(module, tokenizer=_placeholder() if tokenizer is None else tokenizer)
+
+
+def _placeholder() -> Any:
+    """nnsight's pipeline wants a tokenizer; a model without one gets this, and our encoder then refuses text."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
 
 
 def _from_pretrained(
@@ -99,13 +113,13 @@ def _from_pretrained(
 ) -> Any:
     path = Path(source)
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local and not (path / "config.json").is_file():
-        problem = "no config.json in it" if path.is_dir() else "not a directory"
-        raise EmotraceError(f"model {source!r}: {problem}. Give a Hugging Face model directory or a hub id.")
     if (path / "adapter_config.json").is_file():
         raise EmotraceError(
             f"model {source!r} is a PEFT adapter. Merge it (merge_and_unload) and give the merged model."
         )
+    if looks_local and not (path / "config.json").is_file():
+        problem = "no config.json in it" if path.is_dir() else "not a directory"
+        raise EmotraceError(f"model {source!r}: {problem}. Give a Hugging Face model directory or a hub id.")
     if device_map is not None and device != "auto":
         raise EmotraceError(f"device={device!r} and device_map={device_map!r}: give one of them.")
     where = _device(device)
@@ -167,9 +181,11 @@ def _auto_class(config: Any) -> Any:
 
 
 def _refuse_config(config: Any, name: str) -> None:
-    if getattr(config, "quantization_config", None):
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
         raise EmotraceError(
-            f"model {name!r} is quantized ({config.quantization_config.get('quant_method', '4/8-bit')}): its sites are "
+            f"model {name!r} is quantized ({quantized.get('quant_method', '4/8-bit')}): its sites are "
             "proven on plain weights. Load an unquantized checkpoint, or dtype='bfloat16' to halve the memory."
         )
     if getattr(config, "is_encoder_decoder", False):
@@ -226,12 +242,19 @@ def identity(module: Any, model_id: str, revision: str | None) -> dict[str, Any]
 
 
 def _weights_hash(module: Any) -> str:
-    """Hash of every parameter's name, shape, first values and sum: tells checkpoints apart without reading them twice."""
+    """Hash of every parameter's name, shape and the integer sum of its bit patterns, which no order of adding changes."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
-        head = parameter.detach().reshape(-1)[:64].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + head)
+        total = "absent" if parameter.is_meta else _bits(parameter)
+        digest.update(f"{name}{tuple(parameter.shape)}{total}".encode())
     return digest.hexdigest()[:16]
+
+
+def _bits(parameter: torch.Tensor) -> str:
+    """Sums of all bit patterns and of every third, so that two weights that change places are noticed."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    bits = parameter.detach().view(integers).reshape(-1)
+    return f"{int(bits.sum(dtype=torch.int64))} {int(bits[::3].sum(dtype=torch.int64))} {bits[:16].tolist()}"
 
 
 def versions() -> dict[str, str]:

@@ -148,6 +148,19 @@ class Prompts(Sequence[Prompt]):
         )
         return Prompts(p for p in self if str(p.labels.get("skeleton_id", p.key)) in keep)
 
+    def for_each(self, **labels: Sequence[Label]) -> Prompts:
+        """Every prompt once per value of a label, with that label added and the value appended to the key.
+
+        ``plain.for_each(emotion=EMOTIONS)`` gives prompts that do not name an emotion but are labelled with the one an
+        edit aims at.
+        """
+        ((name, values),) = labels.items()
+        return Prompts(
+            replace(p, key=f"{p.key}__{value}".replace("/", "_"), labels={**p.labels, name: value})
+            for p in self
+            for value in values
+        )
+
     def with_replies(self, rows: Iterable[Mapping[str, Any]]) -> Prompts:
         """The prompts that have a row of the same key, each carrying that row's ``token_ids`` as its reply."""
         replies = {row["key"]: tuple(int(i) for i in row["token_ids"]) for row in rows}

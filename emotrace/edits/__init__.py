@@ -1,7 +1,21 @@
 """Edits: interventions as data, checked against a model before anything runs."""
 
-from emotrace.edits.files import load, save
+from emotrace.edits.files import digest, load, save
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
-from emotrace.edits.lower import Lowered, check, lower
+from emotrace.edits.lower import Lowered, check, lower, refuse_silent
 
-__all__ = ["KINDS", "Ablate", "Add", "Edit", "Lowered", "Project", "Scale", "check", "load", "lower", "save"]
+__all__ = [
+    "KINDS",
+    "Ablate",
+    "Add",
+    "Edit",
+    "Lowered",
+    "Project",
+    "Scale",
+    "check",
+    "digest",
+    "load",
+    "lower",
+    "refuse_silent",
+    "save",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from safetensors.numpy import load_file, save_file
 
@@ -61,3 +63,17 @@ def load(path: str | Path) -> list[Edit]:
             row["positions"] = tuple(row["positions"])
         edits.append(cls(**row))
     return edits
+
+
+def digest(edits: Sequence[Edit]) -> str:
+    """Hash of what edits would do; ``none`` for no edits."""
+    if not edits:
+        return "none"
+    sha = hashlib.sha256()
+    for edit in edits:
+        payload = edit.payload
+        values = payload.values if isinstance(payload, xr.DataArray) else payload
+        described = {k: v for k, v in vars(edit).items() if k != "vector"}
+        sha.update(json.dumps([type(edit).__name__, described], sort_keys=True, default=str).encode())
+        sha.update(b"" if values is None else torch.as_tensor(values).float().cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -188,3 +188,18 @@ def _tensor(values: Any, edit: Edit, address: Address, place: str) -> torch.Tens
     if getattr(edit, "scale", "raw") != "raw" and float(tensor.norm()) == 0.0:
         raise EmotraceError(f"{place}: a zero vector has no direction (scale={getattr(edit, 'scale', '')!r}).")
     return tensor
+
+
+def refuse_silent(edits: Sequence[Edit], fired: Sequence[int]) -> None:
+    """Refuse a run in which an edit was never carried out.
+
+    Raises:
+        EmotraceError: naming the edits.
+    """
+    silent = [i for i, n in enumerate(fired) if n == 0]
+    if silent:
+        edit = edits[silent[0]]
+        raise EmotraceError(
+            f"edits[{silent[0]}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r}) never fired: no "
+            "token of any prompt was at these positions."
+        )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch import nn
 
 from emotrace.labels import EmotraceError
 
 Side = Literal["input", "output"]
-Place = tuple[str, Any, str, int | None, bool, float, Any]
-"""``(kind, envoy, side, index, flat, scale, base)``: what `emotrace.traced` reads and writes."""
+Place = tuple[str, Any, str, int | None, bool, float, Any, Any, bool]
+"""``(kind, envoy, side, index, flat, scale, base, mirror, overwritten)``: what `emotrace.traced` reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class Address:
         order: when it happens in a forward, for reading in execution order.
         width: size of the last dim.
         error: largest relative deviation that the proof left.
-        kind: ``"plain"``, or ``"mid"`` for ``base + scale · value``, read and edited at the attention's output.
+        kind: ``"plain"``; ``"mid"`` for ``base + scale · value``, read and edited at the attention's output; ``"base"``
+            for the ``resid_pre`` that such a site needs.
         scale: c, the factor of a scaled residual.
         base: address of ``resid_pre`` for kind ``"mid"``.
-        mirror: the module input that carries the same value, where it can only be read (kind ``"mid"``).
+        mirror: the module input that carries the same value a little later, for reading only (kind ``"mid"``).
+        overwritten: the model changes this very tensor in place later on, so a reader must not share it.
         writable: False for ``attn_pattern``.
     """
 
@@ -67,31 +72,41 @@ class Address:
     order: int
     width: int
     error: float = 0.0
-    kind: Literal["plain", "mid"] = "plain"
+    kind: Literal["plain", "mid", "base"] = "plain"
     scale: float = 1.0
     base: Address | None = None
     mirror: Address | None = None
+    overwritten: bool = False
     writable: bool = True
 
     def lower(self, model: Any) -> Place:
         """The plain tuple of this address, with the envoy of ``model`` in place of the path."""
         base = None if self.base is None else self.base.lower(model)
-        return (self.kind, envoy(model, self.path), self.side, self.index, self.flat, self.scale, base)
+        mirror = None if self.mirror is None else self.mirror.lower(model)
+        here = envoy(model, self.path)
+        return (self.kind, here, self.side, self.index, self.flat, self.scale, base, mirror, self.overwritten)
 
 
 def envoy(model: Any, path: str) -> Any:
     """The envoy at a module path; nnsight mounts a child called ``output`` or ``input`` as ``E_output``, ``E_input``.
 
     Raises:
-        EmotraceError: if the model has no module of that path.
+        EmotraceError: if the model has no module of that path, or it is a list, which no forward calls.
     """
-    here = model
-    for done, part in enumerate(path.split(".") if path else ()):
-        name = f"E_{part}" if part in ("output", "input", "inputs", "source") else part
-        child = getattr(here, name, None)
-        if child is None:
-            parent = ".".join(path.split(".")[:done]) or "the root"
-            children = ", ".join(n for n, _ in here._module.named_children())
-            raise EmotraceError(f"no module {path!r} in this model: {parent} has the children {children or 'none'}.")
-        here = child
+    module: nn.Module = model._module
+    here, done = model, ""
+    for part in path.split(".") if path else ():
+        children = {n: m for n, m in module._modules.items() if m is not None}
+        if part not in children:
+            close = difflib.get_close_matches(path, [p for p, _ in model._module.named_modules()], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            names = ", ".join(children)
+            names = names if len(names) < 300 else f"{next(iter(children))} to {list(children)[-1]}"
+            raise EmotraceError(
+                f"no module {path!r} in this model: {done or 'the root'} has the children {names or 'none'}.{hint}"
+            )
+        here = getattr(here, f"E_{part}" if f"E_{part}" in here.__dict__ else part)
+        module, done = children[part], f"{done}.{part}".lstrip(".")
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        raise EmotraceError(f"{path!r} is a list of modules, which has no input or output; choose one of its entries.")
     return here

@@ -25,6 +25,9 @@ class Call:
     order_out: int = -1
     outs: tuple[Tensor | None, ...] = ()
     is_tuple: bool = False
+    live: list[tuple[str, Tensor, int]] = field(default_factory=list, repr=False)
+    overwritten: set[str] = field(default_factory=set)
+    """Sides whose tensor the model changed in place after this call."""
 
     @property
     def out(self) -> Tensor | None:
@@ -47,7 +50,7 @@ class Recording:
     """Every call of one probe forward, by order of entry."""
 
     calls: list[Call] = field(default_factory=list)
-    logits: Tensor | None = None
+    _by_path: dict[str, list[Call]] = field(default_factory=dict, repr=False)
 
     def under(self, prefix: str) -> list[Call]:
         """Calls of the modules below ``prefix`` (the module itself left out)."""
@@ -55,7 +58,18 @@ class Recording:
 
     def at(self, path: str) -> list[Call]:
         """Calls of the module at ``path``."""
-        return [c for c in self.calls if c.path == path]
+        return self._by_path.get(path, [])
+
+    def add(self, call: Call) -> None:
+        """Append a call."""
+        self.calls.append(call)
+        self._by_path.setdefault(call.path, []).append(call)
+
+    def close(self) -> None:
+        """Note which of the recorded tensors were changed in place after they were recorded, and let go of them."""
+        for call in self.calls:
+            call.overwritten = {side for side, tensor, version in call.live if tensor._version != version}
+            call.live.clear()
 
 
 def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -> Recording:
@@ -82,7 +96,9 @@ def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -
         def hook(mod: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first = args[0] if args else next(iter(kwargs.values()), None)
             call = Call(path, mod, next(clock), _copy(first))
-            recording.calls.append(call)
+            if isinstance(first, Tensor):
+                call.live.append(("input", first, first._version))
+            recording.add(call)
             stack.append(call)
 
         return hook
@@ -91,7 +107,10 @@ def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -
         call = stack.pop()
         call.order_out = next(clock)
         call.is_tuple = isinstance(output, (tuple, list))
-        call.outs = tuple(_copy(o) for o in output) if call.is_tuple else (_copy(output),)
+        outputs = tuple(output) if call.is_tuple else (output,)
+        call.outs = tuple(_copy(o) for o in outputs)
+        if outputs and isinstance(outputs[0], Tensor):
+            call.live.append(("output", outputs[0], outputs[0]._version))
 
     handles = []
     for path, mod in module.named_modules():
@@ -102,7 +121,8 @@ def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -
     try:
         module.eval()
         with torch.no_grad():
-            output = module(input_ids=ids, attention_mask=torch.ones_like(ids))
+            module(input_ids=ids, attention_mask=torch.ones_like(ids))
+            recording.close()
     except Exception as error:
         raise EmotraceError(
             f"{type(module).__name__} cannot be probed: a forward of {BATCH} × {TOKENS} token ids failed with "
@@ -112,11 +132,10 @@ def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -
         for handle in handles:
             handle.remove()
         module.train(training)
-    recording.logits = _copy(getattr(output, "logits", None))
     return recording
 
 
 def _copy(value: Any) -> Tensor | None:
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().clone()
+        return value.detach().clone().cpu()
     return None

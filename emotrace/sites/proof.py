@@ -1,39 +1,22 @@
-"""Proof: from what a probe recorded in one layer, the sites that this layer has, each shown numerically.
+"""Proof: search one layer's recorded values for the places at which the equations of a layer hold.
 
-Two closures are known::
-
-    resid_pre + c·(attn_out + mlp_out) == resid_post                      sequential, parallel, scaled
-    LN2(LN1(resid_pre + attn_out) + mlp_out) == resid_post                post-LN
-
-and three identities: ``W_O·z + b == o_proj_out``, ``W_down·neuron + b ==`` the MLP branch, ``neuron`` = act(neuron_pre),
-possibly times another projection. What none of them shows is not a site.
+A site is what an equation of `emotrace.sites.equations` shows; what none of them shows is not a site.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emotrace.sites.address import Address
+from emotrace.sites.address import Address, Side
+from emotrace.sites.equations import Form, LayerProof, deviation, linear, rows
 from emotrace.sites.probe import BATCH, TOKENS, Call, Recording
-
-Form = Literal["sequential", "parallel", "post-ln"]
-TOLERANCE = 1e-4
-"""Largest relative deviation that float32 arithmetic may leave on a probe; lower precision adds its own rounding."""
-
-
-@dataclass
-class LayerProof:
-    """What was shown in one layer: its form, the residual scale c, the closure error and the addresses."""
-
-    form: Form
-    scale: float
-    error: float
-    sites: dict[str, Address] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +27,7 @@ class _Closure:
     scale: float
     error: float
     mid: Call | None = None  # the module whose input (output, in post-LN) is resid_mid
+    norms: tuple[str, str] | None = None
 
 
 def prove_layer(recording: Recording, layer: int, path: str, n_heads: int) -> LayerProof | str:
@@ -59,81 +43,92 @@ def prove_layer(recording: Recording, layer: int, path: str, n_heads: int) -> La
     calls = recording.under(path)
     if block.inp is None or block.out is None:
         return f"{path} takes or returns no floating-point tensor"
-    root = _attention_root(calls, path)
+    root = _attention_root(calls)
     if root is None:
         return f"{path} has no attention module with a projection"
     inside = [c for c in calls if c.path == root.path or c.path.startswith(root.path + ".")]
-    outside = [c for c in calls if c not in inside]
-    closure = _close(block, root, inside, outside)
+    outside = [c for c in calls if not (c.path == root.path or c.path.startswith(root.path + "."))]
+    closure = _close(block, root, inside, outside) or _close_post_ln(block, inside, outside)
     if closure is None:
         return f"no pair of module outputs in {path} closes resid_pre + c·(attn_out + mlp_out) == resid_post"
-    proof = LayerProof(closure.form, closure.scale, closure.error)
-    width = block.out.shape[-1]
+    proof = LayerProof(closure.form, closure.scale, closure.error, norms=closure.norms)
+    width, error = block.out.shape[-1], closure.error
 
-    def plain(site: str, call: Call, side: str, error: float = 0.0, index: int | None = None) -> Address:
-        value = call.inp if side == "input" else call.outs[index or 0]
+    def plain(site: str, call: Call, side: Side, error: float, kind: Literal["plain", "base"] = "plain") -> Address:
+        value = call.inp if side == "input" else call.out
         assert value is not None
-        where = call.index if (side == "output" and index is None) else index
-        order = call.order_in if side == "input" else call.order_out
         return Address(
-            site, layer, call.path, "input" if side == "input" else "output", where,
-            flat=value.ndim == 2, order=order, width=value.shape[-1], error=error,
+            site, layer, call.path, side, call.index if side == "output" else None, flat=value.ndim == 2,
+            order=call.order_in if side == "input" else call.order_out, width=value.shape[-1], error=error,
+            kind=kind, overwritten=side in call.overwritten,
         )  # fmt: skip
 
-    pre = plain("resid_pre", block, "input", closure.error)
+    has_mid = closure.form == "sequential" and closure.mid is not None
+    pre = plain("resid_pre", block, "input", error, "base" if has_mid else "plain")
     proof.sites["resid_pre"] = pre
-    proof.sites["attn_out"] = plain("attn_out", closure.attn, "output", closure.error)
-    proof.sites["mlp_out"] = plain("mlp_out", closure.mlp, "output", closure.error)
-    proof.sites["resid_post"] = plain("resid_post", block, "output", closure.error)
+    proof.sites["attn_out"] = attn = plain("attn_out", closure.attn, "output", error)
+    proof.sites["mlp_out"] = plain("mlp_out", closure.mlp, "output", error)
+    proof.sites["resid_post"] = plain("resid_post", block, "output", error)
     if closure.form == "post-ln" and closure.mid is not None:
-        proof.sites["resid_mid"] = plain("resid_mid", closure.mid, "output", closure.error)
-    elif closure.form == "sequential" and closure.mid is not None:
-        attn = proof.sites["attn_out"]
+        proof.sites["resid_mid"] = plain("resid_mid", closure.mid, "output", error)
+    elif has_mid and closure.mid is not None:
         proof.sites["resid_mid"] = Address(
-            "resid_mid", layer, attn.path, "output", attn.index, attn.flat, attn.order, width, closure.error,
-            kind="mid", scale=closure.scale, base=pre, mirror=plain("resid_mid", closure.mid, "input"),
+            "resid_mid", layer, attn.path, "output", attn.index, attn.flat, attn.order, width, error,
+            kind="mid", scale=closure.scale, base=pre, mirror=plain("resid_mid", closure.mid, "input", error),
         )  # fmt: skip
-    o_proj = _last_projection(inside, width)
-    if o_proj is not None and o_proj.inp is not None and o_proj.inp.shape[-1] % n_heads == 0:
-        error, tolerance = _linear_error(o_proj)
-        if error <= tolerance:
-            proof.sites["z"] = plain("z", o_proj, "input", error)
-            proof.sites["o_proj_out"] = plain("o_proj_out", o_proj, "output", error)
-    down = _down_projection(outside, closure.mlp, width)
-    if down is not None:
-        error, tolerance = _linear_error(down)
-        if error <= tolerance:
-            proof.sites["neuron"] = plain("neuron", down, "input", error)
-            act = _activation(outside, down)
-            if act is not None:
-                proof.sites["neuron_pre"] = plain("neuron_pre", act[0], "input", act[1])
-    for call in inside:
-        for i, value in enumerate(call.outs[1:], start=1):
-            if value is not None and value.shape == (BATCH, n_heads, TOKENS, TOKENS):
-                found = proof.sites.get("attn_pattern")
-                if found is None or call.depth < found.path.count(".") + 1:
-                    address = plain("attn_pattern", call, "output", index=i)
-                    proof.sites["attn_pattern"] = Address(**{**vars(address), "writable": False, "flat": False})
+    _add_z(proof, plain, inside, closure, width, n_heads)
+    _add_neurons(proof, plain, outside, closure.mlp, width)
+    _add_pattern(proof, inside, layer, n_heads)
     return proof
 
 
-def rows(value: Tensor) -> Tensor:
-    """``[batch, token, d]`` or flat ``[batch·token, d]`` as float64 ``[batch·token, d]``."""
-    return value.reshape(-1, value.shape[-1]).double()
+def _add_z(
+    proof: LayerProof, plain: Callable[..., Address], inside: list[Call], closure: _Closure, width: int, n_heads: int
+) -> None:
+    hits = [c for c in inside if _is_projection(c.module) and c.out is not None and c.out.shape[-1] == width]
+    o_proj = max(hits, key=lambda c: c.order_out, default=None)
+    if (
+        o_proj is None
+        or o_proj.inp is None
+        or o_proj.inp.shape[-1] % n_heads
+        or o_proj.order_out > closure.attn.order_out
+    ):
+        return
+    error, tolerance = linear(o_proj)
+    if error <= tolerance:
+        proof.sites["z"] = plain("z", o_proj, "input", error)
+        proof.sites["o_proj_out"] = plain("o_proj_out", o_proj, "output", error)
 
 
-def deviation(got: Tensor, want: Tensor, like: Tensor | None = None) -> tuple[float, float]:
-    """Largest relative deviation, and the tolerance that the dtype's rounding allows.
+def _add_neurons(proof: LayerProof, plain: Callable[..., Address], outside: list[Call], mlp: Call, width: int) -> None:
+    down = _down_projection(outside, mlp, width)
+    if down is None:
+        return
+    error, tolerance = linear(down)
+    if error > tolerance:
+        return
+    proof.sites["neuron"] = plain("neuron", down, "input", error)
+    found = _activation(outside, down)
+    if found is not None:
+        act, proof.gate, error = found
+        proof.sites["neuron_pre"] = plain("neuron_pre", act, "input", error)
 
-    error = max|got − want| / max|like|; tolerance = 1e-4 + 4·ε(dtype)·max|want| / max|like|.
-    """
-    scale = float(rows(want if like is None else like).abs().max()) or 1.0
-    error = float((rows(got) - rows(want)).abs().max()) / scale
-    rounding = 4 * torch.finfo(want.dtype).eps * float(rows(want).abs().max()) / scale
-    return error, TOLERANCE + rounding
+
+def _add_pattern(proof: LayerProof, inside: list[Call], layer: int, n_heads: int) -> None:
+    """The shallowest extra output of shape ``[batch, head, token, token]`` whose rows are distributions."""
+    for call in sorted(inside, key=lambda c: c.depth):
+        for i, value in enumerate(call.outs[1:], start=1):
+            if value is None or value.shape != (BATCH, n_heads, TOKENS, TOKENS) or float(value.min()) < 0:
+                continue
+            error = float((value.double().sum(-1) - 1).abs().max())
+            if error <= deviation(value.sum(-1), torch.ones_like(value[..., 0]))[1]:
+                proof.sites["attn_pattern"] = Address(
+                    "attn_pattern", layer, call.path, "output", i, False, call.order_out, TOKENS, error, writable=False
+                )
+                return
 
 
-def _attention_root(calls: list[Call], path: str) -> Call | None:
+def _attention_root(calls: list[Call]) -> Call | None:
     def is_attention(call: Call) -> bool:
         names = f"{call.path.rsplit('.', 1)[-1]} {type(call.module).__name__}"
         named = re.search(r"attn|attention", names, re.IGNORECASE)
@@ -154,75 +149,87 @@ def _same_shape(call: Call, block: Call) -> bool:
 
 
 def _close(block: Call, root: Call, inside: list[Call], outside: list[Call]) -> _Closure | None:
-    assert block.inp is not None and block.out is not None
+    """The pair (attention's branch, MLP's branch) of module outputs that closes the residual, or None.
+
+    The attention's branch is an output inside the attention, or of a post-norm after it that comes before the MLP's.
+    """
+    assert block.inp is not None
+    assert block.out is not None
     pre, post = rows(block.inp), rows(block.out)
     change = post - pre
-    attns = [c for c in inside if _same_shape(c, block)] + [
-        c for c in outside if _same_shape(c, block) and c.order_in > root.order_out
-    ]
+    attns = [c for c in inside if _same_shape(c, block)]
+    attns += [c for c in outside if _same_shape(c, block) and c.order_in > root.order_out]
     mlps = [c for c in outside if _same_shape(c, block)]
-    found: list[tuple[tuple[bool, float, int, int, int], _Closure]] = []
+    found: list[tuple[tuple, _Closure]] = []
     for attn in attns:
         for mlp in mlps:
-            if attn is mlp:
+            is_inside = attn in inside
+            if attn is mlp or (not is_inside and mlp.order_out < attn.order_out):
                 continue
-            assert attn.out is not None and mlp.out is not None
+            assert attn.out is not None
+            assert mlp.out is not None
             both = rows(attn.out) + rows(mlp.out)
             fitted = float((change * both).sum() / (both * both).sum().clamp_min(1e-300))
-            for c in (1.0, fitted):
-                error, tolerance = deviation(pre + c * both, post.to(block.out.dtype), change)
+            for c in (1.0, float(np.float32(fitted))):
+                error, tolerance = deviation(pre + c * both, block.out, change)
                 if error <= tolerance and c > 0:
-                    rank = (c != 1.0, float(attn in inside), attn.depth, mlp.depth, attn.order_in + mlp.order_in)
-                    found.append((_ranked(rank, attn is root), _Closure(attn, mlp, "parallel", c, error)))
+                    depth = 0 if attn is root else attn.depth
+                    rank = (c != 1.0, not is_inside, depth, mlp.depth, attn.order_in + mlp.order_in)
+                    found.append((rank, _Closure(attn, mlp, "parallel", c, error)))
                     break
-    if found:
-        closure = min(found, key=lambda pair: pair[0])[1]
-        assert closure.attn.out is not None
-        mid = pre + closure.scale * rows(closure.attn.out)
-        for call in outside:
-            if call.inp is not None and call.order_in > closure.attn.order_out and call.inp.numel() == mid.numel():
-                error, tolerance = deviation(call.inp, mid.to(block.out.dtype))
-                if error <= tolerance:
-                    closure.form, closure.mid = "sequential", call
-                    break
-        return closure
-    return _close_post_ln(block, inside, outside)
+    if not found:
+        return None
+    closure = min(found, key=lambda pair: pair[0])[1]
+    assert closure.attn.out is not None
+    mid = pre + closure.scale * rows(closure.attn.out)
+    for call in outside:
+        if call.inp is not None and call.order_in > closure.attn.order_out and call.inp.numel() == mid.numel():
+            error, tolerance = deviation(mid, call.inp)
+            if error <= tolerance:
+                closure.form, closure.mid = "sequential", call
+                closure.scale = _exact_scale(block.inp, closure.attn.out, call.inp, closure.scale)
+                break
+    return closure
 
 
-def _ranked(rank: tuple[bool, float, int, int, int], is_root: bool) -> tuple[bool, float, int, int, int]:
-    scaled, in_attention, attn_depth, mlp_depth, order = rank
-    return (scaled, -in_attention, 0 if is_root else attn_depth, mlp_depth, order)
+def _exact_scale(pre: Tensor, attn: Tensor, mid: Tensor, scale: float) -> float:
+    """The float32 number next to a fitted scale with which ``pre + c·attn`` is ``resid_mid`` to the last bit."""
+    if scale == 1.0 or mid.dtype != torch.float32:
+        return scale
+    pre, attn, mid = (t.reshape(-1, t.shape[-1]) for t in (pre, attn, mid))
+    ulp = float(np.spacing(np.float32(scale)))
+    near = [float(np.float32(scale + k * ulp)) for k in sorted(range(-32, 33), key=abs)]
+    return min(near, key=lambda c: int((pre + c * attn != mid).sum()))
 
 
 def _close_post_ln(block: Call, inside: list[Call], outside: list[Call]) -> _Closure | None:
-    assert block.inp is not None and block.out is not None
+    assert block.inp is not None
+    assert block.out is not None
     pre = rows(block.inp)
-    everything = [c for c in inside + outside if _same_shape(c, block)]
+    everything = [c for c in inside + outside if _same_shape(c, block) and c.inp is not None]
     best: _Closure | None = None
     for attn in (c for c in inside if _same_shape(c, block)):
         for first in everything:
-            if first.inp is None or first.order_in < attn.order_out or first.inp.numel() != pre.numel():
-                continue
             assert attn.out is not None
-            error1, tolerance1 = deviation(pre + rows(attn.out), first.inp)
-            if error1 > tolerance1:
+            assert first.inp is not None
+            if first.order_in < attn.order_out or first.inp.numel() != pre.numel():
+                continue
+            error1, tolerance = deviation(pre + rows(attn.out), first.inp)
+            if error1 > tolerance:
                 continue
             for mlp in (c for c in outside if _same_shape(c, block) and c.order_in > first.order_out):
                 for second in (c for c in outside if _same_shape(c, block) and c.order_in > mlp.order_out):
-                    assert first.out is not None and mlp.out is not None and second.out is not None
+                    assert first.out is not None
+                    assert mlp.out is not None
+                    assert second.out is not None
                     if second.inp is None or second.inp.numel() != pre.numel():
                         continue
                     error2, tolerance2 = deviation(rows(first.out) + rows(mlp.out), second.inp)
-                    error3, _ = deviation(second.out, block.out)
+                    error3, tolerance3 = deviation(second.out, block.out)
                     error = max(error1, error2, error3)
-                    if error2 <= tolerance2 and error3 <= TOLERANCE and (best is None or error < best.error):
-                        best = _Closure(attn, mlp, "post-ln", 1.0, error, first)
+                    if error2 <= tolerance2 and error3 <= tolerance3 and (best is None or error < best.error):
+                        best = _Closure(attn, mlp, "post-ln", 1.0, error, first, (first.path, second.path))
     return best
-
-
-def _last_projection(calls: list[Call], width: int) -> Call | None:
-    hits = [c for c in calls if _is_projection(c.module) and c.out is not None and c.out.shape[-1] == width]
-    return max(hits, key=lambda c: c.order_out, default=None)
 
 
 def _down_projection(outside: list[Call], mlp: Call, width: int) -> Call | None:
@@ -236,38 +243,27 @@ def _down_projection(outside: list[Call], mlp: Call, width: int) -> Call | None:
     return None
 
 
-def _linear_error(call: Call) -> tuple[float, float]:
-    """Deviation of ``W·x + b`` (either orientation of W) from what the projection returned."""
-    assert call.inp is not None and call.out is not None
-    weight: Tensor = call.module.weight.detach().double()  # type: ignore[union-attr, assignment, operator]
-    x, want = rows(call.inp), call.out
-    # A square Conv1D and a square Linear differ only in orientation, so both are tried on their own shapes.
-    candidates = [w for w in (weight.T, weight) if w.shape == (x.shape[-1], want.shape[-1])]
-    bias = getattr(call.module, "bias", None)
-    offset = bias.detach().double() if isinstance(bias, Tensor) else 0.0
-    errors = [deviation(x @ w + offset, want) for w in candidates]
-    return min(errors, default=(float("inf"), 0.0))
-
-
-def _activation(outside: list[Call], down: Call) -> tuple[Call, float] | None:
+def _activation(outside: list[Call], down: Call) -> tuple[Call, tuple[str, int | None] | None, float] | None:
     """The activation module with ``neuron == act(pre)`` or ``neuron == act(pre) · u``, u a projection's output."""
     assert down.inp is not None
     neuron = rows(down.inp)
-    wide = neuron.shape[-1]
+    n, wide = neuron.shape
+    factors: list[tuple[tuple[str, int | None] | None, Tensor]] = [(None, torch.ones_like(neuron))]
+    for other in outside:
+        if other.out is not None and other.order_out < down.order_in and _is_projection(other.module):
+            value = rows(other.out)
+            if value.shape == (n, wide):
+                factors.append(((other.path, None), value))
+            elif value.shape == (n, 2 * wide):
+                factors += [((other.path, part), half) for part, half in enumerate(value.chunk(2, dim=-1))]
     for act in outside:
-        plain = not any(True for _ in act.module.parameters()) and not isinstance(act.module, (nn.Dropout, nn.Identity))
-        if not plain or act.inp is None or act.out is None or act.out.shape[-1] != wide or act.order_out > down.order_in:
+        bare = not any(True for _ in act.module.parameters()) and not isinstance(act.module, (nn.Dropout, nn.Identity))
+        if not bare or act.inp is None or act.out is None or act.order_out > down.order_in:
             continue
-        if torch.equal(act.inp, act.out):
+        if act.out.shape[-1] != wide or act.out.numel() != neuron.numel() or torch.equal(act.inp, act.out):
             continue
-        factors = [torch.ones_like(neuron)]
-        for other in outside:
-            if other.out is not None and other.out.numel() % neuron.shape[0] == 0 and _is_projection(other.module):
-                value = rows(other.out)
-                factors += [value] if value.shape[-1] == wide else []
-                factors += list(value.chunk(2, dim=-1)) if value.shape[-1] == 2 * wide else []
-        for factor in factors:
+        for gate, factor in factors:
             error, tolerance = deviation(rows(act.out) * factor, down.inp)
             if error <= tolerance:
-                return act, error
+                return act, gate, error
     return None

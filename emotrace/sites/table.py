@@ -11,6 +11,7 @@ import torch
 
 from emotrace.labels import SITES, EmotraceError, unknown
 from emotrace.sites.address import Address, Place, Site, envoy
+from emotrace.sites.equations import LayerProof
 from emotrace.templates import Encoder
 from emotrace.traced import places
 
@@ -34,7 +35,9 @@ class Sites:
         n_kv_heads: key-value heads.
         addresses: site → layer (None for global sites) → address.
         unproven: layer → reason, where the residual stream could not be closed.
+        overwritten: (path, side) of every tensor that the model changes in place after a module had it.
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
+        proofs: layer → the equations that were shown in it.
         identity: what manifests say of the model (see `emotrace.model.identity`).
         encoder: turns prompts into token ids for this model.
     """
@@ -48,7 +51,9 @@ class Sites:
     n_kv_heads: int
     addresses: dict[str, dict[int | None, Address]]
     unproven: dict[int, str] = field(default_factory=dict)
+    overwritten: frozenset[tuple[str, str]] = frozenset()
     attn_implementation: str = ""
+    proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     encoder: Encoder | None = field(default=None, repr=False, compare=False)
     _model: Any = field(default=None, repr=False, compare=False)
@@ -120,7 +125,8 @@ class Sites:
             )
         if layer not in by_layer:
             raise EmotraceError(
-                f"layer {layer} of {self.model_class} has no site {site!r}: it exists in layers {self._spans(site)}."
+                f"layer {layer} of {self.model_class} has no site {site!r}: it exists in layers {self._spans(site)}. "
+                f"Layer {layer} has: {', '.join(s for s in self.names if layer in self.addresses[s])}."
             )
         return by_layer[layer]
 
@@ -166,68 +172,99 @@ class Sites:
         """The plain tuple of a site or of a place of the user's own, for `emotrace.traced`."""
         key = (site, layer)
         if key not in self._places:
-            if self._model is None:
-                raise EmotraceError("these sites are not attached to a model: use the model that emotrace.load returns.")
-            self._places[key] = self.resolve(site, layer).lower(self._model)
+            self._places[key] = self.resolve(site, layer).lower(self._attached())
         return self._places[key]
 
     def resolve(self, site: str | Site, layer: int | None = None) -> Address:
-        """The address of a named site, or of a place of the user's own (its module must exist)."""
+        """The address of a named site, or of a place of the user's own (its module must exist).
+
+        Raises:
+            EmotraceError: for a path that the model does not have, and as `address` does.
+        """
         if isinstance(site, Site):
-            envoy(self._model, site.path)  # refuses a path that the model does not have
-            return Address(site.name, None, site.path, site.side, site.index, False, -1, -1)
+            if layer is not None:
+                raise EmotraceError(f"{site!r} is one place; layer={layer} does not apply to it.")
+            envoy(self._attached(), site.path)  # refuses a path that the model does not have
+            aliased = (site.path, site.side) in self.overwritten
+            return Address(site.name, None, site.path, site.side, site.index, False, -1, -1, overwritten=aliased)
         return self.address(site, layer)
 
     def read(self, site: str | Site, layer: int | None = None) -> torch.Tensor:
-        """Inside a trace: the value at a site, ``[batch, token, width]``; a copy is not made, so save or clone it."""
-        return places.fetch(self.place(site, layer), None, self._rows())
+        """Inside a trace: the value at a site, ``[batch, token, width]``.
+
+        Reads of one trace follow the order of execution (`Address.order`). The tensor is the model's own, not a copy.
+
+        Raises:
+            EmotraceError: as `address` does; for a place of the user's own that holds no tensor.
+        """
+        place = self.place(site, layer)
+        try:
+            value = places.fetch(place)
+        except IndexError:
+            raise EmotraceError(f"{site!r}: the tuple there has no element {place[3]}.") from None
+        if not isinstance(value, torch.Tensor):
+            raise EmotraceError(f"{site!r} holds no tensor but a {type(value).__name__}; choose another side or index.")
+        return value
 
     def write(self, site: str | Site, value: torch.Tensor, layer: int | None = None) -> None:
         """Inside a trace: swap the value at a site; ``resid_mid`` of a sequential model is set by its attention output.
 
         Raises:
-            EmotraceError: for ``attn_pattern``, which is read-only.
+            EmotraceError: as `address` does; for ``attn_pattern``, which is read-only; for a value of another shape.
         """
-        if isinstance(site, str) and not self.address(site, layer).writable:
+        if not isinstance(site, Site) and not self.address(site, layer).writable:
             raise EmotraceError(f"site {site!r} is read-only; edit z or o_proj_out instead.")
-        places.put(self.place(site, layer), value)
+        try:
+            places.put(self.place(site, layer), value)
+        except ValueError as error:
+            raise EmotraceError(f"write({site!r}, layer={layer}): {error}") from None
 
     def encode(self, prompts: Any) -> dict[str, torch.Tensor]:
         """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
         if self.encoder is None:
             raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
-        batch = self.encoder(prompts)
-        self._batch = int(batch["input_ids"].shape[0])
-        return batch
+        return self.encoder(prompts)
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _rows(self) -> int | None:
-        return getattr(self, "_batch", None)
+    def _attached(self) -> Any:
+        if self._model is None:
+            raise EmotraceError("these sites are not attached to a model: use the model that emotrace.load returns.")
+        return self._model
 
     def _known(self, site: str) -> None:
         if site in self.addresses:
             return
         if site not in SITES:
             raise unknown("site", site, self.names, self.model_class)
-        raise EmotraceError(f"{self.model_class} has no site {site!r}{self._why(site)} It has: {', '.join(self.names)}.")
+        raise EmotraceError(
+            f"{self.model_class} has no site {site!r}{self._why(site)} It has: {', '.join(self.names)}."
+        )
 
     def _why(self, site: str) -> str:
-        reasons: Mapping[str, str] = {
-            "resid_mid": f" ({self.form} residual: there is no state between attention and MLP); "
-            "the closest is 'resid_pre' or 'attn_out'.",
-            "neuron": " (no projection whose output is the whole MLP branch, as in mixtures of experts); "
-            "the closest is 'mlp_out'.",
-            "neuron_pre": " (no activation module whose output makes the neurons was found); the closest is 'neuron'."
-            if self.has("neuron")
-            else " (it has no neurons); the closest is 'mlp_out'.",
-            "attn_pattern": f" under attn_implementation={self.attn_implementation!r}; "
-            "load it with attn_implementation='eager'.",
-            "z": " (no output projection of whole heads was proven); the closest is 'attn_out'.",
-            "final_norm": " (no norm is applied to the last layer's output); the closest is 'resid_post' of the last layer.",
-            "logits": " (no output embedding runs in its forward); the closest is 'final_norm' or 'resid_post'.",
+        """Why a site of the vocabulary is missing, and the closest that there is."""
+        kind = {"parallel": "parallel residual: attention and MLP read the same state", "mixed": "layers differ"}
+        pattern = (
+            " (no attention module returns one row of weights per head and token)"
+            if self.attn_implementation == "eager"
+            else f" under attn_implementation={self.attn_implementation!r}: load it with attn_implementation='eager'"
+        )
+        reasons: Mapping[str, tuple[str, tuple[str, ...]]] = {
+            "resid_mid": (f" ({kind.get(self.form, 'no module takes it')})", ("attn_out", "resid_pre")),
+            "neuron": (
+                " (no projection whose output is the whole MLP branch, as in mixtures of experts)",
+                ("mlp_out",),
+            ),
+            "neuron_pre": (" (no activation module that makes the neurons was found)", ("neuron", "mlp_out")),
+            "attn_pattern": (pattern, ("z", "attn_out")),
+            "z": (" (no output projection of whole heads was proven)", ("attn_out",)),
+            "o_proj_out": (" (no output projection of whole heads was proven)", ("attn_out",)),
+            "final_norm": (" (no norm is applied to the last layer's output)", ("resid_post",)),
+            "logits": (" (no output embedding runs in its forward)", ("final_norm", "resid_post")),
         }
-        return reasons.get(site, ".")
+        reason, near = reasons.get(site, ("", ()))
+        close = [repr(s) for s in near if s in self.addresses]
+        return f"{reason}.{f' The closest is {close[0]}.' if close else ''}"
 
     def _spans(self, site: str) -> str:
         layers = sorted(k for k in self.addresses[site] if k is not None)
@@ -238,4 +275,3 @@ class Sites:
             else:
                 spans.append([layer, layer])
         return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
-

@@ -54,7 +54,7 @@ def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: li
 
 def _addition(op: tuple, h0: torch.Tensor | None) -> torch.Tensor:
     """s·v, s·v/‖v‖ or s·RMS(h)·v/‖v‖, as ``[batch or 1, token or 1, width]``."""
-    _, _, payload, strength, scale, columns, mask, _ = op
+    _, _, payload, strength, scale, columns, mask, _, _ = op
     v = payload.to(mask.device if h0 is None else h0.device).float()
     v = v[:, None, :] if v.ndim == 2 else v[None, None, :]
     if scale == "raw":
@@ -69,7 +69,7 @@ def _addition(op: tuple, h0: torch.Tensor | None) -> torch.Tensor:
 
 def _change(op: tuple, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
     """What an operation adds to ``h``, over its own columns."""
-    _, kind, payload, strength, _, columns, _, _ = op
+    _, kind, payload, strength, _, columns, _, _, _ = op
     if kind == "add":
         return _addition(op, h0)
     part = h if columns is None else h[..., columns]

@@ -1,8 +1,11 @@
 """Places: read and write one lowered site inside a trace.
 
-A place is the tuple ``(kind, envoy, side, index, flat, scale, base)`` that ``Address.lower`` makes. Reads return
-``[batch, token, width]`` whatever the module's own form (tensor, tuple, ``[batch·token, width]``); writes swap the
-value and never change a tensor in place, because captured tensors alias live ones.
+A place is the tuple ``(kind, envoy, side, index, flat, scale, base, mirror, overwritten)`` that ``Address.lower`` makes.
+Reads return ``[batch, token, width]`` whatever the module's own form (tensor, tuple, ``[batch·token, width]``); writes
+swap the value and never change a tensor in place, because captured tensors alias live ones.
+
+``resid_mid`` of a sequential residual is of kind ``mid``: ``base + scale · value`` at the attention's output, with
+``resid_pre`` (kind ``base``) as its base. Where the base was passed unread, ``mirror`` (the next norm's input) is read.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from nnsight.intervention.interleaver import Mediator
 
 
 def fetch(place: tuple, base: torch.Tensor | None = None, batch: int | None = None) -> torch.Tensor:
@@ -17,60 +21,69 @@ def fetch(place: tuple, base: torch.Tensor | None = None, batch: int | None = No
 
     Args:
         place: a lowered address.
-        base: ``resid_pre`` of the same layer, if it was read already (reads must follow execution order).
-        batch: number of rows, needed where the module flattens batch and token.
+        base: ``resid_pre`` of the same layer, if it was read already; else the one that this trace read last is taken.
+        batch: number of rows of a module that flattens batch and token; None asks nnsight.
     """
-    kind, envoy, side, index, flat, scale, base_place = place
-    if kind == "mid" and base is None:
-        base = fetch(base_place, None, batch)
-    value = envoy.input if side == "input" else envoy.output
-    value = _element(value, index)
-    if flat:
-        value = _unflatten(value, batch)
+    kind, envoy, side, index, flat, scale, _, mirror, overwritten = place
+    if kind == "mid":
+        base = _base(place, batch) if base is None else base
+        if base is None:
+            return fetch(mirror, None, batch)
+    whole = _get(envoy, side)
+    element = _element(whole, index)
+    value = _unflatten(element, batch) if flat else element
     if kind == "mid":
         assert base is not None
-        value = base + (value if scale == 1.0 else scale * value)
+        return base + (value if scale == 1.0 else scale * value)
+    if overwritten:  # the model will change this very tensor in place: it goes on with a copy
+        _set(envoy, side, _with(whole, index, element.clone()))
+    if kind == "base":
+        _remember(envoy, side, value)
     return value
 
 
 def put(place: tuple, new: torch.Tensor, base: torch.Tensor | None = None) -> None:
-    """Swap the value at a place for ``new`` (``[batch, token, width]``); for kind ``mid`` by the attention's output."""
-    kind, envoy, side, index, flat, scale, base_place = place
-    old = envoy.input if side == "input" else envoy.output
-    element = _element(old, index)
+    """Swap the value at a place for ``new`` (``[batch, token, width]``); for kind ``mid`` by the attention's output.
+
+    Raises:
+        ValueError: if ``new`` does not have the shape of the value, or ``resid_pre`` was passed before ``resid_mid``.
+    """
+    kind, envoy, side, index, flat, scale, _, _, overwritten = place
     if kind == "mid":
+        base = _base(place, new.shape[0] if new.ndim == 3 else None) if base is None else base
         if base is None:
-            base = fetch(base_place, None, new.shape[0])
-        new = new - base
+            raise ValueError(
+                f"resid_mid cannot be written at {envoy.path}: the trace ran past resid_pre of its layer without "
+                "reading it. Read resid_pre (or resid_mid) before what comes between them."
+            )
+        new = new.to(base.device) - base
         new = new if scale == 1.0 else new / scale
-    new = new.to(element.dtype)
-    if flat:
-        new = new.reshape(element.shape)
-    if isinstance(old, (tuple, list)):
-        i = 0 if index is None else index
-        new = tuple(old[:i]) + (new,) + tuple(old[i + 1 :])
-    if side == "input":
-        envoy.input = new
-    else:
-        envoy.output = new
+    whole = _get(envoy, side)
+    element = _element(whole, index)
+    new = _shaped(new.to(element.device, element.dtype), element, flat, envoy.path)
+    _set(envoy, side, _with(whole, index, new.clone() if overwritten else new))
 
 
 def add(place: tuple, delta: torch.Tensor) -> None:
     """Add ``delta`` at a place; for kind ``mid`` that is ``delta / scale`` at the attention's output."""
-    kind, envoy, side, index, flat, scale, _ = place
-    old = envoy.input if side == "input" else envoy.output
-    element = _element(old, index)
+    kind, envoy, side, index, flat, scale, *_ = place
+    whole = _get(envoy, side)
+    element = _element(whole, index)
     if kind == "mid" and scale != 1.0:
         delta = delta / scale
-    delta = delta.to(element.dtype)
-    new = element + (delta.reshape(element.shape) if flat else delta)
-    if isinstance(old, (tuple, list)):
-        i = 0 if index is None else index
-        new = tuple(old[:i]) + (new,) + tuple(old[i + 1 :])
+    delta = _shaped(delta.to(element.device, element.dtype), element, flat, envoy.path)
+    _set(envoy, side, _with(whole, index, element + delta))
+
+
+def _get(envoy: Any, side: str) -> Any:
+    return envoy.input if side == "input" else envoy.output
+
+
+def _set(envoy: Any, side: str, value: Any) -> None:
     if side == "input":
-        envoy.input = new
+        envoy.input = value
     else:
-        envoy.output = new
+        envoy.output = value
 
 
 def _element(value: Any, index: int | None) -> torch.Tensor:
@@ -79,7 +92,87 @@ def _element(value: Any, index: int | None) -> torch.Tensor:
     return value
 
 
+def _with(whole: Any, index: int | None, new: torch.Tensor) -> Any:
+    if not isinstance(whole, (tuple, list)):
+        return new
+    i = 0 if index is None else index
+    return (*tuple(whole[:i]), new, *tuple(whole[i + 1 :]))
+
+
+def _mediator() -> Any:
+    """The worker that runs this trace's block, or None where nnsight runs it in another way."""
+    try:
+        return Mediator.current("a place")
+    except ValueError:
+        return None
+
+
+def _rows() -> tuple:
+    """``(all rows of the forward, first row of this block, rows of this block)``, or ``(None, 0, None)``."""
+    mediator = _mediator()
+    if mediator is None or mediator.interleaver is None:
+        return None, 0, None
+    batcher = mediator.interleaver.batcher
+    if batcher is None or not batcher.total:
+        return None, 0, None
+    start, size = mediator.batch_group or (0, batcher.total)
+    return batcher.total, start, size
+
+
 def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
-    if value.ndim == 2 and batch is not None:
-        return value.reshape(batch, -1, value.shape[-1])
-    return value
+    """``[batch·token, width]`` as ``[batch, token, width]``, with the rows of this block of the trace only."""
+    if value.ndim != 2:
+        return value
+    total, start, size = _rows()
+    if total is None or (batch is not None and batch not in (size, total)):  # e.g. beams: more rows than prompts
+        return value if batch is None else value.reshape(batch, -1, value.shape[-1])
+    if value.shape[0] < total:  # one token: nnsight took the rows itself
+        return value.reshape(size, -1, value.shape[-1])
+    return value.reshape(total, -1, value.shape[-1])[start : start + size]
+
+
+def _shaped(new: torch.Tensor, element: torch.Tensor, flat: bool, path: str) -> torch.Tensor:
+    """``new`` in the shape of what it replaces; one row, token or vector stands for all."""
+    total, start, size = _rows()
+    shape = tuple(element.shape)
+    flat = flat and element.ndim == 2
+    others = flat and total is not None and size != total and shape[0] >= total  # rows of other blocks of the trace
+    if flat:
+        rows = total if others else new.shape[0] if new.ndim == 3 and new.shape[0] > 1 else (size or 1)
+        shape = (size if others else rows, shape[0] // rows, shape[1])
+    try:
+        new = new.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"a value of shape {tuple(new.shape)} cannot be written at {path}, which holds {shape}."
+        ) from None
+    if others:
+        whole = element.reshape(total, -1, shape[-1]).clone()
+        whole[start : start + size] = new
+        new = whole
+    return new.reshape(element.shape).contiguous()
+
+
+def _remember(envoy: Any, side: str, value: torch.Tensor) -> None:
+    """Keep the last ``resid_pre`` of this trace, for the ``resid_mid`` of the same layer."""
+    mediator = _mediator()
+    if mediator is not None:
+        location = f"{envoy.path}.{side}"
+        mediator.emotrace_base = (location, mediator.occurrence(location), value)
+
+
+def _base(place: tuple, batch: int | None) -> torch.Tensor | None:
+    """``resid_pre`` for a ``mid`` place: the one just read, or read now; None if the model ran past it."""
+    mediator = _mediator()
+    envoy, base_place = place[1], place[6]
+    if mediator is None:
+        return fetch(base_place, None, batch)
+    here = f"{envoy.path}.{place[2]}"
+    there = f"{base_place[1].path}.{base_place[2]}"
+    wanted = mediator.wanted(here)
+    location, visit, value = getattr(mediator, "emotrace_base", (None, None, None))
+    if location == there and visit == wanted:
+        return value
+    if mediator.occurrence(there) > wanted:
+        return None
+    return fetch(base_place, None, batch)

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each target sets up what it needs; nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ORACLES := $(wildcard ../shared/oracles)
+export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo study test lint clean setup
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job on a part of the data: 24 of the 160 skeletons of each file.
+demo: $(READY)
+	$(BIN)/python experiments/emotion_circuits.py --limit 24 --draws 2 --out runs/demo
+
+# The main job on all of the data: the figures of the README.
+study: $(READY)
+	$(BIN)/python experiments/emotion_circuits.py --draws 5 --sweep-limit 16 --out runs/study
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache runs

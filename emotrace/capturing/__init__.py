@@ -1,0 +1,5 @@
+"""Capture: prompts → activations, labelled by layer, sublayer, token and everything the prompts carry."""
+
+from emotrace.capturing.run import Dry, capture
+
+__all__ = ["Dry", "capture"]

@@ -1,0 +1,271 @@
+"""Command line: each stage of the work, from file to file, on the same functions as Python."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emotrace.labels import EMOTIONS, EmotraceError
+
+app = typer.Typer(
+    help="Find where a language model computes emotion, and control the emotion it expresses.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
+Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over themes")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
+Store = Annotated[Path, typer.Argument(help="an activation store")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="SEV file")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file; rows in it are not generated again")],
+    instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
+    emotions: Annotated[str, typer.Option(help="comma-separated")] = ",".join(EMOTIONS),
+    limit: Limit = None,
+    max_new_tokens: int = 60,
+    batch_size: int = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Replies of a model to SEV prompts."""
+    import emotrace as et
+
+    prompts = et.datasets.sev(data, emotions=_names(emotions), instruction=instruction, limit=limit)
+    rows = et.generate(
+        et.load(model, device=device, dtype=dtype), prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        method="prompt" if instruction else "none", out=out,
+    )  # fmt: skip
+    typer.echo(f"{len(rows)} replies in {out}")
+
+
+@app.command()
+def judge(
+    rows: Annotated[Path, typer.Argument(help="JSON-lines file of replies")],
+    out: Annotated[Path, typer.Option(help="JSON-lines file of judged replies")],
+    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+    target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
+) -> None:
+    """Which emotion each reply expresses, judged blind."""
+    from emotrace import judges, stats
+    from emotrace.datasets import read_jsonl
+    from emotrace.runlog import Log, write_rows
+
+    replies = [row for _, row in read_jsonl(rows)]
+    missing = next((i for i, r in enumerate(replies, 1) if "gen_text" not in r), None)
+    if missing or not replies:
+        raise EmotraceError(
+            f"{rows}:{missing or 1}: a reply has the field 'gen_text'." if replies else f"{rows} has no rows."
+        )
+    judged = judges.judge_rows(
+        replies, judges.make(judge), log=Log(out.with_name(out.name + ".verdicts")), target=target_aware
+    )
+    write_rows(out, judged)
+    if all("emotion" in r for r in judged):
+        overall = stats.accuracy_table(judged)["overall"]
+        typer.echo(
+            f"{overall['value']:.1%} of {overall['n']} express the emotion asked for ({overall['n_unjudged']} unjudged)"
+        )
+    typer.echo(f"{len(judged)} verdicts in {out}")
+
+
+@app.command()
+def capture(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="SEV file")],
+    out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
+    sites: Annotated[
+        str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")
+    ] = "resid_mid,resid_post",
+    positions: Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")] = "last",
+    replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
+    instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
+    limit: Limit = None,
+    batch_size: int = 32,
+    dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Activations of SEV prompts into a labelled store."""
+    import emotrace as et
+    from emotrace.datasets import read_jsonl
+
+    prompts = et.datasets.sev(data, instruction=instruction, limit=limit)
+    if replies is not None:
+        prompts = prompts.with_replies(row for _, row in read_jsonl(replies))
+    done = et.capture(
+        et.load(model, device=device, dtype=dtype), prompts, _names(sites), positions=_positions(positions), out=out,
+        batch_size=batch_size, dry_run=dry_run,
+    )  # fmt: skip
+    typer.echo(str(done))
+
+
+@app.command()
+def directions(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="folder for directions.safetensors and its manifest")],
+    rows: Annotated[Path | None, typer.Option(help="judged replies: only the accepted ones count")] = None,
+    label: str = "emotion",
+    within: Annotated[str, typer.Option(help="comma-separated labels that are centred away")] = "skeleton_id,valence",
+) -> None:
+    """Context-agnostic directions from a store, and how well they hold elsewhere."""
+    import emotrace as et
+    from emotrace.datasets import read_jsonl
+
+    accepted = None
+    if rows is not None:
+        accepted = [r["key"] for _, r in read_jsonl(rows) if (r.get("verdict") or {}).get("match") == 1]
+    acts = et.open_activations(store)
+    found = et.directions.centered_mean(acts, label=label, within=tuple(_names(within)), accepted=accepted)
+    et.directions.save(found, out)
+    typer.echo(f"{dict(found.sizes)} from {found.attrs['n_groups']} groups in {out}")
+
+
+@app.command()
+def steer(
+    prompts: Annotated[list[str], typer.Argument(help="what to reply to")],
+    model: Model,
+    directions: Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")],
+    emotion: Annotated[str, typer.Option(help="label of the direction")],
+    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")] = None,
+    dose: Annotated[float, typer.Option(help="size of each addition as a share of the activation's norm")] = 0.3,
+    site: str = "resid_post",
+    system: Annotated[str | None, typer.Option(help="system message; default none")] = None,
+    max_new_tokens: int = 60,
+    sample: Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")] = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Baseline and steered replies, side by side."""
+    import emotrace as et
+
+    dirs = et.directions.load(directions)
+    if emotion not in dirs["emotion"].values:
+        raise et.labels.unknown("emotion", emotion, dirs["emotion"].values.tolist(), str(directions))
+    lm = et.load(model, device=device, dtype=dtype)
+    n = lm.sites.n_layers
+    chosen = _layers(layers) if layers else list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
+    edit = et.Add(
+        site, layers=chosen, vector=dirs.sel(emotion=emotion), strength=dose * math.sqrt(lm.sites.d_model), scale="rms"
+    )
+    turns = [
+        ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": p}] for p in prompts
+    ]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, "seed": seed, "progress": False}
+    if sample:
+        options |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    plain = et.generate(lm, turns, **options)
+    steered = et.generate(lm, turns, [edit], **options)
+    for text, a, b in zip(prompts, plain, steered, strict=True):
+        typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{emotion + ':':<10}{b['gen_text']}\n")
+
+
+@app.command()
+def sites(
+    model: Annotated[str, typer.Argument(help="hub id or directory")],
+    attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """The sites a model has, where they are, and the error their proof left."""
+    import emotrace as et
+
+    table = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation).sites
+    typer.echo(table.describe())
+    typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))
+    for layer, reason in table.unproven.items():
+        typer.echo(f"layer {layer}: {reason}")
+
+
+@app.command()
+def info(store: Store) -> None:
+    """What a store holds, where it came from, and whether it is complete."""
+    from emotrace.store import info as describe
+
+    typer.echo(json.dumps(describe(store), indent=2, default=str))
+
+
+@app.command()
+def verify(store: Store) -> None:
+    """Check every committed chunk against its checksum; exit status 1 if one is damaged."""
+    from emotrace.store import verify as check
+
+    damage = check(store)
+    for item in damage:
+        typer.echo(str(item))
+    typer.echo(f"{len(damage)} damaged" if damage else "all committed chunks are intact")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ls(store: Store) -> None:
+    """The variables of a store, with their dims and sizes."""
+    from emotrace.store import ls as listing
+
+    typer.echo(listing(store).to_string(index=False))
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _positions(text: str) -> Any:
+    if ":" not in text:
+        return text
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit()):
+        raise EmotraceError(f"--positions {text}: a span is START:STOP, e.g. 0:5.")
+    return (int(start), int(stop))
+
+
+def _layers(text: str) -> list[int]:
+    found: list[int] = []
+    for part in _names(text):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise EmotraceError(f"--layers {text}: give layers as 2-4 or 1,3.")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _guarded(run: Callable[[], Any]) -> None:
+    """Run a command; what the user did wrong is one line, and an interrupted run says how to go on."""
+    try:
+        run()
+    except EmotraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def experiment(main: Callable[..., None]) -> None:
+    """Run an experiment file: its function's signature is its command line."""
+    runner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    runner.command()(main)
+    _guarded(lambda: runner(standalone_mode=True))
+
+
+def main() -> None:
+    """Entry point of ``emotrace``."""
+    _guarded(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Groups: which rows belong together, which groups are complete, and which replies are accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows sorted into groups × labels.
+
+    Args:
+        labels: the label values, in order.
+        names: the groups used, as tuples of their ``within`` values.
+        rows: indices of the rows used.
+        group: of each row used, index into ``names``.
+        code: of each row used, index into ``labels``.
+        incomplete: ``{"group": […], "missing": […]}`` of every group that lacks a label.
+    """
+
+    labels: tuple[Any, ...]
+    names: tuple[tuple[Any, ...], ...]
+    rows: np.ndarray
+    group: np.ndarray
+    code: np.ndarray
+    incomplete: tuple[dict[str, list[Any]], ...]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Rows of each cell ``[group, label]``."""
+        out = np.zeros((len(self.names), len(self.labels)), dtype=np.int64)
+        np.add.at(out, (self.group, self.code), 1)
+        return out
+
+    def attrs(self) -> dict[str, Any]:
+        """What a derived array says about its groups."""
+        return {
+            "n_groups": len(self.names),
+            "n_rows": len(self.rows),
+            "n_incomplete": len(self.incomplete),
+            "incomplete": json.dumps(self.incomplete, default=str),
+        }
+
+
+def accepted(rows: Iterable[Mapping[str, Any]], verdict: str = "verdict") -> list[str]:
+    """Keys of the rows whose reply the judge accepted (match 1); published rows carry it as ``judge``."""
+    keys = []
+    for row in rows:
+        found = row.get(verdict) or row.get("judge") or {}
+        if found.get("match") == 1:
+            keys.append(str(row["key"]))
+    return keys
+
+
+def complete_groups(
+    rows: Iterable[Mapping[str, Any]] | pd.DataFrame,
+    label: str = "emotion",
+    within: str | Sequence[str] = ("skeleton_id", "valence"),
+) -> tuple[list[tuple[Any, ...]], list[dict[str, list[Any]]]]:
+    """Groups that hold every label value that occurs, and the others with what each lacks.
+
+    Returns:
+        (names of the complete groups, ``[{"group": […], "missing": […]}, …]``).
+    """
+    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    names, incomplete = _sort(table, label, check_within(table, label, within))[3:]
+    lacking = {tuple(i["group"]) for i in incomplete}
+    return [n for n in names if n not in lacking], incomplete
+
+
+def group(
+    table: pd.DataFrame,
+    label: str,
+    within: str | Sequence[str],
+    accepted: Iterable[str] | None = None,
+    complete: bool = True,
+) -> Groups:
+    """Sort rows into groups; only complete ones (``complete``), or all that hold at least two labels.
+
+    Raises:
+        EmotraceError: for an unknown label, fewer than two label values, or no group left.
+    """
+    within = check_within(table, label, within)
+    labels = ordered(table.loc[~missing(table[label]), label])
+    if len(labels) < 2:
+        raise EmotraceError(
+            f"label {label!r} has {len(labels)} value(s) here: {labels}; a direction needs two or more."
+        )
+    keep = np.ones(len(table), dtype=bool)
+    if accepted is not None:
+        keep = is_accepted(table, accepted)
+    rows, of_row, codes, names, incomplete = _sort(table.loc[keep], label, within, labels)
+    rows = np.flatnonzero(keep)[rows]
+    lacking = {tuple(i["group"]): len(labels) - len(i["missing"]) for i in incomplete}
+    use = np.array([n not in lacking or (not complete and lacking[n] >= 2) for n in names], dtype=bool)
+    if not use.any():
+        raise EmotraceError(
+            f"no {'complete ' if complete else ''}group: {len(names)} groups within {within}, of which {len(lacking)} "
+            f"lack one of {labels}" + ("." if accepted is None else f" among the {int(keep.sum())} accepted rows.")
+        )
+    new = np.cumsum(use) - 1
+    mine = use[of_row]
+    return Groups(
+        labels,
+        tuple(n for n, u in zip(names, use, strict=True) if u),
+        rows[mine],
+        new[of_row[mine]],
+        codes[mine],
+        tuple(incomplete),
+    )
+
+
+def is_accepted(table: pd.DataFrame, accepted: Iterable[str]) -> np.ndarray:
+    """Which rows have a key among the accepted ones.
+
+    Raises:
+        EmotraceError: for a single string, rows without keys, or not one accepted row.
+    """
+    if isinstance(accepted, (str, bytes)):
+        raise EmotraceError(f"accepted={accepted!r} is one string; give an iterable of keys.")
+    if "key" not in table:
+        raise EmotraceError("accepted=… needs rows with a 'key'.")
+    keep = table["key"].astype(str).isin([str(k) for k in accepted]).to_numpy()
+    if not keep.any():
+        raise EmotraceError(
+            f"accepted=…: none of the keys is among the {len(table)} rows (e.g. {table['key'].iloc[0]!r})."
+        )
+    return keep
+
+
+def check_within(table: pd.DataFrame, label: str, within: str | Sequence[str]) -> tuple[str, ...]:
+    """The grouping as a tuple, after checking that rows carry it and the label."""
+    within = (within,) if isinstance(within, str) else tuple(within)
+    for name in (label, *within):
+        if name not in table:
+            raise unknown("label", name, table.columns, "directions")
+    if label in within or not within:
+        raise EmotraceError(f"within={within}: groups are made of other labels than {label!r}, and of at least one.")
+    return within
+
+
+def ordered(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Distinct values in the vocabulary's order where they are in one, else sorted."""
+    found = {v.item() if isinstance(v, np.generic) else v for v in values}
+    for vocabulary in (ANSWERS, VALENCES, EMOTIONS_EV):
+        if found <= set(vocabulary):
+            return tuple(v for v in vocabulary if v in found)
+    return tuple(sorted(found, key=lambda v: (isinstance(v, str), v)))
+
+
+def missing(column: Any) -> np.ndarray:
+    """Which values are absent: None, NaN or the empty string."""
+    return (column.isna() | (column.astype(str) == "")).to_numpy(dtype=bool)
+
+
+def _sort(
+    table: pd.DataFrame, label: str, within: tuple[str, ...], labels: tuple[Any, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[Any, ...]], list[dict[str, list[Any]]]]:
+    """(rows, group of each, label code of each, names of the groups in order of appearance, incomplete ones)."""
+    absent = np.logical_or.reduce([missing(table[name]) for name in (label, *within)])
+    rows = np.flatnonzero(~absent)
+    part = table.iloc[rows]
+    labels = labels or ordered(part[label])
+    at = {v: i for i, v in enumerate(labels)}
+    codes = np.array([at[v] for v in part[label].tolist()], dtype=np.int64)
+    index: dict[tuple[Any, ...], int] = {}
+    of_row = np.array(
+        [index.setdefault(n, len(index)) for n in zip(*(part[w].tolist() for w in within), strict=True)], dtype=np.int64
+    )
+    present = np.zeros((len(index), len(labels)), dtype=bool)
+    present[of_row, codes] = True
+    incomplete = [
+        {"group": list(n), "missing": [v for v, p in zip(labels, present[i], strict=True) if not p]}
+        for n, i in index.items()
+        if not present[i].all()
+    ]
+    return rows, of_row, codes, list(index), incomplete

@@ -1,0 +1,165 @@
+"""Source: rows of labelled activations, whatever holds them, read in blocks of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from emotrace.labels import EmotraceError, Positions, check_positions
+
+BLOCK_BYTES: Final = 64 << 20
+PROVENANCE: Final = (
+    "model_id",
+    "revision",
+    "config_hash",
+    "tokenizer_hash",
+    "template_hash",
+    "template_date",
+    "dtype",
+    "attn_implementation",
+    "prompts_digest",
+    "plan_digest",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one array: ``array`` stays lazy, ``table`` holds the labels of its tokens, one row each.
+
+    The dims are ``layer`` and ``sublayer`` where the array has them, ``token``, and features (everything else).
+    """
+
+    array: xr.DataArray
+    table: pd.DataFrame
+    attrs: dict[str, Any]
+    rows: np.ndarray
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Dims of one vector, e.g. ``("dim",)`` or ``("head", "head_dim")``."""
+        return tuple(str(d) for d in self.array.dims if d not in ("layer", "sublayer", "token"))
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """Those of ``layer`` and ``sublayer`` that the array has."""
+        return tuple(d for d in ("layer", "sublayer") if d in self.array.dims)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Layers, sublayers (1 for a dim that is absent) and numbers in one vector."""
+        sizes = self.array.sizes
+        return (
+            int(sizes.get("layer", 1)),
+            int(sizes.get("sublayer", 1)),
+            int(np.prod([sizes[d] for d in self.features])),
+        )
+
+    def blocks(self, layer: int, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Vectors of some rows at one layer: (slice of ``rows``, float64 ``[sublayer, rows, features]``), in blocks.
+
+        Args:
+            layer: index along the dim, not the coordinate.
+            rows: indices into ``table``.
+        """
+        _, n_sub, width = self.shape
+        step = max(1, BLOCK_BYTES // (8 * n_sub * width))
+        for start in range(0, len(rows), step):
+            part = slice(start, min(start + step, len(rows)))
+            wanted: dict[str, Any] = {"token": self.rows[rows[part]]}
+            if "layer" in self.array.dims:
+                wanted["layer"] = layer
+            block = self.array.isel(wanted)
+            order = [d for d in ("sublayer", "token", *self.features) if d in block.dims]
+            values = np.asarray(block.transpose(*order).values, dtype=np.float64)
+            values = values.reshape(n_sub, part.stop - part.start, width)
+            if not np.isfinite(values).all():
+                where = int(np.argwhere(~np.isfinite(values))[0][1])
+                key = self.table["key"].iloc[rows[part][where]] if "key" in self.table else rows[part][where]
+                raise EmotraceError(f"the activations at {self.place(layer)} of {key!r} are not finite.")
+            yield part, values
+
+    def place(self, layer: int, sublayer: int | None = None) -> str:
+        """A place in words, e.g. ``layer 3, sublayer resid_post``."""
+        out = []
+        for dim, i in (("layer", layer), ("sublayer", sublayer)):
+            if i is not None and dim in self.array.dims:
+                out.append(f"{dim} {self.array[dim].values[i] if dim in self.array.coords else i}")
+        return ", ".join(out) or "the array"
+
+    def label(
+        self, values: np.ndarray, outer: str | None, coords: dict[str, Any], name: str
+    ) -> tuple[xr.DataArray, tuple[str, ...]]:
+        """Numbers ``[(outer), layer, sublayer, (features)]`` as a labelled array with the dims that exist."""
+        head = (outer,) if outer else ()
+        n_outer = len(head)
+        whole = values.ndim > n_outer + 2
+        dims = (*head, *self.lead, *(self.features if whole else ()))
+        sizes = [values.shape[0]] * n_outer + [int(self.array.sizes[d]) for d in dims[n_outer:]]
+        found: dict[str, Any] = {}
+        for dim in dims[n_outer:]:
+            if dim in self.array.coords and self.array[dim].dims == (dim,):
+                found[dim] = (dim, self.array[dim].values)
+        for dim in ("layer", "sublayer"):
+            if dim in self.array.coords and self.array[dim].ndim == 0:
+                found[dim] = self.array[dim].values
+        return xr.DataArray(values.reshape(sizes), dims=dims, coords={**coords, **found}, name=name), dims
+
+    def provenance(self) -> dict[str, Any]:
+        """What the rows came from: model, prompts, plan."""
+        return {k: self.attrs[k] for k in PROVENANCE if k in self.attrs}
+
+
+def source(acts: Any, variable: str = "residual", position: Positions = "last") -> Source:
+    """Rows of ``acts`` at the positions asked.
+
+    Args:
+        acts: a DataArray with a ``token`` dim that carries label coordinates, or open activations (anything with
+            ``.sel(variable=…, position=…)`` that returns one).
+        variable: the array of the activations; ignored for a DataArray.
+        position: policy or span. Where a DataArray says nothing about positions, each of its rows is taken.
+
+    Raises:
+        EmotraceError: for another kind of input, a missing ``token`` dim, or no row at the positions.
+    """
+    position = check_positions(position, "position")
+    if isinstance(acts, xr.DataArray):
+        array, attrs = acts, dict(acts.attrs)
+    elif hasattr(acts, "sel") and not isinstance(acts, (xr.Dataset, pd.DataFrame)):
+        array = acts.sel(variable=variable, position=position)
+        attrs = {**dict(getattr(acts, "attrs", {})), **dict(array.attrs)}
+    else:
+        raise EmotraceError(f"directions take activations or a labelled DataArray, not {type(acts).__name__}.")
+    if "token" not in array.dims:
+        raise EmotraceError(f"the array has the dims {', '.join(map(str, array.dims))}; directions need 'token'.")
+    columns = {
+        str(name): _column(c.values)
+        for name, c in array.coords.items()
+        if c.dims == ("token",) and str(name) != "token"
+    }
+    table = pd.DataFrame(columns, index=range(array.sizes["token"]))
+    rows = np.flatnonzero(_at(table, position))
+    if len(rows) == 0:
+        raise EmotraceError(f"no row at position={position!r} among {len(table)} rows.")
+    return Source(array, table.iloc[rows].reset_index(drop=True), attrs, rows)
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind in "iufb" else values.astype(object)
+
+
+def _at(table: pd.DataFrame, position: Positions) -> np.ndarray:
+    everything = np.ones(len(table), dtype=bool)
+    if not isinstance(position, str):
+        if "position" not in table:
+            raise EmotraceError(f"position={position!r}: the rows carry no 'position' to compare with.")
+        at = table["position"].to_numpy()
+        return (at >= position[0]) & (at < position[1])
+    if "position_from_end" not in table:
+        return everything
+    at = table["position_from_end"].to_numpy()
+    return {"last": at == -1, "generated": at >= 0, "steer": at >= -1, "prompt": at < 0, "all": everything}[position]

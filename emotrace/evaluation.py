@@ -1,0 +1,171 @@
+"""Evaluation: from judged rows to the numbers of a report, and the controls that they are held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from emotrace import stats
+from emotrace.datasets import Prompts, spread
+from emotrace.labels import METHODS, EmotraceError
+
+Row = Mapping[str, Any]
+
+
+def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
+    """Skeletons in two disjoint parts, the second holding about ``share`` of them, spread evenly over themes.
+
+    Raises:
+        EmotraceError: if there are fewer than two skeletons.
+    """
+    themes = {str(p.labels["skeleton_id"]): str(p.labels.get("theme", "")) for p in prompts}
+    if len(themes) < 2:
+        raise EmotraceError(f"{len(themes)} skeleton cannot be split into a part to fit and a part to choose doses on.")
+    names = np.random.default_rng(seed).permutation(sorted(themes)).tolist()
+    held = spread({name: themes[name] for name in names}, min(len(names) - 1, max(1, round(share * len(names)))))
+    return set(themes) - held, held
+
+
+def layer_windows(n_layers: int) -> list[list[int]]:
+    """Contiguous layer ranges to try: the middle half, its halves, the late half and each third, without repeats."""
+    spans = [(0.25, 0.75), (0.25, 0.5), (0.5, 0.75), (0.5, 1.0), (1 / 3, 2 / 3), (0.0, 1 / 3), (2 / 3, 1.0)]
+    found: list[list[int]] = []
+    for a, b in spans:
+        start = min(n_layers - 1, round(a * n_layers))
+        window = list(range(start, max(start + 1, round(b * n_layers))))
+        if window not in found:
+            found.append(window)
+    return found
+
+
+def random_like(directions: xr.DataArray, seed: int) -> xr.DataArray:
+    """Random unit directions of the same shape and labels: a control of equal norm."""
+    noise = np.random.default_rng(seed).standard_normal(directions.shape)
+    noise /= np.linalg.norm(noise, axis=directions.get_axis_num("dim"), keepdims=True)
+    return directions.copy(data=noise.astype(np.float32)).assign_attrs(method="random", seed=seed)
+
+
+def deranged(directions: xr.DataArray, seed: int, label: str = "emotion") -> xr.DataArray:
+    """The same directions under wrong labels: a random permutation without a fixed point."""
+    n = directions.sizes[label]
+    if n < 2:
+        raise EmotraceError(f"labels cannot be deranged: there is only one {label}.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n)
+    while (order == np.arange(n)).any():
+        order = rng.permutation(n)
+    moved = directions.isel({label: order}).assign_coords({label: directions[label].values})
+    return moved.assign_attrs(method="deranged", seed=seed)
+
+
+def mark_fluent(rows: Iterable[dict[str, Any]], bounds: Mapping[str, Sequence[float]]) -> None:
+    """Write ``meta.fluent`` and ``meta.repetition`` into rows that have ``meta.perplexity``."""
+    for row in rows:
+        row["meta"]["repetition"] = stats.repetition(row["token_ids"])
+        row["meta"]["length"] = len(row["token_ids"])
+        row["meta"]["fluent"] = stats.is_fluent(row, bounds)
+
+
+def accuracy(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> dict[str, Any]:
+    """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
+
+    Args:
+        rows: of one method, one or more draws.
+        verdict: which verdict counts, ``verdict`` (blind) or ``verdict_target``.
+        fluent: a reply counts only if it is fluent too (``accuracy_fluent``).
+    """
+    if fluent:
+        rows = [_and_fluent(row, verdict) for row in rows]
+    draws = sorted({row["draw"] for row in rows})
+    tables = [stats.accuracy_table([r for r in rows if r["draw"] == d], verdict=verdict) for d in draws]
+    if len(tables) == 1:
+        return tables[0]
+    best = max(tables, key=lambda t: _number(t["overall"]["value"]))
+
+    def joined(pick: Any) -> dict[str, Any]:
+        values = [pick(t)["value"] for t in tables]
+        top = max(tables, key=lambda t: _number(pick(t)["value"]))
+        known = [v for v in values if v is not None]
+        return {**pick(top), "mean": float(np.mean(known)) if known else None, "draws": values}
+
+    return {
+        "overall": joined(lambda t: t["overall"]),
+        **{
+            part: {name: joined(lambda t, p=part, n=name: t[p][n]) for name in best[part]}
+            for part in ("by_emotion", "by_valence")
+        },
+    }
+
+
+def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
+    """The tables of a report: accuracy, fluent and target-aware accuracy, lift over ``reference``, confusion, fluency.
+
+    Args:
+        rows: judged rows of all methods, with ``meta.fluent``.
+        reference: method that lifts are measured against.
+    """
+    by_method = {m: [r for r in rows if r["method"] == m] for m in METHODS}
+    by_method = {m: found for m, found in by_method.items() if found}
+    out: dict[str, Any] = {
+        "accuracy": {m: accuracy(found) for m, found in by_method.items()},
+        "accuracy_fluent": {m: accuracy(found, fluent=True) for m, found in by_method.items()},
+    }
+    if any(r.get("verdict_target") for r in rows):
+        out["accuracy_target"] = {m: accuracy(found, verdict="verdict_target") for m, found in by_method.items()}
+    out["confusion"] = {m: stats.confusion(found).to_dict("index") for m, found in by_method.items()}
+    out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_method.items()}}
+    base = by_method.get(reference)
+    if base:
+        out["lift"] = {m: lifts(found, base) for m, found in by_method.items() if m in ("prompt", "steer", "circuit")}
+    return out
+
+
+def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
+    """Difference of accuracies, paired by skeleton, overall and by emotion."""
+    emotions = list(dict.fromkeys(r["emotion"] for r in rows))
+    out = {"overall": stats.paired_difference(rows, base)}
+    for emotion in emotions:
+        a, b = ([r for r in found if r["emotion"] == emotion] for found in (rows, base))
+        out[emotion] = stats.paired_difference(a, b)
+    return out
+
+
+def published_stats(rows: Sequence[Row], dataset: str) -> dict[str, Any]:
+    """``accuracy_stats.json`` in the schema of EmotionCircuits: unjudged replies count as rejected there."""
+
+    def part(found: Sequence[Row], key: str) -> dict[str, Any]:
+        accepted = sum(r["verdict"]["match"] == 1 for r in found)
+        share = round(100 * accepted / len(found), 2) if found else 0.0
+        return {key: len(found), "accepted": accepted, "rejected": len(found) - accepted, "accuracy": share}
+
+    def group(name: str) -> dict[str, Any]:
+        return {v: part([r for r in rows if r[name] == v], "total") for v in dict.fromkeys(r[name] for r in rows)}
+
+    overall = part(rows, "total_samples")
+    return {"dataset": dataset, "overall": overall, "by_emotion": group("emotion"), "by_valence": group("valence")}
+
+
+def _and_fluent(row: Row, verdict: str) -> dict[str, Any]:
+    judged = row.get(verdict) or {"match": None}
+    match = judged["match"]
+    both = match if match is None else int(bool(match) and bool(row["meta"].get("fluent")))
+    return {**row, verdict: {**judged, "match": both}}
+
+
+def _fluency(rows: Sequence[Row]) -> dict[str, Any]:
+    known = [r["meta"]["perplexity"] for r in rows if r["meta"].get("perplexity") is not None]
+    return {
+        "perplexity": float(np.median(known)) if known else None,
+        "length": float(np.mean([len(r["token_ids"]) for r in rows])),
+        "repetition": float(np.mean([r["meta"]["repetition"] for r in rows])),
+        "share_fluent": float(np.mean([bool(r["meta"]["fluent"]) for r in rows])),
+        "n": len(rows),
+    }
+
+
+def _number(value: float | None) -> float:
+    return -math.inf if value is None else value

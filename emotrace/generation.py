@@ -1,0 +1,206 @@
+"""Generation: text from prompts, with and without edits, batched, resumable by key."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emotrace import edits as edits_
+from emotrace.datasets import Prompts
+from emotrace.edits import Edit
+from emotrace.labels import EmotraceError
+from emotrace.model import locked
+from emotrace.runlog import Log, progress as progress_bar
+from emotrace.traced import runs
+
+
+def generate(
+    model: Any,
+    prompts: Any,
+    edits: Sequence[Edit] = (),
+    *,
+    max_new_tokens: int = 60,
+    min_new_tokens: int = 0,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    use_cache: bool = True,
+    seed: int = 0,
+    batch_size: int = 32,
+    method: str = "none",
+    draw: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Replies of a model to prompts, as rows, in the order of the prompts.
+
+    Batches are made of prompts of similar length over the *whole* set, so a run that was killed and repeated yields the
+    same rows. The model's own sampling defaults are not used: what is not said here is off.
+
+    Args:
+        model: from `emotrace.load`; a causal model.
+        prompts: `Prompts`, or whatever `Prompts.of` takes.
+        edits: applied in the prefill and at every decoding step, where their positions say.
+        max_new_tokens: most tokens of a reply.
+        min_new_tokens: fewest.
+        do_sample: sample with ``temperature``, ``top_p``, ``top_k`` instead of taking the likeliest token.
+        temperature: of the sampling.
+        top_p: nucleus.
+        top_k: 0 is off.
+        repetition_penalty: 1 is off.
+        no_repeat_ngram_size: 0 is off.
+        use_cache: reuse keys and values of earlier tokens.
+        seed: of the sampling; each batch has its own stream.
+        batch_size: prompts per batch.
+        method: label of the rows, e.g. ``steer``.
+        draw: 0 unless the method is random.
+        out: JSON-lines file; rows found there are not generated again.
+        progress: show a bar on stderr.
+
+    Returns:
+        One row per prompt: ``key, method, draw``, the prompt's labels, ``gen_text, token_ids`` (without the end token)
+        and ``meta`` (``prompt_length, stopped, seed, decoding, edits``).
+
+    Raises:
+        EmotraceError: for prompts or edits that do not fit the model, an edit that never fired, a masked model, or a file
+            whose rows were made with other settings.
+    """
+    prompts = Prompts.of(prompts)
+    sites, encoder = model.sites, model.sites.encoder
+    if not encoder.causal:
+        raise EmotraceError(f"{sites.model_class} is a masked model: it does not generate. Use capture instead.")
+    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise EmotraceError(f"{name}={value}: at least {least}.")
+    if do_sample and (temperature <= 0 or not 0 < top_p <= 1):
+        raise EmotraceError(
+            f"temperature={temperature}, top_p={top_p}: sampling needs temperature > 0 and 0 < top_p <= 1."
+        )
+    edits = list(edits)
+    edits_.check(edits, sites, [p.labels for p in prompts])
+    ids = encoder.ids(prompts)
+    longest = max(map(len, ids)) + max_new_tokens
+    if encoder.max_length is not None and longest > encoder.max_length:
+        raise EmotraceError(
+            f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"{encoder.max_length} positions of {sites.model_class}."
+        )
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} if do_sample else {}
+    decoding = {
+        "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample, **sampling,
+        "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
+    }  # fmt: skip
+    settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
+    log = Log(out) if out is not None else None
+    rows = _known(log, prompts, method, draw, settings)
+    order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    config = _config(model, decoding, encoder.pad_id)
+    fired = [0] * len(edits)
+    todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
+    with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
+        for number, batch in todo:
+            lengths = [len(ids[i]) for i in batch]
+            if do_sample:
+                torch.manual_seed(seed * 1_000_003 + number)
+            inputs = encoder.batch([ids[i] for i in batch])
+            device = next(model._module.parameters()).device
+            labels = [prompts[i].labels for i in batch]
+            columns = max(lengths) + max_new_tokens
+            lowered = edits_.lower(edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True)
+            tokens, counts = _run(model, {k: v.to(device) for k, v in inputs.items()}, lowered, config, max_new_tokens)
+            fired = [a + b for a, b in zip(fired, counts, strict=True)]
+            fresh = [
+                _row(
+                    prompts[i], tokens[j, max(lengths) :].tolist(), lengths[j], config, encoder, method, draw, settings
+                )
+                for j, i in enumerate(batch)
+                if prompts[i].key not in rows
+            ]
+            if log is not None:
+                log.append(fresh)
+            rows |= {row["key"]: row for row in fresh}
+            bar.update(len(batch))
+    if todo:
+        edits_.refuse_silent(edits, fired)
+    return [rows[key] for key in prompts.keys]
+
+
+def _run(model: Any, inputs: dict, lowered: edits_.Lowered, config: Any, steps: int) -> tuple[torch.Tensor, list[int]]:
+    program = lowered.program()
+    width = inputs["input_ids"].shape[1]
+    later = any(any(op[7][width:]) for group in lowered.groups for op in group[2])
+    options = {"generation_config": config, "use_cache": config.use_cache}
+    with locked(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
+        warnings.filterwarnings("ignore", message=".*unwound.*")
+        return runs.generate(
+            model, inputs, program, steps if later else 1, inputs["input_ids"].shape[0], lowered.count, options
+        )
+
+
+def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
+    """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
+    config = copy.deepcopy(model._module.generation_config)
+    keep = {name: getattr(config, name, None) for name in ("eos_token_id", "bos_token_id", "decoder_start_token_id")}
+    config = type(config)(**{k: v for k, v in keep.items() if v is not None})
+    if config.eos_token_id is None:
+        config.eos_token_id = getattr(model.sites.encoder.tokenizer, "eos_token_id", None)
+    config.pad_token_id = pad_id
+    config.update(**{k: v for k, v in decoding.items() if k != "seed"})
+    if decoding.get("do_sample") and not decoding.get("top_k"):
+        config.top_k = 0
+    if not decoding.get("min_new_tokens"):
+        config.min_new_tokens = None
+    return config
+
+
+def _known(log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any]) -> dict[str, dict]:
+    """Rows of this method and draw that a log holds already."""
+    keys = set(prompts.keys)
+    rows: dict[str, dict] = {}
+    for row in log.rows() if log is not None else ():
+        if (row.get("method"), row.get("draw")) == (method, draw) and row["key"] in keys:
+            theirs = {k: row["meta"].get(k) for k in settings}
+            if theirs != settings:
+                diff = next(k for k in settings if theirs[k] != settings[k])
+                raise EmotraceError(
+                    f"{log.path if log else ''}: row {row['key']!r} ({method}) was made with {diff}={theirs[diff]!r}, not "
+                    f"{settings[diff]!r}. Give another file, or the settings it was begun with."
+                )
+            rows[row["key"]] = row
+    return rows
+
+
+def _row(
+    prompt: Any,
+    tokens: list[int],
+    prompt_length: int,
+    config: Any,
+    encoder: Any,
+    method: str,
+    draw: int,
+    settings: dict,
+) -> dict[str, Any]:
+    ends = config.eos_token_id
+    ends = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+    stop = next((i for i, t in enumerate(tokens) if t in ends), None)
+    reply = tokens if stop is None else tokens[:stop]
+    text = encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))
+    return {
+        "key": prompt.key,
+        "method": method,
+        "draw": draw,
+        **prompt.labels,
+        "gen_text": text,
+        "token_ids": reply,
+        "meta": {"prompt_length": prompt_length, "stopped": stop is not None, **settings},
+    }

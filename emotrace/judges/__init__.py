@@ -1,0 +1,81 @@
+"""Judges: one protocol, seven blind answers; ``lexicon``, ``classifier:ID_OR_DIR``, ``openai[:MODEL]``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final
+from emotrace.judges.lexicon import LexiconJudge
+from emotrace.judges.rows import judge_rows
+from emotrace.labels import EmotraceError, unknown
+
+__all__ = [
+    "KINDS",
+    "Judge",
+    "StreamingJudge",
+    "TargetJudge",
+    "TargetVerdict",
+    "Verdict",
+    "is_final",
+    "judge_rows",
+    "make",
+]
+
+KINDS = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
+
+
+def make(spec: str, **options: Any) -> Judge:
+    """The judge that a ``--judge`` flag names.
+
+    Args:
+        spec: ``lexicon`` (offline), ``classifier:ID_OR_DIR`` (a Hugging Face text classifier) or
+            ``openai[:MODEL]`` (any OpenAI-compatible endpoint; ``OPENAI_API_KEY``, ``OPENAI_BASE_URL``).
+        options: settings of that judge, e.g. ``label_map=…`` of `ClassifierJudge` or ``price=…`` of `OpenAIJudge`.
+
+    Returns:
+        A judge that is ready: what it needs (key, directory, label map) has been checked.
+
+    Raises:
+        EmotraceError: for an unknown kind or option, a missing key, directory or label map.
+    """
+    kind, colon, rest = spec.strip().partition(":")
+    if kind == "lexicon":
+        if colon:
+            raise EmotraceError(f"judge {spec!r}: lexicon takes nothing after it; write 'lexicon'.")
+        return _build(_Lexicon, spec, (), options)
+    if kind == "classifier":
+        if not rest:
+            raise EmotraceError(f"judge {spec!r}: name a model id or directory, as in 'classifier:ORG/MODEL'.")
+        from emotrace.judges.classifier import ClassifierJudge
+
+        return _build(ClassifierJudge, spec, (rest,), options)
+    if kind == "openai":
+        from emotrace.judges.openai_compatible import OpenAIJudge
+
+        return _build(OpenAIJudge, spec, (rest,) if rest else (), options)
+    raise unknown("judge", spec, KINDS, "--judge")
+
+
+def _build(kind: Callable[..., Judge], spec: str, args: tuple[str, ...], options: dict[str, Any]) -> Judge:
+    choices = [p for p in inspect.signature(kind).parameters if p not in ("model", "args", "kwargs")]
+    for option in options:
+        if option not in choices:
+            raise unknown("option", option, choices, f"the judge {spec!r}")
+    return kind(*args, **options)
+
+
+class _Lexicon:
+    """The lexicon judge under the protocol, with a progress bar."""
+
+    name = LexiconJudge.name
+
+    def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
+        lexicon = LexiconJudge()
+        answers = (
+            lexicon.judge([text])[0] for text in tqdm(texts, f"judge {self.name}", unit="text", disable=not progress)
+        )
+        return [{"predicted": a["predicted"], "judge": a["judge"], "reason": a["reason"]} for a in answers]

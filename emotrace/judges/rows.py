@@ -1,0 +1,164 @@
+"""Rows: generated replies in, the same rows with their verdicts out; committed as they come, resumed by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import Any, Protocol, cast
+
+from tqdm import tqdm
+
+from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, is_final
+from emotrace.labels import ANSWERS, EmotraceError, emotion
+
+IDENTITY = ("key", "method", "draw")
+CHUNK = 64  # texts per call of a judge that does not stream
+COMMIT = 16  # rows per append
+
+
+class RowLog(Protocol):
+    """What `judge_rows` needs of a log: `emotrace.runlog.Log` has it. ``identity`` and ``identity_of`` are honoured."""
+
+    def rows(self) -> Any:
+        """Every committed row."""
+        ...
+
+    def append(self, rows: Any) -> Any:
+        """Commit rows."""
+        ...
+
+
+def judge_rows(
+    rows: Sequence[Mapping[str, Any]],
+    judge: Judge,
+    log: RowLog | None = None,
+    target: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Fill in ``verdict`` {predicted, match, judge, reason} and, where asked, ``verdict_target`` {match, judge, reason}.
+
+    ``match`` is 1 where the answer is the row's ``emotion`` (joy = happiness), else 0, and None where the text is
+    unjudged. Identical texts (for ``verdict_target``: text and emotion) are judged once.
+
+    Args:
+        rows: replies with ``gen_text`` and ``emotion``; never changed.
+        judge: see `emotrace.judges.make`.
+        log: a log of its own for the judged rows. Rows it holds are not judged again; new ones are appended in
+            order as their verdicts arrive. Rows that failed on the way to the endpoint are left out, so that the
+            next run asks for them again.
+        target: also ask the published target-aware question.
+        progress: a bar on stderr.
+
+    Returns:
+        New rows, in the order of ``rows``.
+
+    Raises:
+        EmotraceError: before the first judgement, for rows without ``gen_text`` or a known ``emotion``, a judge that
+            cannot be asked with a target, or a log of other texts or of another judge.
+    """
+    wanted = [_checked(row, index) for index, row in enumerate(rows)]
+    if target and not isinstance(judge, TargetJudge):
+        raise EmotraceError(f"judge {judge.name!r} has no target-aware question; use openai[:MODEL], or target=False.")
+    stored = _stored(rows, judge, log, target) if log is not None else {}
+    todo = [index for index in range(len(rows)) if index not in stored]
+    pairs = list(dict.fromkeys(wanted[index] for index in todo))
+    texts = list(dict.fromkeys(text for text, _ in pairs))
+    out: list[dict[str, Any]] = []
+    fresh: list[dict[str, Any]] = []
+    blind: dict[str, Any] = {}
+    aware: dict[tuple[str, str], Any] = {}
+    with ExitStack() as stack:
+        blind_stream = stack.enter_context(closing(_verdicts(judge, texts)))
+        aware_stream = stack.enter_context(closing(_verdicts(judge, pairs if target else [], True)))
+        bar = stack.enter_context(tqdm(total=len(rows), desc=f"judge {judge.name}", unit="row", disable=not progress))
+        stack.callback(lambda: log.append(fresh) if log is not None and fresh else None)
+        for index, row in enumerate(rows):
+            bar.update()
+            if index in stored:
+                out.append(stored[index])
+                continue
+            text, asked = wanted[index]
+            if text not in blind:  # texts are in order of first appearance, so the next verdict is this text's
+                blind[text] = _next(blind_stream, judge)
+            found = blind[text]
+            match = None if found["predicted"] is None else int(found["predicted"] == asked)
+            verdict = {"predicted": found["predicted"], "match": match}
+            new = {**row, "verdict": {**verdict, "judge": found["judge"], "reason": found["reason"]}}
+            final = is_final(found)
+            if target:
+                if (text, asked) not in aware:
+                    aware[text, asked] = _next(aware_stream, judge)
+                new["verdict_target"] = dict(aware[text, asked])
+                final &= is_final(aware[text, asked])
+            out.append(new)
+            if log is not None and final:
+                fresh.append(new)
+                if len(fresh) >= COMMIT:
+                    batch, fresh[:] = list(fresh), []
+                    log.append(batch)
+    return out
+
+
+def _checked(row: Mapping[str, Any], index: int) -> tuple[str, str]:
+    """The row's text and its emotion as a judge would name it."""
+    where = f"row {index} (key {row.get('key', 'missing')!r})"
+    for field in ("gen_text", "emotion"):
+        if not isinstance(row.get(field), str):
+            raise EmotraceError(f"{where}: {field!r} must be a text, not {row.get(field)!r}; it has {', '.join(row)}.")
+    return row["gen_text"], emotion(row["emotion"], ANSWERS, where)
+
+
+def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target: bool) -> dict[int, dict[str, Any]]:
+    """Index of a row → that row as the log holds it, after checking that it is the same reply and judge."""
+    fields = tuple(getattr(log, "identity", IDENTITY))
+    identity_of = getattr(log, "identity_of", lambda row: tuple(row.get(part) for part in fields))
+    seen: set[tuple[Any, ...]] = set()
+    for index, row in enumerate(rows):
+        name = identity_of(row)
+        if name in seen:
+            raise EmotraceError(f"row {index}: a second row with {fields} = {name}; rows of a log need one identity.")
+        seen.add(name)
+    held = {identity_of(row): dict(row) for row in log.rows()}
+    found: dict[int, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        name = identity_of(row)
+        if name not in held:
+            continue
+        old = held[name]
+        where = f"the log already holds {name}"
+        if "verdict" not in old:
+            raise EmotraceError(f"{where} without a verdict: judged rows need a log of their own.")
+        if old["verdict"]["judge"] != judge.name:
+            raise EmotraceError(
+                f"{where}, judged by {old['verdict']['judge']!r}, not {judge.name!r}: use another file."
+            )
+        if old.get("gen_text") != row["gen_text"] or old.get("emotion") != row["emotion"]:
+            raise EmotraceError(f"{where} with another reply or emotion: use another file.")
+        if target and "verdict_target" not in old:
+            raise EmotraceError(f"{where} without 'verdict_target': use another file, or target=False.")
+        found[index] = old
+    return found
+
+
+def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Generator[Any, None, None]:
+    """The verdicts of ``items`` (texts, or (text, emotion) pairs), in order, as early as the judge gives them."""
+    if not items:
+        return
+    if target and isinstance(judge, StreamingTargetJudge):
+        yield from judge.iter_judge_target([t for t, _ in items], [e for _, e in items])
+    elif not target and isinstance(judge, StreamingJudge):
+        yield from judge.iter_judge(items)
+    else:
+        for start in range(0, len(items), CHUNK):
+            part = items[start : start + CHUNK]
+            if target:
+                yield from cast(TargetJudge, judge).judge_target([t for t, _ in part], [e for _, e in part])
+            else:
+                yield from judge.judge(part)
+
+
+def _next(stream: Iterator[Any], judge: Judge) -> Any:
+    found = next(stream, None)
+    if found is None:
+        raise EmotraceError(f"judge {judge.name!r} gave fewer verdicts than it was given texts.")
+    return found

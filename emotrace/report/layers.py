@@ -1,0 +1,216 @@
+"""Layers: figures of what the directions do layer by layer: context-agnosticism, layer profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from emotrace.labels import EmotraceError
+from emotrace.report import style
+from emotrace.report.geometry import full, groups
+from emotrace.report.style import FAINT, INK, MARKERS, SERIES
+
+
+def agnosticism(found: xr.Dataset) -> Figure:
+    """Held-out accuracy and cosine to the full direction per layer, one column per factor left out, one colour per sublayer.
+
+    Above: accuracy over all held-out rows with its 95 % interval; thin line: the worst level; grey: up to the highest
+    accuracy of the shuffled labels; dashed: chance. Below: cosine of the direction without a level to the full one, mean over
+    levels and emotions; thin line: the lowest of them with its own 95 % interval.
+
+    Args:
+        found: of `directions.context_agnosticism`.
+
+    Raises:
+        EmotraceError: if a variable is missing.
+    """
+    missing = {"cosine", "cosine_ci", "accuracy", "accuracy_ci", "accuracy_by_level", "null_max"} - set(map(str, found))
+    if missing:
+        raise EmotraceError(f"agnosticism: the dataset lacks {', '.join(sorted(missing))}.")
+    found = full(found)
+    factors, subs = [str(f) for f in found["factor"].values], [str(s) for s in found["sublayer"].values]
+    layers = found["layer"].values
+    chance = float(found.attrs.get("chance", 1 / found.sizes[found.attrs.get("label", "emotion")]))
+    figure = style.canvas(6.6, _agnosticism_claim(found, factors))
+    panels = figure.subplots(2, len(factors), squeeze=False, sharex=True, sharey="row", height_ratios=[1.4, 1])
+    n_all = int(found.attrs.get("n_groups", 0))
+    lowest: list[float] = []
+    for column, factor in enumerate(factors):
+        of = found["held_out_factor"].values == factor
+        part = found.isel(held_out=np.flatnonzero(of))
+        top, low = panels[0, column], panels[1, column]
+        n = f"{int(of.sum())} levels" + (f", n = {n_all:,} groups" if n_all else "")
+        style.axes(top, f"Leave one {factor} out ({n})", "", "held-out accuracy" if column == 0 else "")
+        style.axes(low, "", "layer", "cosine" if column == 0 else "")
+        style.percent_axis(top, 1.05)
+        null = found["null_max"].sel(factor=factor).max("sublayer").values
+        top.fill_between(
+            layers, 0, null, color="#bbbbbb", alpha=0.45, linewidth=0, step="mid" if len(layers) > 1 else None
+        )
+        style.chance_line(top, chance)
+        for i, sub in enumerate(subs):
+            look = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4.5}
+            shift = layers + 0.08 * (i - (len(subs) - 1) / 2)
+            mean = found["accuracy"].sel(factor=factor, sublayer=sub).values
+            top.plot(shift, mean, linewidth=1.8, **look)
+            for x, bounds in zip(shift, found["accuracy_ci"].sel(factor=factor, sublayer=sub).values, strict=True):
+                style.whisker(top, x, (float(bounds[0]), float(bounds[1])), look["color"])
+            worst = part["accuracy_by_level"].sel(sublayer=sub).min("held_out").values
+            top.plot(shift, worst, linewidth=1, linestyle=":", color=look["color"])
+            lowest.append(_cosine_lines(low, shift, part.sel(sublayer=sub), look))
+        layer_ticks(low, layers)
+    floor = min(0.9, math.floor(10 * min(lowest)) / 10)
+    for low in panels[1]:
+        low.set_ylim(floor, 1 + 0.05 * (1 - floor))
+        low.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    panels[1, 0].set_title(
+        f"Cosine to the full direction (axis from {floor:.1f})".replace("-", "−"), fontsize=10.5, loc="left"
+    )
+    draws = found.attrs.get("n_null")
+    null_name = "shuffled labels" + (f", highest of {draws} draws" if draws else "")
+    handles: list[Any] = [
+        *_sublayer_handles(subs),
+        Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="worst level (below: and emotion)"),
+        Line2D([], [], color=FAINT, marker="_", linestyle="none", markersize=8, label="95 % interval"),
+        Patch(facecolor="#bbbbbb", alpha=0.45, label=null_name),
+        Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def layer_profile(
+    directions: xr.DataArray, found: xr.Dataset | None = None, profile: Sequence[Mapping[str, Any]] | None = None
+) -> Figure:
+    """By layer: norm of the centred means, that norm relative to the activations (‖c‖ / (σ √d)), held-out accuracy.
+
+    Args:
+        directions: with the coordinate ``norm[emotion, layer, sublayer]``.
+        found: of `directions.context_agnosticism`, for the accuracy; its panel is left out otherwise.
+        profile: ``layer_profile`` of report.json: ``{layer, sublayer, rms}`` per place, rms = σ of `directions.mean_rms`; the
+            relative panel is left out otherwise.
+
+    Raises:
+        EmotraceError: if the directions carry no norm.
+    """
+    if "norm" not in directions.coords:
+        raise EmotraceError(
+            "layer_profile: the directions carry no coordinate 'norm'; take them from directions.centered_mean."
+        )
+    directions = full(directions)
+    layers = directions["layer"].values
+    subs = [str(s) for s in directions["sublayer"].values]
+    norm = directions["norm"].transpose("emotion", "layer", "sublayer").values.astype(np.float64)
+    sigma = _sigma(layers, subs, profile)
+    count = 1 + bool(np.isfinite(sigma).any()) + (found is not None)
+    relative = norm / (sigma * math.sqrt(directions.sizes["dim"]))
+    figure = style.canvas(4.3, _profile_claim(layers, subs, norm, relative))
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    n = groups(directions).removeprefix(" (").removesuffix(")")
+    curves = [(norm, "Norm of the centred mean", "‖c‖")]
+    if np.isfinite(sigma).any():
+        curves.append((relative, "Relative to the activations", "‖c‖ / (σ √d)"))
+    for ax, (values, title, y) in zip(panels, curves, strict=False):
+        style.axes(ax, title, f"layer ({n})" if n else "layer", y)
+        for i, _ in enumerate(subs):
+            colour = SERIES[i % len(SERIES)]
+            ax.fill_between(
+                layers, values[:, :, i].min(0), values[:, :, i].max(0), color=colour, alpha=0.15, linewidth=0
+            )
+            ax.plot(layers, values[:, :, i].mean(0), color=colour, marker=MARKERS[i % len(MARKERS)], markersize=4.5)
+        ax.set_ylim(bottom=0)
+        layer_ticks(ax, layers)
+    handles: list[Any] = [*_sublayer_handles(subs), Patch(facecolor=FAINT, alpha=0.25, label="range over emotions")]
+    if found is not None:
+        handles += _accuracy_panel(panels[-1], full(found))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    return figure
+
+
+def layer_ticks(ax: Axes, layers: np.ndarray) -> None:
+    """Whole layers as ticks, thinned out for deep models."""
+    ax.set_xticks([int(i) for i in layers[:: max(1, math.ceil(len(layers) / 12))]])
+
+
+def _cosine_lines(ax: Axes, x: np.ndarray, part: xr.Dataset, look: Mapping[str, Any]) -> float:
+    """Mean over levels and labels, and the lowest with its interval; returns the lowest bound drawn."""
+    flat = part.stack(one=[d for d in part["cosine"].dims if d != "layer"]).transpose("layer", "one", ...)
+    values, bounds = flat["cosine"].values, flat["cosine_ci"].values
+    worst = values.argmin(1)
+    ax.plot(x, values.mean(1), linewidth=1.8, **look)
+    ax.plot(x, values.min(1), linewidth=1, linestyle=":", color=look["color"])
+    for i, w in enumerate(worst):
+        style.whisker(ax, float(x[i]), (float(bounds[i, int(w), 0]), float(bounds[i, int(w), 1])), look["color"])
+    return float(min(values.min(), np.take_along_axis(bounds[..., 0], worst[:, None], 1).min()))
+
+
+def _accuracy_panel(ax: Axes, found: xr.Dataset) -> list[Any]:
+    """Held-out accuracy per layer at the best sublayer of each factor."""
+    chance = float(found.attrs.get("chance", 1 / 6))
+    layers = found["layer"].values
+    n = found.attrs.get("n_groups")
+    style.axes(ax, "Held-out accuracy", f"layer (n = {n:,} groups)" if n else "layer", "")
+    style.percent_axis(ax, 1.05)
+    style.chance_line(ax, chance)
+    handles: list[Any] = []
+    for k, factor in enumerate(str(f) for f in found["factor"].values):
+        line = ("-", "--", ":")[k % 3]
+        for i in range(found.sizes["sublayer"]):
+            part = found.sel(factor=factor).isel(sublayer=i)
+            colour = SERIES[i % len(SERIES)]
+            ax.plot(
+                layers,
+                part["accuracy"].values,
+                color=colour,
+                linestyle=line,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4.5,
+            )
+            for x, bounds in zip(layers, part["accuracy_ci"].values, strict=True):
+                style.whisker(ax, x, (float(bounds[0]), float(bounds[1])), colour, 0.8)
+        handles.append(Line2D([], [], color=FAINT, linestyle=line, label=f"{factor} left out"))
+    layer_ticks(ax, layers)
+    return [
+        *handles,
+        Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
+    ]
+
+
+def _sublayer_handles(subs: Sequence[str]) -> list[Line2D]:
+    return [
+        Line2D([], [], color=SERIES[i % len(SERIES)], marker=MARKERS[i % len(MARKERS)], markersize=5, label=sub)
+        for i, sub in enumerate(subs)
+    ]
+
+
+def _sigma(layers: np.ndarray, subs: Sequence[str], profile: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
+    """σ ``[layer, sublayer]``, NaN where the profile does not say."""
+    known = {(int(p["layer"]), str(p.get("sublayer", subs[0]))): style.number(p.get("rms")) for p in profile or []}
+    return np.array([[known.get((int(i), s), math.nan) for s in subs] for i in layers])
+
+
+def _agnosticism_claim(found: xr.Dataset, factors: Sequence[str]) -> str:
+    mean = found["accuracy"].min("factor")
+    best = mean.where(mean == mean.max(), drop=True)
+    layer, sub = int(best["layer"].values[0]), str(best["sublayer"].values[0])
+    parts = [f"{f} {style.percent(float(found['accuracy'].sel(factor=f, layer=layer, sublayer=sub)))}" for f in factors]
+    cosine = float(found["cosine"].sel(layer=layer, sublayer=sub).min())
+    return (
+        f"Directions found without a context classify it: {', '.join(parts)} held out\n"
+        f"(layer {layer}, {sub}); cosine to the full direction at least {cosine:.2f} there".replace("-", "−")
+    )
+
+
+def _profile_claim(layers: np.ndarray, subs: Sequence[str], norm: np.ndarray, relative: np.ndarray) -> str:
+    values, name = (relative, "relative norm") if np.isfinite(relative).any() else (norm, "norm")
+    mean = np.nan_to_num(values.mean(0))
+    i, j = np.unravel_index(int(mean.argmax()), mean.shape)
+    return f"The {name} of the directions is largest at layer {int(layers[int(i)])} ({subs[j]}): {mean[i, j]:.2g}"

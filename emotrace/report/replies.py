@@ -1,0 +1,223 @@
+"""Replies: figures of how replies were read: accuracy per method, confusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from emotrace.labels import ANSWERS
+from emotrace.report import style
+from emotrace.report.style import COLOURS, FAINT, INK, span
+
+CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
+CONTROLLED: Final = ("circuit", "steer")
+"""Methods whose figure is the claim; the first one present gives the title."""
+
+
+def accuracy_bars(report: Mapping[str, Any]) -> Figure:
+    """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
+
+    Controls with several draws show the highest as the bar and every draw as a dot. Whiskers are the 95 % intervals of the
+    leaves; the dashed line is chance, 1 / number of emotions: what replies reach that ignore the asked emotion.
+
+    Args:
+        report: content of report.json; needs ``accuracy``.
+
+    Raises:
+        EmotraceError: if ``accuracy`` is absent.
+    """
+    accuracy = style.need(report, "accuracy", "accuracy_bars")
+    fluent = report.get("accuracy_fluent") or {}
+    methods = style.methods_of(accuracy)
+    chance = chance_of(report)
+    figure = style.canvas(7.0, _accuracy_claim(report, methods, chance))
+    above, below = figure.subplots(2, 1, height_ratios=[1.05, 1])
+    _overall(above, accuracy, fluent, methods, chance)
+    _by_emotion(below, accuracy, fluent, methods, chance)
+    handles: list[Any] = [
+        Patch(facecolor="#777777", label="read as the asked emotion"),
+        Patch(facecolor="#dddddd", edgecolor="#777777", hatch="////", label="… and fluent"),
+        Line2D([], [], color=INK, marker="_", linestyle="none", markersize=8, label="95 % interval"),
+        Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
+    ]
+    if any(_draws(accuracy[m].get("overall")) for m in methods):
+        handles.insert(
+            3,
+            Line2D(
+                [], [], color=INK, marker="o", markersize=4, markerfacecolor="white", linestyle="none", label="one draw"
+            ),
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    return figure
+
+
+def confusion(report: Mapping[str, Any]) -> Figure:
+    """Asked emotion × blind answer, one matrix per method, as percentages of the replies of each asked emotion.
+
+    Args:
+        report: needs ``confusion``: ``{method: {emotion: {answer: count}}}``.
+
+    Raises:
+        EmotraceError: if it is absent.
+    """
+    tables = style.need(report, "confusion", "confusion")
+    methods = style.methods_of(tables)
+    answers = {str(a) for m in methods for row in tables[m].values() for a, n in row.items() if n or a in ANSWERS}
+    columns = style.in_order(answers | set(ANSWERS))
+    asked = style.emotions_of({e: 0 for m in methods for e in tables[m]})
+    across = 2 if len(methods) in (1, 2, 4) else 3
+    down = math.ceil(len(methods) / across)
+    figure = style.canvas(0.9 + 2.75 * down if across == 3 else 0.9 + 3.3 * down, _confusion_claim(tables, methods))
+    panels = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
+    image = None
+    for i, (ax, method) in enumerate(zip(panels, methods, strict=False)):
+        counts = np.array([[style.number(tables[method].get(e, {}).get(a, 0)) for a in columns] for e in asked])
+        total = counts.sum(1, keepdims=True)
+        share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+        image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        _cell_numbers(ax, share)
+        ax.set_title(f"{method}  (n = {int(counts.sum()):,})", fontsize=10.5, loc="left", color=INK)
+        ax.set_xticks(range(len(columns)), columns, rotation=50, ha="right", rotation_mode="anchor", fontsize=9)
+        ax.set_yticks(range(len(asked)), asked if i % across == 0 else [""] * len(asked), fontsize=9)
+        ax.set_ylabel("asked emotion" if i % across == 0 else "", fontsize=10, color=INK)
+        ax.set_xlabel("blind answer" if i + across >= len(methods) else "", fontsize=10, color=INK)
+        ax.tick_params(length=0, colors=INK)
+    for ax in panels[len(methods) :]:
+        ax.set_axis_off()
+    if image is not None:
+        bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.7, aspect=30, pad=0.01)
+        chance = 1 / max(len(asked), 1)
+        bar.ax.axhline(chance, color="#D55E00", linewidth=1.5)
+        bar.set_ticks([0, chance, 0.5, 1], labels=["0 %", f"chance\n{style.percent(chance)}", "50 %", "100 %"])
+        bar.ax.tick_params(labelsize=9)
+        bar.set_label("share of the replies of a row", fontsize=10)
+    return figure
+
+
+def chance_of(report: Mapping[str, Any]) -> float:
+    """1 / number of asked emotions; a reply that ignores the asked emotion cannot be right more often on average."""
+    names = {e for part in (report.get("accuracy") or {}).values() for e in part.get("by_emotion", {})}
+    return 1 / (len(names) or len(ANSWERS) - 1)
+
+
+def _overall(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str], chance: float) -> None:
+    style.axes(ax, "All asked emotions", "", "share of replies")
+    style.percent_axis(ax, 1.14)
+    style.chance_line(ax, chance)
+    names = []
+    for i, method in enumerate(methods):
+        leaf = accuracy[method].get("overall") or {}
+        second = (fluent.get(method) or {}).get("overall")
+        pairs = [(i - 0.2, leaf, False), (i + 0.2, second, True)] if second else [(i, leaf, False)]
+        for x, one, hatched in pairs:
+            value = style.number(one)
+            colour = COLOURS.get(method, FAINT)
+            face: dict[str, Any] = {"facecolor": colour} if not hatched else {"facecolor": "white", "hatch": "////", "alpha": 0.9}
+            ax.bar(x, 0 if math.isnan(value) else value, width=0.38, edgecolor=colour, linewidth=1, **face)
+            style.whisker(ax, x, style.interval(one))
+            draws = _draws(one)
+            ax.plot(
+                x + np.linspace(-0.08, 0.08, len(draws)) if len(draws) > 1 else [x] * len(draws),
+                draws,
+                linestyle="none",
+                marker="o",
+                markersize=4,
+                markerfacecolor="white",
+                markeredgecolor=INK,
+                zorder=4,
+            )
+            top = np.nanmax([value, style.interval(one)[1], *draws]) if math.isfinite(value) else 0
+            ax.text(x, top + 0.025, style.percent(value), ha="center", va="bottom", fontsize=9, color=INK)
+        names.append(_method_label(method, leaf))
+    ax.set_xticks(range(len(methods)), names, fontsize=9)
+    ax.set_xlim(-0.6, len(methods) - 0.4)
+
+
+def _by_emotion(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str], chance: float) -> None:
+    emotions = style.emotions_of({e: 0 for m in methods for e in accuracy[m].get("by_emotion", {})})
+    ns = sorted({int(leaf["n"]) for m in methods for leaf in accuracy[m].get("by_emotion", {}).values() if "n" in leaf})
+    n = f", n = {span(ns)} per bar" if ns else ""
+    style.axes(ax, f"By asked emotion{n} (tick: … and fluent)", "", "share of replies")
+    style.percent_axis(ax, 1.05)
+    style.chance_line(ax, chance)
+    width = 0.84 / max(len(methods), 1)
+    for i, method in enumerate(methods):
+        for j, name in enumerate(emotions):
+            leaf = accuracy[method].get("by_emotion", {}).get(name)
+            x = j + (i - (len(methods) - 1) / 2) * width
+            value = style.number(leaf)
+            label = method if j == 0 else None
+            ax.bar(
+                x, 0 if math.isnan(value) else value, width=width * 0.92, color=COLOURS.get(method, FAINT), label=label
+            )
+            style.whisker(ax, x, style.interval(leaf), width=0.8)
+            second = style.number((fluent.get(method) or {}).get("by_emotion", {}).get(name))
+            if math.isfinite(second):
+                ax.hlines(second, x - 0.36 * width, x + 0.36 * width, color="white", linewidth=3, zorder=3.2)
+                ax.hlines(second, x - 0.36 * width, x + 0.36 * width, color=INK, linewidth=1.2, zorder=3.3)
+    ax.set_xticks(range(len(emotions)), emotions, fontsize=10)
+    handles = [Patch(facecolor=COLOURS.get(m, FAINT), label=m) for m in methods]
+    ax.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.1),
+        ncols=len(methods),
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0,
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
+
+
+def _method_label(method: str, leaf: Mapping[str, Any]) -> str:
+    lines = [method]
+    draws = _draws(leaf)
+    if len(draws) > 1:
+        lines.append(f"top of {len(draws)} draws")
+    if "n" in leaf:
+        lines.append(f"n = {leaf['n']:,}")
+    if leaf.get("n_unjudged"):
+        lines.append(f"{leaf['n_unjudged']:,} unjudged")
+    return "\n".join(lines)
+
+
+def _draws(leaf: Any) -> list[float]:
+    return [style.number(d) for d in (leaf or {}).get("draws") or []]
+
+
+def _accuracy_claim(report: Mapping[str, Any], methods: Sequence[str], chance: float) -> str:
+    accuracy = report["accuracy"]
+    overall = {m: style.number(accuracy[m].get("overall")) for m in methods}
+    main = next((m for m in (*CONTROLLED, "prompt", *methods) if m in overall), "")
+    others = [m for m in ("steer", "prompt", "none") if m in overall and m != main]
+    parts = [f"{m} {style.percent(overall[m])}" for m in others]
+    controls = [overall[m] for m in CONTROLS if m in overall]
+    if controls:
+        parts.append(f"best control {style.percent(max(controls))}")
+    parts.append(f"chance {style.percent(chance)}")
+    return f"{main}: {style.percent(overall[main])} of replies read as the asked emotion\n({', '.join(parts)})"
+
+
+def _confusion_claim(tables: Mapping[str, Any], methods: Sequence[str]) -> str:
+    main = next(m for m in (*CONTROLLED, "prompt", *methods) if m in tables)
+    worst = [(int(n), e, a) for e, row in tables[main].items() for a, n in row.items() if a != e and n]
+    if not worst:
+        return f"{main}: every reply is read as the asked emotion"
+    n, asked, answer = max(worst)
+    total = sum(tables[main][asked].values())
+    return f"{main}: the most frequent misreading is {asked} as {answer} ({style.percent(n / total)} of its {total:,} replies)"
+
+
+def _cell_numbers(ax: Axes, share: np.ndarray) -> None:
+    for (i, j), value in np.ndenumerate(share):
+        if value > 0:
+            text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if value > 0.55 else INK)

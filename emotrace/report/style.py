@@ -1,0 +1,178 @@
+"""Style: the canvas, colours and small marks that every figure shares; no pyplot, no global state."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from emotrace.labels import ANSWERS, EMOTIONS, METHODS, VALENCES, EmotraceError
+
+WIDTH: Final = 9.0
+"""Inches; 1350 px at 150 dpi, so that 10 points are 14 px where the page shows the picture 900 px wide."""
+DPI: Final = 150
+INK: Final = "#222222"
+FAINT: Final = "#8a8a8a"
+COLOURS: Final = {
+    "none": "#999999",
+    "prompt": "#0072B2",
+    "steer": "#D55E00",
+    "circuit": "#009E73",
+    "random_steer": "#E69F00",
+    "random_circuit": "#56B4E9",
+    "shuffled": "#CC79A7",
+}
+"""One colour per method, of the palette of Okabe and Ito, which colour-blind readers tell apart."""
+SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+NAN: Final = float("nan")
+
+
+def canvas(height: float, title: str) -> Figure:
+    """An empty figure of the common width with its claim as title."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left", wrap=False)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure as PNG (150 dpi), whole or not at all; parents are created.
+
+    Args:
+        figure: from a function of this room.
+        path: ending in ``.png``.
+
+    Returns:
+        The path.
+
+    Raises:
+        EmotraceError: for another ending.
+    """
+    path = Path(path)
+    if path.suffix != ".png":
+        raise EmotraceError(f"save(path={str(path)!r}): figures are written as .png.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None, "Title": claim(figure)})
+    os.replace(part, path)
+    return path
+
+
+def claim(figure: Figure) -> str:
+    """The title of a figure, in one line."""
+    return " ".join(figure.get_suptitle().split())
+
+
+def axes(ax: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
+    """Common look: light grid along y, no box, readable sizes."""
+    ax.set_title(title, fontsize=10.5, loc="left", color=INK)
+    ax.set_xlabel(x, fontsize=10, color=INK)
+    ax.set_ylabel(y, fontsize=10, color=INK)
+    ax.tick_params(labelsize=9, colors=INK, length=3)
+    ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    return ax
+
+
+def percent_axis(ax: Axes, top: float = 1.0) -> None:
+    """0 to 100 % along y, with room above for numbers."""
+    ax.set_ylim(0, top)
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    ax.set_yticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
+
+
+def chance_line(ax: Axes, chance: float) -> None:
+    """The dashed line of somebody who does not know the answer; goes by the name *chance* in a legend."""
+    ax.axhline(chance, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5, label=f"chance {percent(chance)}")
+
+
+def whisker(ax: Axes, x: float, ci: tuple[float, float], colour: str = INK, width: float = 1.1) -> None:
+    """A vertical 95 % interval at x, drawn from its bounds; nothing where they are unknown."""
+    if all(map(math.isfinite, ci)):
+        ax.vlines(x, ci[0], ci[1], color=colour, linewidth=width, zorder=3)
+        ax.plot([x, x], ci, linestyle="none", marker="_", markersize=5, markeredgewidth=width, color=colour, zorder=3)
+
+
+def number(value: Any) -> float:
+    """A float; NaN for None and whatever is not a number. Of a leaf ``{value, …}``, its value."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else NAN
+
+
+def interval(leaf: Any, name: str = "ci95") -> tuple[float, float]:
+    """The bounds of a leaf, NaN where there are none."""
+    bounds = leaf.get(name) if isinstance(leaf, Mapping) else None
+    return (number(bounds[0]), number(bounds[1])) if bounds else (NAN, NAN)
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """``93 %``; a dash where there is no number. Never rounds up to 100 % or down to 0 %."""
+    x = number(value)
+    if not math.isfinite(x):
+        return "–"
+    if 0 < abs(x) < 1 and round(100 * abs(x), digits) in (0, 100):
+        digits = 2 if digits else 1
+    return f"{100 * x:.{digits}f} %".replace("-", "−")
+
+
+def methods_of(part: Mapping[str, Any]) -> list[str]:
+    """The methods of a part of report.json, in the order of `labels.METHODS`; unknown ones at the end."""
+    return in_order(part, METHODS)
+
+
+def emotions_of(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Emotions in the order of `labels.EMOTIONS`, others at the end."""
+    return in_order(names, EMOTIONS)
+
+
+def in_order(names: Any, order: Sequence[str] = (*ANSWERS, "unjudged", *VALENCES)) -> list[str]:
+    """Names sorted as in ``order``; those that are not in it keep their own order, after the others."""
+    return sorted(map(str, names), key=lambda n: order.index(n) if n in order else len(order))
+
+
+def need(report: Mapping[str, Any], name: str, figure: str) -> Any:
+    """A part of report.json that a figure cannot do without.
+
+    Raises:
+        EmotraceError: if it is absent or empty.
+    """
+    part = report.get(name)
+    if not part:
+        raise EmotraceError(f"{figure} needs {name!r}, and report.json has only: {', '.join(report) or 'nothing'}.")
+    return part
+
+
+def lifts_of(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``{method: {overall | emotion: leaf}}``; a lift without methods is that of ``steer``."""
+    found = report.get("lift") or {}
+    if any(isinstance(leaf, Mapping) and "value" in leaf for leaf in found.values()):
+        found = {"steer": found}
+    return {m: {n: found[m][n] for n in in_order(found[m], ("overall", *EMOTIONS))} for m in methods_of(found)}
+
+
+def layer_range(layers: Sequence[int]) -> str:
+    """``2–4`` for [2, 3, 4]; a list where there are gaps."""
+    layers = sorted(int(i) for i in layers)
+    if not layers:
+        return "none"
+    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}–{layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def span(values: Sequence[int]) -> str:
+    """``480`` where all are the same, else ``470–480``."""
+    if not values:
+        return "unknown"
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

@@ -1,0 +1,139 @@
+"""Tables: the numbers of a report as data frames and CSV files, unrounded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from emotrace.report import style
+
+SCORES = ("accuracy", "accuracy_fluent", "accuracy_target")
+
+
+def accuracy(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per score, method and group, with value, bounds, n, n_unjudged and worst_case.
+
+    ``by`` is overall, emotion or valence; ``mean`` and ``draws`` (a JSON list) are filled for controls drawn several times.
+    """
+    out = []
+    for score in SCORES:
+        part = report.get(score) or {}
+        for method in style.methods_of(part):
+            leaves = [("overall", "overall", part[method].get("overall"))]
+            for by in ("emotion", "valence"):
+                groups = part[method].get(f"by_{by}") or {}
+                leaves += [(by, name, groups[name]) for name in style.in_order(groups)]
+            for by, name, leaf in leaves:
+                if leaf is not None:
+                    out.append({"score": score, "method": method, "by": by, "group": name, **_leaf(leaf)})
+    return pd.DataFrame(out)
+
+
+def lift(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method and emotion (and overall): difference in accuracy to ``none``, interval, permutation p, n."""
+    found = style.lifts_of(report)
+    return pd.DataFrame(
+        [{"method": m, "group": name, **_leaf(leaf, ("p", "n"))} for m in found for name, leaf in found[m].items()]
+    )
+
+
+def sweep(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per tried point; ``layers`` as text, ``chosen`` marks the point that was used."""
+    chosen, out = report.get("chosen") or {}, []
+    for point in report.get("sweep") or []:
+        low, high = style.interval(point)
+        plain = {k: v for k, v in point.items() if k not in ("layers", "ci95")}
+        used = point["layers"] == chosen.get("layers") and point["dose"] == chosen.get("dose")
+        layers = " ".join(map(str, point["layers"]))
+        out.append({"layers": layers, **plain, "ci_low": low, "ci_high": high, "chosen": used})
+    return pd.DataFrame(out)
+
+
+def confusion(report: Mapping[str, Any]) -> pd.DataFrame:
+    """Long form: ``method, emotion, answer, count``."""
+    tables = report.get("confusion") or {}
+    return pd.DataFrame(
+        [
+            {"method": m, "emotion": e, "answer": a, "count": tables[m][e][a]}
+            for m in style.methods_of(tables)
+            for e in style.emotions_of(tables[m])
+            for a in style.in_order(tables[m][e])
+        ]
+    )
+
+
+def fluency(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method: median perplexity, mean length and repetition, share of fluent replies."""
+    found = (report.get("fluency") or {}).get("by_method") or {}
+    return pd.DataFrame([{"method": m, **found[m]} for m in style.methods_of(found)])
+
+
+def agnosticism(found: xr.Dataset | None) -> pd.DataFrame:
+    """Held-out accuracy ``factor × level × layer × sublayer`` with intervals; level ``all`` pools the levels and has the null."""
+    if found is None:
+        return pd.DataFrame()
+    label = str(found.attrs.get("label", "emotion"))
+    pooled = found[[v for v in ("accuracy", "null_mean", "null_max") if v in found]].to_dataframe().reset_index()
+    pooled = pooled.merge(_bounds(found["accuracy_ci"])).assign(level="all")
+    by = found["accuracy_by_level"].to_dataframe().reset_index().rename(columns={"accuracy_by_level": "accuracy"})
+    if "accuracy_by_level_ci" in found:
+        by = by.merge(_bounds(found["accuracy_by_level_ci"]))
+    cosines = found["cosine"].mean(label).to_dataframe("mean_cosine").reset_index()
+    lowest = found["cosine"].min(label).to_dataframe("min_cosine").reset_index()
+    by = by.merge(cosines).merge(lowest).rename(columns={"held_out_factor": "factor", "held_out_level": "level"})
+    both = pd.concat([pooled, by.drop(columns="held_out")], ignore_index=True)
+    first = ["factor", "level", *(d for d in ("layer", "sublayer") if d in both), "accuracy", "ci_low", "ci_high"]
+    return both[[*[c for c in first if c in both], *[c for c in both if c not in first]]]
+
+
+def write(folder: str | Path, report: Mapping[str, Any], found: xr.Dataset | None = None) -> list[Path]:
+    """Write ``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism``.csv as far as there is data.
+
+    Args:
+        folder: created if absent.
+        report: content of report.json.
+        found: of `directions.context_agnosticism`.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {
+        "accuracy": accuracy(report),
+        "lift": lift(report),
+        "sweep": sweep(report),
+        "confusion": confusion(report),
+        "fluency": fluency(report),
+        "layer_profile": pd.DataFrame(report.get("layer_profile") or []),
+        "agnosticism": agnosticism(found),
+    }
+    out = []
+    for name, frame in frames.items():
+        if len(frame):
+            part = folder / f"{name}.csv.tmp"
+            frame.to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
+            os.replace(part, folder / f"{name}.csv")
+            out.append(folder / f"{name}.csv")
+    return out
+
+
+def _leaf(
+    leaf: Mapping[str, Any], extra: tuple[str, ...] = ("n", "n_unjudged", "worst_case", "mean")
+) -> dict[str, Any]:
+    low, high = style.interval(leaf)
+    out = {"value": leaf.get("value"), "ci_low": low, "ci_high": high, **{k: leaf.get(k) for k in extra}}
+    if "draws" in leaf:
+        out["draws"] = json.dumps(leaf["draws"])
+    return out
+
+
+def _bounds(ci: xr.DataArray) -> pd.DataFrame:
+    wide = ci.to_dataset(dim="bound").rename(lo="ci_low", hi="ci_high")
+    return wide.to_dataframe().reset_index()

@@ -1,0 +1,81 @@
+"""Run: the output folder of an experiment and its manifest; the same command again continues."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emotrace.labels import EmotraceError
+from emotrace.model import versions
+from emotrace.runlog import write_json
+
+FREE = ("command", "versions", "python", "started", "finished", "seconds")
+"""Entries that may differ when a run is continued."""
+
+
+class Run:
+    """One output folder.
+
+    Args:
+        out: the folder; created, or continued if its manifest says the same.
+        settings: everything that the numbers depend on (JSON values). No secret belongs here.
+
+    Raises:
+        EmotraceError: if the folder holds a run with other settings (each difference is named), or something else.
+    """
+
+    def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
+        self.out = Path(out)
+        self.settings = json.loads(json.dumps(settings, default=str))
+        manifest = self.path("manifest.json")
+        if self.out.exists() and not self.out.is_dir():
+            raise EmotraceError(f"--out {self.out} is a file; give a folder.")
+        if manifest.is_file():
+            self._compare(manifest)
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise EmotraceError(f"--out {self.out} is not empty and holds no run of emotrace. Give a new folder.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.manifest: dict[str, Any] = {
+            **self.settings,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": versions(),
+            "python": platform.python_version(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self._begun = time.monotonic()
+        write_json(manifest, self.manifest)
+
+    def _compare(self, manifest: Path) -> None:
+        try:
+            before = json.loads(manifest.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            raise EmotraceError(
+                f"{manifest} is damaged. Give a new folder, or delete that file to start over."
+            ) from None
+        differences = [
+            f"{name}: {before.get(name)!r} there, {self.settings.get(name)!r} now"
+            for name in sorted({*before, *self.settings} - set(FREE))
+            if before.get(name) != self.settings.get(name)
+        ]
+        if differences:
+            raise EmotraceError(
+                f"--out {self.out} holds a run with other settings ({'; '.join(differences)}). "
+                "Give another folder, or the settings it was begun with."
+            )
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder, its parents created."""
+        path = self.out.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self) -> None:
+        """Note the end of the run in the manifest."""
+        self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
+        write_json(self.path("manifest.json"), self.manifest)

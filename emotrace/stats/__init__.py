@@ -1,0 +1,21 @@
+"""Stats: intervals, permutation, FDR, accuracy with its doubt, fluency. Pure; the cluster is the skeleton.
+
+Every score of the package goes through here, so that n, interval and worst case are computed in one way.
+"""
+
+from emotrace.stats.accuracy import accuracy_table, confusion, paired_difference
+from emotrace.stats.fluency import fluency_bounds, is_fluent, repetition
+from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
+
+__all__ = [
+    "accuracy_table",
+    "bootstrap_ci",
+    "cluster_weights",
+    "confusion",
+    "fdr_bh",
+    "fluency_bounds",
+    "is_fluent",
+    "paired_difference",
+    "repetition",
+    "wilson",
+]

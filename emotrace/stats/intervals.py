@@ -1,0 +1,101 @@
+"""Intervals: cluster bootstrap of a mean, Wilson, and the false discovery rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as sps
+
+from emotrace.labels import EmotraceError
+
+
+def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
+    """How often each cluster is drawn in each bootstrap sample: ``[n, n_clusters]``, rows sum to ``n_clusters``."""
+    if n_clusters < 1 or n < 1:
+        raise EmotraceError(f"a bootstrap needs at least one cluster and one draw, not {n_clusters} and {n}.")
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=n).astype(np.float64)
+
+
+def bootstrap_ci(
+    values: ArrayLike, clusters: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[Any, Any]:
+    """Percentile interval of a mean, whole clusters being drawn with replacement.
+
+    mean* = Σ_c w_c S_c / Σ_c w_c N_c, with S_c the sum and N_c the number of values of cluster c and w the counts of a
+    multinomial draw of C clusters out of C. Where all draws agree (zero width) and the values lie in [0, 1], the bootstrap
+    says nothing about rare misses, and the Wilson interval of the mean with n = number of clusters (not of rows: the
+    rows of a cluster are not independent) stands instead. Values outside [0, 1] keep the zero width.
+
+    Args:
+        values: ``[rows]`` or ``[rows, ...]``; the trailing axes are separate means that share the draws.
+        clusters: ``[rows]``, e.g. the skeleton of each row.
+        n: bootstrap draws.
+        seed: of the draws.
+        level: coverage.
+
+    Returns:
+        (lo, hi), floats for ``[rows]``, arrays of the trailing shape otherwise.
+
+    Raises:
+        EmotraceError: for no rows, lengths that differ, values that are not finite, or a level outside (0, 1).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    names = np.asarray(clusters)
+    _check_level(level)
+    if x.ndim == 0 or len(x) == 0 or names.ndim != 1 or len(names) != len(x):
+        raise EmotraceError(f"bootstrap_ci: {x.shape} values and {names.shape} clusters; they need one cluster a row.")
+    if not np.isfinite(x).all():
+        raise EmotraceError(f"bootstrap_ci: {int((~np.isfinite(x)).sum())} values are not finite.")
+    _, code = np.unique(names, return_inverse=True)
+    n_clusters = int(code.max()) + 1
+    flat = x.reshape(len(x), -1)
+    sums = np.zeros((n_clusters, flat.shape[1]))
+    np.add.at(sums, code, flat)
+    weights = cluster_weights(n_clusters, n, seed)
+    means = (weights @ sums) / (weights @ np.bincount(code, minlength=n_clusters))[:, None]
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    shares = ((flat >= 0) & (flat <= 1)).all(axis=0)
+    for j in np.flatnonzero(shares & (hi - lo < 1e-12)):
+        lo[j], hi[j] = wilson(float(flat[:, j].mean()) * n_clusters, n_clusters, level)
+    if x.ndim == 1:
+        return float(lo[0]), float(hi[0])
+    return lo.reshape(x.shape[1:]), hi.reshape(x.shape[1:])
+
+
+def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: never of zero width, never outside [0, 1].
+
+    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), p = successes / n. ``successes`` may be fractional.
+
+    Raises:
+        EmotraceError: unless 0 <= successes <= n and n > 0.
+    """
+    _check_level(level)
+    if not (n > 0 and -1e-9 <= successes <= n + 1e-9):
+        raise EmotraceError(f"wilson({successes}, {n}): needs 0 <= successes <= n and n > 0.")
+    z = float(sps.norm.ppf((1 + level) / 2))
+    p = min(max(successes / n, 0.0), 1.0)
+    middle = p + z * z / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    lo, hi = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return (0.0 if p == 0 else max(float(lo), 0.0)), (1.0 if p == 1 else min(float(hi), 1.0))
+
+
+def fdr_bh(p: ArrayLike) -> np.ndarray:
+    """Benjamini–Hochberg adjusted p-values over *all* entries, in the shape given (`scipy.stats.false_discovery_control`).
+
+    Raises:
+        EmotraceError: for values that are not probabilities.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
+        raise EmotraceError(f"fdr_bh takes at least one p-value in [0, 1]; got {values.size} values, some outside.")
+    return np.asarray(sps.false_discovery_control(values.ravel(), method="bh")).reshape(values.shape)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise EmotraceError(f"level={level!r}: the coverage of an interval lies in (0, 1), e.g. 0.95.")

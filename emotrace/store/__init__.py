@@ -1,0 +1,26 @@
+"""Store: labelled activations on disk; planned, written in committed row groups, opened lazily, selected by label."""
+
+from emotrace.store.activations import Activations, open_activations
+from emotrace.store.layout import free_bytes
+from emotrace.store.plan import Plan, PromptRows, RowGroup
+from emotrace.store.rows import Rows
+from emotrace.store.variable import Variable
+from emotrace.store.verify import Damage, info, ls, verify
+from emotrace.store.writer import Writer, create_or_resume
+
+__all__ = [
+    "Activations",
+    "Damage",
+    "Plan",
+    "PromptRows",
+    "RowGroup",
+    "Rows",
+    "Variable",
+    "Writer",
+    "create_or_resume",
+    "free_bytes",
+    "info",
+    "ls",
+    "open_activations",
+    "verify",
+]

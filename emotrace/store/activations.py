@@ -1,0 +1,239 @@
+"""Activations: a store opened for reading, lazy and labelled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from emotrace.labels import EmotraceError, unknown
+from emotrace.store import layout
+from emotrace.store.chunks import ChunkArray, ColumnArray, cached, existing, lazy
+from emotrace.store.plan import Plan
+from emotrace.store.select import index_of, rows_of
+from emotrace.store.variable import Variable
+
+EAGER_ROWS = 20_000
+"""Up to so many rows the labels on ``token`` are read at once; beyond, when they are asked for."""
+SOURCE_ATTRS = ("model_id", "revision", "dtype", "prompts_digest", "plan_digest")
+
+
+def open_activations(path: str | os.PathLike[str]) -> Activations:
+    """Open a store for reading; only committed rows are shown, also while it is being written.
+
+    Raises:
+        EmotraceError: if there is no store of emotrace at ``path``.
+    """
+    return Activations(path)
+
+
+class Activations:
+    """Activations of a prompt set: lazy arrays by site, labelled by layer, sublayer and everything known of each token.
+
+    ``acts.residual`` (and ``.z``, ``.neuron``, …) is a lazy ``xarray.DataArray``; `sel` takes array dims and token
+    labels alike; ``acts.tokens`` is the token table.
+
+    Args:
+        path: directory of the store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.attrs: dict[str, Any] = layout.read_attrs(self.path)
+        store = self.attrs["emotrace_store"]
+        self._n: int = store["rows"]
+        self._row_group: int = store["row_group"]
+        self.columns: tuple[str, ...] = tuple(store["columns"])
+        self._variables = {v["name"]: Variable.from_json(v) for v in store["variables"]}
+        self._cache: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, xr.DataArray] = {}
+        self._held: dict[str, np.ndarray] = {}
+        self.n_groups = -(-self._n // self._row_group)
+        groups = layout.committed_groups(self.path)
+        self.complete = len(groups) == self.n_groups
+        self.n_groups_committed = len(groups)
+        starts = np.asarray(groups, dtype=np.int64) * self._row_group
+        rows = (starts[:, None] + np.arange(self._row_group)).ravel()
+        self._rows = rows[rows < self._n]
+
+    @classmethod
+    def in_memory(cls, plan: Plan, arrays: Mapping[str, np.ndarray]) -> Activations:
+        """Activations that were never written: the same surface over arrays ``[layer, sublayer, token, …]``."""
+        self = cls.__new__(cls)
+        self.path = Path("(memory)")
+        self.attrs = {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()}
+        self._n, self._row_group = plan.n_rows, plan.row_group
+        self.columns = tuple(plan.rows.columns)
+        self._variables = {v.name: v for v in plan.variables}
+        self._cache, self._arrays, self._held = dict(plan.rows.columns), {}, dict(arrays)
+        self.n_groups = self.n_groups_committed = plan.n_groups
+        self.complete = True
+        self._rows = np.arange(plan.n_rows)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getattr__(self, name: str) -> xr.DataArray:
+        if name.startswith("_") or name not in self._variables:
+            raise AttributeError(f"{type(self).__name__} has no variable {name!r}; it has {', '.join(self.variables)}.")
+        return self.sel(name) if len(self) else self._array(self._variables[name], {}, self._rows)
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        return self.sel(name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._variables})
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the stored sites."""
+        return tuple(self.__dict__.get("_variables", ()))
+
+    @property
+    def tokens(self) -> pd.DataFrame:
+        """The token table: one row per committed (prompt, position), with every label."""
+        return pd.DataFrame({name: self.column(name) for name in self.columns})
+
+    def sel(self, variable: str = "residual", **labels: Any) -> xr.DataArray:
+        """The part of a variable that has these labels, lazily.
+
+        Args:
+            variable: the stored site.
+            labels: array dims (``layer``, ``sublayer``, ``head``, ``unit``, ``dim``, …) and token labels (``emotion``,
+                ``key``, ``position``, …) alike: one value, several, or for numbers a slice that includes its stop. One
+                value drops an array dim; on ``token`` it filters. ``position`` also takes a policy name or a half-open
+                span ``(start, stop)``.
+
+        Returns:
+            ``[layer, sublayer, token, …]`` with the token labels as coordinates on ``token``; nothing is read before
+            ``.values``, ``.load()`` or arithmetic.
+
+        Raises:
+            EmotraceError: for an unknown variable, label or value, for cells that do not exist, or an empty selection.
+        """
+        if variable not in self._variables:
+            raise unknown("variable", variable, self._variables, f"sel on {self.path}")
+        v = self._variables[variable]
+        for name in labels:
+            if name not in v.dims and name not in self.columns:
+                raise unknown("label", name, (*v.dims, *self.columns), f"sel({variable!r})")
+        dims = {n: index_of(n, self._coords(v, n), w) for n, w in labels.items() if n in v.dims}
+        self._refuse_absent(v, dims)
+        wanted = {n: w for n, w in labels.items() if n in self.columns}
+        if not len(self):
+            raise EmotraceError(f"{self.path} has no committed rows yet ({self.n_groups} row groups planned).")
+        rows = rows_of(self.column, self.columns, len(self), wanted) if wanted else np.arange(len(self))
+        return self._array(v, dims, rows)
+
+    def dataset(self, *variables: str) -> xr.Dataset:
+        """The named variables (default: all) as one lazy ``xarray.Dataset``.
+
+        Raises:
+            EmotraceError: if their coordinates differ, since xarray would fill the gaps with NaN.
+        """
+        arrays = {name: self.sel(name) for name in variables or self.variables}
+        named = [array.rename(name) for name, array in arrays.items()]
+        try:
+            merged = xr.merge(named, join="exact", compat="override", combine_attrs="drop")
+        except ValueError as error:
+            raise EmotraceError(
+                f"{', '.join(arrays)} are stored for different layers, so one Dataset cannot hold them without gaps; "
+                "name one: dataset('residual')."
+            ) from error
+        return merged.assign_attrs(self.attrs)
+
+    def to_dataframe(self, variable: str = "residual", max_rows: int = 20_000_000, **labels: Any) -> pd.DataFrame:
+        """A selection as a long table: array dims, token labels, and the value in a column named after the variable.
+
+        Raises:
+            EmotraceError: as `sel`, and if the table would have more than ``max_rows`` rows.
+        """
+        x = self.sel(variable, **labels)
+        if x.size > max_rows:
+            raise EmotraceError(f"the table would have {x.size:,} rows; select less, or raise max_rows={max_rows:,}.")
+        index = np.indices(x.shape, sparse=True)
+        dims = x.dims
+        out: dict[Hashable, Any] = {}
+        for axis, dim in enumerate(dims):
+            if dim != "token":
+                values = x[dim].values if dim in x.coords else np.arange(x.shape[axis])
+                out[dim] = np.broadcast_to(values[index[axis]], x.shape).ravel()
+        for name, coord in x.coords.items():
+            if coord.dims == ("token",):
+                out[name] = np.broadcast_to(coord.values[index[dims.index("token")]], x.shape).ravel()
+            elif not coord.dims:
+                out[name] = coord.item()
+        out[variable] = x.values.ravel()
+        return pd.DataFrame(out)
+
+    def _refuse_absent(self, v: Variable, dims: dict[str, int | list[int]]) -> None:
+        for cell in v.absent:
+            at = {d: list(v.coords[d]).index(c) for d, c in zip(v.cell_dims, cell, strict=True)}
+            if dims and all(i in np.atleast_1d(dims.get(d, i)) for d, i in at.items()):
+                place = ", ".join(f"{d}={c!r}" for d, c in zip(v.cell_dims, cell, strict=True))
+                raise EmotraceError(f"{v.name} has no {place}: the model has no such site. {existing(v)}")
+
+    def _coords(self, v: Variable, dim: str) -> list[Any]:
+        return list(v.coords[dim]) if dim in v.coords else list(range(v.sizes[dim]))
+
+    def _array(self, v: Variable, dims: dict[str, int | list[int]], rows: np.ndarray) -> xr.DataArray:
+        """The DataArray of these indices; ``rows`` count committed rows."""
+        index: dict[str, Any] = dict(dims)
+        if len(rows) < len(self):
+            consecutive = rows[-1] - rows[0] == len(rows) - 1
+            index["token"] = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
+        part = self._whole(v).isel(index)
+        numbered = {d: i for d, i in dims.items() if d not in part.coords and isinstance(i, int)}
+        part = part.assign_coords(numbered) if numbered else part
+        return part.copy(deep=False, data=cached(part.variable))
+
+    def _whole(self, v: Variable) -> xr.DataArray:
+        """All committed rows of a variable; made once, since making coordinates takes longer than indexing them."""
+        if v.name not in self._arrays:
+            held = self._held.get(v.name)
+            source = lazy(ChunkArray(self.path, v, self._n, self._row_group)) if held is None else held
+            data = xr.Variable(v.full_dims, source)
+            data = data if self.complete else data.isel(token=self._rows)
+            coords: dict[str, Any] = {}
+            for dim in v.dims:
+                if dim in v.coords or dim in ("head", "unit"):
+                    coords[dim] = (dim, np.array(self._coords(v, dim), dtype=object if dim == "sublayer" else np.int64))
+            coords |= {name: ("token", self._token_coord(name)) for name in self.columns}
+            origin = {k: self.attrs[k] for k in SOURCE_ATTRS if k in self.attrs}
+            attrs = {"variable": v.name, "source_dtype": v.source_dtype, **origin, "source": str(self.path)}
+            self._arrays[v.name] = xr.DataArray(data, name=v.name, attrs=attrs).assign_coords(coords)
+        return self._arrays[v.name]
+
+    def _token_coord(self, name: str) -> Any:
+        if self._n <= EAGER_ROWS:
+            return self.column(name)
+        dtype = self._open_column(name).dtype
+        dtype = dtype if dtype.kind in "iufb" else np.dtype(object)
+        return lazy(ColumnArray(lambda: self.column(name), len(self), dtype))
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the token table, committed rows only; read once."""
+        if name not in self._cache:
+            values = np.asarray(self._open_column(name)[:])
+            values = values if values.dtype.kind in "iufb" else values.astype(object)
+            self._cache[name] = values if self.complete else values[self._rows]
+        return self._cache[name]
+
+    def _open_column(self, name: str) -> Any:
+        import zarr
+
+        try:
+            return zarr.open_array(self.path / name, mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise EmotraceError(f"cannot read column {name!r} of {self.path}: {error}.") from error
+
+    def __repr__(self) -> str:
+        from emotrace.store.show import summary
+
+        return summary(self)

@@ -1,0 +1,176 @@
+"""Chunks: lazy reading of a variable that touches only the chunk files it needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from emotrace.labels import EmotraceError
+from emotrace.store.layout import encoder
+from emotrace.store.variable import Variable
+
+Rows = slice | np.ndarray
+
+
+class ChunkArray(BackendArray):
+    """A variable of a store as xarray's lazy array: every read opens the chunk files of its cells and row groups only.
+
+    Whole runs of rows are read from the file straight into the result; scattered rows through a memory map.
+    """
+
+    def __init__(self, root: Path, variable: Variable, n_rows: int, row_group: int) -> None:
+        self.root = root
+        self.variable = variable
+        self.row_group = row_group
+        self.shape = variable.shape(n_rows)
+        self.dtype = variable.dtype.newbyteorder("=")
+        self._codec = encoder(variable)
+        self._chunk_shape = (row_group, *variable.rest_shape)
+        self._row_bytes = variable.dtype.itemsize * math.prod(variable.rest_shape)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self.read)
+
+    def read(self, key: tuple[Any, ...]) -> np.ndarray:
+        """The selection ``key``: one int, slice or 1-D integer array per dim, applied to each dim by itself."""
+        n_cell = len(self.variable.cell_dims)
+        index = [_indices(k, size) for k, size in zip(key, self.shape, strict=True)]
+        cells, rows, rest = index[:n_cell], index[n_cell], index[n_cell + 1 :]
+        rest_key = [_as_slice(k) for k in rest]
+        whole = all(len(k) == size for k, size in zip(rest, self.variable.rest_shape, strict=True)) and all(
+            isinstance(k, slice) for k in rest_key
+        )
+        order = None
+        if len(rows) > 1 and (np.diff(rows) < 0).any():
+            order = np.argsort(rows, kind="stable")
+            rows = rows[order]
+        out = np.empty([len(k) for k in index], dtype=self.variable.dtype)
+        runs = list(_runs(rows, self.row_group))
+        places = itertools.product(*(range(len(c)) for c in cells))
+        for at, cell in zip(places, itertools.product(*(c.tolist() for c in cells)), strict=True):
+            self._check(cell)
+            for where, group, local in runs:
+                path = os.path.join(self.root, self.variable.chunk(cell, group))
+                try:
+                    self._chunk(path, local, rest_key, whole, out[at][where])
+                except (OSError, ValueError, RuntimeError) as error:
+                    hint = f"`emotrace verify {self.root}` lists all damage."
+                    raise EmotraceError(f"cannot read {path}: {error}. {hint}") from error
+        if order is not None:
+            back = np.empty_like(order)
+            back[order] = np.arange(len(order))
+            out = out.take(back, axis=n_cell)
+        squeezed = [len(i) for k, i in zip(key, index, strict=True) if not isinstance(k, (int, np.integer))]
+        return out.reshape(squeezed).astype(self.dtype, copy=False)
+
+    def _check(self, cell: tuple[int, ...]) -> None:
+        labels = self.variable.labels(cell)
+        if labels in self.variable.absent:
+            place = ", ".join(f"{d}={c!r}" for d, c in zip(self.variable.cell_dims, labels, strict=True))
+            raise EmotraceError(
+                f"{self.variable.name} has no {place}: the model has no such site. {existing(self.variable)}"
+            )
+
+    def _chunk(self, path: str, local: Rows, rest: list[Any], whole: bool, out: np.ndarray) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if self._codec is not None:
+                chunk = self._codec.decode(_read(fd, np.empty(size, np.uint8), 0))
+                out[...] = _take(np.frombuffer(chunk, self.variable.dtype).reshape(self._chunk_shape), local, rest)
+                return
+            if size != self._row_bytes * self.row_group:
+                raise ValueError(f"it has {size} bytes instead of {self._row_bytes * self.row_group}")
+            if whole and isinstance(local, slice):
+                _read(fd, out, local.start * self._row_bytes)
+                return
+            with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
+                chunk = np.frombuffer(mapped, self.variable.dtype).reshape(self._chunk_shape)
+                out[...] = _take(chunk, local, rest)
+                del chunk  # releases the map
+        finally:
+            os.close(fd)
+
+
+def existing(variable: Variable) -> str:
+    """Which cells of a variable with absent cells exist, for an error."""
+    has: dict[Any, list[Any]] = {}
+    for cell in variable.cells():
+        *first, last = variable.labels(cell)
+        has.setdefault(last, []).extend(first)
+    return f"It has {'; '.join(f'{k} in layers {v}' if v else str(k) for k, v in has.items())}."
+
+
+def _indices(key: Any, size: int) -> np.ndarray:
+    if isinstance(key, slice):
+        return np.arange(size)[key]
+    return np.atleast_1d(np.asarray(key, dtype=np.int64)) % max(size, 1)
+
+
+def _as_slice(index: np.ndarray) -> Any:
+    """The same indices as a slice where they are consecutive."""
+    if len(index) and index[-1] - index[0] == len(index) - 1 and (len(index) == 1 or (np.diff(index) == 1).all()):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
+
+
+def _runs(rows: np.ndarray, row_group: int) -> Iterator[tuple[slice, int, Rows]]:
+    """Sorted rows cut at row groups: (place in the result, group, rows inside the group)."""
+    groups = rows // row_group
+    cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(rows)] if len(rows) else [0]
+    for start, stop in itertools.pairwise(cuts):
+        group = int(groups[start])
+        yield slice(start, stop), group, _as_slice(rows[start:stop] - group * row_group)
+
+
+def _take(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:
+    picked = chunk[local]
+    for axis, key in enumerate(rest, start=1):
+        picked = picked[(slice(None),) * axis + (key,)]
+    return picked
+
+
+def _read(fd: int, out: np.ndarray, offset: int) -> np.ndarray:
+    """Fill a contiguous array from a file."""
+    view = out.data.cast("B")
+    while len(view):
+        got = os.preadv(fd, [view], offset)
+        if not got:
+            raise ValueError("the file ends too early")
+        view, offset = view[got:], offset + got
+    return out
+
+
+def lazy(array: BackendArray) -> Any:
+    """The array as xarray data whose indexing is put off until it is read."""
+    return indexing.LazilyIndexedArray(array)
+
+
+def cached(variable: xr.Variable) -> Any:
+    """The lazy data of a variable, read once when asked for, then kept with it; changing it leaves the store alone."""
+    data: Any = variable._data
+    return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(data))
+
+
+class ColumnArray(BackendArray):
+    """A column of the token table as xarray's lazy array."""
+
+    def __init__(self, load: Callable[[], np.ndarray], length: int, dtype: np.dtype) -> None:
+        self.load = load
+        self.shape = (length,)
+        self.dtype = dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, lambda k: self.load()[k[0]]
+        )

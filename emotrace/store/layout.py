@@ -1,0 +1,266 @@
+"""Layout: where things lie inside a store, and how it is created whole.
+
+```
+activations.zarr/
+  zarr.json                    attrs, consolidated metadata
+  key/ position/ emotion/ …    token table: 1-D arrays [token]
+  residual/                    one group per variable
+    layer/ sublayer/           its coordinates
+    residual/c.LAYER.SUBLAYER.GROUP.0    one chunk per (layer, sublayer, row group)
+  row_groups/commit/           first row of each group; NNNNNN.json: the commit records; .lock
+```
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emotrace.labels import EmotraceError
+from emotrace.store.plan import Plan
+from emotrace.store.variable import Variable
+
+MAY_DIFFER = ("command", "versions")
+"""Attrs that may differ when a run is continued."""
+FORMAT = 1
+COMMITS = "row_groups/commit"
+LOCK = f"{COMMITS}/.lock"
+TABLE_RECORD = f"{COMMITS}/table.json"
+PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def commit_record(group: int) -> str:
+    """Path of a group's commit record inside the store."""
+    return f"{COMMITS}/{group:06d}.json"
+
+
+def checksum(*parts: Any) -> str:
+    """CRC-32 of bytes-like parts taken together, as 8 hex digits."""
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return f"{value:08x}"
+
+
+def encoder(variable: Variable) -> Any | None:
+    """The codec of a variable's chunks, or None for raw little-endian bytes."""
+    if variable.codec == "none":
+        return None
+    from numcodecs.blosc import Blosc
+
+    return Blosc(cname=variable.codec, clevel=5 if variable.codec == "lz4" else 1, shuffle=Blosc.SHUFFLE)
+
+
+def read_attrs(path: Path) -> dict[str, Any]:
+    """Attributes of the store at ``path``.
+
+    Raises:
+        EmotraceError: if there is nothing, or something that is not a store of emotrace.
+    """
+    if not path.exists():
+        raise EmotraceError(f"no activation store at {path}.")
+    try:
+        attrs = json.loads((path / "zarr.json").read_text())["attributes"]
+        version = attrs["emotrace_store"]["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise EmotraceError(f"{path} is not an activation store of emotrace; it is left as it is.") from None
+    if version != FORMAT:
+        raise EmotraceError(f"{path} has store format {version}; this emotrace reads format {FORMAT}.")
+    return attrs
+
+
+def committed_groups(path: Path) -> list[int]:
+    """Indices of the committed row groups, in order."""
+    names = os.listdir(path / COMMITS)
+    return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Free bytes of the disk on which ``path`` lies or would lie."""
+    at = Path(path).absolute()
+    while not at.exists():
+        at = at.parent
+    return shutil.disk_usage(at).free
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise EmotraceError(
+            f"the disk is full ({error.strerror}; {free_bytes(path):,} bytes free) while writing {error.filename or path}. "
+            "Everything committed is kept: make room and repeat the same command to continue."
+        ) from error
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file so that it is either wholly there or not at all: temporary name, fsync, rename, fsync of the folder."""
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(root: Path, shown: Path) -> int:
+    """Take the writer's lock of the store in ``root``; held until the descriptor is closed or the process ends.
+
+    Raises:
+        EmotraceError: if another writer holds it.
+    """
+    fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise EmotraceError(f"another process is writing to {shown}; wait for it, or choose another path.") from None
+    return fd
+
+
+def create(path: Path, plan: Plan) -> int:
+    """Create the store whole (all arrays, token table, consolidated metadata) and return its lock.
+
+    It is built under a hidden name beside ``path`` and renamed, so a killed creation leaves nothing at ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".{path.name}{PARTIAL}")
+    (building / COMMITS).mkdir(parents=True, exist_ok=True)
+    fd = lock(building, path)
+    try:
+        if (path / "zarr.json").exists():
+            shutil.rmtree(building)
+            raise EmotraceError(f"another process has just created {path}; repeat the command to continue it.")
+        _clear(building)
+        with disk_errors(path):
+            _build(building, plan)
+            os.rename(building, path)
+            sync_folder(path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _clear(building: Path) -> None:
+    """Remove what a killed creation left, but for the lock."""
+    keep = {building / LOCK, building / COMMITS, (building / COMMITS).parent}
+    for entry in sorted(building.rglob("*"), reverse=True):
+        if entry not in keep:
+            entry.rmdir() if entry.is_dir() else entry.unlink()
+
+
+def _build(root: Path, plan: Plan) -> None:
+    import zarr
+
+    attrs = {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()}
+    top = zarr.create_group(root, zarr_format=3, attributes=attrs)
+    for name, values in plan.rows.columns.items():
+        _array(top, name, values, "token")
+    commits = top.create_group("row_groups", attributes={"description": "first row of each row group; commit records"})
+    _array(commits, "commit", np.arange(plan.n_groups, dtype=np.int64) * plan.row_group, "row_group")
+    for variable in plan.variables:
+        _variable(top, variable, plan)
+    _consolidate(root)
+    files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file() and p != root / LOCK}
+    record = {name: _file_record(p) for name, p in files.items()}
+    for file in files.values():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    for folder in {p.parent for p in files.values()}:
+        sync_folder(folder)
+    write_synced(root / TABLE_RECORD, dump({"files": record}))
+
+
+def _array(group: Any, name: str, values: np.ndarray, dim: str) -> None:
+    strings = values.dtype == object
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype="string" if strings else values.dtype.newbyteorder("<"),
+        dimension_names=(dim,),
+    )
+    array[:] = values
+
+
+def _variable(top: Any, variable: Variable, plan: Plan) -> None:
+    from zarr.codecs import BloscCodec
+
+    group = top.create_group(variable.name)
+    for dim, values in variable.coords.items():
+        _array(group, dim, np.array(values, dtype=np.int64 if isinstance(values[0], int) else object), dim)
+    for dim in ("head", "unit"):
+        if dim in variable.sizes:
+            _array(group, dim, np.arange(variable.sizes[dim], dtype=np.int64), dim)
+    codec = encoder(variable)
+    blosc = codec and BloscCodec(
+        typesize=variable.dtype.itemsize, cname=codec.cname, clevel=codec.clevel, shuffle="shuffle", blocksize=0
+    )
+    group.create_array(
+        variable.name,
+        shape=variable.shape(plan.n_rows),
+        chunks=(*(1 for _ in variable.cell_dims), plan.row_group, *variable.rest_shape),
+        dtype=variable.dtype,
+        dimension_names=variable.full_dims,
+        filters=None,
+        compressors=[blosc] if blosc else None,
+        fill_value=float("nan"),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes={"source_dtype": variable.source_dtype, "absent": [list(cell) for cell in variable.absent]},
+    )
+
+
+def _consolidate(root: Path) -> None:
+    """Put the metadata of all members into each group's ``zarr.json``, in sorted order so that the bytes are the same."""
+    nodes = {p.parent: json.loads(p.read_text()) for p in sorted(root.rglob("zarr.json"))}
+    for folder, node in nodes.items():
+        if node["node_type"] == "group":
+            members = {p.relative_to(folder).as_posix(): n for p, n in nodes.items() if folder in p.parents}
+            inline = {"kind": "inline", "must_understand": False, "metadata": members}
+            (folder / "zarr.json").write_bytes(dump({**node, "consolidated_metadata": inline}))
+
+
+def _file_record(path: Path) -> list[Any]:
+    data = path.read_bytes()
+    return [len(data), checksum(data)]
+
+
+def dump(obj: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys and one final newline, so that equal content is equal bytes."""
+    return (json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], show: Callable[[Any], str] = repr) -> list[str]:
+    """Attrs that keep a run from being continued, each with both values."""
+    out = []
+    for name in sorted({*stored, *wanted} - {*MAY_DIFFER, "emotrace_store"}):
+        a, b = stored.get(name, "(nothing)"), wanted.get(name, "(nothing)")
+        if a != b:
+            out.append(f"{name}: stored {show(a)}, now {show(b)}")
+    return out

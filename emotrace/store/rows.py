@@ -1,0 +1,140 @@
+"""Rows: the token table, one row per captured (prompt, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from emotrace.labels import EmotraceError
+
+COLUMNS = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
+"""Columns of every token table, before the labels of the prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The token table as columns, in prompt order and, inside a prompt, in order of position.
+
+    Attributes:
+        prompt: index of the prompt, non-decreasing.
+        key: key of the prompt.
+        position: index in the un-padded sequence.
+        prompt_length: length of the prompt in tokens, without the reply.
+        token_id: id at that position.
+        token_text: its text.
+        labels: further columns, one per label of the prompts: ints, floats, bools or strings.
+    """
+
+    prompt: np.ndarray
+    key: np.ndarray
+    position: np.ndarray
+    prompt_length: np.ndarray
+    token_id: np.ndarray
+    token_text: np.ndarray
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "position", "prompt_length", "token_id"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
+        for name in ("key", "token_text"):
+            object.__setattr__(self, name, column(name, getattr(self, name), strings=True))
+        for name in self.labels:
+            if name in (*COLUMNS, "variable", "token") or not name or name.startswith((".", "__")) or "/" in name:
+                raise EmotraceError(
+                    f"a label cannot be called {name!r}: the store uses that name, or zarr cannot hold it."
+                )
+        object.__setattr__(self, "labels", {name: column(name, values) for name, values in self.labels.items()})
+        if not len(self.prompt):
+            raise EmotraceError("the token table is empty: no position of any prompt is selected.")
+        for name, values in self.columns.items():
+            if values.shape != self.prompt.shape:
+                raise EmotraceError(f"column {name!r} has shape {values.shape}, the token table {self.prompt.shape}.")
+        step, same = np.diff(self.prompt), np.diff(self.prompt) == 0
+        if (step < 0).any() or (np.diff(self.position)[same] <= 0).any():
+            raise EmotraceError("the token table must be in prompt order, each prompt's positions increasing.")
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[str],
+        token_ids: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        positions: Sequence[Iterable[int]],
+        text_of: Callable[[int], str],
+        labels: Sequence[Mapping[str, Any]],
+    ) -> Rows:
+        """The token table from one entry per prompt.
+
+        Args:
+            keys: key of each prompt.
+            token_ids: ids of each un-padded sequence, prompt and reply.
+            prompt_lengths: tokens of each prompt without its reply.
+            positions: positions captured of each (may be empty).
+            text_of: id → text; called once per different id.
+            labels: labels of each; a label that a prompt lacks is ``""`` (strings) or NaN (numbers).
+        """
+        picked = [np.fromiter(p, dtype=np.int64) for p in positions]
+        counts = np.array([len(p) for p in picked])
+        prompt = np.repeat(np.arange(len(keys)), counts)
+        ids = [np.asarray(ids, dtype=np.int64)[p] for ids, p in zip(token_ids, picked, strict=True)]
+        token_id = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        unique, inverse = np.unique(token_id, return_inverse=True)
+        texts = np.array([text_of(int(i)) for i in unique], dtype=object)
+        names = list(dict.fromkeys(name for entry in labels for name in entry))
+        return cls(
+            prompt=prompt,
+            key=np.array(list(keys), dtype=object)[prompt],
+            position=np.concatenate(picked) if picked else np.empty(0, np.int64),
+            prompt_length=np.asarray(prompt_lengths, dtype=np.int64)[prompt],
+            token_id=token_id,
+            token_text=texts[inverse],
+            labels={name: column(name, [entry.get(name) for entry in labels])[prompt] for name in names},
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def position_from_end(self) -> np.ndarray:
+        """Position − prompt length: −1 is the last prompt token, ≥ 0 the reply."""
+        return self.position - self.prompt_length
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """All columns, labels last."""
+        return {**{name: getattr(self, name) for name in COLUMNS}, **self.labels}
+
+    @cached_property
+    def prompt_starts(self) -> np.ndarray:
+        """First row of each prompt that has rows."""
+        return np.flatnonzero(np.append(True, np.diff(self.prompt) != 0))
+
+
+def column(name: str, values: Any, strings: bool = False) -> np.ndarray:
+    """One column as int64, float64, bool, or str objects; missing values are ``""`` or NaN.
+
+    Raises:
+        EmotraceError: if it mixes strings with numbers, or holds anything else.
+    """
+    given = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else object)
+    if given.dtype.kind in "iufb" and not strings:
+        return given.astype({"b": np.bool_, "f": np.float64}.get(given.dtype.kind, np.int64))
+    items = [v.item() if isinstance(v, np.generic) else v for v in given.tolist()]
+    kinds = {type(v) for v in items if v is not None}
+    if kinds <= {str}:
+        out = np.empty(len(items), dtype=object)
+        out[:] = ["" if v is None else v for v in items]
+        for value in set(items) - {None}:
+            if any("\ud800" <= c <= "\udfff" for c in value):
+                raise EmotraceError(f"{name} holds {value!r}, which is not valid Unicode.")
+        return out
+    if strings or not kinds <= {bool, int, float}:
+        odd = next(v for v in items if type(v) is not str)
+        raise EmotraceError(f"{name} must be all strings or all numbers; it holds {odd!r} among others.")
+    if None in items or float in kinds:
+        return np.array([np.nan if v is None else float(v) for v in items], dtype=np.float64)
+    return np.array(items, dtype=np.bool_ if kinds == {bool} else np.int64)

@@ -1,0 +1,57 @@
+"""Show: what a notebook prints for an open store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from emotrace.store.variable import Variable
+
+if TYPE_CHECKING:
+    from emotrace.store.activations import Activations
+
+
+def summary(acts: Activations) -> str:
+    """A few lines: where from, how much, which sites, which labels with their values."""
+    attrs, store = acts.attrs, acts.attrs["emotrace_store"]
+    state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"
+    head = f"Activations of {attrs.get('model_id', 'an unnamed model')}: {len(acts):,} rows, {state}  ({acts.path})"
+    sites = [f"    {describe(Variable.from_json(spec), len(acts))}" for spec in store["variables"]]
+    lines = [head, "  sites", *sites, "  token labels"]
+    if len(acts):
+        lines += [f"    {name:<18} {_values(acts.column(name))}" for name in acts.columns]
+    lines.append("  .sel(layer=…, sublayer=…, LABEL=…) → lazy DataArray; .tokens → DataFrame")
+    return "\n".join(lines)
+
+
+def describe(v: Variable, rows: int) -> str:
+    """One line for a variable: dims with sizes, layers, sublayers, dtype, size."""
+    sizes = ", ".join(f"{d}: {n}" for d, n in zip(v.full_dims, v.shape(rows), strict=True))
+    coords = "; ".join(f"{d} {_span(c)}" for d, c in v.coords.items())
+    dtype = v.source_dtype if v.codec == "none" else f"{v.source_dtype}, {v.codec}"
+    return f"{v.name} [{sizes}] {dtype}, {human(rows * v.row_bytes)}" + (f"; {coords}" if coords else "")
+
+
+def human(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _span(values: Any) -> str:
+    values = list(values)
+    if len(values) > 2 and not isinstance(values[0], str) and values == list(range(values[0], values[-1] + 1)):
+        return f"{values[0]}–{values[-1]}"
+    return ", ".join(map(str, values))
+
+
+def _values(column: Any) -> str:
+    if column.dtype.kind in "iuf":
+        return f"{column.min()} … {column.max()}"
+    unique = pd.unique(column)
+    shown = ", ".join(repr(v) if v != str(v).strip() or not v else str(v) for v in unique[:6].tolist())
+    return shown if len(unique) <= 6 else f"{shown}, … ({len(unique):,} different)"

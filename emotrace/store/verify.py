@@ -1,0 +1,141 @@
+"""Verify: every committed byte against its checksum; and what a store holds, for the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emotrace.labels import unknown
+from emotrace.store import layout
+from emotrace.store.activations import Activations
+from emotrace.store.variable import Variable
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what was committed.
+
+    Attributes:
+        path: the file, relative to the store.
+        problem: ``missing``, ``truncated …``, ``changed`` or ``unreadable …``.
+        group: its row group, or None for metadata and token table.
+    """
+
+    path: str
+    problem: str
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" + ("" if self.group is None else f" (row group {self.group})")
+
+
+def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
+    """Read every committed file and compare size and checksum with the commit records.
+
+    Args:
+        path: the store.
+        progress: show a bar on stderr.
+
+    Returns:
+        The damaged files; empty if all is well. Groups that are not committed yet are no damage.
+
+    Raises:
+        EmotraceError: if there is no store of emotrace at ``path``.
+    """
+    from tqdm import tqdm
+
+    root = Path(path)
+    layout.read_attrs(root)
+    records = [(None, layout.TABLE_RECORD), *((g, layout.commit_record(g)) for g in layout.committed_groups(root))]
+    damage: list[Damage] = []
+    for group, name in tqdm(records, desc="verify", unit="group", disable=not progress):
+        try:
+            record = json.loads((root / name).read_bytes())
+            files = record["files" if group is None else "chunks"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damage.append(Damage(name, f"unreadable ({error})", group))
+            continue
+        damage += [Damage(file, problem, group) for file, problem in _check(root, files)]
+    return damage
+
+
+def _check(root: Path, files: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
+    for name, (size, crc) in sorted(files.items()):
+        try:
+            data = (root / name).read_bytes()
+        except FileNotFoundError:
+            yield name, "missing"
+        except OSError as error:
+            yield name, f"unreadable ({error})"
+        else:
+            if len(data) != size:
+                yield name, f"{'truncated' if len(data) < size else 'too long'}: {len(data)} bytes instead of {size}"
+            elif layout.checksum(data) != crc:
+                yield name, "changed: the checksum differs"
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a store holds, as JSON values: sizes, progress, variables, labels and attrs."""
+    acts = Activations(path)
+    store = acts.attrs["emotrace_store"]
+    variables = [Variable.from_json(v) for v in store["variables"]]
+    return {
+        "path": str(acts.path),
+        "complete": acts.complete,
+        "rows": store["rows"],
+        "rows_committed": len(acts),
+        "row_group": store["row_group"],
+        "groups": acts.n_groups,
+        "groups_committed": acts.n_groups_committed,
+        "bytes": len(acts) * sum(v.row_bytes for v in variables),
+        "columns": list(acts.columns),
+        "variables": {
+            v.name: {"shape": dict(zip(v.full_dims, v.shape(len(acts)), strict=True)), **v.to_json()} for v in variables
+        },
+        "attrs": {k: v for k, v in acts.attrs.items() if k != "emotrace_store"},
+    }
+
+
+def _sizes(v: Variable, rows: int) -> dict[str, int]:
+    return dict(zip(v.full_dims, v.shape(rows), strict=True))
+
+
+def ls(path: str | os.PathLike[str], by: str | Sequence[str] = ()) -> pd.DataFrame:
+    """A table of what is inside: one row per variable, or, with ``by``, the number of rows per value of these labels.
+
+    Args:
+        path: the store.
+        by: names of token labels, e.g. ``("emotion", "valence")``.
+
+    Raises:
+        EmotraceError: for an unknown label, or if there is no store.
+    """
+    acts = Activations(path)
+    names = [by] if isinstance(by, str) else list(by)
+    for name in names:
+        if name not in acts.columns:
+            raise unknown("label", name, acts.columns, f"ls({str(path)!r})")
+    if names:
+        table = pd.DataFrame({name: acts.column(name) for name in names})
+        return table.value_counts(sort=False).rename("rows").reset_index()
+    rows = []
+    for spec in acts.attrs["emotrace_store"]["variables"]:
+        v = Variable.from_json(spec)
+        rows.append(
+            {
+                "variable": v.name,
+                "dims": ", ".join(f"{d}={n}" for d, n in _sizes(v, len(acts)).items()),
+                "layers": ", ".join(map(str, v.coords.get("layer", ()))),
+                "sublayers": ", ".join(map(str, v.coords.get("sublayer", ()))),
+                "dtype": v.source_dtype,
+                "codec": v.codec,
+                "bytes": len(acts) * v.row_bytes,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,401 @@
+"""Conformance: does emotrace read and write a model where it says it does?
+
+Every function takes a model of `emotrace.load` and asserts; `check` runs them all. Run it on a model of your own::
+
+    import emotrace as et
+    from emotrace.testing import conformance
+
+    conformance.check(et.load("path/to/model"))
+
+What is compared with are plain torch hooks on the module paths of the site table, so that neither nnsight nor
+`emotrace.traced` is judged by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+
+from emotrace.labels import SITES, EmotraceError
+from emotrace.sites import Address, Site
+from emotrace.testing import tiny
+
+Cell = tuple[str, int | None]
+
+
+def check(model: Any, batch: dict[str, Tensor] | None = None) -> None:
+    """Run the whole suite.
+
+    Args:
+        model: as `emotrace.load` returns it, with weights.
+        batch: ids and mask with some padding; None makes random ones.
+
+    Raises:
+        AssertionError: naming the site and layer that deviate.
+    """
+    batch = tiny.batch(model._module) if batch is None else batch
+    check_equations(model, batch)
+    check_reads(model, batch)
+    check_order(model, batch)
+    check_writes(model, batch)
+    check_read_then_write(model, batch)
+    check_invokes(model, batch)
+    check_padding(model)
+    check_absent(model)
+    check_own_places(model, batch)
+    if model.sites.has("attn_pattern"):
+        check_pattern(model, batch)
+
+
+# -- what is checked ----------------------------------------------------------------------------------------------
+
+
+def check_equations(model: Any, batch: dict[str, Tensor]) -> None:
+    """The names mean what they say, on values of plain hooks.
+
+    ``resid_pre + c·(attn_out + mlp_out) == resid_post`` or, post-LN, ``LN1(resid_pre + attn_out) == resid_mid``;
+    ``W_O(z) == o_proj_out``; ``W_down(neuron) == mlp_out``, or what the post-norm of that name is given.
+    """
+    sites = model.sites
+    value = recorded(model, forward_inputs(model, batch))
+
+    def module(site: str, layer: int) -> torch.nn.Module:
+        return model._module.get_submodule(sites.address(site, layer).path)
+
+    for layer in sites.layers("resid_post"):
+        pre, attn, mlp, post = (value[s, layer] for s in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
+        where = f"at layer {layer}"
+        with torch.no_grad():
+            if sites.form == "post-ln":
+                _close(module("resid_mid", layer)(pre + attn), value["resid_mid", layer], f"LN1 {where}")
+            else:
+                _close(pre + sites.scale * (attn + mlp), post, f"the residual {where}")
+            if sites.has("z", layer):
+                _close(module("z", layer)(value["z", layer]), value["o_proj_out", layer], f"z {where}")
+            if sites.has("neuron", layer):
+                down, end = module("neuron", layer), module("mlp_out", layer)
+                made = down(value["neuron", layer])
+                if not any(m is down for m in end.modules()):  # a post-norm
+                    made = end(made)
+                _close(made, mlp, f"neuron {where}")
+
+
+def check_reads(model: Any, batch: dict[str, Tensor]) -> None:
+    """Each site of each layer, read alone in a trace, equals a plain hook bit for bit and has the width of the table."""
+    want = recorded(model, forward_inputs(model, batch))
+    for (site, layer), expected in want.items():
+        with torch.no_grad(), model.trace(batch):
+            got = nnsight.save(model.sites.read(site, layer))
+        _same(got, expected, f"read of {site} at layer {layer}")
+        if site != "attn_pattern":
+            width = model.sites.address(site, layer).width
+            assert got.shape[-1] == width, f"{site} at layer {layer} is {got.shape[-1]} wide, the table says {width}"
+
+
+def check_order(model: Any, batch: dict[str, Tensor]) -> None:
+    """All sites of all layers, read in one trace in `Address.order`, equal plain hooks bit for bit."""
+    want = recorded(model, forward_inputs(model, batch))
+    ordered = sorted(want, key=lambda cell: model.sites.address(*cell).order)
+    with torch.no_grad(), model.trace(batch):
+        values = nnsight.save([model.sites.read(site, layer) for site, layer in ordered])
+    for (site, layer), got in zip(ordered, values, strict=True):
+        _same(got, want[site, layer], f"read of {site} at layer {layer} among all others")
+
+
+def check_writes(model: Any, batch: dict[str, Tensor]) -> None:
+    """A value written at each writable site gives the logits of a hook that puts it there, and other logits than none.
+
+    Bit for bit, except ``resid_mid`` of a sequential residual, which goes through the attention's output; there the
+    next norm's input must also be what was written.
+    """
+    inputs = forward_inputs(model, batch)
+    plain = forward(model, inputs)
+    for (site, layer), value in recorded(model, inputs).items():
+        address = model.sites.address(site, layer)
+        if not address.writable:
+            continue
+        new = value + _noise(value)
+        with torch.no_grad(), model.trace(batch) as tracer:
+            model.sites.write(site, new, layer)
+            got = nnsight.save(tracer.result.logits)
+        name = f"write of {site} at layer {layer}"
+        assert not torch.equal(got, plain), f"{name} does not change the logits"
+        with replaced(model, address, new), watched(model, address.mirror) as seen:
+            want = forward(model, inputs)
+        if address.kind != "mid":
+            _same(got, want, name)
+        else:
+            _close(got, want, name)
+            _close(seen[0].reshape(new.shape), new, f"{name} at the next norm")
+
+
+def check_read_then_write(model: Any, batch: dict[str, Tensor]) -> None:
+    """``write(read() + v)`` in one trace equals a hook that adds v, at each writable site of the middle layer."""
+    middle = model.sites.n_layers // 2
+    inputs = forward_inputs(model, batch)
+    plain = forward(model, inputs)
+    for (site, layer), value in recorded(model, inputs).items():
+        address = model.sites.address(site, layer)
+        if layer not in (None, middle) or not address.writable:
+            continue
+        v = _noise(value)[:1, :1]
+        with torch.no_grad(), model.trace(batch) as tracer:
+            model.sites.write(site, model.sites.read(site, layer) + v, layer)
+            got = nnsight.save(tracer.result.logits)
+        with replaced(model, address, value + v):
+            want = forward(model, inputs)
+        _close(got, want, f"read and write of {site} at layer {layer}")
+        assert not torch.equal(got, plain), f"read and write of {site} does not change the logits"
+
+
+def check_invokes(model: Any, batch: dict[str, Tensor]) -> None:
+    """Two invokes of one trace see and edit their own rows only, modules that flatten their input included."""
+    half = [{k: v[i : i + 1] for k, v in batch.items()} for i in (0, 1)]
+    both = {k: v[:2] for k, v in batch.items()}
+    inputs = forward_inputs(model, both)
+    plain = forward(model, inputs)
+    middle = model.sites.n_layers // 2
+    for (site, layer), value in recorded(model, inputs).items():
+        address = model.sites.address(site, layer)
+        if layer not in (None, middle) or not address.writable:
+            continue
+        new = value + _noise(value)
+        with torch.no_grad(), model.trace() as tracer:
+            with tracer.invoke(half[0]):
+                first = nnsight.save(model.sites.read(site, layer))
+            with tracer.invoke(half[1]):
+                model.sites.write(site, new[1:], layer)
+            with tracer.invoke():
+                got = nnsight.save(tracer.result.logits)
+        name = f"invokes at {site}, layer {layer}"
+        _close(first, value[:1], name)
+        _close(got[:1], plain[:1], f"{name}: the row of the other invoke")
+        with replaced(model, address, new):
+            _close(got[1:], forward(model, inputs)[1:], name)
+
+
+def check_absent(model: Any) -> None:
+    """What the model lacks is refused by an error that lists what it has; a wrong layer or name likewise."""
+    sites = model.sites
+    for site in SITES:
+        if not sites.has(site):
+            message = _refusal(lambda site=site: sites.address(site, 0))
+            for name in (site, *sites.names):
+                assert name in message, f"the refusal of {site} does not name {name}: {message}"
+        elif sites.layers(site):
+            for layer in sorted(set(range(sites.n_layers)) - set(sites.layers(site))):
+                message = _refusal(lambda site=site, layer=layer: sites.address(site, layer))
+                assert f"layer {layer}" in message, message
+            assert str(sites.n_layers - 1) in _refusal(lambda site=site: sites.address(site, sites.n_layers))
+            assert "layer" in _refusal(lambda site=site: sites.address(site))
+    message = _refusal(lambda: sites.address("resid_pots", 0))
+    assert "Did you mean 'resid_post'?" in message, message
+
+
+def check_own_places(model: Any, batch: dict[str, Tensor]) -> None:
+    """The first and last projection of the middle layer, as `Site`, read and write like hooks; a wrong path is refused."""
+    sites = model.sites
+    layer = sites.layers("resid_post")[sites.n_layers // 2]
+    stack = sites.address("resid_post", layer).path
+    block = model._module.get_submodule(stack)
+    inputs = forward_inputs(model, batch)
+    plain = forward(model, inputs)
+    weights = [f"{stack}.{p}" for p, m in block.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
+    tried = 0
+    for path, side in itertools.product((weights[0], weights[-1]), ("input", "output")):
+        place = Site(path, side)
+        address = sites.resolve(place)
+        with watched(model, address) as seen:
+            forward(model, inputs)
+        if len(seen) != 1:  # called several times, or not at all: a router, a shared projection
+            continue
+        tried += 1
+        with torch.no_grad(), model.trace(batch):
+            got = nnsight.save(sites.read(place))
+        _same(got, seen[0], place.name)
+        new = seen[0] + _noise(seen[0])
+        with torch.no_grad(), model.trace(batch) as tracer:
+            sites.write(place, new)
+            edited = nnsight.save(tracer.result.logits)
+        with replaced(model, address, new):
+            _same(edited, forward(model, inputs), f"write of {place.name}")
+    assert tried >= 1, f"no projection of {stack} is called"
+    assert torch.equal(plain, forward(model, inputs)), "an edit outlived its trace"
+    wrong = Site(f"{stack}.no_such_module")
+    message = _refusal(lambda: sites.resolve(wrong))
+    assert "no_such_module" in message, message
+    assert stack in message, message
+
+
+def check_pattern(model: Any, batch: dict[str, Tensor]) -> None:
+    """``attn_pattern`` is transformers' own, its rows sum to 1, and a write is refused."""
+    inputs = forward_inputs(model, batch)
+    with torch.no_grad():
+        theirs = model._module(**inputs, output_attentions=True).attentions
+    real = batch["attention_mask"].bool()
+    for layer in model.sites.layers("attn_pattern"):
+        with torch.no_grad(), model.trace(batch):
+            got = nnsight.save(model.sites.read("attn_pattern", layer))
+        _same(got, theirs[layer], f"attn_pattern at layer {layer}")
+        sums = got.sum(-1).transpose(1, 2)[real]
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), f"rows of attn_pattern do not sum to 1: {sums}"
+
+    layer = model.sites.layers("attn_pattern")[0]
+    pattern = theirs[layer]
+
+    def write() -> None:
+        with torch.no_grad(), model.trace(batch):
+            model.sites.write("attn_pattern", pattern, layer)
+
+    assert "read-only" in _refusal(write)
+
+
+def check_padding(model: Any, lengths: tuple[int, ...] = (7, 4)) -> None:
+    """Each prompt of a padded batch has the values that it has alone, to rounding, at every site."""
+    batch = tiny.batch(model._module, lengths=lengths)
+    together = recorded(model, forward_inputs(model, batch))
+    for row in range(len(lengths)):
+        keep = batch["attention_mask"][row].bool()
+        alone = {k: v[row : row + 1, keep] for k, v in batch.items()}
+        single = recorded(model, forward_inputs(model, alone))
+        for (site, layer), value in together.items():
+            if site != "attn_pattern":
+                _close(value[row : row + 1, keep], single[site, layer], f"{site} at layer {layer} of a padded prompt")
+
+
+# -- plain torch ---------------------------------------------------------------------------------------------------
+
+
+def forward_inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
+    """What nnsight passes to the module for a batch (it adds position ids where there is padding)."""
+    with torch.no_grad(), model.trace(batch) as tracer:
+        inputs = nnsight.save(list(model.inputs))
+        tracer.stop()
+    args, kwargs = inputs
+    assert not args, "nnsight passes the batch by keyword"
+    return dict(kwargs)
+
+
+def forward(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Logits of a plain forward, without a trace."""
+    with torch.no_grad():
+        return model._module(**inputs).logits.clone()
+
+
+def recorded(model: Any, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
+    """Every site of every layer by plain hooks; ``resid_mid`` of a sequential residual is the next norm's input."""
+    sites = model.sites
+    out: dict[Cell, Tensor] = {}
+    handles = []
+    for site in sites.names:
+        for layer, address in sites.addresses[site].items():
+            where = address.mirror or address
+
+            def keep(value: Tensor, cell: Cell = (site, layer)) -> None:
+                assert cell not in out, f"{cell} is visited twice"
+                out[cell] = value.clone()
+
+            handles.append(_hook(model._module, where, keep))
+    try:
+        with torch.no_grad():
+            model._module(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = inputs["input_ids"].shape[0]
+    for (site, layer), value in out.items():
+        where = sites.address(site, layer).mirror or sites.address(site, layer)
+        out[site, layer] = value.reshape(rows, -1, value.shape[-1]) if where.flat else value
+    return out
+
+
+@contextmanager
+def watched(model: Any, address: Address | None) -> Iterator[list[Tensor]]:
+    """A list that fills with copies of what passes an address."""
+    seen: list[Tensor] = []
+    handle = None if address is None else _hook(model._module, address, lambda value: seen.append(value.clone()))
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
+def replaced(model: Any, address: Address, new: Tensor) -> Iterator[None]:
+    """Put ``new`` at an address by plain hooks; for kind ``mid``, ``(new − resid_pre) / c`` at the attention's output."""
+    handles = []
+    before: list[Tensor] = []
+    if address.kind == "mid":
+        assert address.base is not None
+        handles.append(_hook(model._module, address.base, lambda value: before.append(value.clone())))
+
+    def swap(value: Tensor) -> Tensor:
+        target = (new - before.pop()) / address.scale if address.kind == "mid" else new
+        return target.reshape(value.shape).to(value.dtype).clone()
+
+    handles.append(_hook(model._module, address, swap))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: torch.nn.Module, address: Address, act: Any) -> Any:
+    """Call ``act`` with the tensor at an address; what it returns, if anything, takes the tensor's place."""
+    target = module.get_submodule(address.path)
+
+    def before(_: Any, args: tuple, kwargs: dict) -> tuple | None:
+        value = args[0] if args else next(iter(kwargs.values()))
+        new = act(value)
+        if new is None:
+            return None
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): new}
+
+    def after(_: Any, args: tuple, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return act(output)
+        i = address.index or 0
+        new = act(output[i])
+        return None if new is None else (*output[:i], new, *output[i + 1 :])
+
+    if address.side == "input":
+        return target.register_forward_pre_hook(before, with_kwargs=True)
+    return target.register_forward_hook(after)
+
+
+def _noise(value: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
+    return noise * value.float().std().to(value.dtype)
+
+
+def _same(got: Tensor, want: Tensor, what: str) -> None:
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, a plain hook says {tuple(want.shape)}"
+    deviation = float((got.detach().double() - want.detach().double()).abs().max())
+    assert torch.equal(got, want), f"{what} differs from a plain hook by {deviation:.2e}"
+
+
+def _close(got: Tensor, want: Tensor, what: str) -> None:
+    """Equal to the rounding of the dtype, relative to the largest value."""
+    eps = torch.finfo(want.dtype).eps
+    largest = float(want.double().abs().max())
+    deviation = float((got.double() - want.double()).abs().max())
+    assert deviation <= 256 * eps * largest, f"{what}: deviates by {deviation:.2e} from values up to {largest:.2e}"
+
+
+def _refusal(act: Any) -> str:
+    try:
+        act()
+    except EmotraceError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")

@@ -1,0 +1,24 @@
+"""Fixtures of all tests: published artefacts, and hypothesis without a clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.oracles import Oracles
+
+settings.register_profile("emotrace", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("emotrace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for the `oracles` fixture is an oracle test."""
+    for item in items:
+        if "oracles" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.oracle)
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Oracles:
+    """Published artefacts: `.path`, `.npy`, `.npz`, `.json`, `.jsonl`, `.csv` by name; skips where absent."""
+    return Oracles.find()

@@ -1,0 +1,139 @@
+"""Generation with edits equals torch hooks, token for token, under every position policy."""
+
+import json
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import emotrace as et
+from emotrace.labels import EmotraceError
+from tests.helpers import hooked, loaded
+
+LENGTHS = (4, 9, 6)
+NEW = 7
+IDS = [list(range(10 + 7 * i, 10 + 7 * i + n)) for i, n in enumerate(LENGTHS)]
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(1))
+
+
+def reference(lm, ids, layers, strength, scale, positions, use_cache=True):
+    """One prompt at a time, no padding, plain torch hooks on the decoder layers."""
+    hf, n = lm._module, len(ids)
+    wanted = {
+        "last": lambda p: p == n - 1,
+        "generated": lambda p: p >= n,
+        "steer": lambda p: p >= n - 1,
+        "prompt": lambda p: p < n,
+        "all": lambda p: True,
+        (2, 11): lambda p: 2 <= p < 11,
+    }[positions]
+    seen = {}
+
+    def hook(layer):
+        def change(h):
+            first = seen.get(layer, 0) if use_cache else 0
+            seen[layer] = first + h.shape[1]
+            mask = torch.tensor([float(wanted(first + t)) for t in range(h.shape[1])])[None, :, None]
+            v = VECTOR if scale == "raw" else VECTOR / VECTOR.norm()
+            size = h.pow(2).mean(-1, keepdim=True).add(1e-12).sqrt() if scale == "rms" else 1.0
+            return h + strength * size * v * mask
+
+        return change
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(hooked(hf.model.layers[layer], "output", hook(layer)))
+        out = hf.generate(
+            torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, use_cache=use_cache, pad_token_id=0, eos_token_id=2
+        )
+    reply = out[0, n:].tolist()
+    return reply[: reply.index(2)] if 2 in reply else reply
+
+
+@pytest.mark.parametrize("positions", ["last", "generated", "steer", "prompt", "all", (2, 11)])
+@pytest.mark.parametrize(("scale", "strength"), [("raw", 0.8), ("rms", 6.0)])
+def test_generation_equals_hooks(positions, scale, strength):
+    lm = loaded()
+    edit = et.Add("resid_post", layers=[0, 2], vector=VECTOR, strength=strength, scale=scale, positions=positions)
+    rows = et.generate(lm, IDS, [edit], max_new_tokens=NEW, batch_size=2, progress=False)
+    expected = [reference(lm, ids, [0, 2], strength, scale, positions) for ids in IDS]
+    assert [row["token_ids"] for row in rows] == expected
+    plain = et.generate(lm, IDS, max_new_tokens=NEW, batch_size=2, progress=False)
+    assert [r["token_ids"] for r in plain] != expected, "the edit changes nothing, so the test shows nothing"
+
+
+def test_without_a_cache_the_same_tokens_are_edited():
+    lm = loaded()
+    edit = et.Add("resid_post", layers=[1], vector=VECTOR, strength=1.0)
+    rows = et.generate(lm, IDS, [edit], max_new_tokens=NEW, use_cache=False, progress=False)
+    assert [r["token_ids"] for r in rows] == [reference(lm, ids, [1], 1.0, "raw", "steer", use_cache=False) for ids in IDS]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon", "gemma2", "opt", "gpt-neox"])
+def test_other_families_batch_like_single_prompts(name):
+    lm = loaded(name)
+    width = lm.sites.d_model
+    edit = et.Add("resid_post", layers=[0, 1], vector=np.linspace(-1, 1, width), strength=0.5, positions="steer")
+    together = et.generate(lm, IDS, [edit], max_new_tokens=5, batch_size=3, progress=False)
+    alone = [et.generate(lm, [ids], [edit], max_new_tokens=5, progress=False)[0] for ids in IDS]
+    assert [r["token_ids"] for r in together] == [r["token_ids"] for r in alone]
+
+
+def test_payload_is_gathered_per_prompt_by_its_label():
+    lm = loaded()
+    table = xr.DataArray(
+        np.stack([VECTOR.numpy() * 3, -VECTOR.numpy() * 3]), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]}
+    )
+    prompts = [{"key": f"{i}{e}", "token_ids": ids, "emotion": e} for i, ids in enumerate(IDS) for e in ("anger", "fear")]
+    rows = et.generate(lm, prompts, [et.Add("resid_post", layers=[1], vector=table)], max_new_tokens=5, progress=False)
+    for row, prompt in zip(rows, prompts, strict=True):
+        single = et.Add("resid_post", layers=[1], vector=table.sel(emotion=prompt["emotion"]))
+        alone = et.generate(lm, [prompt["token_ids"]], [single], max_new_tokens=5, progress=False)
+        assert row["token_ids"] == alone[0]["token_ids"]
+    assert rows[0]["token_ids"] != rows[1]["token_ids"]
+
+
+def test_resume_generates_only_what_is_missing_and_ends_alike(tmp_path):
+    lm = loaded()
+    whole = et.generate(lm, IDS, max_new_tokens=NEW, batch_size=1, out=tmp_path / "whole.jsonl", progress=False)
+    part = tmp_path / "part.jsonl"
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    part.write_text(lines[0] + lines[1][:20])  # killed in the middle of a line
+    again = et.generate(lm, IDS, max_new_tokens=NEW, batch_size=1, out=part, progress=False)
+    assert again == whole
+    assert sorted(map(json.loads, part.read_text().splitlines()), key=str) == sorted(whole, key=str)
+
+
+def test_resume_refuses_other_settings(tmp_path):
+    lm, out = loaded(), tmp_path / "rows.jsonl"
+    et.generate(lm, IDS, max_new_tokens=3, out=out, progress=False)
+    with pytest.raises(EmotraceError, match=r"rows.jsonl.*max_new_tokens"):
+        et.generate(lm, IDS, max_new_tokens=4, out=out, progress=False)
+
+
+def test_sampling_is_seeded_and_batches_have_their_own_stream():
+    lm = loaded()
+    options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": NEW, "batch_size": 2, "progress": False}
+    a, b = (et.generate(lm, IDS, seed=3, **options) for _ in range(2))
+    c = et.generate(lm, IDS, seed=4, **options)
+    assert a == b
+    assert [r["token_ids"] for r in a] != [r["token_ids"] for r in c]
+
+
+def test_an_edit_that_never_fires_is_an_error():
+    lm = loaded()
+    edit = et.Add("resid_post", layers=[1], vector=VECTOR, positions=(500, 600))
+    with pytest.raises(EmotraceError, match="never fired"):
+        et.generate(lm, IDS, [edit], max_new_tokens=3, progress=False)
+
+
+def test_early_end_stops_the_batch(monkeypatch):
+    lm = loaded()
+    first = et.generate(lm, [IDS[0]], max_new_tokens=1, progress=False)[0]["token_ids"][0]
+    monkeypatch.setattr(lm._module.generation_config, "eos_token_id", first)
+    edit = et.Scale("resid_post", layers=[0], strength=1.0, positions="all")
+    row = et.generate(lm, [IDS[0]], [edit], max_new_tokens=NEW, progress=False)[0]
+    assert row["token_ids"] == []
+    assert row["meta"]["stopped"] is True

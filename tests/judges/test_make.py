@@ -1,0 +1,66 @@
+"""The judge that a --judge flag names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotrace import judges
+from emotrace.judges.base import Judge, TargetJudge
+from emotrace.labels import EmotraceError
+
+
+def test_lexicon(capsys: pytest.CaptureFixture[str]) -> None:
+    judge = judges.make("lexicon")
+    assert isinstance(judge, Judge)
+    assert not isinstance(judge, TargetJudge)
+    texts = ["How dare you waste my time!", "The meeting starts at three in the main hall."]
+    verdicts = judge.judge(texts, progress=True)
+    assert [v["predicted"] for v in verdicts] == ["anger", "neutral"]
+    assert {v["judge"] for v in verdicts} == {judge.name}
+    assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "model"), [("openai", "gpt-4o-mini"), ("openai:llama3", "llama3"), ("openai:ft:gpt-4o:me", "ft:gpt-4o:me")]
+)
+def test_openai(monkeypatch: pytest.MonkeyPatch, spec: str, model: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    judge: Any = judges.make(spec, concurrency=2)
+    assert (judge.model, judge.name, judge.concurrency) == (model, f"openai:{model}", 2)
+    judge.close()
+    assert isinstance(judge, TargetJudge)
+
+
+@pytest.mark.parametrize("key", [None, "", "  "])
+def test_a_missing_key_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    if key is None:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    else:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(EmotraceError, match="OPENAI_API_KEY"):
+        judges.make("openai:gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("lexicn", {}, r"unknown judge 'lexicn' in --judge. Did you mean 'lexicon'\? Choices: lexicon, classifier:ID_OR_DIR"),
+        ("", {}, "unknown judge ''"),
+        ("lexicon:v2", {}, "lexicon takes nothing after it"),
+        ("classifier", {}, "name a model id or directory"),
+        ("classifier:", {}, "name a model id or directory"),
+        ("classifier:./missing", {}, "no directory './missing'"),
+        ("lexicon", {"seed": 1}, "unknown option 'seed' in the judge 'lexicon'"),
+        ("openai", {"prices": (1, 2)}, "unknown option 'prices' .*Did you mean 'price'"),
+    ],
+)  # fmt: skip
+def test_bad_specs(spec: str, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    with pytest.raises(EmotraceError, match=message):
+        judges.make(spec, **options)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EmotraceError, match="no directory"):
+        judges.make(f"classifier:{tmp_path / 'gone'}")
