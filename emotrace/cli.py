@@ -11,15 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from emotrace.labels import EMOTIONS, EmotraceError
+from emotrace.labels import EMOTIONS, SITES, EmotraceError, check_positions, emotion as label_of, unknown
 
 app = typer.Typer(
     help="Find where a language model computes emotion, and control the emotion it expresses.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+INTERRUPTED = 130
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""The error of a command line that cannot be read."""
+
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
 Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over themes")]
+Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
 Store = Annotated[Path, typer.Argument(help="an activation store")]
@@ -33,14 +38,15 @@ def generate(
     instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
     emotions: Annotated[str, typer.Option(help="comma-separated")] = ",".join(EMOTIONS),
     limit: Limit = None,
-    max_new_tokens: int = 60,
-    batch_size: int = 32,
+    max_new_tokens: Count = 60,
+    batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
     """Replies of a model to SEV prompts."""
     import emotrace as et
 
+    _no_folder(out)
     prompts = et.datasets.sev(data, emotions=_names(emotions), instruction=instruction, limit=limit)
     rows = et.generate(
         et.load(model, device=device, dtype=dtype), prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
@@ -57,25 +63,27 @@ def judge(
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
-    from emotrace import judges, stats
+    from emotrace import judges
     from emotrace.datasets import read_jsonl
-    from emotrace.runlog import Log, write_rows
+    from emotrace.runlog import IDENTITY, Log, write_rows
 
-    replies = [row for _, row in read_jsonl(rows)]
-    missing = next((i for i, r in enumerate(replies, 1) if "gen_text" not in r), None)
-    if missing or not replies:
-        raise EmotraceError(
-            f"{rows}:{missing or 1}: a reply has the field 'gen_text'." if replies else f"{rows} has no rows."
-        )
-    judged = judges.judge_rows(
-        replies, judges.make(judge), log=Log(out.with_name(out.name + ".verdicts")), target=target_aware
-    )
+    replies = []
+    for where, row in read_jsonl(rows):
+        for name in ("key", "gen_text", "emotion"):
+            if not isinstance(row.get(name), str):
+                raise EmotraceError(
+                    f"{where}: a reply to judge has the text field {name!r}; this row has: {', '.join(row)}."
+                )
+        replies.append(row)
+    if not replies:
+        raise EmotraceError(f"{rows} has no rows.")
+    identity = IDENTITY if all("method" in r for r in replies) else ("key",)  # published rows name no method
+    with Log(out.with_name(out.name + ".verdicts"), identity) as log:
+        judged = judges.judge_rows(replies, judges.make(judge), log=log, target=target_aware)
     write_rows(out, judged)
-    if all("emotion" in r for r in judged):
-        overall = stats.accuracy_table(judged)["overall"]
-        typer.echo(
-            f"{overall['value']:.1%} of {overall['n']} express the emotion asked for ({overall['n_unjudged']} unjudged)"
-        )
+    matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]
+    share = f"{sum(matches) / len(matches):.1%} of {len(matches)}" if matches else "none"
+    typer.echo(f"{share} express the emotion asked for ({len(judged) - len(matches)} unjudged)")
     typer.echo(f"{len(judged)} verdicts in {out}")
 
 
@@ -91,7 +99,7 @@ def capture(
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
     instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
     limit: Limit = None,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -100,11 +108,17 @@ def capture(
     import emotrace as et
     from emotrace.datasets import read_jsonl
 
+    chosen, where = _names(sites), _positions(positions)
+    for site in chosen:
+        if site not in SITES:
+            raise unknown("site", site, SITES, "--sites")
+    if not chosen:
+        raise EmotraceError(f"--sites {sites!r} names no site.")
     prompts = et.datasets.sev(data, instruction=instruction, limit=limit)
     if replies is not None:
         prompts = prompts.with_replies(row for _, row in read_jsonl(replies))
     done = et.capture(
-        et.load(model, device=device, dtype=dtype), prompts, _names(sites), positions=_positions(positions), out=out,
+        et.load(model, device=device, dtype=dtype), prompts, chosen, positions=where, out=out,
         batch_size=batch_size, dry_run=dry_run,
     )  # fmt: skip
     typer.echo(str(done))
@@ -118,13 +132,23 @@ def directions(
     label: str = "emotion",
     within: Annotated[str, typer.Option(help="comma-separated labels that are centred away")] = "skeleton_id,valence",
 ) -> None:
-    """Context-agnostic directions from a store, and how well they hold elsewhere."""
+    """Context-agnostic directions from a store."""
     import emotrace as et
     from emotrace.datasets import read_jsonl
 
     accepted = None
     if rows is not None:
-        accepted = [r["key"] for _, r in read_jsonl(rows) if (r.get("verdict") or {}).get("match") == 1]
+        judged = []
+        for where, row in read_jsonl(rows):
+            if "key" not in row or not ("verdict" in row or "judge" in row):
+                raise EmotraceError(f"{where}: a judged reply has a key and a verdict; run `emotrace judge` first.")
+            judged.append(row)
+        methods = {str(r.get("method", "")) for r in judged}
+        if len(methods) > 1:
+            raise EmotraceError(f"{rows} holds replies of several methods ({', '.join(sorted(methods))}); keep one.")
+        accepted = et.directions.accepted(judged)
+        if not accepted:
+            raise EmotraceError(f"{rows}: the judge accepted none of {len(judged)} replies.")
     acts = et.open_activations(store)
     found = et.directions.centered_mean(acts, label=label, within=tuple(_names(within)), accepted=accepted)
     et.directions.save(found, out)
@@ -141,11 +165,11 @@ def steer(
     dose: Annotated[float, typer.Option(help="size of each addition as a share of the activation's norm")] = 0.3,
     site: str = "resid_post",
     system: Annotated[str | None, typer.Option(help="system message; default none")] = None,
-    max_new_tokens: int = 60,
+    max_new_tokens: Count = 60,
     sample: Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")] = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    top_k: int = 0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -153,15 +177,24 @@ def steer(
     """Baseline and steered replies, side by side."""
     import emotrace as et
 
+    if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
+        raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
+    wanted = _layers(layers) if layers is not None else None
     dirs = et.directions.load(directions)
-    if emotion not in dirs["emotion"].values:
-        raise et.labels.unknown("emotion", emotion, dirs["emotion"].values.tolist(), str(directions))
+    label = str(dirs.attrs.get("label", "emotion"))
+    if label not in dirs.dims:
+        raise EmotraceError(
+            f"{directions} has the dims {', '.join(map(str, dirs.dims))}, and no {label!r} to choose from."
+        )
+    names = [str(n) for n in dirs[label].values]
+    aim = label_of(emotion, names, str(directions)) if label == "emotion" else emotion
+    if aim not in names:
+        raise unknown(label, aim, names, str(directions))
     lm = et.load(model, device=device, dtype=dtype)
     n = lm.sites.n_layers
-    chosen = _layers(layers) if layers else list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
-    edit = et.Add(
-        site, layers=chosen, vector=dirs.sel(emotion=emotion), strength=dose * math.sqrt(lm.sites.d_model), scale="rms"
-    )
+    chosen = wanted or list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
+    vector, strength = dirs.sel({label: aim}), dose * math.sqrt(lm.sites.d_model)
+    edit = et.Add(site, layers=chosen, vector=vector, strength=strength, scale="rms")
     turns = [
         ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": p}] for p in prompts
     ]
@@ -171,7 +204,7 @@ def steer(
     plain = et.generate(lm, turns, **options)
     steered = et.generate(lm, turns, [edit], **options)
     for text, a, b in zip(prompts, plain, steered, strict=True):
-        typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{emotion + ':':<10}{b['gen_text']}\n")
+        typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{aim + ':':<10}{b['gen_text']}\n")
 
 
 @app.command()
@@ -224,13 +257,18 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _no_folder(out: Path) -> None:
+    if out.is_dir():
+        raise EmotraceError(f"--out {out} is a folder; give a file.")
+
+
 def _positions(text: str) -> Any:
     if ":" not in text:
-        return text
+        return check_positions(text, "--positions")
     start, _, stop = text.partition(":")
     if not (start.isdigit() and stop.isdigit()):
         raise EmotraceError(f"--positions {text}: a span is START:STOP, e.g. 0:5.")
-    return (int(start), int(stop))
+    return check_positions((int(start), int(stop)), "--positions")
 
 
 def _layers(text: str) -> list[int]:
@@ -239,32 +277,45 @@ def _layers(text: str) -> list[int]:
         first, _, last = part.partition("-")
         if not first.isdigit() or (last and not last.isdigit()):
             raise EmotraceError(f"--layers {text}: give layers as 2-4 or 1,3.")
+        if int(last or first) < int(first):
+            raise EmotraceError(f"--layers {text}: {part} ends before it begins.")
         found += range(int(first), int(last or first) + 1)
+    if not found or len(set(found)) < len(found):
+        raise EmotraceError(f"--layers {text!r}: name at least one layer, and each once.")
     return found
 
 
 def _guarded(run: Callable[[], Any]) -> None:
     """Run a command; what the user did wrong is one line, and an interrupted run says how to go on."""
     try:
-        run()
-    except EmotraceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = run()
     except KeyboardInterrupt:
+        status = INTERRUPTED
+    except (EmotraceError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except _USAGE as error:
+        usage: Any = error
+        if len(sys.argv) < 2:  # nothing asked: the help was printed
+            sys.exit(2)
+        where = usage.ctx.command_path if usage.ctx else Path(sys.argv[0]).name
+        print(f"error: {' '.join(usage.format_message().split())} (see {where} --help)", file=sys.stderr)
+        sys.exit(2)
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def experiment(main: Callable[..., None]) -> None:
     """Run an experiment file: its function's signature is its command line."""
     runner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     runner.command()(main)
-    _guarded(lambda: runner(standalone_mode=True))
+    _guarded(lambda: runner(standalone_mode=False))
 
 
 def main() -> None:
     """Entry point of ``emotrace``."""
-    _guarded(app)
+    _guarded(lambda: app(standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import xarray as xr
 from emotrace import stats
 from emotrace.datasets import Prompts, spread
 from emotrace.labels import METHODS, EmotraceError
+from emotrace.stats.accuracy import match_of
 
 Row = Mapping[str, Any]
 
@@ -20,8 +21,12 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[
     """Skeletons in two disjoint parts, the second holding about ``share`` of them, spread evenly over themes.
 
     Raises:
-        EmotraceError: if there are fewer than two skeletons.
+        EmotraceError: if there are fewer than two skeletons, or prompts without one.
     """
+    if not 0 < share < 1:
+        raise EmotraceError(f"split(share={share}): a share lies between 0 and 1.")
+    if any("skeleton_id" not in p.labels for p in prompts):
+        raise EmotraceError("split needs prompts with the label 'skeleton_id'.")
     themes = {str(p.labels["skeleton_id"]): str(p.labels.get("theme", "")) for p in prompts}
     if len(themes) < 2:
         raise EmotraceError(f"{len(themes)} skeleton cannot be split into a part to fit and a part to choose doses on.")
@@ -31,8 +36,8 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[
 
 
 def layer_windows(n_layers: int) -> list[list[int]]:
-    """Contiguous layer ranges to try: the middle half, its halves, the late half and each third, without repeats."""
-    spans = [(0.25, 0.75), (0.25, 0.5), (0.5, 0.75), (0.5, 1.0), (1 / 3, 2 / 3), (0.0, 1 / 3), (2 / 3, 1.0)]
+    """Contiguous layer ranges to try: middle two thirds, middle half, its halves, late half, each third; no repeats."""
+    spans = [(1 / 6, 5 / 6), (0.25, 0.75), (0.25, 0.5), (0.5, 0.75), (0.5, 1.0), (1 / 3, 2 / 3), (0.0, 1 / 3), (2 / 3, 1.0)]
     found: list[list[int]] = []
     for a, b in spans:
         start = min(n_layers - 1, round(a * n_layers))
@@ -80,8 +85,8 @@ def accuracy(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = Fa
     """
     if fluent:
         rows = [_and_fluent(row, verdict) for row in rows]
-    draws = sorted({row["draw"] for row in rows})
-    tables = [stats.accuracy_table([r for r in rows if r["draw"] == d], verdict=verdict) for d in draws]
+    draws = sorted({row.get("draw", 0) for row in rows}) or [0]
+    tables = [stats.accuracy_table([r for r in rows if r.get("draw", 0) == d], verdict=verdict) for d in draws]
     if len(tables) == 1:
         return tables[0]
     best = max(tables, key=lambda t: _number(t["overall"]["value"]))
@@ -125,12 +130,13 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
 
 
 def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
-    """Difference of accuracies, paired by skeleton, overall and by emotion."""
-    emotions = list(dict.fromkeys(r["emotion"] for r in rows))
-    out = {"overall": stats.paired_difference(rows, base)}
-    for emotion in emotions:
-        a, b = ([r for r in found if r["emotion"] == emotion] for found in (rows, base))
-        out[emotion] = stats.paired_difference(a, b)
+    """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both."""
+    out = {}
+    for name in ("overall", *dict.fromkeys(r["emotion"] for r in rows)):
+        a, b = ([r for r in found if name in ("overall", r["emotion"])] for found in (rows, base))
+        judged = [{r["key"] for r in found if match_of(r) is not None} for found in (a, b)]
+        if judged[0] & judged[1]:
+            out[name] = stats.paired_difference(a, b)
     return out
 
 
@@ -152,7 +158,10 @@ def published_stats(rows: Sequence[Row], dataset: str) -> dict[str, Any]:
 def _and_fluent(row: Row, verdict: str) -> dict[str, Any]:
     judged = row.get(verdict) or {"match": None}
     match = judged["match"]
-    both = match if match is None else int(bool(match) and bool(row["meta"].get("fluent")))
+    meta = row.get("meta") or {}
+    if match and "fluent" not in meta:
+        raise EmotraceError(f"row {row.get('key')!r} has no meta.fluent: call mark_fluent first.")
+    both = match if match is None else int(bool(match) and meta["fluent"])
     return {**row, verdict: {**judged, "match": both}}
 
 

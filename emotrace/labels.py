@@ -72,6 +72,8 @@ def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "") -> str:
     Raises:
         EmotraceError: if neither the name nor its alias is among the choices.
     """
+    if not isinstance(name, str):
+        raise unknown("emotion", name, among, place)
     word = name.strip().lower()
     reverse = {v: k for k, v in ALIASES.items()}
     for candidate in (word, ALIASES.get(word), reverse.get(word)):

@@ -17,6 +17,7 @@ import tokenizers
 import torch
 import transformers
 from nnsight import TransformersModel
+from safetensors import SafetensorError
 
 from emotrace import sites as sites_
 from emotrace import traced
@@ -133,11 +134,19 @@ def _from_pretrained(
             common["attn_implementation"] = attn
         if device_map is not None:
             common["device_map"] = device_map
-        module = auto.from_pretrained(source, dtype=number_type, use_safetensors=_safetensors(path), **common)
+        module, info = auto.from_pretrained(
+            source, dtype=number_type, use_safetensors=_safetensors(path), output_loading_info=True, **common
+        )
     except EmotraceError:
         raise
-    except (OSError, ValueError, ImportError) as error:
-        raise EmotraceError(f"model {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EmotraceError(f"model {source!r} cannot be loaded: {first}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise EmotraceError(
+            f"model {source!r}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; they would be random."
+        )
     return module if device_map is not None else module.to(where)
 
 
@@ -251,7 +260,7 @@ def _weights_hash(module: Any) -> str:
 
 
 def _bits(parameter: torch.Tensor) -> str:
-    """Sums of all bit patterns and of every third, so that two weights that change places are noticed."""
+    """Sums of all bit patterns and of every third, and the first sixteen: one changed weight is noticed."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     bits = parameter.detach().view(integers).reshape(-1)
     return f"{int(bits.sum(dtype=torch.int64))} {int(bits[::3].sum(dtype=torch.int64))} {bits[:16].tolist()}"

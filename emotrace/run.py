@@ -32,12 +32,13 @@ class Run:
     def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
         self.out = Path(out)
         self.settings = json.loads(json.dumps(settings, default=str))
-        manifest = self.path("manifest.json")
-        if self.out.exists() and not self.out.is_dir():
-            raise EmotraceError(f"--out {self.out} is a file; give a folder.")
+        manifest = self.out / "manifest.json"
+        taken = next((p for p in (self.out, *self.out.parents) if p.exists()), None)
+        if taken is not None and not taken.is_dir():
+            raise EmotraceError(f"--out {self.out}: {taken} is a file; give a folder.")
         if manifest.is_file():
             self._compare(manifest)
-        elif self.out.is_dir() and any(self.out.iterdir()):
+        elif self.out.is_dir() and any(p.name != ".manifest.json.partial" for p in self.out.iterdir()):
             raise EmotraceError(f"--out {self.out} is not empty and holds no run of emotrace. Give a new folder.")
         self.out.mkdir(parents=True, exist_ok=True)
         self.manifest: dict[str, Any] = {
@@ -52,8 +53,8 @@ class Run:
 
     def _compare(self, manifest: Path) -> None:
         try:
-            before = json.loads(manifest.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+            before = dict(json.loads(manifest.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
             raise EmotraceError(
                 f"{manifest} is damaged. Give a new folder, or delete that file to start over."
             ) from None

@@ -76,7 +76,7 @@ class Log:
             EmotraceError: for a row that is there already, if another process appends to the file, or if the disk is
                 full (what was committed before stays, the run can be continued).
         """
-        batch = [rows] if isinstance(rows, Mapping) else list(rows)
+        batch: list[Any] = [rows] if isinstance(rows, Mapping) else list(rows)
         names = [self.identity_of(row) for row in batch]
         fd = self._open()
         for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Scoring: how likely a model finds given replies: perplexity, and KL between a model and its edited self."""
+"""Scoring: how likely a model finds given replies, as log-probability of each token and as perplexity."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from emotrace.runlog import progress as progress_bar
 
 LOGIT_ELEMENTS = 1 << 26
 """Most logits held at a time; the batch shrinks for large vocabularies."""
+LARGEST = 700.0
+"""Largest −mean log-probability that a float can hold the exponential of, roughly."""
 
 
 def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[np.ndarray]:
@@ -30,6 +32,8 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     """
     prompts = Prompts.of(prompts)
     encoder, module = model.sites.encoder, model._module
+    if batch_size < 1:
+        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
     if not encoder.causal:
         raise EmotraceError(f"{model.sites.model_class} is a masked model: its replies have no perplexity.")
     ids = encoder.ids(prompts)
@@ -61,9 +65,17 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
 
 
 def perplexity(model: Any, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[float | None]:
-    """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`."""
+    """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`.
+
+    Raises:
+        EmotraceError: as `reply_logprobs`, and where the model's logits are not finite.
+    """
+    prompts = Prompts.of(prompts)
     scores = reply_logprobs(model, prompts, batch_size, progress)
-    return [math.exp(-float(s.mean())) if len(s) else None for s in scores]
+    for prompt, s in zip(prompts, scores, strict=True):
+        if not np.isfinite(s).all():
+            raise EmotraceError(f"the model gives a token of the reply to {prompt.key!r} no finite log-probability.")
+    return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in scores]
 
 
 def add_perplexity(
@@ -77,11 +89,17 @@ def add_perplexity(
         plain: ``{skeleton_id}__{valence}`` → the plain prompt.
         batch_size: sequences per forward.
         progress: show a bar.
+
+    Raises:
+        EmotraceError: for a row whose plain prompt is not given.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = {}
     for row in rows:
         if "perplexity" not in row["meta"]:
-            groups.setdefault((f"{row['skeleton_id']}__{row['valence']}", tuple(row["token_ids"])), []).append(row)
+            key = f"{row['skeleton_id']}__{row['valence']}".replace("/", "_")
+            if key not in plain:
+                raise EmotraceError(f"row {row.get('key')!r}: no plain prompt {key!r} to score its reply after.")
+            groups.setdefault((key, tuple(row["token_ids"])), []).append(row)
     if not groups:
         return
     base = {key: plain[key] for key, _ in groups}

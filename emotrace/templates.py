@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ from emotrace.labels import EmotraceError
 DATE = "2024-07-26"
 """Day that dated chat templates are told, so that prompts of different days are the same prompts."""
 _PROBE = "Zq system probe"
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
+_PINNED = (  # transformers passes no functions to a template, so its clock is replaced by a macro of the same name
+    "{%- macro strftime_now(form) -%}{%- if form in pinned_dates -%}{{- pinned_dates[form] -}}"
+    "{%- else -%}{{- raise_exception('emotrace cannot pin the date format ' ~ form) -}}{%- endif -%}{%- endmacro -%}"
+)
 
 
 class Encoder:
@@ -77,15 +83,22 @@ class Encoder:
             raise EmotraceError(f"the chat template refuses prompt {prompt.key!r}: {error}") from error
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(
+        template = getattr(self.tokenizer, "chat_template", None)
+        pinned = {}
+        if isinstance(template, str) and "strftime_now" in template:
+            forms = {form for _, form in _CLOCK.findall(template)}
+            pinned = {"chat_template": _PINNED + template, "pinned_dates": {f: self.date.strftime(f) for f in forms}}
+        text = self.tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=True,
             date_string=self.date.strftime("%d %b %Y"),
-            strftime_now=lambda form: self.date.strftime(form),
             enable_thinking=False,
             thinking=False,
+            **pinned,
         )
+        opened = text.rstrip()
+        return f"{opened}\n\n</think>\n\n" if opened.endswith("<think>") else text  # templates that cannot be told
 
     def _system_role(self) -> str:
         """``native`` if the template shows a system message, ``folded`` if it refuses or drops one."""
@@ -186,7 +199,10 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def _tokenizer_hash(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return _digest(backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    if backend is None:
+        return _digest(tokenizer.get_vocab())
+    content = json.loads(backend.to_str())  # padding and truncation are state of the last call, not of the tokenizer
+    return _digest({k: v for k, v in content.items() if k not in ("padding", "truncation")})
 
 
 def _digest(value: Any) -> str:

@@ -27,6 +27,7 @@ import emotrace as et
 from emotrace import directions as directions_
 from emotrace import evaluation, judges, report, scoring, stats
 from emotrace.datasets import Prompts
+from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import Log, write_json, write_rows
 
@@ -34,7 +35,8 @@ DOSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
 HELD_OUT = 0.25
 """Share of the training skeletons on which dose and layers are chosen."""
-SAMPLES = 3
+MIN_WHOLE = 0.1
+"""Below this share of complete accepted groups, directions are fitted on all replies, and the report warns."""
 
 
 def main(
@@ -94,11 +96,11 @@ def main(
 
     # 3. Directions, and whether they are context-agnostic.
     fit, held = evaluation.split(prompts, HELD_OUT, seed)
-    fitted = [key for key in accepted if key.split("__")[0] in {name.replace("/", "_") for name in fit}]
+    inside = {p.key for p in prompts if p.labels["skeleton_id"] in fit}
+    fitted, notes = _fitted(replies, inside)
     dirs = directions_.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"), accepted=fitted)
     directions_.save(dirs, run.path("directions"))
-    agnosticism = directions_.agnosticism(acts, accepted=fitted, seed=seed)
-    agnosticism.to_netcdf(run.path("tables", "agnosticism.nc"), engine="scipy") if False else None
+    agnosticism = directions_.context_agnosticism(acts, accepted=fitted, seed=seed)
 
     # 4. Dose and layers, chosen on held-out training skeletons.
     aimed = plain.where(skeleton_id=sorted(held)).limit(sweep_limit).for_each(emotion=et.EMOTIONS)
@@ -117,7 +119,7 @@ def main(
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(replies), "n": len(replies)},
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": len(held)},
-        "sweep": sweep, "chosen": chosen, "warnings": _warnings(lm, the_judge),
+        "sweep": sweep, "chosen": chosen, "warnings": notes + _warnings(lm, the_judge),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     write_json(
@@ -210,21 +212,33 @@ class Study:
         return rows
 
 
+def _fitted(replies: list[dict[str, Any]], inside: set[str]) -> tuple[list[str], list[str]]:
+    """Keys to fit directions on: accepted replies of the fitting part, or all of them where too few groups are whole."""
+    rows = [row for row in replies if row["key"] in inside]
+    keys = directions_.accepted(rows)
+    groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
+    good = [row for row in rows if row["key"] in set(keys)]
+    whole = len(directions_.complete_groups(good, "emotion", ("skeleton_id", "valence"))[0]) if good else 0
+    if whole >= max(2, MIN_WHOLE * groups):
+        return keys, []
+    note = (
+        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions were fitted on "
+        "all replies, accepted or not: this model hardly expresses the emotions it is asked for"
+    )
+    return sorted(inside), [note]
+
+
 def _count(prompts: Prompts) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
 
 def _warnings(lm: Any, judge: Any) -> list[str]:
-    found = []
-    if judge.name.startswith("lexicon"):
-        found.append(
-            "judged by the offline lexicon judge; its accuracy on published sets is in its card (emotrace/judges/LEXICON.md)"
-        )
-    if lm.sites.identity["model_id"] == "tiny_model":
-        found.append(
-            "the shipped tiny model is a teaching and test model, trained on synthetic text; its numbers are not findings"
-        )
-    return found
+    shipped = lm.sites.identity["model_id"] == "tiny_model"
+    found = [measured.statement(judge.name), None if shipped else measured.warning(judge.name)]
+    if shipped:
+        found.append("the shipped tiny model is a teaching and test model, trained on synthetic text: its numbers are not findings")
+    return [text for text in found if text]
+
 
 
 if __name__ == "__main__":

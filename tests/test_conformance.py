@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from emotrace.labels import EmotraceError
+from emotrace.labels import SITES, EmotraceError
 from emotrace.model import load
 from emotrace.sites import find
 from emotrace.testing import conformance, tiny
@@ -47,7 +47,7 @@ def test_the_form_and_the_missing_sites_are_those_of_the_architecture(name):
     missing = {"resid_mid"} if form == "parallel" else {"final_norm"} if form == "post-ln" else set()
     missing |= {"neuron", "neuron_pre"} if name in EXPERTS else set()
     missing |= {"attn_pattern"} if name in DEBERTA else set()
-    assert {s for s in conformance.SITES if not sites.has(s)} == missing
+    assert {s for s in SITES if not sites.has(s)} == missing
     dense = (0,) if name == "deepseek-v3" else tuple(range(sites.n_layers))  # the others hold experts
     for site in sites.names:
         if sites.layers(site):

@@ -15,7 +15,7 @@ from nnsight import TransformersModel
 from emotrace import traced
 from emotrace.labels import EmotraceError
 from emotrace.model import identity, load, locked
-from emotrace.testing import conformance, tiny
+from emotrace.testing import conformance, hooks, tiny
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_one_trace_at_a_time_from_any_thread(directory):
     model = load(directory)
     batch = model.sites.encode(["Hello"])
     with torch.no_grad():
-        want = model._module(**conformance.forward_inputs(model, batch)).logits
+        want = model._module(**hooks.forward_inputs(model, batch)).logits
     got, failed = [], []
 
     def work() -> None:
@@ -210,7 +210,7 @@ def test_the_module_can_still_be_saved_and_copied(directory, tmp_path):
 
 
 def test_missing_and_broken_directories(tmp_path):
-    with pytest.raises(EmotraceError, match="not a directory.*directory or a hub id"):
+    with pytest.raises(EmotraceError, match=r"not a directory.*directory or a hub id"):
         load(tmp_path / "nowhere")
     with pytest.raises(EmotraceError, match=r"no config.json in it"):
         load(tmp_path)
@@ -226,7 +226,7 @@ def test_missing_and_broken_directories(tmp_path):
 
 def test_a_directory_without_a_tokenizer(tmp_path):
     tiny.build("llama").save_pretrained(tmp_path)
-    with pytest.raises(EmotraceError, match="tokenizer of .* cannot be loaded"):
+    with pytest.raises(EmotraceError, match=r"tokenizer of .* cannot be loaded"):
         load(tmp_path)
     assert load(tmp_path, tokenizer=tiny.tiny_tokenizer()).sites.encode("Hello")["input_ids"].shape[0] == 1
 
@@ -246,7 +246,7 @@ def test_quantized_models(tmp_path):
     path = tiny.save("llama", tmp_path / "q")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "quantization_config": quantized}))
-    with pytest.raises(EmotraceError, match="is quantized.*bitsandbytes"):
+    with pytest.raises(EmotraceError, match=r"is quantized.*bitsandbytes"):
         load(path)
     model = tiny.build("llama")
     model.config.quantization_config = transformers.BitsAndBytesConfig(load_in_8bit=True)
@@ -282,7 +282,7 @@ def test_options_that_cannot_be(directory):
         load(directory, device="cpu", device_map="auto")
     with pytest.raises(EmotraceError, match="loaded already; device, dtype cannot apply"):
         load(tiny.build("llama"), device="cpu", dtype="bfloat16")
-    with pytest.raises(EmotraceError, match="cannot be loaded.*attn_implementation"):
+    with pytest.raises(EmotraceError, match=r"cannot be loaded.*attn_implementation"):
         load(directory, attn_implementation="no-such-attention")
     with pytest.raises(EmotraceError, match="not an ISO day"):
         load(directory, date="26 July 2024")

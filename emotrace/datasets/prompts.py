@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
+import numpy as np
 import pandas as pd
 
 from emotrace.labels import EmotraceError, unknown
@@ -39,11 +40,22 @@ class Prompt:
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.messages, self.text, self.token_ids)) != 1:
             raise EmotraceError(f"prompt {self.key!r} needs exactly one of messages, text and token_ids.")
-        if self.text == "" or self.token_ids == () or self.messages == ():
+        if self.text is not None and not isinstance(self.text, str):
+            raise EmotraceError(f"prompt {self.key!r}: text is a string, not {self.text!r}.")
+        if not (self.text or self.token_ids or self.messages):
             raise EmotraceError(f"prompt {self.key!r} is empty.")
         for message in self.messages or ():
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(k), str) for k in ("role", "content")
+            ):
                 raise EmotraceError(f"prompt {self.key!r}: a message is {{'role': …, 'content': …}}, not {message!r}.")
+        for name in ("token_ids", "reply_ids"):
+            wrong = [i for i in getattr(self, name) or () if isinstance(i, bool) or not isinstance(i, int) or i < 0]
+            if wrong:
+                raise EmotraceError(f"prompt {self.key!r}: {name} are integers from 0, not {wrong[0]!r}.")
+        for name, value in self.labels.items():
+            if not isinstance(name, str) or not isinstance(value, (str, int, float, type(None))):
+                raise EmotraceError(f"prompt {self.key!r}: label {name!r} is {value!r}; labels are texts and numbers.")
 
 
 class Prompts(Sequence[Prompt]):
@@ -154,7 +166,11 @@ class Prompts(Sequence[Prompt]):
         ``plain.for_each(emotion=EMOTIONS)`` gives prompts that do not name an emotion but are labelled with the one an
         edit aims at.
         """
+        if len(labels) != 1:
+            raise EmotraceError(f"for_each takes one label and its values, not {', '.join(labels) or 'none'}.")
         ((name, values),) = labels.items()
+        if isinstance(values, str):
+            raise EmotraceError(f"for_each({name}={values!r}) takes a list of values, e.g. [{values!r}].")
         return Prompts(
             replace(p, key=f"{p.key}__{value}".replace("/", "_"), labels={**p.labels, name: value})
             for p in self
@@ -162,8 +178,26 @@ class Prompts(Sequence[Prompt]):
         )
 
     def with_replies(self, rows: Iterable[Mapping[str, Any]]) -> Prompts:
-        """The prompts that have a row of the same key, each carrying that row's ``token_ids`` as its reply."""
-        replies = {row["key"]: tuple(int(i) for i in row["token_ids"]) for row in rows}
+        """The prompts that have a row of the same key, each carrying that row's ``token_ids`` as its reply.
+
+        Raises:
+            EmotraceError: for a row without ``key`` or ``token_ids``, two different replies to one key (rows of several
+                methods or draws: choose one first), or if no prompt has a reply.
+        """
+        replies: dict[str, tuple[int, ...]] = {}
+        for n, row in enumerate(rows, 1):
+            for name in ("key", "token_ids"):
+                if name not in row:
+                    raise EmotraceError(
+                        f"reply {n} has no {name!r} (it has: {', '.join(row)}); text is never re-tokenised."
+                    )
+            ids = tuple(int(i) for i in row["token_ids"])
+            if replies.setdefault(row["key"], ids) != ids:
+                raise EmotraceError(f"reply {n}: a second, other reply to {row['key']!r}; choose one method and draw.")
+        if not any(p.key in replies for p in self):
+            raise EmotraceError(
+                f"none of the {len(replies)} replies has a key of these prompts (e.g. {self[0].key!r})."
+            )
         return Prompts(replace(p, reply_ids=replies[p.key]) for p in self if p.key in replies)
 
 
@@ -195,7 +229,8 @@ def _prompt(i: int, item: Any) -> Prompt:
         row = dict(item)
         content = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
         content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return Prompt(str(row.pop("key", i)), **content, labels=row)
+        key = str(row.pop("key", i))
+        return Prompt(key, **content, labels={k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
     if isinstance(item, Sequence) and item and isinstance(item[0], Mapping):
         return Prompt(str(i), messages=tuple(item))
     if isinstance(item, Sequence) and item and all(isinstance(x, int) for x in item):

@@ -57,6 +57,10 @@ def read_sev(path: str | Path) -> list[Skeleton]:
             raise EmotraceError(f"{where}: skeleton {ident!r} has another theme or scenario than before.")
         event = row.get("event")
         if isinstance(event, Mapping):
+            if not event:
+                raise EmotraceError(
+                    f"{where}: field 'event' of {ident!r} is empty; it maps {', '.join(VALENCES)} to text."
+                )
             if ident in whole:
                 raise EmotraceError(f"{where}: skeleton_id {ident!r} occurs twice.")
             whole.add(ident)
@@ -64,7 +68,12 @@ def read_sev(path: str | Path) -> list[Skeleton]:
         elif isinstance(row.get("event_valences"), Mapping):
             raise EmotraceError(f"{where}: these are steered outputs without their events; give the data file.")
         else:
-            found = {str(row.get("valence") or row.get("event_valence") or ""): event}
+            valence = row.get("valence") or row.get("event_valence")
+            if valence is None or event is None:
+                name = "event" if event is None else "valence"
+                have = ", ".join(row)
+                raise EmotraceError(f"{where}: field {name!r} of {ident!r} is missing (the row has: {have}).")
+            found = {str(valence): event}
         for valence, text in found.items():
             if valence not in VALENCES:
                 raise labels.unknown("valence", valence, VALENCES, where)
@@ -98,6 +107,11 @@ def sev(
         Prompts with the labels ``skeleton_id, theme, valence, (emotion,) scenario, event`` and the key
         ``{skeleton_id}__{valence}__{emotion}`` (without the last part if no emotion is asked).
     """
+    for name, given in (("emotions", emotions), ("valences", valences)):
+        if isinstance(given, str):
+            raise EmotraceError(f"sev({name}={given!r}) takes a list of names, e.g. [{given!r}].")
+        if len(set(given)) != len(given) or not given:
+            raise EmotraceError(f"sev({name}={list(given)}) needs at least one name, each once.")
     skeletons = read_sev(path) if isinstance(path, (str, Path)) else list(path)
     wanted = [labels.emotion(e, EMOTIONS, "sev(emotions=…)") for e in emotions] if instruction else [None]
     for valence in valences:
@@ -132,7 +146,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise EmotraceError(f"{path}: no such file." if not path.is_dir() else f"{path} is a directory, not a file.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold U+2028 and its like
     except UnicodeDecodeError as error:
         raise EmotraceError(f"{path} is not UTF-8 text: {error}.") from None
     for number, line in enumerate(lines, 1):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from emotrace.edits.kinds import KINDS, Edit
@@ -30,6 +31,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
         for f in fields(edit):
             value = getattr(edit, f.name)
             if f.name == "vector" and value is not None:
+                value = value.detach().float().cpu() if isinstance(value, torch.Tensor) else value
                 array = value if isinstance(value, xr.DataArray) else xr.DataArray(np.asarray(value))
                 tensors[str(i)] = np.ascontiguousarray(array.values)
                 row["dims"] = [str(d) for d in array.dims]
@@ -37,31 +39,45 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
             elif isinstance(value, Site):
                 row[f.name] = {"path": value.path, "side": value.side, "index": value.index}
             elif f.name != "vector":
-                row[f.name] = value
+                row[f.name] = value.item() if isinstance(value, np.generic) else value
         described.append(row)
     save_file(tensors, path / "edits.safetensors")
     (path / "edits.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> list[Edit]:
-    """The edits that `save` wrote."""
+    """The edits that `save` wrote.
+
+    Raises:
+        EmotraceError: for a missing or damaged file, or an edit that this version does not know.
+    """
     path = Path(path)
-    if not (path / "edits.json").is_file():
-        raise EmotraceError(f"{path} holds no edits.json.")
-    tensors = load_file(path / "edits.safetensors")
+    for name in ("edits.json", "edits.safetensors"):
+        if not (path / name).is_file():
+            raise EmotraceError(f"{path} holds no {name}.")
+    try:
+        tensors = load_file(path / "edits.safetensors")
+        described = list(json.loads((path / "edits.json").read_text(encoding="utf-8")))
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise EmotraceError(f"{path}: the files of these edits are damaged ({error}).") from error
     edits = []
-    for i, row in enumerate(json.loads((path / "edits.json").read_text(encoding="utf-8"))):
-        cls = KINDS.get(row.pop("edit"))
+    for i, row in enumerate(described):
+        cls = KINDS.get(row.pop("edit", "")) if isinstance(row, dict) else None
         if cls is None:
             raise EmotraceError(f"{path}/edits.json: entry {i} is no edit of this version ({', '.join(KINDS)}).")
         dims, coords = row.pop("dims", None), row.pop("coords", {})
-        if dims is not None:
-            row["vector"] = xr.DataArray(tensors[str(i)], dims=dims, coords=coords)
-        if isinstance(row["site"], dict):
-            row["site"] = Site(**row["site"])
-        if isinstance(row.get("positions"), list):
-            row["positions"] = tuple(row["positions"])
-        edits.append(cls(**row))
+        try:
+            if dims is not None:
+                row["vector"] = xr.DataArray(tensors[str(i)], dims=dims, coords=coords)
+            if isinstance(row["site"], dict):
+                row["site"] = Site(**row["site"])
+            if isinstance(row.get("positions"), list):
+                row["positions"] = tuple(row["positions"])
+            edits.append(cls(**row))
+        except EmotraceError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise EmotraceError(f"{path}/edits.json: entry {i} is damaged ({error!r}).") from error
     return edits
 
 
@@ -74,6 +90,10 @@ def digest(edits: Sequence[Edit]) -> str:
         payload = edit.payload
         values = payload.values if isinstance(payload, xr.DataArray) else payload
         described = {k: v for k, v in vars(edit).items() if k != "vector"}
+        if isinstance(payload, xr.DataArray):  # the same numbers under other labels are another edit
+            described["dims"] = [
+                [str(d), payload[d].values.tolist() if d in payload.coords else None] for d in payload.dims
+            ]
         sha.update(json.dumps([type(edit).__name__, described], sort_keys=True, default=str).encode())
         sha.update(b"" if values is None else torch.as_tensor(values).float().cpu().numpy().tobytes())
     return sha.hexdigest()[:16]

@@ -133,5 +133,5 @@ def _ints(value: Any, place: str) -> tuple[int, ...]:
 
 
 def _finite(value: Any, place: str) -> None:
-    if not isinstance(value, (int, float, np.floating)) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
         raise EmotraceError(f"{place[:-2]}{value!r}) is not a finite number.")

@@ -176,7 +176,10 @@ def _vector(edit: Edit, address: Address, place: str) -> torch.Tensor | tuple[st
 
 
 def _tensor(values: Any, edit: Edit, address: Address, place: str) -> torch.Tensor:
-    tensor = torch.as_tensor(np.asarray(values) if not isinstance(values, torch.Tensor) else values).float().cpu()
+    try:
+        tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values)).float().cpu()
+    except (TypeError, ValueError) as error:
+        raise EmotraceError(f"{place}: the payload is no array of numbers ({error}).") from None
     allowed = {address.width, len(edit.units or ()) or address.width}
     if tensor.ndim != 1 or (address.width >= 0 and tensor.shape[0] not in allowed):
         raise EmotraceError(

@@ -213,4 +213,4 @@ def _profile_claim(layers: np.ndarray, subs: Sequence[str], norm: np.ndarray, re
     values, name = (relative, "relative norm") if np.isfinite(relative).any() else (norm, "norm")
     mean = np.nan_to_num(values.mean(0))
     i, j = np.unravel_index(int(mean.argmax()), mean.shape)
-    return f"The {name} of the directions is largest at layer {int(layers[int(i)])} ({subs[j]}): {mean[i, j]:.2g}"
+    return f"The {name} of the directions is largest at layer {int(layers[int(i)])} ({subs[int(j)]}): {mean[i, j]:.2g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,13 +10,12 @@ from typing import Any, Final
 import jinja2
 import xarray as xr
 
-from emotrace.labels import EMOTIONS, EmotraceError
+from emotrace.labels import EmotraceError
 from emotrace.report import figures, style, tables
 from emotrace.report.figures import Shown
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
+from emotrace.report.samples import samples
 
-SIDE_BY_SIDE: Final = ("prompt", "steer", "circuit")
-"""Methods whose replies stand beside each other; the reply of ``none`` stands above them."""
 TEACHING: Final = (
     "This is the teaching and test model shipped with emotrace: small, and trained on synthetic text written for the project. "
     "Its numbers show that the method works from end to end; they say nothing about language models at large."
@@ -112,7 +110,6 @@ def render(
         ],
         samples=samples(rows, groups, seed),
         seed=seed,
-        methods=SIDE_BY_SIDE,
         files=files,
         manifest=flat({k: v for k, v in manifest.items() if k != "command"}),
         command=command or str(manifest.get("command", "")),
@@ -203,53 +200,6 @@ def setting(report: Mapping[str, Any]) -> str:
         place = f" of {chosen['site']}" if "site" in chosen else ""
         parts.append(f"steered at layers {style.layer_range(chosen['layers'])}{place}, dose {chosen['dose']:g}")
     return "; ".join(parts)
-
-
-def samples(rows: Iterable[Mapping[str, Any]], groups: int = 6, seed: int = 0) -> list[dict[str, Any]]:
-    """Scenarios drawn by seed among all that have replies, never by their content; each with its replies by emotion and method.
-
-    Args:
-        rows: generations; only draw 0 is shown.
-        groups: how many (skeleton, valence) pairs.
-        seed: of the draw, which does not depend on the order of the rows.
-    """
-    found: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("draw", 0) == 0 and row.get("method") in ("none", *SIDE_BY_SIDE):
-            group = found.setdefault((str(row["skeleton_id"]), str(row["valence"])), {})
-            group[str(row["method"]), str(row["emotion"])] = row
-    names = sorted(found)
-    out = []
-    for name in sorted(random.Random(seed).sample(names, min(groups, len(names)))):
-        group = found[name]
-        first = next(iter(group.values()))
-        plain = next((r for (m, _), r in sorted(group.items(), key=lambda i: i[0]) if m == "none"), None)
-        methods = [m for m in SIDE_BY_SIDE if any(k[0] == m for k in group)]
-        emotions = style.in_order({e: 0 for m, e in group if m != "none"}, EMOTIONS)
-        out.append(
-            {
-                "skeleton": name[0],
-                "valence": name[1],
-                "theme": str(first.get("theme", "")),
-                "scenario": str(first.get("scenario", "")),
-                "event": str(first.get("event", "")),
-                "none": reply(plain, asked=False) if plain else None,
-                "methods": methods,
-                "rows": [
-                    {"emotion": e, "replies": [reply(group[m, e]) if (m, e) in group else None for m in methods]}
-                    for e in emotions
-                ],
-            }
-        )
-    return out
-
-
-def reply(row: Mapping[str, Any], asked: bool = True) -> dict[str, str]:
-    """Text, the judge's answer, and whether it is right: yes, no, or nothing where nothing was asked or judged."""
-    verdict = row.get("verdict") or {}
-    answer, match = verdict.get("predicted"), verdict.get("match")
-    right = {1: "yes", 0: "no"}.get(match, "") if asked and match is not None else ""
-    return {"text": str(row.get("gen_text", "")), "answer": str(answer) if answer else "unjudged", "right": right}
 
 
 def cell(leaf: Any) -> str:

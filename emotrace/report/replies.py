@@ -119,7 +119,9 @@ def _overall(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str
         for x, one, hatched in pairs:
             value = style.number(one)
             colour = COLOURS.get(method, FAINT)
-            face: dict[str, Any] = {"facecolor": colour} if not hatched else {"facecolor": "white", "hatch": "////", "alpha": 0.9}
+            face: dict[str, Any] = (
+                {"facecolor": colour} if not hatched else {"facecolor": "white", "hatch": "////", "alpha": 0.9}
+            )
             ax.bar(x, 0 if math.isnan(value) else value, width=0.38, edgecolor=colour, linewidth=1, **face)
             style.whisker(ax, x, style.interval(one))
             draws = _draws(one)

@@ -89,7 +89,7 @@ def agnosticism(found: xr.Dataset | None) -> pd.DataFrame:
     by = by.merge(cosines).merge(lowest).rename(columns={"held_out_factor": "factor", "held_out_level": "level"})
     both = pd.concat([pooled, by.drop(columns="held_out")], ignore_index=True)
     first = ["factor", "level", *(d for d in ("layer", "sublayer") if d in both), "accuracy", "ci_low", "ci_high"]
-    return both[[*[c for c in first if c in both], *[c for c in both if c not in first]]]
+    return both.reindex(columns=[*[c for c in first if c in both], *[c for c in both if c not in first]])
 
 
 def write(folder: str | Path, report: Mapping[str, Any], found: xr.Dataset | None = None) -> list[Path]:

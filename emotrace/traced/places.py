@@ -107,14 +107,14 @@ def _mediator() -> Any:
         return None
 
 
-def _rows() -> tuple:
-    """``(all rows of the forward, first row of this block, rows of this block)``, or ``(None, 0, None)``."""
+def _rows() -> tuple[int, int, int]:
+    """``(all rows of the forward, first row of this block, rows of this block)``; zeros where nobody knows."""
     mediator = _mediator()
     if mediator is None or mediator.interleaver is None:
-        return None, 0, None
+        return 0, 0, 0
     batcher = mediator.interleaver.batcher
     if batcher is None or not batcher.total:
-        return None, 0, None
+        return 0, 0, 0
     start, size = mediator.batch_group or (0, batcher.total)
     return batcher.total, start, size
 
@@ -124,7 +124,7 @@ def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
     if value.ndim != 2:
         return value
     total, start, size = _rows()
-    if total is None or (batch is not None and batch not in (size, total)):  # e.g. beams: more rows than prompts
+    if not total or (batch is not None and batch not in (size, total)):  # e.g. beams: more rows than prompts
         return value if batch is None else value.reshape(batch, -1, value.shape[-1])
     if value.shape[0] < total:  # one token: nnsight took the rows itself
         return value.reshape(size, -1, value.shape[-1])
@@ -135,18 +135,18 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, flat: bool, path: str) -> 
     """``new`` in the shape of what it replaces; one row, token or vector stands for all."""
     total, start, size = _rows()
     shape = tuple(element.shape)
-    flat = flat and element.ndim == 2
-    others = flat and total is not None and size != total and shape[0] >= total  # rows of other blocks of the trace
-    if flat:
-        rows = total if others else new.shape[0] if new.ndim == 3 and new.shape[0] > 1 else (size or 1)
-        shape = (size if others else rows, shape[0] // rows, shape[1])
+    split = False  # whether other blocks of the trace have rows here too
+    if flat and element.ndim == 2:
+        split = size != total and shape[0] >= total
+        rows = new.shape[0] if new.ndim == 3 and new.shape[0] > 1 else size or 1
+        shape = (size, shape[0] // total, shape[1]) if split else (rows, shape[0] // rows, shape[1])
     try:
         new = new.expand(shape)
     except RuntimeError:
         raise ValueError(
             f"a value of shape {tuple(new.shape)} cannot be written at {path}, which holds {shape}."
         ) from None
-    if others:
+    if split:
         whole = element.reshape(total, -1, shape[-1]).clone()
         whole[start : start + size] = new
         new = whole

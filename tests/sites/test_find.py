@@ -115,7 +115,9 @@ def test_no_layer_that_closes_is_refused():
     model = tiny.build("llama")
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, args, output: 2 * output)
-    with pytest.raises(EmotraceError, match=r"LlamaForCausalLM: the residual closes on the twin but not on the weights"):
+    with pytest.raises(
+        EmotraceError, match=r"LlamaForCausalLM: the residual closes on the twin but not on the weights"
+    ):
         find(model)
 
 
@@ -132,7 +134,9 @@ def test_falcons_mlp_output_is_known_to_be_overwritten():
     sites = find(tiny.build("falcon"))
     assert sites.address("mlp_out", 0).overwritten
     assert not sites.address("attn_out", 0).overwritten
-    assert not any(a.overwritten for by_layer in find(tiny.build("llama")).addresses.values() for a in by_layer.values())
+    assert not any(
+        a.overwritten for by_layer in find(tiny.build("llama")).addresses.values() for a in by_layer.values()
+    )
 
 
 def test_finding_leaves_the_model_as_it_was():
@@ -177,7 +181,7 @@ def test_where_no_twin_runs_the_weights_prove_themselves(monkeypatch):
     assert find(model).layers("resid_mid") == (0, 1, 2)
     with torch.device("meta"):
         hollow = type(model)(model.config)
-    with pytest.raises(EmotraceError, match="no shrunken twin can be built.*Load it with weights"):
+    with pytest.raises(EmotraceError, match=r"no shrunken twin can be built.*Load it with weights"):
         find(hollow)
 
 

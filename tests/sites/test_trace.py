@@ -11,7 +11,7 @@ import torch
 from emotrace.labels import EmotraceError
 from emotrace.model import load
 from emotrace.sites import Site
-from emotrace.testing import conformance, tiny
+from emotrace.testing import hooks, tiny
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def loaded(name: str):
 
 @functools.cache
 def truth(name: str):
-    return conformance.recorded(loaded(name), conformance.forward_inputs(loaded(name), batch(name)))
+    return hooks.recorded(loaded(name), hooks.forward_inputs(loaded(name), batch(name)))
 
 
 def batch(name: str):
@@ -42,9 +42,14 @@ def test_resid_mid_after_z(name):
 def test_resid_mid_cannot_be_written_once_resid_pre_is_gone():
     model = loaded("llama")
     value = truth("llama")["resid_mid", 1]
-    with pytest.raises(EmotraceError, match="ran past resid_pre"), torch.no_grad(), model.trace(batch("llama")):
-        model.sites.read("z", 1)
-        model.sites.write("resid_mid", value, 1)
+
+    def late() -> None:
+        with torch.no_grad(), model.trace(batch("llama")):
+            model.sites.read("z", 1)
+            model.sites.write("resid_mid", value, 1)
+
+    with pytest.raises(EmotraceError, match="ran past resid_pre"):
+        late()
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "opt"])
@@ -70,7 +75,7 @@ def test_every_layer_can_be_edited_in_one_trace():
         layer.self_attn.register_forward_hook(lambda module, args, output: (output[0] + v, *output[1:]))
         for layer in model._module.model.layers
     ]
-    want = conformance.forward(model, conformance.forward_inputs(model, batch("llama")))
+    want = hooks.forward(model, hooks.forward_inputs(model, batch("llama")))
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(got, want)
@@ -198,7 +203,9 @@ def test_what_is_asked_wrongly_is_refused():
         sites.address("z")
     with pytest.raises(EmotraceError, match="belongs to the whole model"):
         sites.address("logits", 0)
-    with pytest.raises(EmotraceError, match=r"FalconForCausalLM has no site 'resid_mid'.*parallel.*closest is 'attn_out'"):
+    with pytest.raises(
+        EmotraceError, match=r"FalconForCausalLM has no site 'resid_mid'.*parallel.*closest is 'attn_out'"
+    ):
         loaded("falcon").sites.address("resid_mid", 0)
     with pytest.raises(EmotraceError, match=r"Mixtral.*no site 'neuron'.*mixtures of experts.*closest is 'mlp_out'"):
         loaded("mixtral").sites.address("neuron", 0)

@@ -31,7 +31,9 @@ def z(**kwargs):
 
 def plan(lengths=(3, 5, 2, 7, 4), variables=None, attrs=None, **kwargs):
     kwargs.setdefault("max_rows", 4)
-    return store.Plan.make(rows(lengths, replies=1), variables or [residual(), z()], attrs or {"model_id": "tiny"}, **kwargs)
+    return store.Plan.make(
+        rows(lengths, replies=1), variables or [residual(), z()], attrs or {"model_id": "tiny"}, **kwargs
+    )
 
 
 def arrays(plan, seed=0):
@@ -60,7 +62,9 @@ def files(path):
 @pytest.fixture(scope="session")
 def make():
     """The functions of this file."""
-    return SimpleNamespace(rows=rows, residual=residual, z=z, plan=plan, arrays=arrays, part=part, write=write, files=files)
+    return SimpleNamespace(
+        rows=rows, residual=residual, z=z, plan=plan, arrays=arrays, part=part, write=write, files=files
+    )
 
 
 @pytest.fixture

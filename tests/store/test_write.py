@@ -62,7 +62,9 @@ def test_resume_writes_only_what_is_missing_and_ends_bit_identical(make, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "b").rglob("c.*")}
     acts = store.open_activations(tmp_path / "b")
     assert not acts.complete
-    assert acts.tokens.equals(store.open_activations(path).tokens.iloc[[0, 1, 2, 3, 12, 13, 14, 15]].reset_index(drop=True))
+    assert acts.tokens.equals(
+        store.open_activations(path).tokens.iloc[[0, 1, 2, 3, 12, 13, 14, 15]].reset_index(drop=True)
+    )
     kept = [0, 1, 2, 3, 12, 13, 14, 15]
     assert acts.residual.values.tobytes() == whole["residual"][:, :, kept].tobytes()
     again = make.plan(attrs={"model_id": "tiny", "command": "other", "versions": {"x": "2"}})

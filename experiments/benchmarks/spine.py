@@ -1,0 +1,288 @@
+"""The spine's speed: what capture, store and steering cost beside the bare model.
+
+Method. Every question is a ratio: the work of emotrace against a plain transformers or numpy call that yields nothing
+but the computation, on the same weights and the same batches. One torch thread. Both are repeated turn about in one
+process, and the table shows median / median with the smallest and largest ratio of two neighbouring repetitions. Token
+ids are given, so that no tokenizer is timed; the whole of `emotrace.capture` or `emotrace.generate` is. Files go to
+a temporary folder.
+
+    python experiments/benchmarks/spine.py
+    python experiments/benchmarks/spine.py --only memory --only disk_last --repetitions 9
+    python experiments/benchmarks/spine.py --quick                               # tiny sizes: only shows that all of it runs
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported
+    os.environ[_name] = "1"
+
+import itertools
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import emotrace as et
+from experiments.benchmarks import work
+from experiments.benchmarks.timing import Ratio, ratio
+
+app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of one run of the benchmarks.
+
+    Attributes:
+        quick: tiny models and few prompts.
+        repetitions: measured turns of each ratio.
+        folder: temporary folder.
+    """
+
+    quick: bool
+    repetitions: int
+    folder: Path
+
+    @property
+    def large(self) -> dict[str, Any]:
+        """Configuration of the random Llama (79 M parameters)."""
+        return work.QUICK if self.quick else work.LARGE
+
+    def fresh(self, name: str) -> Path:
+        """A path inside the folder at which nothing lies."""
+        path = self.folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the table."""
+
+    question: str
+    ratio: Ratio
+    target: float | None
+    note: str = ""
+
+
+BATCH, LENGTH = 8, 64
+"""Prompts of a batch, tokens of a prompt."""
+
+
+def _capture(setting: Setting, question: str, target: float, n_batches: int, **options: Any) -> Answer:
+    """Capture of seven sites in all layers, several batches of 8 × 64 tokens, against the bare forwards of the same batches."""
+    pair = work.llama(setting.large)
+    ids = work.random_ids(BATCH * (2 if setting.quick else n_batches), LENGTH)
+    inputs = work.batches(ids, BATCH)
+    numbers = itertools.count()
+    stored = options.pop("stored", False)
+
+    def captured() -> object:
+        out = setting.fresh("activations.zarr") if stored else None
+        next(numbers)
+        return et.capture(pair.model, ids, work.SITES, batch_size=BATCH, out=out, progress=False, **options)
+
+    try:
+        result = ratio(captured, lambda: work.forward(pair.twin, inputs), setting.repetitions)
+    finally:
+        setting.fresh("activations.zarr")
+    return Answer(question, result, target, f"{len(inputs)} batches of {BATCH} × {LENGTH}")
+
+
+def memory(setting: Setting) -> Answer:
+    """All positions in memory."""
+    return _capture(setting, "all positions in memory / bare forward", 1.15, 4, positions="all")
+
+
+def disk_last(setting: Setting) -> Answer:
+    """The last position to disk."""
+    return _capture(setting, "last position to disk / bare forward", 1.15, 6, positions="last", stored=True)
+
+
+def disk_all(setting: Setting) -> Answer:
+    """All positions to disk."""
+    return _capture(setting, "all positions to disk / bare forward", 1.5, 6, positions="all", stored=True)
+
+
+def sev_last(setting: Setting) -> Answer:
+    """The main job's capture: last position of the SEV prompts in six emotions, on the shipped model."""
+    pair = work.shipped()
+    ids = work.sev_ids(pair.model, 8 if setting.quick else None)
+    inputs = work.batches(ids, 32, by_length=True)
+
+    def captured() -> object:
+        out = setting.fresh("sev.zarr")
+        return et.capture(pair.model, ids, ("resid_mid", "resid_post"), positions="last", out=out, progress=False)
+
+    result = ratio(captured, lambda: work.forward(pair.twin, inputs), max(2, setting.repetitions // 2))
+    mean = sum(map(len, ids)) / len(ids)
+    trained = "shipped model" if work.SHIPPED.exists() else "random model of the shipped size"
+    note = f"{len(ids)} prompts of {mean:.0f} tokens, {trained}, batch 32"
+    return Answer("last position of SEV prompts to disk / length-sorted bare forward", result, 0.75, note)
+
+
+def read(setting: Setting) -> Answer:
+    """One (layer, sublayer) of an open store against the same array in a .npy file, both in the page cache."""
+    rows, dim = (256, 64) if setting.quick else (8192, 768)
+    store = et.store
+    table = store.Rows.of([str(i) for i in range(rows)], [[5]] * rows, [1] * rows, [range(1)] * rows, str, [{}] * rows)
+    coords = {"layer": [0, 1], "sublayer": ["resid_mid", "resid_post"]}
+    variable = store.Variable("residual", ("layer", "sublayer", "dim"), coords, {"dim": dim})
+    out, flat = setting.fresh("read.zarr"), setting.folder / "read.npy"
+    rng = np.random.default_rng(0)
+    with store.create_or_resume(out, store.Plan.make(table, [variable], {})) as writer:
+        for group in writer.pending():
+            buffers = writer.buffers(group)
+            buffers["residual"][:] = rng.standard_normal(buffers["residual"].shape, dtype=np.float32)
+            writer.commit(group, buffers)
+    opened = et.open_activations(out)
+    np.save(flat, opened.sel(layer=1, sublayer="resid_mid").values)
+    assert (np.load(flat) == opened.sel(layer=1, sublayer="resid_mid").values).all()
+    result = ratio(
+        lambda: opened.sel(layer=1, sublayer="resid_mid").values, lambda: np.load(flat), 5 * setting.repetitions
+    )
+    return Answer(
+        "one (layer, sublayer) of an open store / numpy.load", result, 2.0, f"{flat.stat().st_size / 1e6:.0f} MB"
+    )
+
+
+def _steered(setting: Setting, pair: work.Pair) -> tuple[Callable[[bool], list], Callable[[], Any], str]:
+    """Generation through emotrace with and without edits, and transformers' own."""
+    tokens, new = (12, 8) if setting.quick else (24, 32)
+    ids = work.random_ids(32, tokens, seed=1)
+    n_layers, width = pair.model.sites.n_layers, pair.model.sites.d_model
+    layers = range(n_layers // 3, n_layers // 3 + min(4, n_layers - n_layers // 3))
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(2)).numpy()
+    edits = [et.Add("resid_post", layers=layers, vector=vector, strength=0.1 * width**0.5, scale="rms")]
+    decoding = {"max_new_tokens": new, "min_new_tokens": new}
+    inputs = work.padded(ids)
+
+    def ours(steer: bool) -> list:
+        return et.generate(pair.model, ids, edits if steer else (), **decoding, batch_size=32, progress=False)
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            return pair.twin.generate(**inputs, **decoding, do_sample=False)
+
+    assert [row["token_ids"] for row in ours(False)] == theirs()[:, tokens:].tolist(), "plain generation differs"
+    return ours, theirs, f"batch 32, {tokens} + {new} tokens, rms Add in {len(layers)} layers"
+
+
+def steering(setting: Setting) -> list[Answer]:
+    """Steered against plain generation: through emotrace, and against transformers' own."""
+    found = []
+    for name, pair in (("79 M", work.llama(setting.large)), ("shipped size", work.shipped())):
+        ours, theirs, note = _steered(setting, pair)
+        for against, other in (("plain", lambda ours=ours: ours(False)), ("hf.generate", theirs)):
+            result = ratio(lambda ours=ours: ours(True), other, setting.repetitions)
+            target = 1.10 if name == "79 M" else None
+            found.append(Answer(f"steered generation / {against} ({name})", result, target, note))
+    return found
+
+
+def peak(setting: Setting) -> Answer:
+    """Peak memory of a capture to disk with 10 × the prompts, each in a process of its own."""
+    base = 8 if setting.quick else 120
+    peaks = [_peak_of(setting, n) for n in (base, 10 * base)]
+    growth = peaks[1] / peaks[0]
+    result = Ratio(growth, growth, growth, peaks[1], peaks[0])
+    note = f"{peaks[0]:.0f} MB with {base} prompts, {peaks[1]:.0f} MB with {10 * base}, all positions, shipped size"
+    return Answer("peak memory with 10 × the prompts", result, 1.10, note)
+
+
+def _peak_of(setting: Setting, prompts: int) -> float:
+    out = setting.fresh("peak.zarr")
+    settings = [str(out), str(prompts), *(["--quick"] if setting.quick else [])]
+    done = subprocess.run(
+        [sys.executable, __file__, "capture-once", *settings], capture_output=True, text=True, check=False
+    )
+    setting.fresh("peak.zarr")
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout.split()[-1])
+
+
+QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
+    "memory": memory,
+    "disk_last": disk_last,
+    "disk_all": disk_all,
+    "sev_last": sev_last,
+    "read": read,
+    "steering": steering,
+    "peak": peak,
+}
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    only: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(QUESTIONS)}; may be repeated")] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="measured turns of each ratio")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, which only show that all of it runs")] = False,
+) -> None:
+    """Answer the questions and print a table."""
+    if context.invoked_subcommand is not None:
+        return
+    torch.set_num_threads(1)
+    wrong = [name for name in only or () if name not in QUESTIONS]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r}: choices are {', '.join(QUESTIONS)}.", param_hint="--only")
+    answers: list[Answer] = []
+    with tempfile.TemporaryDirectory(prefix="emotrace-benchmark-") as folder:
+        setting = Setting(quick, 2 if quick else repetitions, Path(folder))
+        for name in only or QUESTIONS:
+            answer = QUESTIONS[name](setting)
+            for one in answer if isinstance(answer, list) else [answer]:
+                answers.append(one)
+                print(_line(one), f"[{one.ratio.seconds:.3g} / {one.ratio.reference:.3g}] {one.note}", flush=True)
+    print("\n| question | ratio (min – max) | target | met |\n|---|---|---|---|")
+    for one in answers:
+        print(_line(one))
+    if quick:
+        print("\n--quick: these sizes are too small for the ratios to mean anything.")
+
+
+@app.command(hidden=True)
+def capture_once(out: Path, prompts: int, quick: Annotated[bool, typer.Option("--quick")] = False) -> None:
+    """Capture so many prompts at all positions and print the peak memory of this process in MB."""
+    torch.set_num_threads(1)
+    pair = work.llama(work.QUICK if quick else work.SMALL)
+    et.capture(
+        pair.model, work.random_ids(prompts, LENGTH), ("resid_mid", "resid_post"), positions="all", out=out,
+        progress=False,
+    )  # fmt: skip
+    print(_peak_megabytes())
+
+
+def _peak_megabytes() -> float:
+    """Peak resident memory of this process; Linux' ``ru_maxrss`` also counts the parent before the exec, VmHWM does not."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _line(answer: Answer) -> str:
+    r = answer.ratio
+    target = "–" if answer.target is None else f"≤ {answer.target}"
+    met = "–" if answer.target is None else "yes" if r.median <= answer.target else "**no**"
+    return f"| {answer.question} | {r.median:.3f} ({r.low:.3f} – {r.high:.3f}) | {target} | {met} |"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,50 @@
+"""Timing: two pieces of work measured against each other, turn about, so that a busy machine slows both."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What one piece of work costs, as a multiple of another.
+
+    Attributes:
+        median: median time of the one / median time of the other.
+        low: smallest ratio of a pair of neighbouring repetitions.
+        high: largest.
+        seconds: median time of the one.
+        reference: median time of the other.
+    """
+
+    median: float
+    low: float
+    high: float
+    seconds: float
+    reference: float
+
+
+def ratio(work: Callable[[], object], reference: Callable[[], object], repetitions: int) -> Ratio:
+    """Time ``work`` against ``reference``: one unmeasured turn of each, then reference, work, reference, work, …"""
+    pairs = []
+    reference()
+    work()
+    for _ in range(repetitions):
+        pairs.append((timed(reference), timed(work)))
+    base, mine = (statistics.median(column) for column in zip(*pairs, strict=True))
+    each = [b / a for a, b in pairs]
+    return Ratio(mine / base, min(each), max(each), mine, base)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call; garbage is collected before it, and what it returns is dropped after it."""
+    gc.collect()
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
