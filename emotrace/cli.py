@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from emotrace.labels import EMOTIONS, SITES, EmotraceError, check_positions, emotion as label_of, unknown
+from emotrace.labels import EMOTIONS, SITES, EmotraceError, check_positions, unknown
+from emotrace.labels import emotion as label_of
 
 app = typer.Typer(
     help="Find where a language model computes emotion, and control the emotion it expresses.",

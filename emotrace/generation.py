@@ -15,7 +15,8 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
 from emotrace.model import locked
-from emotrace.runlog import Log, progress as progress_bar
+from emotrace.runlog import Log
+from emotrace.runlog import progress as progress_bar
 from emotrace.traced import runs
 
 

@@ -79,7 +79,7 @@ def load(
             names = ", ".join(given)
             raise EmotraceError(f"load(model=<{type(model).__name__}>) is loaded already; {names} cannot apply to it.")
         nnsight_model = model if isinstance(model, TransformersModel) else None
-        module = model._module if nnsight_model is not None else model
+        module: Any = model if nnsight_model is None else nnsight_model._module
         tokenizer = tokenizer if tokenizer is not None else getattr(nnsight_model, "tokenizer", None)
         tokenizer = _tokenizer(tokenizer, revision, trust_remote_code)
         config = getattr(module, "config", None)
@@ -92,7 +92,10 @@ def load(
         warnings.filterwarnings("ignore", message=".*already defined.*")
         traced_model = model if isinstance(model, TransformersModel) else _wrap(module, tokenizer)
     limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-    encoder = Encoder(tokenizer, causal=causal, date=date, double_bos=double_bos, max_length=_positions(module, limit))
+    encoder = Encoder(
+        tokenizer, causal=causal, date=date, double_bos=double_bos, max_length=_positions(module, limit),
+        vocab_size=getattr(module.config.get_text_config(), "vocab_size", None),
+    )  # fmt: skip
     found.attach(traced_model, encoder)
     found.identity = identity(module, model_id, revision)
     module.eval()
@@ -230,8 +233,8 @@ def _positions(module: Any, limit: Any) -> int | None:
     if not isinstance(limit, int):
         return None
     pad = getattr(module.config, "pad_token_id", None)
-    shifted = "roberta" in str(getattr(module.config, "model_type", "")) and isinstance(pad, int)
-    return limit - pad - 1 if shifted else limit
+    is_roberta = "roberta" in str(getattr(module.config, "model_type", ""))
+    return limit - pad - 1 if is_roberta and isinstance(pad, int) else limit
 
 
 def identity(module: Any, model_id: str, revision: str | None) -> dict[str, Any]:

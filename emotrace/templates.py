@@ -38,6 +38,7 @@ class Encoder:
         double_bos: render the template as text and tokenise it with special tokens again, as EmotionCircuits did
             (preset ``emotion_circuits``); a template that starts with BOS then yields two.
         max_length: longest sequence the model takes, or None.
+        vocab_size: number of token ids the model knows, or None.
 
     Raises:
         EmotraceError: for a date that is not ISO.
@@ -51,12 +52,14 @@ class Encoder:
         date: str = DATE,
         double_bos: bool = False,
         max_length: int | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         try:
             self.date = datetime.date.fromisoformat(date)
         except ValueError:
             raise EmotraceError(f"date={date!r} is not an ISO day such as {DATE!r}.") from None
         self.tokenizer, self.causal, self.double_bos, self.max_length = tokenizer, causal, double_bos, max_length
+        self.vocab_size = vocab_size
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.system_role = self._system_role() if self.has_template else "plain text"
         pad = getattr(tokenizer, "pad_token_id", None)
@@ -115,7 +118,7 @@ class Encoder:
         """Token ids of every prompt (without replies), one BOS each.
 
         Raises:
-            EmotraceError: without a tokenizer, for an empty prompt, or for one longer than the model takes.
+            EmotraceError: without a tokenizer, for an empty prompt, one longer than the model takes, or unknown ids.
         """
         prompts = Prompts.of(prompts)
         texts = {i: self.render(p) for i, p in enumerate(prompts) if p.token_ids is None and self._need_tokenizer(p)}
@@ -129,6 +132,11 @@ class Encoder:
         for prompt, ids in zip(prompts, out, strict=True):
             if not ids:
                 raise EmotraceError(f"prompt {prompt.key!r} has no tokens.")
+            top = max((*ids, *(prompt.reply_ids or ())))
+            if self.vocab_size is not None and top >= self.vocab_size:
+                raise EmotraceError(
+                    f"prompt {prompt.key!r} has the token id {top}; the model knows 0 to {self.vocab_size - 1}."
+                )
             longest = len(ids) + len(prompt.reply_ids or ())
             if self.max_length is not None and longest > self.max_length:
                 raise EmotraceError(

@@ -119,7 +119,8 @@ def main(
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(replies), "n": len(replies)},
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": len(held)},
-        "sweep": sweep, "chosen": chosen, "warnings": notes + _warnings(lm, the_judge),
+        "sweep": sweep, "chosen": {**chosen, "site": "resid_post"}, "layer_profile": _profile(acts),
+        "dose_unit": "share of the activation's norm", "warnings": notes + _warnings(lm, the_judge),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     write_json(
@@ -228,6 +229,12 @@ def _fitted(replies: list[dict[str, Any]], inside: set[str]) -> tuple[list[str],
     return sorted(inside), [note]
 
 
+def _profile(acts: Any) -> list[dict[str, Any]]:
+    """Mean RMS of the activations by layer and sublayer."""
+    table = directions_.mean_rms(acts).to_series()
+    return [{"layer": int(layer), "sublayer": str(sublayer), "rms": float(v)} for (layer, sublayer), v in table.items()]
+
+
 def _count(prompts: Prompts) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
@@ -236,9 +243,10 @@ def _warnings(lm: Any, judge: Any) -> list[str]:
     shipped = lm.sites.identity["model_id"] == "tiny_model"
     found = [measured.statement(judge.name), None if shipped else measured.warning(judge.name)]
     if shipped:
-        found.append("the shipped tiny model is a teaching and test model, trained on synthetic text: its numbers are not findings")
+        found.append(
+            "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
+        )
     return [text for text in found if text]
-
 
 
 if __name__ == "__main__":

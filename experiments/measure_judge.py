@@ -20,11 +20,15 @@ from emotrace.datasets import read_jsonl
 from emotrace.labels import ALIASES, ANSWERS, EMOTIONS, EmotraceError
 
 
-def main(judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon") -> None:
+def main(
+    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+) -> None:
     """Print accuracy and confusion on both sets."""
     folder = os.environ.get("EMOTRACE_ORACLES", "")
     if not folder or not Path(folder).is_dir():
-        raise EmotraceError("set EMOTRACE_ORACLES to the folder with the published artefacts; it is not part of the project.")
+        raise EmotraceError(
+            "set EMOTRACE_ORACLES to the folder with the published artefacts; it is not part of the project."
+        )
     replies = [row for _, row in read_jsonl(Path(folder) / "emotion_circuits" / "labeled_sev" / "accepted.jsonl")]
     comments = pd.read_csv(Path(folder) / "goemotions" / "dev.csv")
     names = [c for c in comments.columns if c not in ("text", "classes", "ids")]
@@ -42,7 +46,10 @@ def report(judge: judges.Judge, name: str, texts: list[str], labels: list[str]) 
     right = sum(a == b for a, b in zip(answers, labels, strict=True))
     print(f"{judge.name} on {name}: {right / len(labels):.1%} of {len(labels)}")
     table = pd.crosstab(pd.Series(labels, name="label"), pd.Series(answers, name="answer"))
-    print(table.reindex(index=EMOTIONS, columns=[a for a in (*ANSWERS, "unjudged") if a in table.columns], fill_value=0), end="\n\n")
+    print(
+        table.reindex(index=EMOTIONS, columns=[a for a in (*ANSWERS, "unjudged") if a in table.columns], fill_value=0),
+        end="\n\n",
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def stems(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> li
         sequences: token ids of each prompt.
         first_wanted: first position of each prompt whose activations are wanted.
     """
+
     def best(members: list[int], depth: int) -> tuple[int, list[Stem]]:
         """Tokens saved, and the stems that save them."""
         reach = _common(sequences, members, depth, min(first_wanted[i] for i in members))

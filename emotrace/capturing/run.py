@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from emotrace import edits as edits_
 from emotrace import store
+from emotrace.capturing.groups import fitted
 from emotrace.capturing.prefixes import PrefixCache, Stem, stems
 from emotrace.capturing.reads import Reads, Sink
 from emotrace.datasets import Prompts
@@ -59,7 +61,7 @@ def capture(
     batch_size: int = 32,
     share_prefixes: bool = True,
     codec: str = "none",
-    row_group_bytes: int = 64 << 20,
+    row_group_bytes: int = 256 << 20,
     seed: int = 0,
     progress: bool = True,
     dry_run: bool = False,
@@ -81,7 +83,7 @@ def capture(
         batch_size: prompts per forward.
         share_prefixes: compute shared first tokens once (never with edits, never when early positions are wanted).
         codec: ``none``, ``lz4`` or ``zstd``.
-        row_group_bytes: memory of one row group, the unit of commit.
+        row_group_bytes: most memory of one row group, the unit of commit; two of them are held.
         seed: recorded only; a capture draws nothing.
         progress: show a bar on stderr.
         dry_run: return what would be done instead of doing it.
@@ -127,7 +129,7 @@ def capture(
         "positions": list(positions) if isinstance(positions, tuple) else positions,
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),
     }  # fmt: skip
-    plan = store.Plan.make(rows, reads.variables, attrs, row_group_bytes)
+    plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
     if dry_run:
         free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
         return Dry(len(rows), len(prompts), sum(map(len, sequences)), plan.bytes, plan.n_groups, free)
@@ -150,18 +152,23 @@ class _Job:
         self.fired = [0] * len(edits)
         self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
         self.steps = reads.program()
-        eligible = share and not edits and model.sites.encoder.causal
-        self.share = eligible and self._sharing_is_exact()
+        self.share = share and not edits and model.sites.encoder.causal
+        self.exact: bool | None = None  # asked only where prompts begin alike
+        takes = inspect.signature(model._module.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in takes and model.sites.encoder.causal else {}
 
     def fill(self, group: Any, buffers: dict[str, np.ndarray], bar: Any) -> None:
         """Compute one row group: its prompts by shared prefix, then by length, in batches."""
         targets = self.reads.targets(buffers)
         wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
         members = list(wants)
-        if self.share:
+        found: list[Stem] = []
+        if self.share and self.exact is not False:
             firsts = [self._span(i, *wants[i])[0] for i in members]
             found = stems([self.sequences[i] for i in members], firsts)
-        else:
+            if self.exact is None and any(stem.length for stem in found):
+                self.exact = self._sharing_is_exact()
+        if not self.share or not self.exact:
             found = [Stem(0, tuple(range(len(members))))]
         for stem in found:
             inside = sorted((members[m] for m in stem.members), key=lambda i: (-len(self.sequences[i]), i))
@@ -207,8 +214,7 @@ class _Job:
             rank = {"keep": 1, "edit": 0, "read": 2}
             program = sorted(lowered.program() + self.steps, key=lambda s: (s[1], rank[s[0]]))
             count = lowered.count
-        if cache is not None:
-            inputs = cache.inputs(inputs)
+        inputs = cache.inputs(inputs) if cache is not None else inputs | self.options
         with locked(self.model):
             fired = runs.capture(self.model, inputs, program, len(batch), (0, width), count, Sink(targets, spans))
         self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
@@ -236,7 +242,9 @@ class _Job:
 def _to_store(job: _Job, plan: Any, out: str | Path, progress: bool) -> Any:
     with store.create_or_resume(out, plan) as writer:
         pending = writer.pending()
-        with progress_bar(total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress) as bar:
+        with progress_bar(
+            total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress
+        ) as bar:
             for group in pending:
                 buffers = writer.buffers(group)
                 job.fill(group, buffers, bar)
@@ -247,13 +255,17 @@ def _to_store(job: _Job, plan: Any, out: str | Path, progress: bool) -> Any:
 
 
 def _to_memory(job: _Job, plan: Any, progress: bool) -> Any:
-    arrays = {v.name: np.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
+    plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
+    arrays = {v.name: _empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:
-        for group in plan.groups:
-            window = {v.name: arrays[v.name][(slice(None),) * len(v.cell_dims) + (group.rows,)] for v in plan.variables}
-            job.fill(group, window, bar)
+        job.fill(plan.groups[0], arrays, bar)
     edits_.refuse_silent(job.edits, job.fired)
     return store.Activations.in_memory(plan, arrays)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As ``np.empty``, which asks Linux for huge pages: where memory is fragmented, finding them takes longer than filling them."""
+    return torch.empty(shape, dtype=getattr(torch, dtype.name)).numpy()
 
 
 def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
@@ -263,22 +275,21 @@ def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
         EmotraceError: if a place holds no ``[batch, token, width]`` tensor, or its module does not run.
     """
     widths: dict[str, int] = {}
+    probe = ids[:4]
+    inputs = model.sites.encoder.batch([probe])
+    inputs = {k: v.to(next(model._module.parameters()).device) for k, v in inputs.items()}
     for site in own:
-        shapes: list[tuple[int, ...]] = []
-        inputs = model.sites.encoder.batch([ids[:4]])
-        device = next(model._module.parameters()).device
         program = [("read", 0, model.sites.resolve(site).lower(model), 0)]
+        seen: dict[int, Any] = {}
         try:
             with locked(model):
-                runs.capture(model, {k: v.to(device) for k, v in inputs.items()}, program, 1, (0, 4), 0,
-                             lambda _, value: shapes.append(tuple(value.shape)))  # fmt: skip
-        except Exception as error:
-            raise EmotraceError(f"{site.name} cannot be read: {str(error).splitlines()[0]}") from error
-        if not shapes or len(shapes[0]) != 3 or shapes[0][:2] != (1, min(4, len(ids))):
-            raise EmotraceError(
-                f"{site.name} holds {shapes}, not one [batch, token, width] tensor; capture stores those."
-            )
-        widths[site.name] = shapes[0][2]
+                runs.capture(model, inputs, program, 1, (0, len(probe)), 0, seen.__setitem__)
+        except Exception as error:  # nnsight's or the model's own words, of whatever class
+            raise EmotraceError(f"{site.name} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
+        shape = tuple(getattr(seen.get(0), "shape", ()))
+        if len(shape) != 3 or shape[:2] != (1, len(probe)):
+            raise EmotraceError(f"{site.name} holds shape {shape}; capture stores [batch, token, width] tensors.")
+        widths[site.name] = shape[2]
     return widths
 
 

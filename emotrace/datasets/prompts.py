@@ -227,7 +227,7 @@ def _prompt(i: int, item: Any) -> Prompt:
         return Prompt(str(i), text=item)
     if isinstance(item, Mapping):
         row = dict(item)
-        content = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
+        content: dict[str, Any] = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
         content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         key = str(row.pop("key", i))
         return Prompt(key, **content, labels={k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})

@@ -246,5 +246,6 @@ def _cosines(
             size = np.sqrt(np.maximum(whole * rest, 1e-300))
             values = np.clip((whole - cross) / size, -1 + 1e-15, 1 - 1e-15)
             cosine[t, e] = values[0]
-            spread[t, e] = np.arctanh(values[1:]).std()
+            drawn = (w[1:].sum(1) > 0) & (draws[1:, ~mine].sum(1) > 0)  # draws without the level say nothing of it
+            spread[t, e] = np.arctanh(values[1:][drawn]).std() if drawn.sum() > 1 else np.inf
     return cosine, spread

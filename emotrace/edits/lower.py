@@ -88,7 +88,7 @@ def lower(
         for address in _addresses(edit, sites, f"edits[{number}]"):
             wanted = _columns(edit, address, sites, f"edits[{number}]")
             vectors = _vector(edit, address, f"edits[{number}]")
-            payload = vectors
+            payload: Any = vectors
             if isinstance(vectors, tuple):
                 dim, table = vectors
                 payload = torch.stack([table[about[dim]] for about in labels])
@@ -156,13 +156,13 @@ def _vector(edit: Edit, address: Address, place: str) -> torch.Tensor | tuple[st
                 if wanted not in vector[dim].values:
                     raise unknown(f"{dim} in the payload", wanted, vector[dim].values.tolist(), place)
                 vector = vector.sel({dim: wanted})
-            elif dim in vector.coords and vector[dim].ndim == 0 and dim == "sublayer" and address.site in SUBLAYERS:
-                if str(vector[dim].item()) != address.site:
-                    raise EmotraceError(
-                        f"{place}: the payload belongs to {vector[dim].item()!r}, but the edit acts on {address.site!r}."
-                    )
+        mine = vector.coords.get("sublayer")
+        if mine is not None and mine.ndim == 0 and address.site in SUBLAYERS and str(mine.item()) != address.site:
+            raise EmotraceError(
+                f"{place}: the payload belongs to {mine.item()!r}, but the edit acts on {address.site!r}."
+            )
         if {"head", "head_dim"} <= set(vector.dims):
-            vector = vector.stack(dim=("head", "head_dim"))
+            vector = vector.stack({"dim": ("head", "head_dim")})
         feature = next((d for d in ("dim", "unit") if d in vector.dims), vector.dims[-1])
         rest = [d for d in vector.dims if d != feature]
         if len(rest) > 1:

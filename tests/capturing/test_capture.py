@@ -15,12 +15,26 @@ from emotrace.capturing.prefixes import stems
 from emotrace.labels import EmotraceError, positions_in
 from tests.helpers import loaded
 
-SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "neuron", "neuron_pre", "final_norm", "logits")
+SITES = (
+    "resid_pre",
+    "attn_out",
+    "resid_mid",
+    "mlp_out",
+    "resid_post",
+    "z",
+    "neuron",
+    "neuron_pre",
+    "final_norm",
+    "logits",
+)
 
 
 def alone(lm, ids, site, layer):
     """The value of one un-padded prompt, read in an ordinary nnsight trace."""
-    with torch.no_grad(), lm.trace({"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}):
+    with (
+        torch.no_grad(),
+        lm.trace({"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}),
+    ):
         value = lm.sites.read(site, layer).save()
     return value[0].numpy()
 
@@ -29,7 +43,9 @@ sequences = st.lists(st.lists(st.integers(10, 150), min_size=1, max_size=12), mi
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ids=sequences, policy=st.sampled_from(["last", "all", (0, 2)]), batch=st.integers(1, 4), shared=st.integers(0, 9))
+@given(
+    ids=sequences, policy=st.sampled_from(["last", "all", (0, 2)]), batch=st.integers(1, 4), shared=st.integers(0, 9)
+)
 def test_values_equal_one_prompt_at_a_time(ids, policy, batch, shared):
     lm = loaded()
     ids = [[7] * shared + s for s in ids]
@@ -56,7 +72,9 @@ def test_every_site_of_a_family_in_one_capture(name):
                 got = acts.sel(key=str(i), layer=layer, sublayer=site)
             else:
                 got = acts.sel(site, key=str(i), **({} if layer is None else {"layer": layer}))
-            np.testing.assert_allclose(got.values.reshape(len(s), -1), alone(lm, s, site, layer), atol=3e-5, err_msg=f"{site} {i}")
+            np.testing.assert_allclose(
+                got.values.reshape(len(s), -1), alone(lm, s, site, layer), atol=3e-5, err_msg=f"{site} {i}"
+            )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gemma3", "phi", "bloom"])
@@ -71,7 +89,9 @@ def test_shared_prefixes_change_nothing(name):
 
 def test_stems_cover_every_prompt_once_and_are_shared():
     a, b = list(range(20)), [0, 1, *range(50, 70)]
-    ids = [a + [100 + i] for i in range(5)] + [b + [200 + i] for i in range(5)] + [[7, 8]]  # two stems behind a fork at 2
+    ids = (
+        [[*a, 100 + i] for i in range(5)] + [[*b, 200 + i] for i in range(5)] + [[7, 8]]
+    )  # two stems behind a fork at 2
     found = stems(ids, [len(s) - 1 for s in ids])
     assert sorted(i for s in found for i in s.members) == list(range(11))
     assert {(s.length, len(s.members)) for s in found} == {(20, 5), (22, 5), (0, 1)}
@@ -94,13 +114,18 @@ def test_nothing_after_the_last_wanted_site_is_computed():
 
 def test_replies_are_teacher_forced_and_labelled():
     lm = loaded()
-    prompts = [{"key": "a", "token_ids": [11, 12, 13], "reply_ids": [40, 41], "emotion": "fear"}, {"key": "b", "token_ids": [15, 16], "emotion": "anger"}]
+    prompts = [
+        {"key": "a", "token_ids": [11, 12, 13], "reply_ids": [40, 41], "emotion": "fear"},
+        {"key": "b", "token_ids": [15, 16], "emotion": "anger"},
+    ]
     acts = et.capture(lm, prompts, ("resid_post",), positions="steer", progress=False)
     assert acts.tokens[["key", "position", "position_from_end", "token_id", "emotion"]].values.tolist() == [
         ["a", 2, -1, 13, "fear"], ["a", 3, 0, 40, "fear"], ["a", 4, 1, 41, "fear"], ["b", 1, -1, 16, "anger"],
     ]  # fmt: skip
     np.testing.assert_allclose(
-        acts.sel(key="a", layer=2, sublayer="resid_post").values, alone(lm, [11, 12, 13, 40, 41], "resid_post", 2)[2:], atol=2e-5
+        acts.sel(key="a", layer=2, sublayer="resid_post").values,
+        alone(lm, [11, 12, 13, 40, 41], "resid_post", 2)[2:],
+        atol=2e-5,
     )
 
 
@@ -114,13 +139,18 @@ def test_a_place_of_the_users_own_is_stored(tmp_path):
 def test_bfloat16_is_stored_without_loss(tmp_path):
     lm = et.load(loaded()._module.__class__(loaded()._module.config).to(torch.bfloat16).eval())
     acts = et.capture(lm, [[11, 12, 13]], ("resid_post",), positions="all", out=tmp_path / "a.zarr", progress=False)
-    with torch.no_grad(), lm.trace({"input_ids": torch.tensor([[11, 12, 13]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}):
+    with (
+        torch.no_grad(),
+        lm.trace({"input_ids": torch.tensor([[11, 12, 13]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}),
+    ):
         h = lm.sites.read("resid_post", 2).save()
     assert np.array_equal(acts.sel(layer=2, sublayer="resid_post").values, h[0].float().numpy())
 
 
 def test_dry_run_says_rows_and_bytes_and_writes_nothing(tmp_path):
-    dry = et.capture(loaded(), [[11, 12, 13]] * 1, ("resid_post",), positions="all", out=tmp_path / "a.zarr", dry_run=True)
+    dry = et.capture(
+        loaded(), [[11, 12, 13]] * 1, ("resid_post",), positions="all", out=tmp_path / "a.zarr", dry_run=True
+    )
     assert (dry.rows, dry.prompts, dry.tokens) == (3, 1, 3)
     assert dry.bytes == 3 * 3 * 32 * 4
     assert not (tmp_path / "a.zarr").exists()
@@ -128,11 +158,24 @@ def test_dry_run_says_rows_and_bytes_and_writes_nothing(tmp_path):
 
 def big_capture(path):
     ids = [[10 + (i * 7 + j) % 140 for j in range(3 + i % 9)] for i in range(60)]
-    return et.capture(loaded(), ids, ("resid_mid", "resid_post", "z"), positions="all", out=path, row_group_bytes=40_000, batch_size=4, progress=False)
+    return et.capture(
+        loaded(),
+        ids,
+        ("resid_mid", "resid_post", "z"),
+        positions="all",
+        out=path,
+        row_group_bytes=40_000,
+        batch_size=4,
+        progress=False,
+    )
 
 
 def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and "lock" not in p.name}
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and "lock" not in p.name
+    }
 
 
 def test_a_capture_killed_at_any_moment_and_repeated_is_bit_identical(tmp_path):
@@ -165,20 +208,20 @@ def test_a_capture_killed_at_any_moment_and_repeated_is_bit_identical(tmp_path):
 
 
 ERRORS = {
-    "no prompts": (dict(prompts=[]), "no prompts"),
-    "empty prompt": (dict(prompts=[""]), "empty"),
-    "no sites": (dict(sites=()), "at least one site"),
-    "twice": (dict(sites=("z", "z")), "twice"),
-    "unknown site": (dict(sites=("resid_pots",)), "Did you mean 'resid_post'"),
-    "pattern": (dict(sites=("attn_pattern",)), "shown, not stored"),
-    "layer": (dict(layers=[7]), "layers are 0 to 2"),
-    "generated": (dict(positions="generated"), "carry replies"),
-    "policy": (dict(positions="lat"), "unknown position policy"),
-    "nothing selected": (dict(positions=(50, 60)), "no position"),
-    "too long": (dict(prompts=[[11] * 4000]), "at most"),
-    "batch": (dict(batch_size=0), "at least 1"),
-    "own place": (dict(sites=[et.Site("model.layers.0.nope")]), "no module"),
-    "edit": (dict(edits=[et.Scale("resid_post", layers=[9])]), "layers are 0 to 2"),
+    "no prompts": ({"prompts": []}, "no prompts"),
+    "empty prompt": ({"prompts": [""]}, "empty"),
+    "no sites": ({"sites": ()}, "at least one site"),
+    "twice": ({"sites": ("z", "z")}, "twice"),
+    "unknown site": ({"sites": ("resid_pots",)}, "Did you mean 'resid_post'"),
+    "pattern": ({"sites": ("attn_pattern",)}, "shown, not stored"),
+    "layer": ({"layers": [7]}, "layers are 0 to 2"),
+    "generated": ({"positions": "generated"}, "carry replies"),
+    "policy": ({"positions": "lat"}, "unknown position policy"),
+    "nothing selected": ({"positions": (50, 60)}, "no position"),
+    "too long": ({"prompts": [[11] * 4000]}, "at most"),
+    "batch": ({"batch_size": 0}, "at least 1"),
+    "own place": ({"sites": [et.Site("model.layers.0.nope")]}, "no module"),
+    "edit": ({"edits": [et.Scale("resid_post", layers=[9])]}, "layers are 0 to 2"),
 }  # fmt: skip
 
 

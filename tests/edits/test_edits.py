@@ -62,14 +62,18 @@ def test_edits_at_one_site_apply_in_order_and_rms_uses_the_value_before_them():
     def change(h):
         return 2 * h + 3 * h.pow(2).mean(-1, keepdim=True).sqrt() * V / V.norm()
 
-    torch.testing.assert_close(logits_with(lm, edits), logits_hooked(lm, "model.layers.1", "output", change), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        logits_with(lm, edits), logits_hooked(lm, "model.layers.1", "output", change), atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "minicpm3", "granite"])
 def test_resid_mid_is_edited_at_the_attention_output(name):
     lm = loaded(name)
     edits = [et.Add("resid_mid", layers=[1], vector=V, strength=0.7, positions="all")]
-    got = et.capture(lm, IDS, ["resid_mid"], positions="all", edits=edits, progress=False).sel(layer=1, sublayer="resid_mid")
+    got = et.capture(lm, IDS, ["resid_mid"], positions="all", edits=edits, progress=False).sel(
+        layer=1, sublayer="resid_mid"
+    )
     base = et.capture(lm, IDS, ["resid_mid"], positions="all", progress=False).sel(layer=1, sublayer="resid_mid")
     np.testing.assert_allclose(got.values - base.values, np.broadcast_to(0.7 * V.numpy(), base.shape), atol=3e-5)
 
@@ -116,11 +120,19 @@ MISFITS = {
         "belongs to 'resid_post'",
     ),
     "payload layer": (
-        et.Add("resid_post", layers=[2], vector=xr.DataArray(np.ones((2, 32)), dims=("layer", "dim"), coords={"layer": [0, 1]})),
+        et.Add(
+            "resid_post",
+            layers=[2],
+            vector=xr.DataArray(np.ones((2, 32)), dims=("layer", "dim"), coords={"layer": [0, 1]}),
+        ),
         "unknown layer in the payload 2",
     ),
     "label": (
-        et.Add("resid_post", layers=[0], vector=xr.DataArray(np.ones((1, 32)), dims=("emotion", "dim"), coords={"emotion": ["fear"]})),
+        et.Add(
+            "resid_post",
+            layers=[0],
+            vector=xr.DataArray(np.ones((1, 32)), dims=("emotion", "dim"), coords={"emotion": ["fear"]}),
+        ),
         "unknown emotion of a prompt",
     ),
     "own place": (et.Scale(et.Site("model.layers.9.mlp")), "no module 'model.layers.9.mlp'"),
@@ -141,7 +153,9 @@ def test_an_edit_outside_a_list_is_refused():
 
 
 def test_edits_survive_their_files(tmp_path):
-    table = xr.DataArray(np.random.default_rng(0).normal(size=(2, 32)), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]})
+    table = xr.DataArray(
+        np.random.default_rng(0).normal(size=(2, 32)), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]}
+    )
     edits = [
         et.Add("resid_post", layers=range(2), vector=table, strength=1.5, scale="rms", positions=(0, 4)),
         et.Ablate(et.Site("model.layers.0.mlp", "input"), units=[1, 2]),

@@ -46,7 +46,12 @@ def reference(lm, ids, layers, strength, scale, positions, use_cache=True):
         for layer in layers:
             stack.enter_context(hooked(hf.model.layers[layer], "output", hook(layer)))
         out = hf.generate(
-            torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, use_cache=use_cache, pad_token_id=0, eos_token_id=2
+            torch.tensor([ids]),
+            max_new_tokens=NEW,
+            do_sample=False,
+            use_cache=use_cache,
+            pad_token_id=0,
+            eos_token_id=2,
         )
     reply = out[0, n:].tolist()
     return reply[: reply.index(2)] if 2 in reply else reply
@@ -68,7 +73,9 @@ def test_without_a_cache_the_same_tokens_are_edited():
     lm = loaded()
     edit = et.Add("resid_post", layers=[1], vector=VECTOR, strength=1.0)
     rows = et.generate(lm, IDS, [edit], max_new_tokens=NEW, use_cache=False, progress=False)
-    assert [r["token_ids"] for r in rows] == [reference(lm, ids, [1], 1.0, "raw", "steer", use_cache=False) for ids in IDS]
+    assert [r["token_ids"] for r in rows] == [
+        reference(lm, ids, [1], 1.0, "raw", "steer", use_cache=False) for ids in IDS
+    ]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "falcon", "gemma2", "opt", "gpt-neox"])
@@ -84,9 +91,13 @@ def test_other_families_batch_like_single_prompts(name):
 def test_payload_is_gathered_per_prompt_by_its_label():
     lm = loaded()
     table = xr.DataArray(
-        np.stack([VECTOR.numpy() * 3, -VECTOR.numpy() * 3]), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]}
+        np.stack([VECTOR.numpy() * 3, -VECTOR.numpy() * 3]),
+        dims=("emotion", "dim"),
+        coords={"emotion": ["anger", "fear"]},
     )
-    prompts = [{"key": f"{i}{e}", "token_ids": ids, "emotion": e} for i, ids in enumerate(IDS) for e in ("anger", "fear")]
+    prompts = [
+        {"key": f"{i}{e}", "token_ids": ids, "emotion": e} for i, ids in enumerate(IDS) for e in ("anger", "fear")
+    ]
     rows = et.generate(lm, prompts, [et.Add("resid_post", layers=[1], vector=table)], max_new_tokens=5, progress=False)
     for row, prompt in zip(rows, prompts, strict=True):
         single = et.Add("resid_post", layers=[1], vector=table.sel(emotion=prompt["emotion"]))

@@ -18,7 +18,7 @@ import zarr  # noqa: F401  (imported before the forks, so that the children need
 from emotrace import store
 
 KILLS = 50
-N_PROMPTS, LENGTH, DIM = 12, 5, 8
+N_PROMPTS, LENGTH, DIM = 16, 5, 8
 ROWS = N_PROMPTS * LENGTH
 WHOLE = np.random.default_rng(0).standard_normal((2, 2, ROWS, DIM)).astype(np.float32)
 
@@ -53,6 +53,17 @@ def start(path: Path) -> int:
     return child
 
 
+def killed(child: int, at: float) -> int:
+    """Kill the child at that moment unless it has finished; returns its wait status."""
+    while time.monotonic() < at:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
 def files(path: Path) -> dict[str, bytes]:
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
@@ -67,10 +78,7 @@ def main(folder: Path) -> dict[str, int]:
     while seen["kills"] < KILLS:
         path = folder / "killed"
         while True:
-            child = start(path)
-            time.sleep(rng.uniform(0, longest))
-            os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
+            status = killed(start(path), time.monotonic() + rng.random() * rng.choice((0.1, 0.3, 1)) * longest)
             if os.WIFEXITED(status):
                 assert status == 0, "the writer failed by itself"
                 break
