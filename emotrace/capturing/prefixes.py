@@ -20,6 +20,8 @@ MIN_PROMPTS = 4
 """… and this many prompts."""
 PASS_COST = 64
 """What one more pass costs, in tokens: its own fixed time, and the smaller batches it leaves."""
+MIN_DEEPER = 1
+"""Tokens per prompt that splitting a stem must save beyond that: else its batches are cut for a single common word."""
 
 
 class Stem(NamedTuple):
@@ -33,7 +35,7 @@ def stems(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> li
     """A partition of the prompts by shared prefixes, in the order of their first members.
 
     A prefix never reaches the first wanted position of any of its prompts, so every wanted activation is computed.
-    Prompts split into deeper stems where that saves more tokens than the extra pass costs.
+    Prompts split into deeper stems where that saves clearly more tokens than the extra pass costs.
 
     Args:
         sequences: token ids of each prompt.
@@ -50,7 +52,7 @@ def stems(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> li
         for token, branch in branches.items():
             if token is not None and MIN_PROMPTS <= len(branch) < len(members):
                 deeper, parts = best(branch, reach)
-                if deeper > reach * len(branch):
+                if deeper > (reach + MIN_DEEPER) * len(branch):
                     saved, found = saved + deeper, found + parts
                     continue
             stay += branch

@@ -94,6 +94,7 @@ def _prove(probed: nn.Module, real: nn.Module, recording: Recording) -> Sites:
         n_layers=int(config.num_hidden_layers),
         n_heads=int(config.num_attention_heads),
         n_kv_heads=_kv_heads(config),
+        vocab_size=int(real.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
         addresses=addresses,
         unproven={i: p for i, p in enumerate(proofs) if isinstance(p, str)},
         overwritten=frozenset((c.path, side) for c in recording.calls for side in c.overwritten),

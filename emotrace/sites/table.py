@@ -33,6 +33,7 @@ class Sites:
         n_layers: number of blocks.
         n_heads: query heads.
         n_kv_heads: key-value heads.
+        vocab_size: rows of the input embedding: token ids are below it.
         addresses: site → layer (None for global sites) → address.
         unproven: layer → reason, where the residual stream could not be closed.
         overwritten: (path, side) of every tensor that the model changes in place after a module had it.
@@ -49,6 +50,7 @@ class Sites:
     n_layers: int
     n_heads: int
     n_kv_heads: int
+    vocab_size: int
     addresses: dict[str, dict[int | None, Address]]
     unproven: dict[int, str] = field(default_factory=dict)
     overwritten: frozenset[tuple[str, str]] = frozenset()

@@ -49,7 +49,8 @@ def generate(model: Any, inputs: dict, program: list, steps: int, batch: int, n_
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
     """
     width = inputs["input_ids"].shape[1]
-    cached = options.get("use_cache", True)
+    options = dict(options)
+    cached = options.pop("use_cache", True)  # the generation configuration says it to the model
     with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * n_edits)
         with tracer.invoke(inputs):

@@ -74,6 +74,7 @@ def test_resid_mid_is_the_next_norms_input_at_the_attentions_output():
 def test_sizes_of_heads_come_from_z():
     sites = find(tiny.build("qwen3"))  # head_dim 16 with d_model 32 and 4 heads
     assert (sites.n_heads, sites.n_kv_heads, sites.head_dim, sites.d_model, sites.d_ff) == (4, 2, 16, 32, 48)
+    assert sites.vocab_size == 160
     assert sites.size("z") == {"head": 4, "head_dim": 16}
     assert sites.size("neuron") == {"unit": 48}
     assert sites.size("resid_post") == {"dim": 32}
@@ -161,7 +162,7 @@ def test_the_twin_has_all_layers_at_a_cost_that_does_not_depend_on_the_width():
     assert sum(p.numel() for p in small.parameters()) < 500_000
     sites = find(wide)
     assert (sites.d_model, sites.d_ff, sites.head_dim) == (4096, 11008, 128)
-    assert sites.address("logits").width == 32_000
+    assert sites.address("logits").width == sites.vocab_size == 32_000
 
 
 def test_rotary_dimensions_that_do_not_fit_a_narrow_head():

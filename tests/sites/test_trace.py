@@ -104,6 +104,24 @@ def test_resid_mid_at_every_generated_token():
         assert not torch.equal(want, model._module.generate(**prompt, **options))
 
 
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_a_write_does_not_use_the_resid_pre_of_an_earlier_token(name):
+    model = loaded(name)
+    prompt = {"input_ids": torch.tensor([[1, 20]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    target = torch.arange(32.0).expand(1, 1, 32)
+    with torch.no_grad(), model.generate(prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False) as tracer:
+        seen = nnsight.save([])
+        for step in tracer.iter[:3]:
+            if step == 0:
+                model.sites.read("resid_mid", 1)
+            else:
+                model.sites.write("resid_mid", target, 1)
+                seen.append(model.model.layers[1].post_attention_layernorm.input)
+    assert len(seen) == 2
+    for value in seen:
+        torch.testing.assert_close(value, target)
+
+
 def test_a_model_that_flattens_its_tokens_in_generation():
     model = loaded("opt")
     prompts = tiny.batch(model._module)

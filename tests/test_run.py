@@ -1,0 +1,77 @@
+"""Run: one folder that the same settings continue, and that nothing else may use."""
+
+import json
+
+import pytest
+
+from emotrace.labels import EmotraceError
+from emotrace.run import Run
+
+SETTINGS = {"model": {"model_id": "m", "dtype": "float32"}, "seed": 0, "doses": (0.1, 0.2), "limit": None}
+
+
+def test_a_new_folder_has_a_manifest_at_once(tmp_path):
+    run = Run(tmp_path / "deep" / "run", SETTINGS)
+    manifest = json.loads((run.out / "manifest.json").read_text())
+    assert manifest["doses"] == [0.1, 0.2]
+    assert {"command", "versions", "python", "started"} <= set(manifest)
+    assert manifest["versions"]["torch"]
+    assert "finished" not in manifest
+    run.finish()
+    manifest = json.loads((run.out / "manifest.json").read_text())
+    assert manifest["seconds"] >= 0
+    assert manifest["finished"] >= manifest["started"]
+
+
+def test_the_same_settings_continue_whatever_the_command_and_versions(tmp_path, monkeypatch):
+    first = Run(tmp_path / "run", SETTINGS)
+    first.path("parts", "rows.jsonl").write_text("{}\n")
+    first.finish()
+    monkeypatch.setattr("sys.argv", ["elsewhere/experiment.py", "--other"])
+    monkeypatch.setattr("emotrace.run.versions", lambda: {"torch": "99"})
+    again = Run(tmp_path / "run", dict(reversed(SETTINGS.items())))
+    assert again.manifest["command"] == "experiment.py --other"
+    assert again.manifest["versions"] == {"torch": "99"}
+    assert again.path("parts", "rows.jsonl").read_text() == "{}\n"
+
+
+def test_other_settings_are_refused_naming_each_difference(tmp_path):
+    Run(tmp_path / "run", SETTINGS)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    other = {**SETTINGS, "seed": 1, "doses": [0.1], "new": True}
+    other.pop("limit")
+    with pytest.raises(EmotraceError) as caught:
+        Run(tmp_path / "run", {**other, "limit": 5})
+    message = str(caught.value)
+    for part in ("doses: [0.1, 0.2] there, [0.1] now", "seed: 0 there, 1 now", "limit: None there, 5 now", "new: None there"):
+        assert part in message
+    assert "model" not in message.split("(")[1]
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before, "a refused run changes nothing"
+
+
+def test_foreign_places_are_refused_and_left_alone(tmp_path):
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("all my work")
+    with pytest.raises(EmotraceError, match="not empty and holds no run"):
+        Run(foreign, SETTINGS)
+    assert [p.name for p in foreign.iterdir()] == ["thesis.txt"]
+    with pytest.raises(EmotraceError, match=r"thesis\.txt is a file"):
+        Run(foreign / "thesis.txt", SETTINGS)
+    with pytest.raises(EmotraceError, match=r"thesis\.txt is a file"):
+        Run(foreign / "thesis.txt" / "run", SETTINGS)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", "\ud800"], ids=["torn", "list", "number", "not text"])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(EmotraceError, match="manifest.json is damaged"):
+        Run(tmp_path, SETTINGS)
+
+
+def test_an_empty_folder_and_a_first_write_that_was_killed_are_begun(tmp_path):
+    Run(tmp_path, SETTINGS)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / ".manifest.json.partial").write_text("{")
+    assert Run(killed, SETTINGS).manifest["seed"] == 0

@@ -1,0 +1,106 @@
+"""Scoring: perplexity equals a slow literal loop, whatever the batch, the order and the padding."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from emotrace import scoring
+from emotrace.datasets import Prompts
+from emotrace.labels import EmotraceError
+from tests.helpers import loaded
+
+PROMPTS = [
+    {"key": f"p{i}", "token_ids": list(range(10 + i, 10 + i + n)), "reply_ids": [(40 + 7 * i + j) % 150 for j in range(m)]}
+    for i, (n, m) in enumerate([(4, 3), (9, 1), (2, 8), (1, 5), (6, 0), (5, 2)])
+]
+
+
+def literal(lm, prompt, reply):
+    """One forward per token, one prompt at a time."""
+    total = []
+    for j in range(len(reply)):
+        with torch.no_grad():
+            logits = lm._module(input_ids=torch.tensor([prompt + reply[:j]])).logits[0, -1].double()
+        total.append(float(logits[reply[j]] - torch.logsumexp(logits, 0)))
+    return total
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
+def test_log_probabilities_equal_the_literal_loop(name):
+    lm = loaded(name)
+    found = scoring.reply_logprobs(lm, PROMPTS, batch_size=4)
+    for prompt, mine in zip(PROMPTS, found, strict=True):
+        np.testing.assert_allclose(mine, literal(lm, prompt["token_ids"], prompt["reply_ids"]), atol=2e-4)
+        assert mine.shape == (len(prompt["reply_ids"]),)
+
+
+def test_perplexity_is_the_exponential_of_the_mean_and_none_for_an_empty_reply():
+    lm = loaded()
+    found = scoring.perplexity(lm, PROMPTS)
+    for prompt, mine in zip(PROMPTS, found, strict=True):
+        scores = literal(lm, prompt["token_ids"], prompt["reply_ids"])
+        assert mine == (pytest.approx(math.exp(-np.mean(scores)), rel=1e-4) if scores else None)
+    assert found[4] is None
+    assert scoring.perplexity(lm, [[1, 2, 3]]) == [None]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_it_does_not_depend_on_batch_order_and_neighbours(batch_size, monkeypatch):
+    lm = loaded()
+    whole = scoring.reply_logprobs(lm, PROMPTS)
+    turned = scoring.reply_logprobs(lm, PROMPTS[::-1], batch_size=batch_size)[::-1]
+    monkeypatch.setattr(scoring, "LOGIT_ELEMENTS", 1)  # a large vocabulary leaves one sequence a batch
+    small = scoring.reply_logprobs(lm, PROMPTS, batch_size=batch_size)
+    for a, b, c in zip(whole, turned, small, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, c, atol=1e-5)
+
+
+def test_text_prompts_are_encoded_as_everywhere_else():
+    lm = loaded()
+    chat = Prompts.of([[{"role": "user", "content": "Hello there"}]])
+    ids = lm.sites.encoder.ids(chat)[0]
+    a = scoring.perplexity(lm, [{"key": "a", "messages": chat[0].messages, "reply_ids": [50, 51]}])
+    assert a == scoring.perplexity(lm, [{"key": "a", "token_ids": ids, "reply_ids": [50, 51]}])
+
+
+def test_rows_are_scored_after_the_plain_prompt_and_equal_replies_once(monkeypatch):
+    lm = loaded()
+    plain = {p.key: p for p in Prompts.of([{"key": "a_b__positive", "token_ids": [11, 12, 13]}])}
+    rows = [
+        {"key": f"r{i}", "skeleton_id": "a/b", "valence": "positive", "token_ids": ids, "meta": {}}
+        for i, ids in enumerate([[20, 21], [20, 21], [30], []])
+    ]
+    counted = []
+    real = scoring.perplexity
+    monkeypatch.setattr(scoring, "perplexity", lambda m, items, *a: counted.append(len(items)) or real(m, items, *a))
+    scoring.add_perplexity(lm, rows, plain, progress=False)
+    scoring.add_perplexity(lm, rows, plain, progress=False)
+    assert counted == [3], "two equal replies are one, and rows that have a perplexity are left alone"
+    expected = [math.exp(-np.mean(literal(lm, [11, 12, 13], ids))) for ids in ([20, 21], [20, 21], [30])]
+    assert [r["meta"]["perplexity"] for r in rows[:3]] == pytest.approx(expected, rel=1e-4)
+    assert rows[3]["meta"]["perplexity"] is None
+
+
+def test_refusals():
+    lm = loaded()
+    row = {"key": "r", "skeleton_id": "s", "valence": "positive", "token_ids": [1], "meta": {}}
+    with pytest.raises(EmotraceError, match="row 'r': no plain prompt 's__positive'"):
+        scoring.add_perplexity(lm, [row], {})
+    with pytest.raises(EmotraceError, match="masked model"):
+        scoring.perplexity(loaded("bert"), [[11, 12]])
+    with pytest.raises(EmotraceError, match="batch_size=0"):
+        scoring.perplexity(lm, PROMPTS, batch_size=0)
+    with pytest.raises(EmotraceError, match="token id 160"):
+        scoring.perplexity(lm, [{"token_ids": [1, 2], "reply_ids": [160]}])
+
+
+def test_logits_that_are_not_finite_are_an_error(monkeypatch):
+    lm = loaded()
+    monkeypatch.setattr(scoring, "reply_logprobs", lambda *_: [np.array([-1.0, np.nan])])
+    with pytest.raises(EmotraceError, match="reply to '0' no finite"):
+        scoring.perplexity(lm, [[1, 2]])
+    monkeypatch.setattr(scoring, "reply_logprobs", lambda *_: [np.array([-1e6])])
+    assert math.isfinite(scoring.perplexity(lm, [[1, 2]])[0] or math.inf)
