@@ -231,8 +231,12 @@ def _fitted(replies: list[dict[str, Any]], inside: set[str]) -> tuple[list[str],
 
 def _profile(acts: Any) -> list[dict[str, Any]]:
     """Mean RMS of the activations by layer and sublayer."""
-    table = directions_.mean_rms(acts).to_series()
-    return [{"layer": int(layer), "sublayer": str(sublayer), "rms": float(v)} for (layer, sublayer), v in table.items()]
+    sigma = directions_.mean_rms(acts)
+    return [
+        {"layer": int(layer), "sublayer": str(site), "rms": float(sigma.sel(layer=layer, sublayer=site))}
+        for layer in sigma["layer"].values
+        for site in sigma["sublayer"].values
+    ]
 
 
 def _count(prompts: Prompts) -> int:

@@ -33,13 +33,12 @@ def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: li
     if not live:
         return
     if all(op[1] == "add" for op in live):
-        delta = None
         h = None
+        if any(op[4] == "rms" for op in live):
+            h = places.fetch(place, kept.get(base_key), batch).float()
+        delta = torch.zeros(())
         for op in live:
-            if op[4] == "rms" and h is None:
-                h = places.fetch(place, kept.get(base_key), batch).float()
-            step = _masked(_addition(op, h), op, start, stop)
-            delta = step if delta is None else delta + step
+            delta = delta.to(op[6].device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
             fired[op[0]] += 1
         places.add(place, delta)
         return
