@@ -180,6 +180,8 @@ def steer(
 
     if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
         raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
+    if not math.isfinite(dose):
+        raise EmotraceError(f"--dose {dose} is not a finite number.")
     wanted = _layers(layers) if layers is not None else None
     dirs = et.directions.load(directions)
     label = str(dirs.attrs.get("label", "emotion"))
@@ -191,6 +193,11 @@ def steer(
     aim = label_of(emotion, names, str(directions)) if label == "emotion" else emotion
     if aim not in names:
         raise unknown(label, aim, names, str(directions))
+    for dim, asked in (("layer", wanted or []), ("sublayer", [site])):
+        held = dirs[dim].values.tolist() if dim in dirs.dims else asked
+        for value in asked:
+            if value not in held:
+                raise unknown(dim, value, held, str(directions))
     lm = et.load(model, device=device, dtype=dtype)
     n = lm.sites.n_layers
     chosen = wanted or list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))

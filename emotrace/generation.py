@@ -23,7 +23,7 @@ from emotrace.traced import runs
 def generate(
     model: Any,
     prompts: Any,
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit] | None = None,
     *,
     max_new_tokens: int = 60,
     min_new_tokens: int = 0,
@@ -85,8 +85,9 @@ def generate(
         raise EmotraceError(
             f"temperature={temperature}, top_p={top_p}: sampling needs temperature > 0 and 0 < top_p <= 1."
         )
-    edits = list(edits)
+    edits = [] if edits is None else edits
     edits_.check(edits, sites, [p.labels for p in prompts])
+    edits = list(edits)
     ids = encoder.ids(prompts)
     longest = max(map(len, ids)) + max_new_tokens
     if encoder.max_length is not None and longest > encoder.max_length:

@@ -87,7 +87,7 @@ def test_fluent_accuracy_counts_only_matches_that_are_fluent():
     overall = evaluation.accuracy(mine, fluent=True)["overall"]
     assert (overall["n"], overall["n_unjudged"]) == (71, 1)
     del mine[0]["meta"]["fluent"]
-    with pytest.raises(EmotraceError, match="no meta.fluent"):
+    with pytest.raises(EmotraceError, match=r"no meta\.fluent"):
         evaluation.accuracy(mine, fluent=True)
 
 
@@ -212,7 +212,11 @@ def test_split_depends_on_the_seed_and_not_on_the_order_of_prompts():
     splits = {tuple(sorted(evaluation.split(prompts, 0.25, seed=s)[1])) for s in range(6)}
     assert len(splits) > 3
     assert evaluation.split(Prompts(list(prompts)[::-1]), 0.25, 0) == evaluation.split(prompts, 0.25, 0)
-    for wrong, message in (((skeletons(1, 1), 0.2), "1 skeleton cannot"), ((prompts, 0), "share=0"), ((prompts, 1.0), "share=1")):
+    for wrong, message in (
+        ((skeletons(1, 1), 0.2), "1 skeleton cannot"),
+        ((prompts, 0), "share=0"),
+        ((prompts, 1.0), "share=1"),
+    ):
         with pytest.raises(EmotraceError, match=message):
             evaluation.split(*wrong)
     with pytest.raises(EmotraceError, match="skeleton_id"):

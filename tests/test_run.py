@@ -43,7 +43,12 @@ def test_other_settings_are_refused_naming_each_difference(tmp_path):
     with pytest.raises(EmotraceError) as caught:
         Run(tmp_path / "run", {**other, "limit": 5})
     message = str(caught.value)
-    for part in ("doses: [0.1, 0.2] there, [0.1] now", "seed: 0 there, 1 now", "limit: None there, 5 now", "new: None there"):
+    for part in (
+        "doses: [0.1, 0.2] there, [0.1] now",
+        "seed: 0 there, 1 now",
+        "limit: None there, 5 now",
+        "new: None there",
+    ):
         assert part in message
     assert "model" not in message.split("(")[1]
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before, "a refused run changes nothing"
@@ -65,7 +70,7 @@ def test_foreign_places_are_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[1]", "3", "\ud800"], ids=["torn", "list", "number", "not text"])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(EmotraceError, match="manifest.json is damaged"):
+    with pytest.raises(EmotraceError, match=r"manifest\.json is damaged"):
         Run(tmp_path, SETTINGS)
 
 

@@ -12,7 +12,11 @@ from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 
 PROMPTS = [
-    {"key": f"p{i}", "token_ids": list(range(10 + i, 10 + i + n)), "reply_ids": [(40 + 7 * i + j) % 150 for j in range(m)]}
+    {
+        "key": f"p{i}",
+        "token_ids": list(range(10 + i, 10 + i + n)),
+        "reply_ids": [(40 + 7 * i + j) % 150 for j in range(m)],
+    }
     for i, (n, m) in enumerate([(4, 3), (9, 1), (2, 8), (1, 5), (6, 0), (5, 2)])
 ]
 

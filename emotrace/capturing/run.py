@@ -56,7 +56,7 @@ def capture(
     *,
     layers: Iterable[int] | int | None = None,
     positions: Positions = "last",
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit] | None = None,
     out: str | Path | None = None,
     batch_size: int = 32,
     share_prefixes: bool = True,
@@ -101,8 +101,9 @@ def capture(
     if batch_size < 1:
         raise EmotraceError(f"capture(batch_size={batch_size}): at least 1.")
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    edits = list(edits)
+    edits = [] if edits is None else edits
     edits_.check(edits, table, [p.labels for p in prompts])
+    edits = list(edits)
     ids = encoder.ids(prompts)
     prompt_lengths = [len(i) for i in ids]
     sequences = [i + list(p.reply_ids or ()) for i, p in zip(ids, prompts, strict=True)]

@@ -18,7 +18,6 @@ import os
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported
     os.environ[_name] = "1"
 
-import itertools
 import resource
 import shutil
 import subprocess
@@ -77,6 +76,12 @@ class Answer:
     target: float | None
     note: str = ""
 
+    def __str__(self) -> str:
+        r = self.ratio
+        target = "–" if self.target is None else f"≤ {self.target}"
+        met = "–" if self.target is None else "yes" if r.median <= self.target else "**no**"
+        return f"| {self.question} | {r.median:.3f} ({r.low:.3f} – {r.high:.3f}) | {target} | {met} |"
+
 
 BATCH, LENGTH = 8, 64
 """Prompts of a batch, tokens of a prompt."""
@@ -87,12 +92,10 @@ def _capture(setting: Setting, question: str, target: float, n_batches: int, **o
     pair = work.llama(setting.large)
     ids = work.random_ids(BATCH * (2 if setting.quick else n_batches), LENGTH)
     inputs = work.batches(ids, BATCH)
-    numbers = itertools.count()
     stored = options.pop("stored", False)
 
     def captured() -> object:
         out = setting.fresh("activations.zarr") if stored else None
-        next(numbers)
         return et.capture(pair.model, ids, work.SITES, batch_size=BATCH, out=out, progress=False, **options)
 
     try:
@@ -109,7 +112,7 @@ def memory(setting: Setting) -> Answer:
 
 def disk_last(setting: Setting) -> Answer:
     """The last position to disk."""
-    return _capture(setting, "last position to disk / bare forward", 1.15, 6, positions="last", stored=True)
+    return _capture(setting, "last position to disk / bare forward", 1.15, 12, positions="last", stored=True)
 
 
 def disk_all(setting: Setting) -> Answer:
@@ -195,7 +198,7 @@ def steering(setting: Setting) -> list[Answer]:
 
 def peak(setting: Setting) -> Answer:
     """Peak memory of a capture to disk with 10 × the prompts, each in a process of its own."""
-    base = 8 if setting.quick else 120
+    base = 8 if setting.quick else 256  # enough row groups that buffers and allocator have settled
     peaks = [_peak_of(setting, n) for n in (base, 10 * base)]
     growth = peaks[1] / peaks[0]
     result = Ratio(growth, growth, growth, peaks[1], peaks[0])
@@ -247,10 +250,10 @@ def main(
             answer = QUESTIONS[name](setting)
             for one in answer if isinstance(answer, list) else [answer]:
                 answers.append(one)
-                print(_line(one), f"[{one.ratio.seconds:.3g} / {one.ratio.reference:.3g}] {one.note}", flush=True)
+                print(one, f"[{one.ratio.seconds:.3g} / {one.ratio.reference:.3g}] {one.note}", flush=True)
     print("\n| question | ratio (min – max) | target | met |\n|---|---|---|---|")
     for one in answers:
-        print(_line(one))
+        print(one)
     if quick:
         print("\n--quick: these sizes are too small for the ratios to mean anything.")
 
@@ -275,13 +278,6 @@ def _peak_megabytes() -> float:
         return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _line(answer: Answer) -> str:
-    r = answer.ratio
-    target = "–" if answer.target is None else f"≤ {answer.target}"
-    met = "–" if answer.target is None else "yes" if r.median <= answer.target else "**no**"
-    return f"| {answer.question} | {r.median:.3f} ({r.low:.3f} – {r.high:.3f}) | {target} | {met} |"
 
 
 if __name__ == "__main__":

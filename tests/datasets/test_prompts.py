@@ -1,5 +1,7 @@
 """Prompts: every way to say what a prompt is, identities, digest, and selections that are the same for every run."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,9 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 def skeletons(n_themes=3, each=4, valences=("positive", "negative")):
     return Prompts(
-        Prompt(f"t{t}_{i}__{v}", text=f"{t} {i} {v}", labels={"skeleton_id": f"t{t}_{i}", "theme": f"t{t}", "valence": v})
+        Prompt(
+            f"t{t}_{i}__{v}", text=f"{t} {i} {v}", labels={"skeleton_id": f"t{t}_{i}", "theme": f"t{t}", "valence": v}
+        )
         for t in range(n_themes)
         for i in range(each)
         for v in valences
@@ -110,7 +114,7 @@ def test_sequence_and_labels():
     some = prompts.where(theme=["t0", "t2"], valence="negative")
     assert len(some) == 8
     assert {p.labels["theme"] for p in some} == {"t0", "t2"}
-    with pytest.raises(EmotraceError, match="unknown label 'thema'.*Did you mean 'theme'"):
+    with pytest.raises(EmotraceError, match=r"unknown label 'thema'.*Did you mean 'theme'"):
         prompts.where(thema="t0")
     with pytest.raises(EmotraceError, match="no prompts"):
         prompts.where(theme="t9")
@@ -132,7 +136,7 @@ def test_limit_is_spread_evenly_and_keeps_whole_skeletons_in_order(n):
 def test_a_larger_limit_contains_a_smaller_one():
     prompts = skeletons(3, 5)
     sets = [set(prompts.limit(n).keys) for n in range(1, 16)]
-    assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(sets))
     assert prompts.limit(None) is prompts
     with pytest.raises(EmotraceError, match="limit=0"):
         prompts.limit(0)

@@ -81,12 +81,21 @@ BROKEN = {
     "no valence": ([{**ROW, "event": "It went."}], ":1: field 'valence' of 'work_00' is missing"),
     "no events": ([{**ROW, "event": {}}], ":1: field 'event' of 'work_00' is empty"),
     "valence": ([{**ROW, "event": {"positve": "x"}}], ":1.*Did you mean 'positive'"),
-    "empty event": ([{**ROW, "event": {**EVENTS, "neutral": ""}}], ":1: the neutral event of 'work_00' is missing or empty"),
+    "empty event": (
+        [{**ROW, "event": {**EVENTS, "neutral": ""}}],
+        ":1: the neutral event of 'work_00' is missing or empty",
+    ),
     "event of numbers": ([{**ROW, "event": {"neutral": 3}}], ":1: the neutral event"),
     "twice": ([ROW, ROW], ":2: skeleton_id 'work_00' occurs twice"),
-    "other scenario": ([ROW, {**generated()[0], "scenario": "other"}], ":2: skeleton 'work_00' has another theme or scenario"),
+    "other scenario": (
+        [ROW, {**generated()[0], "scenario": "other"}],
+        ":2: skeleton 'work_00' has another theme or scenario",
+    ),
     "other event": ([ROW, {**generated()[0], "event": "other"}], ":2: the positive event of 'work_00' differs"),
-    "unknown theme": ([{**without("theme"), "skeleton_id": "zoo_1"}], ":1: field 'theme' is missing and the id 'zoo_1'"),
+    "unknown theme": (
+        [{**without("theme"), "skeleton_id": "zoo_1"}],
+        ":1: field 'theme' is missing and the id 'zoo_1'",
+    ),
     "steered texts only": (
         [{**without("event"), "event_valences": {"positive": {"anger": "text"}}}],
         ":1: these are steered outputs without their events",

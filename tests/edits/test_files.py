@@ -1,0 +1,73 @@
+"""Files of edits: whole round trips, damage that is named, and a digest that tells apart what would act differently."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import emotrace as et
+from emotrace import edits
+from emotrace.labels import EmotraceError
+
+V = np.arange(8, dtype=np.float32)
+
+
+def table(names):
+    return xr.DataArray(np.arange(16.0).reshape(2, 8), dims=("emotion", "dim"), coords={"emotion": list(names)})
+
+
+def test_numbers_of_every_library_survive(tmp_path):
+    mine = [
+        et.Add(
+            "resid_post", layers=np.arange(2), vector=torch.tensor(V).bfloat16(), strength=np.float32(0.5), scale="unit"
+        ),
+        et.Scale(et.Site("a.b", "input", 1), strength=np.int64(2), positions=(0, 3)),
+        et.Project("resid_post", layers=1, vector=table(["fear", "anger"])),
+    ]
+    edits.save(mine, tmp_path)
+    again = edits.load(tmp_path)
+    assert edits.digest(again) == edits.digest(edits.load(tmp_path))
+    assert [type(e) for e in again] == [type(e) for e in mine]
+    assert (again[0].strength, again[0].layers, again[1].strength, again[1].positions) == (0.5, (0, 1), 2, (0, 3))
+    assert again[1].site == mine[1].site
+    np.testing.assert_array_equal(again[0].vector, V)
+    xr.testing.assert_identical(again[2].vector, mine[2].vector)
+
+
+def test_the_digest_sees_values_labels_and_settings():
+    def digest(**change):
+        base = {"layers": [1], "vector": table(["fear", "anger"]), "strength": 1.0}
+        return edits.digest([et.Add("resid_post", **(base | change))])
+
+    others = [
+        digest(vector=table(["anger", "fear"])),
+        digest(vector=table(["fear", "anger"]) + 1),
+        digest(layers=[2]),
+        digest(strength=2.0),
+        digest(positions="last"),
+        digest(scale="rms"),
+    ]
+    assert digest() == digest()
+    assert len({digest(), *others}) == 7
+    assert edits.digest([]) == "none"
+
+
+def test_damaged_files_are_named(tmp_path):
+    with pytest.raises(EmotraceError, match=r"holds no edits\.json"):
+        edits.load(tmp_path)
+    mine = [et.Add("resid_post", layers=[0], vector=V)]
+    edits.save(mine, tmp_path)
+    whole = (tmp_path / "edits.json").read_text()
+    for text, message in (
+        ("{", "damaged"),
+        ("[3]", "entry 0 is no edit"),
+        (whole.replace('"strength"', '"strenght"'), "entry 0 is damaged.*strenght"),
+        (whole.replace('"steer"', '"ster"'), "Did you mean 'steer'"),
+    ):
+        (tmp_path / "edits.json").write_text(text)
+        with pytest.raises(EmotraceError, match=message):
+            edits.load(tmp_path)
+    (tmp_path / "edits.json").write_text(whole)
+    (tmp_path / "edits.safetensors").write_bytes(b"xx")
+    with pytest.raises(EmotraceError, match="damaged"):
+        edits.load(tmp_path)

@@ -1,0 +1,56 @@
+"""The benchmarks run from end to end on tiny sizes, and their arithmetic is right; no time is asserted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmarks import work
+from experiments.benchmarks.spine import QUESTIONS
+from experiments.benchmarks.timing import ratio
+
+ROOT = Path(__file__).resolve().parents[2]
+SPINE = ROOT / "experiments" / "benchmarks" / "spine.py"
+
+
+def spine(*flags):
+    command = [sys.executable, str(SPINE), "--quick", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS))
+def test_a_question_is_answered(name):
+    done = spine("--only", name)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.split("| question |")[1].splitlines()[2:] if line.startswith("|")]
+    assert len(rows) == (4 if name == "steering" else 1)
+    assert all(float(row.split("|")[2].split()[0]) > 0 for row in rows)
+
+
+def test_an_unknown_question_is_refused():
+    done = spine("--only", "speed")
+    assert done.returncode == 2
+    assert "disk_last" in done.stderr
+
+
+def test_ratio_takes_turns_and_divides_the_medians():
+    turns = []
+    found = ratio(lambda: turns.append("work"), lambda: turns.append("reference"), 3)
+    assert turns == ["reference", "work"] * 4
+    assert found.median == found.seconds / found.reference
+    assert found.low <= found.high
+
+
+def test_the_twin_has_the_same_weights_and_was_never_wrapped():
+    pair = work.llama(work.QUICK)
+    theirs = dict(pair.twin.named_parameters())
+    assert all((p == theirs[n]).all() for n, p in pair.model._module.named_parameters())
+    assert not any(module is pair.model._module for module in pair.twin.modules())
+
+
+def test_stand_in_ids_share_the_beginnings_of_the_prompts():
+    ids = work.sev_ids(work.llama(work.QUICK).model, limit=2)
+    assert len(ids) == 2 * 3 * 6
+    assert len({tuple(i[:4]) for i in ids}) == 1
+    assert len({tuple(i) for i in ids}) == len(ids)
