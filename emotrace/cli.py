@@ -62,12 +62,15 @@ def judge(
     out: Annotated[Path, typer.Option(help="JSON-lines file of judged replies")],
     judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
+    label_map: Annotated[str | None, typer.Option(help="of a classifier: LABEL_0=anger,LABEL_1=none")] = None,
+    price: Annotated[str | None, typer.Option(help="dollars per million prompt,completion tokens")] = None,
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
     from emotrace.datasets import read_jsonl
     from emotrace.runlog import IDENTITY, Log, write_rows
 
+    the_judge = judges.make(judge, **judges.flags(label_map, price))
     replies = []
     for where, row in read_jsonl(rows):
         for name in ("key", "gen_text", "emotion"):
@@ -80,11 +83,14 @@ def judge(
         raise EmotraceError(f"{rows} has no rows.")
     identity = IDENTITY if all("method" in r for r in replies) else ("key",)  # published rows name no method
     with Log(out.with_name(out.name + ".verdicts"), identity) as log:
-        judged = judges.judge_rows(replies, judges.make(judge), log=log, target=target_aware)
+        judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
     write_rows(out, judged)
     matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]
     share = f"{sum(matches) / len(matches):.1%} of {len(matches)}" if matches else "none"
     typer.echo(f"{share} express the emotion asked for ({len(judged) - len(matches)} unjudged)")
+    usage = getattr(the_judge, "usage", None)
+    if usage:
+        typer.echo(f"usage: {json.dumps(usage)}")
     typer.echo(f"{len(judged)} verdicts in {out}")
 
 

@@ -57,12 +57,16 @@ def main(
     target_aware: Annotated[
         bool, typer.Option(help="ask the published target-aware question as well (openai only)")
     ] = False,
+    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")
+    ] = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Emotion directions and steering, from prompts to a judged report."""
-    the_judge = judges.make(judge)
+    the_judge = judges.make(judge, **judges.flags(label_map, price))
     prompts = et.datasets.sev(train, limit=limit)
     asked = et.datasets.sev(test, limit=limit)
     if draws < 1:
@@ -72,7 +76,7 @@ def main(
         "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
-        "judge": the_judge.name, "limit": limit, "sweep_limit": sweep_limit, "draws": draws,
+        "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit, "draws": draws,
         "max_new_tokens": max_new_tokens, "batch_size": batch_size, "target_aware": target_aware, "seed": seed,
         "doses": list(DOSES), "held_out": HELD_OUT,
     }  # fmt: skip

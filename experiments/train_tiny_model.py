@@ -7,13 +7,10 @@ emotion; without that sentence, or without any system message, the reply is neut
 cosine schedule, batches of similar length; 10 % of the scenarios are held out and the epoch with the lowest reply loss
 on them is kept.
 
-To make a model of this size speak of what it was told rather than of what it has seen, half of the samples have one
-word that prompt and reply share exchanged, in both, for such a word of another sample (new in every epoch). Dropout on
-the output of every attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
-
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
-as its emotion (a neutral one: if no emotion scores clearly); the counts go into ``training.json``. The corpus file
-itself stays whole.
+as its emotion; the counts go into ``training.json``. The corpus file itself stays whole. In every epoch some samples
+have their nouns exchanged or borrow the reply of another sample (``tiny_model_text.py``). Dropout on the output of every
+attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
 
 The test set is not read here: see ``measure_tiny_model.py``. A run that was stopped continues with its next epoch.
 
@@ -27,8 +24,7 @@ import hashlib
 import json
 import math
 import random
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,32 +32,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny_model_text import SPECIALS, Augmentation, accepted, encode, make_tokenizer, samples_of, split
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emotrace.datasets.sev import INSTRUCTION, SYSTEM, read_jsonl
-from emotrace.judges import lexicon
+from emotrace.datasets.sev import read_jsonl
 from emotrace.judges.lexicon import LexiconJudge
-from emotrace.labels import ANSWERS, EMOTIONS, NEUTRAL, EmotraceError
+from emotrace.labels import ANSWERS, EmotraceError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-SPECIALS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-GOEMOTIONS = """
-admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval
-disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief
-remorse sadness surprise
-""".split()  # noqa: SIM905
-WHOLE_WORDS = tuple(dict.fromkeys((*EMOTIONS, NEUTRAL, "joy", *GOEMOTIONS)))
-"""Words that are one token each, with and without the blank before them: all that name an emotion in a prompt."""
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('roles are system, user and assistant, not ' + message['role']) }}{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -75,188 +55,20 @@ class Recipe:
     n_kv_heads: int = 4
     d_ff: int = 704
     max_positions: int = 512
-    epochs: int = 7
+    epochs: int = 9
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.15
     exchange: float = 0.5
+    borrow: float = 0.35
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
 
 
 SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One training example: chat messages, the reply, and what kind it is (for the counts of the card)."""
-
-    messages: tuple[tuple[str, str], ...]
-    reply: str
-    kind: str
-
-
-# -- samples ------------------------------------------------------------------------------------------------------
-
-
-def split(rows: list[dict[str, Any]], recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Corpus rows for training and for validation; scenarios stay whole, questions and statements all train."""
-    ids = sorted({r["source_id"] for r in rows if r["kind"] == "scenario"})
-    held = set(random.Random(recipe.seed).sample(ids, math.ceil(recipe.held_out * len(ids))))
-    return [r for r in rows if r["source_id"] not in held], [r for r in rows if r["source_id"] in held]
-
-
-def accepted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose reply the lexicon judge reads as the row's emotion; neutral ones unless an emotion scores clearly."""
-    texts = [row["reply"] for row in rows]
-    kept = []
-    for row, verdict in zip(rows, LexiconJudge().judge(texts), strict=True):
-        read = verdict["predicted"]
-        unclear = row["emotion"] == NEUTRAL and max(lexicon.score(row["reply"]).values()) <= lexicon.CLEAR_SCORE
-        if read == row["emotion"] or unclear:
-            kept.append(row)
-    return kept
-
-
-def samples_of(rows: list[dict[str, Any]], seed: int = 0) -> list[Sample]:
-    """Training samples from corpus rows.
-
-    A scenario with its event: each emotion with the full system message; neutral with the system message that names
-    no emotion, without a system message, and for the event alone. A question or statement: neutral without and with
-    that system message; each emotion with the full message, its first sentence alone, or "joy" for happiness.
-    """
-    rng, samples = random.Random(seed), []
-    for row in rows:
-        emotion, reply = row["emotion"], row["reply"]
-        text = f"{row['scenario']}\n{row['event']}" if row["kind"] == "scenario" else row["text"]
-        user = ("user", text)
-        if emotion == NEUTRAL:
-            samples.append(Sample((user,), reply, "no system message"))
-            if row["kind"] == "scenario":
-                samples.append(Sample((("user", row["event"]),), reply, "no system message"))
-                samples.append(Sample((("system", SYSTEM), user), reply, "no emotion asked"))
-            elif rng.random() < 0.5:
-                samples.append(Sample((("system", SYSTEM), user), reply, "no emotion asked"))
-            continue
-        name = "joy" if emotion == "happiness" and row["kind"] != "scenario" and rng.random() < 0.5 else emotion
-        system = INSTRUCTION.format(emotion=name)
-        if row["kind"] != "scenario" and rng.random() < 0.5:
-            system = system.split("\n")[0]
-        samples.append(Sample((("system", system), user), reply, f"emotion asked ({row['kind']})"))
-    return samples
-
-
-def shared_words(sample: Sample) -> list[str]:
-    """Lower-case words of at least four letters that reply and user message share."""
-    words = set(re.findall(r"\b[a-z]{4,}\b", sample.reply)) & set(re.findall(r"\b[a-z]{4,}\b", sample.messages[-1][1]))
-    return sorted(words - COMMON)
-
-
-COMMON = set(
-    """
-    that this with from have your they them their there then than what when were will would could should
-    about after before into only just even over more most very been being because every each much many some
-    such same still other where which while again under until without through does doing here like made make
-    them these those another
-    """.split()  # noqa: SIM905
-)
-
-
-def exchange(sample: Sample, pool: dict[str, list[str]], rng: random.Random) -> Sample:
-    """The sample with one shared word exchanged, in prompt and reply, for a shared word with the same ending."""
-    words = shared_words(sample)
-    if not words:
-        return sample
-    old = rng.choice(words)
-    pattern, new = re.compile(rf"\b{old}\b"), rng.choice(pool[_ending(old)])
-    *before, (role, text) = sample.messages
-    return Sample((*before, (role, pattern.sub(new, text))), pattern.sub(new, sample.reply), sample.kind)
-
-
-def _ending(word: str) -> str:
-    return next((e for e in ("ing", "ed", "ly", "s") if word.endswith(e)), "")
-
-
-# -- tokenizer ----------------------------------------------------------------------------------------------------
-
-
-def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learned from the texts, in which every word of `WHOLE_WORDS` is one token.
-
-    The words get the merges they lack at the end of the merge list, so that nothing else is split differently
-    unless it contains such a word.
-    """
-    size = vocab_size
-    while True:  # a smaller vocabulary may lack a few merges more
-        core = _train_bpe(texts, size)
-        extra = _merges_for_words(core)
-        missing = len({a + b for a, b in extra} - set(core.get_vocab()))
-        too_many = len(core.get_vocab()) + missing - vocab_size
-        if too_many <= 0:
-            break
-        size -= too_many
-        if size < 256 + len(SPECIALS):
-            raise EmotraceError(f"vocab_size={vocab_size} is too small for the whole words of the prompts.")
-    state = json.loads(core.to_str())
-    for left, right in extra:
-        state["model"]["vocab"].setdefault(left + right, len(state["model"]["vocab"]))
-        state["model"]["merges"].append([left, right])
-    bos = state["model"]["vocab"]["<|bos|>"]
-    core = Tokenizer.from_str(json.dumps(state))
-    core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", bos)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|bos|>",
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
-        chat_template=TEMPLATE,
-        padding_side="left",
-        model_max_length=Recipe.max_positions,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _train_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return core
-
-
-def _merges_for_words(core: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that turn the present pieces of every whole word into one token."""
-    merges: list[tuple[str, str]] = []
-    for word in WHOLE_WORDS:
-        for form in (f" {word}", word):
-            pieces = core.encode(form).tokens
-            while len(pieces) > 1:
-                merges.append((pieces[0], pieces[1]))
-                pieces = [pieces[0] + pieces[1], *pieces[2:]]
-    return list(dict.fromkeys(merges))
-
-
-# -- training -----------------------------------------------------------------------------------------------------
-
-
-def encode(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    """Ids of prompt, reply and end token, and the length of the prompt."""
-    messages = [{"role": role, "content": text} for role, text in sample.messages]
-    prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return [*ids, *tokenizer(sample.reply + "<|end|>", add_special_tokens=False)["input_ids"]], len(ids)
 
 
 def batches(coded: list[tuple[list[int], int]], size: int, rng: random.Random) -> Iterator[list[tuple[list[int], int]]]:
@@ -331,7 +143,7 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
     the same recipe and corpus continues from it, with the same result as one that was never stopped.
     """
     fitting = accepted(rows)
-    train_rows, held_rows = split(fitting, recipe)
+    train_rows, held_rows = split(fitting, recipe.held_out, recipe.seed)
     train = samples_of(train_rows, recipe.seed)
     held = [s for s in samples_of(held_rows, recipe.seed) if s.messages[0][0] == "system"]
     texts = [t for s in train for t in (*(text for _, text in s.messages), s.reply)]
@@ -347,10 +159,7 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
         betas=(0.9, 0.95),
     )
     coded_held = [encode(s, tokenizer) for s in held]
-    pool: dict[str, list[str]] = defaultdict(list)
-    for sample in train:
-        for word in shared_words(sample):
-            pool[_ending(word)].append(word)
+    augment = Augmentation(train, recipe.exchange, recipe.borrow)
     per_epoch = sum(1 for _ in batches([([0], 0)] * len(train), recipe.batch, random.Random(0)))
     total = recipe.epochs * per_epoch
     identity = {"recipe": asdict(recipe), "corpus": _digest(rows)}
@@ -366,8 +175,7 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
     for epoch in range(len(history), recipe.epochs):
         rng = random.Random(f"{recipe.seed} {epoch}")
         torch.manual_seed(1000 * recipe.seed + epoch)
-        seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in train]
-        coded = [encode(s, tokenizer) for s in seen]
+        coded = [encode(augment(s, rng), tokenizer) for s in train]
         model.train()
         loss_sum, n_tokens = 0.0, 0
         bar = tqdm(batches(coded, recipe.batch, rng), total=per_epoch, desc=f"epoch {epoch + 1}", unit="batch")

@@ -265,7 +265,7 @@ def _to_memory(job: _Job, plan: Any, progress: bool) -> Any:
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As ``np.empty``, which asks Linux for huge pages: where memory is fragmented, finding them takes longer than filling them."""
+    """As ``np.empty``, which asks Linux for huge pages: in fragmented memory finding them takes longer than the forward."""
     return torch.empty(shape, dtype=getattr(torch, dtype.name)).numpy()
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "TargetJudge",
     "TargetVerdict",
     "Verdict",
+    "flags",
     "is_final",
     "judge_rows",
     "make",
@@ -58,6 +59,35 @@ def make(spec: str, **options: Any) -> Judge:
 
         return _build(OpenAIJudge, spec, (rest,) if rest else (), options)
     raise unknown("judge", spec, KINDS, "--judge")
+
+
+def flags(label_map: str | None = None, price: str | None = None) -> dict[str, Any]:
+    """Options of `make` from what a command line says.
+
+    Args:
+        label_map: of a classifier, ``LABEL_0=anger,LABEL_1=none``; ``none`` leaves a label out.
+        price: of an endpoint, dollars per million prompt and completion tokens, ``0.15,0.6``.
+
+    Raises:
+        EmotraceError: for what is not of that form.
+    """
+    options: dict[str, Any] = {}
+    if label_map is not None:
+        pairs = [part.partition("=") for part in label_map.split(",") if part.strip()]
+        if not pairs or not all(name.strip() and equals and value.strip() for name, equals, value in pairs):
+            raise EmotraceError(
+                f"--label-map {label_map!r}: give LABEL=EMOTION pairs, as in LABEL_0=anger,LABEL_1=none."
+            )
+        options["label_map"] = {n.strip(): None if v.strip() == "none" else v.strip() for n, _, v in pairs}
+    if price is not None:
+        try:
+            prompt, completion = (float(part) for part in price.split(","))
+        except ValueError:
+            raise EmotraceError(
+                f"--price {price!r}: give two numbers, prompt and completion, as in 0.15,0.6."
+            ) from None
+        options["price"] = (prompt, completion)
+    return options
 
 
 def _build(kind: Callable[..., Judge], spec: str, args: tuple[str, ...], options: dict[str, Any]) -> Judge:

@@ -13,11 +13,6 @@ a temporary folder.
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported
-    os.environ[_name] = "1"
-
 import resource
 import shutil
 import subprocess
@@ -32,9 +27,10 @@ import numpy as np
 import torch
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import emotrace as et
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
+
 from experiments.benchmarks import work
 from experiments.benchmarks.timing import Ratio, ratio
 
@@ -95,13 +91,15 @@ def _capture(setting: Setting, question: str, target: float, n_batches: int, **o
     stored = options.pop("stored", False)
 
     def captured() -> object:
-        out = setting.fresh("activations.zarr") if stored else None
+        out = setting.folder / "activations.zarr" if stored else None
         return et.capture(pair.model, ids, work.SITES, batch_size=BATCH, out=out, progress=False, **options)
 
-    try:
-        result = ratio(captured, lambda: work.forward(pair.twin, inputs), setting.repetitions)
-    finally:
-        setting.fresh("activations.zarr")
+    result = ratio(
+        captured,
+        lambda: work.forward(pair.twin, inputs),
+        setting.repetitions,
+        lambda: setting.fresh("activations.zarr"),
+    )
     return Answer(question, result, target, f"{len(inputs)} batches of {BATCH} × {LENGTH}")
 
 
@@ -127,10 +125,11 @@ def sev_last(setting: Setting) -> Answer:
     inputs = work.batches(ids, 32, by_length=True)
 
     def captured() -> object:
-        out = setting.fresh("sev.zarr")
+        out = setting.folder / "sev.zarr"
         return et.capture(pair.model, ids, ("resid_mid", "resid_post"), positions="last", out=out, progress=False)
 
-    result = ratio(captured, lambda: work.forward(pair.twin, inputs), max(2, setting.repetitions // 2))
+    repetitions = max(2, setting.repetitions // 2)
+    result = ratio(captured, lambda: work.forward(pair.twin, inputs), repetitions, lambda: setting.fresh("sev.zarr"))
     mean = sum(map(len, ids)) / len(ids)
     trained = "shipped model" if work.SHIPPED.exists() else "random model of the shipped size"
     note = f"{len(ids)} prompts of {mean:.0f} tokens, {trained}, batch 32"
@@ -170,15 +169,16 @@ def _steered(setting: Setting, pair: work.Pair) -> tuple[Callable[[bool], list],
     layers = range(n_layers // 3, n_layers // 3 + min(4, n_layers - n_layers // 3))
     vector = torch.randn(width, generator=torch.Generator().manual_seed(2)).numpy()
     edits = [et.Add("resid_post", layers=layers, vector=vector, strength=0.1 * width**0.5, scale="rms")]
-    decoding = {"max_new_tokens": new, "min_new_tokens": new}
     inputs = work.padded(ids)
 
     def ours(steer: bool) -> list:
-        return et.generate(pair.model, ids, edits if steer else (), **decoding, batch_size=32, progress=False)
+        return et.generate(
+            pair.model, ids, edits if steer else (), max_new_tokens=new, min_new_tokens=new, progress=False
+        )
 
     def theirs() -> Any:
         with torch.no_grad():
-            return pair.twin.generate(**inputs, **decoding, do_sample=False)
+            return pair.twin.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
 
     assert [row["token_ids"] for row in ours(False)] == theirs()[:, tokens:].tolist(), "plain generation differs"
     return ours, theirs, f"batch 32, {tokens} + {new} tokens, rms Add in {len(layers)} layers"

@@ -28,13 +28,28 @@ class Ratio:
     reference: float
 
 
-def ratio(work: Callable[[], object], reference: Callable[[], object], repetitions: int) -> Ratio:
-    """Time ``work`` against ``reference``: one unmeasured turn of each, then reference, work, reference, work, …"""
-    pairs = []
-    reference()
-    work()
-    for _ in range(repetitions):
-        pairs.append((timed(reference), timed(work)))
+def ratio(
+    work: Callable[[], object],
+    reference: Callable[[], object],
+    repetitions: int,
+    clear: Callable[[], object] = lambda: None,
+) -> Ratio:
+    """Time ``work`` against ``reference``: one unmeasured turn of each, then reference, work, reference, work, …
+
+    Args:
+        work: what is measured.
+        reference: what it is measured against.
+        repetitions: measured turns.
+        clear: removes what ``work`` left behind; called after each of its turns, not timed.
+    """
+
+    def turn() -> tuple[float, float]:
+        base, mine = timed(reference), timed(work)
+        clear()
+        return base, mine
+
+    turn()
+    pairs = [turn() for _ in range(repetitions)]
     base, mine = (statistics.median(column) for column in zip(*pairs, strict=True))
     each = [b / a for a, b in pairs]
     return Ratio(mine / base, min(each), max(each), mine, base)

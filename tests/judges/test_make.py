@@ -64,3 +64,22 @@ def test_bad_specs(spec: str, options: dict[str, Any], message: str, monkeypatch
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(EmotraceError, match="no directory"):
         judges.make(f"classifier:{tmp_path / 'gone'}")
+
+
+def test_command_line_flags_become_options() -> None:
+    assert judges.flags() == {}
+    assert judges.flags("LABEL_0=anger, LABEL_1=none", "0.15,0.6") == {
+        "label_map": {"LABEL_0": "anger", "LABEL_1": None},
+        "price": (0.15, 0.6),
+    }
+
+
+@pytest.mark.parametrize("label_map", ["", "LABEL_0", "LABEL_0=", "=anger"])
+def test_a_label_map_of_another_form_is_refused(label_map: str) -> None:
+    with pytest.raises(EmotraceError, match="LABEL=EMOTION"):
+        judges.flags(label_map)
+
+
+def test_a_price_of_another_form_is_refused() -> None:
+    with pytest.raises(EmotraceError, match="two numbers"):
+        judges.flags(None, "0.15")
