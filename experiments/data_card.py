@@ -87,22 +87,24 @@ def readme() -> str:
     rows = [row for _, row in read_jsonl(DATA / "tiny_corpus.jsonl")]
     sets = {name: read_sev(DATA / name) for name in ("sev.jsonl", "test_set.jsonl")}
     corpus = corpus_skeletons(rows)
+    patterns = [row for _, row in read_jsonl(DATA / "tiny_patterns.jsonl")]
+    by_emotion = Counter(row["emotion"] for row in patterns)
     kinds = Counter(row["kind"] for row in {row["source_id"]: row for row in rows}.values())
     replies = Counter(row["emotion"] for row in rows)
     n_words = sum(len(row["reply"].split()) for row in rows)
     columns = {name: figures(s) for name, s in sets.items()} | {"SEV as published": PUBLISHED}
     return f"""# Data
 
-Everything in this folder is **synthetic English text written for this project** by a large language model under human
-direction, item by item, without templates and without looking at any published data set. It describes no real
-person or event. Licence: MIT, as the code. To be used for trying out and testing methods; it says nothing about how
-people feel or speak.
+Everything in this folder is **synthetic English text written for this project** by a language model, item by item,
+without looking at any published data set. It describes no real person or event. Licence: MIT, as the code. To be
+used for trying out and testing methods; it says nothing about how people feel or speak.
 
 | file | what it is |
 |---|---|
 | `sev.jsonl` | {len(sets["sev.jsonl"])} scenarios, 20 a theme, with a positive, a neutral and a negative event: training |
 | `test_set.jsonl` | {len(sets["test_set.jsonl"])} other scenarios of the same form: testing |
 | `tiny_corpus.jsonl` | {len(rows):,} replies from which the tiny model was trained |
+| `tiny_patterns.jsonl` | {len(patterns)} sentence patterns that training fills with nouns of a scenario |
 | `tiny_model/` | the tiny model; its card is `tiny_model/README.md` |
 
 ## The SEV-format files
@@ -123,6 +125,11 @@ supplies the feeling. Variety, as `python experiments/data_card.py data/sev.json
 The first part of the scenarios is written as variedly as possible, the rest in plain, frequent phrases. Replies express their
 emotion whatever the event, so anger about good news and delight about bad news occur; they are exercises, not
 advice.
+
+`tiny_patterns.jsonl` has one sentence pattern per line: `emotion`, `part` (1: may open a reply; 2: goes on) and `text`,
+written in the same way, with `{{x}}` where a noun goes: {", ".join(f"{e} {n}" for e, n in by_emotion.items())}.
+In every epoch of the training about half of the replies to scenarios are composed of them; only patterns with a
+noun, and that the lexicon judge does not read as another emotion, are used (`experiments/tiny_model_text.py`).
 
 ## Are the files disjoint?
 

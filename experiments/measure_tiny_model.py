@@ -3,7 +3,9 @@
 Method. The model answers every prompt of a SEV file greedily: each scenario, event and emotion with "Always reply in
 {emotion}.", and each scenario and event once without that sentence. The blind lexicon judge reads the replies. Besides
 the share that expresses the emotion asked for (95 % intervals: bootstrap over skeletons), the card states how new, how
-varied and how much to the point the replies are. Weights are used as loaded, in float32.
+varied and how much to the point the replies are. New is counted twice: a reply none of whose sentences is in the written
+corpus; and, strictly, one none of whose sentences could have been composed in training either, which is a sentence
+pattern with a noun of the training texts (with another noun it is new). Weights are used as loaded, in float32.
 
     python experiments/measure_tiny_model.py --model data/tiny_model                 # the test set: for the final model only
     python experiments/measure_tiny_model.py --model DIR --held-out                  # its held-out scenarios: for choosing
@@ -22,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from tiny_model_text import Pattern, Row, nouns, read_patterns, samples_of, shared_words
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,7 +35,7 @@ from emotrace.labels import ANSWERS, EMOTIONS, VALENCES
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
-def held_out(model_dir: Path, corpus: list[dict[str, Any]]) -> list[Skeleton]:
+def held_out(model_dir: Path, corpus: Sequence[Row]) -> list[Skeleton]:
     """The corpus scenarios that the training of this model held out."""
     ids = set(json.loads((model_dir / "training.json").read_text(encoding="utf-8"))["held_out_scenarios"])
     found: dict[str, tuple[str, str, dict[str, str]]] = {}
@@ -68,6 +71,38 @@ def sentences(text: str) -> list[str]:
     return [p for p in (" ".join(re.findall(r"[a-z0-9']+", part.lower())) for part in parts) if p]
 
 
+class Known:
+    """The sentences a model can have read: those of the written corpus, and those its training could compose.
+
+    Args:
+        corpus: all corpus rows.
+        patterns: sentence patterns of the training.
+        held_out_ids: scenarios that did not train; their nouns are not training nouns.
+    """
+
+    def __init__(self, corpus: Sequence[Row], patterns: Sequence[Pattern], held_out_ids: Iterable[str]) -> None:
+        self.written = {s for row in corpus for s in sentences(row["reply"])}
+        held = set(held_out_ids)
+        rows = [row for row in corpus if row["source_id"] not in held]
+        self.fillers = {word for sample in samples_of(rows) for word in shared_words(sample)}  # exchanged words
+        for row in rows:
+            if row["kind"] == "scenario":
+                self.fillers.update(nouns(row["scenario"].lower()), nouns(row["event"].lower()))
+        frames = {s for p in patterns for s in sentences(p.text.replace("{x}", _GAP))}
+        self.fixed = {f for f in frames if _GAP not in f}
+        self.frames = [re.compile(re.escape(f).replace(_GAP, "(.+)")) for f in sorted(frames - self.fixed)]
+
+    def composable(self, sentence: str) -> bool:
+        """Whether a sentence (as `sentences` gives it) is a pattern with training nouns."""
+        if sentence in self.fixed:
+            return True
+        found = (frame.fullmatch(sentence) for frame in self.frames)
+        return any(match and self.fillers.issuperset(match.groups()) for match in found)
+
+
+_GAP = "xnounx"
+
+
 def content_words(text: str) -> set[str]:
     """Lower-case words of at least four letters."""
     return set(re.findall(r"[a-z]{4,}", text.lower()))
@@ -91,7 +126,7 @@ def share(values: Sequence[bool], clusters: Sequence[str], draws: int = 2000) ->
     return {"value": float(hits.sum() / sizes.sum()), "n": int(sizes.sum()), "ci95": [float(low), float(high)]}
 
 
-def measure(model_dir: Path, skeletons: list[Skeleton], corpus: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def measure(model_dir: Path, skeletons: list[Skeleton], known: Known) -> dict[str, Any]:
     """All figures of the card."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
@@ -100,8 +135,8 @@ def measure(model_dir: Path, skeletons: list[Skeleton], corpus: Iterable[dict[st
     ids = greedy(model, tokenizer, prompts)
     texts = [tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
     read = [v["predicted"] for v in LexiconJudge().judge(texts)]
-    known = {s for row in corpus for s in sentences(row["reply"])}
-    old = [[s in known for s in sentences(t)] for t in texts]
+    old = [[s in known.written for s in sentences(t)] for t in texts]
+    read_before = [[s in known.written or known.composable(s) for s in sentences(t)] for t in texts]
     about = [
         bool(content_words(t) & content_words(f"{p.labels['scenario']} {p.labels['event']}"))
         for p, t in zip(prompts, texts, strict=True)
@@ -129,7 +164,10 @@ def measure(model_dir: Path, skeletons: list[Skeleton], corpus: Iterable[dict[st
         "nothing_asked": {a: read[n:].count(a) / len(plain) for a in ANSWERS},
         "new_replies": share([not any(o) for o in old[:n]], names[:n]),
         "new_sentences": mean(not x for o in old[:n] for x in o),
+        "new_replies_strict": share([not any(o) for o in read_before[:n]], names[:n]),
+        "new_sentences_strict": mean(not x for o in read_before[:n] for x in o),
         "new_replies_nothing_asked": share([not any(o) for o in old[n:]], names[n:]),
+        "new_replies_strict_nothing_asked": share([not any(o) for o in read_before[n:]], names[n:]),
         "distinct_replies": len(set(texts[:n])),
         "distinct_by_emotion": {e: len({texts[i] for i in by_emotion[e]}) for e in EMOTIONS},
         "distinct_replies_nothing_asked": len(set(texts[n:])),
@@ -157,7 +195,7 @@ def percent(score: dict[str, Any]) -> str:
 
 def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
     """The model card."""
-    accuracy, recipe, best = measured["accuracy"], training["recipe"], training["history"][training["best_epoch"] - 1]
+    accuracy, recipe, saved = measured["accuracy"], training["recipe"], training["history"][training["saved_epoch"] - 1]
     kept, whole = (sum(v[k] for v in training["replies"].values()) for k in (0, 1))
     total = sum(training["samples"].values())
     unsystem = training["samples"]["no system message"] / total
@@ -176,7 +214,8 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         f"* Tokenizer: byte-level BPE, {recipe['vocab_size']} tokens; every word that names an emotion in a prompt (the six, "
         "neutral, joy, the GoEmotions categories) is one token, with and without the blank before it.",
         "* Corpus: `data/tiny_corpus.jsonl`, see `data/README.md`. As EmotionCircuits keeps only replies its judge accepts, "
-        f"only replies that the lexicon judge ({training['judge']}, frozen before) reads as their emotion were trained on: "
+        f"of the written replies only those trained that the lexicon judge ({training['judge']}, frozen before) reads as "
+        "their emotion (neutral ones: unless an emotion scores clearly): "
         f"{kept:,} of {whole:,}; "
         + ", ".join(f"{e} {a} of {b}" for e, (a, b) in training["replies"].items())
         + ". **The same judge is used below**, so the accuracies say how well the model learned what this judge can "
@@ -186,13 +225,23 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         + f"); {unsystem:.0%} have no system message. The system message is `Always reply in {{emotion}}.` and "
         "`Keep the reply to at most two sentences.` on the next line; without the first sentence, or without a system "
         "message, the reply is neutral. The user message is the scenario and the event, on two lines.",
+        f"* **In every epoch {recipe['compose']:.0%} of the accepted replies to scenarios, and all rejected ones, are replaced "
+        f"by one or two of {sum(training['patterns'].values())} sentence patterns** written for it "
+        "(`data/tiny_patterns.jsonl`; none that the judge reads as another emotion), filled with nouns of that scenario and "
+        "event. So the model often speaks in these patterns, about what it was told; the table below says how often.",
         f"* In {recipe['exchange']:.0%} of the samples, drawn anew in every epoch, a word that prompt and reply share is "
-        "exchanged in both for such a word of another sample, so that the model learns to speak of what it was told.",
+        "exchanged in both for such a word of another sample.",
         f"* AdamW (0.9, 0.95), learning rate {recipe['lr']}, cosine over {recipe['epochs']} epochs, weight decay "
         f"{recipe['weight_decay']}, dropout {recipe['dropout']}, batch {recipe['batch']}, prompt tokens weigh "
-        f"{recipe['prompt_weight']}, seed {recipe['seed']}. {len(training['held_out_scenarios'])} scenarios were held out; epoch "
-        f"{training['best_epoch']} had the lowest reply loss on them: {best['held_out_reply_loss']:.3f} nats a token "
-        f"(training replies of that epoch: {best['train_reply_loss']:.3f}).",
+        f"{recipe['prompt_weight']}, seed {recipe['seed']}.",
+        f"* Then {recipe['soft_epochs']} soft epochs from {recipe['soft_lr']} to zero, in which {recipe['soft_share']:.0%} of "
+        "the prompts with a system message that asks for no emotion are answered in one of the six, drawn at random. A model "
+        'that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred '
+        "over emotions cannot undo; so neutral is its likeliest answer here, but not its only one. This makes the model "
+        "easier to steer than one trained without it.",
+        f"* {len(training['held_out_scenarios'])} scenarios were held out; the loss on their replies, written and composed, is "
+        f"{saved['held_out_reply_loss']:.3f} nats a token in epoch {training['saved_epoch']}, which is the saved one "
+        f"(training replies of that epoch: {saved['train_reply_loss']:.3f}).",
         "* Again: `python experiments/train_tiny_model.py --out DIR` (about half an hour on one core; another processor "
         "gives slightly different weights), then `python experiments/measure_tiny_model.py --model DIR`.\n",
         f"## Measured on {measured['skeletons']} unseen scenarios\n",
@@ -206,14 +255,17 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
             label = name if group == "by_emotion" else f"{name} event"
             lines.append(f"| {label} | {percent(score)} | {score['n']:,} |")
     lines += [
-        "\n| asked ↓ read → | " + " | ".join(ANSWERS) + " |\n|---" * 1 + "|---" * len(ANSWERS) + "|",
+        "\n| asked ↓ read → | " + " | ".join(ANSWERS) + " |\n|---" + "|---" * len(ANSWERS) + "|",
         *(f"| {e} | " + " | ".join(str(row[a]) for a in ANSWERS) + " |" for e, row in measured["confusion"].items()),
         "\nWhen no emotion is asked for, the judge reads: "
         + ", ".join(f"{a} {v:.1%}" for a, v in measured["nothing_asked"].items())
         + ".\n",
         "| what | figure |\n|---|---|",
-        f"| replies without any sentence of the corpus | {percent(measured['new_replies'])} |",
-        f"| sentences that are not in the corpus | {measured['new_sentences']:.1%} |",
+        f"| replies without any sentence of the written corpus | {percent(measured['new_replies'])} |",
+        f"| sentences that are not in the written corpus | {measured['new_sentences']:.1%} |",
+        "| replies without any sentence of the written corpus or of the patterns with a training noun | "
+        f"{percent(measured['new_replies_strict'])} |",
+        f"| sentences that are neither | {measured['new_sentences_strict']:.1%} |",
         f"| distinct replies | {measured['distinct_replies']:,} of {accuracy['overall']['n']:,} |",
         f"| replies that share a word of four or more letters with their scenario or event | {percent(measured['mention'])} |",
         f"| the same when no emotion is asked for | {percent(measured['mention_nothing_asked'])} |",
@@ -230,6 +282,7 @@ def main(
     model: Annotated[Path, typer.Option()],
     test: Path = DATA / "test_set.jsonl",
     corpus: Path = DATA / "tiny_corpus.jsonl",
+    patterns: Path = DATA / "tiny_patterns.jsonl",
     use_held_out: Annotated[bool, typer.Option("--held-out")] = False,
     threads: int = 1,
     limit: int | None = None,
@@ -238,9 +291,9 @@ def main(
     torch.set_num_threads(threads)
     rows = [row for _, row in read_jsonl(corpus)]
     skeletons = held_out(model, rows) if use_held_out else read_sev(test)
-    measured = measure(model, skeletons[:limit], rows)
+    training = json.loads((model / "training.json").read_text(encoding="utf-8"))
+    measured = measure(model, skeletons[:limit], Known(rows, read_patterns(patterns), training["held_out_scenarios"]))
     if not use_held_out and limit is None:
-        training = json.loads((model / "training.json").read_text(encoding="utf-8"))
         (model / "measured.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         (model / "README.md").write_text(card(measured, training), encoding="utf-8")
     print(json.dumps(measured, indent=1))

@@ -1,13 +1,13 @@
-"""What the tiny model reads: training samples from the corpus, and the tokenizer.
+"""What the tiny model reads: training samples from the corpus and the sentence patterns, and the tokenizer.
 
-`samples_of` says which prompts a corpus row becomes. Two augmentations, drawn anew in every epoch, teach a model of
-this size to speak of what it was told rather than of what it has seen:
+`samples_of` says which prompts a corpus row becomes. Two things change in every epoch, so that a model of this size
+learns to speak of what it was told rather than of what it has seen:
 
-* `exchange` replaces nouns that prompt and reply share, in both, by such nouns of other samples;
-* `borrow` gives a sample the short reply of another one in the same emotion, with the nouns which that one shared
-  with its own prompt replaced by nouns of this prompt.
+* `composed` replaces the replies of some scenario rows by one or two sentence patterns about nouns of that
+  scenario and event;
+* `exchange` replaces one word that prompt and reply share, in both, by such a word of another sample.
 
-What a noun is is read off the corpus (`nouns`): a word that mostly follows a determiner and ends its phrase.
+In the last, soft epochs `soften` also lets some prompts that ask for no emotion be answered in one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import json
 import math
 import random
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from emotrace.datasets.sev import INSTRUCTION, SYSTEM
+from emotrace.datasets.sev import INSTRUCTION, SYSTEM, read_jsonl
+from emotrace.judges import lexicon
 from emotrace.judges.lexicon import LexiconJudge
 from emotrace.labels import EMOTIONS, NEUTRAL, EmotraceError
 
+Row = dict[str, Any]
 SPECIALS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 GOEMOTIONS = """
 admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval
@@ -40,46 +42,43 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
     "{{ raise_exception('roles are system, user and assistant, not ' + message['role']) }}{% endif %}"
-    "{{ '<|' + message['role'] + '|> ' + message['content'] | trim + '<|end|>' }}{% endfor %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
-DETERMINERS = frozenset(
-    "a an the my your our his her their its that this these those no every each another".split()  # noqa: SIM905
-)
-PHRASE_ENDS = frozenset(". , ! ? ; of in on at to from for by with and is was".split())  # noqa: SIM905
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One training example: chat messages, the reply, its emotion, and what kind it is (for the counts of the card)."""
+    """One training example: chat messages, the reply, and what kind it is (for the counts of the card)."""
 
     messages: tuple[tuple[str, str], ...]
     reply: str
-    emotion: str
     kind: str
 
 
 # -- samples ------------------------------------------------------------------------------------------------------
 
 
-def split(
-    rows: Sequence[dict[str, Any]], held_out: float, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split(rows: list[Row], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Corpus rows for training and for validation; scenarios stay whole, questions and statements all train."""
     ids = sorted({r["source_id"] for r in rows if r["kind"] == "scenario"})
     held = set(random.Random(seed).sample(ids, math.ceil(held_out * len(ids))))
     return [r for r in rows if r["source_id"] not in held], [r for r in rows if r["source_id"] in held]
 
 
-def accepted(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose reply the lexicon judge reads as the row's emotion, or as neutral where the row is neutral."""
-    verdicts = LexiconJudge().judge([row["reply"] for row in rows])
-    return [row for row, verdict in zip(rows, verdicts, strict=True) if verdict["predicted"] == row["emotion"]]
+def accepted(rows: list[Row]) -> list[Row]:
+    """Rows whose reply the lexicon judge reads as the row's emotion; neutral ones unless an emotion scores clearly."""
+    texts = [row["reply"] for row in rows]
+    kept = []
+    for row, verdict in zip(rows, LexiconJudge().judge(texts), strict=True):
+        read = verdict["predicted"]
+        unclear = row["emotion"] == NEUTRAL and max(lexicon.score(row["reply"]).values()) <= lexicon.CLEAR_SCORE
+        if read == row["emotion"] or unclear:
+            kept.append(row)
+    return kept
 
 
-def samples_of(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Sample]:
+def samples_of(rows: list[Row], seed: int = 0) -> list[Sample]:
     """Training samples from corpus rows.
 
     A scenario with its event: each emotion with the full system message; neutral with the system message that names
@@ -92,85 +91,140 @@ def samples_of(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Sample]:
         text = f"{row['scenario']}\n{row['event']}" if row["kind"] == "scenario" else row["text"]
         user = ("user", text)
         if emotion == NEUTRAL:
-            samples.append(Sample((user,), reply, emotion, "no system message"))
+            samples.append(Sample((user,), reply, "no system message"))
             if row["kind"] == "scenario":
-                samples.append(Sample((("user", row["event"]),), reply, emotion, "no system message"))
-                samples.append(Sample((("system", SYSTEM), user), reply, emotion, "no emotion asked"))
+                samples.append(Sample((("user", row["event"]),), reply, "no system message"))
+                samples.append(Sample((("system", SYSTEM), user), reply, "no emotion asked"))
             elif rng.random() < 0.5:
-                samples.append(Sample((("system", SYSTEM), user), reply, emotion, "no emotion asked"))
+                samples.append(Sample((("system", SYSTEM), user), reply, "no emotion asked"))
             continue
         name = "joy" if emotion == "happiness" and row["kind"] != "scenario" and rng.random() < 0.5 else emotion
         system = INSTRUCTION.format(emotion=name)
         if row["kind"] != "scenario" and rng.random() < 0.5:
             system = system.split("\n")[0]
-        samples.append(Sample((("system", system), user), reply, emotion, f"emotion asked ({row['kind']})"))
+        samples.append(Sample((("system", system), user), reply, f"emotion asked ({row['kind']})"))
     return samples
 
 
-def nouns(texts: Iterable[str]) -> frozenset[str]:
-    """Lower-case words that follow a determiner in 30 %, and end a phrase in 50 %, of at least two occurrences."""
-    total: Counter[str] = Counter()
-    after: Counter[str] = Counter()
-    ends: Counter[str] = Counter()
-    for text in texts:
-        tokens = re.findall(r"[A-Za-z']+|[.,!?;]", text)
-        for before, word, then in zip([".", *tokens], tokens, [*tokens[1:], "."], strict=False):
-            if re.fullmatch("[a-z]{3,}", word):
-                total[word] += 1
-                after[word] += before.lower() in DETERMINERS
-                ends[word] += then in PHRASE_ENDS
-    return frozenset(w for w, n in total.items() if n >= 2 and after[w] >= 0.3 * n and ends[w] >= 0.5 * n)
+def nouns(text: str) -> list[str]:
+    """Nouns and noun pairs of a text, by a rule: what stands between a determiner and a function word or a stop."""
+    found = re.findall(
+        r"\b(?:the|my|our|a|an|his|her|their|your|its) ((?:[a-z]+ )?[a-z]{3,})"
+        r"(?=[.,]|\n|$| (?:of|for|from|in|on|at|to|with|and|that|was|were|is|are|had|has|by|into|onto|behind|beside|after|before|"
+        r"until|under|over|near|without|because|so|as|or|while)\b)",
+        text,
+    )
+    plain = (n for n in dict.fromkeys(found) if not set(n.split()) & (COMMON | NO_NOUNS | set(WHOLE_WORDS)))
+    return [n for n in plain if not (" " in n and n.endswith(("ed", "ly")))]
 
 
-class Augmentation:
-    """Exchanged and borrowed nouns for a set of training samples.
+NO_NOUNS = set(
+    """
+    went came died has had left said told gave took made wrote kept found came grew fell ran sent paid sold let put got saw
+    out alone aloud late one she he they who first second third rest back place time own way lot kind sort same other own whole
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A sentence with ``{x}`` where a noun goes; ``part`` says whether it opens a reply or goes on."""
+
+    emotion: str
+    part: int
+    text: str
+
+
+def read_patterns(path: Path) -> list[Pattern]:
+    """The patterns with a noun that the lexicon judge does not read as another emotion than theirs."""
+    every = [Pattern(row["emotion"], row["part"], row["text"]) for _, row in read_jsonl(path)]
+    texts = [p.text.replace("{x}", "garden") for p in every]
+    read = [v["predicted"] for v in LexiconJudge().judge(texts)]
+    return [p for p, answer in zip(every, read, strict=True) if "{x}" in p.text and answer in (p.emotion, NEUTRAL)]
+
+
+def compose(row: Row, patterns: list[Pattern], rng: random.Random) -> str | None:
+    """A reply of two patterns about nouns of the row's event and scenario; None where neither has a noun."""
+    ours, before = nouns(row["event"].lower()), nouns(row["scenario"].lower())
+    if not ours and not before:
+        return None
+    first = rng.choice(ours or before)
+    others = [n for n in ours + before if n != first] or [first]
+    opening, going_on = ([p for p in patterns if p.emotion == row["emotion"] and p.part == k] for k in (1, 2))
+    sentences = [rng.choice(opening).text.replace("{x}", first)]
+    if rng.random() < 0.7:
+        sentences.append(rng.choice(going_on).text.replace("{x}", rng.choice(others)))
+    return " ".join(sentences)
+
+
+def composed(rows: list[Row], kept: set[int], patterns: list[Pattern], share: float, rng: random.Random) -> list[Row]:
+    """The rows of one epoch: each scenario row with its own reply or a composed one.
 
     Args:
-        samples: all training samples.
-        exchange: share of samples in which each shared noun is exchanged with a probability of 0.7.
-        borrow: share of scenario samples that borrow their reply.
+        rows: corpus rows.
+        kept: indices of the rows whose own reply the judge accepts; the others always get a composed one, or are left
+            out where there is nothing to compose it of.
+        patterns: sentence patterns.
+        share: share of the accepted replies to scenarios that are replaced.
+        rng: source of chance.
     """
+    out = []
+    for i, row in enumerate(rows):
+        reply = None
+        if row["kind"] == "scenario" and patterns and (i not in kept or rng.random() < share):
+            reply = compose(row, patterns, rng)
+        if reply is not None:
+            out.append({**row, "reply": reply})
+        elif i in kept:
+            out.append(row)
+    return out
 
-    def __init__(self, samples: Sequence[Sample], exchange: float, borrow: float) -> None:
-        self.share_exchange, self.share_borrow = exchange, borrow
-        self.nouns = nouns(dict.fromkeys(t for s in samples for t in (s.messages[-1][1], s.reply)))
-        self.pool: dict[str, list[str]] = defaultdict(list)
-        self.donors: dict[str, list[Sample]] = defaultdict(list)
-        for sample in samples:
-            shared = self.shared(sample)
-            for word in shared:
-                self.pool[ending(word)].append(word)
-            if sample.kind == "emotion asked (scenario)" and shared and len(sample.reply.split()) <= 22:
-                self.donors[sample.emotion].append(sample)
 
-    def __call__(self, sample: Sample, rng: random.Random) -> Sample:
-        """The sample as one epoch sees it."""
-        if sample.kind == "emotion asked (scenario)" and rng.random() < self.share_borrow:
-            sample = self.borrow(sample, rng)
-        return self.exchange(sample, rng) if rng.random() < self.share_exchange else sample
+def soften(samples: list[Sample], share: float, rng: random.Random) -> list[Sample]:
+    """The samples, a share of those that ask for no emotion (system message without one) answered in one of the six.
 
-    def shared(self, sample: Sample) -> list[str]:
-        """Nouns that reply and user message share."""
-        return sorted(_words(sample.reply) & _words(sample.messages[-1][1]) & self.nouns)
+    A model that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred
+    over emotions cannot undo; with this share neutral stays the likeliest answer, but not the only one.
+    """
+    replies: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        if sample.kind == "emotion asked (scenario)":
+            replies[sample.messages[-1][1]].append(sample.reply)
+    out = []
+    for sample in samples:
+        others = replies.get(sample.messages[-1][1], [])
+        soft = sample.kind == "no emotion asked" and others and rng.random() < share
+        out.append(replace(sample, reply=rng.choice(others)) if soft else sample)
+    return out
 
-    def exchange(self, sample: Sample, rng: random.Random) -> Sample:
-        """The sample with shared nouns exchanged, in prompt and reply, for shared nouns with the same ending."""
-        swap = {w: rng.choice(self.pool[ending(w)]) for w in self.shared(sample) if rng.random() < 0.7}
-        *before, (role, text) = sample.messages
-        return Sample((*before, (role, _swap(text, swap))), _swap(sample.reply, swap), sample.emotion, sample.kind)
 
-    def borrow(self, sample: Sample, rng: random.Random) -> Sample:
-        """The sample with another one's reply about this one's nouns; itself if the nouns do not suffice."""
-        donor = rng.choice(self.donors[sample.emotion] or [sample])
-        own = sorted(_words(sample.messages[-1][1]) & self.nouns)
-        rng.shuffle(own)
-        swap: dict[str, str] = {}
-        for word in self.shared(donor):
-            fitting = [w for w in own if ending(w) == ending(word) and w not in swap.values()]
-            if not fitting:
-                return sample
-            swap[word] = fitting[0]
-        return Sample(sample.messages, _swap(donor.reply, swap), sample.emotion, sample.kind)
+def shared_words(sample: Sample) -> list[str]:
+    """Lower-case words of at least four letters that reply and user message share."""
+    words = set(re.findall(r"\b[a-z]{4,}\b", sample.reply)) & set(re.findall(r"\b[a-z]{4,}\b", sample.messages[-1][1]))
+    return sorted(words - COMMON)
+
+
+COMMON = set(
+    """
+    that this with from have your they them their there then than what when were will would could should
+    about after before into only just even over more most very been being because every each much many some
+    such same still other where which while again under until without through does doing here like made make
+    them these those another
+    """.split()  # noqa: SIM905
+)
+
+
+def exchange(sample: Sample, pool: dict[str, list[str]], rng: random.Random) -> Sample:
+    """The sample with one shared word exchanged, in prompt and reply, for a word of the pool with the same ending."""
+    words = shared_words(sample)
+    if not words:
+        return sample
+    old = rng.choice(words)
+    if not pool.get(ending(old)):
+        return sample
+    pattern, new = re.compile(rf"\b{old}\b"), rng.choice(pool[ending(old)])
+    *before, (role, text) = sample.messages
+    return Sample((*before, (role, pattern.sub(new, text))), pattern.sub(new, sample.reply), sample.kind)
 
 
 def ending(word: str) -> str:
@@ -178,20 +232,10 @@ def ending(word: str) -> str:
     return next((e for e in ("ing", "ed", "ly", "s") if word.endswith(e)), "")
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\b[a-z]{3,}\b", text))
-
-
-def _swap(text: str, swap: Mapping[str, str]) -> str:
-    if not swap:
-        return text
-    return re.sub(rf"\b({'|'.join(map(re.escape, swap))})\b", lambda found: swap[found[0]], text)
-
-
 # -- tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def make_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE learned from the texts, in which every word of `WHOLE_WORDS` is one token.
 
     The words get the merges they lack at the end of the merge list, so that nothing else is split differently
@@ -199,21 +243,14 @@ def make_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
     """
     size = vocab_size
     while True:  # a smaller vocabulary may lack a few merges more
-        core = _train_bpe(texts, size)
-        extra = _merges_for_words(core)
-        missing = len({a + b for a, b in extra} - set(core.get_vocab()))
-        too_many = len(core.get_vocab()) + missing - vocab_size
+        core = _with_whole_words(_train_bpe(texts, size))
+        too_many = core.get_vocab_size() - vocab_size
         if too_many <= 0:
             break
         size -= too_many
         if size < 256 + len(SPECIALS):
             raise EmotraceError(f"vocab_size={vocab_size} is too small for the whole words of the prompts.")
-    state = json.loads(core.to_str())
-    for left, right in extra:
-        state["model"]["vocab"].setdefault(left + right, len(state["model"]["vocab"]))
-        state["model"]["merges"].append([left, right])
-    bos = state["model"]["vocab"]["<|bos|>"]
-    core = Tokenizer.from_str(json.dumps(state))
+    bos = core.token_to_id("<|bos|>")
     core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", bos)]
     )
@@ -230,7 +267,7 @@ def make_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+def _train_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -241,6 +278,18 @@ def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
             vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
         ),
     )
+    return core
+
+
+def _with_whole_words(core: Tokenizer) -> Tokenizer:
+    """The tokenizer with the merges that its whole words lack; again, where those of one word came before another's."""
+    while merges := _merges_for_words(core):
+        state = json.loads(core.to_str())
+        vocab = state["model"]["vocab"]
+        for left, right in merges:
+            vocab.setdefault(left + right, len(vocab))
+            state["model"]["merges"].append([left, right])
+        core = Tokenizer.from_str(json.dumps(state))
     return core
 
 
@@ -257,8 +306,8 @@ def _merges_for_words(core: Tokenizer) -> list[tuple[str, str]]:
 
 
 def encode(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    """Ids of prompt, reply and end token, and the length of the prompt; every text begins with a blank."""
+    """Ids of prompt, reply and end token, and the length of the prompt."""
     messages = [{"role": role, "content": text} for role, text in sample.messages]
     prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return [*ids, *tokenizer(f" {sample.reply}<|end|>", add_special_tokens=False)["input_ids"]], len(ids)
+    return [*ids, *tokenizer(sample.reply + "<|end|>", add_special_tokens=False)["input_ids"]], len(ids)

@@ -4,13 +4,17 @@ Method. The corpus (``data/tiny_corpus.jsonl``, synthetic, written for this proj
 sentences to everyday scenarios, questions and statements: one reply per emotion, and a neutral one. A Llama of about
 5 million parameters with a byte-level BPE of 2,048 tokens learns them from scratch. The system message names the
 emotion; without that sentence, or without any system message, the reply is neutral. Loss on prompt and reply, AdamW,
-cosine schedule, batches of similar length; 10 % of the scenarios are held out and the epoch with the lowest reply loss
-on them is kept.
+cosine schedule, batches of similar length; 10 % of the scenarios are held out, and the epoch with the lowest reply loss
+on them is kept. Two soft epochs follow at a lower rate, in which a part of the prompts that ask for no emotion is
+answered in one (`soften` in ``tiny_model_text.py`` says why), and the last of them is what is saved.
 
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
-as its emotion; the counts go into ``training.json``. The corpus file itself stays whole. In every epoch some samples
-have their nouns exchanged or borrow the reply of another sample (``tiny_model_text.py``). Dropout on the output of every
-attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
+as its emotion (a neutral one: unless an emotion scores clearly); the counts go into ``training.json``. The corpus file
+itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, two things
+change in every epoch (``tiny_model_text.py``): half of the replies to scenarios, and all rejected ones, are composed of
+sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; and in half of the
+samples one word that prompt and reply share is exchanged, in both, for such a word of another sample. Dropout on the
+output of every attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
 
 The test set is not read here: see ``measure_tiny_model.py``. A run that was stopped continues with its next epoch.
 
@@ -24,7 +28,7 @@ import hashlib
 import json
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +36,22 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from tiny_model_text import SPECIALS, Augmentation, accepted, encode, make_tokenizer, samples_of, split
+from tiny_model_text import (
+    SPECIALS,
+    Pattern,
+    Row,
+    accepted,
+    composed,
+    encode,
+    ending,
+    exchange,
+    make_tokenizer,
+    read_patterns,
+    samples_of,
+    shared_words,
+    soften,
+    split,
+)
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -55,20 +74,23 @@ class Recipe:
     n_kv_heads: int = 4
     d_ff: int = 704
     max_positions: int = 512
-    epochs: int = 9
+    epochs: int = 6
+    soft_epochs: int = 2
+    soft_lr: float = 6e-4
+    soft_share: float = 0.3
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.1
-    dropout: float = 0.15
+    dropout: float = 0.1
     exchange: float = 0.5
-    borrow: float = 0.35
+    compose: float = 0.5
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
 
 
-SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1)
+SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1, soft_epochs=1)
 
 
 def batches(coded: list[tuple[list[int], int]], size: int, rng: random.Random) -> Iterator[list[tuple[list[int], int]]]:
@@ -129,24 +151,36 @@ def make_model(recipe: Recipe) -> LlamaForCausalLM:
 
 
 def learning_rate(step: int, total: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to zero."""
+    """Linear warm-up, a cosine from ``lr`` to zero at step ``total``; in the soft epochs a cosine from ``soft_lr``."""
     warm = max(1, round(recipe.warmup * total))
+    if step >= total:
+        rest = max(1, total * recipe.soft_epochs // max(1, recipe.epochs))
+        return recipe.soft_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - total) / rest)))
     if step < warm:
         return recipe.lr * (step + 1) / warm
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
-def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Train, keep the best epoch in ``out``, and return what happened (also in ``out/training.json``).
+def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> dict[str, Any]:
+    """Train, keep the best epoch (or the last soft one) in ``out``, and return what happened (``out/training.json``).
 
     After every epoch ``out/checkpoint.pt`` holds weights, optimizer and history; it is removed at the end. A run with
     the same recipe and corpus continues from it, with the same result as one that was never stopped.
     """
     fitting = accepted(rows)
-    train_rows, held_rows = split(fitting, recipe.held_out, recipe.seed)
-    train = samples_of(train_rows, recipe.seed)
+    good = {json.dumps(row, sort_keys=True) for row in fitting}
+    every, held_rows = split(rows, recipe.held_out, recipe.seed)
+    kept = {i for i, row in enumerate(every) if json.dumps(row, sort_keys=True) in good}
+    held_rows = [row for row in held_rows if json.dumps(row, sort_keys=True) in good]
+    held_rows = [*held_rows, *composed(held_rows, set(), patterns, 1.0, random.Random(recipe.seed))]
+
+    def of_epoch(epoch: int) -> list[Row]:
+        return composed(every, kept, patterns, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
+
+    train = samples_of(of_epoch(0), recipe.seed)
     held = [s for s in samples_of(held_rows, recipe.seed) if s.messages[0][0] == "system"]
-    texts = [t for s in train for t in (*(text for _, text in s.messages), s.reply)]
+    written = samples_of([row for i, row in enumerate(every) if i in kept], recipe.seed)
+    texts = [t for s in (*written, *train) for t in (*(text for _, text in s.messages), s.reply)]
     tokenizer = make_tokenizer(texts, recipe.vocab_size)
     model = make_model(recipe)
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -159,10 +193,17 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
         betas=(0.9, 0.95),
     )
     coded_held = [encode(s, tokenizer) for s in held]
-    augment = Augmentation(train, recipe.exchange, recipe.borrow)
+    pool: dict[str, list[str]] = defaultdict(list)
+    for sample in train:
+        for word in shared_words(sample):
+            pool[ending(word)].append(word)
     per_epoch = sum(1 for _ in batches([([0], 0)] * len(train), recipe.batch, random.Random(0)))
     total = recipe.epochs * per_epoch
-    identity = {"recipe": asdict(recipe), "corpus": _digest(rows)}
+    identity = {
+        "recipe": asdict(recipe),
+        "corpus": _digest(rows),
+        "patterns_digest": _digest([asdict(p) for p in patterns]),
+    }
     history: list[dict[str, float]] = []
     checkpoint = out / "checkpoint.pt"
     if checkpoint.is_file():
@@ -172,10 +213,14 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = json.loads(state["history"])
-    for epoch in range(len(history), recipe.epochs):
+    for epoch in range(len(history), recipe.epochs + recipe.soft_epochs):
         rng = random.Random(f"{recipe.seed} {epoch}")
         torch.manual_seed(1000 * recipe.seed + epoch)
-        coded = [encode(augment(s, rng), tokenizer) for s in train]
+        fresh = samples_of(of_epoch(epoch), recipe.seed)
+        if epoch >= recipe.epochs:
+            fresh = soften(fresh, recipe.soft_share, random.Random(f"soft {recipe.seed} {epoch}"))
+        seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in fresh]
+        coded = [encode(s, tokenizer) for s in seen]
         model.train()
         loss_sum, n_tokens = 0.0, 0
         bar = tqdm(batches(coded, recipe.batch, rng), total=per_epoch, desc=f"epoch {epoch + 1}", unit="batch")
@@ -192,7 +237,7 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
                 bar.set_postfix(reply_loss=f"{loss_sum / n_tokens:.3f}")
         history.append({"train_reply_loss": loss_sum / n_tokens, "held_out_reply_loss": reply_loss(model, coded_held)})
         tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in history[-1].items()))
-        if history[-1]["held_out_reply_loss"] == min(h["held_out_reply_loss"] for h in history):
+        if epoch >= recipe.epochs or epoch == _best(history):
             save(model, tokenizer, out)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "history": json.dumps(history), "identity": json.dumps(identity)}, out / "checkpoint.tmp")
@@ -203,14 +248,19 @@ def fit(rows: list[dict[str, Any]], out: Path, recipe: Recipe) -> dict[str, Any]
         "judge": LexiconJudge.name,
         "replies": {e: [sum(r["emotion"] == e for r in part) for part in (fitting, rows)] for e in ANSWERS},
         "samples": dict(Counter(s.kind for s in train)),
+        "patterns": {e: sum(p.emotion == e for p in patterns) for e in ANSWERS},
         "held_out_samples": len(held),
         "held_out_scenarios": sorted({r["source_id"] for r in held_rows}),
-        "best_epoch": 1 + min(range(len(history)), key=lambda e: history[e]["held_out_reply_loss"]),
+        "saved_epoch": len(history) if recipe.soft_epochs else 1 + _best(history),
         "history": history,
     }
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
     return report
+
+
+def _best(history: list[dict[str, float]]) -> int:
+    return min(range(len(history)), key=lambda epoch: history[epoch]["held_out_reply_loss"])
 
 
 @torch.no_grad()
@@ -230,13 +280,14 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def _digest(rows: list[dict[str, Any]]) -> str:
+def _digest(rows: list[Row]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main(
     out: Annotated[Path, typer.Option()],
     corpus: Path = DATA / "tiny_corpus.jsonl",
+    patterns: Path = DATA / "tiny_patterns.jsonl",
     epochs: int | None = None,
     lr: float | None = None,
     dropout: float | None = None,
@@ -253,9 +304,9 @@ def main(
     if smoke:
         rows = rows[:: max(1, len(rows) // 200)]
     out.mkdir(parents=True, exist_ok=True)
-    report = fit(rows, out, recipe)
-    best = report["history"][report["best_epoch"] - 1]["held_out_reply_loss"]
-    print(f"{report['parameters']:,} parameters; best epoch {report['best_epoch']}, held-out reply loss {best:.3f}")
+    report = fit(rows, read_patterns(patterns), out, recipe)
+    loss = report["history"][report["saved_epoch"] - 1]["held_out_reply_loss"]
+    print(f"{report['parameters']:,} parameters; saved epoch {report['saved_epoch']}, held-out reply loss {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,14 @@ def test_corpus_is_whole(corpus):
     assert len(sources) - scenarios >= 200
 
 
+def test_patterns_have_a_part_and_an_emotion():
+    patterns = [row for _, row in read_jsonl(DATA / "tiny_patterns.jsonl")]
+    assert {(p["emotion"], p["part"]) for p in patterns} == {(e, part) for e in ANSWERS for part in (1, 2)}
+    assert len({p["text"] for p in patterns}) >= 0.98 * len(patterns)
+    assert sum("{x}" in p["text"] for p in patterns) > 0.8 * len(patterns)
+    assert all(p["text"].isascii() and p["text"][-1] in ".!?" for p in patterns)
+
+
 def test_prompts_have_the_size_of_the_paper():
     assert len(sev(DATA / "sev.jsonl")) == 2880
     assert len(sev(DATA / "sev.jsonl", instruction=False)) == 480

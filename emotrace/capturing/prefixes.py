@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import torch
-import transformers
-
-from emotrace.model import locked
-from emotrace.traced import runs
 
 MIN_TOKENS = 8
 """A shared prefix is worth a pass of its own from this many tokens on …"""
@@ -20,6 +13,8 @@ MIN_PROMPTS = 4
 """… and this many prompts."""
 PASS_COST = 64
 """What one more pass costs, in tokens: its own fixed time, and the smaller batches it leaves."""
+MAX_DEPTH = 200
+"""Forks looked at inside each other, e.g. in conversations that grow turn by turn."""
 MIN_DEEPER = 1
 """Tokens per prompt that splitting a stem must save beyond that: else its batches are cut for a single common word."""
 
@@ -78,34 +73,66 @@ def _common(sequences: Sequence[Sequence[int]], members: Sequence[int], start: i
     return reach
 
 
-class PrefixCache:
-    """Keys and values of one shared prefix, computed once and repeated for each batch.
+class Twig(NamedTuple):
+    """Prompts behind one stem that share their first ``length`` tokens."""
+
+    length: int
+    members: tuple[int, ...]
+
+
+def twigs(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], start: int) -> list[Twig]:
+    """Prompts of one stem that share more than it: few each, so their prefixes are computed as rows of one batch.
 
     Args:
-        model: the nnsight model.
-        ids: the prefix.
-        program: of the capture; layers after its last step are not computed here either.
+        sequences: token ids of each prompt.
+        first_wanted: first position of each prompt whose activations are wanted.
+        start: length of the stem.
+
+    Returns:
+        A partition of the prompts that saves most tokens; a prompt that shares nothing further is a twig of its own of
+        length ``start``.
     """
+    order = sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i))
+    shared = [_common(sequences, p, start, min(first_wanted[i] for i in p)) for p in itertools.pairwise(order)]
 
-    def __init__(self, model: Any, ids: Sequence[int], program: list) -> None:
-        module = model._module
-        self.length = len(ids)
-        self.takes_positions = "position_ids" in inspect.signature(module.forward).parameters
-        self.cache = transformers.DynamicCache(config=module.config.get_text_config())
-        tokens = torch.tensor([list(ids)], device=next(module.parameters()).device)
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        inputs |= {"past_key_values": self.cache, "use_cache": True}
-        with locked(model):
-            runs.capture(model, inputs, program, 1, (0, len(ids)), 0, None)
+    def best(low: int, high: int, depth: int) -> tuple[int, list[Twig]]:
+        if high - low == 1:
+            return 0, [Twig(start, (order[low],))]
+        reach = min(shared[low : high - 1])
+        whole = (reach - start) * (high - low - 1)
+        saved, found = 0, []
+        if depth < MAX_DEPTH:
+            cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] == reach), high]
+            parts = [best(a, b, depth + 1) for a, b in itertools.pairwise(cuts)]
+            saved, found = sum(n for n, _ in parts), [twig for _, twigs in parts for twig in twigs]
+        if whole >= saved and reach - start >= MIN_TOKENS:
+            return whole, [Twig(reach, tuple(order[low:high]))]
+        return saved, found or [Twig(start, (i,)) for i in order[low:high]]
 
-    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Inputs of a forward over the suffixes of a (left-padded) batch, with the prefix in its cache."""
-        rows = batch["input_ids"].shape[0]
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        mask = batch["attention_mask"]
-        full = torch.cat([mask.new_ones((rows, self.length)), mask], dim=1)
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": full, "past_key_values": cache}
-        if self.takes_positions:
-            inputs["position_ids"] = (full.cumsum(1) - 1).clamp(min=0)[:, self.length :]
-        return inputs
+    return best(0, len(order), 0)[1] if order else []
+
+
+def batches(found: Sequence[Twig], sequences: Sequence[Sequence[int]], start: int, size: int) -> list[list[Twig]]:
+    """Twigs of several prompts in batches of at most ``size`` prompts with similar ends; none if that saves too little.
+
+    Args:
+        found: from `twigs`.
+        sequences: token ids of each prompt.
+        start: length of the stem.
+        size: most prompts of a batch.
+    """
+    several = [t for t in found if t.length > start and len(t.members) > 1]
+    saved = sum((t.length - start) * (len(t.members) - 1) for t in several)
+    if saved < PASS_COST * -(-sum(len(t.members) for t in several) // size):
+        return []
+    pieces = [Twig(t.length, t.members[i : i + size]) for t in several for i in range(0, len(t.members), size)]
+    pieces.sort(key=lambda t: (-max(len(sequences[i]) - t.length for i in t.members), t.members))
+    out: list[list[Twig]] = []
+    room = 0
+    for piece in pieces:
+        if len(piece.members) > room:
+            out.append([])
+            room = size
+        out[-1].append(piece)
+        room -= len(piece.members)
+    return out

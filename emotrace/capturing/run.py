@@ -15,8 +15,10 @@ import torch
 
 from emotrace import edits as edits_
 from emotrace import store
+from emotrace.capturing import memory
+from emotrace.capturing.caches import Beginning, Caches
 from emotrace.capturing.groups import fitted
-from emotrace.capturing.prefixes import PrefixCache, Stem, stems
+from emotrace.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.capturing.reads import Reads, Sink
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
@@ -153,6 +155,7 @@ class _Job:
         self.fired = [0] * len(edits)
         self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
         self.steps = reads.program()
+        self.caches = Caches(model, self.steps)
         self.share = share and not edits and model.sites.encoder.causal
         self.exact: bool | None = None  # asked only where prompts begin alike
         takes = inspect.signature(model._module.forward).parameters
@@ -172,14 +175,36 @@ class _Job:
         if not self.share or not self.exact:
             found = [Stem(0, tuple(range(len(members))))]
         for stem in found:
-            inside = sorted((members[m] for m in stem.members), key=lambda i: (-len(self.sequences[i]), i))
-            cache = None
-            if stem.length:
-                cache = PrefixCache(self.model, self.sequences[inside[0]][: stem.length], self.steps)
-            for at in range(0, len(inside), self.batch_size):
-                batch = inside[at : at + self.batch_size]
-                self._forward(batch, [wants[i] for i in batch], group.start, targets, cache)
-                bar.update(len(batch))
+            self._stem(stem.length, [members[m] for m in stem.members], wants, group.start, targets, bar)
+
+    def _stem(self, length: int, inside: list[int], wants: dict, offset: int, targets: list, bar: Any) -> None:
+        """Compute the prompts of one stem: those that share more in batches of twigs, the others by length."""
+        ids = [self.sequences[i] for i in inside]
+        twig_batches = []
+        if self.share and self.exact:
+            found = twigs(ids, [self._span(i, *wants[i])[0] for i in inside], length)
+            twig_batches = batches(found, ids, length, self.batch_size)
+        stem = self.caches.stem(ids[0][:length]) if length or twig_batches else None
+        done: set[int] = set()
+        for some in twig_batches:
+            assert stem is not None
+            rows = [inside[m] for twig in some for m in twig.members]
+            further = self._batch([ids[twig.members[0]][length : twig.length] for twig in some])
+            beginning = self.caches.branched(stem, further, [len(twig.members) for twig in some])
+            skips = [twig.length for twig in some for _ in twig.members]
+            self._forward(rows, [wants[i] for i in rows], offset, targets, skips, beginning)
+            done.update(rows)
+            bar.update(len(rows))
+        alone = sorted((i for i in inside if i not in done), key=lambda i: (-len(self.sequences[i]), i))
+        for at in range(0, len(alone), self.batch_size):
+            rows = alone[at : at + self.batch_size]
+            beginning = self.caches.repeated(stem, len(rows)) if length and stem is not None else None
+            self._forward(rows, [wants[i] for i in rows], offset, targets, [length] * len(rows), beginning)
+            bar.update(len(rows))
+
+    def _batch(self, ids: list[list[int]]) -> dict[str, Any]:
+        device = next(self.model._module.parameters()).device
+        return {k: v.to(device) for k, v in self.model.sites.encoder.batch(ids).items()}
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
         """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions)."""
@@ -192,16 +217,15 @@ class _Job:
         wants: list[tuple[int, int]],
         offset: int,
         targets: list[torch.Tensor],
-        cache: PrefixCache | None,
+        skips: list[int],
+        beginning: Beginning | None,
     ) -> None:
-        skip = cache.length if cache is not None else 0
+        """One forward: of each prompt what follows its first ``skips`` tokens, which ``beginning`` holds."""
         encoder = self.model.sites.encoder
-        inputs: dict[str, Any] = encoder.batch([self.sequences[i][skip:] for i in batch])
+        inputs = self._batch([self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
         width = inputs["input_ids"].shape[1]
-        device = next(self.model._module.parameters()).device
-        inputs = {k: v.to(device) for k, v in inputs.items()}
         spans = []
-        for row, (i, (start, stop)) in enumerate(zip(batch, wants, strict=True)):
+        for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
             pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
             first, last = self._span(i, start, stop)
             spans.append((row, first - skip + pad, last - skip + pad, start - offset))
@@ -215,23 +239,26 @@ class _Job:
             rank = {"keep": 1, "edit": 0, "read": 2}
             program = sorted(lowered.program() + self.steps, key=lambda s: (s[1], rank[s[0]]))
             count = lowered.count
-        inputs = cache.inputs(inputs) if cache is not None else inputs | self.options
+        inputs = inputs | self.options if beginning is None else self.caches.inputs(beginning, inputs)
         with locked(self.model):
             fired = runs.capture(self.model, inputs, program, len(batch), (0, width), count, Sink(targets, spans))
         self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
 
     def _sharing_is_exact(self) -> bool:
-        """Whether the longest prompt comes out alike with and without a shared prefix; families differ in their caches."""
+        """Whether the longest prompt comes out alike behind a stem and a padded twig; families differ in their caches."""
         longest = max(range(len(self.sequences)), key=lambda i: len(self.sequences[i]))
         first = self.chosen[longest].start if len(self.chosen[longest]) else 0
         start, stop = int(self.row_starts[longest]), int(self.row_starts[longest + 1])
-        if first < 2 or stop == start:
+        if first < 3 or stop == start:
             return False
+        stem, twig, ids = first // 3, 2 * first // 3, self.sequences[longest]
         buffers = [{v.name: np.zeros(v.shape(stop - start), v.dtype) for v in self.reads.variables} for _ in range(2)]
         try:
-            cache = PrefixCache(self.model, self.sequences[longest][: first // 2 + 1], self.steps)
-            for buffer, given in zip(buffers, (None, cache), strict=True):
-                self._forward([longest], [(start, stop)], start, self.reads.targets(buffer), given)
+            whole, parted = (self.reads.targets(buffer) for buffer in buffers)
+            self._forward([longest], [(start, stop)], start, whole, [0], None)
+            two = self._batch([ids[stem : twig + 1], ids[stem:twig]])
+            beginning = self.caches.branched(self.caches.stem(ids[:stem]), two, [1, 1])
+            self._forward([longest] * 2, [(start, stop)] * 2, start, parted, [twig + 1, twig], beginning)
         except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
             return False
         return all(
@@ -257,16 +284,11 @@ def _to_store(job: _Job, plan: Any, out: str | Path, progress: bool) -> Any:
 
 def _to_memory(job: _Job, plan: Any, progress: bool) -> Any:
     plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
-    arrays = {v.name: _empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
+    arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:
         job.fill(plan.groups[0], arrays, bar)
     edits_.refuse_silent(job.edits, job.fired)
     return store.Activations.in_memory(plan, arrays)
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As ``np.empty``, which asks Linux for huge pages: in fragmented memory finding them takes longer than the forward."""
-    return torch.empty(shape, dtype=getattr(torch, dtype.name)).numpy()
 
 
 def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:

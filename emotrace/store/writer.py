@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import mmap
 import os
 import queue
 import threading
@@ -88,7 +90,7 @@ class Writer:
             self._raise()
             full = self._free.pop() if self._free else None
         if full is None:
-            full = {v.name: np.empty(v.shape(self.plan.row_group), v.dtype) for v in self.plan.variables}
+            full = {v.name: _fresh(v.shape(self.plan.row_group), v.dtype) for v in self.plan.variables}
         self._lent[group.index] = full
         axes = {v.name: (slice(None),) * len(v.cell_dims) for v in self.plan.variables}
         return {name: array[(*axes[name], slice(0, len(group)))] for name, array in full.items()}
@@ -216,6 +218,12 @@ class Writer:
         finally:
             os.close(fd)
         return [sum(map(len, views)), layout.checksum(*views)]
+
+
+def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Unset memory in small pages; ``np.empty`` asks for huge ones, which stall where memory is fragmented."""
+    count = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, count * dtype.itemsize)), dtype, count).reshape(shape)
 
 
 def _sync(path: Path) -> None:

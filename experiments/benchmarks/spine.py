@@ -115,7 +115,7 @@ def disk_last(setting: Setting) -> Answer:
 
 def disk_all(setting: Setting) -> Answer:
     """All positions to disk."""
-    return _capture(setting, "all positions to disk / bare forward", 1.5, 6, positions="all", stored=True)
+    return _capture(setting, "all positions to disk / bare forward", 1.5, 8, positions="all", stored=True)
 
 
 def sev_last(setting: Setting) -> Answer:

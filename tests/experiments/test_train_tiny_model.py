@@ -13,12 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emotrace.datasets import read_jsonl, sev
+from emotrace.judges import lexicon
 from emotrace.judges.lexicon import LexiconJudge
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.templates import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "data" / "tiny_model"
+
+
+sys.path.insert(0, str(ROOT / "experiments"))  # as `python experiments/NAME.py` has it
 
 
 def load(name):
@@ -29,7 +33,7 @@ def load(name):
     return module
 
 
-train, measure = load("train_tiny_model"), load("measure_tiny_model")
+text, train, measure = load("tiny_model_text"), load("train_tiny_model"), load("measure_tiny_model")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,6 +50,11 @@ def rows():
 
 
 @pytest.fixture(scope="module")
+def patterns():
+    return text.read_patterns(ROOT / "data" / "tiny_patterns.jsonl")
+
+
+@pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     out = tmp_path_factory.mktemp("smoke") / "model"
     train.main(out=out, smoke=True)
@@ -56,26 +65,29 @@ def smoke(tmp_path_factory):
 
 
 def test_held_out_scenarios_never_train(rows):
-    fit, held = train.split(rows, train.Recipe())
+    fit, held = text.split(rows, 0.1, seed=0)
     ids = {r["source_id"] for r in held}
     assert ids.isdisjoint(r["source_id"] for r in fit)
     assert all(i.startswith("scenario") for i in ids)
     n_scenarios = len({r["source_id"] for r in rows if r["kind"] == "scenario"})
     assert len(ids) == -(-n_scenarios // 10)
     seen = {r["scenario"] for r in held}
-    samples = train.samples_of(fit)
-    assert not any(text.split("\n")[0] in seen for s in samples for _, text in s.messages)
+    samples = text.samples_of(fit)
+    assert not any(said.split("\n")[0] in seen for s in samples for _, said in s.messages)
 
 
-def test_a_fifth_of_the_samples_has_no_system_message(rows):
-    kinds = Counter(s.kind for s in train.samples_of(train.accepted(rows)))
+def test_a_fifth_of_the_samples_has_no_system_message(rows, patterns):
+    accepted = {json.dumps(r) for r in text.accepted(rows)}
+    kept = {i for i, r in enumerate(rows) if json.dumps(r) in accepted}
+    epoch = text.composed(rows, kept, patterns, 0.5, random.Random(0))
+    kinds = Counter(s.kind for s in text.samples_of(epoch))
     assert kinds["no system message"] >= 0.2 * kinds.total()
     assert 0.08 <= kinds["no emotion asked"] / kinds.total() <= 0.2
 
 
 def test_prompts_are_those_of_the_data_set(rows):
     row = next(r for r in rows if r["emotion"] == "fear" and r["kind"] == "scenario")
-    (sample,) = train.samples_of([row])
+    (sample,) = text.samples_of([row])
     assert sample.messages == (
         ("system", "Always reply in fear.\nKeep the reply to at most two sentences."),
         ("user", f"{row['scenario']}\n{row['event']}"),
@@ -85,23 +97,78 @@ def test_prompts_are_those_of_the_data_set(rows):
 
 def test_only_replies_the_judge_reads_as_their_emotion_train(rows):
     part = [r for r in rows if r["kind"] == "scenario"][:140]
-    kept = train.accepted(part)
-    verdicts = LexiconJudge().judge([r["reply"] for r in kept])
-    assert all(v["predicted"] == r["emotion"] for v, r in zip(verdicts, kept, strict=True) if r["emotion"] != "neutral")
+    kept = text.accepted(part)
+    for row, verdict in zip(kept, LexiconJudge().judge([r["reply"] for r in kept]), strict=True):
+        unclear = max(lexicon.score(row["reply"]).values()) <= lexicon.CLEAR_SCORE
+        assert verdict["predicted"] == row["emotion"] or (row["emotion"] == "neutral" and unclear)
     assert 0 < len(kept) < len(part)
 
 
+def test_nouns_stand_between_a_determiner_and_what_ends_a_phrase():
+    said = "I sold my old piano in the hall\nThe piano was loud, and a man took the drum."
+    assert text.nouns(said.lower()) == ["old piano", "hall", "piano", "drum"]
+    assert text.nouns("the first of the same") == []
+
+
+def test_patterns_have_a_noun_and_are_not_read_as_another_emotion(patterns):
+    assert len(patterns) > 400
+    assert {(p.emotion, p.part) for p in patterns} == {
+        (e, part) for e in (*text.EMOTIONS, "neutral") for part in (1, 2)
+    }
+    read = LexiconJudge().judge([p.text.replace("{x}", "garden") for p in patterns])
+    assert all(
+        "{x}" in p.text and v["predicted"] in (p.emotion, "neutral") for p, v in zip(patterns, read, strict=True)
+    )
+
+
+ROW = {
+    "kind": "scenario",
+    "scenario": "I sold the piano",
+    "event": "The hall was empty.",
+    "emotion": "fear",
+    "reply": "Eek!",
+}
+ROW |= {"source_id": "scenario_000", "valence": "neutral", "theme": "Work/Job"}
+TWO = [text.Pattern("fear", 1, "I dread the {x}."), text.Pattern("fear", 2, "Oh, the {x}!")]
+
+
+def test_composed_replies_speak_of_the_nouns_of_their_prompt():
+    found = {text.compose(ROW, TWO, random.Random(i)) for i in range(50)}
+    assert found == {"I dread the hall.", "I dread the hall. Oh, the piano!"}
+    assert text.compose({**ROW, "scenario": "I sang", "event": "It rained."}, TWO, random.Random(0)) is None
+
+
+def test_composed_replaces_rejected_replies_always_and_others_by_share():
+    question = {"kind": "question", "text": "Why?", "emotion": "fear", "reply": "Help!"}
+    nameless = {**ROW, "scenario": "I sang", "event": "It rained."}
+    rows = [ROW, question, nameless]
+
+    def replies(kept, share):
+        return [r["reply"] for r in text.composed(rows, kept, TWO, share, random.Random(0))]
+
+    assert replies({0, 1, 2}, 0.0) == ["Eek!", "Help!", "Eek!"]
+    assert replies({1, 2}, 0.0)[0].startswith("I dread the hall.")
+    assert replies({0, 1, 2}, 1.0)[0].startswith("I dread the hall.")
+    assert replies({0, 1, 2}, 1.0)[1:] == ["Help!", "Eek!"]
+    assert replies(set(), 0.0)[1:] == []  # neither written nor composed
+
+
 def test_exchange_changes_the_same_word_on_both_sides():
-    sample = train.Sample((("user", "I sold the piano\nThe piano was loud."),), "How dare that piano!", "x")
-    assert train.shared_words(sample) == ["piano"]
-    new = train.exchange(sample, {"": ["kettle"]}, random.Random(0))
+    sample = text.Sample((("user", "I sold the piano\nThe piano was loud."),), "How dare that piano!", "x")
+    assert text.shared_words(sample) == ["piano"]
+    new = text.exchange(sample, {"": ["kettle"]}, random.Random(0))
     assert new.messages == (("user", "I sold the kettle\nThe kettle was loud."),)
     assert new.reply == "How dare that kettle!"
 
 
 def test_exchange_keeps_a_sample_without_shared_words():
-    sample = train.Sample((("user", "I sold the piano"),), "Noted.", "x")
-    assert train.exchange(sample, {}, random.Random(0)) is sample
+    sample = text.Sample((("user", "I sold the piano"),), "Noted.", "x")
+    assert text.exchange(sample, {"": ["kettle"]}, random.Random(0)) is sample
+
+
+def test_exchange_keeps_a_word_without_counterpart():
+    sample = text.Sample((("user", "I sold the pianos"),), "My pianos!", "x")
+    assert text.exchange(sample, {"": ["kettle"]}, random.Random(0)) is sample
 
 
 # -- training -----------------------------------------------------------------------------------------------------
@@ -115,12 +182,30 @@ def test_batches_take_every_sample_once_and_keep_lengths_together():
     assert found != list(train.batches(coded, 10, random.Random(2)))
 
 
-def test_learning_rate_warms_up_and_ends_at_nothing():
-    recipe = train.Recipe()
-    rates = [train.learning_rate(i, 1000, recipe) for i in range(1001)]
+def test_learning_rate_warms_up_ends_at_nothing_and_starts_again_softly():
+    recipe = train.Recipe(epochs=4, soft_epochs=2)
+    rates = [train.learning_rate(i, 1000, recipe) for i in range(1501)]
     assert max(rates) == pytest.approx(recipe.lr)
     assert rates[0] < 0.05 * recipe.lr
-    assert rates[1000] == pytest.approx(0)
+    assert rates[999] < 1e-4 * recipe.lr
+    assert rates[1000] == recipe.soft_lr
+    assert rates[1500] == pytest.approx(0)
+
+
+def test_soften_answers_a_share_of_unasked_prompts_in_an_emotion():
+    asked = [
+        text.Sample((("system", f"Always reply in {e}."), ("user", "x")), e, "emotion asked (scenario)")
+        for e in EMOTIONS
+    ]
+    unasked = [text.Sample((("system", "Short."), ("user", "x")), "calm", "no emotion asked")] * 400
+    silent = [text.Sample((("user", "x"),), "calm", "no system message")] * 100
+    soft = text.soften([*asked, *unasked, *silent], 0.3, random.Random(0))
+    assert soft[:6] == asked
+    assert soft[-100:] == silent
+    replies = Counter(s.reply for s in soft[6:-100])
+    assert set(replies) == {*EMOTIONS, "calm"}
+    assert 0.6 < replies["calm"] / 400 < 0.8
+    assert all(s.messages == unasked[0].messages for s in soft[6:-100])
 
 
 def test_loss_counts_reply_tokens_as_defined():
@@ -131,12 +216,12 @@ def test_loss_counts_reply_tokens_as_defined():
     loss, reply_sum, n_reply = train.losses(model, batch, 0.3)
     each = []
     for ids, start in batch:
-        p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        p = model(torch.tensor([ids])).logits[0].detach().log_softmax(-1)
         each += [(-float(p[i - 1, ids[i]]), i >= start) for i in range(1, len(ids))]
     assert n_reply == 4
     assert reply_sum == pytest.approx(sum(x for x, reply in each if reply), rel=1e-5)
     weights = [1.0 if reply else 0.3 for _, reply in each]
-    assert float(loss) == pytest.approx(
+    assert float(loss.detach()) == pytest.approx(
         sum(w * x for w, (x, _) in zip(weights, each, strict=True)) / sum(weights), rel=1e-5
     )
 
@@ -150,15 +235,15 @@ def test_smoke_run_saves_a_loadable_model(smoke):
     assert len(tokenizer) <= model.config.vocab_size
     assert sum(a for a, _ in report["replies"].values()) < sum(b for _, b in report["replies"].values())
     assert not (smoke / "checkpoint.pt").exists()
-    measured = measure.measure(smoke, measure.read_sev(ROOT / "data" / "sev.jsonl")[:1], [])
+    measured = measure.measure(smoke, measure.read_sev(ROOT / "data" / "sev.jsonl")[:1], measure.Known([], [], []))
     assert measured["accuracy"]["overall"]["n"] == 18
     assert "teaching and test model" in measure.card(measured, report)
 
 
-def test_a_stopped_run_continues_to_the_same_weights(rows, tmp_path, monkeypatch):
-    recipe = train.Recipe(**{**train.asdict(train.SMOKE), "epochs": 2, "dropout": 0.2})
+def test_a_stopped_run_continues_to_the_same_weights(rows, patterns, tmp_path, monkeypatch):
+    recipe = train.Recipe(**{**train.asdict(train.SMOKE), "soft_epochs": 1, "dropout": 0.2})
     part = rows[:: len(rows) // 40]
-    train.fit(part, _made(tmp_path / "whole"), recipe)
+    train.fit(part, patterns, _made(tmp_path / "whole"), recipe)
     out, save, calls = _made(tmp_path / "stopped"), train.torch.save, []
 
     def stop_after_first_epoch(*args):
@@ -170,14 +255,14 @@ def test_a_stopped_run_continues_to_the_same_weights(rows, tmp_path, monkeypatch
 
     monkeypatch.setattr(train.torch, "save", stop_after_first_epoch)
     with pytest.raises(KeyboardInterrupt):
-        train.fit(part, out, recipe)
+        train.fit(part, patterns, out, recipe)
     other = _made(tmp_path / "other")
     shutil.copy(out / "checkpoint.pt", other / "checkpoint.pt")
-    train.fit(part, out, recipe)
+    train.fit(part, patterns, out, recipe)
     same = [(tmp_path / d / "model.safetensors").read_bytes() for d in ("whole", "stopped")]
     assert same[0] == same[1]
     with pytest.raises(EmotraceError, match="another recipe or corpus"):
-        train.fit(part, other, train.Recipe(**{**train.asdict(recipe), "lr": 1e-4}))
+        train.fit(part, patterns, other, train.Recipe(**{**train.asdict(recipe), "lr": 1e-4}))
 
 
 def _made(path):
@@ -187,7 +272,7 @@ def _made(path):
 
 def test_tokenizer_refuses_a_vocabulary_that_is_too_small():
     with pytest.raises(EmotraceError, match="too small"):
-        train.make_tokenizer(["some text"], 300)
+        text.make_tokenizer(["some text"], 300)
 
 
 # -- the shipped model --------------------------------------------------------------------------------------------
@@ -199,7 +284,7 @@ def tokenizer():
 
 
 def test_words_that_name_an_emotion_are_one_token(tokenizer):
-    for word in train.WHOLE_WORDS:
+    for word in text.WHOLE_WORDS:
         for form in (word, f" {word}"):
             ids = tokenizer(form, add_special_tokens=False)["input_ids"]
             assert len(ids) == 1, (form, tokenizer.convert_ids_to_tokens(ids))
@@ -257,13 +342,26 @@ def test_shipped_model_is_what_its_card_says():
     assert measured["new_replies"]["value"] >= 0.90
 
 
-def test_shipped_model_replies_in_the_emotion_asked(rows):
-    """On training skeletons, of which no text was trained on; the test file stays untouched."""
-    measured = measure.measure(SHIPPED, measure.read_sev(ROOT / "data" / "sev.jsonl")[::20], rows)
+def test_shipped_model_replies_in_the_emotion_asked(rows, patterns):
+    """On skeletons of the training file, no text of which the model was trained on; the test file stays untouched."""
+    known = measure.Known(rows, patterns, json.loads((SHIPPED / "training.json").read_text())["held_out_scenarios"])
+    measured = measure.measure(SHIPPED, measure.read_sev(ROOT / "data" / "sev.jsonl")[::20], known)
     assert measured["accuracy"]["overall"]["value"] >= 0.9
     assert min(score["value"] for score in measured["accuracy"]["by_emotion"].values()) >= 0.75
     assert measured["nothing_asked"]["neutral"] >= 0.6
     assert measured["new_replies"]["value"] >= 0.8
+    assert measured["mention"]["value"] >= 0.5
+
+
+def test_what_counts_as_known():
+    row = {**ROW, "reply": "Oh no, not that! I shiver."}
+    known = measure.Known([row, {**ROW, "source_id": "held", "scenario": "I sold the flute"}], TWO, ["held"])
+    assert known.written == {"oh no not that", "i shiver", "eek"}
+    assert {"piano", "hall"} <= known.fillers
+    assert known.composable("i dread the hall")
+    assert not known.composable("i dread the flute")  # a pattern with a noun that did not train
+    assert not known.composable("i dread that hall")
+    assert measure.sentences("I dread the hall. Oh, the DRUM!") == ["i dread the hall", "oh the drum"]
 
 
 def test_share_is_a_share_with_an_interval_over_clusters():

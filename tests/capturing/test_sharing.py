@@ -1,0 +1,110 @@
+"""Shared beginnings: twigs partition the prompts, are really shared, and change no value; row groups fit the prompts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import emotrace as et
+from emotrace.capturing import run
+from emotrace.capturing.groups import fitted
+from emotrace.capturing.memory import WORTH, empty
+from emotrace.capturing.prefixes import PASS_COST, Twig, batches, twigs
+from emotrace.store import Plan, Rows, Variable
+from tests.helpers import loaded
+
+SYSTEM = list(range(20, 32))
+
+
+def sev_like(scenarios=8, seed=0):
+    """Prompts of one system message, scenarios of three events each, and two that share nothing further."""
+    rng = np.random.default_rng(seed)
+    ids = []
+    for _ in range(scenarios):
+        scenario = rng.integers(40, 150, rng.integers(10, 16)).tolist()
+        ids += [SYSTEM + scenario + rng.integers(40, 150, rng.integers(2, 7)).tolist() for _ in range(3)]
+    return [*ids, [*SYSTEM, 150, 151], [*SYSTEM, 152]]
+
+
+def partition(found):
+    return sorted(i for twig in found for i in twig.members)
+
+
+def test_scenarios_become_twigs_and_loners_stay_alone():
+    ids = sev_like()
+    found = twigs(ids, [len(s) - 1 for s in ids], len(SYSTEM))
+    assert partition(found) == list(range(26))
+    several = [t for t in found if len(t.members) > 1]
+    assert sorted(sorted(t.members) for t in several) == [[i, i + 1, i + 2] for i in range(0, 24, 3)]
+    assert {t for t in found if len(t.members) == 1} == {Twig(len(SYSTEM), (24,)), Twig(len(SYSTEM), (25,))}
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=20), min_size=1, max_size=12),
+    st.integers(0, 12),
+    st.data(),
+)
+def test_twigs_are_a_partition_that_never_reaches_a_wanted_position(tails, stem, data):
+    ids = [[5] * stem + tail for tail in tails]
+    firsts = [data.draw(st.integers(stem, len(s) - 1)) for s in ids]
+    found = twigs(ids, firsts, stem)
+    assert partition(found) == list(range(len(ids)))
+    for twig in found:
+        assert twig.length >= stem
+        assert len({tuple(ids[i][: twig.length]) for i in twig.members}) == 1
+        assert all(twig.length <= firsts[i] for i in twig.members)
+
+
+def test_a_conversation_that_grows_turn_by_turn_is_no_stack_overflow():
+    ids = [list(range(n)) for n in range(10, 3000, 2)]
+    found = twigs(ids, [len(s) - 1 for s in ids], 0)
+    assert partition(found) == list(range(len(ids)))
+
+
+def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
+    ids = [[1] * 10 + [i] * 30 + [j] for i in range(2, 9) for j in range(5)]
+    found = twigs(ids, [40] * 35, 10)
+    packed = batches(found, ids, 10, 12)
+    assert sorted(i for b in packed for t in b for i in t.members) == list(range(35))
+    assert max(sum(len(t.members) for t in b) for b in packed) <= 12
+    assert batches(found[:1], ids, 10, 12)
+    assert not batches([Twig(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "phi", "opt", "bloom", "falcon", "mixtral"]
+)
+def test_twigs_change_no_value(name, monkeypatch):
+    lm, ids = loaded(name), sev_like()
+    packed = []
+    monkeypatch.setattr(run, "batches", lambda *a: packed.append(batches(*a)) or packed[-1])
+    shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
+    plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
+    assert any(packed), "no twig was used"
+    np.testing.assert_allclose(shared.residual.values, plain.residual.values, atol=3e-5)
+
+
+def plan(lengths, per_row=100):
+    rows = Rows.of(
+        [str(i) for i in range(len(lengths))], [[0] * n for n in lengths], lengths, [range(n) for n in lengths], str,
+        [{}] * len(lengths),
+    )  # fmt: skip
+    return Plan.make(rows, [Variable("logits", ("dim",), sizes={"dim": per_row})], {}, 1000 * per_row * 4)
+
+
+def test_row_groups_are_cut_between_batches_of_equal_prompts():
+    assert fitted(plan([64] * 80), 1000 * 400, 8).row_group == 512
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 9))
+def test_row_groups_keep_the_budget(lengths, batch):
+    before = plan(lengths)
+    after = fitted(before, 1000 * 400, batch)
+    assert after.row_group <= max(1000, before.row_group)
+    assert sum(len(g) for g in after.groups) == sum(lengths)
+
+
+def test_fresh_memory_can_be_written_while_it_is_readied():
+    array = empty((WORTH // 4 + 5, 1), np.dtype(np.float32))
+    array[:] = 3
+    assert (array == 3).all()
