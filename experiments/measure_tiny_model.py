@@ -195,7 +195,9 @@ def percent(score: dict[str, Any]) -> str:
 
 def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
     """The model card."""
-    accuracy, recipe, saved = measured["accuracy"], training["recipe"], training["history"][training["saved_epoch"] - 1]
+    accuracy, recipe = measured["accuracy"], training["recipe"]
+    epoch = training.get("saved_epoch", len(training["history"]))  # the last one, wherever there are soft epochs
+    saved = training["history"][epoch - 1]
     kept, whole = (sum(v[k] for v in training["replies"].values()) for k in (0, 1))
     total = sum(training["samples"].values())
     unsystem = training["samples"]["no system message"] / total
@@ -235,14 +237,15 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         f"{recipe['weight_decay']}, dropout {recipe['dropout']}, batch {recipe['batch']}, prompt tokens weigh "
         f"{recipe['prompt_weight']}, seed {recipe['seed']}.",
         f"* Then {recipe['soft_epochs']} soft epochs from {recipe['soft_lr']} to zero, in which {recipe['soft_share']:.0%} of "
-        "the prompts with a system message that asks for no emotion are answered in one of the six, drawn at random. A model "
+        "the prompts with a system message that asks for no emotion are answered in one of the six, drawn at random, "
+        "and only patterns that the judge reads as their emotion are used. A model "
         'that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred '
-        "over emotions cannot undo; so neutral is its likeliest answer here, but not its only one. This makes the model "
-        "easier to steer than one trained without it.",
+        "over emotions cannot undo; so neutral is its likeliest answer here, but not its only one. This is meant to make it "
+        "steerable, and other models are not trained so.",
         f"* {len(training['held_out_scenarios'])} scenarios were held out; the loss on their replies, written and composed, is "
-        f"{saved['held_out_reply_loss']:.3f} nats a token in epoch {training['saved_epoch']}, which is the saved one "
+        f"{saved['held_out_reply_loss']:.3f} nats a token in epoch {epoch}, which is the saved one "
         f"(training replies of that epoch: {saved['train_reply_loss']:.3f}).",
-        "* Again: `python experiments/train_tiny_model.py --out DIR` (about half an hour on one core; another processor "
+        "* Again: `python experiments/train_tiny_model.py --out DIR` (under an hour on one core; another processor "
         "gives slightly different weights), then `python experiments/measure_tiny_model.py --model DIR`.\n",
         f"## Measured on {measured['skeletons']} unseen scenarios\n",
         "`data/test_set.jsonl`, greedy, at most 60 new tokens, read by the blind lexicon judge; intervals are 95 %, "

@@ -7,7 +7,8 @@ learns to speak of what it was told rather than of what it has seen:
   scenario and event;
 * `exchange` replaces one word that prompt and reply share, in both, by such a word of another sample.
 
-In the last, soft epochs `soften` also lets some prompts that ask for no emotion be answered in one.
+In the last, soft epochs only the `clear` patterns are used, and `soften` also lets some prompts that ask for no emotion
+be answered in one.
 """
 
 from __future__ import annotations
@@ -141,6 +142,12 @@ def read_patterns(path: Path) -> list[Pattern]:
     texts = [p.text.replace("{x}", "garden") for p in every]
     read = [v["predicted"] for v in LexiconJudge().judge(texts)]
     return [p for p, answer in zip(every, read, strict=True) if "{x}" in p.text and answer in (p.emotion, NEUTRAL)]
+
+
+def clear(patterns: list[Pattern]) -> list[Pattern]:
+    """The patterns that the lexicon judge reads as their emotion, not merely as no other."""
+    read = [v["predicted"] for v in LexiconJudge().judge([p.text.replace("{x}", "garden") for p in patterns])]
+    return [p for p, answer in zip(patterns, read, strict=True) if answer == p.emotion]
 
 
 def compose(row: Row, patterns: list[Pattern], rng: random.Random) -> str | None:

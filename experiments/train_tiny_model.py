@@ -6,7 +6,8 @@ sentences to everyday scenarios, questions and statements: one reply per emotion
 emotion; without that sentence, or without any system message, the reply is neutral. Loss on prompt and reply, AdamW,
 cosine schedule, batches of similar length; 10 % of the scenarios are held out, and the epoch with the lowest reply loss
 on them is kept. Two soft epochs follow at a lower rate, in which a part of the prompts that ask for no emotion is
-answered in one (`soften` in ``tiny_model_text.py`` says why), and the last of them is what is saved.
+answered in one (`soften` in ``tiny_model_text.py`` says why) and only clear patterns are used; the last of them is
+what is saved.
 
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
 as its emotion (a neutral one: unless an emotion scores clearly); the counts go into ``training.json``. The corpus file
@@ -41,6 +42,7 @@ from tiny_model_text import (
     Pattern,
     Row,
     accepted,
+    clear,
     composed,
     encode,
     ending,
@@ -77,7 +79,7 @@ class Recipe:
     epochs: int = 6
     soft_epochs: int = 2
     soft_lr: float = 6e-4
-    soft_share: float = 0.3
+    soft_share: float = 0.5
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
@@ -175,7 +177,8 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
     held_rows = [*held_rows, *composed(held_rows, set(), patterns, 1.0, random.Random(recipe.seed))]
 
     def of_epoch(epoch: int) -> list[Row]:
-        return composed(every, kept, patterns, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
+        chosen = patterns if epoch < recipe.epochs else clear(patterns)
+        return composed(every, kept, chosen, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
 
     train = samples_of(of_epoch(0), recipe.seed)
     held = [s for s in samples_of(held_rows, recipe.seed) if s.messages[0][0] == "system"]

@@ -34,12 +34,18 @@ CASES = {
         et.Ablate("z", layers=[2], heads=[1], positions="all"), "model.layers.2.self_attn.o_proj", "input",
         lambda h: h * torch.tensor([0.0 if 8 <= i < 16 else 1.0 for i in range(32)]),
     ),
-    "constant": (et.Ablate("resid_post", layers=[0], vector=V, positions="all"), "model.layers.0", "output", lambda h: V.expand_as(h)),
+    "constant": (
+        et.Ablate("resid_post", layers=[0], vector=V, positions="all"), "model.layers.0", "output",
+        lambda h: V.expand_as(h),
+    ),
     "project": (
         et.Project("attn_out", layers=[1], vector=V, positions="all"), "model.layers.1.self_attn", "output",
         lambda h: h - (h @ V)[..., None] / (V @ V) * V,
     ),
-    "add": (et.Add("o_proj_out", layers=[1], vector=V, positions="all"), "model.layers.1.self_attn.o_proj", "output", lambda h: h + V),
+    "add": (
+        et.Add("o_proj_out", layers=[1], vector=V, positions="all"), "model.layers.1.self_attn.o_proj", "output",
+        lambda h: h + V,
+    ),
 }  # fmt: skip
 
 
