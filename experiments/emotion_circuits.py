@@ -31,7 +31,7 @@ from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import Log, write_json, write_rows
 
-DOSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
 HELD_OUT = 0.25
 """Share of the training skeletons on which dose and layers are chosen."""
