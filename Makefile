@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python experiments/emotion_circuits.py --limit 24 --draws 2 --out runs/demo
 
-# The main job on all of the data: the figures of the README.
+# The main job on all of the data.
 study: $(READY)
 	$(BIN)/python experiments/emotion_circuits.py --draws 5 --sweep-limit 16 --out runs/study
 
