@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,7 +305,8 @@ def _layers(text: str) -> list[int]:
 def _guarded(run: Callable[[], Any]) -> None:
     """Run a command; what the user did wrong is one line, and an interrupted run says how to go on."""
     try:
-        status = run()
+        with _insistent():
+            status = run()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (EmotraceError, OSError) as error:
@@ -318,6 +322,26 @@ def _guarded(run: Callable[[], Any]) -> None:
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _insistent() -> Iterator[None]:
+    """Ctrl-C until it is heard: an interrupt that arrives inside a trace may be swallowed there, so it is raised again."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def experiment(main: Callable[..., None]) -> None:
