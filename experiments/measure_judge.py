@@ -33,7 +33,8 @@ def main(
     comments = pd.read_csv(Path(folder) / "goemotions" / "dev.csv")
     names = [c for c in comments.columns if c not in ("text", "classes", "ids")]
     single = comments[comments[names].sum(axis=1) == 1]
-    label = pd.Series([ALIASES.get(str(name), str(name)) for name in single[names].idxmax(axis=1)], index=single.index)
+    first = [names[i] for i in single[names].to_numpy().argmax(axis=1)]
+    label = pd.Series([ALIASES.get(name, name) for name in first], index=single.index)
     kept = label.isin(EMOTIONS)
     the_judge = judges.make(judge)
     report(the_judge, "published replies", [r["gen_text"] for r in replies], [r["emotion"] for r in replies])
