@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import typer
 
@@ -31,9 +32,9 @@ def main(
         )
     replies = [row for _, row in read_jsonl(Path(folder) / "emotion_circuits" / "labeled_sev" / "accepted.jsonl")]
     comments = pd.read_csv(Path(folder) / "goemotions" / "dev.csv")
-    names = [c for c in comments.columns if c not in ("text", "classes", "ids")]
+    names = [str(c) for c in comments.columns if c not in ("text", "classes", "ids")]
     single = comments[comments[names].sum(axis=1) == 1]
-    first = [names[i] for i in single[names].to_numpy().argmax(axis=1)]
+    first = [names[i] for i in np.asarray(single[names]).argmax(axis=1)]
     label = pd.Series([ALIASES.get(name, name) for name in first], index=single.index)
     kept = label.isin(EMOTIONS)
     the_judge = judges.make(judge)
