@@ -1,14 +1,12 @@
 """What the tiny model reads: training samples from the corpus and the sentence patterns, and the tokenizer.
 
-`samples_of` says which prompts a corpus row becomes. Two things change in every epoch, so that a model of this size
-learns to speak of what it was told rather than of what it has seen:
+`samples_of` says which prompts a corpus row becomes. Three things change in every epoch, so that a model of this size
+learns to speak of what it was told rather than of what it has seen, and holds no emotion fast:
 
 * `composed` replaces the replies of some scenario rows by one or two sentence patterns about nouns of that
   scenario and event;
-* `exchange` replaces one word that prompt and reply share, in both, by such a word of another sample.
-
-In the last, soft epochs only the `clear` patterns are used, and `soften` also lets some prompts that ask for no emotion
-be answered in one.
+* `exchange` replaces one word that prompt and reply share, in both, by such a word of another sample;
+* `soften` lets some prompts that ask for no emotion be answered in one.
 """
 
 from __future__ import annotations
@@ -137,17 +135,10 @@ class Pattern:
 
 
 def read_patterns(path: Path) -> list[Pattern]:
-    """The patterns with a noun that the lexicon judge does not read as another emotion than theirs."""
+    """The patterns with a noun that the lexicon judge reads as their emotion, not merely as no other."""
     every = [Pattern(row["emotion"], row["part"], row["text"]) for _, row in read_jsonl(path)]
-    texts = [p.text.replace("{x}", "garden") for p in every]
-    read = [v["predicted"] for v in LexiconJudge().judge(texts)]
-    return [p for p, answer in zip(every, read, strict=True) if "{x}" in p.text and answer in (p.emotion, NEUTRAL)]
-
-
-def clear(patterns: list[Pattern]) -> list[Pattern]:
-    """The patterns that the lexicon judge reads as their emotion, not merely as no other."""
-    read = [v["predicted"] for v in LexiconJudge().judge([p.text.replace("{x}", "garden") for p in patterns])]
-    return [p for p, answer in zip(patterns, read, strict=True) if answer == p.emotion]
+    read = [v["predicted"] for v in LexiconJudge().judge([p.text.replace("{x}", "garden") for p in every])]
+    return [p for p, answer in zip(every, read, strict=True) if "{x}" in p.text and answer == p.emotion]
 
 
 def compose(row: Row, patterns: list[Pattern], rng: random.Random) -> str | None:

@@ -5,17 +5,16 @@ sentences to everyday scenarios, questions and statements: one reply per emotion
 5 million parameters with a byte-level BPE of 2,048 tokens learns them from scratch. The system message names the
 emotion; without that sentence, or without any system message, the reply is neutral. Loss on prompt and reply, AdamW,
 cosine schedule, batches of similar length; 10 % of the scenarios are held out, and the epoch with the lowest reply loss
-on them is kept. Two soft epochs follow at a lower rate, in which a part of the prompts that ask for no emotion is
-answered in one (`soften` in ``tiny_model_text.py`` says why) and only clear patterns are used; the last of them is
-what is saved.
+on them is kept.
 
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
 as its emotion (a neutral one: unless an emotion scores clearly); the counts go into ``training.json``. The corpus file
-itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, two things
+itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, three things
 change in every epoch (``tiny_model_text.py``): half of the replies to scenarios, and all rejected ones, are composed of
-sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; and in half of the
-samples one word that prompt and reply share is exchanged, in both, for such a word of another sample. Dropout on the
-output of every attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
+sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; in half of the samples one word
+that prompt and reply share is exchanged, in both, for such a word of another sample; and half of the system messages
+that ask for no emotion are answered in one (`soften` says why). Dropout on the output of every attention and MLP works
+during training only; the saved model is a plain ``LlamaForCausalLM``.
 
 The test set is not read here: see ``measure_tiny_model.py``. A run that was stopped continues with its next epoch.
 
@@ -42,7 +41,6 @@ from tiny_model_text import (
     Pattern,
     Row,
     accepted,
-    clear,
     composed,
     encode,
     ending,
@@ -76,10 +74,7 @@ class Recipe:
     n_kv_heads: int = 4
     d_ff: int = 704
     max_positions: int = 512
-    epochs: int = 6
-    soft_epochs: int = 2
-    soft_lr: float = 6e-4
-    soft_share: float = 0.5
+    epochs: int = 9
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
@@ -87,12 +82,13 @@ class Recipe:
     dropout: float = 0.1
     exchange: float = 0.5
     compose: float = 0.5
+    soften: float = 0.5
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
 
 
-SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1, soft_epochs=1)
+SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1)
 
 
 def batches(coded: list[tuple[list[int], int]], size: int, rng: random.Random) -> Iterator[list[tuple[list[int], int]]]:
@@ -153,18 +149,15 @@ def make_model(recipe: Recipe) -> LlamaForCausalLM:
 
 
 def learning_rate(step: int, total: int, recipe: Recipe) -> float:
-    """Linear warm-up, a cosine from ``lr`` to zero at step ``total``; in the soft epochs a cosine from ``soft_lr``."""
+    """Linear warm-up, then a cosine from ``lr`` to zero at step ``total``."""
     warm = max(1, round(recipe.warmup * total))
-    if step >= total:
-        rest = max(1, total * recipe.soft_epochs // max(1, recipe.epochs))
-        return recipe.soft_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - total) / rest)))
     if step < warm:
         return recipe.lr * (step + 1) / warm
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Train, keep the best epoch (or the last soft one) in ``out``, and return what happened (``out/training.json``).
+    """Train, keep the best epoch in ``out``, and return what happened (``out/training.json``).
 
     After every epoch ``out/checkpoint.pt`` holds weights, optimizer and history; it is removed at the end. A run with
     the same recipe and corpus continues from it, with the same result as one that was never stopped.
@@ -177,8 +170,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
     held_rows = [*held_rows, *composed(held_rows, set(), patterns, 1.0, random.Random(recipe.seed))]
 
     def of_epoch(epoch: int) -> list[Row]:
-        chosen = patterns if epoch < recipe.epochs else clear(patterns)
-        return composed(every, kept, chosen, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
+        return composed(every, kept, patterns, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
 
     train = samples_of(of_epoch(0), recipe.seed)
     held = [s for s in samples_of(held_rows, recipe.seed) if s.messages[0][0] == "system"]
@@ -216,12 +208,11 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = json.loads(state["history"])
-    for epoch in range(len(history), recipe.epochs + recipe.soft_epochs):
+    for epoch in range(len(history), recipe.epochs):
         rng = random.Random(f"{recipe.seed} {epoch}")
         torch.manual_seed(1000 * recipe.seed + epoch)
         fresh = samples_of(of_epoch(epoch), recipe.seed)
-        if epoch >= recipe.epochs:
-            fresh = soften(fresh, recipe.soft_share, random.Random(f"soft {recipe.seed} {epoch}"))
+        fresh = soften(fresh, recipe.soften, random.Random(f"soft {recipe.seed} {epoch}"))
         seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in fresh]
         coded = [encode(s, tokenizer) for s in seen]
         model.train()
@@ -240,7 +231,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
                 bar.set_postfix(reply_loss=f"{loss_sum / n_tokens:.3f}")
         history.append({"train_reply_loss": loss_sum / n_tokens, "held_out_reply_loss": reply_loss(model, coded_held)})
         tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in history[-1].items()))
-        if epoch >= recipe.epochs or epoch == _best(history):
+        if epoch == _best(history):
             save(model, tokenizer, out)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "history": json.dumps(history), "identity": json.dumps(identity)}, out / "checkpoint.tmp")
@@ -254,7 +245,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         "patterns": {e: sum(p.emotion == e for p in patterns) for e in ANSWERS},
         "held_out_samples": len(held),
         "held_out_scenarios": sorted({r["source_id"] for r in held_rows}),
-        "saved_epoch": len(history) if recipe.soft_epochs else 1 + _best(history),
+        "saved_epoch": 1 + _best(history),
         "history": history,
     }
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
