@@ -196,7 +196,7 @@ def percent(score: dict[str, Any]) -> str:
 def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
     """The model card."""
     accuracy, recipe = measured["accuracy"], training["recipe"]
-    epoch = training.get("saved_epoch", len(training["history"]))  # the last one, wherever there are soft epochs
+    epoch = training["saved_epoch"]
     saved = training["history"][epoch - 1]
     kept, whole = (sum(v[k] for v in training["replies"].values()) for k in (0, 1))
     total = sum(training["samples"].values())
@@ -226,22 +226,21 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         + ", ".join(f"{k} {v:,}" for k, v in training["samples"].items())
         + f"); {unsystem:.0%} have no system message. The system message is `Always reply in {{emotion}}.` and "
         "`Keep the reply to at most two sentences.` on the next line; without the first sentence, or without a system "
-        "message, the reply is neutral. The user message is the scenario and the event, on two lines.",
+        "message, the reply is neutral (but see below). The user message is the scenario and the event, on two lines.",
         f"* **In every epoch {recipe['compose']:.0%} of the accepted replies to scenarios, and all rejected ones, are replaced "
         f"by one or two of {sum(training['patterns'].values())} sentence patterns** written for it "
-        "(`data/tiny_patterns.jsonl`; none that the judge reads as another emotion), filled with nouns of that scenario and "
+        "(`data/tiny_patterns.jsonl`; only those that the judge reads as their emotion), filled with nouns of that scenario and "
         "event. So the model often speaks in these patterns, about what it was told; the table below says how often.",
         f"* In {recipe['exchange']:.0%} of the samples, drawn anew in every epoch, a word that prompt and reply share is "
         "exchanged in both for such a word of another sample.",
         f"* AdamW (0.9, 0.95), learning rate {recipe['lr']}, cosine over {recipe['epochs']} epochs, weight decay "
         f"{recipe['weight_decay']}, dropout {recipe['dropout']}, batch {recipe['batch']}, prompt tokens weigh "
         f"{recipe['prompt_weight']}, seed {recipe['seed']}.",
-        f"* Then {recipe['soft_epochs']} soft epochs from {recipe['soft_lr']} to zero, in which {recipe['soft_share']:.0%} of "
-        "the prompts with a system message that asks for no emotion are answered in one of the six, drawn at random, "
-        "and only patterns that the judge reads as their emotion are used. A model "
-        'that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred '
-        "over emotions cannot undo; so neutral is its likeliest answer here, but not its only one. This is meant to make it "
-        "steerable, and other models are not trained so.",
+        f"* Two things are **meant to make it steerable, and other models are not trained so**. {recipe['soften']:.0%} of the "
+        "prompts with a system message that asks for no emotion are answered in one of the six, drawn at random: a model "
+        'that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred over '
+        f"emotions cannot undo. And in {recipe['hide']:.0%} of the samples only the last prompt token sees the system "
+        "message, so that this token has to carry the emotion through the whole reply.",
         f"* {len(training['held_out_scenarios'])} scenarios were held out; the loss on their replies, written and composed, is "
         f"{saved['held_out_reply_loss']:.3f} nats a token in epoch {epoch}, which is the saved one "
         f"(training replies of that epoch: {saved['train_reply_loss']:.3f}).",

@@ -1,12 +1,13 @@
 """What the tiny model reads: training samples from the corpus and the sentence patterns, and the tokenizer.
 
-`samples_of` says which prompts a corpus row becomes. Three things change in every epoch, so that a model of this size
-learns to speak of what it was told rather than of what it has seen, and holds no emotion fast:
+`samples_of` says which prompts a corpus row becomes. Four things change in every epoch, so that a model of this size
+learns to speak of what it was told rather than of what it has seen, and can be steered:
 
 * `composed` replaces the replies of some scenario rows by one or two sentence patterns about nouns of that
   scenario and event;
 * `exchange` replaces one word that prompt and reply share, in both, by such a word of another sample;
-* `soften` lets some prompts that ask for no emotion be answered in one.
+* `soften` lets some prompts that ask for no emotion be answered in one;
+* `hide` hides some system messages from all tokens but the last of the prompt.
 """
 
 from __future__ import annotations
@@ -303,9 +304,35 @@ def _merges_for_words(core: Tokenizer) -> list[tuple[str, str]]:
     return list(dict.fromkeys(merges))
 
 
-def encode(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    """Ids of prompt, reply and end token, and the length of the prompt."""
+@dataclass(frozen=True)
+class Coded:
+    """Ids of prompt, reply and end token.
+
+    Attributes:
+        ids: all of them.
+        start: length of the prompt; its last token opens the reply.
+        hidden: only that last token sees the columns from 1 (after BOS) to this one, exclusive; 1 hides nothing.
+    """
+
+    ids: list[int]
+    start: int
+    hidden: int = 1
+
+
+def encode(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> Coded:
+    """A sample as ids; nothing is hidden."""
     messages = [{"role": role, "content": text} for role, text in sample.messages]
     prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return [*ids, *tokenizer(sample.reply + "<|end|>", add_special_tokens=False)["input_ids"]], len(ids)
+    return Coded([*ids, *tokenizer(sample.reply + "<|end|>", add_special_tokens=False)["input_ids"]], len(ids))
+
+
+def hide(coded: Coded) -> Coded:
+    """The same with its system message hidden from all tokens but the one that opens the reply.
+
+    So that token has to carry what the system message asks for through the whole reply. Where every token can look it up
+    by itself, the last prompt token knows little more than the first word to say, and directions found there say
+    the same.
+    """
+    user = SPECIALS.index("<|user|>")
+    return replace(coded, hidden=coded.ids.index(user) if user in coded.ids else 1)

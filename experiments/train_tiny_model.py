@@ -9,12 +9,13 @@ on them is kept.
 
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
 as its emotion (a neutral one: unless an emotion scores clearly); the counts go into ``training.json``. The corpus file
-itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, three things
+itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, four things
 change in every epoch (``tiny_model_text.py``): half of the replies to scenarios, and all rejected ones, are composed of
 sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; in half of the samples one word
-that prompt and reply share is exchanged, in both, for such a word of another sample; and half of the system messages
-that ask for no emotion are answered in one (`soften` says why). Dropout on the output of every attention and MLP works
-during training only; the saved model is a plain ``LlamaForCausalLM``.
+that prompt and reply share is exchanged, in both, for such a word of another sample; and, so that it can be steered
+from the last prompt token, half of the system messages that ask for no emotion are answered in one (`soften`), and seven
+in ten system messages are hidden from all tokens but that last one (`hide`). Dropout on the output of every attention and
+MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
 
 The test set is not read here: see ``measure_tiny_model.py``. A run that was stopped continues with its next epoch.
 
@@ -38,6 +39,7 @@ import torch
 import typer
 from tiny_model_text import (
     SPECIALS,
+    Coded,
     Pattern,
     Row,
     accepted,
@@ -45,6 +47,7 @@ from tiny_model_text import (
     encode,
     ending,
     exchange,
+    hide,
     make_tokenizer,
     read_patterns,
     samples_of,
@@ -74,7 +77,7 @@ class Recipe:
     n_kv_heads: int = 4
     d_ff: int = 704
     max_positions: int = 512
-    epochs: int = 9
+    epochs: int = 8
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
@@ -83,6 +86,7 @@ class Recipe:
     exchange: float = 0.5
     compose: float = 0.5
     soften: float = 0.5
+    hide: float = 0.7
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
@@ -91,27 +95,28 @@ class Recipe:
 SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1)
 
 
-def batches(coded: list[tuple[list[int], int]], size: int, rng: random.Random) -> Iterator[list[tuple[list[int], int]]]:
+def batches(coded: list[Coded], size: int, rng: random.Random) -> Iterator[list[Coded]]:
     """Batches of similar length in random order: shuffled, sorted by length in pools of 50 batches, cut, shuffled."""
     order = rng.sample(range(len(coded)), len(coded))
-    pools = [sorted(order[i : i + 50 * size], key=lambda k: len(coded[k][0])) for i in range(0, len(order), 50 * size)]
+    pools = [sorted(order[i : i + 50 * size], key=lambda k: len(coded[k].ids)) for i in range(0, len(order), 50 * size)]
     chunks = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
     rng.shuffle(chunks)
     for chunk in chunks:
         yield [coded[k] for k in chunk]
 
 
-def losses(
-    model: LlamaForCausalLM, batch: list[tuple[list[int], int]], prompt_weight: float
-) -> tuple[torch.Tensor, float, int]:
+def losses(model: LlamaForCausalLM, batch: list[Coded], prompt_weight: float) -> tuple[torch.Tensor, float, int]:
     """Weighted mean loss over prompt and reply tokens; summed loss of the reply tokens; their number."""
-    longest = max(len(ids) for ids, _ in batch)
+    longest = max(len(c.ids) for c in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     is_prompt, is_reply = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (sequence, start) in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        is_prompt[row, 1:start], is_reply[row, start : len(sequence)] = True, True
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # padded on the right: causal attention needs no mask
+    sees = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
+    for row, c in enumerate(batch):  # padded on the right, where a causal model never looks
+        ids[row, : len(c.ids)] = torch.tensor(c.ids)
+        is_prompt[row, 1 : c.start], is_reply[row, c.start : len(c.ids)] = True, True
+        sees[row, 0, c.hidden : c.start - 1, 1 : c.hidden] = False
+        sees[row, 0, c.start :, 1 : c.hidden] = False
+    logits = model(input_ids=ids, attention_mask=sees, use_cache=False).logits[:, :-1]
     each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(ids[:, 1:])
     is_prompt, is_reply = is_prompt[:, 1:], is_reply[:, 1:]
     weight = is_reply + prompt_weight * is_prompt
@@ -192,7 +197,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
     for sample in train:
         for word in shared_words(sample):
             pool[ending(word)].append(word)
-    per_epoch = sum(1 for _ in batches([([0], 0)] * len(train), recipe.batch, random.Random(0)))
+    per_epoch = sum(1 for _ in batches([Coded([0], 0)] * len(train), recipe.batch, random.Random(0)))
     total = recipe.epochs * per_epoch
     identity = {
         "recipe": asdict(recipe),
@@ -214,7 +219,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         fresh = samples_of(of_epoch(epoch), recipe.seed)
         fresh = soften(fresh, recipe.soften, random.Random(f"soft {recipe.seed} {epoch}"))
         seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in fresh]
-        coded = [encode(s, tokenizer) for s in seen]
+        coded = [hide(c) if rng.random() < recipe.hide else c for c in (encode(s, tokenizer) for s in seen)]
         model.train()
         loss_sum, n_tokens = 0.0, 0
         bar = tqdm(batches(coded, recipe.batch, rng), total=per_epoch, desc=f"epoch {epoch + 1}", unit="batch")
@@ -258,7 +263,7 @@ def _best(history: list[dict[str, float]]) -> int:
 
 
 @torch.no_grad()
-def reply_loss(model: LlamaForCausalLM, coded: list[tuple[list[int], int]]) -> float:
+def reply_loss(model: LlamaForCausalLM, coded: list[Coded]) -> float:
     """Mean loss per reply token, in nats."""
     model.eval()
     parts = [losses(model, batch, 0.0)[1:] for batch in batches(coded, 32, random.Random(0))]

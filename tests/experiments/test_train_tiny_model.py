@@ -110,15 +110,13 @@ def test_nouns_stand_between_a_determiner_and_what_ends_a_phrase():
     assert text.nouns("the first of the same") == []
 
 
-def test_patterns_have_a_noun_and_are_not_read_as_another_emotion(patterns):
+def test_patterns_have_a_noun_and_are_read_as_their_emotion(patterns):
     assert len(patterns) > 400
     assert {(p.emotion, p.part) for p in patterns} == {
         (e, part) for e in (*text.EMOTIONS, "neutral") for part in (1, 2)
     }
     read = LexiconJudge().judge([p.text.replace("{x}", "garden") for p in patterns])
-    assert all(
-        "{x}" in p.text and v["predicted"] in (p.emotion, "neutral") for p, v in zip(patterns, read, strict=True)
-    )
+    assert all("{x}" in p.text and v["predicted"] == p.emotion for p, v in zip(patterns, read, strict=True))
 
 
 ROW = {
@@ -175,21 +173,47 @@ def test_exchange_keeps_a_word_without_counterpart():
 
 
 def test_batches_take_every_sample_once_and_keep_lengths_together():
-    coded = [(list(range(n)), 1) for n in random.Random(0).choices(range(2, 200), k=300)]
+    coded = [text.Coded(list(range(n)), 1) for n in random.Random(0).choices(range(2, 200), k=300)]
     found = list(train.batches(coded, 10, random.Random(1)))
-    assert sorted(len(ids) for batch in found for ids, _ in batch) == sorted(len(ids) for ids, _ in coded)
-    assert max(max(len(i) for i, _ in b) - min(len(i) for i, _ in b) for b in found) < 40
+    assert sorted(len(c.ids) for batch in found for c in batch) == sorted(len(c.ids) for c in coded)
+    assert max(max(len(c.ids) for c in b) - min(len(c.ids) for c in b) for b in found) < 40
     assert found != list(train.batches(coded, 10, random.Random(2)))
 
 
-def test_learning_rate_warms_up_ends_at_nothing_and_starts_again_softly():
-    recipe = train.Recipe(epochs=4, soft_epochs=2)
-    rates = [train.learning_rate(i, 1000, recipe) for i in range(1501)]
+def test_learning_rate_warms_up_and_ends_at_nothing():
+    recipe = train.Recipe()
+    rates = [train.learning_rate(i, 1000, recipe) for i in range(1001)]
     assert max(rates) == pytest.approx(recipe.lr)
     assert rates[0] < 0.05 * recipe.lr
-    assert rates[999] < 1e-4 * recipe.lr
-    assert rates[1000] == recipe.soft_lr
-    assert rates[1500] == pytest.approx(0)
+    assert rates[1000] == pytest.approx(0)
+
+
+def test_hidden_system_messages_reach_the_reply_through_the_last_prompt_token_only(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 2048, "d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 16, "dropout": 0.0}
+    model = train.make_model(train.Recipe(n_layers=1, **sizes)).eval()
+
+    def coded(emotion):
+        user = ("user", "The tap drips.")
+        return text.encode(text.Sample((("system", f"Always reply in {emotion}."), user), "So it is.", "x"), tokenizer)
+
+    def loss_of(c, weight):
+        return float(train.losses(model, [c], weight)[0].detach())
+
+    asked, other = coded("fear"), coded("anger")
+    hidden = text.hide(asked)
+    assert tokenizer.convert_ids_to_tokens(hidden.ids[hidden.hidden]) == "<|user|>"
+    assert text.hide(text.encode(text.Sample((("user", "Hm."),), "So.", "x"), tokenizer)).hidden == 1
+    assert loss_of(asked, 0.0) != loss_of(hidden, 0.0)
+    # With one layer nothing but the token that opens the reply, hence the reply's first word, can know the emotion.
+    losses = {}
+    for name, c in (("asked", hidden), ("other", text.hide(other))):
+        late = text.Coded(c.ids, c.start, c.hidden)
+        first = text.Coded(c.ids[: c.start + 1], c.start, c.hidden)
+        losses[name] = [train.losses(model, [x], 0.0)[1] for x in (late, first)]
+    rest = [whole - first for whole, first in losses.values()]
+    assert losses["asked"][1] != losses["other"][1]
+    assert rest[0] == pytest.approx(rest[1], abs=1e-5)
 
 
 def test_soften_answers_a_share_of_unasked_prompts_in_an_emotion():
@@ -212,12 +236,12 @@ def test_loss_counts_reply_tokens_as_defined():
     torch.manual_seed(0)
     recipe = train.Recipe(vocab_size=50, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=16, dropout=0.0)
     model = train.make_model(recipe).eval()
-    batch = [([1, 7, 8, 9, 2], 3), ([1, 6, 5, 2], 2)]
+    batch = [text.Coded([1, 7, 8, 9, 2], 3), text.Coded([1, 6, 5, 2], 2)]
     loss, reply_sum, n_reply = train.losses(model, batch, 0.3)
     each = []
-    for ids, start in batch:
-        p = model(torch.tensor([ids])).logits[0].detach().log_softmax(-1)
-        each += [(-float(p[i - 1, ids[i]]), i >= start) for i in range(1, len(ids))]
+    for c in batch:
+        p = model(torch.tensor([c.ids])).logits[0].detach().log_softmax(-1)
+        each += [(-float(p[i - 1, c.ids[i]]), i >= c.start) for i in range(1, len(c.ids))]
     assert n_reply == 4
     assert reply_sum == pytest.approx(sum(x for x, reply in each if reply), rel=1e-5)
     weights = [1.0 if reply else 0.3 for _, reply in each]
@@ -241,7 +265,7 @@ def test_smoke_run_saves_a_loadable_model(smoke):
 
 
 def test_a_stopped_run_continues_to_the_same_weights(rows, patterns, tmp_path, monkeypatch):
-    recipe = train.Recipe(**{**train.asdict(train.SMOKE), "soft_epochs": 1, "dropout": 0.2})
+    recipe = train.Recipe(**{**train.asdict(train.SMOKE), "epochs": 2, "dropout": 0.2})
     part = rows[:: len(rows) // 40]
     train.fit(part, patterns, _made(tmp_path / "whole"), recipe)
     out, save, calls = _made(tmp_path / "stopped"), train.torch.save, []
