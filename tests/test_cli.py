@@ -289,7 +289,7 @@ def test_ctrl_c_while_generating_and_the_same_command_again(place, tmp_path):
     args += ["--limit", "2", "--batch-size", "1", "--max-new-tokens", "8"]
     command = [sys.executable, "-m", "emotrace.cli", *map(str, args)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    for _ in range(600):
+    for _ in range(2400):
         if out.exists() and out.stat().st_size:
             break
         time.sleep(0.05)

@@ -1,37 +1,18 @@
-"""Command line: each stage of the work, from file to file, on the same functions as Python."""
+"""Stages: generate, judge, capture, directions, steer – from file to file."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from emotrace.labels import EMOTIONS, SITES, EmotraceError, check_positions, unknown
+from emotrace.cli.app import app
+from emotrace.cli.options import Count, Device, Dtype, Limit, Model, Store, layer_list, names, no_folder, span
+from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
 from emotrace.labels import emotion as label_of
-
-app = typer.Typer(
-    help="Find where a language model computes emotion, and control the emotion it expresses.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
-
-INTERRUPTED = 130
-_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
-"""The error of a command line that cannot be read."""
-
-Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
-Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over themes")]
-Count = Annotated[int, typer.Option(min=1)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
-Store = Annotated[Path, typer.Argument(help="an activation store")]
 
 
 @app.command()
@@ -50,8 +31,8 @@ def generate(
     """Replies of a model to SEV prompts."""
     import emotrace as et
 
-    _no_folder(out)
-    prompts = et.datasets.sev(data, emotions=_names(emotions), instruction=instruction, limit=limit)
+    no_folder(out)
+    prompts = et.datasets.sev(data, emotions=names(emotions), instruction=instruction, limit=limit)
     rows = et.generate(
         et.load(model, device=device, dtype=dtype), prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
         method="prompt" if instruction else "none", out=out,
@@ -118,7 +99,7 @@ def capture(
     import emotrace as et
     from emotrace.datasets import read_jsonl
 
-    chosen, where = _names(sites), _positions(positions)
+    chosen, where = names(sites), span(positions)
     for site in chosen:
         if site not in SITES:
             raise unknown("site", site, SITES, "--sites")
@@ -160,7 +141,7 @@ def directions(
         if not accepted:
             raise EmotraceError(f"{rows}: the judge accepted none of {len(judged)} replies.")
     acts = et.open_activations(store)
-    found = et.directions.centered_mean(acts, label=label, within=tuple(_names(within)), accepted=accepted)
+    found = et.directions.centered_mean(acts, label=label, within=tuple(names(within)), accepted=accepted)
     et.directions.save(found, out)
     typer.echo(f"{dict(found.sizes)} from {found.attrs['n_groups']} groups in {out}")
 
@@ -191,17 +172,17 @@ def steer(
         raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
     if not math.isfinite(dose):
         raise EmotraceError(f"--dose {dose} is not a finite number.")
-    wanted = _layers(layers) if layers is not None else None
+    wanted = layer_list(layers) if layers is not None else None
     dirs = et.directions.load(directions)
     label = str(dirs.attrs.get("label", "emotion"))
     if label not in dirs.dims:
         raise EmotraceError(
             f"{directions} has the dims {', '.join(map(str, dirs.dims))}, and no {label!r} to choose from."
         )
-    names = [str(n) for n in dirs[label].values]
-    aim = label_of(emotion, names, str(directions)) if label == "emotion" else emotion
-    if aim not in names:
-        raise unknown(label, aim, names, str(directions))
+    known = [str(n) for n in dirs[label].values]
+    aim = label_of(emotion, known, str(directions)) if label == "emotion" else emotion
+    if aim not in known:
+        raise unknown(label, aim, known, str(directions))
     for dim, asked in (("layer", wanted or []), ("sublayer", [site])):
         held = dirs[dim].values.tolist() if dim in dirs.dims else asked
         for value in asked:
@@ -222,139 +203,3 @@ def steer(
     steered = et.generate(lm, turns, [edit], **options)
     for text, a, b in zip(prompts, plain, steered, strict=True):
         typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{aim + ':':<10}{b['gen_text']}\n")
-
-
-@app.command()
-def sites(
-    model: Annotated[str, typer.Argument(help="hub id or directory")],
-    attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-) -> None:
-    """The sites a model has, where they are, and the error their proof left."""
-    import emotrace as et
-
-    table = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation).sites
-    typer.echo(table.describe())
-    typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))
-    for layer, reason in table.unproven.items():
-        typer.echo(f"layer {layer}: {reason}")
-
-
-@app.command()
-def info(store: Store) -> None:
-    """What a store holds, where it came from, and whether it is complete."""
-    from emotrace.store import info as describe
-
-    typer.echo(json.dumps(describe(store), indent=2, default=str))
-
-
-@app.command()
-def verify(store: Store) -> None:
-    """Check every committed chunk against its checksum; exit status 1 if one is damaged."""
-    from emotrace.store import verify as check
-
-    damage = check(store)
-    for item in damage:
-        typer.echo(str(item))
-    typer.echo(f"{len(damage)} damaged" if damage else "all committed chunks are intact")
-    if damage:
-        raise typer.Exit(1)
-
-
-@app.command()
-def ls(store: Store) -> None:
-    """The variables of a store, with their dims and sizes."""
-    from emotrace.store import ls as listing
-
-    typer.echo(listing(store).to_string(index=False))
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _no_folder(out: Path) -> None:
-    if out.is_dir():
-        raise EmotraceError(f"--out {out} is a folder; give a file.")
-
-
-def _positions(text: str) -> Any:
-    if ":" not in text:
-        return check_positions(text, "--positions")
-    start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit()):
-        raise EmotraceError(f"--positions {text}: a span is START:STOP, e.g. 0:5.")
-    return check_positions((int(start), int(stop)), "--positions")
-
-
-def _layers(text: str) -> list[int]:
-    found: list[int] = []
-    for part in _names(text):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise EmotraceError(f"--layers {text}: give layers as 2-4 or 1,3.")
-        if int(last or first) < int(first):
-            raise EmotraceError(f"--layers {text}: {part} ends before it begins.")
-        found += range(int(first), int(last or first) + 1)
-    if not found or len(set(found)) < len(found):
-        raise EmotraceError(f"--layers {text!r}: name at least one layer, and each once.")
-    return found
-
-
-def _guarded(run: Callable[[], Any]) -> None:
-    """Run a command; what the user did wrong is one line, and an interrupted run says how to go on."""
-    try:
-        with _insistent():
-            status = run()
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except (EmotraceError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except _USAGE as error:
-        usage: Any = error
-        if len(sys.argv) < 2:  # nothing asked: the help was printed
-            sys.exit(2)
-        where = usage.ctx.command_path if usage.ctx else Path(sys.argv[0]).name
-        print(f"error: {' '.join(usage.format_message().split())} (see {where} --help)", file=sys.stderr)
-        sys.exit(2)
-    if status == INTERRUPTED:  # typer turns Ctrl-C into this status
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-@contextmanager
-def _insistent() -> Iterator[None]:
-    """Ctrl-C until it is heard: an interrupt that arrives inside a trace may be swallowed there, so it is raised again."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def experiment(main: Callable[..., None]) -> None:
-    """Run an experiment file: its function's signature is its command line."""
-    runner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    runner.command()(main)
-    _guarded(lambda: runner(standalone_mode=False))
-
-
-def main() -> None:
-    """Entry point of ``emotrace``."""
-    _guarded(lambda: app(standalone_mode=False))
-
-
-if __name__ == "__main__":
-    main()

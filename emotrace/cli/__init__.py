@@ -1,0 +1,14 @@
+"""Command line: each stage of the work, from file to file, on the same functions as Python."""
+
+from __future__ import annotations
+
+from emotrace.cli import stages, stores  # each adds its commands
+from emotrace.cli.app import app
+from emotrace.cli.guard import experiment, guarded
+
+__all__ = ["app", "experiment", "main", "stages", "stores"]
+
+
+def main() -> None:
+    """Entry point of ``emotrace``."""
+    guarded(lambda: app(standalone_mode=False))

@@ -1,0 +1,5 @@
+"""``python -m emotrace.cli``."""
+
+from emotrace.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""Stores: what a model and a store hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from emotrace.cli.app import app
+from emotrace.cli.options import Device, Dtype, Store
+
+
+@app.command()
+def sites(
+    model: Annotated[str, typer.Argument(help="hub id or directory")],
+    attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """The sites a model has, where they are, and the error their proof left."""
+    import emotrace as et
+
+    table = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation).sites
+    typer.echo(table.describe())
+    typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))
+    for layer, reason in table.unproven.items():
+        typer.echo(f"layer {layer}: {reason}")
+
+
+@app.command()
+def info(store: Store) -> None:
+    """What a store holds, where it came from, and whether it is complete."""
+    from emotrace.store import info as describe
+
+    typer.echo(json.dumps(describe(store), indent=2, default=str))
+
+
+@app.command()
+def verify(store: Store) -> None:
+    """Check every committed chunk against its checksum; exit status 1 if one is damaged."""
+    from emotrace.store import verify as check
+
+    damage = check(store)
+    for item in damage:
+        typer.echo(str(item))
+    typer.echo(f"{len(damage)} damaged" if damage else "all committed chunks are intact")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ls(store: Store) -> None:
+    """The variables of a store, with their dims and sizes."""
+    from emotrace.store import ls as listing
+
+    typer.echo(listing(store).to_string(index=False))
