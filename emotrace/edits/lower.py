@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,14 +51,13 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
         if not isinstance(edit, Edit) or not edit.kind:
             raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(KINDS)}.")
         for address in _addresses(edit, sites, place):
-            _columns(edit, address, sites, place)
-            vectors = _vector(edit, address, place)
-            if vectors is not None and isinstance(vectors, tuple):
-                dim, table = vectors
+            vectors = _vector(edit, address, _columns(edit, address, sites, place), place)
+            if isinstance(vectors, _ByLabel):
+                dim, rows, _ = vectors
                 for about in labels:
-                    if about.get(dim) not in table:
+                    if about.get(dim) not in rows:
                         raise unknown(
-                            f"{dim} of a prompt", about.get(dim), table, f"{place} (the payload's {dim} coordinate)"
+                            f"{dim} of a prompt", about.get(dim), rows, f"{place} (the payload's {dim} coordinate)"
                         )
 
 
@@ -87,11 +86,9 @@ def lower(
         flags = (mask.any(0).int() + mask.all(0).int()).tolist()
         for address in _addresses(edit, sites, f"edits[{number}]"):
             wanted = _columns(edit, address, sites, f"edits[{number}]")
-            vectors = _vector(edit, address, f"edits[{number}]")
-            payload: Any = vectors
-            if isinstance(vectors, tuple):
-                dim, table = vectors
-                payload = torch.stack([table[about[dim]] for about in labels])
+            payload: Any = _vector(edit, address, wanted, f"edits[{number}]")
+            if isinstance(payload, _ByLabel):
+                payload = payload.values[[payload.rows[about[payload.dim]] for about in labels]]
             if payload is not None and wanted is not None and payload.shape[-1] == address.width:
                 payload = payload[..., wanted]
             width = address.width
@@ -145,8 +142,16 @@ def _columns(edit: Edit, address: Address, sites: Sites, place: str) -> list[int
     return None
 
 
-def _vector(edit: Edit, address: Address, place: str) -> torch.Tensor | tuple[str, dict[Any, torch.Tensor]] | None:
-    """The payload at one address: a tensor, or ``(label dim, {label: tensor})``."""
+class _ByLabel(NamedTuple):
+    """A payload with a label dim: ``values[rows[label]]`` is the vector of a prompt with that label."""
+
+    dim: str
+    rows: dict[Any, int]
+    values: torch.Tensor
+
+
+def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str) -> torch.Tensor | _ByLabel | None:
+    """The payload at one address, ``[width]`` or one row for each value of a label; ``columns`` are the edited ones."""
     vector = edit.payload
     if vector is None:
         return None
@@ -170,25 +175,29 @@ def _vector(edit: Edit, address: Address, place: str) -> torch.Tensor | tuple[st
         if rest:
             labelled = vector.transpose(rest[0], feature)
             values = labelled[rest[0]].values.tolist() if rest[0] in labelled.coords else range(labelled.shape[0])
-            return str(rest[0]), {v: _tensor(labelled[i].values, edit, address, place) for i, v in enumerate(values)}
+            rows = {v: i for i, v in enumerate(values)}
+            return _ByLabel(str(rest[0]), rows, _tensor(labelled.values, edit, address, columns, place, 2))
         vector = vector.values
-    return _tensor(vector, edit, address, place)
+    return _tensor(vector, edit, address, columns, place, 1)
 
 
-def _tensor(values: Any, edit: Edit, address: Address, place: str) -> torch.Tensor:
+def _tensor(
+    values: Any, edit: Edit, address: Address, columns: list[int] | None, place: str, ndim: int
+) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values)).float().cpu()
     except (TypeError, ValueError) as error:
         raise EmotraceError(f"{place}: the payload is no array of numbers ({error}).") from None
-    allowed = {address.width, len(edit.units or ()) or address.width}
-    if tensor.ndim != 1 or (address.width >= 0 and tensor.shape[0] not in allowed):
+    allowed = {address.width, len(columns) if columns else address.width}  # whole, or the edited columns in their order
+    if tensor.ndim != ndim or (address.width >= 0 and tensor.shape[-1] not in allowed):
+        named = f", {len(columns)} of it edited" if columns else ""
         raise EmotraceError(
             f"{place}: the payload has shape {tuple(tensor.shape)}; {address.site!r} at layer {address.layer} has "
-            f"width {address.width}."
+            f"width {address.width}{named}."
         )
     if not bool(torch.isfinite(tensor).all()):
         raise EmotraceError(f"{place}: the payload has NaN or infinite values at layer {address.layer}.")
-    if getattr(edit, "scale", "raw") != "raw" and float(tensor.norm()) == 0.0:
+    if getattr(edit, "scale", "raw") != "raw" and bool((tensor.norm(dim=-1) == 0).any()):
         raise EmotraceError(f"{place}: a zero vector has no direction (scale={getattr(edit, 'scale', '')!r}).")
     return tensor
 

@@ -92,6 +92,46 @@ def test_a_place_of_the_users_own_is_edited():
     torch.testing.assert_close(logits_with(lm, [edit]), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_a_payload_may_hold_the_edited_heads_or_units_only_in_their_order():
+    lm = loaded()
+    part = torch.arange(1.0, 17.0)
+    whole = torch.zeros(32)
+    whole[16:24], whole[0:8] = part[:8], part[8:]
+    expected = logits_with(lm, [et.Add("z", layers=[1], vector=whole, positions="all")])
+    for edit in (
+        et.Add("z", layers=[1], heads=[2, 0], vector=part, positions="all"),
+        et.Add("z", layers=[1], heads=[2, 0], vector=whole, positions="all"),
+        et.Add("z", layers=[1], heads=[2, 0], vector=part.reshape(2, 8).numpy().ravel(), positions="all"),
+    ):
+        torch.testing.assert_close(logits_with(lm, [edit]), expected, atol=2e-5, rtol=1e-4)
+    plain = logits_with(
+        lm, [et.Ablate("neuron", layers=[0], units=[5, 3], vector=torch.tensor([1.0, -2.0]), positions="all")]
+    )
+    constant = torch.zeros(48)
+    constant[5], constant[3] = 1.0, -2.0
+    other = logits_with(lm, [et.Ablate("neuron", layers=[0], units=[3, 5], vector=constant, positions="all")])
+    torch.testing.assert_close(plain, other)
+    with pytest.raises(EmotraceError, match=r"shape \(8,\).*width 32, 16 of it edited"):
+        edits_.check([et.Add("z", layers=[1], heads=[2, 0], vector=part[:8])], lm.sites)
+
+
+@pytest.mark.parametrize("label", ["emotion", "row"])
+def test_an_ablation_takes_each_prompt_s_own_values(label):
+    lm = loaded()
+    values = xr.DataArray(
+        [[0.5, -1.0], [2.0, 3.0], [9.0, 9.0]], dims=(label, "unit"), coords={label: ["fear", "anger", "joy"]}
+    )
+    edit = et.Ablate("neuron", layers=[1], units=[4, 2], vector=values, positions="last")
+    prompts = [
+        {"key": str(i), "token_ids": ids, label: e}
+        for i, (ids, e) in enumerate(zip(IDS, ("anger", "fear"), strict=True))
+    ]
+    got = et.capture(lm, prompts, "neuron", edits=[edit], progress=False).sel("neuron", layer=1).values
+    np.testing.assert_allclose(got[:, [4, 2]], [[2.0, 3.0], [0.5, -1.0]])
+    base = et.capture(lm, prompts, "neuron", progress=False).sel("neuron", layer=1).values
+    np.testing.assert_allclose(np.delete(got, [2, 4], axis=1), np.delete(base, [2, 4], axis=1), atol=1e-6)
+
+
 ERRORS = {
     "slice": (lambda: et.Add("resid_post", layers=slice(1, 3), vector=V), r"range\(1, 3\)"),
     "no vector": (lambda: et.Add("resid_post", layers=[1]), "needs a vector"),

@@ -71,3 +71,16 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "edits.safetensors").write_bytes(b"xx")
     with pytest.raises(EmotraceError, match="damaged"):
         edits.load(tmp_path)
+
+
+def test_values_of_each_prompt_survive(tmp_path):
+    values = xr.DataArray(np.arange(6.0).reshape(3, 2), dims=("key", "dim"), coords={"key": ["a", "b", "c"]})
+    mine = [
+        et.Ablate("z", layers=1, heads=[3], vector=values, positions="last"),
+        et.Ablate("neuron", layers=0, units=[2]),
+    ]
+    edits.save(mine, tmp_path)
+    again = edits.load(tmp_path)
+    xr.testing.assert_identical(again[0].vector, values)
+    assert (again[0].heads, again[1].vector, again[1].units) == ((3,), None, (2,))
+    assert edits.digest(again) == edits.digest(mine)

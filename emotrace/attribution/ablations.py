@@ -1,0 +1,213 @@
+"""Ablations: chosen neurons or heads set to zero, to their mean, or to what they are in another prompt.
+
+Components are ``{layer: indices}`` of one site: units of ``neuron``, heads of ``z``. The edits act on the last prompt token
+unless told otherwise, where the reference values were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from emotrace.attribution.sets import SITES, Components
+from emotrace.attribution.streams import fitting, stream
+from emotrace.datasets import Prompts
+from emotrace.directions.groups import check_within, missing
+from emotrace.edits import Ablate
+from emotrace.labels import EmotraceError, Positions, unknown
+
+Reference = Mapping[int, xr.DataArray] | xr.DataArray
+"""Values ``[token, unit]`` or ``[token, head, head_dim]`` of each layer, e.g. ``acts.sel("z", position="last")``."""
+
+
+def zero_ablation(site: str, components: Components, *, positions: Positions = "last") -> list[Ablate]:
+    """Components set to zero.
+
+    Args:
+        site: ``neuron`` or ``z``.
+        components: layer → units or heads.
+        positions: where.
+    """
+    return _ablations(site, components, lambda layer, chosen: None, positions)
+
+
+def mean_ablation(
+    site: str, components: Components, reference: Reference, *, label: str = "emotion", positions: Positions = "last"
+) -> list[Ablate]:
+    """Components set to their mean over the reference prompts, every value of ``label`` with equal weight.
+
+    What the components say of the label is taken away, and what all prompts share stays.
+
+    Args:
+        site: ``neuron`` or ``z``.
+        components: layer → units or heads.
+        reference: activations of the un-edited model at the last token (`reference_values`, or a capture).
+        label: label of the prompts whose values count alike; None of it: every prompt does.
+        positions: where.
+
+    Raises:
+        EmotraceError: for components that the reference lacks, or a label that its prompts lack.
+    """
+
+    def mean(layer: int, chosen: list[int]) -> np.ndarray:
+        values, found = _values(reference, site, layer, chosen)
+        if label not in found.coords:
+            raise unknown("label", label, found.coords, "mean_ablation")
+        _, code = np.unique(found[label].values.astype(str), return_inverse=True)
+        weights = 1.0 / np.bincount(code)[code] / (code.max() + 1)
+        return np.tensordot(weights, values.astype(np.float64), axes=1).ravel()
+
+    return _ablations(site, components, mean, positions)
+
+
+def resample_ablation(
+    site: str, components: Components, reference: Reference, donor: Mapping[str, str], *, positions: Positions = "last"
+) -> list[Ablate]:
+    """Components set to what they are in another prompt, all components of a prompt taken from the same one.
+
+    The payload is gathered by the label ``key`` of the prompt that is edited.
+
+    Args:
+        site: ``neuron`` or ``z``.
+        components: layer → units or heads.
+        reference: activations of the un-edited model at the last token, of every donor.
+        donor: key of each prompt → key of the prompt that its values come from (`donors`).
+        positions: where.
+
+    Raises:
+        EmotraceError: for components or donors that the reference lacks.
+    """
+    keys = list(donor)
+
+    def resampled(layer: int, chosen: list[int]) -> xr.DataArray:
+        values, found = _values(reference, site, layer, chosen)
+        at = {k: i for i, k in enumerate(found.coords["key"].variable.values.tolist())}
+        lost = [k for k in donor.values() if k not in at]
+        if lost:
+            raise EmotraceError(f"resample_ablation: the reference has no prompt {lost[0]!r}, which others take from.")
+        rows = values[[at[donor[k]] for k in keys]].reshape(len(keys), -1)
+        return xr.DataArray(rows, dims=("key", "dim"), coords={"key": keys})
+
+    return _ablations(site, components, resampled, positions)
+
+
+def donors(
+    table: pd.DataFrame | Prompts,
+    label: str = "emotion",
+    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """For each prompt another one of another label, from the same group where there is one.
+
+    Args:
+        table: prompts, or their table with ``key`` and labels.
+        label: must differ between a prompt and its donor.
+        within: labels that make a group, e.g. the same scenario and event.
+        seed: of the draw among the candidates.
+
+    Returns:
+        One row per prompt: ``key, donor, same_group``.
+
+    Raises:
+        EmotraceError: for a label that the prompts lack, or fewer than two values of it.
+    """
+    rows = table.table if isinstance(table, Prompts) else table
+    names = check_within(rows, label, within)
+    if bool(missing(rows[label]).any()) or len(set(rows[label])) < 2:
+        raise EmotraceError(f"donors: every prompt needs a {label!r}, and they need at least two values of it.")
+    rng = np.random.default_rng(seed)
+    values, keys = rows[label].to_numpy(), rows["key"].to_numpy()
+    everyone = np.arange(len(rows))
+    found = []
+    groups = rows.reset_index(drop=True).groupby(list(names), dropna=False, sort=False).indices
+    for members in groups.values():
+        for i in members:
+            near = members[values[members] != values[i]]
+            pool = near if len(near) else everyone[values != values[i]]
+            found.append((i, str(keys[rng.choice(pool)]), bool(len(near))))
+    found.sort()
+    return pd.DataFrame(
+        {
+            "key": [str(keys[i]) for i, *_ in found],
+            "donor": [d for _, d, _ in found],
+            "same_group": [s for *_, s in found],
+        }
+    )
+
+
+def reference_values(
+    model: Any,
+    prompts: Any,
+    site: str,
+    components: Components,
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> dict[int, xr.DataArray]:
+    """Values of some components at the last token of un-edited prompts; only these components are kept.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: `Prompts`, or whatever `Prompts.of` takes.
+        site: ``neuron`` or ``z``.
+        components: layer → units or heads to keep.
+        batch_size: prompts per forward.
+        progress: show a bar.
+
+    Returns:
+        Layer → ``[token, unit]`` or ``[token, head, head_dim]`` float32 with ``key`` and the prompts' labels on ``token``.
+    """
+    prompts = Prompts.of(prompts)
+    layers, dim = sorted(components), _dim(site)
+    width = model.sites.address(site, layers[0]).width
+    parts: dict[int, list[xr.DataArray]] = {layer: [] for layer in layers}
+    chunk = fitting(4 * width * len(layers))
+    for _, acts in stream(
+        model, prompts, site, layers=layers, prompts_per_chunk=chunk, batch_size=batch_size, progress=progress,
+        desc="reference",
+    ):  # fmt: skip
+        for layer in layers:
+            parts[layer].append(acts.sel(site, layer=layer).sel({dim: sorted(components[layer])}).copy(deep=True))
+    return {layer: xr.concat(parts[layer], "token") for layer in layers}
+
+
+def _ablations(site: str, components: Components, vector: Any, positions: Positions) -> list[Ablate]:
+    _dim(site)
+    edits = []
+    for layer in sorted(components):
+        chosen = sorted(int(i) for i in components[layer])
+        if chosen:
+            which = {"units": chosen} if site == "neuron" else {"heads": chosen}
+            edits.append(Ablate(site, layers=layer, positions=positions, vector=vector(layer, chosen), **which))
+    if not edits:
+        raise EmotraceError("an ablation needs at least one component.")
+    return edits
+
+
+def _dim(site: str) -> str:
+    for dim, name in SITES.items():
+        if site == name:
+            return dim
+    raise unknown("site of components", site, SITES.values(), "ablation")
+
+
+def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> tuple[np.ndarray, xr.DataArray]:
+    """``[token, unit]`` or ``[token, head, head_dim]`` of the chosen components of a layer, and what they are taken from."""
+    dim = _dim(site)
+    if isinstance(reference, xr.DataArray):
+        layers = reference["layer"].values.tolist() if "layer" in reference.dims else []
+        found = reference.sel(layer=layer) if layer in layers else None
+    else:
+        layers, found = list(reference), reference.get(layer)
+    if found is None:
+        raise unknown("layer of the reference", layer, layers, "ablation")
+    at = {c: i for i, c in enumerate(found.coords[dim].variable.values.tolist())}
+    lost = [c for c in chosen if c not in at]
+    if lost:
+        raise EmotraceError(f"the reference holds {len(at)} components of {site} at layer {layer}, but not {lost[0]}.")
+    picked = found.variable.isel({dim: [at[c] for c in chosen]})  # without the labels of the tokens, which take longer
+    return picked.transpose("token", dim, ...).values, found

@@ -1,0 +1,167 @@
+"""Backward: how a read-out of the last layer changes where any sublayer is shifted, for a batch of prompts at a time.
+
+A shift at the last prompt token reaches the read-out at that token through that token alone: in a causal model no other
+token looks at it, and it sees the others through their keys and values, which do not change. So the tokens before it are
+computed without a graph, and forward-with-graph and backward are those of one token per prompt. Families whose cache does
+not allow this (found by comparing both ways on two of the prompts), masked models and prompts of one token are
+computed whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from emotrace.capturing.caches import Caches
+from emotrace.labels import EmotraceError
+from emotrace.model import locked
+from emotrace.sites import Sites
+from emotrace.traced import gradients
+
+AGREEMENT = 1e-3
+"""Largest relative deviation of the two ways; lower precision adds its own rounding."""
+MIN_STEM = 8
+"""A common beginning is worth a pass of its own from this many tokens on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sublayer of one layer, and where it is shifted.
+
+    Attributes:
+        layer: 0-based.
+        sublayer: ``attn_out`` or ``mlp_out``.
+        site: where the shift is made: the sublayer's output, or (post-LN) the residual after it.
+        factor: what is added there for a shift of 1 of the residual: 1/c.
+        residual: the residual after the sublayer.
+    """
+
+    layer: int
+    sublayer: str
+    site: str
+    factor: float
+    residual: str
+
+
+def cells(sites: Sites, layers: Sequence[int]) -> list[Cell]:
+    """Both sublayers of every layer, in the order attn0, mlp0, attn1, ….
+
+    Raises:
+        EmotraceError: for a layer that the model lacks, or whose residual was not proven.
+    """
+    found = []
+    for layer in layers:
+        for sublayer, mid in (("attn_out", "resid_mid"), ("mlp_out", "resid_post")):
+            sites.address(sublayer, layer)  # refuses what is not there
+            residual = mid if sites.has(mid, layer) else "resid_post"
+            proof = sites.proofs[layer]
+            if proof.form == "post-ln":  # the norm stands between the sublayer's output and the residual
+                found.append(Cell(layer, sublayer, residual, 1.0, residual))
+            else:
+                found.append(Cell(layer, sublayer, sublayer, 1.0 / proof.scale, residual))
+    return found
+
+
+def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:
+    """The residuals ``(layer, site)`` after some cells, each once, in the order of the cells."""
+    return list(dict.fromkeys((cell.layer, cell.residual) for cell in wanted))
+
+
+class Backward:
+    """Derivatives of ⟨read-out at the last prompt token, covector⟩ along shifts of all cells.
+
+    Args:
+        model: from `emotrace.load`.
+        wanted: the cells, in any order.
+        readout: ``(site, layer)`` at which the projection is read.
+        covectors: ``[label, width]``.
+        along: ``[cell, label, width]``, the direction of each shift.
+        sequences: token ids of every prompt that will be asked.
+    """
+
+    @torch.inference_mode(False)  # what is made in that mode cannot be part of a graph
+    def __init__(
+        self, model: Any, wanted: Sequence[Cell], readout: tuple[str, int | None], covectors: np.ndarray,
+        along: np.ndarray, sequences: Sequence[Sequence[int]],
+    ) -> None:  # fmt: skip
+        self.model, self.encoder = model, model.sites.encoder
+        table: Sites = model.sites
+        at = [table.address(cell.site, cell.layer) for cell in wanted]
+        self.order = sorted(range(len(wanted)), key=lambda i: at[i].order)
+        steps: list[tuple] = [("shift", at[i].order, at[i].lower(model), wanted[i].factor) for i in self.order]
+        after = [table.address(site, layer) for layer, site in residuals(wanted)]
+        after = [address.mirror or address for address in after]  # read where the next norm is given it
+        self.after = sorted(range(len(after)), key=lambda i: after[i].order)
+        steps += [("rms", after[i].order, after[i].lower(model)) for i in self.after]
+        end = table.address(*readout)
+        steps.append(("read", end.order, end.lower(model), 0))
+        rank = {"shift": 0, "rms": 1, "read": 2}
+        self.steps = sorted(steps, key=lambda step: (step[1], rank[step[0]]))
+        dtype = torch.float64 if model._module.dtype == torch.float64 else torch.float32
+        self.covectors = torch.as_tensor(covectors, dtype=dtype)
+        self.along = torch.as_tensor(along, dtype=dtype)[self.order]
+        takes = inspect.signature(model._module.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in takes and self.encoder.causal else {}
+        self.caches, self.stem, self.length = Caches(model, self.steps), None, 0
+        self.by_token = False
+        if self.encoder.causal and min(map(len, sequences)) > 1:
+            self.by_token = self._by_token_is_exact(sequences)
+
+    @torch.inference_mode(False)
+    def __call__(self, batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a batch: derivatives ``[label, cell, prompt]``, projections ``[label, prompt]``, RMS ``[residual, prompt]``.
+
+        The residuals are in the order of `residuals`.
+
+        Raises:
+            EmotraceError: where a derivative is not finite.
+        """
+        slopes, scores, sizes = (x.double().numpy() for x in (self._last if self.by_token else self._whole)(batch))
+        if not (np.isfinite(slopes).all() and np.isfinite(scores).all()):
+            raise EmotraceError("the gradient is not finite: the model overflows (try dtype='float32' or 'bfloat16').")
+        return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
+
+    def _run(self, inputs: dict[str, Any], at: list[int], labels: int | None) -> tuple:
+        covectors, along = self.covectors[:labels], self.along[:, :labels]
+        with locked(self.model):
+            return gradients.slopes(self.model, inputs, self.steps, at, covectors, along)
+
+    def _whole(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
+        inputs = self._batch(batch)
+        width = inputs["input_ids"].shape[1]
+        at = [width - 1 if self.encoder.causal else len(ids) - 1 for ids in batch]
+        return self._run(inputs | self.options, at, labels)
+
+    def _last(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
+        assert self.stem is not None
+        before = self._batch([ids[self.length : -1] for ids in batch])
+        beginning = self.caches.branched(self.stem, before, [1] * len(batch))
+        inputs = self.caches.inputs(beginning, self._batch([ids[-1:] for ids in batch]))
+        return self._run(inputs, [0] * len(batch), labels)
+
+    def _batch(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+        device = next(self.model._module.parameters()).device
+        return {k: v.to(device) for k, v in self.encoder.batch(ids).items()}
+
+    def _by_token_is_exact(self, sequences: Sequence[Sequence[int]]) -> bool:
+        """Whether the longest and the shortest prompt, padded together, come out alike both ways; sets the stem."""
+        pair = [list(max(sequences, key=len)), list(min(sequences, key=len))]
+        first, last = min(map(list, sequences)), max(map(list, sequences))  # what these two share, all share
+        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        self.length = min(shared, len(pair[1]) - 2)
+        self.length = self.length if self.length >= MIN_STEM else 0
+        whole = self._whole(pair, labels=1)
+        try:
+            self.stem = self.caches.stem(pair[0][: self.length])
+            parted = self._last(pair, labels=1)
+        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
+            return False
+        tolerance = max(AGREEMENT, 4 * torch.finfo(self.model._module.dtype).eps)
+        return all(
+            float((a - b).abs().max()) <= tolerance * float(a.abs().max()) for a, b in zip(whole, parted, strict=True)
+        )

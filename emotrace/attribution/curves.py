@@ -1,0 +1,243 @@
+"""Curves: does removing, or adding, the best k components move the emotion's projection, and do others not?
+
+With s = ⟨resid_post at the read-out layer, v_e⟩ at the last prompt token of the un-edited model and s' under edits::
+
+    delta = mean over prompts of (s' − s)
+
+Ablation takes the components of e from the prompts that ask for e: where they raise the projection, delta is negative.
+Enhancement adds the difference vectors of e, in these components only, to prompts that name no emotion: where they raise
+the projection, delta is positive. All edits act on the last prompt token (``positions="last"``), in all layers up to
+the read-out at once. Beside the ``top`` set of each size stand a ``low`` one and ``random`` ones (`emotrace.attribution.sets`).
+
+Source: the causal validation of arXiv 2510.11328, whose code was not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
+from emotrace.attribution.measured import Edits, Measured, Plan, digest
+from emotrace.attribution.sets import Set, union
+from emotrace.attribution.streams import accepted_only, codes
+from emotrace.datasets import Prompts
+from emotrace.edits import Ablate, Add, Edit
+from emotrace.labels import EmotraceError, unknown
+
+HOW = ("zero", "mean", "resample")
+
+
+def ablation_curve(
+    model: Any,
+    prompts: Any,
+    directions: xr.DataArray,
+    contributions: xr.Dataset,
+    *,
+    ks: Sequence[int] | None = None,
+    how: Literal["zero", "mean", "resample"] = "zero",
+    draws: int = 5,
+    low: bool = True,
+    per: Literal["layer", "model"] = "layer",
+    by: str = "contrast",
+    label: str = "emotion",
+    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    accepted: Iterable[str] | None = None,
+    readout: int | None = None,
+    cluster: str = "skeleton_id",
+    batch_size: int = 32,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+    dry_run: bool = False,
+) -> Any:
+    """How the projection on each emotion changes as its k best components are ablated at the last token.
+
+    Each prompt loses components of its own label and is read along the direction of its own label. In their place stands 0
+    (``zero``), their mean over all prompts, labels with equal weight (``mean``), or what they are in another prompt of
+    another label (``resample``; the coordinate ``donor`` says which).
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: with the label asked for (``datasets.sev(…)``).
+        directions: ``[label, layer, (sublayer,) dim]`` of ``resid_post``; taken at unit length.
+        contributions: of `neuron_contributions` or `head_contributions`, ``[label, layer, unit or head]``.
+        ks: sizes of the sets; None takes those of 1, 2, 4, 8, 16 that exist.
+        how: ``zero``, ``mean`` or ``resample``.
+        draws: random sets of each size.
+        low: measure the components of the smallest absolute score too.
+        per: k components in each layer, or k in the whole model (the controls then have as many in each layer as the top).
+        by: variable of ``contributions`` that ranks, highest first.
+        label: what the directions are of.
+        within: labels that a prompt should share with its donor.
+        accepted: keys of the accepted replies; None for all prompts.
+        readout: layer whose ``resid_post`` is read; None for the last one that has directions.
+        cluster: label that the bootstrap draws as a whole.
+        batch_size: prompts per forward.
+        seed: of random sets, donors and bootstrap.
+        out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
+        progress: show a bar.
+        dry_run: return a `measured.Dry` instead: prompts, sets, reruns.
+
+    Returns:
+        Dataset with ``delta``, ``ci_low``, ``ci_high`` ``[label, which, k]`` (95 %, bootstrap over clusters; for ``random``
+        of the mean over draws), ``random`` ``[label, draw, k]`` (delta of each draw), ``size`` ``[label, k]`` (components
+        over all layers), ``base``, ``base_std`` (ddof 0) and ``n`` ``[label]``. attrs say what was read, where and how.
+
+    Raises:
+        EmotraceError: before anything runs, for labels, layers, widths or sizes that do not fit, or a folder of another run.
+    """
+    if how not in HOW:
+        raise unknown("ablation", how, HOW, "ablation_curve(how=…)")
+    prompts = accepted_only(prompts, accepted)
+    plan = Plan(model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed)
+    code = codes(prompts, label, plan.labels, "ablation_curve")
+    parts = [([e], np.flatnonzero(code == i).tolist()) for i, e in enumerate(plan.labels)]
+    settings: dict[str, Any] = {"method": "ablation_curve", "how": how}
+    drawn = None
+    if how == "resample":
+        drawn = donors(prompts, label, within, seed)
+        settings["within"] = within
+    measured = Measured(plan, prompts, parts, settings, batch_size, cluster, out)
+    if dry_run:
+        return measured.dry
+
+    def make() -> Edits:
+        if how == "zero":
+            return lambda e, name, keys: zero_ablation(plan.site, plan.sets[e][name])
+        held = reference_values(model, prompts, plan.site, union(plan.sets), batch_size=batch_size, progress=progress)
+        if drawn is None:
+            mean = cache(lambda e, name: mean_ablation(plan.site, plan.sets[e][name], held, label=label))
+            return lambda e, name, keys: mean(e, name)
+        donor = dict(zip(drawn["key"], drawn["donor"], strict=True))
+        row = {key: i for i, key in enumerate(prompts.keys)}
+
+        @lru_cache(maxsize=1)
+        def of(keys: tuple[str, ...]) -> dict[int, xr.DataArray]:
+            rows = sorted({row[donor[key]] for key in keys})
+            return {layer: values.isel(token=rows) for layer, values in held.items()}
+
+        def resampled(e: Any, name: Set, keys: list[str]) -> list[Ablate]:
+            return resample_ablation(plan.site, plan.sets[e][name], of(tuple(keys)), {k: donor[k] for k in keys})
+
+        return resampled
+
+    curve = measured.run(make, progress).assign_attrs(
+        sign="negative = the components raise the projection on their label", measured_on="each label's own prompts"
+    )
+    if drawn is not None:
+        beside: dict[str, Any] = {name: ("prompt", drawn[name].to_numpy()) for name in ("donor", "same_group")}
+        curve = curve.assign_coords(prompt=drawn["key"].to_numpy(), **beside)
+    return measured.keep(curve)
+
+
+def enhancement_curve(
+    model: Any,
+    plain: Any,
+    directions: xr.DataArray,
+    contributions: xr.Dataset,
+    differences: xr.Dataset,
+    *,
+    ks: Sequence[int] | None = None,
+    strength: float = 1.0,
+    draws: int = 5,
+    low: bool = True,
+    per: Literal["layer", "model"] = "layer",
+    by: str = "contrast",
+    label: str = "emotion",
+    readout: int | None = None,
+    cluster: str = "skeleton_id",
+    batch_size: int = 32,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+    dry_run: bool = False,
+) -> Any:
+    """How the projection on each emotion changes as difference vectors are added to its k best components.
+
+    To every prompt, for every label in turn, strength · (difference vector of the label) is added in the chosen components
+    at the last token, and the direction of that label is read.
+
+    Args:
+        model: as of `ablation_curve`, like all that is not said here.
+        plain: prompts without the label (``datasets.sev(…, instruction=False)``).
+        directions: see there.
+        contributions: see there.
+        differences: of `circuits.difference_vectors`: ``neuron[label, layer, unit]``, ``z[label, layer, head, head_dim]``.
+        ks: see there.
+        strength: factor of the difference vectors.
+        draws: see there.
+        low: see there.
+        per: see there.
+        by: see there.
+        label: see there.
+        readout: see there.
+        cluster: see there.
+        batch_size: see there.
+        seed: of random sets and bootstrap.
+        out: see there.
+        progress: see there.
+        dry_run: see there.
+
+    Returns:
+        A Dataset as of `ablation_curve`; ``n`` is the same for all labels.
+
+    Raises:
+        EmotraceError: as `ablation_curve`; for prompts that carry the label already, or differences that do not fit.
+    """
+    plain = Prompts.of(plain)
+    if label in plain.label_names:
+        raise EmotraceError(
+            f"enhancement_curve takes prompts without the label {label!r}, and runs each once for every {label}: "
+            "datasets.sev(…, instruction=False)."
+        )
+    plan = Plan(model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed)
+    payload = _payload(plan, differences)
+    _ = Add(plan.site, vector=0.0, strength=strength)  # refuses a strength that is no number
+    settings = {"method": "enhancement_curve", "strength": float(strength), "differences": digest(payload.values())}
+    parts = [(plan.labels, list(range(len(plain))))]
+    measured = Measured(plan, plain, parts, settings, batch_size, cluster, out)
+    if dry_run:
+        return measured.dry
+
+    def edits(e: Any, name: Set, keys: list[str]) -> list[Edit]:
+        found: list[Edit] = []
+        for layer, chosen in plan.sets[e][name].items():
+            where: dict[str, Any] = {"layers": layer, "units" if plan.dim == "unit" else "heads": chosen}
+            vector = payload[e, layer][list(chosen)].ravel()
+            found.append(Add(plan.site, positions="last", vector=vector, strength=strength, **where))
+        return found
+
+    curve = measured.run(lambda: edits, progress).assign_attrs(
+        sign="positive = the difference vectors raise the projection on their label", measured_on="all prompts"
+    )
+    return measured.keep(curve)
+
+
+def _payload(plan: Plan, differences: xr.Dataset) -> dict[tuple[Any, int], np.ndarray]:
+    """(label, layer) → difference vectors ``[unit, 1]`` or ``[head, head_dim]`` float32."""
+    if plan.site not in differences.data_vars:
+        raise unknown("variable of the differences", plan.site, differences.data_vars, "enhancement_curve")
+    array = differences[plan.site]
+    array = array.expand_dims(head_dim=1) if plan.dim == "unit" else array
+    wanted = (plan.label, "layer", plan.dim, "head_dim")
+    if set(array.dims) != set(wanted):
+        raise EmotraceError(f"the differences of {plan.site!r} need the dims {wanted}, not {array.dims}.")
+    for name, values in ((plan.label, plan.labels), ("layer", plan.layers)):
+        held = array[name].values.tolist()
+        for value in values:
+            if value not in held:
+                raise unknown(f"{name} of the differences", value, held, "enhancement_curve")
+    array = array.sel({plan.label: plan.labels, "layer": plan.layers}).transpose(*wanted)
+    width = plan.model.sites.address(plan.site, plan.layers[0]).width
+    if array.sizes[plan.dim] * array.sizes["head_dim"] != width:
+        raise EmotraceError(f"{plan.site} is {width} wide in this model; the differences have {dict(array.sizes)}.")
+    values = np.asarray(array.values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise EmotraceError(f"the differences of {plan.site!r} are not finite everywhere.")
+    return {(e, layer): values[i, j] for i, e in enumerate(plan.labels) for j, layer in enumerate(plan.layers)}

@@ -1,0 +1,286 @@
+"""Measured: the projections of many prompts under many sets of edited components, kept batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from emotrace.attribution.files import plain, save
+from emotrace.attribution.ranks import feature
+from emotrace.attribution.reruns import Reruns
+from emotrace.attribution.sets import SITES, Set, choose
+from emotrace.datasets import Prompts
+from emotrace.edits import Edit
+from emotrace.labels import EmotraceError, unknown
+from emotrace.runlog import Log, write_json
+from emotrace.runlog import progress as progress_bar
+from emotrace.stats import cluster_weights
+
+Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
+"""(label, set, keys of the prompts) → edits at the last token."""
+
+
+class Dry(NamedTuple):
+    """What a curve would do: prompts, sets, and reruns of a prompt (of one token each where that is exact)."""
+
+    prompts: int
+    sets: int
+    reruns: int
+
+
+class Plan:
+    """What is read, and which components each set has, checked against the model.
+
+    Args:
+        model: from `emotrace.load`.
+        directions: ``[label, layer, (sublayer,) dim]``.
+        contributions: Dataset ``[label, layer, unit or head]``.
+        by: its variable that ranks.
+        label: what the directions are of.
+        readout: layer that is read; None for the last one that has directions.
+        choice: arguments of `sets.choose`.
+
+    Attributes:
+        labels: label values of the contributions.
+        layer: that is read.
+        vectors: unit directions there, ``[label, dim]`` float64.
+        dim: ``unit`` or ``head``.
+        site: ``neuron`` or ``z``.
+        layers: with components at or before the read-out.
+        sets: of `sets.choose`.
+    """
+
+    def __init__(
+        self, model: Any, directions: xr.DataArray, contributions: xr.Dataset, by: str, label: str, readout: int | None,
+        **choice: Any,
+    ) -> None:  # fmt: skip
+        if by not in contributions.data_vars:
+            raise unknown("score", by, contributions.data_vars, "curve(by=…)")
+        scores = contributions[by]
+        for name, array in (("contributions", scores), ("directions", directions)):
+            if not {label, "layer"} <= set(array.dims):
+                raise EmotraceError(f"the {name} of a curve need the dims {label!r} and 'layer', not {array.dims}.")
+        self.model, self.label = model, label
+        self.dim = feature(scores)
+        self.site = SITES[self.dim]
+        self.labels: list[Any] = scores[label].values.tolist()
+        self.layer, self.vectors = self._readout(directions, readout)
+        scores = scores.sel(layer=[i for i in scores["layer"].values.tolist() if i <= self.layer])
+        self.layers: list[int] = [int(i) for i in scores["layer"].values]
+        if not self.layers:
+            raise EmotraceError(f"no layer of the contributions lies at or before the read-out layer {self.layer}.")
+        for layer in self.layers:
+            width = model.sites.address(self.site, layer).width
+            width = model.sites.n_heads if self.dim == "head" else width
+            if width != scores.sizes[self.dim]:
+                raise EmotraceError(
+                    f"the contributions have {scores.sizes[self.dim]} {self.dim}s in a layer; layer {layer} of "
+                    f"{model.sites.model_class} has {width}."
+                )
+        self.sets = choose(scores, **choice)
+        self.names = list(next(iter(self.sets.values())))
+        self.settings = {
+            "label": label, "by": by, "site": self.site, "readout_site": "resid_post", "readout_layer": self.layer,
+            "positions": "last", **choice, "ks": sorted({s.k for s in self.names}),
+            "directions": digest([self.vectors]), "scores": digest([scores.transpose(label, "layer", self.dim).values]),
+            "weights": model.sites.identity.get("weights_hash"),
+        }  # fmt: skip
+
+    def _readout(self, directions: xr.DataArray, readout: int | None) -> tuple[int, np.ndarray]:
+        if "sublayer" in directions.dims:
+            names = directions["sublayer"].values.tolist()
+            if "resid_post" not in names:
+                raise unknown("sublayer of the directions", "resid_post", names, "curve")
+            directions = directions.sel(sublayer="resid_post")
+        for name, wanted in ((self.label, self.labels), ("layer", [] if readout is None else [readout])):
+            held = directions[name].values.tolist()
+            for value in wanted:
+                if value not in held:
+                    raise unknown(f"{name} of the directions", value, held, "curve")
+        layer = int(max(directions["layer"].values)) if readout is None else int(readout)
+        width = self.model.sites.address("resid_post", layer).width
+        chosen = directions.sel({"layer": layer, self.label: self.labels}).transpose(self.label, "dim")
+        v = np.asarray(chosen.values, dtype=np.float64)
+        norms = np.linalg.norm(v, axis=-1, keepdims=True)
+        if v.shape[1] != width or not np.isfinite(norms).all() or not (norms > 0).all():
+            raise EmotraceError(f"the directions at layer {layer} must be {width} wide, finite and not zero.")
+        return layer, v / norms
+
+
+class Measured:
+    """Projections of every prompt, un-edited and under every set; computed once, continued from a folder.
+
+    Args:
+        plan: what to measure.
+        prompts: all prompts.
+        parts: which prompts, by index, are measured for which labels.
+        settings: what the result depends on beyond the plan.
+        batch_size: prompts per forward.
+        cluster: label that the bootstrap draws as a whole.
+        out: folder of ``settings.json``, ``scores.jsonl`` and the result; None keeps nothing.
+
+    Raises:
+        EmotraceError: for prompts without the cluster label, or a folder with other settings.
+    """
+
+    def __init__(
+        self, plan: Plan, prompts: Prompts, parts: Sequence[tuple[list[Any], list[int]]], settings: dict[str, Any],
+        batch_size: int, cluster: str, out: str | Path | None,
+    ) -> None:  # fmt: skip
+        if batch_size < 1:
+            raise EmotraceError(f"curve(batch_size={batch_size}): at least 1.")
+        if any(p.labels.get(cluster) is None for p in prompts):
+            raise unknown("label", cluster, prompts.label_names, "curve(cluster=…), which every prompt needs")
+        self.plan, self.prompts, self.cluster = plan, prompts, cluster
+        self.settings = plain({**settings, **plan.settings, "batch_size": batch_size, "prompts": prompts.digest})
+        self.reruns = Reruns(plan.model, prompts, "resid_post", plan.layer)
+        self.work = [(labels, rows) for labels, part in parts for rows in self.reruns.batches(part, batch_size)]
+        total = sum(len(labels) * len(rows) for labels, rows in self.work) * len(plan.names)
+        self.dry = Dry(len(prompts), len(plan.names), total)
+        self.out = None if out is None else Path(out)
+        if self.out is not None:
+            _refuse_others(self.out / "settings.json", self.settings)
+
+    def run(self, make: Callable[[], Edits], progress: bool) -> xr.Dataset:
+        """The curve; ``make`` is called only if something is left to compute."""
+        if self.out is None:
+            return self._summary(self._rows([], None, make, progress))
+        write_json(self.out / "settings.json", self.settings)
+        with Log(self.out / "scores.jsonl", ("batch", "label")) as log:
+            return self._summary(self._rows(log.rows(), log, make, progress))
+
+    def keep(self, curve: xr.Dataset) -> xr.Dataset:
+        """Write the result beside the scores, where there is a folder."""
+        if self.out is not None:
+            save(curve, self.out, "curve")
+        return curve
+
+    def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
+        """Rows of all batches and labels: those that are there, and the others as they are computed."""
+        done = {(row["batch"], row["label"]) for row in rows}
+        todo = [
+            (number, [e for e in labels if (number, e) not in done], members)
+            for number, (labels, members) in enumerate(self.work)
+        ]
+        todo = [work for work in todo if work[1]]
+        left = sum(len(labels) * len(members) for _, labels, members in todo) * len(self.plan.names)
+        edits = make() if todo else None
+        with progress_bar(total=self.dry.reruns, desc="curve", unit="prompt", enabled=progress) as bar:
+            bar.update(self.dry.reruns - left)
+            for number, labels, members in todo:
+                assert edits is not None
+                for row in self._batch(number, labels, members, edits, bar):
+                    rows.append(row)
+                    if log is not None:
+                        log.append(row)
+        return rows
+
+    def _batch(self, number: int, labels: list[Any], members: list[int], edits: Edits, bar: Any) -> Iterable[dict]:
+        plan, batch = self.plan, self.reruns.batch(members)
+        keys = [self.prompts[i].key for i in members]
+
+        def read(some: Sequence[Edit]) -> np.ndarray:
+            h = batch.run(some).astype(np.float64)
+            if not np.isfinite(h).all():
+                raise EmotraceError(f"resid_post of {keys[0]!r} or its batch is not finite: the model overflows.")
+            return h
+
+        base = read([])
+        for e in labels:
+            v = plan.vectors[plan.labels.index(e)]
+            scores = []
+            for name in plan.names:
+                scores.append((read(edits(e, name, keys)) @ v).tolist())
+                bar.update(len(members))
+            row = {"batch": number, "label": e, "rows": members, "by_token": batch.beginning is not None}
+            yield row | {"base": (base @ v).tolist(), "scores": scores}
+
+    def _summary(self, rows: list[dict[str, Any]]) -> xr.Dataset:
+        """Means over prompts with bootstrap intervals over clusters."""
+        plan = self.plan
+        ks, which = self.settings["ks"], list(dict.fromkeys(s.which for s in plan.names))
+        draws = 1 + max((s.draw for s in plan.names if s.which == "random"), default=-1)
+        shape = (len(plan.labels), len(which), len(ks))
+        delta, low, high = (np.full(shape, np.nan) for _ in range(3))
+        random = np.full((len(plan.labels), draws, len(ks)), np.nan)
+        base, spread, n = (np.zeros(len(plan.labels)) for _ in range(3))
+        size = np.zeros((len(plan.labels), len(ks)), dtype=np.int64)
+        for i, e in enumerate(plan.labels):
+            mine = [row for row in rows if row["label"] == e]
+            order = np.argsort(np.concatenate([row["rows"] for row in mine]), kind="stable")
+            members = np.concatenate([row["rows"] for row in mine])[order]
+            before = np.concatenate([row["base"] for row in mine])[order]
+            change = np.concatenate([row["scores"] for row in mine], axis=1)[:, order].T - before[:, None]
+            base[i], spread[i], n[i] = before.mean(), before.std(), len(before)
+            clusters = np.array([str(self.prompts[int(m)].labels[self.cluster]) for m in members])
+            for j, name in enumerate(which):
+                at = [[c for c, s in enumerate(plan.names) if (s.which, s.k) == (name, k)] for k in ks]
+                values = np.stack([change[:, columns].mean(1) for columns in at], axis=1)
+                delta[i, j] = values.mean(0)
+                low[i, j], high[i, j] = _interval(values, clusters, self.settings["seed"])
+                if name == "random":
+                    random[i] = np.stack([change[:, columns].mean(0) for columns in at], axis=1)
+            for j, k in enumerate(ks):
+                size[i, j] = sum(map(len, plan.sets[e][Set("top", 0, k)].values()))
+        dims = (plan.label, "which", "k")
+        data: dict[str, Any] = {
+            "delta": (dims, delta), "ci_low": (dims, low), "ci_high": (dims, high), "size": (dims[::2], size),
+            "base": (plan.label, base), "base_std": (plan.label, spread), "n": (plan.label, n.astype(np.int64)),
+        }  # fmt: skip
+        coords: dict[str, Any] = {plan.label: plan.labels, "which": which, "k": ks}
+        if draws:
+            data["random"] = ((plan.label, "draw", "k"), random)
+            coords["draw"] = np.arange(draws)
+        attrs = {
+            **self.settings,
+            "cluster": self.cluster,
+            "level": 0.95,
+            "model_id": plan.model.sites.identity["model_id"],
+        }
+        attrs["forward"] = "last token" if all(row["by_token"] for row in rows) else "whole prompt"
+        return xr.Dataset(data, coords, {k: int(v) if isinstance(v, bool) else v for k, v in attrs.items()})
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """Hash of the numbers of some arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array)
+        sha.update(json.dumps([values.shape, str(values.dtype)]).encode())
+        sha.update(values.tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _interval(values: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval of the column means, clusters being drawn.
+
+    `stats.bootstrap_ci` would take a column of zeros for a rate without misses and widen it.
+    """
+    names, code = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, code, values)
+    weights = cluster_weights(len(names), 2000, seed)
+    means = (weights @ sums) / (weights @ np.bincount(code))[:, None]
+    lo, hi = np.quantile(means, [0.025, 0.975], axis=0)
+    return lo, hi
+
+
+def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
+    if not path.is_file():
+        return
+    try:
+        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EmotraceError(f"{path} is damaged ({error}); remove its folder to start again.") from error
+    for name in sorted({*theirs, *settings}):
+        if theirs.get(name) != settings.get(name):
+            raise EmotraceError(
+                f"{path.parent} holds a curve of another run: {name} is {theirs.get(name)!r} there and "
+                f"{settings.get(name)!r} here. Choose another folder, or remove it."
+            )

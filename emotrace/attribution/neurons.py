@@ -1,0 +1,177 @@
+"""Neurons: what each MLP neuron contributes to the projection on an emotion's direction, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from emotrace.attribution.files import plain, save
+from emotrace.attribution.streams import accepted_only, codes, fitting, origin, stream
+from emotrace.attribution.sums import Sums
+from emotrace.attribution.weights import Projection, chosen_layers, projection, vectors
+from emotrace.capturing import capture
+from emotrace.labels import EmotraceError, unknown
+
+PLACE = "neuron_contributions"
+VARIABLES = ("neuron", "neuron_pre")
+
+
+def neuron_contributions(
+    model: Any,
+    prompts: Any,
+    directions: xr.DataArray,
+    *,
+    label: str = "emotion",
+    accepted: Iterable[str] | None = None,
+    variable: str = "neuron",
+    layers: Iterable[int] | int | None = None,
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    progress: bool = True,
+    dry_run: bool = False,
+) -> Any:
+    """How much each neuron raises the projection of its layer's MLP output on each emotion's direction.
+
+    With a the neurons (input of the down projection) at the last prompt token, v_e the unit direction of e at ``resid_post`` of
+    the same layer and c the residual scale::
+
+        β_e = c · W_down v_e                  c_{e,n} = a_n β_{e,n}
+        Σ_n c_{e,n} + c⟨v_e, b⟩ = c⟨v_e, mlp_out⟩
+
+    Where a norm stands between the down projection and ``mlp_out`` (Gemma-2, OLMo-2), a is divided by the norm's ρ of each
+    prompt and v_e is taken back through its gain, so that the identity holds for ``mlp_out`` there too. In
+    post-LN models the projection read is that of ``mlp_out``, before the second norm.
+
+    One pass; only Σ max(a, 0) and Σ min(a, 0) over the prompts of each label are kept, never a table of prompts.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: with the emotion asked; each carries ``label``.
+        directions: ``[label, layer, sublayer, dim]`` of `directions.centered_mean`; used as unit vectors at ``resid_post``.
+        label: the label that is contrasted.
+        accepted: keys of the prompts to use; None for all.
+        variable: site of which ``activation`` is the mean: ``neuron``, or ``neuron_pre`` (input of the activation function).
+        layers: 0-based layers; None for all that have neurons and directions.
+        batch_size: prompts per forward.
+        out: folder for running sums and the result; a killed run continues there and ends with the same bits.
+        progress: show a bar.
+        dry_run: return what would be done (`emotrace.capturing.Dry`).
+
+    Returns:
+        Dataset, float64. ``[label, layer, unit]``: ``mean`` of c over the prompts of e; ``positive`` = mean max(c, 0) ≥ 0 and
+        ``negative`` = mean min(c, 0) ≤ 0, which add up to it; ``contrast`` = ``mean`` − the mean of a·β_e over the prompts of the
+        other labels (each with equal weight); ``activation`` = mean activation of the prompts of e; ``beta`` = β_e.
+        ``[label, layer]``: ``bias``, so that Σ_unit ``mean`` + ``bias`` is the mean of c⟨v_e, mlp_out⟩.
+        ``[label]``: ``n`` prompts. Positive: the neuron raises the projection.
+
+    Raises:
+        EmotraceError: before anything runs, where the model has no neurons (mixtures of experts), for labels, layers or
+            directions that do not fit, or an ``out`` that holds sums of another run.
+
+    Source: arXiv 2510.11328, which ranks by ``mean``.
+    """
+    if variable not in VARIABLES:
+        raise unknown("variable", variable, VARIABLES, PLACE)
+    sites = ["neuron"] if variable == "neuron" else ["neuron", "neuron_pre"]
+    for site in sites:
+        model.sites.layers(site)  # refuses a model without it, saying what it has
+    chosen = chosen_layers(model, sites, layers, directions, PLACE)
+    values, v = vectors(directions, label, chosen, "resid_post", model.sites.d_model, PLACE)
+    prompts = accepted_only(prompts, accepted)
+    code = codes(prompts, label, values, PLACE)
+    if len(values) < 2:
+        raise EmotraceError(f"{PLACE}: a contrast needs two or more values of {label!r}; the directions have {values}.")
+    width = int(model.sites.d_ff)
+    per_chunk = fitting(4 * width * len(chosen) * len(sites))
+    if dry_run:
+        dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
+        size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
+        return replace(dry, bytes=size, row_groups=-(-len(prompts) // per_chunk))
+    maps = [projection(model, "neuron", layer) for layer in chosen]
+    beta = np.stack([_beta(p, v[:, i]) for i, p in enumerate(maps)], axis=1)
+    source = origin(model, prompts)
+    settings = {"label": label, "labels": values, "layers": chosen, "sites": sites, "per_chunk": per_chunk}
+    sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
+    for rows, acts in stream(
+        model, prompts, sites, layers=chosen, prompts_per_chunk=per_chunk, batch_size=batch_size, start=sums.done,
+        progress=progress, desc="neurons",
+    ):  # fmt: skip
+        own = np.eye(len(values))[code[rows.start : rows.stop]].T
+        _add(sums, own, acts.sel("neuron").values, maps)
+        if variable != "neuron":
+            pre = acts.sel(variable).values
+            sums.add("activation", np.stack([own @ x.astype(np.float64) for x in pre], axis=1))
+        sums.commit(rows.stop)
+    found = _dataset(sums, np.bincount(code).astype(np.float64), beta, v.numpy(), maps)
+    dims = (label, "layer", "unit")
+    result = xr.Dataset(
+        {name: (dims[: x.ndim], x) for name, x in found.items()},
+        {label: np.array(values), "layer": chosen, "unit": np.arange(width)},
+        plain({
+            "method": "neuron contribution: activation × ⟨what one unit of it writes, direction⟩, last prompt token",
+            "sign": "positive = the neuron raises the projection; removing it lowers it",
+            "label": label, "direction_sublayer": "resid_post", "readout_site": "mlp_out", "form": model.sites.form,
+            "residual_scale": model.sites.scale, "post_norm": int(any(p.norm is not None for p in maps)),
+            "variable": variable, "n_prompts": len(prompts), **source,
+        }),
+    )  # fmt: skip
+    if out is not None:
+        save(result, out, "neurons")
+    return result
+
+
+def _beta(p: Projection, v: torch.Tensor) -> np.ndarray:
+    """β ``[label, unit]``: what one unit of each neuron (over ρ, where a norm follows) adds to the projection."""
+    if p.norm is not None:
+        v = p.norm.pulled(v.to(p.norm.gain.device))
+    return (p.scale * p.along(v)).numpy()
+
+
+def _add(sums: Sums, own: np.ndarray, acts: np.ndarray, maps: list[Projection]) -> None:
+    """Totals of one chunk: ``own[label, prompt]`` indicators, ``acts[layer, prompt, unit]``."""
+    totals: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "raw": [], "shrink": []}
+    for x, p in zip(acts, maps, strict=True):
+        x = x.astype(np.float64)
+        if p.norm is not None:
+            shrink = 1 / p.norm.size(p.output(torch.from_numpy(x))).cpu().numpy()
+            totals["raw"].append(own @ x)
+            totals["shrink"].append(own @ shrink)
+            x = x * shrink[:, None]
+        totals["positive"].append(own @ np.maximum(x, 0))
+        totals["negative"].append(own @ np.minimum(x, 0))
+    for name, per_layer in totals.items():
+        if per_layer:
+            sums.add(name, np.stack(per_layer, axis=1))
+
+
+def _dataset(
+    sums: Sums, n: np.ndarray, beta: np.ndarray, v: np.ndarray, maps: list[Projection]
+) -> dict[str, np.ndarray]:
+    """The variables out of the totals: sums over prompts are linear in a except for the sign, which β decides."""
+    count = n[:, None, None]
+    high, low = sums["positive"] / count, sums["negative"] / count
+    mean = high + low
+    others = (mean.sum(0) - mean) / (len(n) - 1)
+    positive = np.where(beta > 0, high, low) * beta
+    negative = np.where(beta > 0, low, high) * beta
+    raw = next((sums[name] / count for name in ("activation", "raw") if name in sums), mean)
+    bias = np.zeros(beta.shape[:2])
+    for i, p in enumerate(maps):
+        w = torch.from_numpy(v[:, i])
+        given = torch.zeros(w.shape[1]) if p.bias is None else p.bias.cpu()
+        if p.norm is None:
+            bias[:, i] = p.scale * (w @ given.double()).numpy()
+        else:
+            pulled = p.norm.pulled(w.to(p.norm.gain.device)).cpu()
+            shrink = sums["shrink"][:, i] / n
+            bias[:, i] = p.scale * ((pulled @ given.double()).numpy() * shrink + (w @ p.norm.bias.cpu()).numpy())
+    return {
+        "mean": mean * beta, "positive": positive, "negative": negative, "contrast": (mean - others) * beta,
+        "activation": raw, "beta": beta, "bias": bias, "n": n.astype(np.int64),
+    }  # fmt: skip

@@ -1,0 +1,125 @@
+"""Streams: activations of many prompts at their last token, chunk by chunk, so that memory is bounded by one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from emotrace.capturing import capture
+from emotrace.datasets import Prompts
+from emotrace.directions.groups import is_accepted
+from emotrace.edits import Edit, check
+from emotrace.labels import EmotraceError, unknown
+from emotrace.runlog import progress as progress_bar
+from emotrace.sites import Site
+from emotrace.store import Activations
+
+CHUNK_BYTES = 64 << 20
+"""Activations that `fitting` allows in one chunk."""
+
+
+def stream(
+    model: Any,
+    prompts: Any,
+    sites: Sequence[str | Site] | str,
+    *,
+    layers: Iterable[int] | int | None = None,
+    edits: Sequence[Edit] | None = None,
+    prompts_per_chunk: int = 256,
+    batch_size: int = 32,
+    start: int = 0,
+    progress: bool = True,
+    desc: str = "capture",
+) -> Iterator[tuple[range, Activations]]:
+    """Activations at the last prompt token, ``prompts_per_chunk`` prompts at a time, in the order of the prompts.
+
+    The chunks are a function of the whole prompt set, never of what remains, so sums over them can be continued
+    (`emotrace.attribution.sums`) with the same bits.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: `Prompts`, or whatever `Prompts.of` takes.
+        sites: as `capture` takes them.
+        layers: 0-based layers; None for every layer that has the sites.
+        edits: applied in the same forwards.
+        prompts_per_chunk: prompts held at a time.
+        batch_size: prompts per forward.
+        start: prompts already done: a multiple of ``prompts_per_chunk``, or all of them.
+        progress: show one bar for all chunks.
+        desc: its name.
+
+    Yields:
+        ``(range of prompts, their activations)``; row i of the activations is prompt ``range[i]``.
+
+    Raises:
+        EmotraceError: before anything runs, for prompts or edits that do not fit the model, or a ``start`` inside a chunk.
+    """
+    prompts = Prompts.of(prompts)
+    if prompts_per_chunk < 1:
+        raise EmotraceError(f"stream(prompts_per_chunk={prompts_per_chunk}): at least 1.")
+    if not 0 <= start <= len(prompts) or (start % prompts_per_chunk and start != len(prompts)):
+        raise EmotraceError(
+            f"stream(start={start}) of {len(prompts)} prompts: a multiple of prompts_per_chunk={prompts_per_chunk}."
+        )
+    check([] if edits is None else edits, model.sites, [p.labels for p in prompts])
+    ids = model.sites.encoder.ids(prompts)  # once, for all chunks: the last prompt may be the one that is too long
+    coded = Prompts(replace(p, messages=None, text=None, token_ids=tuple(i)) for p, i in zip(prompts, ids, strict=True))
+
+    def chunks() -> Iterator[tuple[range, Activations]]:
+        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
+            bar.update(start)
+            for at in range(start, len(coded), prompts_per_chunk):
+                rows = range(at, min(at + prompts_per_chunk, len(coded)))
+                acts = capture(
+                    model, coded[rows.start : rows.stop], sites, layers=layers, positions="last", edits=edits,
+                    batch_size=batch_size, progress=False,
+                )  # fmt: skip
+                bar.update(len(rows))
+                yield rows, acts
+
+    return chunks()
+
+
+def fitting(row_bytes: int) -> int:
+    """Prompts per chunk within `CHUNK_BYTES` where one prompt takes ``row_bytes``: a multiple of 32 from 32 to 1024."""
+    return int(min(1024, max(32, CHUNK_BYTES // max(row_bytes, 1) // 32 * 32)))
+
+
+def origin(model: Any, prompts: Prompts) -> dict[str, Any]:
+    """What activations of a model at prompts depend on, for the identity of sums and the attrs of results."""
+    return {**model.sites.identity, **model.sites.encoder.record, "prompts_digest": prompts.digest}
+
+
+def accepted_only(prompts: Any, accepted: Iterable[str] | None) -> Prompts:
+    """The prompts whose key is among the accepted ones; all for None.
+
+    Raises:
+        EmotraceError: as `emotrace.directions.groups.is_accepted`.
+    """
+    prompts = Prompts.of(prompts)
+    if accepted is None:
+        return prompts
+    keep = is_accepted(prompts.table, accepted)
+    return Prompts(p for p, k in zip(prompts, keep, strict=True) if k)
+
+
+def codes(prompts: Prompts, label: str, values: Sequence[Any], place: str = "") -> np.ndarray:
+    """Of every prompt, the index of its label among ``values``.
+
+    Raises:
+        EmotraceError: for a label that no prompt has, a value that is not among them, or a value without a prompt.
+    """
+    if label not in prompts.label_names:
+        raise unknown("label", label, prompts.label_names, place)
+    at = {v: i for i, v in enumerate(values)}
+    for p in prompts:
+        if p.labels.get(label) not in at:
+            raise unknown(f"{label} of prompt {p.key!r}", p.labels.get(label), values, place)
+    found = np.array([at[p.labels[label]] for p in prompts], dtype=np.int64)
+    absent = [v for i, v in enumerate(values) if not (found == i).any()]
+    if absent:
+        raise EmotraceError(f"{place or 'here'}: no (accepted) prompt has {label} {absent[0]!r}.")
+    return found

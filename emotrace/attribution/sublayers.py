@@ -1,0 +1,301 @@
+"""Sublayers: how strongly the output of every attention and MLP block drives the emotion that the stack ends in.
+
+The residual after a sublayer is shifted along that sublayer's own direction of an emotion, at the last prompt token, and
+the projection of the last layer on the emotion's reference direction is read::
+
+    s_e(δ) = ⟨read-out at the last token, v_ref_e⟩          influence = d s_e / d δ  at δ = 0, mean over prompts
+    finite(α) = (mean s_e(α·σ) − mean s_e(0)) / (α·σ)        σ = mean RMS of the residual after the sublayer
+
+The derivative is exact and comes from one forward and one backward pass per emotion for all sublayers; `finite` is what
+the original measured, with one forward for every sublayer, dose and emotion. They agree where s_e is linear in δ.
+
+Source: arXiv 2510.11328 (sublayer importance).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from emotrace.attribution.backward import Backward, Cell, cells, residuals
+from emotrace.attribution.files import digest, save
+from emotrace.attribution.files import plain as json_of
+from emotrace.attribution.finite import finite_sums
+from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
+from emotrace.attribution.streams import origin
+from emotrace.attribution.sums import Sums
+from emotrace.attribution.weights import chosen_layers
+from emotrace.datasets import Prompts
+from emotrace.labels import EmotraceError, unknown
+from emotrace.model import versions
+from emotrace.runlog import progress as progress_bar
+from emotrace.sites import Sites
+
+CHUNK = 256
+"""Prompts between two commits."""
+PLACE = "sublayer_influence"
+READOUTS = ("resid_post", "final_norm")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What `sublayer_influence` would do.
+
+    Attributes:
+        prompts: different prompts that count for some label.
+        tokens: of all of them.
+        labels: backward passes of each batch.
+        sublayers: derivatives that each of these gives.
+        doses: finite doses.
+    """
+
+    prompts: int
+    tokens: int
+    labels: int
+    sublayers: int
+    doses: int
+
+    @property
+    def forwards(self) -> int:
+        """Prompts × forwards of the finite doses, the base included; 0 without doses."""
+        return self.prompts * self.labels * (1 + self.doses * self.sublayers) if self.doses else 0
+
+    def __str__(self) -> str:
+        finite = f"; finite doses: {self.forwards:,} prompts forward" if self.doses else ""
+        return (
+            f"{self.prompts} prompts, {self.tokens} tokens: one forward and {self.labels} backward passes for "
+            f"{self.sublayers} sublayers{finite}"
+        )
+
+
+def sublayer_influence(
+    model: Any,
+    plain: Any,
+    directions: xr.DataArray,
+    *,
+    reference: xr.DataArray | None = None,
+    doses: Sequence[float] = (),
+    readout: str = "resid_post",
+    label: str = "emotion",
+    accepted: Iterable[str] | None = None,
+    layers: Iterable[int] | int | None = None,
+    sigma: xr.DataArray | None = None,
+    align: bool = False,
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    progress: bool = True,
+    dry_run: bool = False,
+) -> Any:
+    """Influence of every sublayer on the read-out of each label: the exact small-dose limit, and finite doses.
+
+    Plain prompts do not name an emotion, so they are the same for all labels: one forward serves all of them. What is
+    shifted is the residual right after the sublayer: 1/c is added to the output of a sublayer in a residual of scale c; in
+    post-LN models the output of its norm is shifted. In parallel layers both sublayers shift ``resid_post``,
+    along its direction, and have the same influence by construction. The attrs and ``read_at`` say so.
+
+    Args:
+        model: from `emotrace.load`.
+        plain: prompts without the emotion; where they carry ``label`` (`Prompts.for_each`), each counts for its own only.
+        directions: ``[label, layer, sublayer, dim]``, of `emotrace.directions.centered_mean`.
+        reference: ``[label, dim]``, of `reference_direction`; None takes that of `stable_block`.
+        doses: finite doses α in units of σ, e.g. ``(0.1, 0.3, 0.5, 0.7)``; each costs a forward per sublayer.
+        readout: ``resid_post`` of the last layer, the space of the directions, or ``final_norm`` after it (the original's,
+            whose reference is fitted before the norm).
+        label: the dim of ``directions`` that tells labels apart.
+        accepted: keys of accepted prompted replies (``{plain key}__{label}``): only their plain prompts count for a label.
+        layers: 0-based; None for every layer that has both sublayers and directions.
+        sigma: σ as ``[layer, sublayer]`` over ``resid_mid, resid_post``, e.g. of `emotrace.directions.mean_rms` on the
+            prompts with the emotion (the original's); None measures it on these prompts.
+        align: turn local directions round that point away from the reference, as the original did (see
+            `local_directions` for why not).
+        batch_size: prompts per forward.
+        out: folder for running sums and the result; a killed run continues there and ends with the same bits.
+        progress: show a bar on stderr.
+        dry_run: return what would be done (`Passes`).
+
+    Returns:
+        Dataset: ``influence, std [label, layer, sublayer]`` (std over prompts, ddof 0), ``finite [dose, label, layer,
+        sublayer]`` where doses are given, ``sigma [layer, sublayer]``, ``base, n [label]`` (mean s_e without a shift,
+        number of prompts); coordinates ``read_at, shifted_at [layer, sublayer]`` and ``flipped``. Sublayers ``attn_out,
+        mlp_out``. Positive: more of this output along its direction raises the projection on the reference.
+
+    Raises:
+        EmotraceError: before anything runs, for prompts, directions, layers or doses that do not fit the model or each
+            other; for sums of another run in ``out``.
+    """
+    prompts, sites = Prompts.of(plain), model.sites
+    if batch_size < 1:
+        raise EmotraceError(f"sublayer_influence(batch_size={batch_size}): at least 1.")
+    if label not in getattr(directions, "dims", ()):
+        raise unknown("label dim", label, getattr(directions, "dims", ()), "sublayer_influence(directions=…)")
+    if directions.sizes.get("dim") != sites.d_model:
+        raise EmotraceError(
+            f"the directions are {directions.sizes.get('dim')} wide, {sites.model_class} is {sites.d_model}: "
+            "not of this model?"
+        )
+    if readout not in READOUTS:
+        raise unknown("readout", readout, READOUTS, "sublayer_influence")
+    at = ("resid_post", sites.n_layers - 1) if readout == "resid_post" else ("final_norm", None)
+    sites.address(*at)  # refuses what the model lacks
+    doses = _doses(doses)
+    chosen = chosen_layers(model, ["attn_out", "mlp_out"], layers, directions, PLACE)
+    wanted = cells(sites, chosen)
+    block = "given"
+    if reference is None:
+        places = stable_block(directions)
+        reference, block = reference_direction(directions, places), json.dumps(places)
+    elif "block" in reference.attrs:
+        block = str(reference.attrs["block"])
+    covectors = matched(reference, directions, label, "sublayer_influence(reference=…)")
+    without = [layer for layer in chosen if not sites.has("resid_mid", layer)]
+    local = local_directions(directions, chosen, without, reference if align else None)
+    along = local.stack(cell=("layer", "sublayer")).transpose("cell", label, "dim").values
+    given = None if sigma is None else _sigma(sigma, wanted)
+    values = local[label].values.tolist()
+    sequences, counts = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
+    if dry_run:
+        return Passes(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
+    source = {**origin(model, prompts), "directions_digest": digest(directions)}
+    identity = {
+        **source, "method": PLACE, "versions": versions(), "readout": readout, "labels": values, "layers": chosen,
+        "counts": _hash(json.dumps([sequences, counts.tolist()]).encode()), "reference": _hash(covectors.tobytes()),
+        "align": align, "batch_size": batch_size,
+    }  # fmt: skip
+    sums = Sums(out, identity, "influence_sums")
+    if sums.done < len(sequences):
+        backward = Backward(model, wanted, at, covectors, along, sequences)
+        _accumulate(backward, sequences, counts, sums, batch_size, progress)
+    n = counts.sum(1)
+    shape = (len(values), len(chosen), 2)
+    mean = sums["slope"] / n[:, None]
+    deviation = np.sqrt(np.maximum(sums["square"] / n[:, None] - mean**2, 0.0))
+    measured = sums["rms"] / counts.sum()
+    after = residuals(wanted)
+    sigmas = given if given is not None else np.array([measured[after.index((c.layer, c.residual))] for c in wanted])
+    grid = (label, "layer", "sublayer")
+    data: dict[str, Any] = {
+        "influence": (grid, mean.reshape(shape)),
+        "std": (grid, deviation.reshape(shape)),
+        "sigma": (grid[1:], sigmas.reshape(shape[1:])),
+        "base": ((label,), sums["score"] / n),
+        "n": ((label,), n),
+    }
+    coords: dict[str, Any] = {name: local[name] for name in (label, "layer", "sublayer", "read_at", "flipped")}
+    coords["shifted_at"] = (grid[1:], np.array([c.site for c in wanted]).reshape(shape[1:]))
+    if doses:
+        found = finite_sums(
+            model, sequences, counts, label, values, wanted, along, covectors, at, sigmas, doses, identity, batch_size,
+            out, progress,
+        )  # fmt: skip
+        slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n
+        slope = slope / (np.array(doses)[:, None, None] * sigmas[None, :, None])
+        data["finite"] = (("dose", *grid), slope.transpose(0, 2, 1).reshape(len(doses), *shape))
+        coords["dose"] = list(doses)
+    about = {
+        "method": PLACE,
+        "sign": "positive = more of this output along its own direction raises the projection on the reference",
+        "limit": "influence: exact derivative at dose 0; finite: (mean s(dose) - mean s(0)) / (dose * sigma)",
+        "label": label, "readout": f"{readout} of the last layer" if readout == "resid_post" else "final_norm",
+        "position": "last", "shift": _shift(sites), "form": sites.form, "residual_scale": sites.scale,
+        "reference_block": block, "align": int(align), "sigma_from": "these prompts" if sigma is None else "given",
+        "n_prompts": len(sequences), **source,
+    }  # fmt: skip
+    result = xr.Dataset(data, coords, json_of(about))
+    if out is not None:
+        save(result, out, "influence")
+    return result
+
+
+def _accumulate(
+    backward: Backward, sequences: list[list[int]], counts: np.ndarray, sums: Sums, batch_size: int, progress: bool
+) -> None:
+    """Add what is not yet in the sums: Σ derivative, Σ derivative², Σ projection per label, Σ RMS per residual."""
+    with progress_bar(total=len(sequences), desc="influence", unit="prompt", enabled=progress) as bar:
+        bar.update(sums.done)
+        for start in range(sums.done, len(sequences), CHUNK):
+            stop = min(start + CHUNK, len(sequences))
+            for at in range(start, stop, batch_size):
+                rows = slice(at, min(at + batch_size, stop))
+                slopes, scores, sizes = backward(sequences[rows])
+                weights = counts[:, rows].astype(np.float64)
+                sums.add("slope", np.einsum("ecb,eb->ec", slopes, weights))
+                sums.add("square", np.einsum("ecb,eb->ec", slopes**2, weights))
+                sums.add("score", (scores * weights).sum(1))
+                sums.add("rms", sizes @ weights.sum(0))
+                bar.update(rows.stop - rows.start)
+            sums.commit(stop)
+
+
+def _uses(
+    prompts: Prompts, ids: list[list[int]], label: str, values: Sequence[Any], accepted: Iterable[str] | None
+) -> tuple[list[list[int]], np.ndarray]:
+    """Different token sequences, longest first, and how often each counts for each label ``[label, sequence]``.
+
+    Raises:
+        EmotraceError: for a label that has no direction, or one without a prompt.
+    """
+    if isinstance(accepted, (str, bytes)):
+        raise EmotraceError(f"accepted={accepted!r} is one string; give an iterable of keys.")
+    keys = None if accepted is None else {str(key) for key in accepted}
+    labelled = label in prompts.label_names
+    found: dict[tuple[int, ...], np.ndarray] = {}
+    for prompt, sequence in zip(prompts, ids, strict=True):
+        own = prompt.labels.get(label)
+        if labelled and own not in values:
+            raise unknown(f"{label} of prompt {prompt.key!r}", own, values, "sublayer_influence")
+        count = found.setdefault(tuple(sequence), np.zeros(len(values), dtype=np.int64))
+        for i, value in enumerate(values):
+            key = prompt.key if labelled else f"{prompt.key}__{value}".replace("/", "_")
+            count[i] += (not labelled or own == value) and (keys is None or key in keys)
+    used = [sequence for sequence in sorted(found, key=len, reverse=True) if found[sequence].any()]
+    counts = np.array([found[sequence] for sequence in used]).reshape(len(used), len(values)).T
+    for value, n in zip(values, counts.sum(1), strict=True):
+        if not n:
+            example = prompts[0].key if labelled else f"{prompts[0].key}__{value}"
+            raise EmotraceError(f"no (accepted) prompt counts for {label} {value!r}; its keys are such as {example!r}.")
+    return [list(sequence) for sequence in used], counts
+
+
+def _doses(doses: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(float(dose) for dose in doses)
+    if len(set(found)) != len(found) or any(not np.isfinite(dose) or dose == 0 for dose in found):
+        raise EmotraceError(f"sublayer_influence(doses={doses}): doses are different numbers, not zero.")
+    return found
+
+
+def _sigma(sigma: xr.DataArray, wanted: Sequence[Cell]) -> np.ndarray:
+    """σ of every cell.
+
+    Raises:
+        EmotraceError: for missing dims or places, or a σ that is not positive.
+    """
+    if set(getattr(sigma, "dims", ())) != {"layer", "sublayer"}:
+        raise EmotraceError("sigma has the dims (layer, sublayer), with resid_mid and resid_post as sublayers.")
+    found = []
+    for cell in wanted:
+        for dim, value in (("layer", cell.layer), ("sublayer", cell.residual)):
+            if value not in sigma[dim].values.tolist():
+                raise unknown(f"{dim} of sigma", value, sigma[dim].values.tolist(), "sublayer_influence(sigma=…)")
+        found.append(float(sigma.sel(layer=cell.layer, sublayer=cell.residual)))
+    if not all(np.isfinite(s) and s > 0 for s in found):
+        raise EmotraceError("sublayer_influence(sigma=…): every σ is a positive number.")
+    return np.array(found)
+
+
+def _shift(sites: Sites) -> str:
+    """What is shifted, in words."""
+    shift = "the residual after the sublayer"
+    shift += {"post-ln": " (the output of its norm)", "parallel": " (resid_post for both)"}.get(sites.form, "")
+    scaled = sites.form != "post-ln" and sites.scale != 1.0
+    return shift + (f", by 1/c at its output (c = {sites.scale:.6g})" if scaled else "")
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

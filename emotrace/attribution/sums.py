@@ -1,0 +1,128 @@
+"""Sums: float64 totals over a stream of prompts, committed after each chunk and continued after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as save_tensors
+
+from emotrace.attribution.files import plain, read_pair, replace_file
+from emotrace.labels import EmotraceError
+
+FREE = ("command", "versions")
+"""Fields of an identity that may differ when a run is continued."""
+
+
+class Sums:
+    """Named totals and the number of prompts they cover.
+
+    ::
+
+        sums = Sums(out, identity)
+        for rows, acts in stream(…, start=sums.done):
+            sums.add("a", …)
+            sums.commit(rows.stop)
+
+    Each commit writes the numbers under a new name, syncs them, and then replaces the manifest that names them, so a
+    kill leaves the last commit; a repeated run ends with the same bits.
+
+    Args:
+        out: folder of ``NAME.json`` and ``NAME.DONE.safetensors``; None keeps the totals in memory.
+        identity: everything that the totals depend on, as JSON values.
+        name: stem of the files.
+
+    Attributes:
+        done: prompts covered by the last commit.
+
+    Raises:
+        EmotraceError: for totals of another identity (the difference is named) or damaged files.
+    """
+
+    def __init__(self, out: str | Path | None, identity: Mapping[str, Any], name: str = "sums") -> None:
+        self.out = None if out is None else Path(out)
+        self.name = name
+        try:
+            self.identity = json.loads(json.dumps(plain(identity)))
+        except (TypeError, ValueError) as error:
+            raise EmotraceError(f"the identity of a sum must be JSON: {error}.") from error
+        self.done = 0
+        self._arrays: dict[str, np.ndarray] = {}
+        if self.out is not None and self._manifest.is_file():
+            self._open()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A total, float64."""
+        return self._arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def add(self, name: str, value: Any) -> None:
+        """Add an array (or number) to a total of the same shape; the first one makes it.
+
+        Raises:
+            EmotraceError: for another shape, or values that are not finite.
+        """
+        value = np.asarray(value, dtype=np.float64)
+        if not np.isfinite(value).all():
+            raise EmotraceError(f"the sum {name!r} got a value that is not finite after {self.done} prompts.")
+        if name not in self._arrays:
+            self._arrays[name] = value.copy()
+        elif self._arrays[name].shape != value.shape:
+            raise EmotraceError(f"the sum {name!r} has shape {self._arrays[name].shape}; {value.shape} was added.")
+        else:
+            self._arrays[name] += value
+
+    def commit(self, done: int) -> None:
+        """The totals now cover ``done`` prompts; with a folder, wait until that is on disk.
+
+        Raises:
+            EmotraceError: if ``done`` does not grow, or the disk is full (the last commit stays).
+        """
+        if done <= self.done:
+            raise EmotraceError(f"commit({done}): {self.done} prompts are committed already.")
+        before, self.done = self.done, done
+        if self.out is None:
+            return
+        blob = save_tensors(self._arrays)
+        manifest = {
+            "done": done,
+            "numbers": self._numbers(done).name,
+            "sha256": hashlib.sha256(blob).hexdigest(),
+            "identity": self.identity,
+        }
+        replace_file(self._numbers(done), blob)
+        replace_file(self._manifest, (json.dumps(manifest, indent=1) + "\n").encode())
+        if before:
+            self._numbers(before).unlink(missing_ok=True)
+
+    @property
+    def _manifest(self) -> Path:
+        assert self.out is not None
+        return self.out / f"{self.name}.json"
+
+    def _numbers(self, done: int) -> Path:
+        assert self.out is not None
+        return self.out / f"{self.name}.{done}.safetensors"
+
+    def _open(self) -> None:
+        try:
+            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+            identity, done = found["identity"], int(found["done"])
+            numbers = self._manifest.with_name(Path(found["numbers"]).name)
+        except (ValueError, KeyError, TypeError) as error:
+            raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
+        for field in sorted({*identity, *self.identity} - set(FREE)):
+            if identity.get(field) != self.identity.get(field):
+                raise EmotraceError(
+                    f"{self.out} holds sums of another run: {field} is {identity.get(field)!r} there and "
+                    f"{self.identity.get(field)!r} here. Choose another folder, or remove it."
+                )
+        _, arrays = read_pair(self._manifest, numbers)
+        self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}
+        self.done = done

@@ -1,0 +1,87 @@
+"""Gradients: one forward, and one backward pass per label, from a read-out at one token to the places before it.
+
+A *program* is a list of steps sorted by order: ``("shift", order, place, factor)``, ``("rms", order, place)`` and, last,
+``("read", order, place, 0)``. A shift adds ``factor · δ`` with δ = 0 at the token of each prompt; what a backward pass
+leaves at δ is the derivative of the read-out along a shift of that place. Weights are not touched: nothing is written to
+their ``.grad``, and no gradient of theirs is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nnsight
+import torch
+
+from emotrace.traced import places
+
+
+def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
+    """How fast projections of a read-out change where places are shifted along given directions.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids, mask and whatever else the forward takes.
+        program: see above.
+        at: column of the token, one per row.
+        covectors: ``[label, width]``, what the read-out is projected on.
+        along: ``[shift, label, width]``, the direction of each shift.
+
+    Returns:
+        On the CPU: derivatives ``[label, shift, row]``, projections ``[label, row]``, RMS of the places ``[rms, row]``.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), model.trace(inputs) as tracer:
+        found = nnsight.save(_slopes(program, at, covectors, along))
+        tracer.stop()
+    return found
+
+
+def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
+    rows = torch.arange(len(at))
+    shifts: list[torch.Tensor] = []
+    sizes: list[torch.Tensor] = []
+    out = torch.zeros(())
+    for step in program:
+        value = places.fetch(step[2], None, len(at))
+        here = torch.tensor(at, device=value.device)
+        if step[0] == "shift":
+            zero = torch.zeros((len(at), 1, value.shape[-1]), dtype=value.dtype, device=value.device)
+            shifts.append(zero.requires_grad_(True))
+            delta = step[3] * shifts[-1]
+            if value.shape[1] > 1:
+                columns = torch.arange(value.shape[1], device=value.device)
+                delta = delta * (columns[None, :] == here[:, None])[..., None]
+            places.add(step[2], delta)
+            continue
+        token = _wide(value[rows.to(value.device), here])
+        if step[0] == "rms":
+            sizes.append(token.detach().square().mean(-1).sqrt())
+        else:
+            out = token
+    scores = out @ covectors.to(out.device, out.dtype).T
+    return _backward(scores, shifts, along), scores.detach().T.cpu(), _stacked(sizes, out, len(at))
+
+
+def _backward(scores: torch.Tensor, shifts: list, along: torch.Tensor) -> torch.Tensor:
+    """Rows do not depend on each other, so the gradient of their sum holds each row's own."""
+    found = []
+    for label in range(scores.shape[1]):
+        last = label == scores.shape[1] - 1
+        grads = torch.autograd.grad(scores[:, label].sum(), shifts, retain_graph=not last)
+        dots = []
+        for grad, direction in zip(grads, along[:, label], strict=True):
+            g = _wide(grad[:, 0])
+            dots.append((g @ direction.to(g.device, g.dtype)).to(scores.device))
+        found.append(torch.stack(dots))
+    return torch.stack(found).cpu()
+
+
+def _stacked(sizes: list, like: torch.Tensor, rows: int) -> torch.Tensor:
+    if not sizes:
+        return torch.zeros((0, rows))
+    return torch.stack([size.to(like.device) for size in sizes]).cpu()
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    """At least float32: products of half-precision numbers are summed in float32."""
+    return value if value.dtype == torch.float64 else value.float()
