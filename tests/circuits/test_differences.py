@@ -1,0 +1,201 @@
+"""Difference vectors: streamed sums against a whole capture, groups, families, continuing after a kill."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import emotrace as et
+from emotrace import attribution
+from emotrace.capturing.run import Dry
+from emotrace.circuits import difference_vectors, differences
+from emotrace.datasets import Prompts
+from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
+from tests.helpers import loaded
+
+
+def prompts(n=3, seed=0, emotions=EMOTIONS[:3], drop=()):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(n):
+        for valence in VALENCES:
+            shared = rng.integers(9, 160, rng.integers(2, 6)).tolist()
+            for emotion in emotions:
+                key = f"work_{s:02}__{valence}__{emotion}"
+                if key not in drop:
+                    ids = [*shared, *rng.integers(9, 160, rng.integers(1, 4)).tolist()]
+                    labels = {"skeleton_id": f"work_{s:02}", "valence": valence, "emotion": emotion}
+                    rows.append({"key": key, "token_ids": ids, **labels})
+    return Prompts.of(rows)
+
+
+def run(model, given, **options):
+    return difference_vectors(model, given, progress=False, **{"prompts_per_chunk": 7, "batch_size": 4, **options})
+
+
+def whole(model, given, site, **options):
+    acts = et.capture(model, given, [site], progress=False)
+    return acts, et.directions.centered_mean(acts, variable=site, unit=False, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "falcon", "bert"])
+def test_equals_the_centred_mean_of_a_whole_capture(name):
+    model, given = loaded(name), prompts()
+    got = run(model, given)
+    for site in ("z", "neuron"):
+        acts, expected = whole(model, given, site)
+        assert got[site].dims == expected.dims
+        assert got[site].dtype == np.float32
+        np.testing.assert_allclose(got[site].values, expected.values, atol=2e-6)
+        np.testing.assert_allclose(got[site].sum("emotion").values, 0, atol=1e-5)
+        np.testing.assert_allclose(got[f"{site}_mean"].values, acts.sel(site).mean("token").values, atol=2e-6)
+    assert (got.attrs["n_groups"], got.attrs["label"]) == (9, "emotion")
+    json.dumps(got.attrs)
+
+
+def test_equals_the_formula_read_aloud():
+    """Groups are scenario and valence; what one lacks is left out as a whole, and rows of one cell are averaged."""
+    missing = "work_01__neutral__fear"
+    given = prompts(emotions=("anger", "fear"), drop=(missing,))
+    twice = Prompts([*given, *Prompts.of([{**row, "key": f"{row['key']}__2"} for row in rows_of(given)[:1]])])
+    model = loaded("llama")
+    acts = et.capture(model, twice, ["neuron"], progress=False).sel("neuron", layer=1)
+    cells: dict = {}
+    for i, p in enumerate(twice):
+        at = (p.labels["skeleton_id"], p.labels["valence"])
+        cells.setdefault(at, {}).setdefault(p.labels["emotion"], []).append(acts.values[i].astype(np.float64))
+    full = [{e: sum(x) / len(x) for e, x in cell.items()} for cell in cells.values() if len(cell) == 2]
+    got = run(model, twice, sites=["neuron"], layers=[1])
+    for emotion in ("anger", "fear"):
+        d = [cell[emotion] - (cell["anger"] + cell["fear"]) / 2 for cell in full]
+        np.testing.assert_allclose(got["neuron"].sel(emotion=emotion, layer=1).values, sum(d) / len(d), atol=2e-6)
+    assert (len(full), got.attrs["n_groups"]) == (8, 8)
+    assert json.loads(got.attrs["incomplete"]) == [{"group": ["work_01", "neutral"], "missing": ["fear"]}]
+
+
+def rows_of(given):
+    return [{"key": p.key, "token_ids": list(p.token_ids), **p.labels} for p in given]
+
+
+def test_valences_do_not_overwrite_each_other():
+    """The original keyed groups by scenario alone: one of three valences survived. Here all of them count."""
+    model, given = loaded("llama"), prompts()
+    both = run(model, given)
+    one = run(model, given.where(valence="negative"))
+    assert (both.attrs["n_groups"], one.attrs["n_groups"]) == (9, 3)
+    assert np.abs(both["z"].values - one["z"].values).max() > 1e-3
+    np.testing.assert_allclose(
+        both["z"].values, np.mean([run(model, given.where(valence=v))["z"].values for v in VALENCES], axis=0), atol=2e-6
+    )
+
+
+def test_accepted_keys_and_other_groups():
+    model, given = loaded("llama"), prompts()
+    keys = [k for k in given.keys if k != "work_02__positive__anger"]
+    got = run(model, given, accepted=keys)
+    _, expected = whole(model, given, "z", accepted=keys)
+    np.testing.assert_allclose(got["z"].values, expected.values, atol=2e-6)
+    assert got.attrs["n_groups"] == 8
+    loose = run(model, given, accepted=keys, complete=False, within="skeleton_id")
+    _, expected = whole(model, given, "z", accepted=keys, complete=False, within="skeleton_id")
+    np.testing.assert_allclose(loose["z"].values, expected.values, atol=2e-6)
+
+
+def test_chunks_and_batches_do_not_matter():
+    model, given = loaded("llama"), prompts()
+    base = run(model, given)
+    for options in (
+        {"prompts_per_chunk": 100},
+        {"prompts_per_chunk": 1},
+        {"batch_size": 1},
+        {"prompts_per_chunk": None},
+    ):
+        np.testing.assert_allclose(run(model, given, **options)["neuron"].values, base["neuron"].values, atol=2e-6)
+
+
+def test_models_with_some_of_it():
+    """No neurons (mixture of experts): heads alone. Neurons in some layers: the others hold 0, and attrs say which."""
+    got = run(loaded("mixtral"), prompts())
+    assert set(got.data_vars) == {"z", "z_mean"}
+    assert got.attrs["z_layers"] == [0, 1, 2]
+    model = loaded("deepseek-v3")
+    some = list(model.sites.layers("neuron"))
+    assert 0 < len(some) < model.sites.n_layers
+    got = run(model, prompts())
+    assert got.attrs["neuron_layers"] == some
+    others = [i for i in got["layer"].values if i not in some]
+    assert not got["neuron"].sel(layer=others).values.any()
+    _, expected = whole(model, prompts(), "neuron")
+    np.testing.assert_allclose(got["neuron"].sel(layer=some).values, expected.values, atol=2e-6)
+
+
+def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
+    model, given = loaded("llama"), prompts()
+    base = run(model, given)
+    real = differences.stream
+
+    def killed(*args, **options):
+        for i, part in enumerate(real(*args, **options)):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(differences, "stream", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, given, out=tmp_path)
+    asked = []
+    monkeypatch.setattr(differences, "stream", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
+    xr.testing.assert_identical(run(model, given, out=tmp_path), base)
+    xr.testing.assert_identical(run(model, given, out=tmp_path), base)
+    assert asked == [14, 27]
+    xr.testing.assert_identical(attribution.load(tmp_path, "differences"), base)
+    with pytest.raises(EmotraceError, match="complete"):
+        run(model, given, out=tmp_path, complete=False)
+
+
+def test_dry_run():
+    found = run(loaded("llama"), prompts(), dry_run=True)
+    assert isinstance(found, Dry)
+    assert (found.rows, found.prompts, found.row_groups) == (27, 27, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"sites": ["resid_post"]}, "unknown site 'resid_post'"),
+        ({"sites": []}, "neither z nor neuron"),
+        ({"layers": [3]}, "layer 3"),
+        ({"label": "emotions"}, "Did you mean 'emotion'"),
+        ({"within": ("skeleton",)}, "skeleton_id"),
+        ({"accepted": ["nobody"]}, "none of the keys"),
+        ({"prompts_per_chunk": 0}, "prompts_per_chunk=0"),
+    ],
+)
+def test_bad_input(options, word):
+    with pytest.raises(EmotraceError, match=word):
+        run(loaded("llama"), prompts(), **options)
+
+
+def test_a_model_without_neurons_says_so_when_asked():
+    with pytest.raises(EmotraceError, match="no site 'neuron'"):
+        run(loaded("mixtral"), prompts(), sites=["neuron"])
+
+
+def test_published_attention_vectors(oracles):
+    """Specification §9, rows 8 and 9: norms, means and deviations of the summary; the emotions add up to zero."""
+    vectors = oracles.npy("emotion_circuits/attention_difference_vectors.npy")
+    summary = oracles.json("emotion_circuits/attention_difference_summary.json")
+    assert vectors.shape == (6, 28, 3072)
+    for e, emotion in enumerate(EMOTIONS):
+        for layer in range(28):
+            about = summary[emotion]["layers"][str(layer)]
+            x = vectors[e, layer]
+            assert about["count"] == 448
+            assert [about[k] for k in ("norm", "mean", "std")] == [
+                float(np.linalg.norm(x)),
+                float(x.mean()),
+                float(x.std()),
+            ]
+    residue = np.linalg.norm(vectors.sum(0), axis=-1) / np.linalg.norm(vectors, axis=-1).sum(0)
+    assert residue.max() < 2e-6
