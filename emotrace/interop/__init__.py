@@ -1,0 +1,39 @@
+"""Interop: the layouts of EmotionCircuits (arXiv 2510.11328) read and written, and edits baked into plain checkpoints.
+
+Everything read comes back labelled and in the layout that emotrace itself makes; what is written is what the authors' scripts
+look for. Files are data: nothing in them is run.
+"""
+
+from emotrace.interop.bake import bake
+from emotrace.interop.differences import read_differences, write_differences
+from emotrace.interop.published import read_activations, read_directions, read_sigma, read_similarity, write_directions
+from emotrace.interop.replies import read_replies, write_replies
+from emotrace.interop.tables import (
+    read_circuit,
+    read_heads,
+    read_importance,
+    read_neurons,
+    write_circuit,
+    write_heads,
+    write_neurons,
+)
+
+__all__ = [
+    "bake",
+    "read_activations",
+    "read_circuit",
+    "read_differences",
+    "read_directions",
+    "read_heads",
+    "read_importance",
+    "read_neurons",
+    "read_replies",
+    "read_sigma",
+    "read_similarity",
+    "write_circuit",
+    "write_differences",
+    "write_directions",
+    "write_heads",
+    "write_neurons",
+    "write_replies",
+]
