@@ -9,9 +9,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from emotrace.report import captions
+from emotrace.report.attention import attention_patterns
+from emotrace.report.circuits import circuit_map
+from emotrace.report.comparison import equal_kl
 from emotrace.report.doses import dose_curve
+from emotrace.report.effects import effect_curves, influence_profile
 from emotrace.report.geometry import chosen_layer, similarity
 from emotrace.report.layers import agnosticism, layer_profile
+from emotrace.report.overlap import circuit_overlap
+from emotrace.report.parts import CircuitParts
 from emotrace.report.replies import accuracy_bars, confusion
 from emotrace.report.style import save
 
@@ -19,9 +25,15 @@ __all__ = [
     "Shown",
     "accuracy_bars",
     "agnosticism",
+    "attention_patterns",
+    "circuit_map",
+    "circuit_overlap",
     "confusion",
     "dose_curve",
     "draw",
+    "effect_curves",
+    "equal_kl",
+    "influence_profile",
     "layer_profile",
     "save",
     "similarity",
@@ -38,7 +50,10 @@ class Shown(NamedTuple):
 
 
 def draw(
-    report: Mapping[str, Any], directions: xr.DataArray | None = None, found: xr.Dataset | None = None
+    report: Mapping[str, Any],
+    directions: xr.DataArray | None = None,
+    found: xr.Dataset | None = None,
+    circuits: Mapping[str, Any] | CircuitParts | None = None,
 ) -> list[Shown]:
     """Every figure that the data suffice for, in the order of the page.
 
@@ -46,7 +61,12 @@ def draw(
         report: content of report.json; absent parts leave their figure out.
         directions: ``[emotion, layer, sublayer, dim]`` of `directions.centered_mean`.
         found: of `directions.context_agnosticism`.
+        circuits: `CircuitParts`, or a mapping of its fields.
+
+    Raises:
+        EmotraceError: for a part of ``circuits`` that is unknown or lacks what its figure needs.
     """
+    parts = CircuitParts.of(circuits)
     out: list[Shown] = []
 
     def add(name: str, heading: str, caption: str, figure: Callable[[], Figure]) -> None:
@@ -58,6 +78,8 @@ def draw(
         add("confusion", "What was asked and what was read", captions.confusion(), lambda: confusion(report))
     if report.get("sweep"):
         add("dose", "Dose and fluency", captions.dose(report), lambda: dose_curve(report))
+    if report.get("comparison"):
+        add("comparison", "Steering and circuit at equal KL", captions.comparison(report), lambda: equal_kl(report))
     if directions is not None:
         layers = [int(i) for i in directions["layer"].values]
         at = chosen_layer(layers, report.get("chosen"))
@@ -77,4 +99,17 @@ def draw(
     if directions is not None and "norm" in directions.coords:
         profile = report.get("layer_profile")
         add("layers", "Layer profile", captions.layers(directions), lambda: layer_profile(directions, found, profile))
+    if parts.circuit is not None or parts.heads is not None:
+        add("circuit", "Where the components lie", captions.circuit(parts), lambda: circuit_map(parts))
+    if parts.circuit is not None and len(parts.circuit.labels) > 1 and len(parts.circuit.components):
+        circuit = parts.circuit
+        add("overlap", "What circuits share", captions.overlap(circuit), lambda: circuit_overlap(circuit))
+    if parts.curves:
+        heading = "Do the best components carry the emotion?"
+        add("curves", heading, captions.curves(parts.curves), lambda: effect_curves(parts.curves))
+    if parts.influence is not None:
+        influence = parts.influence
+        add("influence", "Which sublayers matter", captions.influence(influence), lambda: influence_profile(influence))
+    if parts.attention:
+        add("attention", "Where top heads look", captions.attention(), lambda: attention_patterns(parts.attention))
     return out

@@ -11,9 +11,10 @@ import jinja2
 import xarray as xr
 
 from emotrace.labels import EmotraceError
-from emotrace.report import figures, style, tables
+from emotrace.report import components, figures, style, tables
 from emotrace.report.figures import Shown
-from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
+from emotrace.report.numbers import headlines, lifts, paired, published, scores
+from emotrace.report.parts import CircuitParts
 from emotrace.report.samples import samples
 
 TEACHING: Final = (
@@ -39,6 +40,7 @@ def write(
     manifest: Mapping[str, Any] | None = None,
     command: str = "",
     *,
+    circuits: Mapping[str, Any] | CircuitParts | None = None,
     groups: int = 6,
     seed: int = 0,
 ) -> Path:
@@ -52,6 +54,7 @@ def write(
         agnosticism: of `directions.context_agnosticism`.
         manifest: content of manifest.json.
         command: what repeats the run; by default the manifest's.
+        circuits: `CircuitParts`, or a mapping of its fields: circuit, contributions, curves, influence and what else there is.
         groups: how many scenarios are shown side by side.
         seed: which ones: drawn without looking at the replies.
 
@@ -59,17 +62,19 @@ def write(
         The path of report.html.
 
     Raises:
-        EmotraceError: if ``out_dir`` is a file.
+        EmotraceError: if ``out_dir`` is a file; for a part of ``circuits`` that is unknown or lacks what its figure needs.
     """
+    parts = CircuitParts.of(circuits)
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise EmotraceError(f"report.write(out_dir={str(out)!r}): that is a file; give a folder.")
     out.mkdir(parents=True, exist_ok=True)
-    shown = figures.draw(report, directions, agnosticism)
+    shown = figures.draw(report, directions, agnosticism, parts)
     for one in shown:
         figures.save(one.figure, out / "figures" / f"{one.name}.png")
-    files = tables.write(out / "tables", report, agnosticism)
-    html = render(report, rows, shown, [f.name for f in files], manifest, command, groups=groups, seed=seed)
+    files = tables.write(out / "tables", report, agnosticism, parts)
+    names = [f.name for f in files]
+    html = render(report, rows, shown, names, manifest, command, circuits=parts, groups=groups, seed=seed)
     part = out / "report.html.tmp"
     part.write_text(html, encoding="utf-8")
     os.replace(part, out / "report.html")
@@ -84,19 +89,22 @@ def render(
     manifest: Mapping[str, Any] | None = None,
     command: str = "",
     *,
+    circuits: Mapping[str, Any] | CircuitParts | None = None,
     groups: int = 6,
     seed: int = 0,
 ) -> str:
     """The page as text; figures and tables are named by relative path. Arguments as `write`."""
-    manifest = manifest or {}
+    manifest, parts = manifest or {}, CircuitParts.of(circuits)
     return _ENV.get_template("page.html").render(
         model=_model(report, manifest),
         when=manifest.get("finished") or manifest.get("started") or "",
         notices=notices(report),
         headlines=headlines(report),
+        published=published(report),
         scores=scores(report),
         setting=setting(report),
-        lifts=_lifts(report),
+        lifts=lifts(report),
+        paired=paired(report),
         fluency=tables.fluency(report).to_dict("records"),
         figures=[
             {
@@ -108,6 +116,8 @@ def render(
             }
             for s in shown
         ],
+        tokens=components.token_rows(parts.tokens),
+        prompts=components.prompt_rows(parts.top_prompts),
         samples=samples(rows, groups, seed),
         seed=seed,
         files=files,
@@ -136,56 +146,6 @@ def notices(report: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers that come first: the methods, the best control, the lift."""
-    accuracy, fluent = report.get("accuracy") or {}, report.get("accuracy_fluent") or {}
-    out = []
-    for method in ("prompt", "steer", "circuit"):
-        if method in accuracy:
-            leaf = accuracy[method].get("overall")
-            second = style.number((fluent.get(method) or {}).get("overall"))
-            note = f"{style.percent(second)} and fluent" if second == second else ""
-            out.append({"name": method, "value": style.percent(leaf, 1), "interval": bounds(leaf), "note": note})
-    controls = {m: accuracy[m].get("overall") for m in CONTROLS if m in accuracy}
-    if controls:
-        best = max(controls, key=lambda m: style.number(controls[m]))
-        note = f"{best}; chance {style.percent(chance_of(report))}"
-        out.append(
-            {
-                "name": "best control",
-                "value": style.percent(controls[best], 1),
-                "interval": bounds(controls[best]),
-                "note": note,
-            }
-        )
-    lifts = {m: found["overall"] for m, found in style.lifts_of(report).items() if "overall" in found}
-    for method in [m for m in CONTROLLED if m in lifts][:1]:
-        lift = lifts[method]
-        note = f"p = {_p(lift.get('p'))}"
-        out.append({"name": f"{method} over none", "value": _points(lift), "interval": bounds(lift), "note": note})
-    return out
-
-
-def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per method for the table under the headline numbers."""
-    out = []
-    for method in style.methods_of(report.get("accuracy") or {}):
-        leaf = report["accuracy"][method].get("overall") or {}
-        others = {s: ((report.get(s) or {}).get(method) or {}).get("overall") for s in tables.SCORES[1:]}
-        out.append(
-            {
-                "method": method,
-                "draws": len(leaf.get("draws") or []),
-                **{k: (leaf.get(k) if leaf.get(k) is not None else "–") for k in ("n", "n_unjudged")},
-                "worst": style.percent(leaf.get("worst_case"), 1),
-                "accuracy": cell(leaf),
-                "fluent": cell(others["accuracy_fluent"]),
-                "target": cell(others["accuracy_target"]),
-            }
-        )
-    return out
-
-
 def setting(report: Mapping[str, Any]) -> str:
     """One sentence on test set, judge and chosen point."""
     parts = []
@@ -200,17 +160,6 @@ def setting(report: Mapping[str, Any]) -> str:
         place = f" of {chosen['site']}" if "site" in chosen else ""
         parts.append(f"steered at layers {style.layer_range(chosen['layers'])}{place}, dose {chosen['dose']:g}")
     return "; ".join(parts)
-
-
-def cell(leaf: Any) -> str:
-    """``93.1 % [91.9, 94.2]``; a dash where there is nothing."""
-    return f"{style.percent(leaf, 1)} {bounds(leaf)}".strip() if leaf else "–"
-
-
-def bounds(leaf: Any) -> str:
-    """``[91.9, 94.2]``, in percent."""
-    low, high = style.interval(leaf)
-    return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−") if low == low and high == high else ""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -233,29 +182,3 @@ def _model(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         if found:
             return str(found)
     return "an unnamed model"
-
-
-def _lifts(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    found = style.lifts_of(report)
-    return [
-        {
-            "method": m,
-            "name": n,
-            "value": _points(leaf),
-            "interval": bounds(leaf),
-            "p": _p(leaf.get("p")),
-            "n": str(leaf.get("n", "–")),
-        }
-        for m in found
-        for n, leaf in found[m].items()
-    ]
-
-
-def _points(leaf: Any) -> str:
-    value = style.number(leaf)
-    return f"{100 * value:+.1f} points".replace("-", "−") if value == value else "–"
-
-
-def _p(p: Any) -> str:
-    value = style.number(p)
-    return "–" if value != value else f"{value:.2g}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import matplotlib.font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -123,6 +125,39 @@ def percent(value: Any, digits: int = 0) -> str:
     if 0 < abs(x) < 1 and round(100 * abs(x), digits) in (0, 100):
         digits = 2 if digits else 1
     return f"{100 * x:.{digits}f} %".replace("-", "−")
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """``+0.52`` or ``−1.3``, with so many significant digits; a dash where there is no number."""
+    x = number(value)
+    if not math.isfinite(x):
+        return "–"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(x)))) if x else digits
+    return f"{x:+.{min(places, 6)}f}".replace("-", "−")
+
+
+def visible(text: Any) -> str:
+    """A token with its blanks as ␣ and its line ends as ↵."""
+    return str(text).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+
+
+def printed(text: Any, longest: int = 0) -> str:
+    """A token as a figure can print it: `visible`, no mathematics, □ for what the font lacks.
+
+    Args:
+        text: of a token or prompt.
+        longest: characters after which it is cut; 0 for never.
+    """
+    out = visible(text)
+    out = out if not longest or len(out) <= longest else out[: longest - 1] + "…"
+    out = "".join(c if ord(c) in _glyphs() else "□" for c in out)
+    return out.replace("$", r"\$")
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    path = matplotlib.font_manager.findfont(matplotlib.font_manager.FontProperties())
+    return frozenset(matplotlib.font_manager.get_font(path).get_charmap())
 
 
 def methods_of(part: Mapping[str, Any]) -> list[str]:

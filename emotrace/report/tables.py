@@ -12,6 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.report import style
+from emotrace.report.components import frames
+from emotrace.report.parts import CircuitParts
 
 SCORES = ("accuracy", "accuracy_fluent", "accuracy_target")
 
@@ -92,20 +94,38 @@ def agnosticism(found: xr.Dataset | None) -> pd.DataFrame:
     return both.reindex(columns=[*[c for c in first if c in both], *[c for c in both if c not in first]])
 
 
-def write(folder: str | Path, report: Mapping[str, Any], found: xr.Dataset | None = None) -> list[Path]:
-    """Write ``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism``.csv as far as there is data.
+def comparison(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per point of the comparison at equal KL."""
+    return pd.DataFrame([_flat(point) for point in report.get("comparison") or []])
+
+
+def paired(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per paired test: ``a, b, difference, p, n_skeletons, ci_low, ci_high`` and whatever else a test says."""
+    return pd.DataFrame([_flat(test) for test in report.get("paired") or []])
+
+
+def write(
+    folder: str | Path,
+    report: Mapping[str, Any],
+    found: xr.Dataset | None = None,
+    circuits: Mapping[str, Any] | CircuitParts | None = None,
+) -> list[Path]:
+    """Write ``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired``.csv and those of
+    `components.frames`, as far as there is data.
 
     Args:
         folder: created if absent.
         report: content of report.json.
         found: of `directions.context_agnosticism`.
+        circuits: `CircuitParts`, or a mapping of its fields.
 
     Returns:
         The files written.
     """
+    parts = CircuitParts.of(circuits)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    frames = {
+    named = {
         "accuracy": accuracy(report),
         "lift": lift(report),
         "sweep": sweep(report),
@@ -113,15 +133,25 @@ def write(folder: str | Path, report: Mapping[str, Any], found: xr.Dataset | Non
         "fluency": fluency(report),
         "layer_profile": pd.DataFrame(report.get("layer_profile") or []),
         "agnosticism": agnosticism(found),
+        "comparison": comparison(report),
+        "paired": paired(report),
+        **frames(parts),
     }
     out = []
-    for name, frame in frames.items():
+    for name, frame in named.items():
         if len(frame):
             part = folder / f"{name}.csv.tmp"
             frame.to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
             os.replace(part, folder / f"{name}.csv")
             out.append(folder / f"{name}.csv")
     return out
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of an entry, and its interval as two columns."""
+    low, high = style.interval(entry)
+    plain = {k: v for k, v in entry.items() if not isinstance(v, (list, tuple, Mapping))}
+    return {**plain, "ci_low": low, "ci_high": high}
 
 
 def _leaf(

@@ -1,0 +1,129 @@
+"""Numbers: the tables of scores that the page shows, as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from emotrace.report import style
+from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
+from emotrace.report.tables import SCORES
+
+
+def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers that come first: the methods, the best control, the lift."""
+    accuracy, fluent = report.get("accuracy") or {}, report.get("accuracy_fluent") or {}
+    out = []
+    for method in ("prompt", "steer", "circuit"):
+        if method in accuracy:
+            leaf = accuracy[method].get("overall")
+            second = style.number((fluent.get(method) or {}).get("overall"))
+            note = f"{style.percent(second)} and fluent" if second == second else ""
+            out.append({"name": method, "value": style.percent(leaf, 1), "interval": bounds(leaf), "note": note})
+    controls = {m: accuracy[m].get("overall") for m in CONTROLS if m in accuracy}
+    if controls:
+        best = max(controls, key=lambda m: style.number(controls[m]))
+        note = f"{best}; chance {style.percent(chance_of(report))}"
+        out.append(
+            {
+                "name": "best control",
+                "value": style.percent(controls[best], 1),
+                "interval": bounds(controls[best]),
+                "note": note,
+            }
+        )
+    overall = {m: found["overall"] for m, found in style.lifts_of(report).items() if "overall" in found}
+    for method in [m for m in CONTROLLED if m in overall][:1]:
+        lift = overall[method]
+        note = f"p = {_p(lift.get('p'))}"
+        out.append({"name": f"{method} over none", "value": _points(lift), "interval": bounds(lift), "note": note})
+    return out
+
+
+def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per method for the table under the headline numbers."""
+    out = []
+    for method in style.methods_of(report.get("accuracy") or {}):
+        leaf = report["accuracy"][method].get("overall") or {}
+        others = {s: ((report.get(s) or {}).get(method) or {}).get("overall") for s in SCORES[1:]}
+        out.append(
+            {
+                "method": method,
+                "draws": len(leaf.get("draws") or []),
+                **{k: (leaf.get(k) if leaf.get(k) is not None else "–") for k in ("n", "n_unjudged")},
+                "worst": style.percent(leaf.get("worst_case"), 1),
+                "accuracy": cell(leaf),
+                "fluent": cell(others["accuracy_fluent"]),
+                "target": cell(others["accuracy_target"]),
+            }
+        )
+    return out
+
+
+def lifts(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row per method and emotion for the table of lifts."""
+    found = style.lifts_of(report)
+    return [
+        {
+            "method": m,
+            "name": n,
+            "value": _points(leaf),
+            "interval": bounds(leaf),
+            "p": _p(leaf.get("p")),
+            "n": str(leaf.get("n", "–")),
+        }
+        for m in found
+        for n, leaf in found[m].items()
+    ]
+
+
+def paired(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row per paired test: which two methods, by which score, how far apart, and how sure that is."""
+    out = []
+    for test in report.get("paired") or []:
+        value = test.get("difference", test.get("value"))
+        out.append(
+            {
+                "a": str(test.get("a", "")),
+                "b": str(test.get("b", "")),
+                "score": str(test.get("score", "")).replace("_", " "),
+                "difference": _points(value),
+                "interval": bounds(test),
+                "p": _p(test.get("p")),
+                "n": str(test.get("n_skeletons", test.get("n_clusters", "–"))),
+            }
+        )
+    return out
+
+
+def published(report: Mapping[str, Any]) -> str:
+    """What the paper reports, and why it cannot be held against the numbers of the page; empty where it is not given."""
+    found = report.get("published") or {}
+    if not found:
+        return ""
+    parts = ", ".join(f"{m} {style.percent(found[m], 2)}" for m in style.methods_of(found))
+    return (
+        f"Published for Llama-3.2-3B: {parts}. There the judge was told the asked emotion and each method had its own "
+        "decoding, so these figures are not comparable with the numbers on this page."
+    )
+
+
+def cell(leaf: Any) -> str:
+    """``93.1 % [91.9, 94.2]``; a dash where there is nothing."""
+    return f"{style.percent(leaf, 1)} {bounds(leaf)}".strip() if leaf else "–"
+
+
+def bounds(leaf: Any) -> str:
+    """``[91.9, 94.2]``, in percent."""
+    low, high = style.interval(leaf)
+    return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−") if low == low and high == high else ""
+
+
+def _points(leaf: Any) -> str:
+    value = style.number(leaf)
+    return f"{100 * value:+.1f} points".replace("-", "−") if value == value else "–"
+
+
+def _p(p: Any) -> str:
+    value = style.number(p)
+    return "–" if value != value else f"{value:.2g}"
