@@ -19,8 +19,24 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emotrace import cli, datasets, directions, edits, judges, report, scoring, sites, stats, store, testing
+    from emotrace import (
+        attribution,
+        circuits,
+        cli,
+        datasets,
+        directions,
+        edits,
+        interop,
+        judges,
+        report,
+        scoring,
+        sites,
+        stats,
+        store,
+        testing,
+    )
     from emotrace.capturing import capture
+    from emotrace.circuits import Circuit
     from emotrace.edits import Ablate, Add, Project, Scale
     from emotrace.generation import generate
     from emotrace.labels import EMOTIONS, EMOTIONS_EV, SITES, SUBLAYERS, VALENCES, EmotraceError
@@ -30,9 +46,13 @@ if TYPE_CHECKING:
 
 __version__ = _version("emotrace")
 
-_ROOMS = ("cli", "datasets", "directions", "edits", "judges", "report", "scoring", "sites", "stats", "store", "testing")
+_ROOMS = (
+    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "report", "scoring", "sites",
+    "stats", "store", "testing",
+)  # fmt: skip
 _NAMES = {
     "capture": "capturing",
+    "Circuit": "circuits",
     **dict.fromkeys(("Ablate", "Add", "Project", "Scale"), "edits"),
     "generate": "generation",
     **dict.fromkeys(("EMOTIONS", "EMOTIONS_EV", "SITES", "SUBLAYERS", "VALENCES", "EmotraceError"), "labels"),
@@ -50,16 +70,20 @@ __all__ = [
     "Ablate",
     "Activations",
     "Add",
+    "Circuit",
     "EmotraceError",
     "Project",
     "Scale",
     "Site",
+    "attribution",
     "capture",
+    "circuits",
     "cli",
     "datasets",
     "directions",
     "edits",
     "generate",
+    "interop",
     "judges",
     "load",
     "open_activations",

@@ -136,7 +136,7 @@ def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
         a, b = ([r for r in found if name in ("overall", r["emotion"])] for found in (rows, base))
         judged = [{r["key"] for r in found if match_of(r) is not None} for found in (a, b)]
         if judged[0] & judged[1]:
-            out[name] = stats.paired_difference(a, b)
+            out[name] = stats.paired_test(a, b)
     return out
 
 

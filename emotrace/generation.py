@@ -86,7 +86,7 @@ def generate(
             f"temperature={temperature}, top_p={top_p}: sampling needs temperature > 0 and 0 < top_p <= 1."
         )
     edits = [] if edits is None else edits
-    edits_.check(edits, sites, [p.labels for p in prompts])
+    edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
     ids = encoder.ids(prompts)
     longest = max(map(len, ids)) + max_new_tokens
@@ -115,7 +115,7 @@ def generate(
                 torch.manual_seed(seed * 1_000_003 + number)
             inputs = encoder.batch([ids[i] for i in batch])
             device = next(model._module.parameters()).device
-            labels = [prompts[i].labels for i in batch]
+            labels = [prompts[i].about for i in batch]
             columns = max(lengths) + max_new_tokens
             lowered = edits_.lower(edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True)
             tokens, counts = _run(model, {k: v.to(device) for k, v in inputs.items()}, lowered, config, max_new_tokens)

@@ -1,7 +1,8 @@
-"""Scoring: how likely a model finds given replies, as log-probability of each token and as perplexity."""
+"""Scoring: how likely a model finds given replies, and how far edits move its predictions along them."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from emotrace import edits as edits_
 from emotrace.datasets import Prompts
+from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
+from emotrace.model import locked
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import Site
+from emotrace.traced import runs
 
 LOGIT_ELEMENTS = 1 << 26
 """Most logits held at a time; the batch shrinks for large vocabularies."""
@@ -108,3 +114,97 @@ def add_perplexity(
     for value, members in zip(perplexity(model, items, batch_size, progress), groups.values(), strict=True):
         for row in members:
             row["meta"]["perplexity"] = value
+
+
+def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+    """KL(base ‖ edited) of each prompt: how far edits move the predictions along a given reply, in nats per token.
+
+    Under teacher forcing of the reply r_1 … r_n, meant to be the base model's greedy one::
+
+        KL = 1/n Σ_t Σ_w p(w | prompt, r_<t) · ln( p(w | prompt, r_<t) / q(w | prompt, r_<t) )
+
+    p without, q with the edits, which act where their positions say (``steer``: from the last prompt token on). The end
+    token is not part of a reply. 0 where the edits change no prediction.
+
+    Args:
+        model: from `emotrace.load`, causal.
+        prompts: prompts that carry ``reply_ids`` (`Prompts.with_replies`).
+        edits: applied in order; none gives zeros.
+        batch_size: sequences per forward; fewer where the vocabulary is large.
+        progress: show a bar.
+
+    Returns:
+        ``[prompt]`` float64, in the order of the prompts; NaN for an empty reply.
+
+    Raises:
+        EmotraceError: for a masked model, prompts without any reply, edits that do not fit or never fire, or logits that
+            are not finite.
+    """
+    prompts = Prompts.of(prompts)
+    sites, encoder = model.sites, model.sites.encoder
+    if batch_size < 1:
+        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
+    if not encoder.causal:
+        raise EmotraceError(f"{sites.model_class} is a masked model: it has no replies to compare predictions along.")
+    labels = [p.about for p in prompts]
+    edits_.check(edits, sites, labels)
+    ids, replies = encoder.ids(prompts), [list(p.reply_ids or ()) for p in prompts]
+    order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
+    if not order:
+        raise EmotraceError("kl needs prompts that carry replies: prompts.with_replies(rows of the un-edited model).")
+    whole = Site("")  # the model's own output: some families scale or cap what the site `logits` holds
+    read = ("read", math.inf, sites.place(whole), 0)
+    vocabulary = sites.address("logits").width
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model._module.forward).parameters else {}
+    device = next(model._module.parameters()).device
+    out, fired = np.full(len(ids), np.nan), [0] * len(edits)
+    with progress_bar(total=len(order), desc="KL", unit="reply", enabled=progress) as bar:
+        while order:
+            longest = len(ids[order[0]]) + len(replies[order[0]])
+            most = max(1, min(batch_size, LOGIT_ELEMENTS // (2 * longest * vocabulary)))  # base and edited at once
+            batch, order = order[:most], order[most:]
+            sequences = [ids[i] + replies[i] for i in batch]
+            inputs: dict[str, Any] = {k: v.to(device) for k, v in encoder.batch(sequences).items()}
+            lengths = [len(s) for s in sequences]
+            lowered = edits_.lower(
+                edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, longest, True
+            )
+            sink = _Divergence([longest - len(replies[i]) - 1 for i in batch])
+            with locked(model):
+                runs.capture(model, inputs | options, [read], len(batch), (0, longest), 0, sink.keep)
+                program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
+                counts = runs.capture(
+                    model, inputs | options, program, len(batch), (0, longest), lowered.count, sink.compare
+                )
+            fired = [a + b for a, b in zip(fired, counts, strict=True)]
+            out[batch] = sink.means
+            bar.update(len(batch))
+    edits_.refuse_silent(edits, fired)
+    wrong = [prompts[i].key for i in np.flatnonzero(~np.isfinite(out)) if replies[i]]
+    if wrong:
+        raise EmotraceError(f"the model has no finite predictions along the reply to {wrong[0]!r}.")
+    return out
+
+
+class _Divergence:
+    """Mean KL over the last columns of each (left-padded) row, from ``first`` to the one before the last.
+
+    Args:
+        first: of each row, the column whose logits predict its first reply token.
+    """
+
+    def __init__(self, first: Sequence[int]) -> None:
+        self.first = first
+        self.base: list[torch.Tensor] = []
+        self.means: list[float] = []
+
+    def keep(self, _: int, output: Any) -> None:
+        """Take the logits of the un-edited model, only where they predict a reply."""
+        self.base = [row[start:-1].clone() for row, start in zip(output.logits, self.first, strict=True)]
+
+    def compare(self, _: int, output: Any) -> None:
+        """KL to the logits of the edited model, one row at a time in float64."""
+        for base, row, start in zip(self.base, output.logits, self.first, strict=True):
+            p, q = base.double().log_softmax(-1), row[start:-1].double().log_softmax(-1)
+            terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))  # 0 · ln 0 = 0, where a model rules a token out
+            self.means.append(float(terms.sum(-1).mean()))

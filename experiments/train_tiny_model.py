@@ -77,7 +77,7 @@ class Recipe:
     n_kv_heads: int = 4
     d_ff: int = 704
     max_positions: int = 512
-    epochs: int = 8
+    epochs: int = 9
     batch: int = 32
     lr: float = 1.5e-3
     warmup: float = 0.05
@@ -85,14 +85,15 @@ class Recipe:
     dropout: float = 0.1
     exchange: float = 0.5
     compose: float = 0.5
-    soften: float = 0.5
-    hide: float = 0.7
+    soften: float = 1.0
+    hide: float = 0.5
+    hide_after: int = 5
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
 
 
-SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1)
+SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=2, hide_after=1)
 
 
 def batches(coded: list[Coded], size: int, rng: random.Random) -> Iterator[list[Coded]]:
@@ -219,7 +220,8 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         fresh = samples_of(of_epoch(epoch), recipe.seed)
         fresh = soften(fresh, recipe.soften, random.Random(f"soft {recipe.seed} {epoch}"))
         seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in fresh]
-        coded = [hide(c) if rng.random() < recipe.hide else c for c in (encode(s, tokenizer) for s in seen)]
+        share = recipe.hide if epoch >= recipe.hide_after else 0.0
+        coded = [hide(c) if rng.random() < share else c for c in (encode(s, tokenizer) for s in seen)]
         model.train()
         loss_sum, n_tokens = 0.0, 0
         bar = tqdm(batches(coded, recipe.batch, rng), total=per_epoch, desc=f"epoch {epoch + 1}", unit="batch")

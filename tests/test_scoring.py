@@ -1,15 +1,19 @@
 """Scoring: perplexity equals a slow literal loop, whatever the batch, the order and the padding."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+import emotrace as et
 from emotrace import scoring
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
-from tests.helpers import loaded
+from emotrace.testing import hooks
+from tests.helpers import hooked, loaded
 
 PROMPTS = [
     {
@@ -108,3 +112,99 @@ def test_logits_that_are_not_finite_are_an_error(monkeypatch):
         scoring.perplexity(lm, [[1, 2]])
     monkeypatch.setattr(scoring, "reply_logprobs", lambda *_: [np.array([-1e6])])
     assert math.isfinite(scoring.perplexity(lm, [[1, 2]])[0] or math.inf)
+
+
+# -- KL
+
+
+V = np.random.default_rng(1).normal(size=32).astype(np.float32)
+
+
+def literal_kl(lm, changes, prompts=PROMPTS):
+    """One prompt at a time, whole forwards under plain torch hooks; ``changes``: address → change(h, prompt length)."""
+    out = []
+    for prompt in prompts:
+        p, n = len(prompt["token_ids"]), len(prompt["reply_ids"])
+        inputs = {"input_ids": torch.tensor([prompt["token_ids"] + prompt["reply_ids"]])}
+        base = hooks.forward(lm, inputs)[0, p - 1 : -1].double()
+        with contextlib.ExitStack() as stack:
+            for address, change in changes:
+                module = lm._module.get_submodule(address.path)
+                stack.enter_context(hooked(module, address.side, lambda h, c=change, p=p: c(h, p)))
+            edited = hooks.forward(lm, inputs)[0, p - 1 : -1].double()
+        total = 0.0
+        for a, b in zip(base.softmax(-1), edited.softmax(-1), strict=True):
+            total += sum(x * math.log(x / y) for x, y in zip(a.tolist(), b.tolist(), strict=True))
+        out.append(total / n if n else math.nan)
+    return out
+
+
+def from_position(start, change):
+    def apply(h, p):
+        h = h.clone()
+        flat = h if h.ndim == 3 else h[None]
+        flat[:, start(p) :] = change(flat[:, start(p) :])
+        return h
+
+    return apply
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "cohere"])
+def test_kl_equals_hooks_and_a_literal_sum(name):
+    lm = loaded(name)
+    edits = [
+        et.Add("resid_post", layers=[0], vector=V, strength=2.0),
+        et.Scale("mlp_out", layers=[1], strength=0.5, positions="generated"),
+    ]
+    found = scoring.kl(lm, PROMPTS, edits, batch_size=4)
+    expected = literal_kl(
+        lm,
+        [
+            (lm.sites.address("resid_post", 0), from_position(lambda p: p - 1, lambda h: h + 2 * torch.tensor(V))),
+            (lm.sites.address("mlp_out", 1), from_position(lambda p: p, lambda h: 0.5 * h)),
+        ],
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-7)
+    assert np.nanmin(found) > 1e-4
+    assert np.isnan(found[4]), "an empty reply has no token"
+
+
+def test_kl_of_edits_that_change_nothing_is_zero():
+    lm = loaded()
+    assert np.nanmax(np.abs(scoring.kl(lm, PROMPTS, []))) == 0
+    assert np.nanmax(np.abs(scoring.kl(lm, PROMPTS, [et.Scale("mlp_out", layers=[1])]))) < 1e-10
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_kl_does_not_depend_on_batch_order_and_neighbours(batch_size, monkeypatch):
+    lm = loaded()
+    edits = [et.Ablate("neuron", layers=[0, 1], units=[1, 2, 3])]
+    whole = scoring.kl(lm, PROMPTS, edits)
+    np.testing.assert_allclose(scoring.kl(lm, PROMPTS[::-1], edits, batch_size)[::-1], whole, rtol=1e-4)
+    monkeypatch.setattr(scoring, "LOGIT_ELEMENTS", 1)
+    np.testing.assert_allclose(scoring.kl(lm, PROMPTS, edits, batch_size), whole, rtol=1e-4)
+
+
+def test_kl_gathers_a_payload_by_the_label_of_each_prompt():
+    lm = loaded()
+    table = xr.DataArray(np.stack([V, -V]), dims=("emotion", "dim"), coords={"emotion": ["fear", "anger"]})
+    prompts = [p | {"emotion": "fear" if i % 2 else "anger"} for i, p in enumerate(PROMPTS)]
+    found = scoring.kl(lm, prompts, [et.Add("resid_post", layers=[1], vector=table)])
+    for i, sign in enumerate([-1, 1, -1, 1]):
+        alone = scoring.kl(lm, [PROMPTS[i]], [et.Add("resid_post", layers=[1], vector=sign * V)])
+        assert found[i] == pytest.approx(alone[0], rel=1e-4)
+
+
+def test_kl_refusals():
+    lm = loaded()
+    edits = [et.Scale("mlp_out", layers=[1], strength=0.5)]
+    with pytest.raises(EmotraceError, match="masked model"):
+        scoring.kl(loaded("bert"), [[11, 12]], edits)
+    with pytest.raises(EmotraceError, match="with_replies"):
+        scoring.kl(lm, [[11, 12]], edits)
+    with pytest.raises(EmotraceError, match="never fired"):
+        scoring.kl(lm, PROMPTS, [et.Scale("mlp_out", layers=[1], positions=(90, 95))])
+    with pytest.raises(EmotraceError, match="no layer 9"):
+        scoring.kl(lm, PROMPTS, [et.Scale("mlp_out", layers=[9])])
+    with pytest.raises(EmotraceError, match="batch_size=0"):
+        scoring.kl(lm, PROMPTS, edits, batch_size=0)

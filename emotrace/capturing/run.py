@@ -104,7 +104,7 @@ def capture(
         raise EmotraceError(f"capture(batch_size={batch_size}): at least 1.")
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
     edits = [] if edits is None else edits
-    edits_.check(edits, table, [p.labels for p in prompts])
+    edits_.check(edits, table, [p.about for p in prompts])
     edits = list(edits)
     ids = encoder.ids(prompts)
     prompt_lengths = [len(i) for i in ids]
@@ -233,7 +233,7 @@ class _Job:
         if self.edits:
             lengths = [len(self.sequences[i]) for i in batch]
             lowered = edits_.lower(
-                self.edits, self.model.sites, [self.prompts[i].labels for i in batch],
+                self.edits, self.model.sites, [self.prompts[i].about for i in batch],
                 [self.prompt_lengths[i] for i in batch], lengths, width, encoder.causal,
             )  # fmt: skip
             rank = {"keep": 1, "edit": 0, "read": 2}

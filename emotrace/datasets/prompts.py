@@ -57,6 +57,11 @@ class Prompt:
             if not isinstance(name, str) or not isinstance(value, (str, int, float, type(None))):
                 raise EmotraceError(f"prompt {self.key!r}: label {name!r} is {value!r}; labels are texts and numbers.")
 
+    @property
+    def about(self) -> dict[str, Label]:
+        """Labels and key: what the payload of an edit may be gathered by."""
+        return {"key": self.key, **self.labels}
+
 
 class Prompts(Sequence[Prompt]):
     """An ordered set of prompts with unique keys.

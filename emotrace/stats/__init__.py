@@ -3,9 +3,10 @@
 Every score of the package goes through here, so that n, interval and worst case are computed in one way.
 """
 
-from emotrace.stats.accuracy import accuracy_table, confusion, paired_difference
+from emotrace.stats.accuracy import accuracy_table, confusion
 from emotrace.stats.fluency import fluency_bounds, is_fluent, repetition
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
+from emotrace.stats.paired import paired_test, sign_flip
 
 __all__ = [
     "accuracy_table",
@@ -15,7 +16,8 @@ __all__ = [
     "fdr_bh",
     "fluency_bounds",
     "is_fluent",
-    "paired_difference",
+    "paired_test",
     "repetition",
+    "sign_flip",
     "wilson",
 ]

@@ -1,4 +1,4 @@
-"""Accuracy: judged rows → the leaves of ``report.json``, paired differences, confusion.
+"""Accuracy: judged rows → the leaves of ``report.json``, and confusion.
 
 A row is a mapping with ``key``, ``skeleton_id``, ``emotion``, ``valence`` and a verdict ``{predicted, match, …}``;
 ``match`` None (or no verdict) means *unjudged*: left out of the value, counted as a miss in the worst case.
@@ -14,7 +14,7 @@ import pandas as pd
 
 from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.stats.fluency import is_fluent
-from emotrace.stats.intervals import bootstrap_ci, wilson
+from emotrace.stats.intervals import bootstrap_ci
 
 Row = Mapping[str, Any]
 
@@ -76,58 +76,6 @@ def accuracy_table(
     }
 
 
-def paired_difference(
-    rows_a: Iterable[Row],
-    rows_b: Iterable[Row],
-    cluster: str = "skeleton_id",
-    *,
-    verdict: str = "verdict",
-    bounds: Mapping[str, Sequence[float]] | None = None,
-    n: int = 2000,
-    permutations: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Accuracy of a minus accuracy of b on the same keys, with a cluster interval and a sign-flip p.
-
-    d_k = match_a(k) − match_b(k) over the keys judged in both (several draws of a key are averaged first); value =
-    mean d. p, two-sided: the share of ``permutations`` random sign patterns over clusters, the observed one included,
-    whose |Σ_c ± Σ_{k∈c} d_k| is at least the observed. Where all d are the same −1, 0 or 1 the bootstrap has no width, and the
-    Wilson bounds of a rate with n = number of clusters stand instead. Positive: a is better.
-
-    Returns:
-        ``{value, n, n_clusters, n_unpaired, ci95: [lo, hi], p}``; n_unpaired = keys without a judged partner.
-
-    Raises:
-        EmotraceError: if no key is judged in both.
-    """
-    a, where_a = _by_key(rows_a, verdict, cluster, bounds)
-    b, where_b = _by_key(rows_b, verdict, cluster, bounds)
-    keys = [k for k in a if k in b and a[k] is not None and b[k] is not None]
-    if not keys:
-        raise EmotraceError(f"paired_difference: none of {len(a)} and {len(b)} keys is judged in both.")
-    moved = [k for k in keys if where_a[k] != where_b[k]]
-    if moved:
-        raise EmotraceError(f"paired_difference: key {moved[0]!r} has another {cluster} in a than in b.")
-    d = np.array([_mean(a[k]) - _mean(b[k]) for k in keys])
-    names, code = np.unique(np.array([str(where_a[k]) for k in keys]), return_inverse=True)
-    lo, hi = (2 * bound - 1 for bound in bootstrap_ci((d + 1) / 2, code, n=n, seed=seed))
-    if d[0] in (-1.0, 0.0, 1.0) and (d == d[0]).all():
-        c = len(names)
-        lo = -wilson(0, c)[1] if d[0] == 0 else (wilson(c, c)[0] if d[0] > 0 else -1.0)
-        hi = wilson(0, c)[1] if d[0] == 0 else (1.0 if d[0] > 0 else -wilson(c, c)[0])
-    sums = np.bincount(code, weights=d, minlength=len(names))
-    signs = np.random.default_rng(seed).integers(0, 2, size=(permutations, len(names))) * 2.0 - 1.0
-    extreme = int((np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9).sum())
-    return {
-        "value": float(d.mean()),
-        "n": len(keys),
-        "n_clusters": len(names),
-        "n_unpaired": len(set(a) | set(b)) - len(keys),
-        "ci95": [lo, hi],
-        "p": (1 + extreme) / (1 + permutations),
-    }
-
-
 def confusion(rows: Iterable[Row], verdict: str = "verdict") -> pd.DataFrame:
     """Counts: asked emotion × answer of the blind judge, with the columns ``neutral`` and ``unjudged`` last.
 
@@ -153,29 +101,6 @@ def match_of(row: Row, verdict: str = "verdict") -> int | None:
     if match not in (0, 1):
         raise unknown(f"{verdict}.match", match, (0, 1, None), f"row {row.get('key')!r}")
     return int(match)
-
-
-def _by_key(
-    rows: Iterable[Row], verdict: str, cluster: str, bounds: Mapping[str, Sequence[float]] | None
-) -> tuple[dict[str, list[int] | None], dict[str, Any]]:
-    """Matches of each key over its draws (None where none is judged), and the cluster of each key."""
-    matches: dict[str, list[int] | None] = {}
-    where: dict[str, Any] = {}
-    for row in rows:
-        key = _label(row, "key")
-        where[key] = _label(row, cluster)
-        match = match_of(row, verdict)
-        if match is None:
-            matches.setdefault(key, None)
-            continue
-        if bounds is not None:
-            match = match and int(is_fluent(row, bounds))
-        matches[key] = [*(matches.get(key) or []), match]
-    return matches, where
-
-
-def _mean(values: list[int] | None) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def _label(row: Row, name: str) -> Any:

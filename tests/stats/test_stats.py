@@ -103,7 +103,7 @@ def test_wilson_known_value():
         (lambda: stats.accuracy_table([row(0, match=2)]), "match"),
         (lambda: stats.accuracy_table([{k: v for k, v in row(0).items() if k != "valence"}]), "valence"),
         (lambda: stats.confusion([row(0, predicted="rage")]), "rage"),
-        (lambda: stats.paired_difference([row(0)], [row(1)]), "judged in both"),
+        (lambda: stats.paired_test([row(0)], [row(1)]), "judged in both"),
         (lambda: stats.fluency_bounds([]), "perplexity"),
         (lambda: stats.fluency_bounds([row(0, meta={"length": 3})]), "s_00__positive__anger"),
         (lambda: stats.is_fluent(row(0, meta={}), {"length": [0, 1]}), "fluency_bounds"),
@@ -156,9 +156,9 @@ def test_fluency_only_takes_away():
     assert (leaf["value"], leaf["n_unjudged"]) == (pytest.approx(1 / 3), 1)
 
 
-def test_paired_difference_finds_and_signs():
+def test_paired_test_finds_and_signs():
     a, b = design(0.9, seed=1), design(0.6, seed=2)
-    ab, ba = stats.paired_difference(a, b), stats.paired_difference(b, a)
+    ab, ba = stats.paired_test(a, b), stats.paired_test(b, a)
     assert ab["value"] == pytest.approx(-ba["value"])
     assert 0.2 < ab["ci95"][0] < ab["value"] < ab["ci95"][1] < 0.4
     assert (ab["p"] < 0.001, ab["n"], ab["n_clusters"]) == (True, 720, 40)
@@ -166,7 +166,7 @@ def test_paired_difference_finds_and_signs():
 
 def test_paired_p_is_uniform_without_a_difference():
     p = [
-        stats.paired_difference(design(0.5, 8, 2 * i), design(0.5, 8, 2 * i + 1), n=2, permutations=200)["p"]
+        stats.paired_test(design(0.5, 8, 2 * i), design(0.5, 8, 2 * i + 1), n=2, permutations=200)["p"]
         for i in range(60)
     ]
     assert 0.35 < np.mean(p) < 0.65
@@ -178,11 +178,11 @@ def test_paired_p_equals_all_sign_patterns():
     d = np.array([1, 1, -1, 1])
     signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1)
     exact = (np.abs(signs.T @ d) >= abs(d.sum())).mean()
-    assert stats.paired_difference(a, b)["p"] == pytest.approx(exact, abs=0.02)
+    assert stats.paired_test(a, b)["p"] == pytest.approx(exact, abs=0.02)
 
 
 def test_paired_without_any_difference_still_doubts():
-    same = stats.paired_difference(design(0.5, 10), design(0.5, 10))
+    same = stats.paired_test(design(0.5, 10), design(0.5, 10))
     lo, hi = same["ci95"]
     assert same["value"] == 0
     assert same["p"] == 1
@@ -190,7 +190,7 @@ def test_paired_without_any_difference_still_doubts():
 
 
 def test_paired_leaves_out_unjudged():
-    found = stats.paired_difference([row(0), row(1), row(2, match=None)], [row(0), row(1, match=0), row(2)])
+    found = stats.paired_test([row(0), row(1), row(2, match=None)], [row(0), row(1, match=0), row(2)])
     assert (found["n"], found["n_unpaired"], found["value"]) == (2, 1, 0.5)
 
 
