@@ -36,7 +36,9 @@ LAYER_SITES: Final = (*SUBLAYERS, "o_proj_out", "z", "neuron_pre", "neuron", "at
 GLOBAL_SITES: Final = ("embed", "final_norm", "logits")
 SITES: Final = (*LAYER_SITES, *GLOBAL_SITES)
 
-METHODS: Final = ("none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "shuffled")
+METHODS: Final = (
+    "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "shuffled", "ablate", "random_ablate",
+)  # fmt: skip
 
 POLICIES: Final = ("last", "generated", "steer", "prompt", "all")
 Positions = str | tuple[int, int]

@@ -1,42 +1,51 @@
-"""Emotion circuits, first part: find emotion directions in a model and steer unprompted text with them.
+"""Emotion circuits: find where a model computes emotion, and control what it expresses by acting there.
 
-The method of EmotionCircuits (arXiv 2510.11328), sections 3 and 4, with the controls that it lacks:
+The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lacks:
 
 1. The model answers the training scenarios in six emotions, each asked for in words; a judge reads the replies.
 2. Activations at the last prompt token go into a labelled store.
 3. Context-agnostic directions: within each scenario and valence centred over emotions, averaged, re-centred, normalised;
    fitted on three quarters of the training skeletons. Do they hold for a theme or a valence they never saw?
-4. On the other quarter, doses and layer ranges are swept; the one with most fluent matches is chosen.
-5. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
-   (``steer``), steered along random directions of equal norm (``random_steer``) and along the direction of another
-   emotion (``shuffled``).
+4. Neurons and heads are ranked by what they contribute to their emotion's direction, more than to the others'; the best of
+   each layer, with the difference of their activations, are that emotion's circuit. Which sublayers matter?
+5. On the other quarter: does ablating the best k components lower the projection, and adding them raise it, and do others
+   not? Doses and layer ranges of steering, and strengths of the circuit, are swept there; the one with most fluent
+   matches is chosen. KL from the un-edited model says what each costs.
+6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
+   (``steer``), with the circuit added (``circuit``), with random directions of equal norm (``random_steer``), random
+   components of equal number and norm (``random_circuit``), the direction of another emotion (``shuffled``); and asked in
+   words while the circuit (``ablate``), or as many random components (``random_ablate``), are held at their mean.
 
 Run it again with the same arguments to continue it.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import xarray as xr
+from circuit_study import Rows, Study, chosen, paired
 
 import emotrace as et
+from emotrace import attribution, circuits, evaluation, judges, report, stats
 from emotrace import directions as directions_
-from emotrace import evaluation, judges, report, scoring, stats
-from emotrace.datasets import Prompts
 from emotrace.judges import measured
 from emotrace.run import Run
-from emotrace.runlog import Log, write_json, write_rows
+from emotrace.runlog import write_json, write_rows
 
-DOSES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+DOSES = (0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+"""λ of the circuit."""
+INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
+"""Finite doses of sublayer influence, in units of σ, as published."""
 HELD_OUT = 0.25
-"""Share of the training skeletons on which dose and layers are chosen."""
+"""Share of the training skeletons on which doses, layers and strengths are chosen."""
 MIN_WHOLE = 0.1
-"""Below this share of complete accepted groups, directions are fitted on all replies, and the report warns."""
+"""Below this share of complete accepted groups, everything is fitted on all replies, and the report warns."""
+PUBLISHED = {"prompt": 0.9896, "steer": 0.9122, "circuit": 0.9965}
+"""Llama-3.2-3B-Instruct, judge told the emotion; shown beside ours and not comparable with them."""
 
 
 def main(
@@ -50,8 +59,15 @@ def main(
         "runs/emotion_circuits"
     ),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
-    sweep_limit: Annotated[int, typer.Option(help="most held-out skeletons used per point of the sweep")] = 8,
-    draws: Annotated[int, typer.Option(help="draws of each control")] = 3,
+    sweep_limit: Annotated[int, typer.Option(help="most held-out skeletons used per point of the sweeps")] = 8,
+    draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
+    curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
+    neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
+    heads_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 2,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="emotion_circuits: components allocated, ranked and added as published"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 60,
     batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
     target_aware: Annotated[
@@ -61,34 +77,39 @@ def main(
     price: Annotated[
         str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")
     ] = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="eager shows attention patterns of the top heads")
+    ] = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Emotion directions and steering, from prompts to a judged report."""
+    """Emotion directions, circuits, steering and modulation, from prompts to a judged report."""
     the_judge = judges.make(judge, **judges.flags(label_map, price))
     prompts = et.datasets.sev(train, limit=limit)
     asked = et.datasets.sev(test, limit=limit)
-    if draws < 1:
-        raise et.EmotraceError(f"--draws {draws}: at least 1 draw of each control.")
-    lm = et.load(model, device=device, dtype=dtype)
+    plain, asked_plain = (et.datasets.sev(file, instruction=False, limit=limit) for file in (train, test))
+    if min(draws, curve_draws) < 1:
+        raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
+    if preset not in (None, *circuits.PRESETS):
+        raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
+    lm = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation)
     settings = {
         "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
         "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit, "draws": draws,
-        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "target_aware": target_aware, "seed": seed,
-        "doses": list(DOSES), "held_out": HELD_OUT,
+        "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
+        "preset": preset, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "target_aware": target_aware,
+        "seed": seed, "doses": list(DOSES), "strengths": list(STRENGTHS), "held_out": HELD_OUT,
     }  # fmt: skip
     run = Run(out, settings)
-    study = Study(lm, the_judge, run, max_new_tokens, batch_size, target_aware)
+    study = Study(lm, the_judge, run, {"max_new_tokens": max_new_tokens}, batch_size, target_aware)
     print(lm.sites.describe())
 
     # 1. Prompted replies to the training scenarios, judged.
-    replies = study.replies("train_prompt", prompts, method="prompt")
-    plain = et.datasets.sev(train, instruction=False, limit=limit)
-    study.add_fluency(replies, plain)
-    bounds = stats.fluency_bounds(replies)
+    replies = study.score(study.replies("train_prompt", prompts, "prompt"), plain)
+    study.bounds = bounds = stats.fluency_bounds(replies)
     accepted = [row["key"] for row in replies if row["verdict"]["match"] == 1]
     print(f"prompted replies to the training file: {len(accepted)} of {len(replies)} express what was asked")
 
@@ -100,125 +121,107 @@ def main(
 
     # 3. Directions, and whether they are context-agnostic.
     fit, held = evaluation.split(prompts, HELD_OUT, seed)
-    inside = {p.key for p in prompts if p.labels["skeleton_id"] in fit}
-    fitted, notes = _fitted(replies, inside)
+    fitting = prompts.where(skeleton_id=sorted(fit))
+    fitted, notes = _fitted(replies, {p.key for p in fitting})
     dirs = directions_.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"), accepted=fitted)
     directions_.save(dirs, run.path("directions"))
     agnosticism = directions_.context_agnosticism(acts, accepted=fitted, seed=seed)
 
-    # 4. Dose and layers, chosen on held-out training skeletons.
-    aimed = plain.where(skeleton_id=sorted(held)).limit(sweep_limit).for_each(emotion=et.EMOTIONS)
-    sweep = study.sweep(aimed, plain, dirs, bounds)
-    chosen = max(sweep, key=lambda point: (point["accuracy_fluent"], point["accuracy"], -point["dose"]))
-    print(f"chosen on {_count(aimed)} held-out training skeletons: layers {chosen['layers']}, dose {chosen['dose']}")
+    # 4. Components, the circuit, and the influence of sublayers.
+    influence = attribution.sublayer_influence(
+        lm, plain.where(skeleton_id=sorted(fit)).limit(sweep_limit), dirs, doses=INFLUENCE_DOSES,
+        batch_size=batch_size, out=run.path("influence"),
+    )  # fmt: skip
+    circuit = circuits.discover(
+        lm, fitting, dirs, accepted=fitted, neurons_per_layer=neurons_per_layer, heads_per_layer=heads_per_layer,
+        preset=preset, influence=influence if preset else None, batch_size=batch_size, seed=seed, out=run.path("circuit"),
+    )  # fmt: skip
+    scores = {
+        f"{kind}s": attribution.load(run.path("circuit", kind), f"{kind}s")
+        for kind in ("neuron", "head")
+        if lm.sites.has({"neuron": "neuron", "head": "z"}[kind])
+    }
+    print(circuit)
 
-    # 5. The test file, once.
-    rows = study.test(asked, et.datasets.sev(test, instruction=False, limit=limit), dirs, chosen, draws, seed)
-    study.add_fluency(rows, et.datasets.sev(test, instruction=False, limit=limit))
-    evaluation.mark_fluent(rows, bounds)
+    # 5. What the components do, and what to choose, on held-out training skeletons.
+    trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(sweep_limit) for p in (prompts, plain))
+    curves: dict[str, Any] = {}
+    for kind, table in scores.items():
+        common: dict[str, Any] = {"draws": curve_draws, "batch_size": batch_size, "seed": seed}
+        curves[f"{kind} ablated"] = attribution.ablation_curve(
+            lm, trial, dirs, table, how="mean", out=run.path("curves", f"{kind}_ablated"), **common
+        )
+        curves[f"{kind} added"] = attribution.enhancement_curve(
+            lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
+        )
+    aimed = trial_plain.for_each(emotion=et.EMOTIONS)
+    where = {"head_positions": "all"} if preset else {}
+    sweep = study.sweep(aimed, plain, dirs, DOSES)
+    modulation = study.modulation(aimed, plain, circuit, STRENGTHS, where)
+    best, strength = chosen(sweep, "dose"), chosen(modulation, "lambda")["lambda"]
+    print(
+        f"chosen on {_count(aimed)} held-out training skeletons: steering at layers {best['layers']}, dose {best['dose']}; "
+        f"circuit with λ = {strength}"
+    )
+    base = study.generated("trial_none", trial_plain, "none")
+    comparison = study.divergence(
+        [p for p in sweep if p["layers"] == best["layers"]], aimed, base,
+        lambda p: study.steering(dirs, p["layers"], p["dose"]),
+    ) + study.divergence(modulation, aimed, base, lambda p: circuit.edits(p["lambda"], **where))  # fmt: skip
+
+    # 6. The test file, once.
+    goal = asked_plain.for_each(emotion=et.EMOTIONS)
+    once = {row["key"]: row for row in study.generated("none", asked_plain, "none")}
+    none = [{**once[p.key.rsplit("__", 1)[0]], "key": p.key, **p.labels} for p in goal]
+    rows: Rows = study.judged("none", [{**row, "meta": dict(row["meta"])} for row in none])
+    rows += study.replies("prompt", asked, "prompt")
+    rows += study.replies("steer", goal, "steer", study.steering(dirs, best["layers"], best["dose"]))
+    rows += study.replies("circuit", goal, "circuit", circuit.edits(strength, **where))
+    rows += study.ablated("ablate", asked, "ablate", circuit)
+    for draw in range(draws):
+        for method, control in (("random_steer", evaluation.random_like), ("shuffled", evaluation.deranged)):
+            vectors = control(dirs, seed + 1 + draw)
+            edits = study.steering(vectors, best["layers"], best["dose"])
+            rows += study.replies(f"{method}_{draw}", goal, method, edits, draw)
+        other = circuit.random(seed + 1 + draw, matched=True)
+        rows += study.replies(f"random_circuit_{draw}", goal, "random_circuit", other.edits(strength, **where), draw)
+        rows += study.ablated(f"random_ablate_{draw}", asked, "random_ablate", other, draw)
+    study.score(rows, asked_plain)
+
     result = evaluation.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
     result |= {
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)},
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(replies), "n": len(replies)},
-        "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": len(held)},
-        "sweep": sweep, "chosen": {**chosen, "site": "resid_post"}, "layer_profile": _profile(acts),
-        "dose_unit": "share of the activation's norm", "warnings": notes + _warnings(lm, the_judge),
+        "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": _count(aimed)},
+        "sweep": sweep, "chosen": {**best, "site": "resid_post", "lambda": strength}, "modulation": modulation,
+        "comparison": comparison, "paired": paired(rows, bounds), "published": PUBLISHED,
+        "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
+        "layer_profile": _profile(acts), "dose_unit": "share of the activation's norm",
+        "warnings": notes + circuit.meta["warnings"] + _warnings(lm, the_judge),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
-    write_json(
-        run.path("accuracy_stats.json"),
-        evaluation.published_stats([r for r in rows if r["method"] == "prompt"], test.stem),
-    )
+    published = evaluation.published_stats([r for r in rows if r["method"] == "prompt"], test.stem)
+    write_json(run.path("accuracy_stats.json"), published)
     write_rows(run.path("generations.jsonl"), rows)
     run.finish()
-    page = report.write(run.out, result, rows, directions=dirs, agnosticism=agnosticism, manifest=run.manifest)
+    inside = {"circuit": circuit, "influence": influence, "curves": curves, **scores}
+    inside |= study.views(fitting, dirs, scores.get("neurons"), scores.get("heads"))
+    page = report.write(
+        run.out, result, rows, directions=dirs, agnosticism=agnosticism, manifest=run.manifest, circuits=inside
+    )
     for method, table in result["accuracy_fluent"].items():
         low, high = table["overall"]["ci95"]
         blind = result["accuracy"][method]["overall"]["value"]
         print(
-            f"{method:>13}: {blind:6.1%} express the emotion, {table['overall']['value']:6.1%} fluently [{low:.1%}, {high:.1%}]"
+            f"{method:>14}: {blind:6.1%} express the emotion, {table['overall']['value']:6.1%} fluently [{low:.1%}, {high:.1%}]"
         )
     print(f"report: {page}")
 
 
-class Study:
-    """One model, one judge, one folder: what every stage shares."""
-
-    def __init__(self, lm: Any, judge: Any, run: Run, max_new_tokens: int, batch_size: int, target_aware: bool) -> None:
-        self.lm, self.judge, self.run = lm, judge, run
-        self.max_new_tokens, self.batch_size, self.target_aware = max_new_tokens, batch_size, target_aware
-
-    def replies(self, name: str, prompts: Prompts, method: str, edits: Any = (), draw: int = 0) -> list[dict[str, Any]]:
-        """Generated and judged rows; both logs resume."""
-        rows = et.generate(
-            self.lm, prompts, edits, method=method, draw=draw, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
-            out=self.run.path("parts", f"{name}.jsonl"),
-        )  # fmt: skip
-        return self.judged(name, rows)
-
-    def judged(self, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows with verdicts, where an emotion was aimed at."""
-        log = Log(self.run.path("parts", f"{name}.verdicts.jsonl"))
-        return judges.judge_rows(rows, self.judge, log=log, target=self.target_aware)
-
-    def add_fluency(self, rows: list[dict[str, Any]], plain: Prompts) -> None:
-        """Perplexity of every reply under the un-edited model, after the prompt without the emotion sentence."""
-        scoring.add_perplexity(self.lm, rows, {p.key: p for p in plain}, self.batch_size)
-        for row in rows:
-            row["meta"]["repetition"] = stats.repetition(row["token_ids"])
-            row["meta"]["length"] = len(row["token_ids"])
-
-    def steering(self, dirs: xr.DataArray, layers: list[int], dose: float) -> list[Any]:
-        """One addition per layer at ``resid_post``, last prompt token and every generated one."""
-        strength = dose * math.sqrt(self.lm.sites.d_model)
-        return [et.Add("resid_post", layers=layers, vector=dirs, strength=strength, scale="rms", positions="steer")]
-
-    def sweep(self, aimed: Prompts, plain: Prompts, dirs: xr.DataArray, bounds: Any) -> list[dict[str, Any]]:
-        """Accuracy and fluency of every dose and layer range, on held-out training skeletons."""
-        points = []
-        for layers in evaluation.layer_windows(self.lm.sites.n_layers):
-            for dose in DOSES:
-                name = f"sweep_{layers[0]}-{layers[-1]}_{dose}"
-                rows = self.replies(name, aimed, "steer", self.steering(dirs, layers, dose))
-                self.add_fluency(rows, plain)
-                evaluation.mark_fluent(rows, bounds)
-                blind, both = evaluation.accuracy(rows)["overall"], evaluation.accuracy(rows, fluent=True)["overall"]
-                known = sorted(r["meta"]["perplexity"] for r in rows if r["meta"]["perplexity"] is not None)
-                points.append(
-                    {
-                        "layers": layers, "dose": dose, "strength": dose * math.sqrt(self.lm.sites.d_model),
-                        "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
-                        "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
-                    }
-                )  # fmt: skip
-        return points
-
-    def test(
-        self, asked: Prompts, plain: Prompts, dirs: xr.DataArray, chosen: dict[str, Any], draws: int, seed: int
-    ) -> list[dict[str, Any]]:
-        """Replies to the test file under every method."""
-        layers, dose = chosen["layers"], chosen["dose"]
-        aimed = plain.for_each(emotion=et.EMOTIONS)
-        once = {row["key"]: row for row in et.generate(
-            self.lm, plain, method="none", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
-            out=self.run.path("parts", "none.jsonl"),
-        )}  # fmt: skip
-        none = [{**once[p.key.rsplit("__", 1)[0]], "key": p.key, **p.labels} for p in aimed]
-        none = [{**row, "meta": dict(row["meta"])} for row in none]
-        rows = self.judged("none", none)
-        rows += self.replies("prompt", asked, "prompt")
-        rows += self.replies("steer", aimed, "steer", self.steering(dirs, layers, dose))
-        for method, control in (("random_steer", evaluation.random_like), ("shuffled", evaluation.deranged)):
-            for draw in range(draws):
-                vectors = control(dirs, seed + 1 + draw)
-                rows += self.replies(f"{method}_{draw}", aimed, method, self.steering(vectors, layers, dose), draw)
-        return rows
-
-
-def _fitted(replies: list[dict[str, Any]], inside: set[str]) -> tuple[list[str], list[str]]:
-    """Keys to fit directions on: accepted replies of the fitting part, or all of them where too few groups are whole."""
+def _fitted(replies: Rows, inside: set[str]) -> tuple[list[str], list[str]]:
+    """Keys to fit on: accepted replies of the fitting part, or all of them where too few groups are whole."""
     rows = [row for row in replies if row["key"] in inside]
     keys = directions_.accepted(rows)
     groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
@@ -227,13 +230,13 @@ def _fitted(replies: list[dict[str, Any]], inside: set[str]) -> tuple[list[str],
     if whole >= max(2, MIN_WHOLE * groups):
         return keys, []
     note = (
-        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions were fitted on "
-        "all replies, accepted or not: this model hardly expresses the emotions it is asked for"
+        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions and circuits were "
+        "fitted on all replies, accepted or not: this model hardly expresses the emotions it is asked for"
     )
     return sorted(inside), [note]
 
 
-def _profile(acts: Any) -> list[dict[str, Any]]:
+def _profile(acts: Any) -> Rows:
     """Mean RMS of the activations by layer and sublayer."""
     sigma = directions_.mean_rms(acts)
     return [
@@ -243,7 +246,7 @@ def _profile(acts: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _count(prompts: Prompts) -> int:
+def _count(prompts: Any) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
 

@@ -1,0 +1,182 @@
+"""The stages of ``emotion_circuits.py``: one model, one judge, one folder; every stage continues where it stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+import emotrace as et
+from emotrace import attribution, evaluation, judges, scoring, stats
+from emotrace.datasets import Prompts
+from emotrace.labels import METHODS
+from emotrace.run import Run
+from emotrace.runlog import Log
+
+Rows = list[dict[str, Any]]
+PAIRS = (("circuit", "prompt"), ("circuit", "steer"), ("steer", "prompt"), ("circuit", "none"), ("steer", "none"))
+"""Methods whose difference is tested, pair by pair."""
+
+
+class Study:
+    """What every stage shares.
+
+    Args:
+        lm: the model.
+        judge: the blind judge.
+        run: output folder.
+        decoding: options of `emotrace.generate`, the same for every method.
+        batch_size: prompts per batch.
+        target_aware: ask the published target-aware question as well.
+    """
+
+    def __init__(
+        self, lm: Any, judge: Any, run: Run, decoding: dict[str, Any], batch_size: int, target_aware: bool
+    ) -> None:
+        self.lm, self.judge, self.run, self.decoding = lm, judge, run, decoding
+        self.batch_size, self.target_aware = batch_size, target_aware
+        self.bounds: dict[str, Any] = {}
+
+    # -- replies ------------------------------------------------------------------------------------------------
+
+    def generated(self, name: str, prompts: Prompts, method: str, edits: Any = (), draw: int = 0) -> Rows:
+        """Replies as rows."""
+        return et.generate(
+            self.lm, prompts, edits, method=method, draw=draw, batch_size=self.batch_size,
+            out=self.run.path("parts", f"{name}.jsonl"), **self.decoding,
+        )  # fmt: skip
+
+    def judged(self, name: str, rows: Rows) -> Rows:
+        """Rows with verdicts, where an emotion was aimed at."""
+        log = Log(self.run.path("parts", f"{name}.verdicts.jsonl"))
+        return judges.judge_rows(rows, self.judge, log=log, target=self.target_aware)
+
+    def replies(self, name: str, prompts: Prompts, method: str, edits: Any = (), draw: int = 0) -> Rows:
+        """Generated and judged rows."""
+        return self.judged(name, self.generated(name, prompts, method, edits, draw))
+
+    def ablated(self, name: str, prompts: Prompts, method: str, circuit: et.Circuit, draw: int = 0) -> Rows:
+        """Replies to prompts that ask for an emotion, its components held at their mean over emotions."""
+        rows: Rows = []
+        for emotion in circuit.labels:
+            edits = circuit.ablations(emotion, how="mean")
+            rows += self.replies(f"{name}_{emotion}", prompts.where(emotion=emotion), method, edits, draw)
+        return rows
+
+    def score(self, rows: Rows, plain: Prompts) -> Rows:
+        """The rows with the perplexity of every reply after the prompt without the emotion sentence, and what is fluent."""
+        scoring.add_perplexity(self.lm, rows, {p.key: p for p in plain}, self.batch_size)
+        for row in rows:
+            row["meta"]["repetition"] = stats.repetition(row["token_ids"])
+            row["meta"]["length"] = len(row["token_ids"])
+        if self.bounds:
+            evaluation.mark_fluent(rows, self.bounds)
+        return rows
+
+    # -- edits --------------------------------------------------------------------------------------------------
+
+    def steering(self, dirs: xr.DataArray, layers: Sequence[int], dose: float) -> list[Any]:
+        """One addition per layer at ``resid_post``, last prompt token and every generated one; dose · ‖h‖ long."""
+        strength = dose * math.sqrt(self.lm.sites.d_model)
+        return [et.Add("resid_post", layers=layers, vector=dirs, strength=strength, scale="rms", positions="steer")]
+
+    # -- choices on held-out training skeletons -----------------------------------------------------------------
+
+    def point(self, name: str, aimed: Prompts, plain: Prompts, method: str, edits: Any) -> dict[str, Any]:
+        """Accuracy and fluency of one setting."""
+        rows = self.score(self.replies(name, aimed, method, edits), plain)
+        blind, both = evaluation.accuracy(rows)["overall"], evaluation.accuracy(rows, fluent=True)["overall"]
+        known = sorted(r["meta"]["perplexity"] for r in rows if r["meta"]["perplexity"] is not None)
+        return {
+            "method": method, "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
+            "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
+        }  # fmt: skip
+
+    def sweep(self, aimed: Prompts, plain: Prompts, dirs: xr.DataArray, doses: Sequence[float]) -> Rows:
+        """Steering at every dose and layer range."""
+        return [
+            {
+                **self.point(f"sweep_{layers[0]}-{layers[-1]}_{dose}", aimed, plain, "steer", self.steering(dirs, layers, dose)),
+                "layers": layers, "dose": dose, "strength": dose * math.sqrt(self.lm.sites.d_model),
+            }
+            for layers in evaluation.layer_windows(self.lm.sites.n_layers)
+            for dose in doses
+        ]  # fmt: skip
+
+    def modulation(
+        self, aimed: Prompts, plain: Prompts, circuit: et.Circuit, strengths: Sequence[float], where: dict[str, Any]
+    ) -> Rows:
+        """The circuit at every λ."""
+        return [
+            {**self.point(f"circuit_{x}", aimed, plain, "circuit", circuit.edits(x, **where)), "lambda": x}
+            for x in strengths
+        ]
+
+    def divergence(self, points: Rows, aimed: Prompts, base: Rows, edits: Any) -> Rows:
+        """The points with KL(base ‖ edited): mean over the un-edited model's replies to the same prompts, in nats a token.
+
+        Args:
+            points: of `sweep` or `modulation`.
+            aimed: prompts, one for each emotion.
+            base: the un-edited model's rows, one per plain prompt.
+            edits: point → edits.
+        """
+        replies = {row["key"]: row for row in base}
+        rows = [{**replies[p.key.rsplit("__", 1)[0]], "key": p.key} for p in aimed]
+        prompts = aimed.with_replies(rows)
+        out = []
+        for point in points:
+            found = scoring.kl(self.lm, prompts, edits(point), self.batch_size)
+            out.append({**point, "kl": float(np.nanmean(found))})
+        return out
+
+    # -- what a reader looks at first ---------------------------------------------------------------------------
+
+    def views(self, prompts: Prompts, dirs: xr.DataArray, neurons: xr.Dataset | None, heads: xr.Dataset | None) -> Any:
+        """Top tokens of the directions, patterns of the top heads, prompts that activate the top neurons most."""
+        out: dict[str, Any] = {"tokens": attribution.top_tokens(self.lm, dirs.sel(sublayer="resid_post"), k=8)}
+        if heads is not None and self.lm.sites.has("attn_pattern"):
+            patterns = []
+            for emotion in heads["emotion"].values.tolist():
+                layer, head = _best(heads["contrast"].sel(emotion=emotion))
+                prompt = prompts.where(emotion=emotion)[0]
+                patterns.append(attribution.attention(self.lm, prompt, layer, head).assign_attrs(emotion=emotion))
+            out["attention"] = patterns
+        if neurons is not None:
+            some = prompts.limit(16)
+            frames = []
+            for emotion in neurons["emotion"].values.tolist():
+                layer, unit = _best(neurons["contrast"].sel(emotion=emotion))
+                found = attribution.top_prompts(self.lm, some, layer, [unit], k=4, progress=False)
+                frames.append(found.assign(emotion=emotion))
+            out["top_prompts"] = pd.concat(frames, ignore_index=True)
+        return out
+
+
+def paired(rows: Rows, bounds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Differences between methods on the same prompts, fluent matches only, tested over skeletons."""
+    by_method = {m: [r for r in rows if r["method"] == m] for m in METHODS}
+    found = []
+    for a, b in PAIRS:
+        if by_method.get(a) and by_method.get(b):
+            test = stats.paired_test(by_method[a], by_method[b], bounds=bounds)
+            found.append(
+                {"a": a, "b": b, "difference": test["value"], "ci95": test["ci95"], "p": test["p"],
+                 "n_skeletons": test["n_clusters"], "score": "accuracy_fluent"}
+            )  # fmt: skip
+    return found
+
+
+def chosen(points: Rows, size: str) -> dict[str, Any]:
+    """The point with most fluent matches; among equals with most matches, then the smallest."""
+    return max(points, key=lambda p: (p["accuracy_fluent"], p["accuracy"], -p[size]))
+
+
+def _best(contrast: xr.DataArray) -> tuple[int, int]:
+    """Layer and index of the component with the highest contrast."""
+    layer, index = np.unravel_index(int(contrast.values.argmax()), contrast.shape)
+    return int(contrast["layer"].values[layer]), int(contrast[contrast.dims[1]].values[index])
