@@ -75,8 +75,14 @@ def mark_fluent(rows: Iterable[dict[str, Any]], bounds: Mapping[str, Sequence[fl
         row["meta"]["fluent"] = stats.is_fluent(row, bounds)
 
 
+LOWEST = ("random_ablate",)
+"""Controls that are the harder to tell from the real thing the *lower* they score: their lowest draw is shown."""
+
+
 def accuracy(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> dict[str, Any]:
     """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
+
+    Of the controls in `LOWEST` it is the minimum.
 
     Args:
         rows: of one method, one or more draws.
@@ -89,11 +95,16 @@ def accuracy(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = Fa
     tables = [stats.accuracy_table([r for r in rows if r.get("draw", 0) == d], verdict=verdict) for d in draws]
     if len(tables) == 1:
         return tables[0]
-    best = max(tables, key=lambda t: _number(t["overall"]["value"]))
+    sign = -1 if rows[0]["method"] in LOWEST else 1
+
+    def rank(leaf: Mapping[str, Any]) -> float:
+        return -math.inf if leaf["value"] is None else sign * leaf["value"]
+
+    best = max(tables, key=lambda t: rank(t["overall"]))
 
     def joined(pick: Any) -> dict[str, Any]:
         values = [pick(t)["value"] for t in tables]
-        top = max(tables, key=lambda t: _number(pick(t)["value"]))
+        top = max(tables, key=lambda t: rank(pick(t)))
         known = [v for v in values if v is not None]
         return {**pick(top), "mean": float(np.mean(known)) if known else None, "draws": values}
 
@@ -174,7 +185,3 @@ def _fluency(rows: Sequence[Row]) -> dict[str, Any]:
         "share_fluent": float(np.mean([bool(r["meta"]["fluent"]) for r in rows])),
         "n": len(rows),
     }
-
-
-def _number(value: float | None) -> float:
-    return -math.inf if value is None else value

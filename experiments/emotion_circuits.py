@@ -125,7 +125,11 @@ def main(
     fitted, notes = _fitted(replies, {p.key for p in fitting})
     dirs = directions_.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"), accepted=fitted)
     directions_.save(dirs, run.path("directions"))
-    agnosticism = directions_.context_agnosticism(acts, accepted=fitted, seed=seed)
+    try:
+        agnosticism = directions_.context_agnosticism(acts, accepted=fitted, seed=seed)
+    except et.EmotraceError as error:  # too few complete groups to leave a theme or a valence out
+        agnosticism = None
+        notes.append(f"whether the directions are context-agnostic could not be measured: {error}")
 
     # 4. Components, the circuit, and the influence of sublayers.
     influence = attribution.sublayer_influence(

@@ -51,6 +51,12 @@ def test_accuracy_over_draws_is_the_maximum_with_mean_and_draws():
             assert leaf["mean"] == pytest.approx(np.mean(leaf["draws"]))
 
 
+def test_of_random_ablations_the_most_destructive_draw_counts():
+    drawn = [{**r, "method": "random_ablate"} for d, n in enumerate((36, 9, 18)) for r in rows(n, draw=d)]
+    overall = evaluation.accuracy(drawn)["overall"]
+    assert (overall["value"], overall["draws"]) == (9 / 72, [0.5, 9 / 72, 0.25])
+
+
 def test_a_leaf_takes_its_maximum_from_its_own_draw():
     """A draw may be the best for one emotion without being the best of all."""
     first, second = rows(72, draw=0), rows(72, draw=1)

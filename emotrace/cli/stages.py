@@ -119,87 +119,15 @@ def capture(
 def directions(
     store: Store,
     out: Annotated[Path, typer.Option(help="folder for directions.safetensors and its manifest")],
-    rows: Annotated[Path | None, typer.Option(help="judged replies: only the accepted ones count")] = None,
+    rows: Rows = None,
     label: str = "emotion",
-    within: Annotated[str, typer.Option(help="comma-separated labels that are centred away")] = "skeleton_id,valence",
+    within: Within = "skeleton_id,valence",
 ) -> None:
     """Context-agnostic directions from a store."""
     import emotrace as et
-    from emotrace.datasets import read_jsonl
 
-    accepted = None
-    if rows is not None:
-        judged = []
-        for where, row in read_jsonl(rows):
-            if "key" not in row or not ("verdict" in row or "judge" in row):
-                raise EmotraceError(f"{where}: a judged reply has a key and a verdict; run `emotrace judge` first.")
-            judged.append(row)
-        methods = {str(r.get("method", "")) for r in judged}
-        if len(methods) > 1:
-            raise EmotraceError(f"{rows} holds replies of several methods ({', '.join(sorted(methods))}); keep one.")
-        accepted = et.directions.accepted(judged)
-        if not accepted:
-            raise EmotraceError(f"{rows}: the judge accepted none of {len(judged)} replies.")
+    accepted = accepted_keys(rows)
     acts = et.open_activations(store)
     found = et.directions.centered_mean(acts, label=label, within=tuple(names(within)), accepted=accepted)
     et.directions.save(found, out)
     typer.echo(f"{dict(found.sizes)} from {found.attrs['n_groups']} groups in {out}")
-
-
-@app.command()
-def steer(
-    prompts: Annotated[list[str], typer.Argument(help="what to reply to")],
-    model: Model,
-    directions: Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")],
-    emotion: Annotated[str, typer.Option(help="label of the direction")],
-    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")] = None,
-    dose: Annotated[float, typer.Option(help="size of each addition as a share of the activation's norm")] = 0.3,
-    site: str = "resid_post",
-    system: Annotated[str | None, typer.Option(help="system message; default none")] = None,
-    max_new_tokens: Count = 60,
-    sample: Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")] = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    seed: int = 0,
-    device: Device = "auto",
-    dtype: Dtype = None,
-) -> None:
-    """Baseline and steered replies, side by side."""
-    import emotrace as et
-
-    if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
-        raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
-    if not math.isfinite(dose):
-        raise EmotraceError(f"--dose {dose} is not a finite number.")
-    wanted = layer_list(layers) if layers is not None else None
-    dirs = et.directions.load(directions)
-    label = str(dirs.attrs.get("label", "emotion"))
-    if label not in dirs.dims:
-        raise EmotraceError(
-            f"{directions} has the dims {', '.join(map(str, dirs.dims))}, and no {label!r} to choose from."
-        )
-    known = [str(n) for n in dirs[label].values]
-    aim = label_of(emotion, known, str(directions)) if label == "emotion" else emotion
-    if aim not in known:
-        raise unknown(label, aim, known, str(directions))
-    for dim, asked in (("layer", wanted or []), ("sublayer", [site])):
-        held = dirs[dim].values.tolist() if dim in dirs.dims else asked
-        for value in asked:
-            if value not in held:
-                raise unknown(dim, value, held, str(directions))
-    lm = et.load(model, device=device, dtype=dtype)
-    n = lm.sites.n_layers
-    chosen = wanted or list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
-    vector, strength = dirs.sel({label: aim}), dose * math.sqrt(lm.sites.d_model)
-    edit = et.Add(site, layers=chosen, vector=vector, strength=strength, scale="rms")
-    turns = [
-        ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": p}] for p in prompts
-    ]
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, "seed": seed, "progress": False}
-    if sample:
-        options |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    plain = et.generate(lm, turns, **options)
-    steered = et.generate(lm, turns, [edit], **options)
-    for text, a, b in zip(prompts, plain, steered, strict=True):
-        typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{aim + ':':<10}{b['gen_text']}\n")

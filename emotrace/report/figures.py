@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 from matplotlib.figure import Figure
 
-from emotrace.report import captions
+from emotrace.report import captions, style
 from emotrace.report.attention import attention_patterns
 from emotrace.report.circuits import circuit_map
 from emotrace.report.comparison import equal_kl
@@ -18,7 +18,7 @@ from emotrace.report.geometry import chosen_layer, similarity
 from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
-from emotrace.report.replies import accuracy_bars, confusion
+from emotrace.report.replies import ablation_bars, accuracy_bars, confusion
 from emotrace.report.style import save
 
 __all__ = [
@@ -72,10 +72,13 @@ def draw(
     def add(name: str, heading: str, caption: str, figure: Callable[[], Figure]) -> None:
         out.append(Shown(name, heading, caption, figure()))
 
-    if report.get("accuracy"):
-        add("accuracy", "Accuracy by method", captions.accuracy(report), lambda: accuracy_bars(report))
-    if report.get("confusion"):
-        add("confusion", "What was asked and what was read", captions.confusion(), lambda: confusion(report))
+    spoken = style.only(report, [m for m in style.methods_of(report.get("accuracy") or {}) if "ablate" not in m])
+    if spoken.get("accuracy"):
+        add("accuracy", "Accuracy by method", captions.accuracy(spoken), lambda: accuracy_bars(spoken))
+    if spoken.get("confusion"):
+        add("confusion", "What was asked and what was read", captions.confusion(), lambda: confusion(spoken))
+    if "ablate" in (report.get("accuracy") or {}):
+        add("ablation", "Is the circuit needed?", captions.ablation(), lambda: ablation_bars(report))
     if report.get("sweep"):
         add("dose", "Dose and fluency", captions.dose(report), lambda: dose_curve(report))
     if report.get("comparison"):

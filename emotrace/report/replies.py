@@ -19,9 +19,21 @@ from emotrace.report.style import COLOURS, FAINT, INK, span
 CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
 CONTROLLED: Final = ("circuit", "steer")
 """Methods whose figure is the claim; the first one present gives the title."""
+ABLATIONS: Final = ("prompt", "random_ablate", "ablate")
+"""Emotions asked for in words, with everything in place and with components held at their mean."""
 
 
-def accuracy_bars(report: Mapping[str, Any]) -> Figure:
+def ablation_bars(report: Mapping[str, Any]) -> Figure:
+    """Prompted replies with the circuit ablated, with random components ablated, and as they are: as `accuracy_bars`."""
+    overall = {m: style.percent(report["accuracy"][m].get("overall")) for m in ABLATIONS if m in report["accuracy"]}
+    claim = f"asked in words: {overall.pop('prompt', '–')} of replies read as asked;\n" + ", ".join(
+        f"{value} with {'the circuit' if m == 'ablate' else 'random components'} ablated"
+        for m, value in reversed(overall.items())
+    )
+    return accuracy_bars(style.only(report, ABLATIONS), claim)
+
+
+def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
 
     Controls with several draws show the highest as the bar and every draw as a dot. Whiskers are the 95 % intervals of the
@@ -29,6 +41,7 @@ def accuracy_bars(report: Mapping[str, Any]) -> Figure:
 
     Args:
         report: content of report.json; needs ``accuracy``.
+        claim: title; by default it says what was reached.
 
     Raises:
         EmotraceError: if ``accuracy`` is absent.
@@ -37,7 +50,7 @@ def accuracy_bars(report: Mapping[str, Any]) -> Figure:
     fluent = report.get("accuracy_fluent") or {}
     methods = style.methods_of(accuracy)
     chance = chance_of(report)
-    figure = style.canvas(7.0, _accuracy_claim(report, methods, chance))
+    figure = style.canvas(7.0, claim or _accuracy_claim(report, methods, chance))
     above, below = figure.subplots(2, 1, height_ratios=[1.05, 1])
     _overall(above, accuracy, fluent, methods, chance)
     _by_emotion(below, accuracy, fluent, methods, chance)

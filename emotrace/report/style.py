@@ -29,6 +29,8 @@ COLOURS: Final = {
     "random_steer": "#E69F00",
     "random_circuit": "#56B4E9",
     "shuffled": "#CC79A7",
+    "ablate": "#222222",
+    "random_ablate": "#BBBBBB",
 }
 """One colour per method, of the palette of Okabe and Ito, which colour-blind readers tell apart."""
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -211,3 +213,12 @@ def span(values: Sequence[int]) -> str:
         return "unknown"
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def only(report: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """The report with the scores of some methods only."""
+    parts = ("accuracy", "accuracy_fluent", "accuracy_target", "confusion")
+    kept = {
+        p: {m: t for m, t in report[p].items() if m in methods} for p in parts if isinstance(report.get(p), Mapping)
+    }
+    return {**report, **kept}
