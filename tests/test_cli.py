@@ -16,7 +16,10 @@ from emotrace.datasets import read_jsonl
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.testing import tiny
 
-STAGES = ("generate", "judge", "capture", "directions", "steer", "sites", "info", "verify", "ls")
+STAGES = (
+    "generate", "judge", "capture", "directions", "neurons", "heads", "influence", "circuit", "curves", "steer", "modulate",
+    "export", "sites", "info", "verify", "ls",
+)  # fmt: skip
 
 
 def write_sev(path):

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emotrace.datasets import read_jsonl
-from emotrace.directions import accepted
-from emotrace.labels import EmotraceError, check_positions
+from emotrace.labels import EmotraceError, check_positions, emotion, unknown
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
 Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over themes")]
@@ -22,7 +20,8 @@ Data = Annotated[Path, typer.Option(help="SEV file")]
 Directions = Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")]
 Folder = Annotated[Path, typer.Option(help="folder for everything; the same command again continues")]
 Rows = Annotated[Path | None, typer.Option(help="judged replies: only the accepted ones count")]
-Replies = Annotated[list[str], typer.Argument(help="what to reply to")]
+Within = Annotated[str, typer.Option(help="comma-separated labels that are centred away")]
+Texts = Annotated[list[str], typer.Argument(help="what to reply to")]
 System = Annotated[str | None, typer.Option(help="system message; default none")]
 Sample = Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")]
 TopK = Annotated[int, typer.Option(min=0)]
@@ -86,7 +85,9 @@ def finite(value: float, flag: str) -> float:
     return value
 
 
-def decoding(sample: bool, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int) -> dict[str, Any]:
+def decoding(
+    sample: bool, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int
+) -> dict[str, Any]:
     """Options of `emotrace.generate` that the sampling flags say."""
     if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
         raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
@@ -98,6 +99,9 @@ def accepted_keys(rows: Path | None) -> list[str] | None:
     """Keys of the judged replies in a file that were accepted; None where there is no file."""
     if rows is None:
         return None
+    from emotrace.datasets import read_jsonl
+    from emotrace.directions import accepted
+
     judged = []
     for where, row in read_jsonl(rows):
         if "key" not in row or not ("verdict" in row or "judge" in row):
@@ -110,3 +114,25 @@ def accepted_keys(rows: Path | None) -> list[str] | None:
     if not keys:
         raise EmotraceError(f"{rows}: the judge accepted none of {len(judged)} replies.")
     return keys
+
+
+def labelled(directions: Path) -> tuple[Any, str]:
+    """The directions of a folder, and the label that they tell apart."""
+    from emotrace.directions import load
+
+    found = load(directions)
+    label = str(found.attrs.get("label", "emotion"))
+    if label not in found.dims:
+        raise EmotraceError(
+            f"{directions} has the dims {', '.join(map(str, found.dims))}, and no {label!r} to choose from."
+        )
+    return found, label
+
+
+def value_of(label: str, asked: str, known: list[Any], place: Path) -> str:
+    """The value of a label that is asked for: an emotion under either of its names."""
+    names_ = [str(n) for n in known]
+    found = emotion(asked, names_, str(place)) if label == "emotion" else asked
+    if found not in names_:
+        raise unknown(label, found, names_, str(place))
+    return found

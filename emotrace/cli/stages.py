@@ -1,24 +1,36 @@
-"""Stages: generate, judge, capture, directions, steer – from file to file."""
+"""Stages: generate, judge, capture, directions – from file to file."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Count, Device, Dtype, Limit, Model, Store, layer_list, names, no_folder, span
+from emotrace.cli.options import (
+    Count,
+    Data,
+    Device,
+    Dtype,
+    Limit,
+    Model,
+    Rows,
+    Store,
+    Within,
+    accepted_keys,
+    names,
+    no_folder,
+    span,
+)
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
-from emotrace.labels import emotion as label_of
 
 
 @app.command()
 def generate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="SEV file")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="JSON-lines file; rows in it are not generated again")],
     instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
     emotions: Annotated[str, typer.Option(help="comma-separated")] = ",".join(EMOTIONS),
@@ -81,7 +93,7 @@ def judge(
 @app.command()
 def capture(
     model: Model,
-    data: Annotated[Path, typer.Option(help="SEV file")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
     sites: Annotated[
         str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")

@@ -1,0 +1,280 @@
+"""Circuits: what neurons, heads and sublayers contribute, the circuit they make, and what it does – from file to file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emotrace.cli.app import app
+from emotrace.cli.options import (
+    Count,
+    Data,
+    Device,
+    Directions,
+    Dtype,
+    Folder,
+    Limit,
+    Model,
+    Rows,
+    Within,
+    accepted_keys,
+    labelled,
+    names,
+    no_file,
+    numbers,
+)
+from emotrace.labels import EmotraceError, unknown
+
+By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
+Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
+Draws = Annotated[int, typer.Option(min=0, help="random sets of each size")]
+
+
+@app.command()
+def neurons(
+    model: Model,
+    data: Data,
+    directions: Directions,
+    out: Folder,
+    rows: Rows = None,
+    by: By = "contrast",
+    top: Top = 5,
+    limit: Limit = None,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """What each MLP neuron contributes to its layer's directions."""
+    import emotrace as et
+
+    _one_of(by, ("contrast", "mean"), "--by")
+    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
+    found = et.attribution.neuron_contributions(
+        et.load(model, device=device, dtype=dtype), prompts, dirs, batch_size=batch_size, **common
+    )
+    _print_best(found, by, top)
+    typer.echo(f"{dict(found.sizes)} in {out}")
+
+
+@app.command()
+def heads(
+    model: Model,
+    data: Data,
+    directions: Directions,
+    out: Folder,
+    readout: Annotated[str, typer.Option(help="residual, or normed (as published: the input of the MLP)")] = "residual",
+    rows: Rows = None,
+    by: By = "contrast",
+    top: Top = 5,
+    limit: Limit = None,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """What each attention head contributes to its layer's directions."""
+    import emotrace as et
+    from emotrace.attribution.heads import READOUTS
+
+    _one_of(by, ("contrast", "mean"), "--by")
+    _one_of(readout, READOUTS, "--readout")
+    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
+    found = et.attribution.head_contributions(
+        et.load(model, device=device, dtype=dtype), prompts, dirs, readout=readout, batch_size=batch_size, **common
+    )
+    _print_best(found, by, top)
+    typer.echo(f"{dict(found.sizes)} in {out}")
+
+
+@app.command()
+def influence(
+    model: Model,
+    data: Data,
+    directions: Directions,
+    out: Folder,
+    doses: Annotated[str, typer.Option(help="finite doses too, in units of σ, e.g. 0.1,0.3,0.5,0.7")] = "",
+    readout: Annotated[str, typer.Option(help="resid_post of the last layer, or final_norm")] = "resid_post",
+    rows: Rows = None,
+    limit: Limit = None,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
+    import emotrace as et
+    from emotrace.attribution.sublayers import READOUTS
+
+    _one_of(readout, READOUTS, "--readout")
+    sizes = numbers(doses, "--doses")
+    plain, dirs, common = _inputs(data, directions, out, rows, limit, asked=False)
+    found = et.attribution.sublayer_influence(
+        et.load(model, device=device, dtype=dtype), plain, dirs, doses=sizes, readout=readout, batch_size=batch_size,
+        **common,
+    )  # fmt: skip
+    label, block = common["label"], [f"{site} {layer}" for layer, site in json.loads(found.attrs["reference_block"])]
+    typer.echo(f"influence on {found.attrs['readout']}, along the mean direction of {block[0]} to {block[-1]}")
+    typer.echo(_table(found["influence"].transpose("layer", "sublayer", label), label))
+    typer.echo(f"{dict(found.sizes)} in {out}")
+
+
+@app.command()
+def circuit(
+    model: Model,
+    data: Data,
+    directions: Directions,
+    out: Folder,
+    neurons_per_layer: Annotated[float | None, typer.Option(help="default 20; below 1 a share of the layer")] = None,
+    heads_per_layer: Annotated[float | None, typer.Option(help="default 2; below 1 a share of the layer")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="emotion_circuits: ranked and shared out as published; needs --influence")
+    ] = None,
+    influence: Annotated[Path | None, typer.Option(help="folder that `emotrace influence` wrote")] = None,
+    rows: Rows = None,
+    within: Within = "skeleton_id,valence",
+    limit: Limit = None,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """The best neurons and heads of each layer, with what is added there: the circuit of every emotion."""
+    import emotrace as et
+    from emotrace.report.overlap import by_chance
+
+    if preset is not None:
+        _one_of(preset, et.circuits.PRESETS, "--preset")
+    if (preset is None) != (influence is None):
+        raise EmotraceError(
+            "--preset shares out components by --influence, a folder that `emotrace influence` wrote: give both or neither."
+        )
+    sizes = {"neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer}
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    if preset is not None and sizes:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sizes)
+        raise EmotraceError(
+            f"--preset {preset} decides itself how many components each layer gives; leave out {flags}."
+        )
+    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
+    table = None if influence is None else et.attribution.load(influence, "influence")
+    found = et.circuits.discover(
+        et.load(model, device=device, dtype=dtype), prompts, dirs, preset=preset, influence=table,
+        within=tuple(names(within)), batch_size=batch_size, **sizes, **common,
+    )  # fmt: skip
+    typer.echo(str(found))
+    overlap = found.overlap()
+    for kind in overlap["kind"].values.tolist():
+        mean, sd = (float(overlap[name].sel(kind=kind)) for name in ("mean", "sd"))
+        typer.echo(
+            f"overlap of {kind}s: Jaccard {mean:.3f} ± {sd:.3f} over {overlap.attrs['n_pairs']} pairs "
+            f"({by_chance(found, kind):.3f} by chance)"
+        )
+    typer.echo(f"{len(found.components)} components in {out}")
+
+
+@app.command()
+def curves(
+    contributions: Annotated[
+        Path, typer.Argument(help="folder of `emotrace neurons` or `heads`, or CIRCUIT/neuron, CIRCUIT/head")
+    ],
+    model: Model,
+    data: Data,
+    directions: Directions,
+    out: Folder,
+    what: Annotated[str, typer.Option(help="ablate the components, or add their difference vectors")] = "ablate",
+    how: Annotated[str | None, typer.Option(help="of ablate: zero (default), mean or resample")] = None,
+    circuit: Annotated[Path | None, typer.Option(help="of add: folder of `emotrace circuit`, for its vectors")] = None,
+    ks: Annotated[str | None, typer.Option(help="components per layer; default those of 1,2,4,8,16 that exist")] = None,
+    draws: Draws = 5,
+    by: By = "contrast",
+    seed: int = 0,
+    rows: Rows = None,
+    limit: Limit = None,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
+    import emotrace as et
+    from emotrace.attribution.curves import HOW
+    from emotrace.attribution.files import replace_file
+    from emotrace.report.components import curves as csv
+
+    _one_of(what, ("ablate", "add"), "--what")
+    _one_of(by, ("contrast", "mean"), "--by")
+    if how is not None:
+        _one_of(how, HOW, "--how")
+    if what == "add" and (how is not None or rows is not None):
+        raise EmotraceError(
+            "--how and --rows are of --what ablate; difference vectors are added to prompts without emotion."
+        )
+    if (what == "add") != (circuit is not None):
+        raise EmotraceError("--what add takes its difference vectors from --circuit FOLDER, and nothing else does.")
+    options: dict[str, Any] = {"draws": draws, "by": by, "seed": seed, "batch_size": batch_size}
+    options["ks"] = None if ks is None else numbers(ks, "--ks", int)
+    name, scores = _contributions(contributions)
+    prompts, dirs, common = _inputs(data, directions, out, rows, limit, asked=what == "ablate")
+    if what == "ablate":
+        options["how"] = how or "zero"
+        lm = et.load(model, device=device, dtype=dtype)
+        found = et.attribution.ablation_curve(lm, prompts, dirs, scores, **options, **common)
+    else:
+        assert circuit is not None
+        del common["accepted"]
+        payload = et.Circuit.load(circuit).payload
+        lm = et.load(model, device=device, dtype=dtype)
+        found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
+    table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})
+    replace_file(out / "curve.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    typer.echo("change of the projection, for the best, the least telling and random components (mean of the draws)")
+    typer.echo(_table(found["delta"], "k"))
+    typer.echo(f"{dict(found.sizes)} in {out}, and curve.csv")
+
+
+def _inputs(
+    data: Path, directions: Path, out: Path, rows: Path | None, limit: int | None, asked: bool = True
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Prompts, directions, and what every room takes besides, read before a model is loaded."""
+    from emotrace.datasets import sev
+    from emotrace.labels import EMOTIONS
+
+    no_file(out)
+    dirs, label = labelled(directions)
+    emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
+    prompts = sev(data, emotions=emotions, instruction=asked, limit=limit)
+    return prompts, dirs, {"label": label, "accepted": accepted_keys(rows), "out": out}
+
+
+def _contributions(folder: Path) -> tuple[str, Any]:
+    """``neurons`` or ``heads``, and the Dataset of that name in a folder."""
+    from emotrace.attribution import load
+
+    for name in ("neurons", "heads"):
+        if (folder / f"{name}.json").is_file():
+            return name, load(folder, name)
+    raise EmotraceError(
+        f"{folder} has neither neurons.json nor heads.json: give a folder that `emotrace neurons` or `emotrace heads` wrote, "
+        "or neuron/ or head/ of a circuit."
+    )
+
+
+def _one_of(value: str, choices: Any, flag: str) -> None:
+    if value not in choices:
+        raise unknown("choice", value, choices, flag)
+
+
+def _print_best(found: Any, by: str, top: int) -> None:
+    """The components with the highest scores of each label, over all layers."""
+    label, _, feature = found[by].dims
+    scores = found[by].to_series()
+    typer.echo(f"highest {by} (layer.{feature} score)")
+    for value in found[label].values.tolist():
+        best = scores.xs(value, level=label).nlargest(top)
+        typer.echo(f"{value:<10} " + "  ".join(f"{layer}.{i} {score:+.4g}" for (layer, i), score in best.items()))
+
+
+def _table(array: Any, columns: str) -> str:
+    """An array as text, one dim across, the others down."""
+    plain = array.reset_coords(drop=True)
+    down = [d for d in plain.dims if d != columns]
+    return plain.stack(row=down).transpose("row", columns).to_pandas().to_string(float_format="{:+.4g}".format)
