@@ -174,7 +174,9 @@ def _length(strength: float | None, vector: Any, wanted: list[int] | None, site:
     if "norm" in vector.coords:
         norms = vector["norm"].sel(sublayer=site) if "sublayer" in vector["norm"].dims else vector["norm"]
         norms = norms.sel(layer=wanted) if wanted and "layer" in norms.dims else norms
-        hint = f"; the mean difference is {float(norms.min()):.3g} to {float(norms.max()):.3g} long there"
+        hint = (
+            f"; the differences behind these directions are {float(norms.min()):.3g} to {float(norms.max()):.3g} long"
+        )
     raise EmotraceError(f"--strength: say how long each addition to {site} is to be{hint}.")
 
 
