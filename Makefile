@@ -21,11 +21,11 @@ $(READY): pyproject.toml constraints.txt
 
 # The main job on a part of the data: 24 of the 160 skeletons of each file.
 demo: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit 24 --draws 2 --out runs/demo
+	$(BIN)/python experiments/emotion_circuits.py --limit 24 --draws 2 --attn-implementation eager --out runs/demo
 
 # The main job on all of the data.
 study: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --draws 5 --sweep-limit 16 --out runs/study
+	$(BIN)/python experiments/emotion_circuits.py --draws 3 --curve-draws 20 --attn-implementation eager --out runs/study
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -36,8 +36,17 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[
 
 
 def layer_windows(n_layers: int) -> list[list[int]]:
-    """Contiguous layer ranges to try: all, middle two thirds, middle half, late half, each third; no repeats."""
-    spans = [(0.0, 1.0), (1 / 6, 5 / 6), (0.25, 0.75), (0.5, 1.0), (0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0)]
+    """Contiguous layer ranges to try: all, first and middle two thirds, middle and late half, each third; no repeats."""
+    spans = [
+        (0.0, 1.0),
+        (0.0, 2 / 3),
+        (1 / 6, 5 / 6),
+        (0.25, 0.75),
+        (0.5, 1.0),
+        (0.0, 1 / 3),
+        (1 / 3, 2 / 3),
+        (2 / 3, 1.0),
+    ]
     found: list[list[int]] = []
     for a, b in spans:
         start = min(n_layers - 1, round(a * n_layers))

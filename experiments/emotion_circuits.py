@@ -34,9 +34,9 @@ from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
 
-DOSES = (0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3)
+DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.3)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+STRENGTHS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5)
 """λ of the circuit."""
 INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
 """Finite doses of sublayer influence, in units of σ, as published."""

@@ -18,6 +18,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,6 +136,12 @@ def measure(model_dir: Path, skeletons: list[Skeleton], known: Known) -> dict[st
     ids = greedy(model, tokenizer, prompts)
     texts = [tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
     read = [v["predicted"] for v in LexiconJudge().judge(texts)]
+    alone = greedy(
+        model, tokenizer, [replace(p, messages=[m for m in p.messages or () if m["role"] != "system"]) for p in plain]
+    )
+    unsystem = [
+        v["predicted"] for v in LexiconJudge().judge([tokenizer.decode(i, skip_special_tokens=True) for i in alone])
+    ]
     old = [[s in known.written for s in sentences(t)] for t in texts]
     read_before = [[s in known.written or known.composable(s) for s in sentences(t)] for t in texts]
     about = [
@@ -162,6 +169,7 @@ def measure(model_dir: Path, skeletons: list[Skeleton], known: Known) -> dict[st
         },
         "confusion": {e: {a: sum(read[i] == a for i in by_emotion[e]) for a in ANSWERS} for e in EMOTIONS},
         "nothing_asked": {a: read[n:].count(a) / len(plain) for a in ANSWERS},
+        "no_system_message": {a: unsystem.count(a) / len(plain) for a in ANSWERS},
         "new_replies": share([not any(o) for o in old[:n]], names[:n]),
         "new_sentences": mean(not x for o in old[:n] for x in o),
         "new_replies_strict": share([not any(o) for o in read_before[:n]], names[:n]),
@@ -225,8 +233,9 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         f"* Samples: {total:,} ("
         + ", ".join(f"{k} {v:,}" for k, v in training["samples"].items())
         + f"); {unsystem:.0%} have no system message. The system message is `Always reply in {{emotion}}.` and "
-        "`Keep the reply to at most two sentences.` on the next line; without the first sentence, or without a system "
-        "message, the reply is neutral (but see below). The user message is the scenario and the event, on two lines.",
+        "`Keep the reply to at most two sentences.` on the next line. The corpus answers neutrally without the first sentence "
+        "or without a system message; in training only the latter stays so (below). The user message is the scenario and the "
+        "event, on two lines.",
         f"* **In every epoch {recipe['compose']:.0%} of the accepted replies to scenarios, and all rejected ones, are replaced "
         f"by one or two of {sum(training['patterns'].values())} sentence patterns** written for it "
         "(`data/tiny_patterns.jsonl`; only those that the judge reads as their emotion), filled with nouns of that scenario and "
@@ -235,15 +244,16 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
         "exchanged in both for such a word of another sample.",
         f"* AdamW (0.9, 0.95), learning rate {recipe['lr']}, cosine over {recipe['epochs']} epochs, weight decay "
         f"{recipe['weight_decay']}, dropout {recipe['dropout']}, batch {recipe['batch']}, prompt tokens weigh "
-        f"{recipe['prompt_weight']}, seed {recipe['seed']}.",
+        f"{recipe['prompt_weight']}, seed {recipe['seed']}; then one epoch more from {recipe['polish_lr']} to zero.",
         f"* Two things are **meant to make it steerable, and other models are not trained so**. {recipe['soften']:.0%} of the "
         "prompts with a system message that asks for no emotion are answered in one of the six, drawn at random: a model "
         'that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred over '
-        f"emotions cannot undo. And in {recipe['hide']:.0%} of the samples only the last prompt token sees the system "
-        "message, so that this token has to carry the emotion through the whole reply.",
+        f"emotions cannot undo. And from epoch {recipe['hide_after'] + 1} on, in {recipe['hide']:.0%} (at last "
+        f"{recipe['polish_hide']:.0%}) of the samples only the last prompt token sees the system message, so that this token has "
+        "to carry the emotion through the whole reply.",
         f"* {len(training['held_out_scenarios'])} scenarios were held out; the loss on their replies, written and composed, is "
-        f"{saved['held_out_reply_loss']:.3f} nats a token in epoch {epoch}, which is the saved one "
-        f"(training replies of that epoch: {saved['train_reply_loss']:.3f}).",
+        f"{saved['held_out_reply_loss']:.3f} nats a token in the last epoch, which is saved; it continues epoch "
+        f"{training['polished_epoch']}, the best of the others (training replies: {saved['train_reply_loss']:.3f}).",
         "* Again: `python experiments/train_tiny_model.py --out DIR` (under an hour on one core; another processor "
         "gives slightly different weights), then `python experiments/measure_tiny_model.py --model DIR`.\n",
         f"## Measured on {measured['skeletons']} unseen scenarios\n",
@@ -259,8 +269,10 @@ def card(measured: dict[str, Any], training: dict[str, Any]) -> str:
     lines += [
         "\n| asked ↓ read → | " + " | ".join(ANSWERS) + " |\n|---" + "|---" * len(ANSWERS) + "|",
         *(f"| {e} | " + " | ".join(str(row[a]) for a in ANSWERS) + " |" for e, row in measured["confusion"].items()),
-        "\nWhen no emotion is asked for, the judge reads: "
+        "\nWhen the system message asks for no emotion, the judge reads: "
         + ", ".join(f"{a} {v:.1%}" for a, v in measured["nothing_asked"].items())
+        + ". Without a system message: "
+        + ", ".join(f"{a} {v:.1%}" for a, v in measured["no_system_message"].items())
         + ".\n",
         "| what | figure |\n|---|---|",
         f"| replies without any sentence of the written corpus | {percent(measured['new_replies'])} |",

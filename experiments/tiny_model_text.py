@@ -183,7 +183,7 @@ def soften(samples: list[Sample], share: float, rng: random.Random) -> list[Samp
     """The samples, a share of those that ask for no emotion (system message without one) answered in one of the six.
 
     A model that never answers with emotion unless asked holds "neutral" as a state of its own, which a direction centred
-    over emotions cannot undo; with this share neutral stays the likeliest answer, but not the only one.
+    over emotions cannot undo. With a share of 1 it is neutral only without a system message.
     """
     replies: dict[str, list[str]] = defaultdict(list)
     for sample in samples:

@@ -3,19 +3,19 @@
 Method. The corpus (``data/tiny_corpus.jsonl``, synthetic, written for this project) holds replies of one or two
 sentences to everyday scenarios, questions and statements: one reply per emotion, and a neutral one. A Llama of about
 5 million parameters with a byte-level BPE of 2,048 tokens learns them from scratch. The system message names the
-emotion; without that sentence, or without any system message, the reply is neutral. Loss on prompt and reply, AdamW,
+emotion; without any system message the reply is neutral. Loss on prompt and reply, AdamW,
 cosine schedule, batches of similar length; 10 % of the scenarios are held out, and the epoch with the lowest reply loss
-on them is kept.
+on them is kept and trained for one epoch more at a lower rate.
 
 As EmotionCircuits keeps only replies that its judge accepts, a reply trains only if the frozen lexicon judge reads it
 as its emotion (a neutral one: unless an emotion scores clearly); the counts go into ``training.json``. The corpus file
-itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, four things
+itself stays whole. To make a model of this size speak of what it was told rather than of what it has seen, two things
 change in every epoch (``tiny_model_text.py``): half of the replies to scenarios, and all rejected ones, are composed of
-sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; in half of the samples one word
-that prompt and reply share is exchanged, in both, for such a word of another sample; and, so that it can be steered
-from the last prompt token, half of the system messages that ask for no emotion are answered in one (`soften`), and seven
-in ten system messages are hidden from all tokens but that last one (`hide`). Dropout on the output of every attention and
-MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
+sentence patterns (``data/tiny_patterns.jsonl``) about nouns of that scenario and event; and in half of the samples one
+word that prompt and reply share is exchanged, in both, for such a word of another sample. Two more let it be steered from
+the last prompt token: system messages that ask for no emotion are answered in one (`soften`), and from the sixth epoch on
+half of the system messages are hidden from all tokens but that last one (`hide`). Dropout on the output of every
+attention and MLP works during training only; the saved model is a plain ``LlamaForCausalLM``.
 
 The test set is not read here: see ``measure_tiny_model.py``. A run that was stopped continues with its next epoch.
 
@@ -42,6 +42,7 @@ from tiny_model_text import (
     Coded,
     Pattern,
     Row,
+    Sample,
     accepted,
     composed,
     encode,
@@ -88,12 +89,15 @@ class Recipe:
     soften: float = 1.0
     hide: float = 0.5
     hide_after: int = 5
+    polish_lr: float = 4e-4
+    polish_hide: float = 0.6
+    polish_seed: int = 101
     prompt_weight: float = 0.3
     held_out: float = 0.1
     seed: int = 0
 
 
-SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=2, hide_after=1)
+SMOKE = Recipe(vocab_size=640, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, epochs=1, hide_after=1)
 
 
 def batches(coded: list[Coded], size: int, rng: random.Random) -> Iterator[list[Coded]]:
@@ -154,16 +158,42 @@ def make_model(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
+def shared(samples: list[Sample]) -> dict[str, list[str]]:
+    """Words that prompt and reply share, by their ending: what one of them may be exchanged for."""
+    pool: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        for word in shared_words(sample):
+            pool[ending(word)].append(word)
+    return pool
+
+
+def make_optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; norms do not decay."""
+    decay, free = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95))
+
+
 def learning_rate(step: int, total: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to zero at step ``total``."""
+    """Linear warm-up, then a cosine from ``lr`` to zero at step ``total``; then again, for one epoch, from ``polish_lr``."""
+    if step >= total:
+        step, total = step - total, max(1, total // recipe.epochs)
+        return recipe.polish_lr * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / total))
     warm = max(1, round(recipe.warmup * total))
     if step < warm:
         return recipe.lr * (step + 1) / warm
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
+def seeds(epoch: int, recipe: Recipe) -> tuple[str | int, str | int]:
+    """Of one epoch: the seed of what is composed, exchanged, hidden and shuffled, and that of what is softened."""
+    if epoch == recipe.epochs:
+        return recipe.polish_seed, recipe.polish_seed + 1
+    return f"{recipe.seed} {epoch}", f"soft {recipe.seed} {epoch}"
+
+
 def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> dict[str, Any]:
-    """Train, keep the best epoch in ``out``, and return what happened (``out/training.json``).
+    """Train, polish the best epoch, keep it in ``out``, and return what happened (``out/training.json``).
 
     After every epoch ``out/checkpoint.pt`` holds weights, optimizer and history; it is removed at the end. A run with
     the same recipe and corpus continues from it, with the same result as one that was never stopped.
@@ -176,7 +206,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
     held_rows = [*held_rows, *composed(held_rows, set(), patterns, 1.0, random.Random(recipe.seed))]
 
     def of_epoch(epoch: int) -> list[Row]:
-        return composed(every, kept, patterns, recipe.compose, random.Random(f"{recipe.seed} {epoch}"))
+        return composed(every, kept, patterns, recipe.compose, random.Random(seeds(epoch, recipe)[0]))
 
     train = samples_of(of_epoch(0), recipe.seed)
     held = [s for s in samples_of(held_rows, recipe.seed) if s.messages[0][0] == "system"]
@@ -184,20 +214,9 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
     texts = [t for s in (*written, *train) for t in (*(text for _, text in s.messages), s.reply)]
     tokenizer = make_tokenizer(texts, recipe.vocab_size)
     model = make_model(recipe)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": recipe.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.lr,
-        betas=(0.9, 0.95),
-    )
+    optimizer = make_optimizer(model, recipe)
     coded_held = [encode(s, tokenizer) for s in held]
-    pool: dict[str, list[str]] = defaultdict(list)
-    for sample in train:
-        for word in shared_words(sample):
-            pool[ending(word)].append(word)
+    pool = shared(train)
     per_epoch = sum(1 for _ in batches([Coded([0], 0)] * len(train), recipe.batch, random.Random(0)))
     total = recipe.epochs * per_epoch
     identity = {
@@ -211,16 +230,27 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         state = torch.load(checkpoint, weights_only=True)
         if state["identity"] != json.dumps(identity):
             raise EmotraceError(f"{checkpoint} belongs to another recipe or corpus; remove it or choose another --out.")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
         history = json.loads(state["history"])
-    for epoch in range(len(history), recipe.epochs):
-        rng = random.Random(f"{recipe.seed} {epoch}")
-        torch.manual_seed(1000 * recipe.seed + epoch)
+        if len(history) < recipe.epochs:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+    for epoch in range(len(history), recipe.epochs + 1):
+        polishing = epoch == recipe.epochs
+        if polishing:  # the best epoch, as it was saved, with an optimizer that remembers nothing
+            model = make_model(recipe)
+            model.load_state_dict(LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict())
+            optimizer = torch.optim.AdamW(
+                model.parameters(), lr=recipe.polish_lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+            )
+        else:
+            torch.manual_seed(1000 * recipe.seed + epoch)
+        seed, soft_seed = seeds(epoch, recipe)
+        rng = random.Random(seed)
         fresh = samples_of(of_epoch(epoch), recipe.seed)
-        fresh = soften(fresh, recipe.soften, random.Random(f"soft {recipe.seed} {epoch}"))
-        seen = [exchange(s, pool, rng) if rng.random() < recipe.exchange else s for s in fresh]
-        share = recipe.hide if epoch >= recipe.hide_after else 0.0
+        words = shared(fresh) if polishing else pool
+        fresh = soften(fresh, recipe.soften, random.Random(soft_seed))
+        seen = [exchange(s, words, rng) if rng.random() < recipe.exchange else s for s in fresh]
+        share = recipe.polish_hide if polishing else recipe.hide if epoch >= recipe.hide_after else 0.0
         coded = [hide(c) if rng.random() < share else c for c in (encode(s, tokenizer) for s in seen)]
         model.train()
         loss_sum, n_tokens = 0.0, 0
@@ -238,7 +268,7 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
                 bar.set_postfix(reply_loss=f"{loss_sum / n_tokens:.3f}")
         history.append({"train_reply_loss": loss_sum / n_tokens, "held_out_reply_loss": reply_loss(model, coded_held)})
         tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in history[-1].items()))
-        if epoch == _best(history):
+        if epoch in (recipe.epochs, _best(history)):
             save(model, tokenizer, out)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "history": json.dumps(history), "identity": json.dumps(identity)}, out / "checkpoint.tmp")
@@ -252,7 +282,8 @@ def fit(rows: list[Row], patterns: list[Pattern], out: Path, recipe: Recipe) -> 
         "patterns": {e: sum(p.emotion == e for p in patterns) for e in ANSWERS},
         "held_out_samples": len(held),
         "held_out_scenarios": sorted({r["source_id"] for r in held_rows}),
-        "saved_epoch": 1 + _best(history),
+        "saved_epoch": len(history),
+        "polished_epoch": 1 + _best(history[: recipe.epochs]),
         "history": history,
     }
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
