@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emotrace.datasets import read_jsonl, sev
 from emotrace.judges import lexicon
 from emotrace.judges.lexicon import LexiconJudge
-from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError
+from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.templates import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,12 +180,15 @@ def test_batches_take_every_sample_once_and_keep_lengths_together():
     assert found != list(train.batches(coded, 10, random.Random(2)))
 
 
-def test_learning_rate_warms_up_and_ends_at_nothing():
-    recipe = train.Recipe()
-    rates = [train.learning_rate(i, 1000, recipe) for i in range(1001)]
+def test_learning_rate_warms_up_ends_at_nothing_and_polishes():
+    recipe = train.Recipe(epochs=4)
+    rates = [train.learning_rate(i, 1000, recipe) for i in range(1250)]
     assert max(rates) == pytest.approx(recipe.lr)
     assert rates[0] < 0.05 * recipe.lr
-    assert rates[1000] == pytest.approx(0)
+    assert rates[999] < 1e-4 * recipe.lr
+    assert max(rates[1000:]) == pytest.approx(recipe.polish_lr, rel=0.02)
+    assert rates[1000] < 0.2 * recipe.polish_lr
+    assert rates[1249] < 1e-3 * recipe.polish_lr
 
 
 def test_hidden_system_messages_reach_the_reply_through_the_last_prompt_token_only(tokenizer):
@@ -362,7 +365,8 @@ def test_shipped_model_is_what_its_card_says():
     assert (SHIPPED / "README.md").read_text() == measure.card(
         measured, json.loads((SHIPPED / "training.json").read_text())
     )
-    assert measured["accuracy"]["overall"]["value"] >= 0.96  # the aim is 0.97; the card says what was reached
+    assert measured["accuracy"]["overall"]["value"] >= 0.97
+    assert measured["mention"]["value"] >= 0.4
     assert measured["new_replies"]["value"] >= 0.90
 
 
@@ -370,11 +374,12 @@ def test_shipped_model_replies_in_the_emotion_asked(rows, patterns):
     """On skeletons of the training file, no text of which the model was trained on; the test file stays untouched."""
     known = measure.Known(rows, patterns, json.loads((SHIPPED / "training.json").read_text())["held_out_scenarios"])
     measured = measure.measure(SHIPPED, measure.read_sev(ROOT / "data" / "sev.jsonl")[::20], known)
-    assert measured["accuracy"]["overall"]["value"] >= 0.9
+    assert measured["accuracy"]["overall"]["value"] >= 0.95
     assert min(score["value"] for score in measured["accuracy"]["by_emotion"].values()) >= 0.75
-    assert measured["nothing_asked"]["neutral"] > 1 / len(ANSWERS)  # 24 prompts: which answer leads is left to the card
+    assert max(measured["no_system_message"], key=measured["no_system_message"].get) == "neutral"
+    assert measured["no_system_message"]["neutral"] > 0.5
     assert measured["new_replies"]["value"] >= 0.8
-    assert measured["mention"]["value"] >= 0.25
+    assert measured["mention"]["value"] >= 0.2
 
 
 def test_what_counts_as_known():
