@@ -129,7 +129,7 @@ advice.
 `tiny_patterns.jsonl` has one sentence pattern per line: `emotion`, `part` (1: may open a reply; 2: goes on) and `text`,
 written in the same way, with `{{x}}` where a noun goes: {", ".join(f"{e} {n}" for e, n in by_emotion.items())}.
 In every epoch of the training about half of the replies to scenarios are composed of them; only patterns with a
-noun, and that the lexicon judge does not read as another emotion, are used (`experiments/tiny_model_text.py`).
+noun, and that the lexicon judge reads as their emotion, are used (`experiments/tiny_model_text.py`).
 
 ## Are the files disjoint?
 
