@@ -116,7 +116,8 @@ def _from_pretrained(
     source: str, device: str, dtype: Any, device_map: Any, revision: str | None, attn: str | None, trust: bool
 ) -> Any:
     path = Path(source)
-    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    beside = len(path.parts) > 1 and path.parent.is_dir()  # "data/tiny_modell" is a slip, not a hub id
+    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or beside
     if (path / "adapter_config.json").is_file():
         raise EmotraceError(
             f"model {source!r} is a PEFT adapter. Merge it (merge_and_unload) and give the merged model."

@@ -60,11 +60,11 @@ class Study:
         return self.judged(name, self.generated(name, prompts, method, edits, draw))
 
     def ablated(self, name: str, prompts: Prompts, method: str, circuit: et.Circuit, draw: int = 0) -> Rows:
-        """Replies to prompts that ask for an emotion, its components held at their mean over emotions."""
+        """Replies to prompts that ask for an emotion, its components set to 0 from the last prompt token on."""
         rows: Rows = []
         for emotion in circuit.labels:
-            edits = circuit.ablations(emotion, how="mean")
-            rows += self.replies(f"{name}_{emotion}", prompts.where(emotion=emotion), method, edits, draw)
+            edits = circuit.ablations(emotion, how="zero")
+            rows += self.replies(f"{name}_zero_{emotion}", prompts.where(emotion=emotion), method, edits, draw)
         return rows
 
     def score(self, rows: Rows, plain: Prompts) -> Rows:

@@ -14,7 +14,7 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
 6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
    (``steer``), with the circuit added (``circuit``), with random directions of equal norm (``random_steer``), random
    components of equal number and norm (``random_circuit``), the direction of another emotion (``shuffled``); and asked in
-   words while the circuit (``ablate``), or as many random components (``random_ablate``), are held at their mean.
+   words while the circuit (``ablate``), or as many random components (``random_ablate``), are set to zero.
 
 Run it again with the same arguments to continue it.
 """
@@ -159,7 +159,7 @@ def main(
             lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
         )
     aimed = trial_plain.for_each(emotion=et.EMOTIONS)
-    where = {"head_positions": "all"} if preset else {}
+    where = {k: circuits.PRESETS[preset][k] for k in ("neuron_positions", "head_positions")} if preset else {}
     sweep = study.sweep(aimed, plain, dirs, DOSES)
     modulation = study.modulation(aimed, plain, circuit, STRENGTHS, where)
     best, strength = chosen(sweep, "dose"), chosen(modulation, "lambda")["lambda"]

@@ -23,7 +23,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import cli, edits, evaluation, judges, runlog, scoring
+from emotrace import cli, edits, evaluation, judges, presets, runlog, scoring
 from emotrace.datasets import Prompts, read_sev, sev
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.run import Run
@@ -130,6 +130,10 @@ CASES = {
     # files
     "a missing file": (lambda: read_sev(place() / "sve.jsonl"), "sve.jsonl: no such file"),
     "a folder as file": (lambda: read_sev(place()), "is a directory, not a file"),
+    "prompts of an emotion that none has": (
+        lambda: sev(place() / "sev.jsonl").where(emotion="fears"),
+        "unknown emotion 'fears' in Prompts.where. Did you mean 'fear'",
+    ),
     "an empty file": (lambda: read_sev(place() / "empty.jsonl"), "has no rows"),
     "a torn line": (lambda: read_sev(place() / "torn.jsonl"), "torn.jsonl:2: not JSON"),
     "a missing column": (lambda: read_sev(place() / "column.jsonl"), "column.jsonl:2: field 'scenario' is missing"),
@@ -175,8 +179,9 @@ CASES = {
     "a span that ends before it begins": (lambda: capture(positions=(5, 2)), "0 <= start < stop"),
     "generated without replies": (lambda: capture(positions="generated"), "capture never generates"),
     "a batch of 0": (lambda: capture(batch_size=0), "batch_size=0"),
+    "a slice of layers to capture": (lambda: capture(layers=slice(1, 3)), "give integers, e.g. range(1, …)"),
     # edits
-    "a slice of layers": (lambda: et.Add("resid_post", layers=slice(1, 3), vector=V), "give range(1, 3)"),
+    "a slice of layers": (lambda: et.Add("resid_post", layers=slice(1, 3), vector=V), "range(1, 4)"),
     "an addition of nothing": (lambda: et.Add("resid_post", layers=[1]), "an addition needs a vector"),
     "a strength of NaN": (lambda: et.Add("z", layers=[1], vector=V, strength=float("nan")), "not a finite number"),
     "an unknown scale": (lambda: et.Add("z", layers=[1], vector=V, scale="norm"), "Choices: raw, unit, rms"),
@@ -202,6 +207,7 @@ CASES = {
     ),
     "a damaged file of edits": (lambda: edits.load(place() / "edits"), "entry 0 is no edit of this version"),
     # models
+    "a slip in a local path": (lambda: et.load("tests/no_such_model"), "not a directory"),
     "no model there": (lambda: et.load(place() / "foreign"), "no config.json in it"),
     "weights that are cut off": (lambda: et.load(place() / "torn_weights"), "cannot be loaded"),
     "weights that are missing": (lambda: et.load(place() / "lacking"), "the checkpoint lacks 9 weights"),
@@ -237,7 +243,7 @@ CASES = {
     "a judge without a key": (lambda: without_key(lambda: judges.make("openai")), "OPENAI_API_KEY"),
     "a log row without its identity": (rejudged, "'method'"),
     "the accuracy of no rows": (lambda: evaluation.accuracy([]), "no rows"),
-    "an unknown preset": (lambda: runlog.preset("emotion_circuit"), "Did you mean 'emotion_circuits'"),
+    "an unknown preset": (lambda: presets.preset("emotion_circuit"), "Did you mean 'emotion_circuits'"),
     # runs
     "a folder of something else": (lambda: Run(place() / "foreign", {}), "not empty and holds no run of emotrace"),
     "a run of other settings": (lambda: Run(place() / "run", {"seed": 1, "limit": 4}), "seed: 0 there, 1 now"),

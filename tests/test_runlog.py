@@ -114,12 +114,3 @@ def test_progress_goes_to_stderr_or_nowhere(capsys):
     out, err = capsys.readouterr()
     assert "capture" in err
     assert not out
-
-
-def test_presets_are_frozen_and_named():
-    assert set(runlog.PRESETS) == {"emotion_circuits", "emotion_vectors", "goemotions", "model_emotion"}
-    assert runlog.preset("emotion_circuits")["steering"]["strength"] == 8.0
-    with pytest.raises(TypeError):
-        runlog.PRESETS["emotion_circuits"]["steering"]["strength"] = 1
-    with pytest.raises(EmotraceError, match="Did you mean 'goemotions'"):
-        runlog.preset("goemotion")

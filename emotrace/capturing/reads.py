@@ -44,6 +44,8 @@ class Reads:
                 raise EmotraceError(f"capture(sites=…) names {name!r} twice.")
         if "attn_pattern" in names:
             raise EmotraceError("attn_pattern is shown, not stored: read it in a trace with model.sites.read.")
+        if isinstance(layers, slice):
+            raise EmotraceError(f"capture(layers={layers}): give integers, e.g. range({layers.start or 0}, …).")
         explicit = (
             None if layers is None else sorted({int(i) for i in ([layers] if isinstance(layers, int) else layers)})
         )

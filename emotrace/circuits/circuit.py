@@ -225,9 +225,15 @@ class Circuit:
         return found
 
     def ablations(
-        self, label: Any, how: Literal["zero", "mean"] = "zero", positions: Positions = "steer"
+        self, label: Any, how: Literal["zero", "mean"] = "zero", positions: Positions | None = None
     ) -> list[Edit]:
         """One label's components taken away: 0, or the mean over all labels, in their place.
+
+        Args:
+            label: whose components.
+            how: ``zero`` or ``mean``.
+            positions: policy or span; None is ``steer`` for ``zero`` and ``last`` for ``mean``, because the mean is that of
+                the last prompt token: held at every generated token it breaks the text, whatever the components do.
 
         Returns:
             One edit per site and layer.
@@ -237,6 +243,8 @@ class Circuit:
         """
         if how not in ("zero", "mean"):
             raise unknown("ablation", how, ("zero", "mean"), "Circuit.ablations(how=…)")
+        if positions is None:
+            positions = "steer" if how == "zero" else "last"
         found: list[Edit] = []
         for kind in KINDS:
             rows, site = self._rows(kind, label), SITE_OF[kind]

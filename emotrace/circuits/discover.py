@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace import presets
 from emotrace.attribution.files import digest, plain
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -19,7 +20,7 @@ from emotrace.circuits.circuit import INDEX, Circuit
 from emotrace.circuits.differences import difference_vectors
 from emotrace.labels import EmotraceError, unknown
 
-PRESETS: Final = {"emotion_circuits": {"by": "mean", "readout": "normed"}}
+PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
 """Published rankings; with them the plan follows the influence of sublayers."""
 HALF: Final = 0.5
 """A circuit that takes more of a layer than this share leaves no room for random circuits of its size."""
@@ -91,7 +92,7 @@ def discover(
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS, "discover")
     chosen = PRESETS[preset] if preset is not None else {"by": "contrast", "readout": "residual"}
-    by, readout = by or chosen["by"], readout or chosen["readout"]
+    by, readout = str(by or chosen["by"]), str(readout or chosen["readout"])
     if by not in ("contrast", "mean"):
         raise unknown("score", by, ("contrast", "mean"), "discover(by=…)")
     if preset is not None and influence is None and plan is None:

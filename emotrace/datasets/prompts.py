@@ -154,6 +154,10 @@ class Prompts(Sequence[Prompt]):
             if name not in self.label_names:
                 raise unknown("label", name, self.label_names, "Prompts.where")
         wanted = {k: set(v) if isinstance(v, (list, tuple, set)) else {v} for k, v in labels.items()}
+        for name, values in wanted.items():
+            known = list(dict.fromkeys(p.labels.get(name) for p in self._prompts))
+            if not values & set(known):
+                raise unknown(name, next(iter(values), None), known, "Prompts.where")
         return Prompts(p for p in self._prompts if all(p.labels.get(k) in v for k, v in wanted.items()))
 
     def limit(self, n_skeletons: int | None) -> Prompts:

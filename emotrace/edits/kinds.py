@@ -42,8 +42,10 @@ class Edit:
         for attr in ("layers", "heads", "units"):
             value = getattr(self, attr)
             if isinstance(value, slice):
+                last = "…" if value.stop is None else value.stop + 1
                 raise EmotraceError(
-                    f"{name}({attr}={value}): give range({value.start}, {value.stop}) – edits take no slices."
+                    f"{name}({attr}={value}): edits take no slices. In a selection a slice includes its end, so the same is "
+                    f"range({value.start or 0}, {last})."
                 )
             if value is not None:
                 object.__setattr__(self, attr, _ints(value, f"{name}({attr}=…)"))

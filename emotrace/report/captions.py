@@ -32,7 +32,7 @@ def accuracy(report: Mapping[str, Any]) -> str:
 def ablation() -> str:
     """Under the bars of the ablated models."""
     return _line("""The emotion is asked for in words, while the components of its circuit (ablate), or as many others of the same
-        layers drawn at random (random_ablate), are held at their mean over emotions, from the last prompt token on. If the
+        layers drawn at random (random_ablate), are set to zero from the last prompt token on. If the
         circuit is needed, its ablation takes the emotion away and that of random components does not. Of several random
         draws the bar shows the lowest, each dot one draw. Whiskers are 95 % intervals as above.""")
 

@@ -18,7 +18,7 @@ from emotrace.report.geometry import chosen_layer, similarity
 from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
-from emotrace.report.replies import ablation_bars, accuracy_bars, confusion
+from emotrace.report.replies import ABLATIONS, ablation_bars, accuracy_bars, confusion
 from emotrace.report.style import save
 
 __all__ = [
@@ -72,7 +72,8 @@ def draw(
     def add(name: str, heading: str, caption: str, figure: Callable[[], Figure]) -> None:
         out.append(Shown(name, heading, caption, figure()))
 
-    spoken = style.only(report, [m for m in style.methods_of(report.get("accuracy") or {}) if "ablate" not in m])
+    methods = {m for part in ("accuracy", "confusion") for m in report.get(part) or {}}
+    spoken = style.only(report, [m for m in methods if m not in ABLATIONS[1:]])
     if spoken.get("accuracy"):
         add("accuracy", "Accuracy by method", captions.accuracy(spoken), lambda: accuracy_bars(spoken))
     if spoken.get("confusion"):

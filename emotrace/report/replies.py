@@ -20,7 +20,7 @@ CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
 CONTROLLED: Final = ("circuit", "steer")
 """Methods whose figure is the claim; the first one present gives the title."""
 ABLATIONS: Final = ("prompt", "random_ablate", "ablate")
-"""Emotions asked for in words, with everything in place and with components held at their mean."""
+"""Emotions asked for in words, with everything in place and with components set to zero."""
 
 
 def ablation_bars(report: Mapping[str, Any]) -> Figure:

@@ -116,8 +116,10 @@ def test_sequence_and_labels():
     assert {p.labels["theme"] for p in some} == {"t0", "t2"}
     with pytest.raises(EmotraceError, match=r"unknown label 'thema'.*Did you mean 'theme'"):
         prompts.where(thema="t0")
-    with pytest.raises(EmotraceError, match="no prompts"):
+    with pytest.raises(EmotraceError, match=r"unknown theme 't9' in Prompts.where.*t0"):
         prompts.where(theme="t9")
+    with pytest.raises(EmotraceError, match="no prompts"):
+        prompts.where(theme="t0", skeleton_id=[p.labels["skeleton_id"] for p in prompts.where(theme="t1")])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 11, 12, 100])

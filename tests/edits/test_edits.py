@@ -133,7 +133,7 @@ def test_an_ablation_takes_each_prompt_s_own_values(label):
 
 
 ERRORS = {
-    "slice": (lambda: et.Add("resid_post", layers=slice(1, 3), vector=V), r"range\(1, 3\)"),
+    "slice": (lambda: et.Add("resid_post", layers=slice(1, 3), vector=V), r"range\(1, 4\)"),
     "no vector": (lambda: et.Add("resid_post", layers=[1]), "needs a vector"),
     "scale": (lambda: et.Add("resid_post", layers=[1], vector=V, scale="rsm"), "Did you mean 'rms'"),
     "strength": (lambda: et.Add("resid_post", layers=[1], vector=V, strength=float("nan")), "finite"),
