@@ -28,6 +28,14 @@ def test_a_question_is_answered(name):
     assert all(float(row.split("|")[2].split()[0]) > 0 for row in rows)
 
 
+@pytest.mark.parametrize("name", ["heads_shipped", "sublayers_shipped"])
+def test_attribution_is_compared_with_what_it_replaces(name):
+    command = [sys.executable, str(SPINE.with_name("attribution.py")), "--quick", "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert name.split("_")[0] in done.stdout
+
+
 def test_an_unknown_question_is_refused():
     done = spine("--only", "speed")
     assert done.returncode == 2
