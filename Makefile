@@ -27,8 +27,9 @@ demo: $(READY)
 study: $(READY)
 	$(BIN)/python experiments/emotion_circuits.py --draws 3 --curve-draws 20 --attn-implementation eager --out runs/study
 
+# Two workers with one torch thread each: more threads than cores stand in each other's way.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
 
 lint: $(READY)
 	$(BIN)/ruff check .
