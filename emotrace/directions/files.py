@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,8 +54,8 @@ def save(directions: xr.DataArray, path: str | Path, name: str = "directions") -
         "attrs": {str(k): _plain(v) for k, v in directions.attrs.items()},
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
-    _replace(folder / f"{name}.safetensors", blob)
-    _replace(folder / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    replace_file(folder / f"{name}.safetensors", blob)
+    replace_file(folder / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
     return folder / f"{name}.json"
 
 
@@ -92,16 +93,21 @@ def load(path: str | Path, name: str = "directions") -> xr.DataArray:
     )
 
 
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is at any moment either the old one or the new one, also after a power cut."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise EmotraceError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _plain(value: Any) -> Any:

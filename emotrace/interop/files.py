@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import re
 import types
@@ -16,6 +15,7 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 
+from emotrace.directions.files import replace_file
 from emotrace.labels import EmotraceError
 
 RECONSTRUCT: Final[Any] = cast(tuple[Any, ...], np.empty(0).__reduce__())[0]
@@ -142,14 +142,4 @@ def load_json(path: str | Path) -> dict[str, Any]:
 
 def write(path: str | Path, data: bytes) -> None:
     """Write a file so that it is at any moment either the old one or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(Path(path), data)

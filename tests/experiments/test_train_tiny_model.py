@@ -379,7 +379,7 @@ def test_shipped_model_replies_in_the_emotion_asked(rows, patterns):
     assert max(measured["no_system_message"], key=measured["no_system_message"].get) == "neutral"
     assert measured["no_system_message"]["neutral"] > 0.5
     assert measured["new_replies"]["value"] >= 0.8
-    assert measured["mention"]["value"] >= 0.2
+    assert measured["mention"]["value"] >= 0.25
 
 
 def test_what_counts_as_known():
