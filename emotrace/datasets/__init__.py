@@ -1,18 +1,29 @@
-"""Datasets: SEV, GoEmotions and your own files → `Prompts`."""
+"""Datasets: SEV, GoEmotions, EmotionQuery, TruthfulQA and your own files → `Prompts`."""
 
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
+from emotrace.datasets.overlap import hold_out
 from emotrace.datasets.prompts import Prompt, Prompts, spread
+from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
 from emotrace.datasets.sev import Skeleton, read_jsonl, read_sev, sev
+from emotrace.datasets.truthfulqa import Question, read_truthfulqa, truthfulqa
 
 __all__ = [
     "Prompt",
     "Prompts",
+    "Query",
+    "Question",
     "Skeleton",
     "class_counts",
+    "emotion_query",
     "goemotions",
+    "hold_out",
+    "query_report",
     "read_goemotions",
     "read_jsonl",
+    "read_queries",
     "read_sev",
+    "read_truthfulqa",
     "sev",
     "spread",
+    "truthfulqa",
 ]

@@ -1,0 +1,81 @@
+"""Overlap: texts that occur twice, texts of one set that leak into another, and parts that share none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from emotrace.datasets.prompts import Prompt, Prompts
+from emotrace.labels import EmotraceError, unknown
+
+
+def normalised(text: str) -> str:
+    """A text by its letters and digits alone, in lower case: two that differ in marks and blanks are the same."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def repeated(texts: Sequence[str]) -> list[int]:
+    """Places of the texts that stand earlier in the list already."""
+    seen: set[str] = set()
+    out = []
+    for i, text in enumerate(texts):
+        name = normalised(text)
+        if name in seen:
+            out.append(i)
+        seen.add(name)
+    return out
+
+
+def leaked(texts: Sequence[str], other: Iterable[str]) -> list[int]:
+    """Places of the texts that are among the others."""
+    known = {normalised(text) for text in other}
+    return [i for i, text in enumerate(texts) if normalised(text) in known]
+
+
+def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "emotion") -> tuple[Prompts, Prompts]:
+    """Two parts that share no text, each with about the same share of every value of a label.
+
+    Args:
+        prompts: prompts of plain text, or with chat messages (of which the last counts).
+        share: of the distinct texts of each value that go into the second part; at least one of each value, and not all.
+        seed: of the draw.
+        by: the label.
+
+    Returns:
+        (part to fit on, part held out), each in the order of the prompts.
+
+    Raises:
+        EmotraceError: for a share outside (0, 1), an unknown label, or a value with fewer than two distinct texts.
+    """
+    if not 0 < share < 1:
+        raise EmotraceError(f"hold_out(share={share}): a share lies between 0 and 1.")
+    if by not in prompts.label_names:
+        raise unknown("label", by, prompts.label_names, "hold_out(by=…)")
+    texts = [normalised(content(p)) for p in prompts]
+    value_of: dict[str, object] = {}  # a text that stands under two values goes with the first
+    for text, prompt in zip(texts, prompts, strict=True):
+        value_of.setdefault(text, prompt.labels.get(by))
+    rng = np.random.default_rng(seed)
+    held: set[str] = set()
+    for value in dict.fromkeys(value_of.values()):
+        mine = [text for text, v in value_of.items() if v == value]
+        if len(mine) < 2:
+            raise EmotraceError(f"hold_out: {by} {value!r} has one distinct text; it cannot be in both parts.")
+        n = min(len(mine) - 1, max(1, round(share * len(mine))))
+        held |= {mine[i] for i in rng.permutation(len(mine))[:n]}
+    fit, out = ([p for p, t in zip(prompts, texts, strict=True) if (t in held) == side] for side in (False, True))
+    return Prompts(fit), Prompts(out)
+
+
+def content(prompt: Prompt) -> str:
+    """What a prompt says: its text, or its last message.
+
+    Raises:
+        EmotraceError: for a prompt of token ids.
+    """
+    if prompt.text is not None:
+        return prompt.text
+    if prompt.messages is None:
+        raise EmotraceError(f"prompt {prompt.key!r} is token ids; its text is not known.")
+    return prompt.messages[-1]["content"]
