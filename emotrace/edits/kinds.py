@@ -84,9 +84,15 @@ class Add(Edit):
 
 @dataclass(frozen=True)
 class Scale(Edit):
-    """strength · h."""
+    """strength · h, or strength · f ⊙ h with a factor f for every unit.
+
+    Args:
+        strength: of all units alike.
+        vector: f, shaped and labelled as the vector of `Add`; None for 1.
+    """
 
     strength: float = 1.0
+    vector: Any = None
     kind: ClassVar[str] = "scale"
 
     def __post_init__(self) -> None:

@@ -91,8 +91,11 @@ def lower(
                 payload = payload.values[[payload.rows[about[payload.dim]] for about in labels]]
             if payload is not None and wanted is not None and payload.shape[-1] == address.width:
                 payload = payload[..., wanted]
-            width = address.width
-            operation = (number, edit.kind, payload, getattr(edit, "strength", 1.0), getattr(edit, "scale", "raw"),
+            width, strength = address.width, getattr(edit, "strength", 1.0)
+            if edit.kind == "scale" and payload is not None:  # a factor for every unit is a strength that broadcasts
+                place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
+                strength, payload = strength * _beside(payload, place), None
+            operation = (number, edit.kind, payload, strength, getattr(edit, "scale", "raw"),
                          wanted, mask, flags, width)  # fmt: skip
             key = (address.path, address.side, address.index, address.kind, address.layer)
             by_place.setdefault(key, (address, []))[1].append(operation)
@@ -102,6 +105,13 @@ def lower(
         base_key = (address.layer, address.base.order) if address.base is not None else None
         lowered.groups.append((address.order, place, operations, base_key))
     return lowered
+
+
+def _beside(payload: torch.Tensor, place: tuple) -> torch.Tensor:
+    """A payload as ``[batch or 1, 1, width]``, on the device of the module that it will meet."""
+    weight = next(place[1]._module.parameters(), None)
+    shaped = payload[:, None, :] if payload.ndim == 2 else payload[None, None, :]
+    return shaped if weight is None or weight.is_meta else shaped.to(weight.device)
 
 
 def _own(address: Address) -> Site:

@@ -30,6 +30,11 @@ CASES = {
         et.Ablate("neuron", layers=[0], units=[3, 5], positions="all"), "model.layers.0.mlp.down_proj", "input",
         lambda h: h * torch.tensor([0.0 if i in (3, 5) else 1.0 for i in range(h.shape[-1])]),
     ),
+    "scale by units": (
+        et.Scale("neuron", layers=[1], units=[7, 2], strength=2.0, vector=[0.25, 0.5], positions="all"),
+        "model.layers.1.mlp.down_proj", "input",
+        lambda h: h * torch.tensor([{7: 0.5, 2: 1.0}.get(i, 1.0) for i in range(h.shape[-1])]),
+    ),
     "head": (
         et.Ablate("z", layers=[2], heads=[1], positions="all"), "model.layers.2.self_attn.o_proj", "input",
         lambda h: h * torch.tensor([0.0 if 8 <= i < 16 else 1.0 for i in range(32)]),
@@ -113,6 +118,19 @@ def test_a_payload_may_hold_the_edited_heads_or_units_only_in_their_order():
     torch.testing.assert_close(plain, other)
     with pytest.raises(EmotraceError, match=r"shape \(8,\).*width 32, 16 of it edited"):
         edits_.check([et.Add("z", layers=[1], heads=[2, 0], vector=part[:8])], lm.sites)
+
+
+def test_a_scale_takes_each_prompt_s_own_factors_at_its_positions_only():
+    lm = loaded()
+    factors = xr.DataArray([[0.0, 2.0], [0.5, 1.0]], dims=("mask", "unit"), coords={"mask": [3, 8]})
+    edit = et.Scale("neuron", layers=[1], units=[4, 2], vector=factors, positions="last")
+    prompts = [{"key": str(i), "token_ids": ids, "mask": m} for i, (ids, m) in enumerate(zip(IDS, (8, 3), strict=True))]
+    plain = et.capture(lm, prompts, "neuron", positions="all", progress=False).sel("neuron", layer=1)
+    got = et.capture(lm, prompts, "neuron", positions="all", edits=[edit], progress=False).sel("neuron", layer=1)
+    expected = plain.values.copy()
+    expected[np.ix_([4, 7], [4, 2])] *= [[0.5, 1.0], [0.0, 2.0]]
+    np.testing.assert_allclose(got.values, expected, atol=1e-6)
+    assert edits_.digest([edit]) != edits_.digest([et.Scale("neuron", layers=[1], units=[4, 2], positions="last")])
 
 
 @pytest.mark.parametrize("label", ["emotion", "row"])
