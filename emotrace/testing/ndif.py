@@ -2,8 +2,14 @@
 
 ```python
 with loopback({"meta-llama/Llama-3.1-8B": "data/tiny_model"}) as server:
-    model = et.load("data/tiny_model", remote=server.url)
+    mint({"meta-llama/Llama-3.1-8B": "data/tiny_model"})
+    with model.trace("I won!", remote=server.url):  # NDIF_API_KEY=loopback
+        ...
+    server.faults(drop="running")                   # once: the socket closes when the next job runs
+    server.log()[-1]["runs"]
 ```
+
+It works without a network, for tests and for trying a remote study at home.
 """
 
 from __future__ import annotations
@@ -13,79 +19,194 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnsight.modeling import huggingface
 
 from emotrace.labels import EmotraceError
 
 KEY = "loopback"
+SCRIPT = Path(__file__).with_name("ndif_server.py")
+PATIENCE = 20.0
+"""Seconds for which an order to the server waits while it restarts."""
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def mint(names: Iterable[str]) -> None:
-    """Let this process name these models to a server without asking the Hub for their canonical spelling."""
-    for name in names:
+def mint(models: Iterable[str] | Mapping[str, str | Path]) -> None:
+    """Let this process name models to a server without asking the Hub for the spelling of their names.
+
+    nnsight puts the Hub's spelling of a repository into the key of a request; this fills the cache in which it keeps them.
+
+    Args:
+        models: names, or name → directory: a client model made from the directory then goes by the name.
+    """
+    for name in models:
         huggingface._ID_CACHE[name] = name
+        if isinstance(models, Mapping):
+            huggingface._ID_CACHE[str(models[name])] = name
 
 
 class Server:
-    """A loopback server that runs; made by `loopback`.
+    """A loopback server in a process of its own; made by `loopback`.
 
     Attributes:
         url: where it listens, for ``remote=url`` or ``NDIF_HOST``.
-        key: the API key it takes.
+        key: the API key that it takes.
     """
 
-    def __init__(self, process: subprocess.Popen[str], url: str, key: str) -> None:
-        self.process, self.url, self.key = process, url, key
+    def __init__(self, command: list[str], key: str) -> None:
+        self.key = key
+        self._command = command
+        self._process: subprocess.Popen[str] | None = None
+        self._said: list[str] = []
+        self.url = ""
 
-    def log(self) -> list[dict[str, Any]]:
-        """The jobs seen, oldest first."""
-        return self._ask("/admin/log")
+    def start(self) -> None:
+        """Start the process and wait until it listens: on the same port as before, where there was one.
+
+        Raises:
+            EmotraceError: if it does not start, with what it said.
+        """
+        command = [*self._command, *(["--port", self.url.rpartition(":")[2]] if self.url else [])]
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NNSIGHT_DEBUG", "NDIF_HOST")}
+        self._process = process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment | {"HF_HUB_OFFLINE": "1"}, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        self._said.clear()
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        line = process.stdout.readline()
+        if not line:
+            self.stop()
+            raise EmotraceError(f"the loopback server did not start:\n{self.said[-2000:]}")
+        self.url = json.loads(line)["url"]
 
     def stop(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
+        """End the process at once, as a power cut would; `start` brings up an empty one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
-    def _ask(self, path: str, body: Any = None) -> Any:
+    def restart(self, seconds: float = 0.2, *, stale: bool = False) -> None:
+        """Go down for a while and forget every job that is not finished; results that lie ready survive.
+
+        Args:
+            seconds: how long nobody listens.
+            stale: forgotten jobs keep the status that was stored last, for ever; else they have none (404).
+        """
+        self._ask("/admin/restart", {"seconds": seconds, "stale": stale})
+
+    def faults(self, **fault: Any) -> list[dict[str, Any]]:
+        """Order a fault, as ``drop="running", times=2, after=1``; those that are left.
+
+        Args:
+            fault: one of ``refuse, http, drop, delay, error, lose, twice, restart`` = a stage, and ``times`` (1; −1 for
+                ever), ``after`` (0), ``seconds``, ``code``, ``message``, ``stale`` where they apply. See `ndif_server`.
+
+        Raises:
+            EmotraceError: for a fault that there is not.
+        """
+        return self._ask("/admin/faults", fault) if fault else self._ask("/admin/faults")
+
+    def modes(self, **modes: Any) -> dict[str, Any]:
+        """Change what the server does to every job from now on; all modes.
+
+        Args:
+            modes: of ``no_gradients, copies, autocast, expire_urls, execution_timeout, inline_limit, versions``.
+
+        Raises:
+            EmotraceError: for a mode that there is not.
+        """
+        return self._ask("/admin/modes", modes)
+
+    def calm(self) -> None:
+        """End all faults."""
+        self._ask("/admin/faults", method="DELETE")
+
+    def log(self) -> list[dict[str, Any]]:
+        """The jobs seen, oldest first.
+
+        Each has ``id``, ``model_key``, ``blocking``, ``state`` (``LOST`` where the server forgot it), ``states``, ``runs``,
+        ``served`` (how often its result was handed over), ``polls``, ``bytes_in``, ``bytes_out`` (as sent, so compressed
+        where the client asked for that), ``payload`` (bytes of the result before compression) and ``error``.
+        """
+        return self._ask("/admin/log")
+
+    @property
+    def said(self) -> str:
+        """What the process wrote to its standard error."""
+        return "".join(self._said)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            self._said.extend(process.stderr)
+
+    def _ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data), timeout=60) as answer:
-            return json.load(answer)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with _OPENER.open(urllib.request.Request(self.url + path, data, method=method), timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise EmotraceError(f"loopback server, {path}: {json.load(error)['detail']}") from None
+            except OSError as error:  # it is restarting
+                if self._process is None or self._process.poll() is not None or time.monotonic() > end:
+                    raise EmotraceError(f"loopback server, {path}: {error}. It said:\n{self.said[-2000:]}") from error
+                time.sleep(0.02)
 
 
 @contextmanager
-def loopback(models: Mapping[str, str | Path], *, key: str = KEY, **modes: Any) -> Iterator[Server]:
-    """A loopback server for as long as the block runs.
+def loopback(
+    models: Mapping[str, str | Path],
+    *,
+    key: str = KEY,
+    dtype: str = "float32",
+    threads: int | None = None,
+    **modes: Any,
+) -> Iterator[Server]:
+    """A loopback server for as long as the block runs; it sets nothing in this process.
 
     Args:
-        models: what a client calls a model → the directory it lies in.
+        models: what a client calls a model → the directory in which it lies.
         key: the API key to take.
-        modes: further flags, ``inline_limit=0`` for ``--inline-limit 0``; True for a flag without a value.
+        dtype: of the weights.
+        threads: of torch; None for as many as here, so that numbers are equal to the bit.
+        modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `Server.modes`.
+
+    Raises:
+        EmotraceError: for a directory without a model, or if the server does not start.
     """
-    command = [sys.executable, str(Path(__file__).with_name("ndif_server.py")), "--key", key]
+    for name, directory in models.items():
+        if not (Path(directory) / "config.json").is_file():
+            raise EmotraceError(
+                f"loopback: {name!r} is to be served from {str(directory)!r}, which has no config.json."
+            )
+    command = [sys.executable, str(SCRIPT), "--attached", "--key", key, "--dtype", dtype]
+    command += ["--threads", str(threads or torch.get_num_threads())]
     for name, directory in models.items():
         command += ["--model", f"{name}={Path(directory).resolve()}"]
     for name, value in modes.items():
         flag = "--" + name.replace("_", "-")
         command += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NNSIGHT_DEBUG")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    said: list[str] = []
-    assert process.stdout is not None
-    assert process.stderr is not None
-    threading.Thread(target=lambda: said.extend(process.stderr), daemon=True).start()  # type: ignore[arg-type]
+    server = Server(command, key)
     try:
-        line = process.stdout.readline()
-        if not line:
-            process.wait()
-            raise EmotraceError(f"the loopback server did not start:\n{''.join(said)[-2000:]}")
-        yield Server(process, json.loads(line)["url"], key)
+        server.start()
+        yield server
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        server.stop()
