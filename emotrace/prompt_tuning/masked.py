@@ -1,0 +1,228 @@
+"""Masked: how well a model still answers under its tuned prompts when neurons are masked, row by row, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from emotrace import edits as edits_
+from emotrace.datasets.goemotions import LabelledText
+from emotrace.labels import EmotraceError, unknown
+from emotrace.prompt_tuning import workers
+from emotrace.prompt_tuning.jobs import task_of
+from emotrace.prompt_tuning.masking import DONOR, HOWS, mask_edits, reference_values
+from emotrace.prompt_tuning.prompts import SAME, SoftPrompt
+from emotrace.prompt_tuning.readout import Readout, accuracy, readout, refuse_remote
+from emotrace.prompt_tuning.tasks import Items, Task
+from emotrace.rsa.masks import Masks
+from emotrace.runlog import Log, write_json
+from emotrace.runlog import progress as progress_bar
+
+IDENTITY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
+"""What tells rows apart; the un-masked accuracy has kind ``none``, attribute ``""``, k 0 and draw −1."""
+PIECE: Final = 50
+"""Masks between two commits of one prompt."""
+REFERENCES: Final = 32
+"""Most training texts whose activations replace masked ones."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every worker needs."""
+
+    masked: xr.DataArray
+    factors: xr.DataArray | None
+    how: str
+    part: str
+    batch_size: int
+    seed: int
+
+
+def masked_accuracy(
+    model: Any,
+    prompts: Mapping[Any, SoftPrompt] | Sequence[SoftPrompt],
+    texts: Mapping[str, Sequence[LabelledText]],
+    masks: Masks,
+    *,
+    how: str = "zero",
+    part: str = "test",
+    out: str | Path,
+    processes: int = 1,
+    load: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Accuracy of every prompt on its task without a mask, and with each mask at every position.
+
+    Args:
+        model: directory or hub id; a loaded model for one process.
+        prompts: tuned for it.
+        texts: those that the prompts were tuned with; their tasks are drawn again and must be the same.
+        masks: of `rsa.select`.
+        how: see `mask_edits`. ``mean`` and ``resample`` take their values from at most `REFERENCES` training texts of the task;
+            ``multiply`` takes its factors from ``masks.multipliers(seed)``.
+        part: ``test``, or ``dev`` (as published, although the prompts were chosen on it).
+        out: folder of ``masked.jsonl`` and ``masked.json``; the same command continues.
+        processes: side by side, over prompts.
+        load: options of `emotrace.load` for a directory or hub id.
+        batch_size: texts per forward.
+        seed: of factors, reference tokens and donors.
+        progress: show a bar.
+
+    Returns:
+        One row per prompt and mask, with `IDENTITY`, ``accuracy`` (as the recipe of the prompt takes means), ``right`` and
+        ``n``.
+
+    Raises:
+        EmotraceError: before anything runs, for prompts of another model or other texts, masks of layers or units that
+            the model lacks, an unknown way or part, or a folder with rows of other settings.
+    """
+    if how not in HOWS:
+        raise unknown("masking", how, HOWS, "masked_accuracy(how=…)")
+    if part not in ("dev", "test"):
+        raise unknown("part", part, ("dev", "test"), "masked_accuracy(part=…)")
+    workers.check(model, processes)
+    loaded = workers.model_of(model, load)
+    refuse_remote(loaded)
+    tuned = list(prompts.values()) if isinstance(prompts, Mapping) else list(prompts)
+    tasks = [_task(p, texts, part, loaded) for p in tuned]
+    _check(masks, how, loaded)
+    factors = masks.multipliers(seed) if how == "multiply" else None
+    shared = _Shared(masks.masked, factors, how, part, batch_size, seed)
+    folder = Path(out)
+    _settle(folder / "masked.json", {
+        "how": how, "part": part, "seed": seed, "masks": _digest(masks.masked), "format": 1,
+        "model": {n: loaded.sites.identity.get(n) for n in SAME},
+    })  # fmt: skip
+    names = [labels for labels, _ in masks]
+    with Log(folder / "masked.jsonl", IDENTITY) as log:
+        pieces = list(_pieces(tuned, tasks, names, log))
+        total = len(tuned) * (len(names) + 1)
+        with progress_bar(total=total, desc="masked", unit="mask", enabled=progress) as bar:
+            bar.update(total - sum(len(piece[2]) for piece in pieces))
+            for _, rows in workers.spread(_measured, pieces, shared, model, loaded, processes, load):
+                log.append(rows)
+                bar.update(len(rows))
+        wanted = {_identity(p, about) for p in tuned for about in (None, *names)}
+        return pd.DataFrame([row for row in log.rows() if log.identity_of(row) in wanted])
+
+
+def _measured(model: Any, shared: _Shared, piece: tuple[SoftPrompt, Task, list[int]]) -> list[dict[str, Any]]:
+    """Rows of one prompt and some masks; −1 stands for none."""
+    prompt, task, numbers = piece
+    reader, vectors = readout(model, prompt)
+    items: Items = getattr(task, shared.part)
+    laid = reader.layout.texts(items.texts)
+    reference, about = _reference(model, shared, prompt, task, len(laid))
+    rows = []
+    for i in numbers:
+        edits: list[edits_.Edit] = []
+        names = None
+        if i >= 0:
+            mask = shared.masked[i]
+            names = {n: mask[n].item() for n in ("attribute", "k", "kind", "draw")}
+            mask = mask.drop_vars(list(names))
+            factors = None if shared.factors is None else shared.factors[i].drop_vars(list(names))
+            edits = mask_edits(mask, shared.how, reference=reference, factors=factors)
+        rows.append(dict(zip(IDENTITY, _identity(prompt, names), strict=True)) | _score(
+            reader, laid, vectors, items, prompt, shared.batch_size, edits, about
+        ))  # fmt: skip
+    return rows
+
+
+def _score(
+    reader: Readout, laid: Any, vectors: Any, items: Items, prompt: SoftPrompt, batch_size: int, edits: Any, about: Any
+) -> dict[str, Any]:
+    margins = reader.margins(laid, vectors, batch_size, edits, about)
+    recipe = prompt.recipe
+    right = int(((margins > 0) == np.asarray(items.labels)).sum())
+    return {
+        "accuracy": accuracy(margins, items.labels, recipe.mean, recipe.eval_batch), "right": right, "n": len(items),
+    }  # fmt: skip
+
+
+def _reference(model: Any, shared: _Shared, prompt: SoftPrompt, task: Task, n: int) -> tuple[Any, Any]:
+    """Values for ``mean`` and ``resample``, and each sequence's donor; the same for every mask of a prompt."""
+    if shared.how not in ("mean", "resample"):
+        return None, None
+    entropy = (shared.seed, prompt.seed)
+    rng = np.random.default_rng(entropy)
+    chosen = rng.permutation(len(task.train))[:REFERENCES]
+    values = reference_values(model, prompt, [task.train.texts[i] for i in chosen], shared.seed)
+    donors = rng.integers(len(chosen), size=n)
+    return values, [{DONOR: int(d)} for d in donors]
+
+
+def _pieces(
+    prompts: Sequence[SoftPrompt], tasks: Sequence[Task], names: Sequence[Mapping[str, Any]], log: Log
+) -> Iterator[tuple[SoftPrompt, Task, list[int]]]:
+    """What is not yet measured, a few masks of one prompt at a time."""
+    for prompt, task in zip(prompts, tasks, strict=True):
+        numbers = [i for i in range(-1, len(names)) if _identity(prompt, names[i] if i >= 0 else None) not in log.done]
+        for start in range(0, len(numbers), PIECE):
+            yield prompt, task, numbers[start : start + PIECE]
+
+
+def _identity(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    if about is None:
+        return prompt.emotion, prompt.seed, "", 0, "none", -1
+    return prompt.emotion, prompt.seed, str(about["attribute"]), int(about["k"]), str(about["kind"]), int(about["draw"])
+
+
+def _task(prompt: SoftPrompt, texts: Mapping[str, Sequence[LabelledText]], part: str, model: Any) -> Task:
+    """The task that a prompt was tuned on.
+
+    Raises:
+        EmotraceError: if the texts give another one, or have no such part.
+    """
+    prompt.check(model)
+    task = task_of(texts, prompt.emotion, prompt.seed, prompt.recipe)
+    if prompt.task and task.digest != prompt.task:
+        raise EmotraceError(f"prompt {prompt.key} was tuned on other texts than these; give the same files.")
+    if getattr(task, part) is None:
+        raise EmotraceError(f"masked_accuracy(part={part!r}): the texts have no such part ({', '.join(texts)}).")
+    return task
+
+
+def _check(masks: Masks, how: str, model: Any) -> None:
+    """Refuse masks that the model cannot have."""
+    if not len(masks):
+        raise EmotraceError("masked_accuracy(masks=…): there are no masks.")
+    every = masks.masked.any("mask")
+    values = xr.ones_like(every, dtype=np.float32)
+    reference = xr.Dataset({"mean": values, "values": values.expand_dims({DONOR: [0]})})
+    edits_.check(mask_edits(every, how, reference=reference, factors=values), model.sites, [{DONOR: 0}])
+
+
+def _digest(masked: xr.DataArray) -> str:
+    labels = {str(n): c.values.tolist() for n, c in masked.coords.items()}
+    sha = hashlib.sha256(json.dumps(labels, sort_keys=True).encode())
+    sha.update(np.packbits(masked.values).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _settle(file: Path, settings: dict[str, Any]) -> None:
+    """Note the settings of a folder, or refuse to continue one with others.
+
+    Raises:
+        EmotraceError: naming what differs.
+    """
+    if not file.is_file():
+        write_json(file, settings)
+        return
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EmotraceError(f"{file} is damaged ({error}); give another folder.") from error
+    other = [f"{k}: {before.get(k)!r} there, {settings[k]!r} now" for k in settings if before.get(k) != settings[k]]
+    if other:
+        raise EmotraceError(f"{file.parent} holds rows of other settings ({'; '.join(other)}). Give another folder.")

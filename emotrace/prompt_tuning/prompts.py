@@ -1,0 +1,167 @@
+"""Soft prompts: tuned vectors with everything that says where they come from; as safetensors and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from emotrace.directions.files import replace_file
+from emotrace.edits import Ablate
+from emotrace.labels import EmotraceError
+from emotrace.prompt_tuning.recipe import Recipe
+
+FORMAT: Final = 1
+NAME: Final = "prompt"
+LABEL: Final = "soft_prompt"
+"""Label by which a capture knows the tuned prompt of a sequence (its key)."""
+SAME: Final = ("config_hash", "weights_hash")
+"""Entries of a model's identity that a prompt belongs to."""
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """A prompt that was tuned for one emotion with one seed.
+
+    Attributes:
+        vectors: ``[prompt, width]`` float32 in place of token embeddings; of the epoch that was best on dev.
+        final: of the last epoch.
+        emotion: what it asks for.
+        seed: of its data, beginning and order.
+        recipe: how it was tuned.
+        answers: token ids of *no* and *yes*.
+        model: identity of the model it was tuned for.
+        scores: ``dev`` and ``test`` accuracies with their n, the number of epochs, the best of them.
+        history: one entry per epoch: loss, dev loss, dev accuracy.
+        task: digest of the texts.
+    """
+
+    vectors: np.ndarray
+    final: np.ndarray
+    emotion: str
+    seed: int
+    recipe: Recipe
+    answers: tuple[int, int]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+    task: str = ""
+
+    @property
+    def key(self) -> str:
+        """``{emotion}-{seed}``: its folder, and its name in tables."""
+        return key_of(self.emotion, self.seed)
+
+    def check(self, model: Any) -> None:
+        """Refuse a model that the prompt was not tuned for.
+
+        Raises:
+            EmotraceError: for another width, configuration or weights.
+        """
+        width = model.sites.address("embed").width
+        if self.vectors.shape[-1] != width:
+            raise EmotraceError(
+                f"prompt {self.key}: its vectors have width {self.vectors.shape[-1]}, the model's {width}."
+            )
+        other = [n for n in SAME if n in self.model and self.model[n] != model.sites.identity.get(n)]
+        if other:
+            raise EmotraceError(
+                f"prompt {self.key} was tuned for {self.model.get('model_id')!r}, not for this model ({', '.join(other)} differ)."
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``prompt.safetensors``, then ``prompt.json``, which carries the digest of the numbers.
+
+        Returns:
+            The path of the JSON file.
+        """
+        folder = Path(folder)
+        tensors = {n: np.ascontiguousarray(getattr(self, n), dtype=np.float32) for n in ("vectors", "final")}
+        blob = save_tensors(tensors)
+        about = {
+            "format": FORMAT, "emotion": self.emotion, "seed": self.seed, "recipe": self.recipe.record,
+            "answers": list(self.answers), "model": dict(self.model), "scores": dict(self.scores),
+            "history": [dict(h) for h in self.history], "task": self.task, "sha256": hashlib.sha256(blob).hexdigest(),
+        }  # fmt: skip
+        text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        replace_file(folder / f"{NAME}.safetensors", blob)
+        replace_file(folder / f"{NAME}.json", text.encode())
+        return folder / f"{NAME}.json"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SoftPrompt:
+        """The prompt that `save` wrote.
+
+        Raises:
+            EmotraceError: where a file is missing or damaged, or the numbers are not those that the JSON file describes.
+        """
+        described, numbers = Path(folder) / f"{NAME}.json", Path(folder) / f"{NAME}.safetensors"
+        for file in (described, numbers):
+            if not file.is_file():
+                raise EmotraceError(
+                    f"{file} does not exist; a soft prompt is a folder with {NAME}.json and its safetensors."
+                )
+        blob = numbers.read_bytes()
+        try:
+            about = json.loads(described.read_text(encoding="utf-8"))
+            if about.pop("format") != FORMAT:
+                raise EmotraceError(f"{described} has another format; this version reads {FORMAT}.")
+            if about.pop("sha256") != hashlib.sha256(blob).hexdigest():
+                raise EmotraceError(f"{numbers} is not the file that {described.name} describes (sha256 differs).")
+            about["recipe"] = Recipe(**about["recipe"])
+            about["answers"] = tuple(about["answers"])
+            return cls(**load_tensors(blob), **about)
+        except EmotraceError:
+            raise
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise EmotraceError(f"{described} describes no soft prompt ({error!r}).") from error
+
+
+def key_of(emotion: str, seed: int) -> str:
+    """``{emotion}-{seed}``."""
+    return f"{emotion}-{seed}".replace("/", "_")
+
+
+def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
+    """Prompts as edits: at each of their positions the embedding is replaced, gathered by the label `LABEL`.
+
+    With these `emotrace.capture` reads any site under any number of tuned prompts at once.
+
+    Args:
+        prompts: of one length.
+        first: position of the first vector (`Layout.bare`).
+
+    Raises:
+        EmotraceError: for none, or prompts of several lengths.
+    """
+    if len({p.vectors.shape for p in prompts}) != 1:
+        raise EmotraceError(f"soft prompts of one shape are due, not {sorted({p.vectors.shape for p in prompts})}.")
+    keys, values = [p.key for p in prompts], np.stack([p.vectors for p in prompts])
+    return [
+        Ablate(
+            "embed", positions=(first + i, first + i + 1),
+            vector=xr.DataArray(values[:, i], dims=(LABEL, "dim"), coords={LABEL: keys}),
+        )
+        for i in range(values.shape[1])
+    ]  # fmt: skip
+
+
+def find(out: str | Path) -> dict[tuple[str, int], SoftPrompt]:
+    """Every prompt in the folders of a folder, by emotion and seed.
+
+    Raises:
+        EmotraceError: if there are none; as `SoftPrompt.load`.
+    """
+    found = [SoftPrompt.load(file.parent) for file in sorted(Path(out).glob(f"*/{NAME}.json"))]
+    if not found:
+        raise EmotraceError(f"{out} holds no soft prompts (folders with {NAME}.json).")
+    return {(p.emotion, p.seed): p for p in found}

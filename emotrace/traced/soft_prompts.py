@@ -1,0 +1,60 @@
+"""Soft prompts inside a trace: vectors in place of embeddings, and the scores of a few answers at one token per row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nnsight
+import torch
+
+from emotrace.traced import places, programs
+
+
+def scores(
+    model: Any, inputs: dict, stations: tuple, vectors: torch.Tensor, columns: torch.Tensor, at: torch.Tensor,
+    answers: list, program: list, n_edits: int,
+) -> tuple:  # fmt: skip
+    """One forward with vectors in place of embeddings; differentiable in the vectors where gradients are enabled.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids (anything but padding where the vectors go), mask and whatever else the forward takes.
+        stations: places of the token embedding, of the input of the unembedding (None: it computes every column), and
+            of the model's own output.
+        vectors: ``[prompt, width]``, or ``[batch, prompt, width]``: one prompt for each row.
+        columns: ``[batch, prompt]``, where they go.
+        at: ``[batch]``, the column that is read.
+        answers: token ids whose logits are returned.
+        program: sorted steps of edits, see `programs`.
+        n_edits: how many edits to count.
+
+    Returns:
+        Logits ``[batch, answer]`` in at least float32, and how often each edit was carried out.
+    """
+    embedding, head, output = stations
+    batch, width = inputs["input_ids"].shape
+    with model.trace(inputs):
+        fired = [0] * n_edits
+        _insert(embedding, vectors, columns, batch)
+        programs.forward(program, batch, 0, width, fired, None)
+        if head is not None:  # the unembedding acts on each column alone: the others need not be computed
+            head[1].input = _picked(places.fetch(head, None, batch), at)[:, None]
+        whole: Any = places.fetch(output, None, batch)
+        logits = whole.logits
+        found = logits[:, 0] if head is not None else _picked(logits, at)
+        found = found[:, torch.tensor(answers, device=found.device)]
+        found = nnsight.save(found if found.dtype == torch.float64 else found.float())
+        counts = nnsight.save(list(fired))
+    return found, counts
+
+
+def _insert(place: tuple, vectors: torch.Tensor, columns: torch.Tensor, batch: int) -> None:
+    """Vectors in place of the embeddings at their columns; the other embeddings are constants."""
+    h = places.fetch(place, None, batch).detach()
+    index = columns.to(h.device)[:, :, None].expand(-1, -1, h.shape[-1])
+    places.put(place, h.scatter(1, index, vectors.to(h.device, h.dtype).expand(batch, -1, -1)))
+
+
+def _picked(value: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """One column of each row of ``[batch, token, width]``."""
+    return value[torch.arange(len(at), device=value.device), at.to(value.device)]
