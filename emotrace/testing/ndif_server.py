@@ -22,8 +22,8 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import email.parser
-import email.policy
+import email
+import email.message
 import functools
 import hashlib
 import io
@@ -252,6 +252,7 @@ class Loopback:
             raise Misfortune(fault.get("message", f"ordered at {stage}"))
         if fault := self.faults.take("restart", stage):
             self.restart(fault.get("seconds", 0.2), fault.get("stale", False))
+            raise Misfortune(f"the server restarted at {stage}")
 
     def run(self, held: Held) -> bytes:
         """Execute the block against the model it names; the saved values as torch writes them."""
@@ -309,7 +310,7 @@ class Loopback:
             job.state, held.stored = LOST, None
             return
         job.payload = len(result)
-        held.result = zstandard.ZstdCompressor(level=6).compress(result) if held.request.compress else result
+        held.result = zstandard.ZstdCompressor().compress(result) if held.request.compress else result
         job.bytes_out = len(held.result)
         if (valid := self.modes["expire_urls"]) is not None:
             held.expires = time.time() + valid
@@ -323,9 +324,8 @@ class Loopback:
     def fail(self, held: Held, error: BaseException, seconds: float) -> None:
         """Tell the client what was raised, with the traceback as its block caused it."""
         held.job.error = f"{type(error).__name__}: {error}"
-        text = (
-            held.job.error if isinstance(error, (Misfortune, Overtime)) else "".join(traceback.format_exception(error))
-        )
+        ordered = isinstance(error, (Misfortune, Overtime))
+        text = held.job.error if ordered else "".join(traceback.format_exception(error))
         self.send(held, ResponseModel(id=held.job.id, status=Status.ERROR, description=text, meta=_meta(seconds)))
 
     def tell(self, held: Held, status: Status, description: str) -> None:
@@ -500,7 +500,7 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             elif head == "ping":
                 self.answer("pong")
             elif self.path == "/admin/log":
-                self.answer([asdict(held.job) for held in server.held.values()])
+                self.answer([asdict(held.job) for held in list(server.held.values())])
             elif self.path == "/admin/faults":
                 self.answer(server.faults.left)
             else:
@@ -624,12 +624,15 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
 
 
 def _form(content_type: str, body: bytes) -> dict[str, bytes]:
-    head = f"Content-Type: {content_type}\r\n\r\n".encode()
-    message: Any = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
-    return {
-        part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-        for part in message.iter_parts()
-    }
+    """The fields of a multipart form, byte by byte as they were sent."""
+    boundary = email.message.Message()
+    boundary["Content-Type"] = content_type
+    fields = {}
+    for part in body.split(f"--{boundary.get_param('boundary')}".encode())[1:-1]:
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        name = email.message_from_bytes(head).get_param("name", header="content-disposition")
+        fields[str(name)] = content.removesuffix(b"\r\n")
+    return fields
 
 
 def _load(directory: Path, dtype: str) -> TransformersModel:
@@ -665,20 +668,19 @@ def _end_with_input() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve until killed."""
-    sys.modules["emotrace"] = None  # type: ignore[assignment]
+    """Serve until killed; from here on this process cannot import emotrace."""
+    for name in {"emotrace", *(name for name in sys.modules if name.startswith("emotrace."))}:
+        sys.modules[name] = None  # type: ignore[assignment]
     beside = str(Path(__file__).resolve().parent)
     sys.path[:] = [path for path in sys.path if path and str(Path(path).resolve()) != beside]
     options = vars(_parser().parse_args(arguments))
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
+    torch.set_num_threads(options["threads"] or torch.get_num_threads())
     transformers.utils.logging.disable_progress_bar()
     models = {}
     for given in options["model"]:
         name, _, directory = given.rpartition("=")
         models[name or directory] = _load(Path(directory), options["dtype"])
-    modes = MODES | {name: value for name, value in options.items() if name in MODES}
-    server = Loopback(models, options["key"], options["port"], modes)
+    server = Loopback(models, options["key"], options["port"], {m: options.get(m, MODES[m]) for m in MODES})
     if options["attached"]:
         threading.Thread(target=_end_with_input, daemon=True).start()
     print(json.dumps({"url": server.url, "pid": os.getpid(), "models": list(models)}), flush=True)

@@ -19,7 +19,7 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteBacke
 from nnsight.schema.response import Status
 
 from emotrace.labels import EmotraceError
-from emotrace.testing import tiny
+from emotrace.testing import ndif_server, tiny
 from emotrace.testing.ndif import Server, loopback, mint
 
 NAME, MASKED = "org/tiny-llama", "org/tiny-roberta"
@@ -33,7 +33,10 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def started(directories: dict[str, Path]) -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch, loopback(directories) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        loopback(directories, inline_limit=4 << 20, execution_timeout=60.0) as server,
+    ):
         patch.setattr(nnsight.CONFIG.API, "APIKEY", server.key)
         patch.setattr(nnsight.CONFIG.API, "HOST", server.url)
         patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
@@ -256,7 +259,10 @@ def test_a_wrong_key_is_refused(server: Server, client: Any, inputs: Any, monkey
 
 
 def test_an_error_of_the_block_comes_back(server: Server, client: Any, inputs: Any) -> None:
-    with pytest.raises(RemoteError, match=r"(?s)ZeroDivisionError.*nothing_by_zero"), client.trace(inputs, remote=True):
+    with (
+        pytest.raises(RemoteError, match=r"(?s)nothing_by_zero = 1 / 0.*ZeroDivisionError"),
+        client.trace(inputs, remote=True),
+    ):
         nothing_by_zero = 1 / 0  # noqa: F841
     assert server.log()[-1]["error"].startswith("ZeroDivisionError")
     with pytest.raises(RemoteError, match="SystemExit"), client.trace(inputs, remote=True):
@@ -292,6 +298,20 @@ def test_a_model_that_is_not_deployed(server: Server, directories: dict[str, Pat
         mint(directories)
 
 
+def test_flags_are_modes(server: Server) -> None:
+    modes = server.modes()
+    assert (modes["inline_limit"], modes["execution_timeout"], modes["expire_urls"]) == (4 << 20, 60.0, None)
+    flags = ["--no-gradients", "--copies", "--autocast", "bfloat16", "--expire-urls"]
+    options = vars(ndif_server._parser().parse_args(["--model", "any", *flags]))
+    assert set(ndif_server.MODES) - {"versions"} <= set(options)
+    assert [options[name] for name in ("no_gradients", "copies", "autocast", "expire_urls")] == [
+        True,
+        True,
+        "bfloat16",
+        0.0,
+    ]
+
+
 def test_faults_and_modes_that_there_are_not(server: Server) -> None:
     for fault in ({"dorp": "running"}, {"drop": "later"}, {"times": 1}, {"drop": "running", "lose": "job"}):
         with pytest.raises(EmotraceError, match="subscribe"):
@@ -302,7 +322,7 @@ def test_faults_and_modes_that_there_are_not(server: Server) -> None:
 
 
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(EmotraceError, match="no config.json"), loopback({NAME: tmp_path}):
+    with pytest.raises(EmotraceError, match=r"no config\.json"), loopback({NAME: tmp_path}):
         pytest.fail("it started")
     with pytest.raises(EmotraceError, match="did not start:\nno such luck"):
         Server([sys.executable, "-c", "raise SystemExit('no such luck')"], "key").start()
@@ -473,6 +493,18 @@ def test_http_errors(server: Server, client: Any, inputs: Any) -> None:
     backend()
 
 
+def test_a_delay_at_every_stage(server: Server, client: Any, inputs: Any) -> None:
+    stages = ("subscribe", "request", "reply", "queued", "running", "completed", "response", "results")
+    for stage in stages:
+        server.faults(delay=stage, seconds=0.01)
+    assert [fault["delay"] for fault in server.faults()] == list(stages)
+    server.modes(inline_limit=0)
+    _hidden(client, inputs, remote=True)
+    assert [fault["delay"] for fault in server.faults()] == ["response"]
+    _wait(_submit(client, inputs))
+    assert server.faults() == []
+
+
 @pytest.mark.parametrize("stage", ["queued", "running", "completed"])
 def test_a_job_fails(server: Server, client: Any, inputs: Any, stage: str) -> None:
     server.faults(error=stage, message="out of memory", after=1)
@@ -520,6 +552,7 @@ def test_a_restart_in_the_middle(server: Server, local: Any, client: Any, inputs
         _hidden(client, inputs, remote=True)
     states = [entry["state"] for entry in server.log()[-2:]]
     assert states[1] == "LOST"
+    assert server.log()[-1]["runs"] == (stage == "completed")
     if stage == "queued":
         assert states[0] == "LOST"
         assert first() is None
