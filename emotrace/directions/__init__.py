@@ -6,21 +6,37 @@ layer by layer and summed in float64. A direction is a unit vector with its norm
 
 from emotrace.directions.agnosticism import context_agnosticism
 from emotrace.directions.axes import pca
+from emotrace.directions.contrast import auroc, contrast
 from emotrace.directions.estimate import centered_mean, mean_difference, mean_rms
 from emotrace.directions.files import load, save
 from emotrace.directions.groups import accepted, complete_groups
+from emotrace.directions.mixtures import mixed, parse_mix
+from emotrace.directions.selectors import only_layers, orthogonal_to, top_k, without
+from emotrace.directions.shift import base_vector, paired_shift
 from emotrace.directions.similarity import similarity, sublayer_similarity
+from emotrace.directions.vectors import vectors
 
 __all__ = [
     "accepted",
+    "auroc",
+    "base_vector",
     "centered_mean",
     "complete_groups",
     "context_agnosticism",
+    "contrast",
     "load",
     "mean_difference",
     "mean_rms",
+    "mixed",
+    "only_layers",
+    "orthogonal_to",
+    "paired_shift",
+    "parse_mix",
     "pca",
     "save",
     "similarity",
     "sublayer_similarity",
+    "top_k",
+    "vectors",
+    "without",
 ]

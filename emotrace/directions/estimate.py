@@ -63,8 +63,8 @@ def centered_mean(
     """
     rows = source(acts, variable, position)
     groups = group(rows.table, label, within, accepted, complete)
-    sums, scale = _weighted(rows, groups.rows, centering_weights(groups))
-    return _directions(
+    sums, scale = weighted_sums(rows, groups.rows, centering_weights(groups))
+    return labelled(
         rows,
         sums,
         scale,
@@ -157,8 +157,8 @@ def mean_difference(
         share = np.where(pairs.code == 1, 1.0, -1.0) / counts[pairs.group, pairs.code] / n_groups
         weights[used[pairs.rows]] = share
         used = used[pairs.rows]
-    sums, scale = _weighted(rows, used, weights[used][None])
-    return _directions(
+    sums, scale = weighted_sums(rows, used, weights[used][None])
+    return labelled(
         rows,
         sums,
         scale,
@@ -200,7 +200,7 @@ def mean_rms(
     return out.assign_attrs(method="mean_rms", n_rows=len(used), **rows.provenance())
 
 
-def _weighted(rows: Source, used: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weighted_sums(rows: Source, used: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Σ_r w_{e,r} x_r ``[label, layer, sublayer, features]`` and the RMS length of the rows ``[layer, sublayer]``."""
     n_layers, n_sub, width = rows.shape
     sums = np.zeros((len(weights), n_layers, n_sub, width))
@@ -213,7 +213,7 @@ def _weighted(rows: Source, used: np.ndarray, weights: np.ndarray) -> tuple[np.n
     return sums, np.sqrt(squares / max(len(used), 1))
 
 
-def _directions(
+def labelled(
     rows: Source,
     sums: np.ndarray,
     scale: np.ndarray,
@@ -222,6 +222,20 @@ def _directions(
     attrs: dict[str, Any],
     position: Positions,
 ) -> xr.DataArray:
+    """Sums as labelled float32 vectors with the coordinate ``norm``; what every estimator returns.
+
+    Args:
+        rows: where they came from.
+        sums: ``[(outer), layer, sublayer, features]``; the first axis always, of length 1 where ``outer`` is None.
+        scale: RMS length of the rows ``[layer, sublayer]``: what is 1e-12 of it counts as zero.
+        outer: name and values of the first axis, or None.
+        unit: divide by the norms.
+        attrs: what the estimator says of itself.
+        position: of the rows.
+
+    Raises:
+        EmotraceError: for a direction of norm zero (``unit``).
+    """
     norms = np.linalg.norm(sums, axis=-1)
     if unit:
         zero = np.argwhere(norms <= 1e-12 * scale)

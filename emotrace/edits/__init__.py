@@ -3,6 +3,7 @@
 from emotrace.edits.files import digest, load, save
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
 from emotrace.edits.lower import Lowered, check, lower, refuse_silent
+from emotrace.edits.mixtures import mixture
 
 __all__ = [
     "KINDS",
@@ -16,6 +17,7 @@ __all__ = [
     "digest",
     "load",
     "lower",
+    "mixture",
     "refuse_silent",
     "save",
 ]

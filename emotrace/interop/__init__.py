@@ -17,13 +17,21 @@ from emotrace.interop.tables import (
     write_heads,
     write_neurons,
 )
+from emotrace.interop.vectors import (
+    read_difference_matrix,
+    read_emotion_vectors,
+    write_difference_matrix,
+    write_emotion_vectors,
+)
 
 __all__ = [
     "bake",
     "read_activations",
     "read_circuit",
+    "read_difference_matrix",
     "read_differences",
     "read_directions",
+    "read_emotion_vectors",
     "read_heads",
     "read_importance",
     "read_neurons",
@@ -31,8 +39,10 @@ __all__ = [
     "read_sigma",
     "read_similarity",
     "write_circuit",
+    "write_difference_matrix",
     "write_differences",
     "write_directions",
+    "write_emotion_vectors",
     "write_heads",
     "write_neurons",
     "write_replies",

@@ -157,7 +157,7 @@ def test_published_queries(oracles):
     assert [query_report(part)["n_distinct"] for part in (plus[:250], plus[250:])] == [234, 145]
     assert sum(q.text.endswith("?") for q in plus[250:]) == 109
     words = [len(q.text.split()) for q in plus]
-    assert sum(words) / len(words) == pytest.approx(15.3, abs=0.05)
+    assert sum(words) / len(words) == 15.25
     fit, held = (emotion_query(queries, part=p) for p in ("fit", "held_out"))
     assert len(fit) + len(held) == 448
     clean = emotion_query(plus, part="all", exclude=queries)

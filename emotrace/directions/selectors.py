@@ -1,0 +1,133 @@
+"""Selectors: which coordinates and layers of a vector are kept. They compose; each says in ``attrs`` that it was there.
+
+A vector that nothing is taken from is *dense*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+
+from emotrace.labels import EmotraceError, unknown
+
+
+def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.DataArray:
+    """The k coordinates of largest |by| in every layer; the others become zero.
+
+    Ties: the lower index first, so that the choice is the same on every machine.
+
+    Args:
+        vectors: ``[…, dim]``.
+        k: at least 1, at most the width.
+        by: what is ranked, of the dims of ``vectors``: None for the vectors themselves (as published), or Cohen's d of
+            `contrast`, so that the outlier dimensions of a model do not take every place. NaN ranks last.
+
+    Raises:
+        EmotraceError: for k out of range, or a ranking of another shape or with other coordinates.
+    """
+    width = vectors.sizes["dim"]
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= width:
+        raise EmotraceError(f"top_k(k={k}): the vectors have {width} coordinates; k lies between 1 and that.")
+    score = vectors if by is None else _like(by, vectors)
+    size = np.abs(score.transpose(*vectors.dims).values.astype(np.float64))
+    axis = vectors.get_axis_num("dim")
+    order = np.argsort(np.where(np.isnan(size), np.inf, -size), axis=axis, kind="stable")
+    keep = np.zeros(vectors.shape, dtype=bool)
+    np.put_along_axis(keep, np.take(order, range(k), axis=axis), True, axis=axis)
+    ranked = "absolute value" if by is None else str(by.name)
+    return _kept(vectors, np.where(keep, vectors.values, 0), f"top {k} by {ranked}")
+
+
+def orthogonal_to(vectors: xr.DataArray, base: xr.DataArray) -> xr.DataArray:
+    """v − ⟨v, b̂⟩ b̂ at every layer: what is left of each emotion without the shared part.
+
+    Args:
+        vectors: ``[…, layer, dim]``.
+        base: ``[layer, dim]``, e.g. of `base_vector`; matched by its coordinates.
+
+    Raises:
+        EmotraceError: for a base that lacks a layer, has another width, or is zero somewhere.
+    """
+    b = _like(base, vectors, whole=False).astype(np.float64)
+    norm = np.sqrt((b * b).sum("dim"))
+    if bool((norm == 0).any()):
+        raise EmotraceError("orthogonal_to: the base is zero at some layer, so it has no direction there.")
+    unit = b / norm
+    v = _bare(vectors).astype(np.float64)
+    left = v - (v * unit).sum("dim") * unit
+    return _kept(vectors, left.transpose(*vectors.dims).values, "orthogonal to base")
+
+
+def without(vectors: xr.DataArray, axes: xr.DataArray) -> xr.DataArray:
+    """The vectors without their part in a subspace, e.g. the first principal components of neutral activations.
+
+    v − Σ_c ⟨v, u_c⟩ u_c, with u an orthonormal basis of the axes at each layer.
+
+    Args:
+        vectors: ``[…, layer, (sublayer), dim]``.
+        axes: ``[component, layer, (sublayer), dim]``, e.g. of `pca`.
+
+    Raises:
+        EmotraceError: for axes without the dim ``component``, or that lack a layer.
+    """
+    if "component" not in axes.dims:
+        raise EmotraceError(f"without(axes=…): no dim 'component' in {tuple(map(str, axes.dims))}.")
+    a = _like(axes, vectors, whole=False).astype(np.float64)
+    lead = [d for d in a.dims if d not in ("component", "dim")]
+    a = a.transpose(*lead, "component", "dim")
+    basis = np.linalg.svd(a.values, full_matrices=False)[2]
+    u = a.copy(data=basis)
+    v = _bare(vectors).astype(np.float64)
+    left = v - ((v * u).sum("dim") * u).sum("component")
+    return _kept(vectors, left.transpose(*vectors.dims).values, f"without {a.sizes['component']} axes")
+
+
+def only_layers(vectors: xr.DataArray, layers: Iterable[int]) -> xr.DataArray:
+    """The vectors of some layers, which keep their numbers; the order is that of the layers.
+
+    Raises:
+        EmotraceError: for a layer that the vectors lack, or none.
+    """
+    if isinstance(layers, (slice, str)):
+        raise EmotraceError(f"only_layers(layers={layers!r}) takes integers, e.g. range(4, 9).")
+    wanted = sorted({int(layer) for layer in layers})
+    known = vectors["layer"].values.tolist()
+    for layer in wanted:
+        if layer not in known:
+            raise unknown("layer", layer, known, "only_layers")
+    if not wanted:
+        raise EmotraceError("only_layers(layers=[]): at least one layer.")
+    return vectors.sel(layer=wanted)
+
+
+def _bare(x: xr.DataArray) -> xr.DataArray:
+    return x.drop_vars([str(c) for c in x.coords if c not in x.dims])
+
+
+def _like(other: xr.DataArray, vectors: xr.DataArray, whole: bool = True) -> xr.DataArray:
+    """``other`` at the coordinates of the vectors, its dims among theirs (all of them, if ``whole``)."""
+    found = _bare(other)
+    for dim in vectors.dims:
+        if dim not in found.dims:
+            if whole:
+                raise EmotraceError(f"{other.name}: dims {tuple(map(str, other.dims))}, not {tuple(vectors.dims)}.")
+            continue
+        if dim in vectors.coords and dim in found.coords:
+            lost = [v for v in vectors[dim].values.tolist() if v not in found[dim].values]
+            if lost:
+                raise unknown(str(dim), lost[0], found[dim].values.tolist(), str(other.name))
+            found = found.sel({dim: vectors[dim].values})
+        elif found.sizes[dim] != vectors.sizes[dim]:
+            raise EmotraceError(f"{other.name}: {found.sizes[dim]} along {dim!r}, not {vectors.sizes[dim]}.")
+    return found
+
+
+def _kept(vectors: xr.DataArray, values: np.ndarray, what: str) -> xr.DataArray:
+    """The same labels over other numbers, with their norms and what was done."""
+    out = vectors.copy(data=values.astype(np.float32))
+    norm = np.linalg.norm(values.astype(np.float64), axis=vectors.get_axis_num("dim")).astype(np.float32)
+    out = out.assign_coords(norm=(tuple(d for d in vectors.dims if d != "dim"), norm))
+    done = [s for s in [vectors.attrs.get("selected", ""), what] if s]
+    return out.assign_attrs(selected="; ".join(done), unit=0)
