@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         interop,
         judges,
         report,
+        rsa,
         scoring,
         sites,
         stats,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 __version__ = _version("emotrace")
 
 _ROOMS = (
-    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "report", "scoring", "sites",
+    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "report", "rsa", "scoring", "sites",
     "stats", "store", "testing",
 )  # fmt: skip
 _NAMES = {
@@ -88,6 +89,7 @@ __all__ = [
     "load",
     "open_activations",
     "report",
+    "rsa",
     "scoring",
     "sites",
     "stats",

@@ -1,4 +1,4 @@
-"""Stats: intervals, permutation, FDR, accuracy with its doubt, fluency. Pure; the cluster is the skeleton.
+"""Stats: intervals, permutation, FDR, dip, accuracy with its doubt, fluency. Pure; the cluster is the skeleton.
 
 Every score of the package goes through here, so that n, interval and worst case are computed in one way.
 """
@@ -7,12 +7,15 @@ from emotrace.stats.accuracy import accuracy_table, confusion
 from emotrace.stats.fluency import fluency_bounds, is_fluent, repetition
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
 from emotrace.stats.paired import paired_test, sign_flip
+from emotrace.stats.unimodal import dip, dip_test
 
 __all__ = [
     "accuracy_table",
     "bootstrap_ci",
     "cluster_weights",
     "confusion",
+    "dip",
+    "dip_test",
     "fdr_bh",
     "fluency_bounds",
     "is_fluent",
