@@ -11,7 +11,6 @@ import emotrace as et
 from emotrace import edits as edits_
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
-from emotrace.traced import runs
 from tests.helpers import hooked, loaded
 
 CAUSAL = [n for n in tiny.NAMES if tiny.FAMILIES.get(n, tiny.VARIANTS.get(n))[0].endswith(("CausalLM", "LMHeadModel"))]
@@ -88,22 +87,10 @@ def test_a_mixture_at_the_output_projection_is_a_hook_there(name):
 
 @contextlib.contextmanager
 def counted():
-    """How often each edit fired, run by run."""
-    seen, capture, generate = [], runs.capture, runs.generate
-
-    def spy_capture(*args, **kwargs):
-        found = capture(*args, **kwargs)
-        seen.append(list(found))
-        return found
-
-    def spy_generate(*args, **kwargs):
-        found = generate(*args, **kwargs)
-        seen.append(list(found[1]))
-        return found
-
+    """How often each edit fired, run by run: what a run reports at its end."""
+    seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "capture", spy_capture)
-        patch.setattr(runs, "generate", spy_generate)
+        patch.setattr(edits_, "refuse_silent", lambda edits, fired: seen.append(list(fired)))
         yield seen
 
 

@@ -1,0 +1,178 @@
+"""Dose: one set of vectors at many strengths: the emotion aimed at, drift to others, fluency and KL; strength at a given KL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from emotrace import judges, scoring, stats
+from emotrace.datasets import Prompts
+from emotrace.edits import mixture
+from emotrace.generation import generate
+from emotrace.labels import EmotraceError
+from emotrace.runlog import Log
+from emotrace.stats.doses import bisect
+
+Rows = list[dict[str, Any]]
+DOSES: Final = (-1.0, 0.0, 1.0, 2.0, 4.0)
+"""The published doses (arXiv 2502.04075): multiples of a vector."""
+FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""A finer sweep where vectors mostly act."""
+
+
+def dose_response(
+    model: Any,
+    prompts: Any,
+    vectors: xr.DataArray,
+    judge: Any,
+    *,
+    doses: Sequence[float] = DOSES,
+    emotions: Sequence[str] | None = None,
+    measure_kl: bool = True,
+    decoding: Mapping[str, Any] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    method: str = "dose",
+    out: str | Path | None = None,
+    progress: bool = True,
+    **where: Any,
+) -> Rows:
+    """Judged replies to the same prompts at every dose of every emotion's vector.
+
+    Each arm has the same prompts and the same seed. Perplexity is that of the reply under the un-edited model after the
+    prompt. KL(base ‖ edited) is taken along the base model's own replies (those of dose 0), so it does not depend on what
+    the edited model writes.
+
+    Args:
+        model: from `emotrace.load`; causal.
+        prompts: plain prompts, which ask for no emotion.
+        vectors: ``[emotion, layer, dim]``.
+        judge: of `emotrace.judges.make`.
+        doses: multiples of the vectors (in the unit of ``scale``); 0 is added, once for all emotions.
+        emotions: some of the vectors' emotions.
+        measure_kl: measure KL.
+        decoding: arguments of `emotrace.generate`.
+        batch_size: prompts per batch.
+        seed: of sampling.
+        method: label of the rows.
+        out: folder for replies and verdicts; the same call again continues.
+        progress: show bars.
+        where: ``site``, ``layers``, ``scale`` and ``positions`` of `emotrace.edits.mixture`.
+
+    Returns:
+        Rows of `generate` with ``prompt`` (the key of the plain prompt), ``dose``, ``verdict``, and ``meta.perplexity, length,
+        repetition, kl``; for `stats.dose_table` and `stats.emotion_matrix`.
+
+    Raises:
+        EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs.
+    """
+    prompts = Prompts.of(prompts)
+    names = [str(v) for v in (vectors["emotion"].values if emotions is None else emotions)]
+    wanted = sorted({0.0, *map(float, doses)})
+    if not np.isfinite(wanted).all():
+        raise EmotraceError(f"doses={list(doses)}: numbers are due.")
+    vectors = vectors.sel(emotion=names)
+    edits = {dose: mixture(vectors, None, strength=dose, **where) for dose in wanted}
+    folder = None if out is None else Path(out)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
+    aimed = prompts.for_each(emotion=names)
+    plain_of = {p.key: q.key for q in prompts for p in Prompts([q]).for_each(emotion=names)}
+    base = generate(model, prompts, method="none", out=folder and folder / "base.jsonl", **options)
+    rows: Rows = []
+    for dose in wanted:
+        if dose == 0:
+            of = {row["key"]: row for row in base}
+            found = [
+                {**of[plain_of[p.key]], "key": p.key, **p.labels, "meta": dict(of[plain_of[p.key]]["meta"])}
+                for p in aimed
+            ]
+        else:
+            path = folder and folder / f"dose_{dose:g}.jsonl"
+            found = generate(model, aimed, edits[dose], method=method, out=path, **options)
+        log = Log(folder / f"dose_{dose:g}.verdicts.jsonl") if folder else None
+        found = judges.judge_rows(found, judge, log=log, progress=progress)
+        divergence = _divergence(model, aimed, base, plain_of, edits[dose], batch_size) if measure_kl else {}
+        for row in found:
+            row |= {"prompt": plain_of[row["key"]], "dose": dose, "method": method}
+            row["meta"] = {
+                **row["meta"],
+                "length": len(row["token_ids"]),
+                "repetition": stats.repetition(row["token_ids"]),
+                **({"kl": divergence[row["key"]]} if row["key"] in divergence else {}),
+            }
+        rows += found
+    _add_perplexity(model, prompts, rows, batch_size, progress)
+    return rows
+
+
+def strength_at_kl(
+    model: Any,
+    prompts: Any,
+    vectors: xr.DataArray,
+    mix: Any,
+    target: float,
+    *,
+    start: float = 1.0,
+    tolerance: float = 0.02,
+    batch_size: int = 32,
+    **where: Any,
+) -> dict[str, Any]:
+    """The strength of a mixture at which it moves the model's predictions by a given KL, so that methods compare at equal cost.
+
+    Args:
+        model: from `emotrace.load`; causal.
+        prompts: plain prompts that carry the base model's replies (`Prompts.with_replies`).
+        vectors: ``[emotion, layer, dim]``.
+        mix: of `emotrace.edits.mixture`; None for each prompt's own emotion.
+        target: mean KL(base ‖ edited) over prompts, in nats per token.
+        start: first strength tried.
+        tolerance: relative, of the KL.
+        batch_size: sequences per forward.
+        where: ``site``, ``layers``, ``scale`` and ``positions`` of `emotrace.edits.mixture`.
+
+    Returns:
+        ``{strength, cost, target, reached, steps}`` of `emotrace.stats.doses.bisect`.
+    """
+    prompts = Prompts.of(prompts)
+
+    def measure(strength: float) -> float:
+        edits = mixture(vectors, mix, strength=strength, **where)
+        return float(np.nanmean(scoring.kl(model, prompts, edits, batch_size)))
+
+    return bisect(measure, target, start=start, tolerance=tolerance)
+
+
+def fluency_of(rows: Rows) -> dict[str, list[float]]:
+    """Bounds of fluency: 1st to 99th percentile of the model's own replies at dose 0, each prompt once."""
+    own = {row["prompt"]: row for row in rows if row["dose"] == 0}
+    if not own:
+        raise EmotraceError("fluency_of: no rows of dose 0.")
+    return stats.fluency_bounds(own.values())
+
+
+def _divergence(
+    model: Any, aimed: Prompts, base: Rows, plain_of: Mapping[str, str], edits: Sequence[Any], batch_size: int
+) -> dict[str, float]:
+    """KL of every aimed prompt along the base model's reply."""
+    replies = {row["key"]: row["token_ids"] for row in base}
+    told = [{"key": p.key, "token_ids": replies[plain_of[p.key]]} for p in aimed if replies[plain_of[p.key]]]
+    if not told:
+        return {}
+    forced = aimed.with_replies(told)
+    return dict(zip(forced.keys, scoring.kl(model, forced, edits, batch_size).tolist(), strict=True))
+
+
+def _add_perplexity(model: Any, prompts: Prompts, rows: Rows, batch_size: int, progress: bool) -> None:
+    """``meta.perplexity`` of every row, equal replies to a prompt scored once."""
+    ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
+    groups: dict[tuple[str, tuple[int, ...]], Rows] = {}
+    for row in rows:
+        groups.setdefault((row["prompt"], tuple(row["token_ids"])), []).append(row)
+    items = [{"key": str(n), "token_ids": ids[key], "reply_ids": list(r)} for n, (key, r) in enumerate(groups)]
+    for value, members in zip(scoring.perplexity(model, items, batch_size, progress), groups.values(), strict=True):
+        for row in members:
+            row["meta"]["perplexity"] = value
