@@ -1,0 +1,240 @@
+"""Train the tiny masked model of the study of emotion knowledge, and write the labelled texts that it is studied with.
+
+Texts. ``data/emotion_phrases.json`` (synthetic, written for this project) holds situations, and phrases for 27 emotions and
+neutral. A text joins one of each in either order; every tenth has a second phrase of another emotion, and so two labels. The
+situations are dealt out to train, dev and test, so no situation is in two parts; phrases are in all three. The texts of
+``data/goemotions_sample.csv`` are added, parted by `prompt_tuning.parted`. Written as ``train.csv``, ``dev.csv`` and ``test.csv``
+in the format of GoEmotions.
+
+Model. A RoBERTa of about 350,000 parameters with a byte-level BPE learns to fill in masked tokens of the training texts,
+each of which begins with the name of an emotion that it has, masked nine times in ten. So it has met the emotions as words
+and in use, and knows nothing else. AdamW, one cycle, about a minute on one core. For trying out methods only.
+
+    python experiments/train_tiny_masked.py --out runs/tiny_masked
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+from emotrace.datasets.goemotions import LABELS, LabelledText, read_goemotions
+from emotrace.directions.files import replace_file
+from emotrace.prompt_tuning import parted
+from emotrace.prompt_tuning.tasks import PARTS
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+WORDS = ("negative", "positive", "no", "yes", *LABELS)
+"""Words that are one token each."""
+SHARES = (0.6, 0.15, 0.25)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the model depends on besides the texts."""
+
+    vocab_size: int = 2048
+    d_model: int = 64
+    n_layers: int = 4
+    n_heads: int = 4
+    d_ff: int = 256
+    init_std: float = 0.08
+    max_positions: int = 160
+    epochs: int = 20
+    batch: int = 32
+    lr: float = 2e-3
+    masked: float = 0.15
+    name_masked: float = 0.9
+    seed: int = 0
+
+
+SMOKE = Recipe(vocab_size=1024, d_model=32, n_layers=2, n_heads=2, d_ff=48, epochs=1)
+
+
+def compose(
+    phrases: Path, sample: Path, counts: tuple[int, int, int] = (48, 16, 24), seed: int = 0
+) -> dict[str, list[LabelledText]]:
+    """Labelled texts of the three parts, ``counts`` composed ones of every label besides those of the sample."""
+    described = json.loads(phrases.read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    situations: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+    for kind, lines in described["situations"].items():
+        order = rng.sample(lines, len(lines))
+        bounds = [0, *(round(sum(SHARES[: i + 1]) * len(order)) for i in range(3))]
+        for i, part in enumerate(PARTS):
+            situations[part][kind] = order[bounds[i] : bounds[i + 1]]
+    out = parted(read_goemotions(sample), seed=seed)
+    for part, count in zip(PARTS, counts, strict=True):
+        for label, mine in described["phrases"].items():
+            kinds = [kind for kind, fitting in described["fit"].items() if label in fitting]
+            every = [(kind, s, p) for kind in kinds for s in situations[part][kind] for p in mine]
+            for i, (kind, situation, phrase) in enumerate(rng.sample(every, count)):
+                labels, sentences = {label}, [situation, phrase]
+                if i % 10 == 9 and label != "neutral":
+                    other = rng.choice([e for e in described["fit"][kind] if e not in (label, "neutral")])
+                    labels.add(other)
+                    sentences.append(rng.choice(described["phrases"][other]))
+                rng.shuffle(sentences)
+                text = " ".join(f"{s[0].upper()}{s[1:]}." for s in sentences)
+                names = tuple(n for n in LABELS if n in labels)
+                out[part].append(LabelledText(f"{part}_{label}_{i:03}", text, names))
+    return out
+
+
+def write(texts: dict[str, list[LabelledText]], out: Path) -> None:
+    """One file for each part, in the format of GoEmotions."""
+    for part, rows in texts.items():
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["text", "classes", "ids", *LABELS])
+        for t in rows:
+            ids = ",".join(str(LABELS.index(n)) for n in t.labels)
+            writer.writerow([t.text, ids, t.text_id, *(int(n in t.labels) for n in LABELS)])
+        replace_file(out / f"{part}.csv", file.getvalue().encode())
+
+
+def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Lower-case byte-level BPE; every word of `WORDS` is seen so often that it becomes one token."""
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # pyright: ignore[reportAttributeAccessIssue]
+    core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet,
+                                  show_progress=False)  # fmt: skip
+    core.train_from_iterator([*texts, *[" ".join(WORDS)] * len(texts)], trainer)
+    core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIALS, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, cls_token="<s>", sep_token="</s>", model_max_length=128,
+        clean_up_tokenization_spaces=False, **names,
+    )  # fmt: skip
+
+
+def make_model(recipe: Recipe) -> RobertaForMaskedLM:
+    """A RoBERTa with random weights."""
+    torch.manual_seed(recipe.seed)
+    config = RobertaConfig(
+        vocab_size=recipe.vocab_size, hidden_size=recipe.d_model, num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads, intermediate_size=recipe.d_ff, max_position_embeddings=recipe.max_positions,
+        type_vocab_size=1, initializer_range=recipe.init_std, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return RobertaForMaskedLM(config)
+
+
+def batch(
+    rows: list[tuple[list[int], int]], recipe: Recipe, rng: random.Random, mask_id: int
+) -> tuple[torch.Tensor, ...]:
+    """Ids with some of them masked, attention mask, and the true ids where they are (−100 elsewhere).
+
+    A row is ids, and the id of an emotion's name that is put in front.
+    """
+    longest = max(len(ids) + 1 for ids, _ in rows)
+    inputs, truth = torch.full((len(rows), longest), 1), torch.full((len(rows), longest), -100)
+    for r, (plain, name) in enumerate(rows):
+        for i, token in enumerate([plain[0], name, *plain[1:]]):
+            chance = recipe.name_masked if i == 1 else recipe.masked
+            hidden = token >= len(SPECIALS) and rng.random() < chance
+            inputs[r, i] = mask_id if hidden else token
+            if hidden:
+                truth[r, i] = token
+    return inputs, (inputs != 1).long(), truth
+
+
+def fit(texts: dict[str, list[LabelledText]], out: Path, recipe: Recipe) -> dict[str, Any]:
+    """Train on the training part and save model, tokenizer and ``training.json``; returns the latter."""
+    train = [(t.text, t.labels) for t in texts["train"]]
+    tokenizer = make_tokenizer([text for text, _ in train], recipe.vocab_size)
+    recipe = replace(recipe, vocab_size=len(tokenizer))
+    names = {label: tokenizer(label, add_special_tokens=False)["input_ids"] for label in LABELS}
+    many = [label for label, ids in names.items() if len(ids) != 1]
+    assert not many, f"{many} are several tokens each"
+    coded = [(ids, [names[n][0] for n in labels]) for ids, (_, labels) in
+             zip(tokenizer([text for text, _ in train])["input_ids"], train, strict=True)]  # fmt: skip
+    model = make_model(recipe)
+    steps = recipe.epochs * math.ceil(len(coded) / recipe.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
+    rng = random.Random(recipe.seed)
+    history: list[float] = []
+    model.train()
+    bar = tqdm(total=steps, desc="masked model", unit="batch")
+    for _ in range(recipe.epochs):
+        rows = [(ids, rng.choice(n)) for ids, n in coded]
+        rng.shuffle(rows)
+        total = 0.0
+        for start in range(0, len(rows), recipe.batch):
+            ids, mask, truth = batch(rows[start : start + recipe.batch], recipe, rng, 4)
+            loss = model(input_ids=ids, attention_mask=mask, labels=truth).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(ids)
+            bar.update(1)
+        history.append(total / len(rows))
+        bar.set_postfix(loss=f"{history[-1]:.3f}")
+    bar.close()
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    report = {
+        "recipe": asdict(recipe), "parameters": sum(p.numel() for p in model.parameters()), "texts": len(train),
+        "loss": history, "names_recovered": named(model, coded, 4),
+    }  # fmt: skip
+    replace_file(out / "training.json", (json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+@torch.no_grad()
+def named(model: RobertaForMaskedLM, coded: list[tuple[list[int], list[int]]], mask_id: int) -> float:
+    """Share of training texts whose emotion the model names best among all emotions, with the name masked before it."""
+    every = sorted({n for _, names in coded for n in names})
+    right = 0
+    for ids, names in coded:
+        inputs = torch.tensor([[ids[0], mask_id, *ids[1:]]])
+        scores = model(input_ids=inputs).logits[0, 1, every]
+        right += every[int(scores.argmax())] in names
+    return right / len(coded)
+
+
+def main(
+    out: Annotated[Path, typer.Option()],
+    phrases: Path = DATA / "emotion_phrases.json",
+    sample: Path = DATA / "goemotions_sample.csv",
+    epochs: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    smoke: bool = False,
+) -> None:
+    """Compose the texts, train the model, and save both in OUT."""
+    torch.set_num_threads(threads)
+    recipe = replace(SMOKE if smoke else Recipe(), seed=seed)
+    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    texts = compose(phrases, sample, seed=seed)
+    write(texts, out)
+    report = fit(texts, out, recipe)
+    print(
+        f"{report['parameters']:,} parameters, {report['texts']:,} texts, loss {report['loss'][-1]:.3f}; "
+        f"names {report['names_recovered']:.1%} of the emotions of its training texts"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
