@@ -66,6 +66,7 @@ class Server:
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._said: list[str] = []
+        self._listener: threading.Thread | None = None
         self.url = ""
 
     def start(self) -> None:
@@ -82,7 +83,8 @@ class Server:
         )  # fmt: skip
         assert process.stdout is not None
         self._said.clear()
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
+        self._listener.start()
         line = process.stdout.readline()
         if not line:
             self.stop()
@@ -96,6 +98,8 @@ class Server:
             return
         process.kill()
         process.wait()
+        if self._listener is not None:
+            self._listener.join()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -239,7 +239,7 @@ class Loopback:
                 self.at("completed", held)
                 self.finish(held, result, seconds)
             except KeyboardInterrupt:
-                return
+                raise
             except BaseException as error:  # a block may raise anything, SystemExit too
                 self.fail(held, error, time.perf_counter() - started)
 
@@ -555,9 +555,13 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             """A job, as a form with the fields ``data`` and ``blob``."""
             if not self.gate("request"):
                 return
-            parts = _form(self.headers["Content-Type"], body)
-            request = RequestModel.model_validate_json(parts["data"])
-            received = server.submit(request, parts["blob"], len(body))
+            try:
+                fields = _form(self.headers["Content-Type"], body)
+                request, blob = RequestModel.model_validate_json(fields["data"]), fields["blob"]
+            except (KeyError, TypeError, ValueError) as error:
+                self.answer({"detail": f"{type(error).__name__}: {error}"}, 422)
+                return
+            received = server.submit(request, blob, len(body))
             server.faults.wait("reply")
             if server.faults.take("drop", "reply"):
                 _hang_up(self.connection)
@@ -684,7 +688,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options["attached"]:
         threading.Thread(target=_end_with_input, daemon=True).start()
     print(json.dumps({"url": server.url, "pid": os.getpid(), "models": list(models)}), flush=True)
-    server.work()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.work()
 
 
 if __name__ == "__main__":

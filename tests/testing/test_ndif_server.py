@@ -165,6 +165,28 @@ def test_a_masked_model(server: Server, directories: dict[str, Path], inputs: An
     assert torch.equal(*found)
 
 
+def test_the_attention_that_the_client_has(
+    server: Server, directories: dict[str, Path], client: Any, inputs: Any
+) -> None:
+    eager = _load(directories[NAME], "text-generation", attn_implementation="eager")
+    found = []
+    for model in (eager, client, eager):
+        with model.trace(inputs, remote=True):
+            weights = nnsight.save([model.model.layers[0].self_attn.output[1]])
+        found.append(weights[0])
+    assert found[1] is None
+    assert torch.equal(found[0], found[2])
+    assert found[0].shape == (2, 4, 11, 11)
+
+
+def test_weights_are_used_there_and_frozen(server: Server, local: Any, client: Any, inputs: Any) -> None:
+    with client.trace(inputs, remote=True):
+        weight = client.model.layers[0].mlp.down_proj.weight
+        found = nnsight.save([weight.requires_grad, client.lm_head.output.requires_grad, weight.sum()])
+    assert found[:2] == [False, False]
+    assert torch.equal(found[2], local.model.layers[0].mlp.down_proj.weight.sum())
+
+
 @pytest.mark.parametrize("compress", [True, False])
 def test_results_come_inline_or_by_url(
     server: Server, client: Any, inputs: Any, compress: bool, monkeypatch: pytest.MonkeyPatch
@@ -319,6 +341,14 @@ def test_faults_and_modes_that_there_are_not(server: Server) -> None:
     with pytest.raises(EmotraceError, match="no_gradients"):
         server.modes(gradients=False)
     assert server.faults() == []
+
+
+def test_a_request_that_is_no_form(server: Server) -> None:
+    before = len(server.log())
+    headers = {"ndif-api-key": server.key}
+    for content in ({"json": {}}, {"data": {"data": "{}"}, "files": {"blob": b"x"}}, {"files": {"blob": b"x"}}):
+        assert httpx.post(f"{server.url}/request", headers=headers, **content).status_code == 422
+    assert len(server.log()) == before
 
 
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
