@@ -14,7 +14,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
+from emotrace.model import enter, inputs
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.traced import runs
@@ -111,14 +111,11 @@ def generate(
     with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
         for number, batch in todo:
             lengths = [len(ids[i]) for i in batch]
-            if do_sample:
-                torch.manual_seed(seed * 1_000_003 + number)
-            inputs = encoder.batch([ids[i] for i in batch])
-            device = next(model._module.parameters()).device
             labels = [prompts[i].about for i in batch]
             columns = max(lengths) + max_new_tokens
             lowered = edits_.lower(edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True)
-            tokens, counts = _run(model, {k: v.to(device) for k, v in inputs.items()}, lowered, config, max_new_tokens)
+            drawn = seed * 1_000_003 + number if do_sample else None
+            tokens, counts = _run(model, inputs(model, [ids[i] for i in batch]), lowered, config, max_new_tokens, drawn)
             fired = [a + b for a, b in zip(fired, counts, strict=True)]
             fresh = [
                 _row(
@@ -136,17 +133,17 @@ def generate(
     return [rows[key] for key in prompts.keys]
 
 
-def _run(model: Any, inputs: dict, lowered: edits_.Lowered, config: Any, steps: int) -> tuple[torch.Tensor, list[int]]:
+def _run(
+    model: Any, fed: dict, lowered: edits_.Lowered, config: Any, steps: int, seed: int | None
+) -> tuple[torch.Tensor, list[int]]:
     program = lowered.program()
-    width = inputs["input_ids"].shape[1]
+    rows, width = fed["input_ids"].shape
     later = any(any(op[7][width:]) for group in lowered.groups for op in group[2])
     options = {"generation_config": config, "use_cache": config.use_cache}
-    with locked(model), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
         warnings.filterwarnings("ignore", message=".*unwound.*")
-        return runs.generate(
-            model, inputs, program, steps if later else 1, inputs["input_ids"].shape[0], lowered.count, options
-        )
+        return enter(model, runs.generate, fed, program, steps if later else 1, rows, lowered.count, options, seed)
 
 
 def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from emotrace import edits as edits_
+from emotrace.capturing import caches
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
+from emotrace.model import enter, inputs
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
-from emotrace.traced import runs
+from emotrace.traced import scores
 
 LOGIT_ELEMENTS = 1 << 26
 """Most logits held at a time; the batch shrinks for large vocabularies."""
+WHOLE = Site("")
+"""The model's own output: some families scale or cap what the site ``logits`` holds."""
 LARGEST = 700.0
 """Largest −mean log-probability that a float can hold the exponential of, roughly."""
 
@@ -37,7 +38,7 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
         One float64 array per prompt, ``[reply token]``.
     """
     prompts = Prompts.of(prompts)
-    encoder, module = model.sites.encoder, model._module
+    encoder = model.sites.encoder
     if batch_size < 1:
         raise EmotraceError(f"batch_size={batch_size}: at least 1.")
     if not encoder.causal:
@@ -47,25 +48,18 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     out: list[np.ndarray] = [np.empty(0)] * len(prompts)
     order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
     vocabulary = model.sites.address("logits").width
-    device = next(module.parameters()).device
+    read = ("read", math.inf, model.sites.place(WHOLE), 0)
+    options = caches.options(model)
     at = 0
-    with torch.no_grad(), progress_bar(total=len(order), desc="perplexity", unit="reply", enabled=progress) as bar:
+    with progress_bar(total=len(order), desc="perplexity", unit="reply", enabled=progress) as bar:
         while at < len(order):
             longest = len(ids[order[at]]) + len(replies[order[at]])
             batch = order[at : at + max(1, min(batch_size, LOGIT_ELEMENTS // (longest * vocabulary)))]
             at += len(batch)
-            sequences = [ids[i] + replies[i] for i in batch]
-            tokens = torch.zeros((len(batch), longest), dtype=torch.long)
-            mask = torch.zeros_like(tokens)
-            for row, sequence in enumerate(sequences):  # padded on the right, where a causal model never looks
-                tokens[row, : len(sequence)] = torch.tensor(sequence)
-                mask[row, : len(sequence)] = 1
-            logits = module(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
-            for row, i in enumerate(batch):
-                p, n = len(ids[i]), len(sequences[row])
-                scores = logits[row, p - 1 : n - 1].float().log_softmax(-1)
-                picked = scores.gather(1, torch.tensor(replies[i], device=device)[:, None])[:, 0]
-                out[i] = picked.double().cpu().numpy()
+            fed = inputs(model, [ids[i] + replies[i] for i in batch]) | options
+            found = enter(model, scores.logprobs, fed, read, [replies[i] for i in batch])
+            for i, picked in zip(batch, found, strict=True):
+                out[i] = picked.numpy()
             bar.update(len(batch))
     return out
 
@@ -77,11 +71,11 @@ def perplexity(model: Any, prompts: Any, batch_size: int = 32, progress: bool = 
         EmotraceError: as `reply_logprobs`, and where the model's logits are not finite.
     """
     prompts = Prompts.of(prompts)
-    scores = reply_logprobs(model, prompts, batch_size, progress)
-    for prompt, s in zip(prompts, scores, strict=True):
+    found = reply_logprobs(model, prompts, batch_size, progress)
+    for prompt, s in zip(prompts, found, strict=True):
         if not np.isfinite(s).all():
             raise EmotraceError(f"the model gives a token of the reply to {prompt.key!r} no finite log-probability.")
-    return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in scores]
+    return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in found]
 
 
 def add_perplexity(
@@ -152,11 +146,9 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
     order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
     if not order:
         raise EmotraceError("kl needs prompts that carry replies: prompts.with_replies(rows of the un-edited model).")
-    whole = Site("")  # the model's own output: some families scale or cap what the site `logits` holds
-    read = ("read", math.inf, sites.place(whole), 0)
+    read = ("read", math.inf, sites.place(WHOLE), 0)
     vocabulary = sites.address("logits").width
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model._module.forward).parameters else {}
-    device = next(model._module.parameters()).device
+    options = caches.options(model)
     out, fired = np.full(len(ids), np.nan), [0] * len(edits)
     with progress_bar(total=len(order), desc="KL", unit="reply", enabled=progress) as bar:
         while order:
@@ -164,47 +156,18 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
             most = max(1, min(batch_size, LOGIT_ELEMENTS // (2 * longest * vocabulary)))  # base and edited at once
             batch, order = order[:most], order[most:]
             sequences = [ids[i] + replies[i] for i in batch]
-            inputs: dict[str, Any] = {k: v.to(device) for k, v in encoder.batch(sequences).items()}
+            fed = inputs(model, sequences) | options
             lengths = [len(s) for s in sequences]
             lowered = edits_.lower(
                 edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, longest, True
             )
-            sink = _Divergence([longest - len(replies[i]) - 1 for i in batch])
-            with locked(model):
-                runs.capture(model, inputs | options, [read], len(batch), (0, longest), 0, sink.keep)
-                program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
-                counts = runs.capture(
-                    model, inputs | options, program, len(batch), (0, longest), lowered.count, sink.compare
-                )
+            program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
+            firsts = [longest - len(replies[i]) - 1 for i in batch]
+            out[batch], counts = enter(model, scores.divergences, fed, read, program, lowered.count, firsts)
             fired = [a + b for a, b in zip(fired, counts, strict=True)]
-            out[batch] = sink.means
             bar.update(len(batch))
     edits_.refuse_silent(edits, fired)
     wrong = [prompts[i].key for i in np.flatnonzero(~np.isfinite(out)) if replies[i]]
     if wrong:
         raise EmotraceError(f"the model has no finite predictions along the reply to {wrong[0]!r}.")
     return out
-
-
-class _Divergence:
-    """Mean KL over the last columns of each (left-padded) row, from ``first`` to the one before the last.
-
-    Args:
-        first: of each row, the column whose logits predict its first reply token.
-    """
-
-    def __init__(self, first: Sequence[int]) -> None:
-        self.first = first
-        self.base: list[torch.Tensor] = []
-        self.means: list[float] = []
-
-    def keep(self, _: int, output: Any) -> None:
-        """Take the logits of the un-edited model, only where they predict a reply."""
-        self.base = [row[start:-1].clone() for row, start in zip(output.logits, self.first, strict=True)]
-
-    def compare(self, _: int, output: Any) -> None:
-        """KL to the logits of the edited model, one row at a time in float64."""
-        for base, row, start in zip(self.base, output.logits, self.first, strict=True):
-            p, q = base.double().log_softmax(-1), row[start:-1].double().log_softmax(-1)
-            terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))  # 0 · ln 0 = 0, where a model rules a token out
-            self.means.append(float(terms.sum(-1).mean()))

@@ -9,7 +9,6 @@ computed whole.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from emotrace.capturing.caches import Caches
+from emotrace.capturing import caches
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
+from emotrace.model import enter, inputs, locked
 from emotrace.sites import Sites
 from emotrace.traced import gradients
 
@@ -105,11 +104,11 @@ class Backward:
         dtype = torch.float64 if model._module.dtype == torch.float64 else torch.float32
         self.covectors = torch.as_tensor(covectors, dtype=dtype)
         self.along = torch.as_tensor(along, dtype=dtype)[self.order]
-        takes = inspect.signature(model._module.forward).parameters
-        self.options = {"use_cache": False} if "use_cache" in takes and self.encoder.causal else {}
-        self.caches, self.stem, self.length = Caches(model, self.steps), None, 0
+        self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
+        self.stem: tuple[int, ...] = ()
         self.by_token = False
-        if self.encoder.causal and min(map(len, sequences)) > 1:
+        apart = table.remote is not None and table.remote.copies  # keys and values would be sent to and fro
+        if self.encoder.causal and min(map(len, sequences)) > 1 and not apart:
             self.by_token = self._by_token_is_exact(sequences)
 
     @torch.inference_mode(False)
@@ -126,38 +125,34 @@ class Backward:
             raise EmotraceError("the gradient is not finite: the model overflows (try dtype='float32' or 'bfloat16').")
         return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
 
-    def _run(self, inputs: dict[str, Any], at: list[int], labels: int | None) -> tuple:
+    def _run(self, fed: dict[str, Any], recipe: tuple | None, at: list[int], labels: int | None) -> tuple:
         covectors, along = self.covectors[:labels], self.along[:, :labels]
+        args = (fed, recipe, self.setup, self.steps, at, covectors, along)
+        if self.model.sites.remote is not None:
+            return enter(self.model, gradients.behind, *args)
         with locked(self.model):
-            return gradients.slopes(self.model, inputs, self.steps, at, covectors, along)
+            return gradients.behind(self.model, *args, self.memo)
 
     def _whole(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
-        inputs = self._batch(batch)
-        width = inputs["input_ids"].shape[1]
+        fed = inputs(self.model, batch)
+        width = fed["input_ids"].shape[1]
         at = [width - 1 if self.encoder.causal else len(ids) - 1 for ids in batch]
-        return self._run(inputs | self.options, at, labels)
+        return self._run(fed | self.options, None, at, labels)
 
     def _last(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
-        assert self.stem is not None
-        before = self._batch([ids[self.length : -1] for ids in batch])
-        beginning = self.caches.branched(self.stem, before, [1] * len(batch))
-        inputs = self.caches.inputs(beginning, self._batch([ids[-1:] for ids in batch]))
-        return self._run(inputs, [0] * len(batch), labels)
-
-    def _batch(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-        device = next(self.model._module.parameters()).device
-        return {k: v.to(device) for k, v in self.encoder.batch(ids).items()}
+        before = inputs(self.model, [ids[len(self.stem) : -1] for ids in batch])
+        recipe = ("branched", self.stem, before, (1,) * len(batch))
+        return self._run(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch), labels)
 
     def _by_token_is_exact(self, sequences: Sequence[Sequence[int]]) -> bool:
         """Whether the longest and the shortest prompt, padded together, come out alike both ways; sets the stem."""
         pair = [list(max(sequences, key=len)), list(min(sequences, key=len))]
         first, last = min(map(list, sequences)), max(map(list, sequences))  # what these two share, all share
         shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        self.length = min(shared, len(pair[1]) - 2)
-        self.length = self.length if self.length >= MIN_STEM else 0
+        shared = min(shared, len(pair[1]) - 2)
+        self.stem = tuple(pair[0][:shared]) if shared >= MIN_STEM else ()
         whole = self._whole(pair, labels=1)
         try:
-            self.stem = self.caches.stem(pair[0][: self.length])
             parted = self._last(pair, labels=1)
         except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
             return False

@@ -185,21 +185,14 @@ class Measured:
         plan, batch = self.plan, self.reruns.batch(members)
         keys = [self.prompts[i].key for i in members]
 
-        def read(some: Sequence[Edit]) -> np.ndarray:
-            h = batch.run(some).astype(np.float64)
-            if not np.isfinite(h).all():
-                raise EmotraceError(f"resid_post of {keys[0]!r} or its batch is not finite: the model overflows.")
-            return h
-
-        base = read([])
         for e in labels:
             v = plan.vectors[plan.labels.index(e)]
-            scores = []
-            for name in plan.names:
-                scores.append((read(edits(e, name, keys)) @ v).tolist())
-                bar.update(len(members))
+            scores: list[list[float]] = []
+            for found in batch.scores([[], *(edits(e, name, keys) for name in plan.names)], v):
+                bar.update(len(members) if scores else 0)
+                scores.append(found.tolist())
             row = {"batch": number, "label": e, "rows": members, "by_token": batch.beginning is not None}
-            yield row | {"base": (base @ v).tolist(), "scores": scores}
+            yield row | {"base": scores[0], "scores": scores[1:]}
 
     def _summary(self, rows: list[dict[str, Any]]) -> xr.Dataset:
         """Means over prompts with bootstrap intervals over clusters."""

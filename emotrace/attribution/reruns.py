@@ -7,10 +7,8 @@ comparing both ways on two of the prompts), in masked models and for prompts of 
 
 from __future__ import annotations
 
-import copy
-import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +16,13 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing.caches import Beginning, Caches
+from emotrace.capturing import caches
+from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
-from emotrace.traced import runs
+from emotrace.model import enter, inputs, locked
+from emotrace.traced import requests
 
 AGREEMENT = 1e-3
 """Largest relative deviation of the two ways; lower precision adds its own rounding."""
@@ -50,9 +49,8 @@ class Reruns:
         address = model.sites.address(site, layer)
         address = address.mirror or address
         self.read = ("read", address.order, address.lower(model), 0)
-        takes = inspect.signature(model._module.forward).parameters
-        self.options = {"use_cache": False} if "use_cache" in takes and self.encoder.causal else {}
-        self.caches, self.stem, self.length = Caches(model, [self.read]), None, 0
+        self.setup, self.options, self.memo = caches.setup(model, [self.read]), caches.options(model), {}
+        self.stem: tuple[int, ...] = ()
 
     def batches(self, rows: Sequence[int], size: int) -> list[list[int]]:
         """Some of the prompts, by index, in batches of similar length; always the same for the same rows."""
@@ -66,6 +64,9 @@ class Reruns:
     @cached_property
     def by_token(self) -> bool:
         """Whether a rerun computes the last token only."""
+        remote = self.model.sites.remote
+        if remote is not None and remote.copies:  # keys and values would be sent to and fro
+            return False
         return bool(self.encoder.causal) and min(map(len, self.ids)) > 1 and self._by_token_is_exact()
 
     def _by_token_is_exact(self) -> bool:
@@ -75,10 +76,9 @@ class Reruns:
         first, last = min(self.ids), max(self.ids)  # what these two share all share
         shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
         shared = min(shared, len(self.ids[pair[1]]) - 2)
-        self.length = shared if shared >= MIN_STEM else 0
+        self.stem = tuple(self.ids[pair[0]][:shared]) if shared >= MIN_STEM else ()
         whole = Batch(self, pair, by_token=False).run([])
         try:
-            self.stem = self.caches.stem(self.ids[pair[0]][: self.length])
             batch = Batch(self, pair, by_token=True)
             again = [batch.run([]) for _ in range(2)]
         except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
@@ -102,14 +102,13 @@ class Batch:
         ids = [reruns.ids[i] for i in self.rows]
         self.lengths = [len(i) for i in ids]
         self.width = max(self.lengths)
-        self.beginning: Beginning | None = None
+        self.beginning: tuple | None = None
         if by_token:
-            assert reruns.stem is not None
-            before = self._inputs([i[reruns.length : -1] for i in ids])
-            self.beginning = reruns.caches.branched(reruns.stem, before, [1] * len(ids))
-            self.inputs = self._inputs([i[-1:] for i in ids])
+            before = inputs(reruns.model, [i[len(reruns.stem) : -1] for i in ids])
+            self.beginning = ("kept", reruns.stem, before, (1,) * len(ids))
+            self.inputs = inputs(reruns.model, [i[-1:] for i in ids])
         else:
-            self.inputs = self._inputs(ids)
+            self.inputs = inputs(reruns.model, ids) | reruns.options
 
     def run(self, edits: Sequence[Edit]) -> np.ndarray:
         """What the site holds at the last token of each prompt under edits with positions ``last``: ``[row, width]``.
@@ -119,6 +118,51 @@ class Batch:
         Raises:
             EmotraceError: for an edit at other positions, which the shared beginnings would not feel.
         """
+        reruns, found = self.reruns, []
+        if reruns.model.sites.remote is not None:
+            (values, (fired,)) = enter(reruns.model, requests.captured, *self._arguments([edits]))
+            edits_.refuse_silent(edits, fired)
+            return values[0][0].float().numpy()
+
+        def keep(_: int, value: torch.Tensor) -> None:
+            rows, at = self._last()
+            found.append(value[rows, at].float().cpu().numpy())
+
+        with locked(reruns.model):
+            fired = requests.forward(reruns.model, [], self._forward(edits), reruns.setup, reruns.memo, keep)
+        edits_.refuse_silent(edits, fired)
+        return found[0]
+
+    def scores(self, several: Sequence[Sequence[Edit]], v: np.ndarray) -> Iterator[np.ndarray]:
+        """The same projected on a vector, ``[row]`` in float64, under one list of edits after the other.
+
+        Raises:
+            EmotraceError: as `run`; for a projection that is not finite.
+        """
+        model, vector = self.reruns.model, torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64))
+        step = max(1, REQUEST_TOKENS // self.inputs["input_ids"].numel())
+        for at in range(0, len(several), step):
+            some = several[at : at + step]
+            if model.sites.remote is None:
+                found = ((torch.from_numpy(self.run(edits)).double() @ vector) for edits in some)
+            else:
+                reduce = (requests.projected, (vector, [len(self.rows)] * len(some)))
+                found, fired = enter(model, requests.reduced, *self._arguments(some), *reduce)
+                for edits, counts in zip(some, fired, strict=True):
+                    edits_.refuse_silent(edits, counts)
+            for scores in found:
+                if not bool(torch.isfinite(scores).all()):
+                    key = self.labels[0].get("key")
+                    raise EmotraceError(f"the read-out of {key!r} or its batch is not finite: the model overflows.")
+                yield scores.numpy()
+
+    def _last(self) -> tuple[list[int], list[int]]:
+        """Row and column of every prompt's last token, in the columns of a forward."""
+        width = self.inputs["input_ids"].shape[1]
+        return list(range(len(self.rows))), [width - 1 if self.reruns.encoder.causal else n - 1 for n in self.lengths]
+
+    def _forward(self, edits: Sequence[Edit]) -> tuple:
+        """One forward under edits, as `emotrace.traced.requests` takes it."""
         for i, edit in enumerate(edits):
             if edit.positions != "last":
                 raise EmotraceError(
@@ -130,29 +174,10 @@ class Batch:
         )
         rank = {"edit": 0, "keep": 1, "read": 2}
         program = sorted([*lowered.program(), reruns.read], key=lambda step: (step[1], rank[step[0]]))
-        if self.beginning is None:
-            inputs, columns = self.inputs | reruns.options, (0, self.width)
-        else:
-            inputs = reruns.caches.inputs(_fresh(self.beginning), self.inputs)
-            columns = (self.width - 1, self.width)
-        last = [-1 if reruns.encoder.causal else n - 1 for n in self.lengths]
-        found: list[np.ndarray] = []
+        columns = (0, self.width) if self.beginning is None else (self.width - 1, self.width)
+        spans = tuple((row, at, at + 1) for row, at in zip(*self._last(), strict=True))
+        return self.inputs, columns, spans, self.beginning, program, lowered.count
 
-        def keep(_: int, value: torch.Tensor) -> None:
-            found.append(value[range(len(last)), last].float().cpu().numpy())
-
-        with locked(reruns.model):
-            fired = runs.capture(reruns.model, inputs, program, len(self.rows), columns, lowered.count, keep)
-        edits_.refuse_silent(edits, fired)
-        return found[0]
-
-    def _inputs(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-        device = next(self.reruns.model._module.parameters()).device
-        return {k: v.to(device) for k, v in self.reruns.encoder.batch(ids).items()}
-
-
-def _fresh(beginning: Beginning) -> Beginning:
-    """The same keys and values in a cache of its own: a forward joins its token to them in new tensors."""
-    cache = copy.copy(beginning.cache)
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    return Beginning(cache, beginning.mask)
+    def _arguments(self, several: Sequence[Sequence[Edit]]) -> tuple:
+        """What `requests.captured` takes."""
+        return [], [self._forward(edits) for edits in several], [[0]], self.reruns.setup

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
 from emotrace.attribution.streams import fitting, stream
@@ -15,8 +14,8 @@ from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
-from emotrace.traced import runs
+from emotrace.model import enter, inputs
+from emotrace.traced import requests
 
 LOGIT_ELEMENTS = 1 << 24
 """Most logits held at a time."""
@@ -106,18 +105,11 @@ def attention(model: Any, prompt: Any, layer: int, head: int) -> xr.DataArray:
     if len(prompts) != 1:
         raise EmotraceError(f"attention shows one prompt, not {len(prompts)}: choose one, e.g. prompts[0].")
     ids = encoder.ids(prompts)[0] + list(prompts[0].reply_ids or ())
-    device = next(model._module.parameters()).device
-    inputs = {name: value.to(device) for name, value in encoder.batch([ids]).items()}
-    found: list[torch.Tensor] = []
-
-    def keep(_: int, pattern: torch.Tensor) -> None:
-        found.append(pattern[0, head].float().cpu())
-
-    with locked(model):
-        runs.capture(model, inputs, [("read", address.order, address.lower(model), 0)], 1, (0, len(ids)), 0, keep)
+    read = ("read", address.order, address.lower(model), 0)
+    pattern = enter(model, requests.pattern, inputs(model, [ids]), [read], head)
     texts, at = encoder.token_texts(ids), np.arange(len(ids))
     return xr.DataArray(
-        found[0].numpy(),
+        pattern.numpy(),
         dims=("query", "key"),
         coords={"query": at, "key": at, "query_token": ("query", texts), "key_token": ("key", texts)},
         name="attention",

@@ -103,6 +103,12 @@ class Reads:
             for number, (address, *_) in enumerate(self._steps)
         ]
 
+    def cells(self) -> list[list[int]]:
+        """Of each variable, the numbers of its reads, in the order of its cells."""
+        numbered = enumerate(self._steps)
+        order = sorted(numbered, key=lambda pair: pair[1][4])
+        return [[number for number, step in order if step[3] == v.name] for v in self.variables]
+
     def targets(self, buffers: dict[str, np.ndarray]) -> list[torch.Tensor]:
         """For every read, the slice ``[token, width]`` of the buffers that it fills."""
         views = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,31 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from emotrace import edits as edits_
 from emotrace import store
-from emotrace.capturing import memory
-from emotrace.capturing.caches import Beginning, Caches
+from emotrace.capturing import afar, memory
 from emotrace.capturing.groups import fitted
-from emotrace.capturing.prefixes import Stem, batches, stems, twigs
-from emotrace.capturing.reads import Reads, Sink
+from emotrace.capturing.job import Job
+from emotrace.capturing.reads import Reads
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
-from emotrace.model import locked, versions
+from emotrace.model import enter, inputs, versions
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
-from emotrace.traced import runs
-
-SHARING_TOLERANCE = 1e-3
-"""Largest relative deviation of a prompt computed behind a shared prefix; a model that exceeds it never shares."""
+from emotrace.traced import requests
 
 
 @dataclass(frozen=True)
 class Dry:
-    """What a capture would do: rows, bytes, row groups, and the free disk at its destination."""
+    """What a capture would do: rows, bytes, row groups, the free disk at its destination, and requests to a server."""
 
     rows: int
     prompts: int
@@ -42,9 +34,11 @@ class Dry:
     bytes: int
     row_groups: int
     free_disk: int | None
+    requests: int | None = None
 
     def __str__(self) -> str:
         free = "" if self.free_disk is None else f", {self.free_disk / 1e9:.1f} GB free"
+        free += "" if self.requests is None else f"; {self.requests} requests, whose answers hold these bytes at most"
         return (
             f"{self.prompts} prompts, {self.tokens} tokens → {self.rows} rows, {self.bytes / 1e6:.1f} MB in "
             f"{self.row_groups} row groups{free}"
@@ -81,9 +75,11 @@ def capture(
         layers: 0-based layers; None for every layer that has the sites.
         positions: policy or span; ``generated`` needs prompts with replies.
         edits: applied in the same forward, before the reads of their site.
-        out: zarr store to write or to continue; None keeps everything in memory.
+        out: zarr store to write or to continue; None keeps everything in memory. Remotely the ids of jobs on their way are
+            kept beside it (``….jobs``) until it is whole.
         batch_size: prompts per forward.
-        share_prefixes: compute shared first tokens once (never with edits, never when early positions are wanted).
+        share_prefixes: compute shared first tokens once (never with edits, never when early positions are wanted, never on
+            a server that hands a trace copies of the model's values).
         codec: ``none``, ``lz4`` or ``zstd``.
         row_group_bytes: most memory of one row group, the unit of commit; two of them are held.
         seed: recorded only; a capture draws nothing.
@@ -115,6 +111,8 @@ def capture(
             "Use generate, then prompts.with_replies(rows)."
         )
     chosen = [positions_in(positions, p, len(s)) for p, s in zip(prompt_lengths, sequences, strict=True)]
+    if table.remote is not None and table.remote.copies:
+        share_prefixes = False  # keys and values would be sent to and fro
     dtype = str(model._module.dtype).removeprefix("torch.")
     own = _own_widths(model, [s for s in wanted if isinstance(s, Site)], sequences[0])
     reads = Reads(table, wanted, layers, dtype, own, codec)
@@ -133,160 +131,47 @@ def capture(
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),
     }  # fmt: skip
     plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
+    job = Job(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
     if dry_run:
         free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
-        return Dry(len(rows), len(prompts), sum(map(len, sequences)), plan.bytes, plan.n_groups, free)
-    job = _Job(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
+        job.exact = True
+        asked = None if table.remote is None else sum(1 for g in plan.groups for _ in afar.pieces(job, g))
+        return Dry(len(rows), len(prompts), sum(map(len, sequences)), plan.bytes, plan.n_groups, free, asked)
     if out is None:
         return _to_memory(job, plan, progress)
     return _to_store(job, plan, out, progress)
 
 
-class _Job:
-    """Everything that fills the buffers of one row group."""
-
-    def __init__(
-        self, model: Any, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
-        sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
-    ) -> None:  # fmt: skip
-        self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
-        self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
-        self.batch_size = batch_size
-        self.fired = [0] * len(edits)
-        self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
-        self.steps = reads.program()
-        self.caches = Caches(model, self.steps)
-        self.share = share and not edits and model.sites.encoder.causal
-        self.exact: bool | None = None  # asked only where prompts begin alike
-        takes = inspect.signature(model._module.forward).parameters
-        self.options = {"use_cache": False} if "use_cache" in takes and model.sites.encoder.causal else {}
-
-    def fill(self, group: Any, buffers: dict[str, np.ndarray], bar: Any) -> None:
-        """Compute one row group: its prompts by shared prefix, then by length, in batches."""
-        targets = self.reads.targets(buffers)
-        wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
-        members = list(wants)
-        found: list[Stem] = []
-        if self.share and self.exact is not False:
-            firsts = [self._span(i, *wants[i])[0] for i in members]
-            found = stems([self.sequences[i] for i in members], firsts)
-            if self.exact is None and any(stem.length for stem in found):
-                self.exact = self._sharing_is_exact()
-        if not self.share or not self.exact:
-            found = [Stem(0, tuple(range(len(members))))]
-        for stem in found:
-            self._stem(stem.length, [members[m] for m in stem.members], wants, group.start, targets, bar)
-
-    def _stem(self, length: int, inside: list[int], wants: dict, offset: int, targets: list, bar: Any) -> None:
-        """Compute the prompts of one stem: those that share more in batches of twigs, the others by length."""
-        ids = [self.sequences[i] for i in inside]
-        twig_batches = []
-        if self.share and self.exact:
-            found = twigs(ids, [self._span(i, *wants[i])[0] for i in inside], length)
-            twig_batches = batches(found, ids, length, self.batch_size)
-        stem = self.caches.stem(ids[0][:length]) if length or twig_batches else None
-        done: set[int] = set()
-        for some in twig_batches:
-            assert stem is not None
-            rows = [inside[m] for twig in some for m in twig.members]
-            further = self._batch([ids[twig.members[0]][length : twig.length] for twig in some])
-            beginning = self.caches.branched(stem, further, [len(twig.members) for twig in some])
-            skips = [twig.length for twig in some for _ in twig.members]
-            self._forward(rows, [wants[i] for i in rows], offset, targets, skips, beginning)
-            done.update(rows)
-            bar.update(len(rows))
-        alone = sorted((i for i in inside if i not in done), key=lambda i: (-len(self.sequences[i]), i))
-        for at in range(0, len(alone), self.batch_size):
-            rows = alone[at : at + self.batch_size]
-            beginning = self.caches.repeated(stem, len(rows)) if length and stem is not None else None
-            self._forward(rows, [wants[i] for i in rows], offset, targets, [length] * len(rows), beginning)
-            bar.update(len(rows))
-
-    def _batch(self, ids: list[list[int]]) -> dict[str, Any]:
-        device = next(self.model._module.parameters()).device
-        return {k: v.to(device) for k, v in self.model.sites.encoder.batch(ids).items()}
-
-    def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
-        """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions)."""
-        first = self.chosen[prompt].start + start - int(self.row_starts[prompt])
-        return first, first + stop - start
-
-    def _forward(
-        self,
-        batch: list[int],
-        wants: list[tuple[int, int]],
-        offset: int,
-        targets: list[torch.Tensor],
-        skips: list[int],
-        beginning: Beginning | None,
-    ) -> None:
-        """One forward: of each prompt what follows its first ``skips`` tokens, which ``beginning`` holds."""
-        encoder = self.model.sites.encoder
-        inputs = self._batch([self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
-        width = inputs["input_ids"].shape[1]
-        spans = []
-        for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
-            pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
-            first, last = self._span(i, start, stop)
-            spans.append((row, first - skip + pad, last - skip + pad, start - offset))
-        program, count = self.steps, 0
-        if self.edits:
-            lengths = [len(self.sequences[i]) for i in batch]
-            lowered = edits_.lower(
-                self.edits, self.model.sites, [self.prompts[i].about for i in batch],
-                [self.prompt_lengths[i] for i in batch], lengths, width, encoder.causal,
-            )  # fmt: skip
-            rank = {"keep": 1, "edit": 0, "read": 2}
-            program = sorted(lowered.program() + self.steps, key=lambda s: (s[1], rank[s[0]]))
-            count = lowered.count
-        inputs = inputs | self.options if beginning is None else self.caches.inputs(beginning, inputs)
-        with locked(self.model):
-            fired = runs.capture(self.model, inputs, program, len(batch), (0, width), count, Sink(targets, spans))
-        self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
-
-    def _sharing_is_exact(self) -> bool:
-        """Whether the longest prompt comes out alike behind a stem and a padded twig; families differ in their caches."""
-        longest = max(range(len(self.sequences)), key=lambda i: len(self.sequences[i]))
-        first = self.chosen[longest].start if len(self.chosen[longest]) else 0
-        start, stop = int(self.row_starts[longest]), int(self.row_starts[longest + 1])
-        if first < 3 or stop == start:
-            return False
-        stem, twig, ids = first // 3, 2 * first // 3, self.sequences[longest]
-        buffers = [{v.name: np.zeros(v.shape(stop - start), v.dtype) for v in self.reads.variables} for _ in range(2)]
-        try:
-            whole, parted = (self.reads.targets(buffer) for buffer in buffers)
-            self._forward([longest], [(start, stop)], start, whole, [0], None)
-            two = self._batch([ids[stem : twig + 1], ids[stem:twig]])
-            beginning = self.caches.branched(self.caches.stem(ids[:stem]), two, [1, 1])
-            self._forward([longest] * 2, [(start, stop)] * 2, start, parted, [twig + 1, twig], beginning)
-        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
-            return False
-        return all(
-            np.abs(a - buffers[1][name]).max() <= SHARING_TOLERANCE * max(float(np.abs(a).max()), 1e-12)
-            for name, a in buffers[0].items()
-        )
-
-
-def _to_store(job: _Job, plan: Any, out: str | Path, progress: bool) -> Any:
+def _to_store(job: Job, plan: Any, out: str | Path, progress: bool) -> Any:
+    remote = job.model.sites.remote
     with store.create_or_resume(out, plan) as writer:
         pending = writer.pending()
         with progress_bar(
             total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress
         ) as bar:
-            for group in pending:
-                buffers = writer.buffers(group)
-                job.fill(group, buffers, bar)
-                writer.submit(group, buffers)
+            if remote is None:
+                for group in pending:
+                    buffers = writer.buffers(group)
+                    job.fill(group, buffers, bar)
+                    writer.submit(group, buffers)
+            else:
+                log = Path(out).with_name(f"{Path(out).name}.jobs")
+                for group, buffers in afar.filled(job, pending, afar.identity(plan), writer.buffers, bar, log):
+                    writer.commit(group, buffers)
     if pending:
         edits_.refuse_silent(job.edits, job.fired)
     return store.open_activations(out)
 
 
-def _to_memory(job: _Job, plan: Any, progress: bool) -> Any:
+def _to_memory(job: Job, plan: Any, progress: bool) -> Any:
     plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
     arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:
-        job.fill(plan.groups[0], arrays, bar)
+        if job.model.sites.remote is None:
+            job.fill(plan.groups[0], arrays, bar)
+        else:
+            for _ in afar.filled(job, plan.groups, "", lambda _: arrays, bar, None):
+                pass
     edits_.refuse_silent(job.edits, job.fired)
     return store.Activations.in_memory(plan, arrays)
 
@@ -299,17 +184,13 @@ def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
     """
     widths: dict[str, int] = {}
     probe = ids[:4]
-    inputs = model.sites.encoder.batch([probe])
-    inputs = {k: v.to(next(model._module.parameters()).device) for k, v in inputs.items()}
+    fed = inputs(model, [probe])
     for site in own:
         program = [("read", 0, model.sites.resolve(site).lower(model), 0)]
-        seen: dict[int, Any] = {}
         try:
-            with locked(model):
-                runs.capture(model, inputs, program, 1, (0, len(probe)), 0, seen.__setitem__)
+            shape = tuple(enter(model, requests.shape, fed, program))
         except Exception as error:  # nnsight's or the model's own words, of whatever class
             raise EmotraceError(f"{site.name} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
-        shape = tuple(getattr(seen.get(0), "shape", ()))
         if len(shape) != 3 or shape[:2] != (1, len(probe)):
             raise EmotraceError(f"{site.name} holds shape {shape}; capture stores [batch, token, width] tensors.")
         widths[site.name] = shape[2]

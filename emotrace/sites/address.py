@@ -33,6 +33,10 @@ class Site:
         if self.side not in ("input", "output"):
             raise EmotraceError(f"Site(path={self.path!r}, side={self.side!r}): side is 'input' or 'output'.")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a request it is a plain tuple: this class does not exist on a server."""
+        return tuple, ((self.path, self.side, self.index),)
+
     @property
     def name(self) -> str:
         """Name of the variable in a store, e.g. ``model.layers.3.mlp.gate_proj:output``."""
@@ -78,6 +82,13 @@ class Address:
     mirror: Address | None = None
     overwritten: bool = False
     writable: bool = True
+
+    def plain(self) -> tuple[Any, ...]:
+        """The address as `emotrace.traced.table` takes it, without envoys."""
+        base = None if self.base is None else self.base.plain()
+        mirror = None if self.mirror is None else self.mirror.plain()
+        head = (self.kind, self.path, self.side, self.index, self.flat, self.scale)
+        return (*head, base, mirror, self.overwritten, self.writable)
 
     def lower(self, model: Any) -> Place:
         """The plain tuple of this address, with the envoy of ``model`` in place of the path."""

@@ -14,9 +14,10 @@ from emotrace.sites.address import Address, Place, Site, envoy
 from emotrace.sites.equations import LayerProof
 from emotrace.templates import Encoder
 from emotrace.traced import places
+from emotrace.traced.table import Table
 
 
-@dataclass
+@dataclass(repr=False)
 class Sites:
     """What a model has, where it is, and how well that was proven.
 
@@ -41,6 +42,7 @@ class Sites:
         proofs: layer → the equations that were shown in it.
         identity: what manifests say of the model (see `emotrace.model.identity`).
         encoder: turns prompts into token ids for this model.
+        remote: where the model runs (`emotrace.remote.Place`); None is here.
     """
 
     model_class: str
@@ -58,6 +60,7 @@ class Sites:
     proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     encoder: Encoder | None = field(default=None, repr=False, compare=False)
+    remote: Any = field(default=None, repr=False, compare=False)
     _model: Any = field(default=None, repr=False, compare=False)
     _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)
 
@@ -153,6 +156,12 @@ class Sites:
             )
         return pd.DataFrame(rows)
 
+    def __str__(self) -> str:
+        return f"{self.describe()}\nsites: {', '.join(self.names)}"
+
+    def __repr__(self) -> str:
+        return f"<Sites of {self.describe()}>"
+
     def describe(self) -> str:
         """One line on the form and its proof."""
         scale = "" if self.scale == 1.0 else f", residual scale {self.scale:.6g}"
@@ -226,6 +235,11 @@ class Sites:
         if self.encoder is None:
             raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
         return self.encoder(prompts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In a request the table takes its plain form, which ships with it: this class does not exist on a server."""
+        rows = {site: {k: a.plain() for k, a in by_layer.items()} for site, by_layer in self.addresses.items()}
+        return Table, (), {"model": self._attached(), "rows": rows, "changed": self.overwritten}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 import nnsight
 import torch
 
-from emotrace.traced import places
+from emotrace.traced import caches, places
 
 
 def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
@@ -34,6 +34,27 @@ def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.T
         found = nnsight.save(_slopes(program, at, covectors, along))
         tracer.stop()
     return found
+
+
+def behind(
+    model: Any, inputs: dict, recipe: tuple | None, setup: tuple, program: list, at: list, covectors: torch.Tensor,
+    along: torch.Tensor, memo: dict | None = None,
+) -> tuple:  # fmt: skip
+    """As `slopes`, of rows that begin with what a recipe of `caches` makes."""
+    memo = {} if memo is None else memo
+    if recipe is not None:
+        inputs = caches.inputs(caches.beginning(model, recipe, setup, memo), inputs, setup)
+    return slopes(model, inputs, program, at, covectors, along)
+
+
+def available(model: Any, inputs: dict, program: list, width: int) -> bool:
+    """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0."""
+    ones = torch.ones((1, width))
+    try:
+        found = slopes(model, inputs, program, [0] * inputs["input_ids"].shape[0], ones, ones[None])[0]
+    except Exception:  # in whatever words a server says that it keeps no graph
+        return False
+    return bool(torch.isfinite(found).all()) and bool((found != 0).any())
 
 
 def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:

@@ -10,6 +10,24 @@ import torch
 from emotrace.traced import programs
 
 
+def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
+    """Call a function of this package where a model lives, as one job: ``function(model, *args)``.
+
+    Args:
+        model: an nnsight model.
+        function: enters the model as often as it likes, and returns plain values.
+        args: plain values, and places of this model.
+        backend: what carries the job.
+
+    Returns:
+        A list of the one value that was returned; None where the backend only packs the job.
+    """
+    found = None
+    with model.session(backend=backend):
+        found = nnsight.save([function(model, *args)])
+    return found  # noqa: RET504 - the block's value comes back by its name
+
+
 def capture(model: Any, inputs: dict, program: list, batch: int, columns: tuple, n_edits: int, sink: Any) -> list:
     """One forward that reads and edits, and computes nothing after its last step.
 
@@ -33,7 +51,9 @@ def capture(model: Any, inputs: dict, program: list, batch: int, columns: tuple,
     return counts
 
 
-def generate(model: Any, inputs: dict, program: list, steps: int, batch: int, n_edits: int, options: dict) -> tuple:
+def generate(
+    model: Any, inputs: dict, program: list, steps: int, batch: int, n_edits: int, options: dict, seed: int | None
+) -> tuple:
     """Generate with edits in the prefill and at every decoding step.
 
     Args:
@@ -44,6 +64,7 @@ def generate(model: Any, inputs: dict, program: list, steps: int, batch: int, n_
         batch: rows.
         n_edits: how many edits to count.
         options: for the model's own ``generate``.
+        seed: of the sampling; None where nothing is drawn.
 
     Returns:
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
@@ -51,6 +72,8 @@ def generate(model: Any, inputs: dict, program: list, steps: int, batch: int, n_
     width = inputs["input_ids"].shape[1]
     options = dict(options)
     cached = options.pop("use_cache", True)  # the generation configuration says it to the model
+    if seed is not None:
+        torch.manual_seed(seed)
     with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * n_edits)
         with tracer.invoke(inputs):

@@ -211,8 +211,9 @@ def test_a_common_beginning_is_computed_once():
     job = backward.Backward(
         lm, backward.cells(lm.sites, [0]), ("resid_post", 2), np.ones((2, 32)), np.ones((2, 2, 32)), shared
     )
-    assert (job.by_token, job.length) == (True, 12)
-    assert job.stem.mask.shape == (1, 12)
+    assert (job.by_token, len(job.stem)) == (True, 12)
+    _, mask = job.memo[job.stem]
+    assert mask.shape == (1, 12)
 
 
 def test_the_order_of_cells_is_that_of_the_caller():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.capturing import run
+from emotrace.capturing import job
 from emotrace.capturing.groups import fitted
 from emotrace.capturing.memory import WORTH, empty
 from emotrace.capturing.prefixes import PASS_COST, Twig, batches, twigs
@@ -77,7 +77,7 @@ def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
 def test_twigs_change_no_value(name, monkeypatch):
     lm, ids = loaded(name), sev_like()
     packed = []
-    monkeypatch.setattr(run, "batches", lambda *a: packed.append(batches(*a)) or packed[-1])
+    monkeypatch.setattr(job, "batches", lambda *a: packed.append(batches(*a)) or packed[-1])
     shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
     plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
     assert any(packed), "no twig was used"

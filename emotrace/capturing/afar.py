@@ -1,0 +1,103 @@
+"""Afar: a capture on a server: forwards cut into requests, and their answers put where they belong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emotrace.remote import Request
+from emotrace.store import Plan
+from emotrace.store.layout import MAY_DIFFER
+from emotrace.traced import requests
+
+REQUEST_BYTES = 32 << 20
+"""Most bytes of one answer."""
+REQUEST_TOKENS = 1 << 16
+"""Most tokens that one request computes, padding included: what a server does within its time limit."""
+
+
+def identity(plan: Plan) -> str:
+    """Hash of everything that the answers depend on."""
+    attrs = {name: value for name, value in plan.attrs.items() if name not in MAY_DIFFER}
+    return hashlib.sha256(json.dumps([plan.digest, attrs], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pieces(job: Any, group: Any) -> Iterator[list[Any]]:
+    """The forwards of one row group as one request each, always cut alike."""
+    row_bytes = sum(v.row_bytes for v in job.reads.variables)
+    piece: list[Any] = []
+    size = tokens = 0
+    for forward in job.forwards(group):
+        more = row_bytes * sum(stop - start for _, start, stop in forward.spans)
+        work = forward.inputs["input_ids"].numel()
+        if piece and (size + more > REQUEST_BYTES or tokens + work > REQUEST_TOKENS):
+            yield piece
+            piece, size, tokens = [], 0, 0
+        piece, size, tokens = [*piece, forward], size + more, tokens + work
+    if piece:
+        yield piece
+
+
+def filled(
+    job: Any, groups: Sequence[Any], name: str, buffers: Callable[[Any], dict[str, np.ndarray]], bar: Any,
+    log: Path | None,
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:  # fmt: skip
+    """Row groups with their buffers filled, in order, each once; several requests are on their way at a time.
+
+    Args:
+        job: the capture.
+        groups: that are wanted.
+        name: of the capture, for the log.
+        buffers: gives the arrays of a group.
+        bar: progress; says what the server says of the job that is waited for.
+        log: file of job ids.
+    """
+    left: dict[int, int] = {}
+    order: list[tuple[Any, list[Any]]] = []
+
+    def asked() -> Iterator[Request]:
+        for group in groups:
+            cut = list(pieces(job, group))
+            left[group.index] = len(cut)
+            for number, piece in enumerate(cut):
+                order.append((group, piece))
+                yield Request(
+                    f"{name}:{group.index}:{number}", requests.captured, lambda piece=piece: job.arguments(piece)
+                )
+
+    def tell(said: str) -> None:
+        bar.set_postfix_str(said[:60])
+
+    filling: dict[int, dict[str, np.ndarray]] = {}
+    for _, (values, fired) in job.model.sites.remote.results(job.model, asked(), log, tell):
+        group, piece = order.pop(0)
+        arrays = filling.setdefault(group.index, {}) or buffers(group)
+        filling[group.index] = arrays
+        _put(job, piece, values, arrays)
+        for one, counts in zip(piece, fired, strict=True):
+            job.count(counts)
+            bar.update(len(one.spans))
+        left[group.index] -= 1
+        if not left[group.index]:
+            yield group, filling.pop(group.index)
+
+
+def _put(job: Any, piece: list[Any], values: list[torch.Tensor], arrays: dict[str, np.ndarray]) -> None:
+    """The rows of one answer into the buffers of its group."""
+    targets = job.reads.targets(arrays)
+    rows = torch.cat(
+        [
+            torch.arange(row, row + stop - start)
+            for one in piece
+            for (_, start, stop), row in zip(one.spans, one.rows, strict=True)
+        ]
+    )
+    for numbers, value in zip(job.reads.cells(), values, strict=True):
+        for number, cell in zip(numbers, value, strict=True):
+            targets[number][rows] = cell.to(targets[number].dtype)

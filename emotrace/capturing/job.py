@@ -1,0 +1,179 @@
+"""Job: the forwards of a capture: which prompts go together, what they share, and where their rows belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from emotrace import edits as edits_
+from emotrace.capturing import caches
+from emotrace.capturing.prefixes import Stem, batches, stems, twigs
+from emotrace.capturing.reads import Reads, Sink
+from emotrace.datasets import Prompts
+from emotrace.edits import Edit
+from emotrace.model import enter, inputs, locked
+from emotrace.traced import requests
+
+SHARING_TOLERANCE = 1e-3
+"""Largest relative deviation of a prompt computed behind a shared prefix; a model that exceeds it never shares."""
+
+
+class Forward(NamedTuple):
+    """One forward, as `emotrace.traced.requests` takes it, and where its rows go.
+
+    Attributes:
+        inputs: ids, mask and options.
+        columns: that it computes.
+        spans: ``(batch row, first column, one past the last)`` of the wanted rows.
+        recipe: what its rows begin with, or None.
+        program: its steps, or None for those of all forwards.
+        n_edits: how many edits it counts.
+        rows: for each span, its first row in the row group.
+    """
+
+    inputs: dict[str, Any]
+    columns: tuple[int, int]
+    spans: tuple[tuple[int, int, int], ...]
+    recipe: tuple | None
+    program: list | None
+    n_edits: int
+    rows: tuple[int, ...]
+
+
+class Job:
+    """Everything that fills the buffers of one row group."""
+
+    def __init__(
+        self, model: Any, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
+        sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
+        self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
+        self.batch_size = batch_size
+        self.fired = [0] * len(edits)
+        self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
+        self.steps = reads.program()
+        self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
+        self.share = share and not edits and model.sites.encoder.causal
+        self.exact: bool | None = None  # asked only where prompts begin alike
+
+    def fill(self, group: Any, buffers: dict[str, np.ndarray], bar: Any) -> None:
+        """Compute one row group here."""
+        targets = self.reads.targets(buffers)
+        for forward in self.forwards(group):
+            self._carry_out(forward, targets)
+            bar.update(len(forward.spans))
+        self.memo.clear()
+
+    def forwards(self, group: Any) -> Iterator[Forward]:
+        """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""
+        wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
+        members = list(wants)
+        found: list[Stem] = []
+        if self.share and self.exact is not False:
+            firsts = [self._span(i, *wants[i])[0] for i in members]
+            found = stems([self.sequences[i] for i in members], firsts)
+            if self.exact is None and any(stem.length for stem in found):
+                self.exact = self._sharing_is_exact()
+        if not self.share or not self.exact:
+            found = [Stem(0, tuple(range(len(members))))]
+        for stem in found:
+            yield from self._stem(stem.length, [members[m] for m in stem.members], wants, group.start)
+
+    def _stem(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Forward]:
+        """Those of one stem: prompts that share more in batches of twigs, the others by length."""
+        ids = [self.sequences[i] for i in inside]
+        twig_batches = []
+        if self.share and self.exact:
+            found = twigs(ids, [self._span(i, *wants[i])[0] for i in inside], length)
+            twig_batches = batches(found, ids, length, self.batch_size)
+        stem = tuple(ids[0][:length])
+        done: set[int] = set()
+        for some in twig_batches:
+            rows = [inside[m] for twig in some for m in twig.members]
+            further = inputs(self.model, [ids[twig.members[0]][length : twig.length] for twig in some])
+            recipe = ("branched", stem, further, tuple(len(twig.members) for twig in some))
+            skips = [twig.length for twig in some for _ in twig.members]
+            yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
+            done.update(rows)
+        alone = sorted((i for i in inside if i not in done), key=lambda i: (-len(self.sequences[i]), i))
+        for at in range(0, len(alone), self.batch_size):
+            rows = alone[at : at + self.batch_size]
+            recipe = ("repeated", stem, len(rows)) if length else None
+            yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
+
+    def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
+        """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions)."""
+        first = self.chosen[prompt].start + start - int(self.row_starts[prompt])
+        return first, first + stop - start
+
+    def _forward(
+        self, batch: list[int], wants: list[tuple[int, int]], offset: int, skips: list[int], recipe: tuple | None
+    ) -> Forward:
+        """One forward: of each prompt what follows its first ``skips`` tokens, which the recipe holds."""
+        encoder = self.model.sites.encoder
+        fed = inputs(self.model, [self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
+        width = fed["input_ids"].shape[1]
+        spans, firsts = [], []
+        for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
+            pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
+            first, last = self._span(i, start, stop)
+            spans.append((row, first - skip + pad, last - skip + pad))
+            firsts.append(start - offset)
+        program, count = None, 0
+        if self.edits:
+            lengths = [len(self.sequences[i]) for i in batch]
+            lowered = edits_.lower(
+                self.edits, self.model.sites, [self.prompts[i].about for i in batch],
+                [self.prompt_lengths[i] for i in batch], lengths, width, encoder.causal,
+            )  # fmt: skip
+            rank = {"keep": 1, "edit": 0, "read": 2}
+            program = sorted(lowered.program() + self.steps, key=lambda s: (s[1], rank[s[0]]))
+            count = lowered.count
+        fed = fed | self.options if recipe is None else fed
+        return Forward(fed, (0, width), tuple(spans), recipe, program, count, tuple(firsts))
+
+    def _carry_out(self, forward: Forward, targets: list[torch.Tensor]) -> None:
+        """One forward, here."""
+        sink = Sink(targets, [(*span, row) for span, row in zip(forward.spans, forward.rows, strict=True)])
+        with locked(self.model):
+            fired = requests.forward(self.model, self.steps, forward[:6], self.setup, self.memo, sink)
+        self.count(fired)
+
+    def count(self, fired: Sequence[int]) -> None:
+        """Add how often each edit fired in a forward."""
+        self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
+
+    def _sharing_is_exact(self) -> bool:
+        """Whether the longest prompt comes out alike behind a stem and a padded twig; families differ in their caches."""
+        longest = max(range(len(self.sequences)), key=lambda i: len(self.sequences[i]))
+        first = self.chosen[longest].start if len(self.chosen[longest]) else 0
+        start, stop = int(self.row_starts[longest]), int(self.row_starts[longest + 1])
+        if first < 3 or stop == start:
+            return False
+        stem, twig, ids = first // 3, 2 * first // 3, self.sequences[longest]
+        two = inputs(self.model, [ids[stem : twig + 1], ids[stem:twig]])
+        whole = self._forward([longest], [(start, stop)], start, [0], None)
+        recipe = ("branched", tuple(ids[:stem]), two, (1, 1))
+        parted = self._forward([longest] * 2, [(start, stop)] * 2, start, [twig + 1, twig], recipe)
+        try:
+            found = [self.values([one])[0] for one in (whole, parted)]
+        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
+            return False
+        n = stop - start
+        return all(
+            float((a - part).abs().max()) <= SHARING_TOLERANCE * max(float(a.abs().max()), 1e-12)
+            for a, b in zip(*found, strict=True)
+            for part in (b[:, :n], b[:, n:])
+        )
+
+    def values(self, forwards: list[Forward]) -> tuple[list[torch.Tensor], list[list[int]]]:
+        """Wanted rows of some forwards, of each variable, where the model lives."""
+        return enter(self.model, requests.captured, *self.arguments(forwards))
+
+    def arguments(self, forwards: Sequence[Forward]) -> tuple:
+        """What `requests.captured` takes."""
+        return self.steps, [one[:6] for one in forwards], self.reads.cells(), self.setup

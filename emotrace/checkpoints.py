@@ -1,0 +1,163 @@
+"""Checkpoints: transformers models, configurations and tokenizers from the hub or a directory, with errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from nnsight import TransformersModel
+from safetensors import SafetensorError
+
+from emotrace.labels import EmotraceError
+
+
+def from_pretrained(
+    source: str, device: str, dtype: Any, device_map: Any, revision: str | None, attn: str | None, trust: bool
+) -> Any:
+    """A transformers model with its weights.
+
+    Raises:
+        EmotraceError: for what `emotrace.load` says.
+    """
+    if device_map is not None and device != "auto":
+        raise EmotraceError(f"device={device!r} and device_map={device_map!r}: give one of them.")
+    where = _device(device)
+    number_type = _dtype(dtype, where)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust}
+    _, auto = configuration(source, revision, trust)
+    if attn is not None:
+        common["attn_implementation"] = attn
+    if device_map is not None:
+        common["device_map"] = device_map
+    try:
+        module, info = auto.from_pretrained(
+            source, dtype=number_type, use_safetensors=_safetensors(Path(source)), output_loading_info=True,
+            **common,
+        )  # fmt: skip
+    except _UNREADABLE as error:
+        raise _unreadable(source, error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise EmotraceError(
+            f"model {source!r}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; they would be random."
+        )
+    return module if device_map is not None else module.to(where)
+
+
+def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, Any]:
+    """The configuration of a model, and the transformers class that makes it.
+
+    Raises:
+        EmotraceError: for a missing checkpoint, an adapter, or a model that emotrace does not take.
+    """
+    path = Path(source)
+    beside = len(path.parts) > 1 and path.parent.is_dir()  # "data/tiny_modell" is a slip, not a hub id
+    looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or beside
+    if (path / "adapter_config.json").is_file():
+        raise EmotraceError(
+            f"model {source!r} is a PEFT adapter. Merge it (merge_and_unload) and give the merged model."
+        )
+    if looks_local and not (path / "config.json").is_file():
+        problem = "no config.json in it" if path.is_dir() else "not a directory"
+        raise EmotraceError(f"model {source!r}: {problem}. Give a Hugging Face model directory or a hub id.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust)
+    except _UNREADABLE as error:
+        raise _unreadable(source, error) from error
+    refuse_config(config, source)
+    return config, _auto_class(config)
+
+
+_UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
+
+
+def _unreadable(source: str, error: Exception) -> EmotraceError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return EmotraceError(f"model {source!r} cannot be loaded: {first}")
+
+
+def _safetensors(path: Path) -> bool | None:
+    """Only safetensors from a directory that has them; never a pickle that transformers would not load itself."""
+    return True if any(path.glob("*.safetensors")) else None
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise EmotraceError(f"device={device!r} is not usable here: {str(error).splitlines()[0]}") from None
+    return where
+
+
+def _dtype(dtype: Any, where: torch.device) -> Any:
+    if dtype is None:
+        return torch.float32 if where.type == "cpu" else "auto"
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in names:
+        raise EmotraceError(f"dtype={dtype!r}: choices are {', '.join(names)}.")
+    return names[dtype]
+
+
+def _auto_class(config: Any) -> Any:
+    architectures = " ".join(config.architectures or ())
+    if "ForMaskedLM" in architectures:
+        return transformers.AutoModelForMaskedLM
+    if "ForCausalLM" in architectures or "LMHead" in architectures:
+        return transformers.AutoModelForCausalLM
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise EmotraceError(f"{type(config).__name__} ({architectures or 'no architecture'}) is no causal or masked model.")
+
+
+def refuse_config(config: Any, name: str) -> None:
+    """Refuse a model that is quantized, or an encoder-decoder."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized:
+        quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        raise EmotraceError(
+            f"model {name!r} is quantized ({quantized.get('quant_method', '4/8-bit')}): its sites are "
+            "proven on plain weights. Load an unquantized checkpoint, or dtype='bfloat16' to halve the memory."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise EmotraceError(f"model {name!r} is an encoder-decoder; emotrace takes causal and masked models.")
+
+
+def refuse_unsupported(module: Any, name: str) -> None:
+    """Refuse what is no plain transformers model."""
+    if hasattr(module, "peft_config") or type(module).__module__.startswith("peft"):
+        raise EmotraceError(f"model {name!r} is a PEFT model. Give model.merge_and_unload() instead.")
+    if not isinstance(module, transformers.PreTrainedModel):
+        raise EmotraceError(f"load(model=…) takes a hub id, a directory, a transformers or an nnsight model, "
+                            f"not {type(module).__name__}.")  # fmt: skip
+    refuse_config(module.config, name)
+
+
+def tokenizer_of(source: Any, revision: str | None, trust: bool) -> Any:
+    """A tokenizer by its id or directory; one already made as it is."""
+    if not isinstance(source, str):
+        return source
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EmotraceError(f"tokenizer of {source!r} cannot be loaded: {first}") from error
+
+
+def wrapped(module: Any, tokenizer: Any) -> TransformersModel:
+    """nnsight's model of a transformers model."""
+    return TransformersModel(module, tokenizer=placeholder() if tokenizer is None else tokenizer)
+
+
+def placeholder() -> Any:
+    """nnsight's pipeline wants a tokenizer; a model without one gets this, and our encoder then refuses text."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")

@@ -1,0 +1,49 @@
+"""Identity: what a manifest says of a model, and the versions of what computed with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def identity(module: Any, model_id: str, revision: str | None, backend: str = "local") -> dict[str, Any]:
+    """What a manifest says of a model: id, revision, hashes of configuration and weights, dtype, attention, where it runs."""
+    here = not next(module.parameters()).is_meta
+    config = {k: v for k, v in module.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return {
+        "model_id": model_id if not Path(model_id).exists() else Path(model_id).name,
+        "revision": revision or getattr(module.config, "_commit_hash", None) or "",
+        "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "weights_hash": _weights_hash(module),
+        "dtype": str(module.dtype).removeprefix("torch."),
+        "attn_implementation": str(getattr(module.config, "_attn_implementation", "")),
+        "backend": backend,
+        "device": str(next(module.parameters()).device) if here else "remote",
+        "threads": torch.get_num_threads() if here else None,
+    }
+
+
+def _weights_hash(module: Any) -> str:
+    """Hash of every parameter's name, shape and the integer sum of its bit patterns, which no order of adding changes."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        total = "absent" if parameter.is_meta else _bits(parameter)
+        digest.update(f"{name}{tuple(parameter.shape)}{total}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _bits(parameter: torch.Tensor) -> str:
+    """Sums of all bit patterns and of every third, and the first sixteen: one changed weight is noticed."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    bits = parameter.detach().view(integers).reshape(-1)
+    return f"{int(bits.sum(dtype=torch.int64))} {int(bits[::3].sum(dtype=torch.int64))} {bits[:16].tolist()}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {name: version(name) for name in ("emotrace", "nnsight", "torch", "transformers", "zarr", "xarray", "numpy")}

@@ -1,0 +1,7 @@
+"""Remote: models that live elsewhere: the server, its jobs, and what a client knows of a model without its weights."""
+
+from emotrace.remote.jobs import Request
+from emotrace.remote.place import Place, Remote, Simulated
+from emotrace.remote.server import Server
+
+__all__ = ["Place", "Remote", "Request", "Server", "Simulated"]

@@ -1,0 +1,65 @@
+"""Confirm: the sites of a weightless model, shown on its twin, hold on the server: one tiny request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emotrace.labels import EmotraceError
+from emotrace.sites.address import Side, Site
+from emotrace.sites.equations import TOLERANCE
+from emotrace.traced import confirm as leaf
+
+
+def confirm(model: Any, inputs: dict[str, Any]) -> None:
+    """Repeat the closure of every layer on the real weights, there; take over what the server says of its numbers.
+
+    Layers that do not close lose their sites.
+
+    Args:
+        model: weightless, its sites attached.
+        inputs: ids and mask of a small batch.
+
+    Raises:
+        EmotraceError: where no layer closes.
+    """
+    sites = model.sites
+    reads, layers = [], []
+    for proof in sites.proofs.values():
+        numbers = list(range(len(reads), len(reads) + 4))
+        reads += [
+            ("read", proof.sites[name].order, proof.sites[name].lower(model), number)
+            for name, number in zip(("resid_pre", "attn_out", "mlp_out", "resid_post"), numbers, strict=True)
+        ]
+        scale = proof.scale
+        if proof.norms is not None:
+            scale, after = None, proof.sites["attn_out"].order
+            ends = (proof.sites["mlp_out"].order, proof.sites["resid_post"].order)
+            places: tuple[tuple[str, Side, int], ...] = (
+                (proof.norms[0], "input", after),
+                (proof.norms[1], "input", ends[0]),
+                (proof.norms[0], "output", after),
+            )
+            for path, side, order in places:
+                numbers.append(len(reads))
+                half = 0.25 if side == "input" else 0.5
+                reads.append(("read", order + half, sites.resolve(Site(path, side)).lower(model), numbers[-1]))
+        layers.append((scale, numbers))
+    reads.sort(key=lambda step: step[1])
+    errors, roundings, (held, weights), copies = sites.remote.call(model, leaf.closures, (inputs, reads, layers))
+    dtype, stored = (getattr(torch, name.removeprefix("torch.")) for name in (held, weights))
+    allowed = [TOLERANCE + 4 * torch.finfo(dtype).eps * r for r in roundings]
+    good = {layer: e for (layer, e, a) in zip(sites.proofs, errors, allowed, strict=True) if e <= a}
+    if not good:
+        raise EmotraceError(
+            f"{sites.model_class}: the residual closes on the twin but not on the server's weights (error {min(errors):.1e})."
+        )
+    for layer in [layer for layer in sites.proofs if layer not in good]:
+        sites.unproven[layer] = "the residual closes on the twin but not on the server's weights"
+        del sites.proofs[layer]
+        for by_layer in sites.addresses.values():
+            by_layer.pop(layer, None)
+    sites.closure_error = max(good.values())
+    sites.remote.copies = copies
+    model._module.to(stored)

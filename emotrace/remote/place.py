@@ -1,0 +1,111 @@
+"""Place: where a model runs, if not here: on a server, or here as if it were there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from nnsight.intervention.backends.local import LocalSimulationBackend
+from nnsight.schema.config import CONFIG
+from nnsight.schema.request import RequestModel
+from nnsight.tracing.backend import Backend
+
+from emotrace.remote.jobs import Jobs, Request
+from emotrace.remote.server import Server
+from emotrace.traced import runs
+
+Tell = Callable[[str], None]
+
+
+class Place(Protocol):
+    """Where a model runs.
+
+    Attributes:
+        name: what manifests say: ``ndif`` or ``simulated``.
+        gradients: whether a trace can differentiate through the model there.
+        copies: whether a trace is handed copies of the model's values, so that nothing large should go to and fro.
+    """
+
+    name: str
+    gradients: bool
+    copies: bool
+
+    def call(self, model: Any, function: Any, args: tuple) -> Any:
+        """``function(model, *args)``, a function of `emotrace.traced`, there."""
+        ...
+
+    def results(
+        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+    ) -> Iterator[tuple[Request, Any]]:
+        """Requests with their answers, in order; ``log`` keeps the ids of jobs until all are answered."""
+        ...
+
+
+class Simulated:
+    """Here, packed and unpacked as for a server (nnsight's ``remote="local"``)."""
+
+    name, gradients, copies = "simulated", True, False
+
+    def call(self, model: Any, function: Any, args: tuple) -> Any:
+        """See `Place`."""
+        return runs.session(model, function, args, LocalSimulationBackend(model))[0]
+
+    def results(
+        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+    ) -> Iterator[tuple[Request, Any]]:
+        """See `Place`."""
+        for request in requests:
+            yield request, self.call(model, request.function, request.args())
+
+
+class Remote:
+    """On a server.
+
+    Args:
+        server: which.
+        lock: taken while a trace of the model is packed.
+    """
+
+    name = "ndif"
+
+    def __init__(self, server: Server, lock: threading.RLock) -> None:
+        self.server, self._lock = server, lock
+        self.gradients = self.copies = False
+        self.requests = 0
+
+    def call(self, model: Any, function: Any, args: tuple) -> Any:
+        """See `Place`."""
+        request = Request("", function, lambda: args)
+        return next(value for _, value in self.results(model, [request]))
+
+    def results(
+        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+    ) -> Iterator[tuple[Request, Any]]:
+        """See `Place`."""
+        compressed = CONFIG.API.COMPRESS
+
+        def pack(request: Request) -> bytes:
+            carrier = _Packed(compressed)
+            with self._lock:
+                runs.session(model, request.function, request.args(), carrier)
+            self.requests += 1
+            return carrier.blob
+
+        jobs = Jobs(self.server, model.to_model_key(), model._remoteable_get_env(), pack, compressed, log, tell)
+        try:
+            yield from jobs.results(requests)
+            jobs.done()
+        finally:
+            jobs.close()
+
+
+class _Packed(Backend):
+    """Packs a trace instead of running it."""
+
+    def __init__(self, compressed: bool) -> None:
+        self.compressed, self.blob = compressed, b""
+
+    def __call__(self, tracer: Any) -> None:
+        self.blob = RequestModel.serialize(tracer, self.compressed)

@@ -1,0 +1,172 @@
+"""Server: what an NDIF server is asked over HTTP, and what its refusals mean.
+
+Jobs are submitted without blocking: the server keeps a job's status and result under its id, so that it can be asked again
+after the connection, or this computer, was gone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import zstandard
+from nnsight.schema.config import CONFIG
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel
+
+from emotrace.labels import EmotraceError
+
+CONNECT, READ = 10.0, 600.0
+"""Seconds for a connection to be made, and for an answer to go on."""
+CRITICAL = {"nnsight": 2, "transformers": 1, "torch": 1}
+"""Packages of which so many leading parts of the version must agree: the protocol, module trees, tensors on the wire."""
+
+
+class Unreachable(Exception):
+    """The server did not answer, or answered that it cannot now: to be tried again."""
+
+
+class Gone(Exception):
+    """A result that is no longer there: its job must run again."""
+
+
+class Server:
+    """An NDIF server.
+
+    Args:
+        host: URL; None takes nnsight's own configuration (``NDIF_HOST``, its configuration file, NDIF).
+        key: API key; None takes ``NDIF_API_KEY`` or nnsight's configuration.
+
+    Raises:
+        EmotraceError: for a host that is no URL.
+    """
+
+    def __init__(self, host: str | None = None, key: str | None = None) -> None:
+        self.host = (host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
+        if urlsplit(self.host).scheme not in ("http", "https") or not urlsplit(self.host).netloc:
+            raise EmotraceError(f"remote={self.host!r}: give True, 'local', or a URL such as http://127.0.0.1:8000.")
+        self._key = key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or ""
+        self._client: Any = None
+        self.sent = self.received = 0
+
+    def __repr__(self) -> str:
+        return f"Server({self.host!r})"  # never the key
+
+    @property
+    def has_key(self) -> bool:
+        """Whether a key is known here."""
+        return bool(self._key)
+
+    def submit(self, model_key: str, env: dict[str, Any], blob: bytes, compressed: bool) -> str:
+        """Take a job to the server; its id."""
+        request = RequestModel(model_key=model_key, compress=compressed, env=env)
+        headers = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight")}
+        answer = self._ask(
+            "POST", "/request", headers=headers | {"python-version": sys.version}, data={"data": request.metadata()},
+            files={"blob": ("request", blob, "application/octet-stream")},
+        )  # fmt: skip
+        self.sent += len(blob)
+        return ResponseModel.model_validate_json(answer.text).id
+
+    def state(self, job: str) -> ResponseModel | None:
+        """The last status of a job; None where the server knows none (yet, or any more)."""
+        answer = self._ask("GET", f"/response/{job}", missing=True)
+        return None if answer is None else ResponseModel.model_validate_json(answer.text)
+
+    def result(self, response: ResponseModel, compressed: bool) -> dict[str, Any]:
+        """The saved values of a completed job.
+
+        Raises:
+            Gone: where its URL has expired, or what lies there cannot be read.
+            Unreachable: where the connection broke.
+        """
+        import httpx
+
+        try:
+            with self._http().stream("GET", str(response.data)) as answer:
+                if answer.status_code in (403, 404, 410):
+                    raise Gone(f"the result of job {response.id} is gone ({answer.status_code})")
+                answer.raise_for_status()
+                data = b"".join(answer.iter_raw())
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{self.host}: {error or type(error).__name__}") from error
+        self.received += len(data)
+        try:
+            whole = zstandard.ZstdDecompressor().decompress(data) if compressed else data
+            return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+        except Exception as error:  # cut short or damaged on the way, in whatever words
+            raise Gone(f"the result of job {response.id} cannot be read: {error}") from error
+
+    def running(self) -> list[dict[str, Any]]:
+        """Models that are up: ``repo_id, revision, task, state, model_key``."""
+        found = self._ask("GET", "/status").json().get("deployments", {})
+        up = [d for d in found.values() if d.get("deployment_level") in ("HOT", "WARM")]
+        names = ("repo_id", "revision", "task", "application_state", "model_key", "trust_remote_code")
+        return [{name: d.get(name) for name in names} for d in up]
+
+    def check(self) -> dict[str, str]:
+        """Versions of the packages that matter, at the server.
+
+        Raises:
+            EmotraceError: where one differs so far from ours that a trace would not mean the same there, or no key is known.
+        """
+        if not self.has_key and self.host == "https://api.ndif.us":
+            raise EmotraceError(_key_advice(f"{self.host} needs an API key, and there is none"))
+        answer = self._ask("GET", "/env", missing=True)
+        theirs = {} if answer is None else answer.json().get("packages", {})
+        for package, parts in CRITICAL.items():
+            here, there = version(package), str(theirs.get(package, ""))
+            if there and here.split(".")[:parts] != there.split(".")[:parts]:
+                raise EmotraceError(f"{self.host} runs {package} {there}, this is {here}: install {package}=={there}.")
+        return {package: str(theirs[package]) for package in CRITICAL if package in theirs}
+
+    def _http(self) -> Any:
+        if self._client is None:
+            import httpx
+
+            self._client = httpx.Client(timeout=httpx.Timeout(READ, connect=CONNECT))
+        return self._client
+
+    def _ask(self, method: str, path: str, missing: bool = False, **content: Any) -> Any:
+        """One request; None for 404 where that may be.
+
+        Raises:
+            Unreachable: where the server does not answer, or says that it cannot now.
+            EmotraceError: where it refuses.
+        """
+        import httpx
+
+        headers = content.pop("headers", {}) | ({"ndif-api-key": self._key} if self._key else {})
+        try:
+            answer = self._http().request(method, self.host + path, headers=headers, **content)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{self.host}: {error or type(error).__name__}") from error
+        if answer.status_code == 404 and missing:
+            return None
+        if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
+            raise Unreachable(f"{self.host}{path}: {answer.status_code} {_detail(answer)}")
+        if answer.status_code in (401, 403):
+            what = f"refuses the API key ({_detail(answer)})" if self.has_key else "needs an API key, and there is none"
+            raise EmotraceError(_key_advice(f"{self.host} {what}"))
+        if answer.status_code >= 400:
+            raise EmotraceError(f"{self.host}{path}: {answer.status_code} {_detail(answer)}")
+        return answer
+
+
+def _key_advice(problem: str) -> str:
+    return f"{problem}. Set NDIF_API_KEY, or run `nnsight login` once."
+
+
+def _detail(answer: Any) -> str:
+    try:
+        found = answer.json()
+    except (ValueError, json.JSONDecodeError):
+        return answer.text[:200]
+    return str(found.get("detail", found)) if isinstance(found, dict) else str(found)

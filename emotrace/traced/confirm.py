@@ -1,0 +1,65 @@
+"""Confirm: on the server, that the residual stream of a model is what its shrunken twin showed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emotrace.traced import places, runs
+
+
+def closures(model: Any, inputs: dict, reads: list, layers: list) -> tuple:
+    """Largest relative deviation of every layer's closure, in one small forward.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids and mask.
+        reads: sorted steps that read, numbered.
+        layers: per layer ``(scale, numbers)`` of ``resid_pre, attn_out, mlp_out, resid_post``, and in a post-LN layer of
+            the inputs of both norms and the output of the first (scale None).
+
+    Returns:
+        ``(deviations, roundings, dtypes, copies)``: max|got − want| / max|like| of every layer; max|want| / max|like|, by
+        which rounding is enlarged; the dtype of ``resid_post`` of the last layer, and of the weights; whether values are
+        handed over as copies.
+    """
+    seen: dict = {}
+
+    def keep(number, value):
+        seen[number] = value.detach().clone()
+
+    runs.capture(model, inputs, reads, inputs["input_ids"].shape[0], (0, inputs["input_ids"].shape[1]), 0, keep)
+    errors, roundings = [], []
+    for scale, numbers in layers:
+        v = [seen[n].reshape(-1, seen[n].shape[-1]).double().cpu() for n in numbers]
+        pre, attn, mlp, post = v[:4]
+        if scale is None:
+            pairs = [(pre + attn, v[4], v[4]), (v[6] + mlp, v[5], v[5])]
+        else:
+            pairs = [(pre + scale * (attn + mlp), post, post - pre)]
+        found = [_deviation(*pair) for pair in pairs]
+        errors.append(max(e for e, _ in found))
+        roundings.append(max(r for _, r in found))
+    last = seen[layers[-1][1][3]]
+    weights = next(iter(model._module.parameters())).dtype
+    return errors, roundings, (str(last.dtype), str(weights)), copies(model, inputs, reads[:1])
+
+
+def copies(model: Any, inputs: dict, reads: list) -> bool:
+    """Whether the same value, read twice, is two tensors."""
+    found: list = []
+    place = (*reads[0][2][:8], False)  # as it is: no copy of ours
+    rows = inputs["input_ids"].shape[0]
+
+    def twice(number, value):
+        found.append(value.data_ptr() != places.fetch(place, None, rows).data_ptr())
+
+    runs.capture(model, inputs, [("read", reads[0][1], place, 0)], rows, (0, 1), 0, twice)
+    return bool(found[0])
+
+
+def _deviation(got: torch.Tensor, want: torch.Tensor, like: torch.Tensor) -> tuple:
+    size = float(like.abs().max()) or 1.0
+    error = float((got - want).abs().max()) / size
+    return (error if error == error else float("inf")), float(want.abs().max()) / size

@@ -1,0 +1,110 @@
+"""Requests: what one remote job of a capture does: some forwards, of which only the wanted rows come home.
+
+A *forward* is ``(inputs, columns, spans, recipe, program, n_edits)``: ids, mask and options; the columns it computes;
+``(batch row, first column, one past the last)`` of the wanted rows; what its rows begin with, or None (see `caches`); its
+steps, or None for those that all forwards share; how many edits it counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emotrace.traced import caches, programs, runs
+
+
+def forward(model: Any, steps: list, one: tuple, setup: tuple, memo: dict, sink: Any) -> list:
+    """Carry out one forward; how often each edit fired.
+
+    Args:
+        model: an nnsight model.
+        steps: that forwards without a program of their own carry out.
+        one: see above.
+        setup: of `caches`.
+        memo: of `caches`.
+        sink: called with ``(number, value)`` at each read.
+    """
+    inputs, columns, _, recipe, program, n_edits = one
+    batch = inputs["input_ids"].shape[0]
+    if recipe is not None:
+        inputs = caches.inputs(caches.beginning(model, recipe, setup, memo), inputs, setup)
+    return runs.capture(model, inputs, steps if program is None else program, batch, columns, n_edits, sink)
+
+
+def captured(model: Any, steps: list, forwards: list, cells: list, setup: tuple) -> tuple:
+    """Wanted rows of some forwards.
+
+    Args:
+        model: an nnsight model.
+        steps: that the forwards share.
+        forwards: see above.
+        cells: of each variable, the numbers of its reads.
+        setup: of `caches`.
+
+    Returns:
+        One tensor ``[cell, row, width]`` per variable, rows in the order of forwards and spans, on the CPU and in the
+        model's own dtype; and per forward how often each edit fired.
+    """
+    memo: dict = {}
+    parts: dict = {number: [] for numbers in cells for number in numbers}
+    fired = []
+    for one in forwards:
+        sink = _sink(parts, one[2])
+        fired.append(forward(model, steps, one, setup, memo, sink))
+    values = [torch.stack([torch.cat(parts.pop(number)) for number in numbers]) for numbers in cells]
+    return values, fired
+
+
+def reduced(model: Any, steps: list, forwards: list, cells: list, setup: tuple, reduce: Any, args: tuple) -> tuple:
+    """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
+
+    Args:
+        model: an nnsight model.
+        steps: see there.
+        forwards: see there.
+        cells: see there.
+        setup: see there.
+        reduce: a function of this package, called with the model and the tensors of `captured`.
+        args: what else it takes.
+    """
+    values, fired = captured(model, steps, forwards, cells, setup)
+    return reduce(model, values, *args), fired
+
+
+def projected(model: Any, values: list, v: torch.Tensor, sizes: list) -> list:
+    """The one read of some forwards projected on a vector, in float64: one tensor per forward, which holds so many rows."""
+    return [part.double() @ v for part in values[0][0].split(sizes)]
+
+
+def shape(model: Any, inputs: dict, program: list) -> list:
+    """Shape of what one read holds in a forward of one row; empty where it is no tensor."""
+    found: list = [()]
+
+    def keep(number, value):
+        found[0] = tuple(getattr(value, "shape", ()))
+
+    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), 0, keep)
+    return list(found[0])
+
+
+def pattern(model: Any, inputs: dict, program: list, head: int) -> torch.Tensor:
+    """``[query, key]`` of one head in a forward of one row."""
+    found: list = []
+
+    def keep(number, value):
+        found.append(value[0, head].detach().float().cpu().clone())
+
+    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), 0, keep)
+    return found[0]
+
+
+def _sink(parts: dict, spans: tuple) -> Any:
+    uniform = None
+    if all(t1 - t0 == 1 for _, t0, t1 in spans):
+        uniform = (torch.tensor([b for b, _, _ in spans]), torch.tensor([t for _, t, _ in spans]))
+
+    def keep(number, value):  # copies: what a place holds is the model's own
+        parts[number].append(programs.gather(value, spans, uniform).detach().cpu())
+
+    return keep

@@ -1,0 +1,70 @@
+"""Scores: log-probabilities of given replies, and how far edits move the predictions along them, reduced where they are made.
+
+Rows are padded on the left and end with their reply; the logits of a column predict the token of the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emotrace.traced import runs
+
+
+def logprobs(model: Any, inputs: dict, read: tuple, replies: list) -> list:
+    """Log-probability (nats) of every reply token, float64, one tensor per row.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids, mask and options.
+        read: step that reads the model's output.
+        replies: token ids of each row's reply.
+    """
+    found: list = []
+
+    def keep(number, output):
+        for row, reply in zip(output.logits, replies, strict=True):
+            scores = row[-len(reply) - 1 : -1].float().log_softmax(-1)
+            picked = scores.gather(1, torch.tensor(reply, device=scores.device)[:, None])[:, 0]
+            found.append(picked.double().cpu())
+
+    _run(model, inputs, [read], 0, keep)
+    return found
+
+
+def divergences(model: Any, inputs: dict, read: tuple, program: list, n_edits: int, firsts: list) -> tuple:
+    """Mean KL(base ‖ edited) of each row over the columns from its ``first`` to the one before the last.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids, mask and options.
+        read: step that reads the model's output.
+        program: the edits' steps and the read.
+        n_edits: how many edits to count.
+        firsts: of each row, the column whose logits predict its first reply token.
+
+    Returns:
+        The means, and how often each edit fired.
+    """
+    base: list = []
+    means: list = []
+
+    def keep(number, output):  # the un-edited model, only where it predicts a reply
+        for row, start in zip(output.logits, firsts, strict=True):
+            base.append(row[start:-1].detach().clone())
+
+    def compare(number, output):
+        for before, row, start in zip(base, output.logits, firsts, strict=True):
+            p, q = before.double().log_softmax(-1), row[start:-1].double().log_softmax(-1)
+            terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))  # 0 · ln 0 = 0, where a model rules a token out
+            means.append(float(terms.sum(-1).mean()))
+
+    _run(model, inputs, [read], 0, keep)
+    fired = _run(model, inputs, program, n_edits, compare)
+    return means, fired
+
+
+def _run(model: Any, inputs: dict, program: list, n_edits: int, sink: Any) -> list:
+    rows, width = inputs["input_ids"].shape
+    return runs.capture(model, inputs, program, rows, (0, width), n_edits, sink)

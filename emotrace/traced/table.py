@@ -1,0 +1,72 @@
+"""Table: the sites of a model where emotrace is not installed: what ``model.sites`` becomes in a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emotrace.traced import places
+
+
+class Table:
+    """Reads and writes sites inside a trace.
+
+    ``rows`` is site → layer (None for global sites) → address, with paths in the place of envoys; an address is ``(kind,
+    path, side, index, flat, scale, base, mirror, overwritten, writable)``. ``changed`` are the (path, side) whose tensor the
+    model changes in place. A place of the user's own is a tuple ``(path, side, index)``.
+    """
+
+    model: Any
+    rows: dict
+    changed: Any
+
+    def read(self, site: Any, layer: Any = None) -> torch.Tensor:
+        """The value at a site, ``[batch, token, width]``."""
+        value = places.fetch(self.place(site, layer))
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{site!r} holds no tensor but a {type(value).__name__}; choose another side or index.")
+        return value
+
+    def write(self, site: Any, value: torch.Tensor, layer: Any = None) -> None:
+        """Swap the value at a site."""
+        if not isinstance(site, tuple) and not self._address(site, layer)[9]:
+            raise ValueError(f"site {site!r} is read-only; edit z or o_proj_out instead.")
+        places.put(self.place(site, layer), value)
+
+    def place(self, site: Any, layer: Any = None) -> tuple:
+        """The place of a site."""
+        if isinstance(site, tuple):
+            path, side, index = site
+            return (
+                "plain",
+                _envoy(self.model, path),
+                side,
+                index,
+                False,
+                1.0,
+                None,
+                None,
+                (path, side) in self.changed,
+            )
+        return self._place(self._address(site, layer))
+
+    def _address(self, site: str, layer: Any) -> tuple:
+        if site not in self.rows:
+            raise ValueError(f"the model has no site {site!r}. It has: {', '.join(self.rows)}.")
+        if layer not in self.rows[site]:
+            raise ValueError(f"site {site!r} has no layer {layer!r}: it exists in layers {list(self.rows[site])}.")
+        return self.rows[site][layer]
+
+    def _place(self, address: tuple) -> tuple:
+        kind, path, side, index, flat, scale, base, mirror, overwritten, _ = address
+        base = None if base is None else self._place(base)
+        mirror = None if mirror is None else self._place(mirror)
+        return (kind, _envoy(self.model, path), side, index, flat, scale, base, mirror, overwritten)
+
+
+def _envoy(model: Any, path: str) -> Any:
+    here = model
+    for part in path.split(".") if path else ():
+        here = getattr(here, f"E_{part}" if f"E_{part}" in here.__dict__ else part)
+    return here
