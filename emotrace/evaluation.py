@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,16 +36,19 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[
 
 
 def layer_windows(n_layers: int) -> list[list[int]]:
-    """Contiguous layer ranges to try: all, first and middle two thirds, middle and late half, each third; no repeats."""
+    """Contiguous layer ranges to try: all, the first five, four, three, two and one sixths, middles, last half and thirds."""
     spans = [
         (0.0, 1.0),
+        (0.0, 5 / 6),
         (0.0, 2 / 3),
         (1 / 6, 5 / 6),
+        (0.0, 0.5),
         (0.25, 0.75),
         (0.5, 1.0),
         (0.0, 1 / 3),
         (1 / 3, 2 / 3),
         (2 / 3, 1.0),
+        (0.0, 1 / 6),
     ]
     found: list[list[int]] = []
     for a, b in spans:
@@ -54,6 +57,60 @@ def layer_windows(n_layers: int) -> list[list[int]]:
         if window not in found:
             found.append(window)
     return found
+
+
+COLLAPSED = 0.5
+"""A dose that keeps less than this share of the best score of its line, as the one before it did, ends the line."""
+
+
+def search(
+    lines: Iterable[Sequence[Any]], measure: Callable[[Any, int], Row], sizes: Sequence[int], keep: Sequence[int]
+) -> tuple[list[Row], Row]:
+    """Successive halving: all settings on a small sample, the best of them on a larger one, the best of these on the largest.
+
+    Args:
+        lines: settings that differ in dose only, by growing dose. A line is left once two doses in a row have collapsed.
+        measure: setting, size of the sample → its ``accuracy_fluent`` and ``accuracy``.
+        sizes: of the samples, growing; one that is no larger than the one before is left out.
+        keep: how many settings go on to each further sample.
+
+    Returns:
+        Of every setting tried the point on its largest sample, and the best point of the last sample. Among equals that of
+        more matches, then the one met first: scores on samples of different size are not compared.
+
+    Raises:
+        EmotraceError: without a setting, or with sizes and numbers that do not fit.
+    """
+    if len(keep) != len(sizes) - 1 or min(*sizes, *keep, 1) < 1:
+        raise EmotraceError(
+            f"search(sizes={list(sizes)}, keep={list(keep)}): one number fewer than sizes, all at least 1."
+        )
+    tried: list[Any] = []
+    points: list[Row] = []
+    for line in lines:
+        best, low = 0.0, 0
+        for setting in line:
+            point = measure(setting, sizes[0])
+            tried.append(setting)
+            points.append(point)
+            score = point["accuracy_fluent"] or 0.0
+            best = max(best, score)
+            low = low + 1 if score < COLLAPSED * best else 0
+            if low == 2:
+                break
+    if not tried:
+        raise EmotraceError("search: there is no setting to try.")
+    alive = list(range(len(tried)))
+    for before, size, n in zip(sizes, sizes[1:], keep, strict=False):
+        if size > before:
+            alive = sorted(alive, key=lambda i: _merit(points[i]))[:n]
+            for i in alive:
+                points[i] = measure(tried[i], size)
+    return points, points[min(alive, key=lambda i: _merit(points[i]))]
+
+
+def _merit(point: Row) -> tuple[float, float]:
+    return -(point["accuracy_fluent"] or 0.0), -(point["accuracy"] or 0.0)
 
 
 def random_like(directions: xr.DataArray, seed: int) -> xr.DataArray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from circuit_protocol import Protocol, Setting
 
 import emotrace as et
 from emotrace import attribution, evaluation, judges, scoring, stats
@@ -20,6 +21,10 @@ from emotrace.runlog import Log
 Rows = list[dict[str, Any]]
 PAIRS = (("circuit", "prompt"), ("circuit", "steer"), ("steer", "prompt"), ("circuit", "none"), ("steer", "none"))
 """Methods whose difference is tested, pair by pair."""
+FIRST = 4
+"""The first sample of a search is so many times smaller than the middle one."""
+KEEP = (24, 5)
+"""Settings that go on to the middle and to the whole sample of held-out skeletons."""
 
 
 class Study:
@@ -29,15 +34,13 @@ class Study:
         lm: the model.
         judge: the blind judge.
         run: output folder.
-        decoding: options of `emotrace.generate`, the same for every method.
+        protocol: decoding, settings to search, and what else the paper did otherwise.
         batch_size: prompts per batch.
         target_aware: ask the published target-aware question as well.
     """
 
-    def __init__(
-        self, lm: Any, judge: Any, run: Run, decoding: dict[str, Any], batch_size: int, target_aware: bool
-    ) -> None:
-        self.lm, self.judge, self.run, self.decoding = lm, judge, run, decoding
+    def __init__(self, lm: Any, judge: Any, run: Run, protocol: Protocol, batch_size: int, target_aware: bool) -> None:
+        self.lm, self.judge, self.run, self.protocol = lm, judge, run, protocol
         self.batch_size, self.target_aware = batch_size, target_aware
         self.bounds: dict[str, Any] = {}
 
@@ -47,7 +50,7 @@ class Study:
         """Replies as rows."""
         return et.generate(
             self.lm, prompts, edits, method=method, draw=draw, batch_size=self.batch_size,
-            out=self.run.path("parts", f"{name}.jsonl"), **self.decoding,
+            out=self.run.path("parts", f"{name}.jsonl"), **self.protocol.decoding_of(method),
         )  # fmt: skip
 
     def judged(self, name: str, rows: Rows) -> Rows:
@@ -79,10 +82,16 @@ class Study:
 
     # -- edits --------------------------------------------------------------------------------------------------
 
-    def steering(self, dirs: xr.DataArray, layers: Sequence[int], dose: float) -> list[Any]:
-        """One addition per layer at ``resid_post``, last prompt token and every generated one; dose · ‖h‖ long."""
-        strength = dose * math.sqrt(self.lm.sites.d_model)
-        return [et.Add("resid_post", layers=layers, vector=dirs, strength=strength, scale="rms", positions="steer")]
+    def steering(self, dirs: xr.DataArray, setting: Setting) -> list[Any]:
+        """One addition per layer at ``resid_post``, ``dose`` · ‖h‖ long."""
+        strength = setting["dose"] * math.sqrt(self.lm.sites.d_model)
+        where: dict[str, Any] = {k: setting[k] for k in ("layers", "positions")}
+        return [et.Add("resid_post", vector=dirs, strength=strength, scale="rms", **where)]
+
+    def modulated(self, circuit: et.Circuit, setting: Setting) -> list[Any]:
+        """λ times the circuit's difference vectors at its neurons and heads."""
+        where: dict[str, Any] = {k: setting[k] for k in ("neuron_positions", "head_positions")}
+        return circuit.edits(setting["lambda"], by_label=self.protocol.by_label, **where)
 
     # -- choices on held-out training skeletons -----------------------------------------------------------------
 
@@ -96,31 +105,47 @@ class Study:
             "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
         }  # fmt: skip
 
-    def sweep(self, aimed: Prompts, plain: Prompts, dirs: xr.DataArray, doses: Sequence[float]) -> Rows:
-        """Steering at every dose and layer range."""
-        return [
-            {
-                **self.point(f"sweep_{layers[0]}-{layers[-1]}_{dose}", aimed, plain, "steer", self.steering(dirs, layers, dose)),
-                "layers": layers, "dose": dose, "strength": dose * math.sqrt(self.lm.sites.d_model),
-            }
-            for layers in evaluation.layer_windows(self.lm.sites.n_layers)
-            for dose in doses
-        ]  # fmt: skip
+    def search(
+        self, held: Prompts, plain: Prompts, method: str, lines: Sequence[Sequence[Setting]], edits: Any, middle: int
+    ) -> tuple[Rows, Setting, Rows]:
+        """Settings by successive halving: all on a few held-out skeletons, the best on ``middle``, the best of these on all.
 
-    def modulation(
-        self, aimed: Prompts, plain: Prompts, circuit: et.Circuit, strengths: Sequence[float], where: dict[str, Any]
-    ) -> Rows:
-        """The circuit at every λ."""
-        return [
-            {**self.point(f"circuit_{x}", aimed, plain, "circuit", circuit.edits(x, **where)), "lambda": x}
-            for x in strengths
-        ]
+        Args:
+            held: plain prompts of the held-out training skeletons.
+            plain: prompts that perplexity is measured after.
+            method: ``steer`` or ``circuit``.
+            lines: settings that differ in dose only, by growing dose.
+            edits: setting → edits.
+            middle: skeletons of the middle sample.
+
+        Returns:
+            Every setting tried, on its largest sample; the chosen one; and its line, all doses on the middle sample.
+        """
+        skeletons = len({p.labels["skeleton_id"] for p in held})
+        sizes = [min(skeletons, n) for n in (-(-middle // FIRST), middle, skeletons)]
+        if sum(map(len, lines)) == 1:
+            sizes = [sizes[-1]] * 3  # nothing to choose
+
+        def measure(setting: Setting, size: int) -> dict[str, Any]:
+            some = held.limit(size).for_each(emotion=et.EMOTIONS)
+            name = "_".join([method, *map(_short, setting.values()), str(size)])
+            return {**self.point(name, some, plain, method, edits(setting)), **setting, "skeletons": size}
+
+        points, best = evaluation.search(lines, measure, sizes, KEEP)
+        of_best = next(line for line in lines if any(s.items() <= best.items() for s in line))
+        line = [measure(setting, sizes[1]) for setting in of_best]
+        largest: dict[str, dict[str, Any]] = {}
+        for point in (*points, *line):  # of each setting that on its largest sample
+            name = str([v for k, v in point.items() if k in of_best[0]])
+            if name not in largest or point["skeletons"] > largest[name]["skeletons"]:
+                largest[name] = dict(point)
+        return list(largest.values()), dict(best), line
 
     def divergence(self, points: Rows, aimed: Prompts, base: Rows, edits: Any) -> Rows:
         """The points with KL(base ‖ edited): mean over the un-edited model's replies to the same prompts, in nats a token.
 
         Args:
-            points: of `sweep` or `modulation`.
+            points: a line of `search`.
             aimed: prompts, one for each emotion.
             base: the un-edited model's rows, one per plain prompt.
             edits: point → edits.
@@ -171,9 +196,9 @@ def paired(rows: Rows, bounds: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def chosen(points: Rows, size: str) -> dict[str, Any]:
-    """The point with most fluent matches; among equals with most matches, then the smallest."""
-    return max(points, key=lambda p: (p["accuracy_fluent"], p["accuracy"], -p[size]))
+def _short(value: Any) -> str:
+    """A part of a setting in a file name."""
+    return f"{value[0]}-{value[-1]}" if isinstance(value, (list, tuple)) else str(value)
 
 
 def _best(contrast: xr.DataArray) -> tuple[int, int]:

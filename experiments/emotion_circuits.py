@@ -9,8 +9,8 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
 4. Neurons and heads are ranked by what they contribute to their emotion's direction, more than to the others'; the best of
    each layer, with the difference of their activations, are that emotion's circuit. Which sublayers matter?
 5. On the other quarter: does ablating the best k components lower the projection, and adding them raise it, and do others
-   not? Doses and layer ranges of steering, and strengths of the circuit, are swept there; the one with most fluent
-   matches is chosen. KL from the un-edited model says what each costs.
+   not? Doses, layer ranges and positions of steering, and strengths and positions of the circuit, are searched there by
+   successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
 6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
    (``steer``), with the circuit added (``circuit``), with random directions of equal norm (``random_steer``), random
    components of equal number and norm (``random_circuit``), the direction of another emotion (``shuffled``); and asked in
@@ -21,11 +21,13 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import circuit_protocol
 import typer
-from circuit_study import Rows, Study, chosen, paired
+from circuit_study import Rows, Study, paired
 
 import emotrace as et
 from emotrace import attribution, circuits, evaluation, judges, report, stats
@@ -34,12 +36,6 @@ from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
 
-DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.3)
-"""Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
-STRENGTHS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5)
-"""λ of the circuit."""
-INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
-"""Finite doses of sublayer influence, in units of σ, as published."""
 HELD_OUT = 0.25
 """Share of the training skeletons on which doses, layers and strengths are chosen."""
 MIN_WHOLE = 0.1
@@ -59,7 +55,7 @@ def main(
         "runs/emotion_circuits"
     ),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
-    sweep_limit: Annotated[int, typer.Option(help="most held-out skeletons used per point of the sweeps")] = 8,
+    sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
     curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
     neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
@@ -93,18 +89,21 @@ def main(
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if preset not in (None, *circuits.PRESETS):
         raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
-    lm = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation)
+    encoding = circuit_protocol.encoding(preset)
+    lm = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation, **encoding)
+    protocol = circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens)
     settings = {
         "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
         "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit, "draws": draws,
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
-        "preset": preset, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "target_aware": target_aware,
-        "seed": seed, "doses": list(DOSES), "strengths": list(STRENGTHS), "held_out": HELD_OUT,
+        "preset": preset, "preset_settings": protocol.record, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+        "target_aware": target_aware,
+        "seed": seed, "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
     }  # fmt: skip
     run = Run(out, settings)
-    study = Study(lm, the_judge, run, {"max_new_tokens": max_new_tokens}, batch_size, target_aware)
+    study = Study(lm, the_judge, run, protocol, batch_size, target_aware)
     print(lm.sites.describe())
 
     # 1. Prompted replies to the training scenarios, judged.
@@ -114,7 +113,7 @@ def main(
     print(f"prompted replies to the training file: {len(accepted)} of {len(replies)} express what was asked")
 
     # 2. Activations at the last prompt token.
-    sites = [s for s in ("resid_mid", "resid_post") if lm.sites.has(s)]
+    sites = [s for s in ("resid_mid", "resid_post") if lm.sites.has(s)] + ["final_norm"] * protocol.after_norm
     acts = et.capture(
         lm, prompts, sites, positions="last", out=run.path("activations.zarr"), batch_size=batch_size, seed=seed
     )
@@ -123,7 +122,7 @@ def main(
     fit, held = evaluation.split(prompts, HELD_OUT, seed)
     fitting = prompts.where(skeleton_id=sorted(fit))
     fitted, notes = _fitted(replies, {p.key for p in fitting})
-    dirs = directions_.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"), accepted=fitted)
+    dirs = protocol.directions(lm, acts, fitted)
     directions_.save(dirs, run.path("directions"))
     try:
         agnosticism = directions_.context_agnosticism(acts, accepted=fitted, seed=seed)
@@ -133,8 +132,8 @@ def main(
 
     # 4. Components, the circuit, and the influence of sublayers.
     influence = attribution.sublayer_influence(
-        lm, plain.where(skeleton_id=sorted(fit)).limit(sweep_limit), dirs, doses=INFLUENCE_DOSES,
-        batch_size=batch_size, out=run.path("influence"),
+        lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else sweep_limit), dirs, batch_size=batch_size,
+        out=run.path("influence"), **protocol.influence_options(acts, dirs, fitted),
     )  # fmt: skip
     circuit = circuits.discover(
         lm, fitting, dirs, accepted=fitted, neurons_per_layer=neurons_per_layer, heads_per_layer=heads_per_layer,
@@ -158,20 +157,19 @@ def main(
         curves[f"{kind} added"] = attribution.enhancement_curve(
             lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
         )
-    aimed = trial_plain.for_each(emotion=et.EMOTIONS)
-    where = {k: circuits.PRESETS[preset][k] for k in ("neuron_positions", "head_positions")} if preset else {}
-    sweep = study.sweep(aimed, plain, dirs, DOSES)
-    modulation = study.modulation(aimed, plain, circuit, STRENGTHS, where)
-    best, strength = chosen(sweep, "dose"), chosen(modulation, "lambda")["lambda"]
+    aimed, held_plain = trial_plain.for_each(emotion=et.EMOTIONS), plain.where(skeleton_id=sorted(held))
+    steered, modulated = partial(study.steering, dirs), partial(study.modulated, circuit)
+    sweep, best, line = study.search(held_plain, plain, "steer", protocol.steering, steered, sweep_limit)
+    modulation, best_circuit, circuit_line = study.search(
+        held_plain, plain, "circuit", protocol.modulation, modulated, sweep_limit
+    )
     print(
-        f"chosen on {_count(aimed)} held-out training skeletons: steering at layers {best['layers']}, dose {best['dose']}; "
-        f"circuit with λ = {strength}"
+        f"chosen on {best['skeletons']} held-out training skeletons: steering at layers {best['layers']}, positions "
+        f"{best['positions']!r}, dose {best['dose']:.3g}; circuit at positions {best_circuit['neuron_positions']!r} (neurons), "
+        f"{best_circuit['head_positions']!r} (heads), λ = {best_circuit['lambda']:.3g}"
     )
     base = study.generated("trial_none", trial_plain, "none")
-    comparison = study.divergence(
-        [p for p in sweep if p["layers"] == best["layers"]], aimed, base,
-        lambda p: study.steering(dirs, p["layers"], p["dose"]),
-    ) + study.divergence(modulation, aimed, base, lambda p: circuit.edits(p["lambda"], **where))  # fmt: skip
+    comparison = study.divergence(line, aimed, base, steered) + study.divergence(circuit_line, aimed, base, modulated)
 
     # 6. The test file, once.
     goal = asked_plain.for_each(emotion=et.EMOTIONS)
@@ -179,16 +177,16 @@ def main(
     none = [{**once[p.key.rsplit("__", 1)[0]], "key": p.key, **p.labels} for p in goal]
     rows: Rows = study.judged("none", [{**row, "meta": dict(row["meta"])} for row in none])
     rows += study.replies("prompt", asked, "prompt")
-    rows += study.replies("steer", goal, "steer", study.steering(dirs, best["layers"], best["dose"]))
-    rows += study.replies("circuit", goal, "circuit", circuit.edits(strength, **where))
+    rows += study.replies("steer", goal, "steer", steered(best))
+    rows += study.replies("circuit", goal, "circuit", modulated(best_circuit))
     rows += study.ablated("ablate", asked, "ablate", circuit)
     for draw in range(draws):
         for method, control in (("random_steer", evaluation.random_like), ("shuffled", evaluation.deranged)):
-            vectors = control(dirs, seed + 1 + draw)
-            edits = study.steering(vectors, best["layers"], best["dose"])
+            edits = study.steering(control(dirs, seed + 1 + draw), best)
             rows += study.replies(f"{method}_{draw}", goal, method, edits, draw)
         other = circuit.random(seed + 1 + draw, matched=True)
-        rows += study.replies(f"random_circuit_{draw}", goal, "random_circuit", other.edits(strength, **where), draw)
+        edits = study.modulated(other, best_circuit)
+        rows += study.replies(f"random_circuit_{draw}", goal, "random_circuit", edits, draw)
         rows += study.ablated(f"random_ablate_{draw}", asked, "random_ablate", other, draw)
     study.score(rows, asked_plain)
 
@@ -198,8 +196,9 @@ def main(
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)},
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(replies), "n": len(replies)},
-        "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": _count(aimed)},
-        "sweep": sweep, "chosen": {**best, "site": "resid_post", "lambda": strength}, "modulation": modulation,
+        "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
+        "sweep": sweep, "chosen": {**best, "site": "resid_post"}, "modulation": modulation,
+        "chosen_circuit": best_circuit,
         "comparison": comparison, "paired": paired(rows, bounds), "published": PUBLISHED,
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
         "layer_profile": _profile(acts), "dose_unit": "share of the activation's norm",

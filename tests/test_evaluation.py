@@ -241,3 +241,72 @@ def test_layer_windows_are_contiguous_distinct_and_inside_the_model(n):
         assert any(0 in w for w in windows)
         assert any(n - 1 in w for w in windows)
         assert len(windows) >= 3
+
+
+def searched(scores, sizes=(1, 2, 3), keep=(2, 1), accuracy=None):
+    """Points and choice where setting (line, i) scores ``scores[line][i][size]``; and what was measured."""
+    asked = []
+
+    def measure(setting, size):
+        asked.append((setting, size))
+        line, i = setting
+        found = scores[line][i]
+        score = found[size] if isinstance(found, dict) else found
+        return {
+            "setting": setting,
+            "size": size,
+            "accuracy_fluent": score,
+            "accuracy": (accuracy or {}).get(setting, score),
+        }
+
+    lines = [[(line, i) for i in range(len(row))] for line, row in enumerate(scores)]
+    points, best = evaluation.search(lines, measure, sizes, keep)
+    return points, best, asked
+
+
+def test_search_measures_all_on_few_and_the_best_on_more():
+    points, best, asked = searched([[0.1, 0.5], [0.6, 0.4, 0.55]])
+    assert [s for s, size in asked if size == 1] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [s for s, size in asked if size == 2] == [(1, 0), (1, 2)]
+    assert [s for s, size in asked if size == 3] == [(1, 0)]
+    assert best["setting"] == (1, 0)
+    assert {p["setting"]: p["size"] for p in points} == {(0, 0): 1, (0, 1): 1, (1, 0): 3, (1, 1): 1, (1, 2): 2}
+
+
+def test_search_does_not_compare_scores_of_samples_of_different_size():
+    lucky = {1: 0.9, 2: 0.95, 3: 0.3}
+    points, best, _ = searched([[lucky, {1: 0.8, 2: 0.7, 3: 0.6}, 0.75]], keep=(3, 2))
+    assert best["setting"] == (0, 2)
+    assert max(p["accuracy_fluent"] for p in points) == 0.75
+    points, best, _ = searched([[{1: 0.99, 2: 0.2, 3: 0.99}, 0.5]], keep=(2, 1))
+    assert best["setting"] == (0, 1)
+
+
+def test_search_leaves_a_line_after_two_collapsed_doses():
+    points, _, asked = searched([[0.2, 0.8, 0.3, 0.7, 0.3, 0.39, 0.9]], sizes=(1,), keep=())
+    assert [s[1] for s, _ in asked] == [0, 1, 2, 3, 4, 5]
+    assert len(points) == 6
+
+
+def test_search_breaks_ties_by_matches_and_then_by_order():
+    _, best, _ = searched([[0.5, 0.5, 0.5]], sizes=(4,), keep=(), accuracy={(0, 1): 0.6, (0, 2): 0.6})
+    assert best["setting"] == (0, 1)
+
+
+def test_search_leaves_out_samples_that_are_no_larger():
+    _, _, asked = searched([[0.5, 0.6]], sizes=(2, 2, 2), keep=(1, 1))
+    assert [size for _, size in asked] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lines": []}, {"sizes": (1, 2)}, {"keep": (0,), "sizes": (1, 2)}, {"sizes": (0,), "keep": ()}]
+)
+def test_search_refuses_what_does_not_fit(wrong):
+    given = {"lines": [["a"]], "measure": lambda s, n: {"accuracy_fluent": 1, "accuracy": 1}, "sizes": (1,), "keep": ()}
+    with pytest.raises(EmotraceError, match="search"):
+        evaluation.search(**{**given, **wrong})
+
+
+def test_search_takes_an_unjudged_point_as_the_worst():
+    _, best, _ = searched([[None, 0.1]], sizes=(1,), keep=())
+    assert best["setting"] == (0, 1)

@@ -47,15 +47,18 @@ def confusion() -> str:
 
 def dose(report: Mapping[str, Any]) -> str:
     """Under the dose curve."""
-    text = """Steering was tried at every dose and layer range on training skeletons that the directions were not fitted on;
-        the test file was not touched. Solid: replies read as the asked emotion and fluent; dotted: read as asked, fluent or not.
-        Whiskers are 95 % intervals of the solid line, from a bootstrap over skeletons; n counts the judged replies of a
-        point. Perplexity is that of the reply under the un-edited model, after the prompt without the emotion sentence."""
+    text = """Steering was tried at growing doses and several layer ranges on training skeletons that the directions were not
+        fitted on, the best settings on more of them than the others; the test file was not touched.
+        Solid: replies read as the asked emotion and fluent; dotted: read as asked, fluent or not. Whiskers are 95 % intervals
+        of the solid line, from a bootstrap over skeletons; n counts the judged replies of a point. Perplexity is that of the
+        reply under the un-edited model, after the prompt without the emotion sentence."""
     if ((report.get("fluency") or {}).get("bounds") or {}).get("perplexity"):
         text += " The green band holds the 1st to 99th percentile of the prompted replies to the training skeletons."
     chosen = report.get("chosen") or {}
     if "layers" in chosen and "dose" in chosen:
         text += f" The star is the point used on the test file: layers {layer_range(chosen['layers'])}, dose {chosen['dose']:g}."
+    if "positions" in chosen:
+        text += f" All at positions {chosen['positions']!r}; the table has the others."
     return _line(text)
 
 

@@ -19,10 +19,14 @@ from emotrace.report.style import FAINT, INK, MARKERS, SERIES
 
 Point = Mapping[str, Any]
 BAND = "#009E73"
+MOST = 6
+"""Lines in one figure."""
 
 
 def dose_curve(report: Mapping[str, Any]) -> Figure:
     """Accuracy, fluent accuracy and median perplexity against the dose, one line per layer range; the chosen point is marked.
+
+    Where several positions were tried, those of the chosen point are shown; of many layer ranges the `MOST` that reach most.
 
     The ``ci95`` of a point is that of ``accuracy_fluent`` (of ``accuracy`` where that is absent). Layer ranges stand a little
     beside each other so that intervals can be told apart.
@@ -33,8 +37,8 @@ def dose_curve(report: Mapping[str, Any]) -> Figure:
     Raises:
         EmotraceError: if ``sweep`` is absent.
     """
-    sweep: Sequence[Point] = style.need(report, "sweep", "dose_curve")
     chosen = report.get("chosen") or {}
+    sweep = _of_interest(style.need(report, "sweep", "dose_curve"), chosen)
     ranges: dict[str, list[Point]] = {}
     for point in sorted(sweep, key=lambda p: (min(p["layers"]), len(p["layers"]), p["dose"])):
         ranges.setdefault(style.layer_range(point["layers"]), []).append(point)
@@ -78,6 +82,19 @@ def dose_curve(report: Mapping[str, Any]) -> Figure:
     handles = _handles(report, list(ranges), perplexity)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
+
+
+def _of_interest(sweep: Sequence[Point], chosen: Point) -> list[Point]:
+    """Points at the chosen positions, of the layer ranges that reach most."""
+    here = [p for p in sweep if "positions" not in chosen or p.get("positions") == chosen["positions"]]
+    best: dict[str, float] = {}
+    for point in here:
+        name = style.layer_range(point["layers"])
+        sure = style.number((point.get("ci95") or [_shown(point)])[0])  # small samples reach high by luck
+        best[name] = max(best.get(name, 0.0), float(np.nan_to_num(sure)))
+    first = [style.layer_range(chosen["layers"])] if "layers" in chosen else []
+    keep = list(dict.fromkeys([*first, *sorted(best, key=lambda name: -best[name])]))[:MOST]
+    return [p for p in here if style.layer_range(p["layers"]) in keep]
 
 
 def _places(doses: Sequence[float]) -> dict[float, float]:
@@ -137,7 +154,11 @@ def _shown(point: Point) -> float:
 
 
 def _is_chosen(point: Point, chosen: Point) -> bool:
-    if "layers" not in chosen or "dose" not in chosen:
+    if (
+        "layers" not in chosen
+        or "dose" not in chosen
+        or point.get("positions") != chosen.get("positions", point.get("positions"))
+    ):
         return False
     return sorted(point["layers"]) == sorted(chosen["layers"]) and math.isclose(point["dose"], chosen["dose"])
 

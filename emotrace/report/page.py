@@ -158,7 +158,14 @@ def setting(report: Mapping[str, Any]) -> str:
     chosen = report.get("chosen") or {}
     if "layers" in chosen and "dose" in chosen:
         place = f" of {chosen['site']}" if "site" in chosen else ""
-        parts.append(f"steered at layers {style.layer_range(chosen['layers'])}{place}, dose {chosen['dose']:g}")
+        where = f", positions {chosen['positions']!r}" if "positions" in chosen else ""
+        parts.append(
+            f"steered at layers {style.layer_range(chosen['layers'])}{place}{where}, dose {chosen['dose']:.3g}"
+        )
+    circuit = report.get("chosen_circuit") or {}
+    if "lambda" in circuit:
+        both = dict.fromkeys(str(circuit[k]) for k in ("neuron_positions", "head_positions") if k in circuit)
+        parts.append(f"circuit with λ = {circuit['lambda']:.3g}, positions {' and '.join(map(repr, both))}")
     return "; ".join(parts)
 
 

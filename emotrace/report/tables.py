@@ -51,7 +51,7 @@ def sweep(report: Mapping[str, Any]) -> pd.DataFrame:
     for point in report.get("sweep") or []:
         low, high = style.interval(point)
         plain = {k: v for k, v in point.items() if k not in ("layers", "ci95")}
-        used = point["layers"] == chosen.get("layers") and point["dose"] == chosen.get("dose")
+        used = all(point.get(k) == chosen.get(k) for k in ("layers", "dose", "positions"))
         layers = " ".join(map(str, point["layers"]))
         out.append({"layers": layers, **plain, "ci_low": low, "ci_high": high, "chosen": used})
     return pd.DataFrame(out)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +24,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def study():
-    """The experiment's module, with one dose and one strength."""
+    """The experiment's module, with one dose and two strengths."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
         spec = importlib.util.spec_from_file_location("emotion_circuits", ROOT / "experiments" / "emotion_circuits.py")
@@ -31,8 +32,11 @@ def study():
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(ROOT / "experiments"))
-    module.DOSES, module.STRENGTHS, module.INFLUENCE_DOSES = (0.15,), (0.5, 1.0), (0.1,)
-    return module
+    protocol = module.circuit_protocol
+    protocol.DOSES, protocol.STRENGTHS, protocol.INFLUENCE_DOSES = (0.15,), (0.5, 1.0), (0.1,)
+    yield module
+    for name in ("circuit_protocol", "circuit_study"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +74,9 @@ def test_every_method_answers_every_prompt(done):
 def test_the_report_says_what_was_chosen_and_what_it_cost(done):
     report = json.loads((done / "report.json").read_text())
     chosen = report["chosen"]
-    assert chosen["lambda"] in (0.5, 1.0)
-    assert max(p["accuracy_fluent"] for p in report["sweep"]) == chosen["accuracy_fluent"]
+    assert max(p["accuracy_fluent"] for p in report["sweep"] if p["n"] == chosen["n"]) == chosen["accuracy_fluent"]
+    assert {p["positions"] for p in report["sweep"]} == {"steer", "last"}
+    assert report["chosen_circuit"]["lambda"] in (0.5, 1.0)
     costs = {p["lambda"]: p["kl"] for p in report["comparison"] if p["method"] == "circuit"}
     assert 0 < costs[0.5] < costs[1.0]
     assert {(p["a"], p["b"]) for p in report["paired"]} >= {("circuit", "prompt"), ("circuit", "steer")}
@@ -82,7 +87,7 @@ def test_the_report_says_what_was_chosen_and_what_it_cost(done):
 
 def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     report = json.loads((done / "report.json").read_text())
-    assert report["directions"] == {"n_groups": report["directions"]["n_groups"], "fitted_on": 6, "chosen_on": 1}
+    assert report["directions"] == {"n_groups": report["directions"]["n_groups"], "fitted_on": 6, "chosen_on": 2}
     assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 6 * 3
 
 
@@ -106,3 +111,51 @@ def test_again_it_computes_nothing_and_says_the_same(done, study):
 def test_wrong_settings_are_refused_before_anything_runs(done, study, wrong, words):
     with pytest.raises(EmotraceError, match=words):
         study.main(out=done, **{**SMALL, **wrong})
+
+
+def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path, monkeypatch):
+    whole = et.presets.preset("emotion_circuits")
+    short = {k: {**whole[k], "max_new_tokens": 6} for k in ("decoding", "decoding_steered", "decoding_circuit")}
+    for k in ("decoding_steered", "decoding_circuit"):
+        short[k]["min_new_tokens"] = 3
+    short["steering"] = {**whole["steering"], "layers": (1, 2, 3)}
+    short["influence"] = {**whole["influence"], "block": (4, 5), "doses": (0.1,)}
+    monkeypatch.setattr(et.presets, "preset", lambda name: {**whole, **short})
+    study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits", "limit": 2, "attn_implementation": None})
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["chosen"]["layers"] == [1, 2, 3]
+    assert report["chosen"]["dose"] == pytest.approx(8 / 256**0.5)
+    assert (
+        report["chosen_circuit"] | {"neuron_positions": "steer", "head_positions": "all", "lambda": 1.0}
+        == report["chosen_circuit"]
+    )
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["template"]["double_bos"]
+    assert manifest["preset_settings"]["circuit"]["total"] == 560
+    rows = [json.loads(line) for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()]
+    penalty = {r["method"]: r["meta"]["decoding"]["repetition_penalty"] for r in rows}
+    assert (penalty["prompt"], penalty["steer"], penalty["circuit"]) == (1.0, 1.05, 1.1)
+    dirs = et.directions.load(tmp_path / "run" / "directions")
+    assert dirs.attrs["after_final_norm"] == [{"layer": 5, "sublayer": "resid_post"}]
+    influence = et.attribution.load(tmp_path / "run" / "influence", "influence")
+    assert (influence.attrs["readout"], influence.attrs["align"]) == ("final_norm", 1)
+
+
+def test_the_published_protocol_is_that_of_the_paper(study):
+    llama = SimpleNamespace(sites=SimpleNamespace(n_layers=28, d_model=3072))
+    found = study.circuit_protocol.published("emotion_circuits", llama)
+    assert [len(found.steering), len(found.modulation)] == [1, 1]
+    setting = found.steering[0][0]
+    assert (setting["layers"], setting["positions"]) == (list(range(11, 21)), "steer")
+    assert setting["dose"] == pytest.approx(0.1443, abs=1e-4)  # one layer adds 14.4 % of the norm
+    assert found.modulation[0][0] == {"neuron_positions": "steer", "head_positions": "all", "lambda": 1.0}
+    assert found.by_label == {"anger": 0.8}
+    assert (found.block, found.after_norm) == ((21, 22, 23, 24, 25), True)
+    assert found.influence == {"doses": (0.1, 0.3, 0.5, 0.7), "readout": "final_norm", "align": True}
+    assert study.circuit_protocol.encoding("emotion_circuits")["double_bos"]
+    assert study.circuit_protocol.encoding(None) == {}
+
+
+def test_the_published_protocol_is_refused_for_a_shallow_model(study, tmp_path):
+    with pytest.raises(EmotraceError, match="this model has 6 layers"):
+        study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits"})

@@ -85,6 +85,18 @@ def test_dose_curve_has_a_line_per_range_in_both_panels_and_a_star_at_the_chosen
     assert below.get_yscale() == "log"
 
 
+def test_dose_curve_shows_the_chosen_positions_and_the_layer_ranges_that_reach_most(report):
+    others = [{**p, "positions": "last", "layers": [9], "accuracy_fluent": 1.0} for p in report["sweep"]]
+    weak = [{**p, "layers": [10 + i], "ci95": [0, 1]} for i in range(5) for p in report["sweep"][:6]]
+    report["sweep"] = [{**p, "positions": "steer"} for p in report["sweep"] + weak] + others
+    report["chosen"]["positions"] = "steer"
+    above = doses.dose_curve(report).axes[0]
+    drawn = [line for line in above.lines if len(line.get_xdata()) == 6 and line.get_linestyle() == "-"]
+    assert len(drawn) == doses.MOST
+    assert max(max(line.get_ydata()) for line in drawn) < 1
+    assert [line for line in above.lines if line.get_marker() == "*"]
+
+
 def test_dose_curve_without_perplexity_or_choice_has_one_panel_and_no_star(report):
     for point in report["sweep"]:
         del point["perplexity"]

@@ -1,0 +1,131 @@
+"""What ``emotion_circuits.py`` does by itself, and what the authors did (``--preset emotion_circuits``)."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+import emotrace as et
+from emotrace import attribution, evaluation, presets
+from emotrace import directions as directions_
+from emotrace.attribution.files import plain
+
+DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.4)
+"""Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
+STRENGTHS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.5)
+"""λ of the circuit."""
+POSITIONS = ("steer", "last")
+"""Where is added: from the last prompt token on, or there only."""
+INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
+"""Finite doses of sublayer influence, in units of σ, as published."""
+STEERED = ("steer", "random_steer", "shuffled")
+MODULATED = ("circuit", "random_circuit")
+
+Setting = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of one run.
+
+    Attributes:
+        decoding: options of `emotrace.generate` by method; ``""`` for all that are not named.
+        steering: lines of settings ``{positions, layers, dose}`` to search; a single setting is taken as it is.
+        modulation: lines of settings ``{neuron_positions, head_positions, lambda}``.
+        by_label: factor of λ of single emotions.
+        influence: arguments of `attribution.sublayer_influence`.
+        block: layers of the reference direction; None finds the longest stable block.
+        after_norm: the last layer's directions are taken after the model's final norm.
+        record: for the manifest.
+    """
+
+    decoding: Mapping[str, Mapping[str, Any]]
+    steering: Sequence[Sequence[Setting]]
+    modulation: Sequence[Sequence[Setting]]
+    by_label: Mapping[str, float] = field(default_factory=dict)
+    influence: Mapping[str, Any] = field(default_factory=lambda: {"doses": INFLUENCE_DOSES})
+    block: tuple[int, ...] | None = None
+    after_norm: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def decoding_of(self, method: str) -> Mapping[str, Any]:
+        """Options of generation for a method."""
+        return self.decoding.get(method, self.decoding[""])
+
+    def directions(self, lm: Any, acts: Any, accepted: Sequence[str]) -> xr.DataArray:
+        """Context-agnostic directions; with ``after_norm`` the last layer's ``resid_post`` as its norm gives it."""
+        common: dict[str, Any] = {"label": "emotion", "within": ("skeleton_id", "valence"), "accepted": accepted}
+        found = directions_.centered_mean(acts, **common)
+        if not self.after_norm:
+            return found
+        last = {"layer": lm.sites.n_layers - 1, "sublayer": "resid_post"}
+        normed = directions_.centered_mean(acts, variable="final_norm", **common)
+        found = found.copy(deep=True)
+        found.loc[last] = normed.values
+        found["norm"].loc[last] = normed["norm"].values
+        return found.assign_attrs(after_final_norm=[last])
+
+    def influence_options(self, acts: Any, dirs: xr.DataArray, accepted: Sequence[str]) -> dict[str, Any]:
+        """Arguments of `attribution.sublayer_influence`; the paper's σ is that of the prompted activations."""
+        if self.block is None:
+            return dict(self.influence)
+        reference = attribution.reference_direction(dirs, attribution.layer_block(dirs, self.block))
+        sigma = directions_.mean_rms(acts, accepted=accepted)
+        return {**self.influence, "reference": reference, "sigma": sigma, "accepted": accepted}
+
+
+def lines(places: Sequence[Setting], name: str, sizes: Sequence[float]) -> list[list[Setting]]:
+    """At each place every dose."""
+    return [[{**place, name: size} for size in sizes] for place in places]
+
+
+def encoding(preset: str | None) -> dict[str, Any]:
+    """How prompts are encoded: the paper's have two BOS tokens and the day of the run in the template."""
+    if preset is None:
+        return {}
+    found = presets.preset(preset)
+    return {"double_bos": found["double_bos"], "date": datetime.date.today().isoformat()}
+
+
+def ours(lm: Any, max_new_tokens: int) -> Protocol:
+    """One decoding for all methods; steering and circuit searched on held-out training skeletons."""
+    windows = evaluation.layer_windows(lm.sites.n_layers)
+    steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES)
+    modulation = lines([{"neuron_positions": p, "head_positions": p} for p in POSITIONS], "lambda", STRENGTHS)
+    return Protocol({"": {"max_new_tokens": max_new_tokens}}, steering, modulation)
+
+
+def published(preset: str, lm: Any) -> Protocol:
+    """The authors' settings, nothing searched.
+
+    Not imitated: activations rounded to float16, circuits in a model of half precision, and their judge, which
+    ``--judge openai --target-aware`` asks.
+
+    Raises:
+        EmotraceError: for a model with fewer layers than these settings name.
+    """
+    found = presets.preset(preset)
+    steering, influence, circuit = found["steering"], found["influence"], found["circuit"]
+    most, n_layers = max(*steering["layers"], *influence["block"]), lm.sites.n_layers
+    if n_layers <= most:
+        raise et.EmotraceError(
+            f"--preset {preset} steers at layers {steering['layers'][0]}-{steering['layers'][-1]} and takes its reference from "
+            f"layers {influence['block'][0]}-{influence['block'][-1]}; this model has {n_layers} layers. Leave the preset out."
+        )
+    place = {"positions": steering["positions"], "layers": list(steering["layers"])}
+    dose = steering["strength"] / math.sqrt(lm.sites.d_model)
+    where = {k: circuit[k] for k in ("neuron_positions", "head_positions")}
+    decoding = {"": dict(found["decoding"])}
+    decoding |= {method: dict(found["decoding_steered"]) for method in STEERED}
+    decoding |= {method: dict(found["decoding_circuit"]) for method in MODULATED}
+    return Protocol(
+        decoding, [[{**place, "dose": dose}]], [[{**where, "lambda": circuit["strength"]}]],
+        by_label=dict(circuit["strength_by_emotion"]),
+        influence={k: influence[k] for k in ("doses", "readout", "align")}, block=tuple(influence["block"]),
+        after_norm=bool(found["final_norm_last_row"]), record=plain(found),
+    )  # fmt: skip
