@@ -62,7 +62,8 @@ def unknown(what: str, value: object, choices: Iterable[object], place: str = ""
         The error, to be raised by the caller.
     """
     names = [str(c) for c in choices]
-    close = difflib.get_close_matches(str(value), names, n=1)
+    other = {**ALIASES, **{v: k for k, v in ALIASES.items()}}.get(str(value))
+    close = [other] if other in names else difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     where = f" in {place}" if place else ""
     return EmotraceError(f"unknown {what} {value!r}{where}.{hint} Choices: {', '.join(names) or 'none'}.")

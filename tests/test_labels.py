@@ -49,6 +49,11 @@ def test_unknown_offers_the_closest_choice_only_where_one_is_close():
 SPANS = [(2, 1), (1, 1), (-1, 2), (1,), (1, 2, 3), (0.5, 2), (True, 2), 3, None, "first"]
 
 
+def test_unknown_offers_the_other_name_of_an_emotion():
+    assert "Did you mean 'happiness'?" in str(labels.unknown("emotion", "joy", EMOTIONS))
+    assert "Did you mean 'joy'?" in str(labels.unknown("emotion", "happiness", labels.EMOTIONS_EV))
+
+
 @pytest.mark.parametrize("positions", SPANS, ids=repr)
 def test_positions_that_are_none(positions):
     with pytest.raises(EmotraceError, match="here"):

@@ -88,8 +88,9 @@ class Prompts(Sequence[Prompt]):
         """Prompts from whatever says what a prompt is.
 
         Args:
-            source: Prompts; a string; or a sequence of Prompt, strings, chat message lists, token id lists, or mappings
-                with ``key`` (optional), one of ``messages | text | token_ids``, ``reply_ids`` and labels.
+            source: Prompts; a string; one chat (a list of ``{"role", "content"}``); or a sequence of Prompt, strings, chats,
+                token id lists, or mappings with ``key`` (optional), one of ``messages | text | token_ids``, ``reply_ids``
+                and labels.
         """
         if isinstance(source, Prompts):
             return source
@@ -101,7 +102,10 @@ class Prompts(Sequence[Prompt]):
             raise EmotraceError(
                 f"prompts are strings, message lists, token ids or Prompts, not {type(source).__name__}."
             )
-        return cls(_prompt(i, item) for i, item in enumerate(source))
+        items = list(source)
+        if items and all(isinstance(item, Mapping) and set(item) == {"role", "content"} for item in items):
+            items = [items]  # one chat, as transformers' pipelines take it
+        return cls(_prompt(i, item) for i, item in enumerate(items))
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...

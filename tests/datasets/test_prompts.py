@@ -58,7 +58,6 @@ NOT_PROMPTS = {
     "empty text": ("", "'0' is empty"),
     "empty ids": ([{"token_ids": []}], "is empty"),
     "one token list": ([1, 2, 3], "prompt 0 is 1"),
-    "one chat": (CHAT, "exactly one of messages, text and token_ids"),
     "none": (None, "not NoneType"),
     "number": (5, "not int"),
     "mapping": ({"text": "a"}, "not dict"),
@@ -174,3 +173,9 @@ def test_with_replies_keeps_those_that_have_one_and_never_tokenises():
     ):
         with pytest.raises(EmotraceError, match=message):
             prompts.with_replies(rows)
+
+
+def test_a_list_of_messages_is_one_chat():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert Prompts.of(chat)[0].messages == Prompts.of([chat])[0].messages == tuple(chat)
+    assert len(Prompts.of(chat)) == 1

@@ -247,5 +247,9 @@ def test_the_table_shows_path_shape_and_error():
     assert table.loc["attn_out", "side"] == "output[0]"
     assert not table.loc["attn_pattern", "writable"]
     assert (table["error"] < 1e-5).all()
-    assert "sequential" in loaded("llama").sites.describe()
+    sites = loaded("llama").sites
+    assert "sequential" in sites.describe()
+    assert sites.describe() in str(sites)
+    assert "resid_mid" in str(sites)
+    assert len(repr(sites)) < 200
     assert "residual scale 0.22" in loaded("granite").sites.describe()
