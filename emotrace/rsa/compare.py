@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from scipy.stats import rankdata
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.correlations import check_method, correlate, prepared, standard
@@ -167,8 +168,8 @@ def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kend
     """How well any model could do, given how much the subjects differ (Nili et al. 2014).
 
     upper: mean correlation of each subject's RDM with the mean of all subjects', itself among them. lower: with the mean of
-    the others. Before averaging, each RDM is standardised (Pearson) or ranked (Spearman, Kendall), so that no subject weighs more
-    for the range of their ratings. That average is the best RDM for Pearson and Spearman; for τ-b it is only close to it.
+    the others. Before averaging, each RDM is standardised (Pearson) or ranked (Spearman, Kendall), so that no subject weighs
+    more for the range of their ratings. That average is the best RDM for Pearson and Spearman; for τ-b it is only close to it.
 
     Args:
         rdms: ``[over, pair]``, perhaps with more dims, each of which gets a ceiling.
@@ -193,7 +194,7 @@ def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kend
     for index in np.ndindex(shape):
         x = np.asarray(rdms.values[index], dtype=np.float64)
         _check(x, "noise_ceiling")
-        units = standard(x.T, "pearson" if method == "pearson" else "spearman").T
+        units = standard(x.T, method).T if method == "pearson" else rankdata(x, axis=1)
         total, n = units.sum(0), len(x)
         with_all = correlate(x.T, total[:, None], method)[0][:, 0]
         left = [correlate(x[i][:, None], (total - units[i])[:, None], method)[0].item() for i in range(n)]

@@ -7,6 +7,7 @@ chosen neurons matter more than others. The published difference is its negative
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -22,6 +23,7 @@ from emotrace.rsa.significance import RULES, fdr
 from emotrace.stats import dip_test
 
 UNITS: Final = ("emotion", "seed", "attribute", "k")
+"""What tells the cells of a table apart, in the order of its rows here."""
 COLUMNS: Final = (*UNITS, "kind", "draw", "accuracy")
 NONE: Final = "none"
 """The kind of an accuracy without a mask; its attribute, k and draw do not matter."""
@@ -51,14 +53,14 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
         raise EmotraceError("drops: no selective mask has a random mask of the same emotion, seed, attribute and k.")
     rows = []
     for cell in both:
-        mine, others, plain = chosen[cell][0], float(np.mean(random[cell])), bare.get(cell[:2])
+        mine, others, plain = chosen[cell][0], _mean(random[cell]), bare.get(cell[:2])
         rows.append((*cell, mine, others, others - mine, len(random[cell])))
         if bare:
             if plain is None:
                 raise EmotraceError(
                     f"drops: no unmasked accuracy of {cell[0]!r}, seed {cell[1]!r}, though others have one."
                 )
-            rows[-1] += (float(np.mean(plain)), float(np.mean(plain)) - mine)
+            rows[-1] += (_mean(plain), _mean(plain) - mine)
     more = ["unmasked", "loss"] if bare else []
     out = pd.DataFrame(rows, columns=pd.Index([*UNITS, "selective", "random", "drop", "n_draws", *more]))
     out.attrs["left_out"] = {"selective": len(chosen) - len(both), "random": len(random) - len(both)}
@@ -102,7 +104,7 @@ def paired_tests(
         raise unknown("rule", rule, RULES, "paired_tests")
     groups: Groups = defaultdict(list)
     for cell, values in _groups(table, [*by, *drawn], "drop").items():
-        groups[cell[: len(by)]].append(float(np.mean(values)))
+        groups[cell[: len(by)]].append(_mean(values))
     rows = []
     for key, values in groups.items():
         if len(values) < 2:
@@ -149,7 +151,7 @@ def draw_tests(table: pd.DataFrame, by: Sequence[str] = ("k", "attribute")) -> p
                     f"draw_tests: draw {draw} of {dict(zip(by, key, strict=True))} has {len(values)} accuracies, the selective "
                     f"mask {len(mine)}; evaluate it on all of them, or leave it out."
                 )
-        means, here = np.array([np.mean(v) for v in draws.get(key, {}).values()]), float(np.mean(mine))
+        means, here = np.array([_mean(v) for v in draws.get(key, {}).values()]), _mean(mine)
         if len(means):
             as_bad = int((means <= here + 1e-12).sum())
             sd = float(means.std(ddof=1)) if len(means) > 1 else np.nan
@@ -188,7 +190,7 @@ def human_link(
             raise unknown("attribute", name, weight, "the human side")
     cells: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
     for (k, emotion, attribute), values in _groups(table, ["k", "emotion", "attribute"], "drop").items():
-        cells[k, emotion].append((float(np.mean(values)), weight[attribute]))
+        cells[k, emotion].append((_mean(values), weight[attribute]))
     each, by_k = [], defaultdict(list)
     for (k, emotion), both in cells.items():
         d, w = np.array(both).T
@@ -219,7 +221,7 @@ def unimodality(table: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.
     """
     groups: Groups = defaultdict(list)
     for (k, attribute, _), values in _groups(table, ["k", "attribute", "emotion"], "drop").items():
-        groups[k, attribute].append(float(np.mean(values)))
+        groups[k, attribute].append(_mean(values))
     rows = [(*key, *dip_test(values, draws, seed), len(values)) for key, values in groups.items()]
     return pd.DataFrame(rows, columns=pd.Index(["k", "attribute", "dip", "p", "n"]))
 
@@ -242,28 +244,32 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
             raise unknown("column", name, table.columns, "the table of accuracies, which needs it")
     parts: dict[str, Groups] = {kind: {} for kind in (*KINDS, NONE)}
     seen: set[tuple[Any, ...]] = set()
-    attributes = {a for a, k in zip(table["attribute"], table["kind"], strict=True) if k == "selective"}
-    for values in zip(*(table[c].tolist() for c in COLUMNS), strict=True):
-        row = dict(zip(COLUMNS, values, strict=True))
-        kind, accuracy = row["kind"], row["accuracy"]
+    kinds, accuracies = table["kind"].tolist(), table["accuracy"].tolist()
+    labels = list(zip(*(table[c].tolist() for c in UNITS), strict=True))
+    attributes = dict.fromkeys(cell[2] for cell, kind in zip(labels, kinds, strict=True) if kind == "selective")
+    at = [UNITS.index(c) for c in by]
+    for cell, kind, draw, accuracy in zip(labels, kinds, table["draw"].tolist(), accuracies, strict=True):
         if kind not in parts:
             raise unknown("kind", kind, parts, "the table of accuracies")
         if not 0 <= accuracy <= 1:
-            raise EmotraceError(f"the table of accuracies holds {accuracy} in the row {row}.")
+            raise EmotraceError(f"the table of accuracies holds {accuracy} for {dict(zip(UNITS, cell, strict=True))}.")
         if kind == NONE:
-            parts[NONE].setdefault((row["emotion"], row["seed"]), []).append(accuracy)
+            parts[NONE].setdefault(cell[:2], []).append(accuracy)
             continue
-        identity = tuple(row[c] for c in (*UNITS, "kind")) + ((row["draw"],) if kind == "random" else ())
+        identity = (*cell, kind, draw if kind == "random" else -1)
         if identity in seen:
-            raise EmotraceError(
-                f"the table of accuracies has two rows for one mask, emotion and seed, the second being {row}."
-            )
+            what = dict(zip((*UNITS, "kind", "draw"), identity, strict=True))
+            raise EmotraceError(f"the table of accuracies has two rows for {what}.")
         seen.add(identity)
-        for attribute in sorted(attributes) if row["attribute"] == SHARED else [row["attribute"]]:
-            cell = tuple(({**row, "attribute": attribute})[c] for c in by)
-            key = (*cell, row["draw"]) if draws and kind == "random" else cell
+        for attribute in attributes if cell[2] == SHARED else (cell[2],):
+            whole = (cell[0], cell[1], attribute, cell[3])
+            key = tuple(whole[i] for i in at) + ((draw,) if draws and kind == "random" else ())
             parts[kind].setdefault(key, []).append(accuracy)
     return parts["selective"], parts["random"], parts[NONE]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _weights(human: xr.DataArray | Mapping[str, float]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def read_ratings(
     chosen = list(attributes) if attributes is not None else [c for c in columns if c not in (concept, rater)]
     if not chosen:
         raise EmotraceError(f"{path} has no column of ratings besides {concept!r}.")
-    names = _names(table, concept, path)
+    names, _ = _names(table, concept, path)
     keys = [concept, rater] if rater else [concept]
     _once(table, keys, path)
     values = np.stack([_numbers(table, a, path, blank=rater is not None) for a in chosen], axis=1)
@@ -83,7 +83,8 @@ def read_dissimilarities(
     """
     table, _ = _table(path, [first, second, value, *([subject] if subject else [])])
     table = table.assign(**{value: _numbers(table, value, path, blank=fill)})
-    names = list(dict.fromkeys([*_names(table, first, path, 1), *_names(table, second, path, 1)]))
+    sides = [_names(table, column, path, 1)[1] for column in (first, second)]
+    names = list(dict.fromkeys(name for row in zip(*sides, strict=True) for name in row))
     at = {n: i for i, n in enumerate(names)}
     i, j = (np.array([at[n] for n in table[c]]) for c in (first, second))
     if (i == j).any():
@@ -140,14 +141,15 @@ def _table(path: str | Path, needed: Sequence[str]) -> tuple[pd.DataFrame, list[
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows)), columns=pd.Index(columns)), columns
 
 
-def _names(table: pd.DataFrame, column: str, path: str | Path, least: int = 3) -> list[str]:
+def _names(table: pd.DataFrame, column: str, path: str | Path, least: int = 3) -> tuple[list[str], list[str]]:
+    """The different names of a column, and the column."""
     values = table[column].tolist()
     if "" in values:
         raise EmotraceError(f"{path}: line {table.index[values.index('')]} has no {column!r}.")
     names = list(dict.fromkeys(values))
     if len(names) < least:
         raise EmotraceError(f"{path}: {len(names)} different values of {column!r}; {least} are the least.")
-    return names
+    return names, values
 
 
 def _once(table: pd.DataFrame, keys: list[str], path: str | Path) -> None:

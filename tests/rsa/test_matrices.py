@@ -1,0 +1,105 @@
+import itertools
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emotrace import rsa
+from emotrace.labels import EmotraceError
+from emotrace.rsa.matrices import reordered
+
+
+def test_cosine_of_whole_patterns_averaged_over_seeds(plant):
+    x, _ = plant(seeds=3, concepts=5)
+    got = rsa.rdm(x, "cosine", over="seed")
+    flat = x.values.astype(np.float64).reshape(3, 5, -1)
+    for n, (i, j) in enumerate(itertools.combinations(range(5), 2)):
+        each = [1 - s[i] @ s[j] / np.linalg.norm(s[i]) / np.linalg.norm(s[j]) for s in flat]
+        assert got.values[n] == pytest.approx(np.mean(each), abs=1e-14)
+        a, b = flat.mean(0)[[i, j]]
+        of_mean = rsa.rdm(x, "cosine", over="seed", average="patterns").values[n]
+        assert of_mean == pytest.approx(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-14)
+        assert (got["first"].values[n], got["second"].values[n]) == (x.emotion.values[i], x.emotion.values[j])
+    assert got.attrs["averaged"] == "rdms"
+
+
+def test_one_per_layer_and_seed(plant):
+    x, _ = plant()
+    got = rsa.rdm(x.transpose("unit", "seed", "emotion", "layer"), "euclidean", features="unit")
+    assert got.dims == ("seed", "layer", "pair")
+    one = x.sel(seed=3, layer=1).values.astype(np.float64)
+    assert got.sel(seed=3, layer=1).values[0] == pytest.approx(np.linalg.norm(one[0] - one[1]))
+    alone = rsa.rdm(x, "correlation", features="unit", over="seed").sel(layer=0)
+    np.testing.assert_allclose(alone, rsa.rdm(x.sel(layer=0), "correlation", over="seed"), rtol=1e-12)
+
+
+def test_absolute_difference_is_that_of_the_searchlight(plant):
+    x, _ = plant()
+    got = rsa.rdm(x, "absolute", features=(), over="seed")
+    assert got.dims == ("layer", "unit", "pair")
+    one = x.values.astype(np.float64)[:, :, 1, 4]
+    assert got.values[1, 4, -1] == pytest.approx(np.mean(np.abs(one[:, -2] - one[:, -1])))
+
+
+@given(st.permutations(range(6)))
+def test_matching_permutes_the_matrix(order):
+    matrix = np.random.default_rng(0).random((6, 6))
+    matrix = (matrix + matrix.T) * (1 - np.eye(6))
+    names = list("abcdef")
+    square = xr.DataArray(
+        matrix,
+        dims=("concept", "concept_other"),
+        coords={"concept": names, "concept_other": names},
+        name="dissimilarity",
+    )
+    flat = rsa.condensed(square)
+    xr.testing.assert_identical(rsa.square(flat), square)
+    to = [names[i] for i in order]
+    np.testing.assert_array_equal(rsa.square(rsa.matched(flat, to)).values, matrix[np.ix_(order, order)])
+    np.testing.assert_array_equal(flat.values[reordered(6, order)], rsa.matched(flat, to).values)
+    if len(to) > 3:
+        fewer = rsa.matched(flat, to[:4])
+        np.testing.assert_array_equal(rsa.square(fewer).values, matrix[np.ix_(order[:4], order[:4])])
+
+
+def test_rows_become_patterns(plant):
+    x, _ = plant(seeds=2, concepts=4)
+    rows = x.stack(token=("emotion", "seed")).reset_index("token").transpose("token", "layer", "unit")
+    rows = rows.isel(token=np.random.default_rng(0).permutation(8))
+    got = rsa.patterns(rows)
+    np.testing.assert_array_equal(got.sel(seed=x.seed, emotion=x.emotion).values, x.values)
+    with pytest.raises(EmotraceError, match="no row of seed 1, emotion 'joy'"):
+        rsa.patterns(rows.isel(token=~((rows.seed == 1) & (rows.emotion == "joy")).values))
+    twice = xr.concat([rows, rows + 2], "token")
+    with pytest.raises(EmotraceError, match="average=True"):
+        rsa.patterns(twice)
+    np.testing.assert_allclose(rsa.patterns(twice, average=True).sel(seed=x.seed, emotion=x.emotion), x + 1, rtol=1e-6)
+    one = rows.isel(token=(rows.seed == 1).values)
+    assert rsa.patterns(one, over=None).dims == ("emotion", "layer", "unit")
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda x: rsa.rdm(x, "cosin"), "Did you mean 'cosine'"),
+        (lambda x: rsa.rdm(x, average="mean"), "unknown average"),
+        (lambda x: rsa.rdm(x, features="neuron"), "unknown features"),
+        (lambda x: rsa.rdm(x, over="subject"), "subject"),
+        (lambda x: rsa.rdm(x, concept="label"), "label"),
+        (lambda x: rsa.rdm(x, "absolute"), "single feature"),
+        (lambda x: rsa.rdm(x.where(x.emotion != "fear")), "pattern of 'fear' at seed 1 is not finite"),
+        (lambda x: rsa.rdm(x * (x.emotion != "fear")), "'joy' and 'fear' is not defined"),
+        (lambda x: rsa.rdm(x.isel(emotion=[0, 1, 1, 2])), "'fear' occurs twice"),
+        (lambda x: rsa.rdm(x.isel(emotion=[0, 1])), "3 are the least"),
+        (lambda x: rsa.labelled(np.zeros(5), list("abcd")), "6 are due"),
+        (lambda x: rsa.matched(rsa.rdm(x), ["joy", "feer", "anger"]), "Did you mean 'fear'"),
+        (lambda x: rsa.condensed(rsa.square(rsa.rdm(x)) + 1), "diagonal"),
+        (lambda x: rsa.condensed(rsa.rdm(x)), "concept_other"),
+        (lambda x: rsa.patterns(x), "token"),
+    ],
+)
+def test_bad_input(plant, call, word):
+    with pytest.raises(EmotraceError, match=word):
+        call(plant()[0])
