@@ -3,7 +3,8 @@
 ```python
 with loopback({"meta-llama/Llama-3.1-8B": "data/tiny_model"}) as server:
     mint({"meta-llama/Llama-3.1-8B": "data/tiny_model"})
-    with model.trace("I won!", remote=server.url):  # NDIF_API_KEY=loopback
+    nnsight.CONFIG.API.APIKEY = server.key
+    with model.trace("I won!", remote=server.url):
         ...
     server.faults(drop="running")                   # once: the socket closes when the next job runs
     server.log()[-1]["runs"]
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -32,7 +34,6 @@ from nnsight.modeling import huggingface
 
 from emotrace.labels import EmotraceError
 
-KEY = "loopback"
 SCRIPT = Path(__file__).with_name("ndif_server.py")
 PATIENCE = 20.0
 """Seconds for which an order to the server waits while it restarts."""
@@ -79,7 +80,7 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NNSIGHT_DEBUG", "NDIF_HOST")}
         self._process = process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"}, start_new_session=True,
+            env=environment | {"HF_HUB_OFFLINE": "1", "NDIF_API_KEY": self.key}, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
         self._said.clear()
@@ -137,7 +138,7 @@ class Server:
         return self._ask("/admin/modes", modes)
 
     def calm(self) -> None:
-        """End all faults."""
+        """End all faults, and the delays that are going on."""
         self._ask("/admin/faults", method="DELETE")
 
     def log(self) -> list[dict[str, Any]]:
@@ -179,7 +180,7 @@ class Server:
 def loopback(
     models: Mapping[str, str | Path],
     *,
-    key: str = KEY,
+    key: str | None = None,
     dtype: str = "float32",
     threads: int | None = None,
     **modes: Any,
@@ -188,7 +189,7 @@ def loopback(
 
     Args:
         models: what a client calls a model → the directory in which it lies.
-        key: the API key to take.
+        key: the API key to take; None makes one up, for whoever has it may run code in that process.
         dtype: of the weights.
         threads: of torch; None for as many as here, so that numbers are equal to the bit.
         modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `Server.modes`.
@@ -201,14 +202,14 @@ def loopback(
             raise EmotraceError(
                 f"loopback: {name!r} is to be served from {str(directory)!r}, which has no config.json."
             )
-    command = [sys.executable, str(SCRIPT), "--attached", "--key", key, "--dtype", dtype]
+    command = [sys.executable, str(SCRIPT), "--attached", "--dtype", dtype]
     command += ["--threads", str(threads or torch.get_num_threads())]
     for name, directory in models.items():
         command += ["--model", f"{name}={Path(directory).resolve()}"]
     for name, value in modes.items():
         flag = "--" + name.replace("_", "-")
         command += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
-    server = Server(command, key)
+    server = Server(command, key or secrets.token_hex(16))
     try:
         server.start()
         yield server

@@ -4,12 +4,14 @@
 python emotrace/testing/ndif_server.py --model meta-llama/Llama-3.1-8B=data/tiny_model
 ```
 
-prints one line of JSON with its address when it is ready. A client then says ``remote="http://127.0.0.1:PORT"``, or sets
-``NDIF_HOST``, with the key ``loopback``. Jobs run one after the other with nnsight's own server-side calls, and ``emotrace``
+prints one line of JSON with its address and key when it is ready. A client then says ``remote="http://127.0.0.1:PORT"``, or
+sets ``NDIF_HOST``, and ``NDIF_API_KEY``. Jobs run one after the other with nnsight's own server-side calls, and ``emotrace``
 cannot be imported here: whatever a block needs must have come with it. Not imitated: NDIF's separate runner process, its
-GPUs, and a file system of its own (a block that opens a file of the client's works here and fails there).
+GPUs, and a file system of its own (a block that opens a file of the client's works here and fails there). All results are
+kept in memory until the server ends.
 
-**It executes pickles that clients send**, as NDIF does. It binds the loopback address and belongs on no other.
+**It executes pickles that clients send**, as NDIF does. So it binds the loopback address, takes jobs with its key only, and
+makes up the key where none is given; put it behind no proxy and on no other address.
 
 What NDIF does to every job is a *mode*: a flag, or ``POST /admin/modes``. What goes wrong is a *fault*:
 ``POST /admin/faults`` with ``{kind: stage, "times": 1, "after": 0}``, kinds and stages as in `FAULTS`; it happens ``times``
@@ -30,6 +32,7 @@ import io
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import struct
@@ -128,6 +131,7 @@ class Faults:
     def __init__(self) -> None:
         self.left: list[dict[str, Any]] = []
         self.lock = threading.Lock()
+        self.woken = threading.Event()
 
     def add(self, fault: dict[str, Any]) -> None:
         """Order one; a ValueError says what can be ordered."""
@@ -152,9 +156,15 @@ class Faults:
         return None
 
     def wait(self, at: str) -> None:
-        """Sleep, if a delay was ordered."""
+        """Sleep, if a delay was ordered, until it is over or everyone is woken."""
+        woken = self.woken
         if fault := self.take("delay", at):
-            time.sleep(fault.get("seconds", 0.1))
+            woken.wait(fault.get("seconds", 0.1))
+
+    def wake(self) -> None:
+        """End the delays that are going on."""
+        woken, self.woken = self.woken, threading.Event()
+        woken.set()
 
 
 class Loopback:
@@ -190,6 +200,7 @@ class Loopback:
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.queue.get_nowait()
+        self.faults.wake()
         port = self.http.server_address[1]
         self.http.shutdown()
         self.http.server_close()
@@ -533,11 +544,13 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
         def do_DELETE(self) -> None:
             """End the faults."""
             server.faults.left.clear()
+            server.faults.wake()
             self.answer([])
 
         def known(self) -> bool:
-            """Whether the key is right."""
-            return self.headers.get("ndif-api-key") == server.key
+            """Whether the key is right, and the request meant for this host: a page in a browser must not get through."""
+            here = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
+            return here and secrets.compare_digest(self.headers.get("ndif-api-key", ""), server.key)
 
         def gate(self, stage: str) -> bool:
             """Whether a request gets through; if not, it has its answer."""
@@ -653,7 +666,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="nnsight's remote protocol on 127.0.0.1; it executes pickles.")
     parser.add_argument("--model", action="append", required=True, metavar="[NAME=]DIR", help="repeat for several")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--key", default="loopback")
+    parser.add_argument(
+        "--key", default=os.environ.get("NDIF_API_KEY") or secrets.token_hex(16), help="$NDIF_API_KEY, or random"
+    )
     parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--attached", action="store_true", help="end when standard input closes")
@@ -687,7 +702,7 @@ def main(arguments: list[str] | None = None) -> None:
     server = Loopback(models, options["key"], options["port"], {m: options.get(m, MODES[m]) for m in MODES})
     if options["attached"]:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    print(json.dumps({"url": server.url, "pid": os.getpid(), "models": list(models)}), flush=True)
+    print(json.dumps({"url": server.url, "key": server.key, "models": list(models)}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.work()
 

@@ -202,11 +202,12 @@ def test_results_come_inline_or_by_url(
 
 
 def test_a_job_is_found_again_by_its_id(server: Server, local: Any, client: Any, inputs: Any) -> None:
-    server.faults(delay="running", seconds=0.5)
+    server.faults(delay="running", seconds=60)
     first = _submit(client, inputs)
     assert first.status == Status.RECEIVED
     assert first() is None
     assert first.status in (Status.QUEUED, Status.DISPATCHED, Status.RUNNING)
+    server.calm()
     again = RemoteBackend(client.to_model_key(), blocking=False, job_id=first.job_id)
     assert torch.equal(_wait(again)["hidden"], _hidden(local, inputs))
     assert again.meta["runtime"] > 0
@@ -237,13 +238,22 @@ def _statuses(client: Any, inputs: Any) -> list[tuple[str, str]]:
 
 
 def test_the_queue_tells_each_its_place(server: Server, client: Any, inputs: Any) -> None:
-    server.faults(delay="running", seconds=1.0)
-    jobs = [_submit(client, inputs) for _ in range(3)]
-    assert jobs[2]() is None
-    assert jobs[2].status == Status.QUEUED
+    server.faults(delay="running", seconds=60)
+    jobs = [_submit(client, inputs)]
+    _settled(server, "RUNNING")
+    jobs += [_submit(client, inputs) for _ in range(2)]
+    places = [_told(server, job) for job in jobs[1:]]
+    assert places == [("QUEUED", f"Your job is number {n} in the queue.") for n in (1, 2)]
+    server.calm()
     for job in jobs:
         _wait(job)
     assert [entry["runs"] for entry in server.log()[-3:]] == [1, 1, 1]
+
+
+def _told(server: Server, backend: Any) -> tuple[str, str]:
+    """The stored status of a job, as it goes over the wire."""
+    answer = httpx.get(f"{server.url}/response/{backend.job_id}", headers={"ndif-api-key": server.key}).json()
+    return answer["status"], answer["description"]
 
 
 def test_what_the_service_says_of_itself(
@@ -277,6 +287,9 @@ def test_a_wrong_key_is_refused(server: Server, client: Any, inputs: Any, monkey
             _submit(client, inputs)
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             RemoteBackend(client.to_model_key(), blocking=False, job_id="any")()
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", server.key)
+    headers = {"ndif-api-key": server.key, "Host": "a.page.example"}  # a name that was made to mean 127.0.0.1
+    assert httpx.post(f"{server.url}/request", headers=headers).status_code == 401
     assert len(server.log()) == before
 
 
@@ -574,7 +587,8 @@ def test_answers_come_twice(server: Server, client: Any, inputs: Any) -> None:
 def test_a_restart_in_the_middle(server: Server, local: Any, client: Any, inputs: Any, stage: str) -> None:
     done = _submit(client, inputs)
     _settled(server, "COMPLETED")
-    server.faults(delay="running", seconds=0.5)
+    if stage == "queued":
+        server.faults(delay="running", seconds=60)  # so that the first is not finished when the second comes
     server.faults(restart=stage, after=1)
     first = _submit(client, inputs)
     broken = (websocket.WebSocketConnectionClosedException, RemoteError, ConnectionError)
@@ -595,7 +609,7 @@ def test_a_restart_in_the_middle(server: Server, local: Any, client: Any, inputs
 def test_a_restart_by_order(server: Server, client: Any, inputs: Any) -> None:
     url = server.url
     for stale in (False, True):
-        server.faults(delay="running", seconds=1.0)
+        server.faults(delay="running", seconds=60)
         jobs = [_submit(client, inputs) for _ in range(3)]
         server.restart(seconds=0.1, stale=stale)
         assert [entry["state"] for entry in server.log()[-3:]] == ["LOST"] * 3
