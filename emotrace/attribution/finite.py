@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from emotrace.attribution.backward import Cell
-from emotrace.attribution.streams import stream
+from emotrace.attribution.streams import reductions
 from emotrace.attribution.sums import Sums
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Add
 from emotrace.runlog import progress as progress_bar
+from emotrace.traced import contributions
 
 CHUNK = 1024
 """Prompts held, and prompts between two commits: only the read-out is kept of each."""
@@ -61,13 +63,14 @@ def finite_sums(
         for number in range(sums.done // len(prompts), len(jobs)):
             edits = _edits(jobs[number], cells, along, sigmas, label, values)
             passed = number * len(prompts)
-            chunks = stream(
-                model, prompts, [site], layers=None if layer is None else [layer], edits=edits, batch_size=batch_size,
+            chunks = reductions(
+                model, prompts, [site], contributions.dotted,
+                lambda rows: (torch.from_numpy(covectors[at[rows]].astype(np.float64)),),
+                layers=None if layer is None else [layer], edits=edits, batch_size=batch_size,
                 prompts_per_chunk=CHUNK, start=sums.done - passed, progress=False,
             )  # fmt: skip
-            for rows, acts in chunks:
-                h = acts.sel(variable="residual" if site == "resid_post" else site).values
-                scores = np.einsum("pd,pd->p", h.reshape(len(rows), -1).astype(np.float64), covectors[at[rows]])
+            for rows, dots in chunks:
+                scores = dots.numpy()
                 found = np.zeros((len(jobs), len(values)))
                 np.add.at(found[number], at[rows], scores * weights[rows])
                 sums.add("score", found)

@@ -7,9 +7,9 @@ second forward is needed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ import xarray as xr
 from torch import Tensor
 
 from emotrace.attribution.files import digest, plain, save
-from emotrace.attribution.streams import accepted_only, codes, fitting, origin, stream
+from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.attribution.sums import Sums
-from emotrace.attribution.weights import Norm, Projection, chosen_layers, norm_of, projection, reading_norm, vectors
+from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
 from emotrace.capturing import capture
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import SUBLAYERS, EmotraceError, unknown
+from emotrace.sites import envoy
+from emotrace.traced import contributions
 
 PLACE = "head_contributions"
 READOUTS = ("residual", "normed")
-BLOCK_BYTES = 64 << 20
-"""What heads write is held for so many prompts of a layer at a time, where a norm makes that necessary."""
 
 
 def head_contributions(
@@ -101,8 +101,9 @@ def head_contributions(
         _layer(model, layer, readout, by_site[_sublayer(has)][1][:, i])
         for i, (layer, has) in enumerate(zip(chosen, has_mid, strict=True))
     ]
-    sites = ["z", *dict.fromkeys(p.reads for p in parts if p.reads is not None)]
-    per_chunk = fitting(4 * len(chosen) * (len(parts[0].projection.weight) + width))
+    read = {reads for _, _, reads, _ in parts if reads is not None}
+    sites = ["z", *(s for s in SUBLAYERS if s in read)]
+    per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + width))
     n_heads = model.sites.n_heads
     if dry_run:
         dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
@@ -111,14 +112,18 @@ def head_contributions(
     source = {**origin(model, prompts), "directions_digest": digest(directions)}
     settings = {"label": label, "labels": values, "layers": chosen, "readout": readout, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
-    writes = None if any(p.through_norm for p in parts) else torch.stack([_writes(p, n_heads) for p in parts])
-    for rows, acts in stream(
-        model, prompts, sites, layers=chosen, prompts_per_chunk=per_chunk, batch_size=batch_size, start=sums.done,
-        progress=progress, desc="heads",
+    post_norm = any(weighed(model, contributions.post_normed, [part[0] for part in parts]))
+    memo: dict[str, Any] = {}
+
+    def args(rows: range) -> tuple[Any, ...]:
+        return sites[1:], parts, n_heads, torch.from_numpy(code[rows.start : rows.stop]), memo
+
+    for rows, totals in reductions(
+        model, prompts, sites, contributions.heads, args, layers=chosen, prompts_per_chunk=per_chunk,
+        batch_size=batch_size, start=sums.done, progress=progress, desc="heads",
     ):  # fmt: skip
-        z = torch.from_numpy(np.ascontiguousarray(acts.sel("z").values))
-        residual = {s: torch.from_numpy(acts.sel("residual", sublayer=s).values) for s in sites if s != "z"}
-        _add(sums, torch.from_numpy(code[rows.start : rows.stop]), z, residual, parts, writes)
+        for name, total in totals.items():
+            sums.add(name, total.numpy())
         sums.commit(rows.stop)
     n = np.bincount(code).astype(np.float64)
     first = sums["first"] / n[:, None, None, None]
@@ -142,7 +147,7 @@ def head_contributions(
             "readout_site": ", ".join(dict.fromkeys("resid_mid" if has else "attn_out" for has in has_mid)),
             "direction_sublayer": ", ".join(dict.fromkeys(_sublayer(has) for has in has_mid)),
             "form": model.sites.form, "residual_scale": model.sites.scale,
-            "post_norm": int(any(p.projection.norm is not None for p in parts)), "n_prompts": len(prompts), **source,
+            "post_norm": int(post_norm), "n_prompts": len(prompts), **source,
         }),
     )  # fmt: skip
     if out is not None:
@@ -154,100 +159,17 @@ def _sublayer(has_mid: bool) -> str:
     return "resid_mid" if has_mid else "resid_post"
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """How one layer is read.
+def _layer(model: Any, layer: int, readout: str, v: Tensor) -> tuple:
+    """How one layer is read, as `emotrace.traced.contributions.heads` takes it.
 
-    Attributes:
-        projection: W_O.
-        v: directions ``[label, d]``.
-        reads: residual site read beside z: ``resid_mid``, ``resid_pre`` (post-LN), or None (parallel).
-        norm: N of the normed read-out or LN1 of a post-LN layer, else None.
+    The residual site read beside z is ``resid_mid``, ``resid_pre`` (post-LN), or none (parallel); the norm is that of the
+    normed read-out, or LN1 of a post-LN layer.
     """
-
-    projection: Projection
-    v: Tensor
-    reads: Literal["resid_mid", "resid_pre"] | None
-    norm: Norm | None
-
-    @property
-    def through_norm(self) -> bool:
-        """Whether what a head writes goes through a norm before it is read."""
-        return self.norm is not None or self.projection.norm is not None
-
-
-def _layer(model: Any, layer: int, readout: str, v: Tensor) -> _Layer:
-    found = projection(model, "z", layer)
+    found = spec(model, "z", layer)
     if not model.sites.has("resid_mid", layer):
-        return _Layer(found, v, None, None)
+        return found, v, None, None
     address = model.sites.address("resid_mid", layer)
-    if address.kind == "mid":
-        return _Layer(found, v, "resid_mid", reading_norm(model, layer) if readout == "normed" else None)
-    first = norm_of(model._module.get_submodule(address.path), model.sites.d_model, address.path)
-    return _Layer(found, v, "resid_pre", first)
-
-
-def _writes(part: _Layer, n_heads: int) -> Tensor:
-    """W_O,hᵀ v · c, float64 ``[head, head_dim, label]``."""
-    u = part.projection.scale * part.projection.along(part.v)
-    return u.reshape(len(part.v), n_heads, -1).permute(1, 2, 0).contiguous()
-
-
-def _add(
-    sums: Sums, code: Tensor, z: Tensor, residual: dict[str, Tensor], parts: list[_Layer], writes: Tensor | None
-) -> None:
-    """Totals of one chunk: z ``[layer, prompt, head, head_dim]``, residual sites ``[layer, prompt, dim]``."""
-    n_labels = len(parts[0].v)
-    own = torch.nn.functional.one_hot(code, n_labels).double()
-    if writes is not None:
-        importance = torch.einsum("lbhk,lhke->lhbe", z.double(), writes)
-        base = _linear_baseline(code, importance, residual, parts)
-    else:
-        both = [_through_norms(p, i, z[i], residual) for i, p in enumerate(parts)]
-        importance = torch.stack([x for x, _ in both])
-        base = torch.stack([s[torch.arange(len(code)), code] for _, s in both])
-    sums.add("first", torch.einsum("bp,lhbe->pelh", own, importance))
-    mine = importance.gather(-1, code[None, None, :, None].expand(*importance.shape[:3], 1))[..., 0]
-    sums.add("second", torch.einsum("bp,lhb->plh", own, mine.square()))
-    sums.add("baseline", torch.einsum("bp,lb->pl", own, base))
-
-
-def _linear_baseline(code: Tensor, importance: Tensor, residual: dict[str, Tensor], parts: list[_Layer]) -> Tensor:
-    """s(r) of each prompt on its own label's direction ``[layer, prompt]``."""
-    v = torch.stack([p.v for p in parts])[:, code]
-    if "resid_mid" in residual:
-        return (residual["resid_mid"].double() * v).sum(-1)
-    summed = importance.sum(1)[:, torch.arange(len(code)), code]
-    for i, p in enumerate(parts):
-        if p.projection.bias is not None:
-            summed[i] += p.projection.scale * (v[i] @ p.projection.bias.double().cpu())
-    return summed
-
-
-def _through_norms(part: _Layer, i: int, z: Tensor, residual: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Importance ``[head, prompt, label]`` and s(r) ``[prompt, label]`` of one layer, in blocks of prompts."""
-    p, device = part.projection, part.projection.weight.device
-    v, norm = part.v.to(device), part.norm
-    weight = p.matrix.reshape(z.shape[1], z.shape[2], -1)
-    step = max(1, BLOCK_BYTES // (8 * z.shape[1] * weight.shape[-1]))
-    importance, base = [], []
-    for at in range(0, len(z), step):
-        block = z[at : at + step].to(device, torch.float32)
-        wrote = torch.einsum("bhk,hkd->bhd", block, weight).double()
-        branch = p.output(block.flatten(1)).double()
-        if p.norm is not None:
-            wrote = p.norm(branch)[:, None] - p.norm(branch[:, None] - wrote)
-            branch = p.norm(branch)
-        if part.reads == "resid_mid":
-            r = residual["resid_mid"][i, at : at + step].to(device, torch.float64)
-        elif part.reads == "resid_pre":
-            r = residual["resid_pre"][i, at : at + step].to(device, torch.float64) + branch
-        else:
-            r = p.scale * branch
-        change = p.scale * wrote
-        if norm is not None:
-            change = norm(r)[:, None] - norm(r[:, None] - change)
-            r = norm(r)
-        importance.append(torch.einsum("bhd,ed->hbe", change, v).cpu())
-        base.append((r @ v.T).cpu())
-    return torch.cat(importance, dim=1), torch.cat(base)
+    if address.kind != "mid":
+        return found, v, "resid_pre", envoy(model, address.path)
+    path = reading_norm_path(model, layer) if readout == "normed" else None
+    return found, v, "resid_mid", None if path is None else envoy(model, path)

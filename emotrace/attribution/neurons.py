@@ -12,11 +12,12 @@ import torch
 import xarray as xr
 
 from emotrace.attribution.files import plain, save
-from emotrace.attribution.streams import accepted_only, codes, fitting, origin, stream
+from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.attribution.sums import Sums
-from emotrace.attribution.weights import Projection, chosen_layers, projection, vectors
+from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
 from emotrace.capturing import capture
 from emotrace.labels import EmotraceError, unknown
+from emotrace.traced import contributions
 
 PLACE = "neuron_contributions"
 VARIABLES = ("neuron", "neuron_pre")
@@ -93,22 +94,24 @@ def neuron_contributions(
         dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
         size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
         return replace(dry, bytes=size, row_groups=-(-len(prompts) // per_chunk))
-    maps = [projection(model, "neuron", layer) for layer in chosen]
-    beta = np.stack([_beta(p, v[:, i]) for i, p in enumerate(maps)], axis=1)
+    specs = [spec(model, "neuron", layer) for layer in chosen]
+    beta, given, added, normed = weighed(model, contributions.betas, specs, v)
     source = origin(model, prompts)
     settings = {"label": label, "labels": values, "layers": chosen, "sites": sites, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
-    for rows, acts in stream(
-        model, prompts, sites, layers=chosen, prompts_per_chunk=per_chunk, batch_size=batch_size, start=sums.done,
-        progress=progress, desc="neurons",
+
+    def args(rows: range) -> tuple[Any, ...]:
+        return specs, torch.from_numpy(np.eye(len(values))[code[rows.start : rows.stop]].T.copy())
+
+    for rows, totals in reductions(
+        model, prompts, sites, contributions.neurons, args, layers=chosen, prompts_per_chunk=per_chunk,
+        batch_size=batch_size, start=sums.done, progress=progress, desc="neurons",
     ):  # fmt: skip
-        own = np.eye(len(values))[code[rows.start : rows.stop]].T
-        _add(sums, own, acts.sel("neuron").values, maps)
-        if variable != "neuron":
-            pre = acts.sel(variable).values
-            sums.add("activation", np.stack([own @ x.astype(np.float64) for x in pre], axis=1))
+        for name, total in totals.items():
+            sums.add(name, total.numpy())
         sums.commit(rows.stop)
-    found = _dataset(sums, np.bincount(code).astype(np.float64), beta, v.numpy(), maps)
+    n = np.bincount(code).astype(np.float64)
+    found = _dataset(sums, n, beta.numpy(), given.numpy(), added.numpy(), normed)
     dims = (label, "layer", "unit")
     result = xr.Dataset(
         {name: (dims[: x.ndim], x) for name, x in found.items()},
@@ -117,7 +120,7 @@ def neuron_contributions(
             "method": "neuron contribution: activation × ⟨what one unit of it writes, direction⟩, last prompt token",
             "sign": "positive = the neuron raises the projection; removing it lowers it",
             "label": label, "direction_sublayer": "resid_post", "readout_site": "mlp_out", "form": model.sites.form,
-            "residual_scale": model.sites.scale, "post_norm": int(any(p.norm is not None for p in maps)),
+            "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
             "variable": variable, "n_prompts": len(prompts), **source,
         }),
     )  # fmt: skip
@@ -126,32 +129,8 @@ def neuron_contributions(
     return result
 
 
-def _beta(p: Projection, v: torch.Tensor) -> np.ndarray:
-    """β ``[label, unit]``: what one unit of each neuron (over ρ, where a norm follows) adds to the projection."""
-    if p.norm is not None:
-        v = p.norm.pulled(v.to(p.norm.gain.device))
-    return (p.scale * p.along(v)).numpy()
-
-
-def _add(sums: Sums, own: np.ndarray, acts: np.ndarray, maps: list[Projection]) -> None:
-    """Totals of one chunk: ``own[label, prompt]`` indicators, ``acts[layer, prompt, unit]``."""
-    totals: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "raw": [], "shrink": []}
-    for x, p in zip(acts, maps, strict=True):
-        x = x.astype(np.float64)
-        if p.norm is not None:
-            shrink = 1 / p.norm.size(p.output(torch.from_numpy(x))).cpu().numpy()
-            totals["raw"].append(own @ x)
-            totals["shrink"].append(own @ shrink)
-            x = x * shrink[:, None]
-        totals["positive"].append(own @ np.maximum(x, 0))
-        totals["negative"].append(own @ np.minimum(x, 0))
-    for name, per_layer in totals.items():
-        if per_layer:
-            sums.add(name, np.stack(per_layer, axis=1))
-
-
 def _dataset(
-    sums: Sums, n: np.ndarray, beta: np.ndarray, v: np.ndarray, maps: list[Projection]
+    sums: Sums, n: np.ndarray, beta: np.ndarray, given: np.ndarray, added: np.ndarray, normed: list[bool]
 ) -> dict[str, np.ndarray]:
     """The variables out of the totals: sums over prompts are linear in a except for the sign, which β decides."""
     count = n[:, None, None]
@@ -161,16 +140,11 @@ def _dataset(
     positive = np.where(beta > 0, high, low) * beta
     negative = np.where(beta > 0, low, high) * beta
     raw = next((sums[name] / count for name in ("activation", "raw") if name in sums), mean)
-    bias = np.zeros(beta.shape[:2])
-    for i, p in enumerate(maps):
-        w = torch.from_numpy(v[:, i])
-        given = torch.zeros(w.shape[1]) if p.bias is None else p.bias.cpu()
-        if p.norm is None:
-            bias[:, i] = p.scale * (w @ given.double()).numpy()
-        else:
-            pulled = p.norm.pulled(w.to(p.norm.gain.device)).cpu()
-            shrink = sums["shrink"][:, i] / n
-            bias[:, i] = p.scale * ((pulled @ given.double()).numpy() * shrink + (w @ p.norm.bias.cpu()).numpy())
+    shrink = sums["shrink"] / n[:, None] if "shrink" in sums else None
+    bias = given.copy()
+    for column, i in enumerate(np.flatnonzero(normed)):
+        assert shrink is not None
+        bias[:, i] = given[:, i] * shrink[:, column] + added[:, i]
     return {
         "mean": mean * beta, "positive": positive, "negative": negative, "contrast": (mean - others) * beta,
         "activation": raw, "beta": beta, "bias": bias, "n": n.astype(np.int64),

@@ -146,7 +146,7 @@ class Batch:
             if model.sites.remote is None:
                 found = ((torch.from_numpy(self.run(edits)).double() @ vector) for edits in some)
             else:
-                reduce = (requests.projected, (vector, [len(self.rows)] * len(some)))
+                reduce = (None, requests.projected, (vector, [len(self.rows)] * len(some)))
                 found, fired = enter(model, requests.reduced, *self._arguments(some), *reduce)
                 for edits, counts in zip(some, fired, strict=True):
                     edits_.refuse_silent(edits, counts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from emotrace.capturing import capture
+from emotrace.capturing import capture, reduced
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import is_accepted
 from emotrace.edits import Edit, check
@@ -57,6 +57,74 @@ def stream(
     Raises:
         EmotraceError: before anything runs, for prompts or edits that do not fit the model, or a ``start`` inside a chunk.
     """
+    coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, start)
+
+    def chunks() -> Iterator[tuple[range, Activations]]:
+        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
+            bar.update(start)
+            for rows in ranges:
+                acts = capture(
+                    model, coded[rows.start : rows.stop], sites, layers=layers, positions="last", edits=edits,
+                    batch_size=batch_size, progress=False,
+                )  # fmt: skip
+                bar.update(len(rows))
+                yield rows, acts
+
+    return chunks()
+
+
+def reductions(
+    model: Any,
+    prompts: Any,
+    sites: Sequence[str | Site] | str,
+    function: Callable[..., Any],
+    args: Callable[[range], tuple[Any, ...]],
+    *,
+    layers: Iterable[int] | int | None = None,
+    edits: Sequence[Edit] | None = None,
+    prompts_per_chunk: int = 256,
+    batch_size: int = 32,
+    start: int = 0,
+    progress: bool = True,
+    desc: str = "capture",
+) -> Iterator[tuple[range, Any]]:
+    """As `stream`, but of each chunk only what a function makes of it, where the model lives.
+
+    Args:
+        model: see `stream`, like all that is not said here.
+        prompts: see there.
+        sites: see there.
+        function: of `emotrace.traced`: ``function(model, values, *args)``, see `emotrace.capturing.reduced`.
+        args: what else it takes for a range of prompts.
+        layers: see there.
+        edits: see there.
+        prompts_per_chunk: see there.
+        batch_size: see there.
+        start: see there.
+        progress: see there.
+        desc: see there.
+
+    Yields:
+        ``(range of prompts, what the function returned)``.
+    """
+    coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, start)
+
+    def chunks() -> Iterator[tuple[range, Any]]:
+        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
+            bar.update(start)
+            parts = ((coded[rows.start : rows.stop], args(rows)) for rows in ranges)
+            found = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
+            for rows, value in zip(ranges, found, strict=True):
+                bar.update(len(rows))
+                yield rows, value
+
+    return chunks()
+
+
+def _chunked(
+    model: Any, prompts: Any, edits: Sequence[Edit] | None, prompts_per_chunk: int, start: int
+) -> tuple[Prompts, list[range]]:
+    """Prompts as token ids, and the ranges that are left."""
     prompts = Prompts.of(prompts)
     if prompts_per_chunk < 1:
         raise EmotraceError(f"stream(prompts_per_chunk={prompts_per_chunk}): at least 1.")
@@ -67,20 +135,8 @@ def stream(
     check([] if edits is None else edits, model.sites, [p.labels for p in prompts])
     ids = model.sites.encoder.ids(prompts)  # once, for all chunks: the last prompt may be the one that is too long
     coded = Prompts(replace(p, messages=None, text=None, token_ids=tuple(i)) for p, i in zip(prompts, ids, strict=True))
-
-    def chunks() -> Iterator[tuple[range, Activations]]:
-        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
-            bar.update(start)
-            for at in range(start, len(coded), prompts_per_chunk):
-                rows = range(at, min(at + prompts_per_chunk, len(coded)))
-                acts = capture(
-                    model, coded[rows.start : rows.stop], sites, layers=layers, positions="last", edits=edits,
-                    batch_size=batch_size, progress=False,
-                )  # fmt: skip
-                bar.update(len(rows))
-                yield rows, acts
-
-    return chunks()
+    whole = range(start, len(coded), prompts_per_chunk)
+    return coded, [range(at, min(at + prompts_per_chunk, len(coded))) for at in whole]
 
 
 def fitting(row_bytes: int) -> int:

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace.attribution.streams import fitting, stream
+from emotrace.attribution.streams import fitting, reductions
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
-from emotrace.traced import requests
+from emotrace.traced import contributions, requests
 
 LOGIT_ELEMENTS = 1 << 24
 """Most logits held at a time."""
@@ -155,11 +155,12 @@ def top_prompts(
     if k < 1:
         raise EmotraceError(f"top_prompts(k={k}): at least 1.")
     activations = np.zeros((len(prompts), len(chosen)), dtype=np.float32)
-    for rows, acts in stream(
-        model, prompts, "neuron", layers=[layer], prompts_per_chunk=fitting(4 * address.width), batch_size=batch_size,
-        progress=progress, desc=f"neurons of layer {layer}",
+    for rows, (values,) in reductions(
+        model, prompts, "neuron", contributions.picked, lambda _: ([chosen],), layers=[layer],
+        prompts_per_chunk=fitting(4 * address.width), batch_size=batch_size, progress=progress,
+        desc=f"neurons of layer {layer}",
     ):  # fmt: skip
-        activations[rows.start : rows.stop] = acts.sel("neuron", layer=layer).values[:, chosen]
+        activations[rows.start : rows.stop] = values.numpy()
     order = np.argsort(-activations, axis=0, kind="stable")[:k]
     found = []
     for column, unit in enumerate(chosen):

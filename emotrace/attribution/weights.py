@@ -1,104 +1,60 @@
-"""Weights: what one head's or neuron's activation writes into the residual stream, read from the model's projections.
-
-The output of a projection is ``x·matrix + bias``; what joins the residual stream is ``scale · norm(x·matrix + bias)``, where
-``norm`` is the identity except in families that normalise a branch before adding it (Gemma-2, OLMo-2).
-"""
+"""Weights: where the projections and directions are from which contributions follow; `emotrace.traced.weights` does the sums."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.model import enter
+from emotrace.sites import envoy
+from emotrace.traced import weights as leaf
+from emotrace.traced.weights import Norm, Projection
 
 ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
 """Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
-EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8)
-"""Tried where a norm does not say its own."""
-ROWS = 4096
-"""Rows of a matrix that are held in float64 at a time."""
 
 
-@dataclass(frozen=True)
-class Norm:
-    """N(x) = bias + gain ∘ P x / ρ(x), ρ(x) = √(mean((P x)²) + eps); P takes the mean away (LayerNorm) or is the identity.
+def spec(model: Any, site: str, layer: int) -> tuple:
+    """What `emotrace.traced.weights.projection` takes.
 
-    Attributes:
-        gain: ``[d]`` float64.
-        bias: ``[d]`` float64.
-        eps: of ρ.
-        centred: whether P takes the mean away.
-    """
-
-    gain: Tensor
-    bias: Tensor
-    eps: float
-    centred: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """N(x) along the last dim, in float64."""
-        x = self.centre(x.double())
-        return self.bias + self.gain * x / self.size(x)[..., None]
-
-    def centre(self, x: Tensor) -> Tensor:
-        """P x."""
-        return x - x.mean(-1, keepdim=True) if self.centred else x
-
-    def size(self, x: Tensor) -> Tensor:
-        """ρ(x), without the last dim."""
-        return (self.centre(x.double()).square().mean(-1) + self.eps).sqrt()
-
-    def pulled(self, v: Tensor) -> Tensor:
-        """w with ⟨v, N(x) − bias⟩ = ⟨w, x⟩ / ρ(x): the direction v seen from before the norm."""
-        return self.centre(v.double() * self.gain)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """The last linear map of a branch, and what becomes of its output.
-
-    Attributes:
-        site: ``z`` or ``neuron``, the input of the map.
+    Args:
+        model: from `emotrace.load`.
+        site: ``z`` (the output projection of attention) or ``neuron`` (the down projection).
         layer: 0-based.
-        weight: ``[width, d_model]`` as the model holds it; row i is what one unit of column i writes.
-        bias: ``[d_model]`` float32, or None.
-        norm: between the map's output and ``attn_out`` or ``mlp_out``; None where they are the same.
-        scale: c of the residual stream.
+
+    Raises:
+        EmotraceError: for another site, or a layer without it (as in mixtures of experts).
     """
+    if site not in ENDS:
+        raise unknown("site", site, ENDS, "projection")
+    sites = model.sites
+    address = sites.address(site, layer)
+    here, end = (envoy(model, sites.address(s, layer).path) for s in ENDS[site])
+    proof = sites.proofs.get(layer)
+    return site, layer, here, end, address.width, sites.d_model, sites.scale if proof is None else proof.scale
 
-    site: str
-    layer: int
-    weight: Tensor
-    bias: Tensor | None
-    norm: Norm | None
-    scale: float
 
-    @property
-    def matrix(self) -> Tensor:
-        """The weight in float32: a view of a float32 model, else a copy that is not kept."""
-        return self.weight.float()
+def weighed(model: Any, function: Any, *args: Any) -> Any:
+    """``function(model, *args)``, of `emotrace.traced.contributions`, where the weights are.
 
-    def output(self, x: Tensor) -> Tensor:
-        """``x·matrix + bias`` for x ``[…, width]``, before any norm; float32."""
-        out = x.to(self.weight.device, torch.float32) @ self.matrix
-        return out if self.bias is None else out + self.bias
-
-    def along(self, v: Tensor) -> Tensor:
-        """``matrix · v`` for v ``[…, d_model]``: float64 ``[…, width]`` on the CPU, with neither norm nor scale."""
-        v = v.to(self.weight.device, torch.float64)
-        parts = [v @ self.weight[at : at + ROWS].double().T for at in range(0, len(self.weight), ROWS)]
-        return torch.cat(parts, dim=-1).cpu()
+    Raises:
+        EmotraceError: for weights that it cannot use, in its own words.
+    """
+    try:
+        return enter(model, function, *args)
+    except EmotraceError:
+        raise
+    except ValueError as error:
+        raise EmotraceError(str(error)) from None
 
 
 def projection(model: Any, site: str, layer: int) -> Projection:
-    """The map that takes a site into the residual stream.
+    """The map that takes a site into the residual stream, read here.
 
     Args:
         model: from `emotrace.load`, with weights.
@@ -109,76 +65,25 @@ def projection(model: Any, site: str, layer: int) -> Projection:
         EmotraceError: for another site, a layer without it (as in mixtures of experts), weights that are not here, or a
             norm after the projection that is neither RMSNorm nor LayerNorm.
     """
-    if site not in ENDS:
-        raise unknown("site", site, ENDS, "projection")
-    sites, root = model.sites, model._module
-    address = sites.address(site, layer)
-    here, end = (sites.address(s, layer).path for s in ENDS[site])
-    module = root.get_submodule(here)
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise EmotraceError(f"{here} ({type(module).__name__}) has no weight matrix.")
-    if weight.is_meta:
-        raise EmotraceError(f"the weights of {here} are not here; load the model with its weights.")
-    matrix = weight.detach() if isinstance(module, Conv1D) else weight.detach().T
-    if matrix.shape != (address.width, sites.d_model):
-        matrix = matrix.T
-    if matrix.shape != (address.width, sites.d_model):
-        raise EmotraceError(
-            f"{here} has a weight of shape {tuple(weight.shape)}, not {(address.width, sites.d_model)}."
-        )
-    bias = getattr(module, "bias", None)
-    bias = bias.detach().float() if isinstance(bias, Tensor) else None
-    last = root.get_submodule(end)
-    norm = None if any(m is module for m in last.modules()) else norm_of(last, sites.d_model, end)
-    proof = sites.proofs.get(layer)
-    return Projection(site, layer, matrix, bias, norm, sites.scale if proof is None else proof.scale)
+    found = spec(model, site, layer)
+    if any(p.is_meta for p in found[2]._module.parameters()):
+        raise EmotraceError(f"the weights of {found[2].path} are not here; load the model with its weights.")
+    try:
+        return leaf.projection(model, found)
+    except ValueError as error:
+        raise EmotraceError(str(error)) from None
 
 
 def norm_of(module: nn.Module, width: int, place: str = "") -> Norm | None:
-    """A module as the norm it computes, after comparing the two on random inputs; None for the identity.
-
-    Weights are read as a gain or as gain − 1 (Gemma); which, and whether the mean is taken away, is what fits.
+    """A module as the norm it computes, see `emotrace.traced.weights.norm_of`.
 
     Raises:
         EmotraceError: if it is neither RMSNorm nor LayerNorm.
     """
-    vectors = dict(module.named_parameters())
-    dtype = next((p.dtype for p in vectors.values()), torch.float32)
-    device = next((p.device for p in vectors.values()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    # the small rows tell eps, the offset tells whether the mean is taken away
-    rows = (torch.randn(4, width, generator=generator) + 0.5) * torch.tensor([[1.0], [3.0], [0.03], [0.01]])
-    x = rows.to(device, dtype)
-    with torch.no_grad():
-        want = module(x).double()
-    x = x.double()
-    if torch.equal(want, x):
-        return None
-    gains, biases = (
-        [torch.ones(width, dtype=torch.float64, device=device)],
-        [torch.zeros(width, device=device).double()],
-    )
-    for name, p in vectors.items():
-        if p.shape == (width,):
-            value = p.detach().double()
-            if "bias" in name:
-                biases = [value]
-            else:
-                gains = [value, 1 + value]
-    own = [getattr(module, n) for n in dir(module) if "eps" in n and isinstance(getattr(module, n, None), float)]
-    tried = [
-        Norm(g, b, eps, centred)
-        for g, b, eps, centred in itertools.product(gains, biases, own or EPSILONS, (False, True))
-    ]
-    errors = [float((n(x) - want).abs().max()) for n in tried]
-    error, best = min(zip(errors, tried, strict=True), key=lambda pair: pair[0])
-    if not error <= (1e-4 + 8 * torch.finfo(dtype).eps) * max(float(want.abs().max()), 1e-12):
-        raise EmotraceError(
-            f"{place or 'a norm'} ({type(module).__name__}) is neither RMSNorm nor LayerNorm (the closest deviates by "
-            f"{error:.1e}), so what goes through it cannot be told apart."
-        )
-    return best
+    try:
+        return leaf.norm_of(module, width, place)
+    except ValueError as error:
+        raise EmotraceError(str(error)) from None
 
 
 def reading_norm(model: Any, layer: int) -> Norm | None:
@@ -187,13 +92,17 @@ def reading_norm(model: Any, layer: int) -> Norm | None:
     Raises:
         EmotraceError: for a layer without ``resid_mid`` (parallel residual), as `Sites.address`.
     """
+    path = reading_norm_path(model, layer)
+    return None if path is None else norm_of(model._module.get_submodule(path), model.sites.d_model, path)
+
+
+def reading_norm_path(model: Any, layer: int) -> str | None:
+    """Module path of the norm that is given ``resid_mid`` of a sequential layer, or None."""
     address = model.sites.address("resid_mid", layer)
     if address.mirror is None:
         return None
     module = model._module.get_submodule(address.mirror.path)
-    if any(p.ndim > 1 for p in module.parameters()):
-        return None
-    return norm_of(module, model.sites.d_model, address.mirror.path)
+    return None if any(p.ndim > 1 for p in module.parameters()) else address.mirror.path
 
 
 def chosen_layers(

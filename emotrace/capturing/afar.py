@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,31 @@ def filled(
             yield group, filling.pop(group.index)
 
 
+def reductions(prepared: Iterable[tuple[Any, Plan, tuple[Any, ...]]], function: Any) -> Iterator[Request]:
+    """One request per chunk of prompts: all its forwards, and what a function makes of their rows.
+
+    Args:
+        prepared: ``(job, plan, what else the function takes)`` of each chunk.
+        function: of `emotrace.traced`.
+    """
+    for job, plan, args in prepared:
+        forwards = list(job.forwards(plan.groups[0]))
+        order = torch.argsort(_rows(forwards))
+        yield Request(
+            "", requests.reduced, lambda job=job, f=forwards, o=order, a=args: (*job.arguments(f), o, function, a)
+        )
+
+
+def _rows(forwards: Sequence[Any]) -> torch.Tensor:
+    """Where the rows of some forwards belong, in the order in which they come."""
+    spans = [(start, stop, row) for one in forwards for (_, start, stop), row in zip(one.spans, one.rows, strict=True)]
+    return torch.cat([torch.arange(row, row + stop - start) for start, stop, row in spans])
+
+
 def _put(job: Any, piece: list[Any], values: list[torch.Tensor], arrays: dict[str, np.ndarray]) -> None:
     """The rows of one answer into the buffers of its group."""
     targets = job.reads.targets(arrays)
-    rows = torch.cat(
-        [
-            torch.arange(row, row + stop - start)
-            for one in piece
-            for (_, start, stop), row in zip(one.spans, one.rows, strict=True)
-        ]
-    )
+    rows = _rows(piece)
     for numbers, value in zip(job.reads.cells(), values, strict=True):
         for number, cell in zip(numbers, value, strict=True):
             targets[number][rows] = cell.to(targets[number].dtype)

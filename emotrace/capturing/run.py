@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,12 @@ from typing import Any
 from emotrace import edits as edits_
 from emotrace import store
 from emotrace.capturing import afar, memory
-from emotrace.capturing.groups import fitted
 from emotrace.capturing.job import Job
-from emotrace.capturing.reads import Reads
-from emotrace.datasets import Prompts
+from emotrace.capturing.prepare import planned
 from emotrace.edits import Edit
-from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
-from emotrace.model import enter, inputs, versions
+from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
-from emotrace.traced import requests
 
 
 @dataclass(frozen=True)
@@ -93,50 +88,15 @@ def capture(
         EmotraceError: before anything runs, for prompts, sites, positions or edits that do not fit the model; for a
             store made with other settings; for a disk without room.
     """
-    prompts = Prompts.of(prompts)
-    table, encoder = model.sites, model.sites.encoder
-    check_positions(positions, "capture(positions=…)")
-    if batch_size < 1:
-        raise EmotraceError(f"capture(batch_size={batch_size}): at least 1.")
-    wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    edits = [] if edits is None else edits
-    edits_.check(edits, table, [p.about for p in prompts])
-    edits = list(edits)
-    ids = encoder.ids(prompts)
-    prompt_lengths = [len(i) for i in ids]
-    sequences = [i + list(p.reply_ids or ()) for i, p in zip(ids, prompts, strict=True)]
-    if positions == "generated" and not any(p.reply_ids for p in prompts):
-        raise EmotraceError(
-            "capture(positions='generated') needs prompts that carry replies: capture never generates. "
-            "Use generate, then prompts.with_replies(rows)."
-        )
-    chosen = [positions_in(positions, p, len(s)) for p, s in zip(prompt_lengths, sequences, strict=True)]
-    if table.remote is not None and table.remote.copies:
-        share_prefixes = False  # keys and values would be sent to and fro
-    dtype = str(model._module.dtype).removeprefix("torch.")
-    own = _own_widths(model, [s for s in wanted if isinstance(s, Site)], sequences[0])
-    reads = Reads(table, wanted, layers, dtype, own, codec)
-    rows = store.Rows.of(
-        prompts.keys,
-        sequences,
-        prompt_lengths,
-        chosen,
-        lambda i: encoder.token_texts([i])[0],
-        [p.labels for p in prompts],
+    job, plan = planned(
+        model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed
     )
-    attrs = {
-        **table.identity, **encoder.record, "versions": versions(), "prompts_digest": prompts.digest, "seed": seed,
-        "command": " ".join(sys.argv), "sites": [s.name if isinstance(s, Site) else s for s in wanted],
-        "positions": list(positions) if isinstance(positions, tuple) else positions,
-        "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),
-    }  # fmt: skip
-    plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
-    job = Job(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
     if dry_run:
         free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
         job.exact = True
-        asked = None if table.remote is None else sum(1 for g in plan.groups for _ in afar.pieces(job, g))
-        return Dry(len(rows), len(prompts), sum(map(len, sequences)), plan.bytes, plan.n_groups, free, asked)
+        asked = None if model.sites.remote is None else sum(1 for g in plan.groups for _ in afar.pieces(job, g))
+        tokens = sum(map(len, job.sequences))
+        return Dry(plan.n_rows, len(job.prompts), tokens, plan.bytes, plan.n_groups, free, asked)
     if out is None:
         return _to_memory(job, plan, progress)
     return _to_store(job, plan, out, progress)
@@ -174,27 +134,6 @@ def _to_memory(job: Job, plan: Any, progress: bool) -> Any:
                 pass
     edits_.refuse_silent(job.edits, job.fired)
     return store.Activations.in_memory(plan, arrays)
-
-
-def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
-    """Width of each place of the user's own, from one small forward.
-
-    Raises:
-        EmotraceError: if a place holds no ``[batch, token, width]`` tensor, or its module does not run.
-    """
-    widths: dict[str, int] = {}
-    probe = ids[:4]
-    fed = inputs(model, [probe])
-    for site in own:
-        program = [("read", 0, model.sites.resolve(site).lower(model), 0)]
-        try:
-            shape = tuple(enter(model, requests.shape, fed, program))
-        except Exception as error:  # nnsight's or the model's own words, of whatever class
-            raise EmotraceError(f"{site.name} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
-        if len(shape) != 3 or shape[:2] != (1, len(probe)):
-            raise EmotraceError(f"{site.name} holds shape {shape}; capture stores [batch, token, width] tensors.")
-        widths[site.name] = shape[2]
-    return widths
 
 
 def _existing(path: Path) -> Path:

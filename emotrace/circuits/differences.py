@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 import xarray as xr
 
 from emotrace.attribution.files import plain, save
-from emotrace.attribution.streams import fitting, origin, stream
+from emotrace.attribution.streams import fitting, origin, reductions
 from emotrace.attribution.sums import Sums
 from emotrace.capturing import capture
 from emotrace.datasets import Prompts
 from emotrace.directions.estimate import centering_weights
 from emotrace.directions.groups import Groups, group
 from emotrace.labels import EmotraceError, unknown
+from emotrace.traced import contributions
 
 PLACE: Final = "difference_vectors"
 SITES: Final = ("z", "neuron")
@@ -103,14 +105,16 @@ def difference_vectors(
     }  # fmt: skip
     weights = _weights(groups)
     sums = Sums(out, {"method": PLACE, **source, **settings, "per_chunk": per_chunk, "batch_size": batch_size})
-    for rows, acts in stream(
-        model, used, wanted, layers=chosen, prompts_per_chunk=per_chunk, batch_size=batch_size, start=sums.done,
-        progress=progress, desc="differences",
+
+    def args(rows: range) -> tuple[Any, ...]:
+        return (torch.from_numpy(np.ascontiguousarray(weights[:, rows.start : rows.stop])),)
+
+    for rows, totals in reductions(
+        model, used, wanted, contributions.weighted, args, layers=chosen, prompts_per_chunk=per_chunk,
+        batch_size=batch_size, start=sums.done, progress=progress, desc="differences",
     ):  # fmt: skip
-        part = weights[:, rows.start : rows.stop]
-        for site in wanted:
-            x = acts.sel(site).values
-            sums.add(site, np.stack([part @ x[i].reshape(len(rows), -1).astype(np.float64) for i in range(len(x))], 1))
+        for site, total in zip(wanted, totals, strict=True):
+            sums.add(site, total.numpy())
         sums.commit(rows.stop)
     found = _dataset(model, {s: sums[s] for s in wanted}, at, groups, label).assign_attrs(
         plain(

@@ -14,6 +14,7 @@ import nnsight
 import torch
 
 from emotrace.traced import caches, places
+from emotrace.traced.precision import exactly
 
 
 def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
@@ -79,8 +80,10 @@ def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tenso
             sizes.append(token.detach().square().mean(-1).sqrt())
         else:
             out = token
-    scores = out @ covectors.to(out.device, out.dtype).T
-    return _backward(scores, shifts, along), scores.detach().T.cpu(), _stacked(sizes, out, len(at))
+    with exactly(out):
+        scores = out @ covectors.to(out.device, out.dtype).T
+        found = _backward(scores, shifts, along)
+    return found, scores.detach().T.cpu(), _stacked(sizes, out, len(at))
 
 
 def _backward(scores: torch.Tensor, shifts: list, along: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,9 @@ def captured(model: Any, steps: list, forwards: list, cells: list, setup: tuple)
     return values, fired
 
 
-def reduced(model: Any, steps: list, forwards: list, cells: list, setup: tuple, reduce: Any, args: tuple) -> tuple:
+def reduced(
+    model: Any, steps: list, forwards: list, cells: list, setup: tuple, order: Any, reduce: Any, args: tuple
+) -> tuple:
     """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
 
     Args:
@@ -65,10 +67,13 @@ def reduced(model: Any, steps: list, forwards: list, cells: list, setup: tuple, 
         forwards: see there.
         cells: see there.
         setup: see there.
+        order: index of the rows that brings them into the order of the prompts; None leaves them.
         reduce: a function of this package, called with the model and the tensors of `captured`.
         args: what else it takes.
     """
     values, fired = captured(model, steps, forwards, cells, setup)
+    if order is not None:
+        values = [value[:, order] for value in values]
     return reduce(model, values, *args), fired
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace.attribution import head_contributions, load, streams
+from emotrace.capturing import reduce
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
@@ -148,7 +149,7 @@ def test_a_large_norm_block_is_cut_without_a_trace(readout, monkeypatch):
     model, prompts = loaded("gemma2"), some_prompts()
     directions = random_directions(model)
     whole = head_contributions(model, prompts, directions, readout=readout, progress=False)
-    monkeypatch.setattr("emotrace.attribution.heads.BLOCK_BYTES", 1)
+    monkeypatch.setattr("emotrace.traced.contributions.BLOCK_BYTES", 1)
     cut = head_contributions(model, prompts, directions, readout=readout, progress=False)
     np.testing.assert_allclose(cut["mean"], whole["mean"], atol=1e-6)
 
@@ -172,7 +173,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)  # chunks of 32
     alone = head_contributions(model, prompts, directions, progress=False)
     np.testing.assert_allclose(alone["mean"], whole["mean"], atol=1e-6)
-    real, calls = streams.capture, []
+    real, calls = reduce.planned, []
 
     def dies_at_the_third(*args, **kwargs):
         calls.append(len(args[1]))
@@ -180,7 +181,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(streams, "capture", dies_at_the_third)
+    monkeypatch.setattr(reduce, "planned", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         head_contributions(model, prompts, directions, out=tmp_path, progress=False)
     resumed = head_contributions(model, prompts, directions, out=tmp_path, progress=False)
@@ -271,7 +272,7 @@ def test_bfloat16_weights():
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(change, word, monkeypatch):
     model = loaded("llama")
-    monkeypatch.setattr(streams, "capture", None)
+    monkeypatch.setattr(reduce, "planned", None)
     options = {k: v for k, v in change.items() if k != "directions"}
     directions = change.get("directions", lambda d: d)(random_directions(model))
     with pytest.raises(EmotraceError, match=word):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace.attribution import load, neuron_contributions, streams
+from emotrace.capturing import reduce
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
@@ -163,7 +164,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path, monkeypatch):
     directions = random_directions(model)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)  # chunks of 32
     alone = neuron_contributions(model, prompts, directions, progress=False)
-    real, calls = streams.capture, []
+    real, calls = reduce.planned, []
 
     def dies_at_the_second(*args, **kwargs):
         calls.append(len(args[1]))
@@ -171,7 +172,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(streams, "capture", dies_at_the_second)
+    monkeypatch.setattr(reduce, "planned", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         neuron_contributions(model, prompts, directions, out=tmp_path, progress=False)
     resumed = neuron_contributions(model, prompts, directions, out=tmp_path, progress=False)
@@ -220,14 +221,14 @@ def test_a_dry_run_says_what_would_be_done():
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(options, word, monkeypatch):
     model = loaded("llama")
-    monkeypatch.setattr(streams, "capture", None)
+    monkeypatch.setattr(reduce, "planned", None)
     with pytest.raises(EmotraceError, match=word):
         neuron_contributions(model, some_prompts(), random_directions(model), **options)
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_first_forward(monkeypatch):
     model = loaded("gpt2")
-    monkeypatch.setattr(streams, "capture", None)
+    monkeypatch.setattr(reduce, "planned", None)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)
     prompts = some_prompts(n=60)
     long = Prompt("long", token_ids=(20,) * 65, labels={"emotion": "fear", "skeleton_id": "s"})

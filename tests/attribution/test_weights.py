@@ -11,6 +11,7 @@ from emotrace.attribution import weights
 from emotrace.attribution.weights import Norm, norm_of, projection, reading_norm
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
+from emotrace.traced import weights as leaf
 from tests.helpers import loaded
 
 PROMPTS = [[20, 30, 40, 50], [60, 70, 80, 90, 100]]
@@ -74,7 +75,7 @@ def test_along_is_the_product_whatever_the_block(monkeypatch):
     p = projection(loaded("llama"), "neuron", 0)
     v = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).double()
     want = v @ p.matrix.double().T
-    monkeypatch.setattr(weights, "ROWS", 5)
+    monkeypatch.setattr(leaf, "ROWS", 5)
     torch.testing.assert_close(p.along(v), want, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(p.along(v[0]), want[0], rtol=1e-14, atol=1e-14)
 

@@ -133,7 +133,7 @@ def test_models_with_some_of_it():
 def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
     model, given = loaded("llama"), prompts()
     base = run(model, given)
-    real = differences.stream
+    real = differences.reductions
 
     def killed(*args, **options):
         for i, part in enumerate(real(*args, **options)):
@@ -141,11 +141,11 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(differences, "stream", killed)
+    monkeypatch.setattr(differences, "reductions", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, given, out=tmp_path)
     asked = []
-    monkeypatch.setattr(differences, "stream", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
+    monkeypatch.setattr(differences, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     assert asked == [14, 27]

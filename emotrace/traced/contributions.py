@@ -1,0 +1,193 @@
+"""Contributions: sums over prompts of what neurons and heads write along directions, made where weights and activations are.
+
+The activations of a chunk of prompts come as `requests.reduced` gives them: one tensor ``[layer, prompt, width]`` (``[layer ·
+sublayer, prompt, dim]``) per variable. Sums are float64, on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emotrace.traced import weights
+from emotrace.traced.precision import exactly
+
+BLOCK_BYTES = 64 << 20
+"""What heads write is held for so many prompts of a layer at a time, where a norm makes that necessary."""
+
+
+# -- sums that need no weights ------------------------------------------------------------------------------------
+
+
+def weighted(model: Any, values: list, w: Tensor) -> list:
+    """Weighted sums over prompts: ``[row of w, cell, width]`` of each variable."""
+    return [torch.stack([w @ x.double() for x in value], dim=1) for value in values]
+
+
+def dotted(model: Any, values: list, covectors: Tensor) -> Tensor:
+    """The one read of each prompt along its own vector, ``[prompt]``."""
+    return (values[0][0].double() * covectors).sum(-1)
+
+
+def picked(model: Any, values: list, columns: list) -> list:
+    """Some columns of each cell of the one variable: ``[prompt, column]`` float32."""
+    return [x[:, torch.tensor(at)].float() for x, at in zip(values[0], columns, strict=True)]
+
+
+# -- neurons ------------------------------------------------------------------------------------------------------
+
+
+def betas(model: Any, specs: list, v: Tensor) -> tuple:
+    """What one unit of each neuron (over ρ, where a norm follows) adds to the projection, and what the biases add.
+
+    Args:
+        model: an nnsight model with weights.
+        specs: of the projections.
+        v: unit directions ``[label, layer, d]`` float64.
+
+    Returns:
+        β ``[label, layer, unit]``; c⟨v, b⟩ ``[label, layer]`` (to be multiplied with mean 1/ρ where a norm follows); c⟨v, bias
+        of the norm⟩ ``[label, layer]``; whether a norm follows, per layer.
+    """
+    beta, given, added, normed = [], [], [], []
+    for i, spec in enumerate(specs):
+        p, along = weights.projection(model, spec), v[:, i]
+        seen = along if p.norm is None else p.norm.pulled(along.to(p.norm.gain.device)).cpu()
+        beta.append(p.scale * p.along(seen))
+        bias = torch.zeros(v.shape[-1]) if p.bias is None else p.bias.cpu()
+        given.append(p.scale * (seen @ bias.double()))
+        extra = torch.zeros(len(v), dtype=torch.float64) if p.norm is None else along @ p.norm.bias.cpu()
+        added.append(p.scale * extra)
+        normed.append(p.norm is not None)
+    return torch.stack(beta, 1), torch.stack(given, 1), torch.stack(added, 1), normed
+
+
+def neurons(model: Any, values: list, specs: list, own: Tensor) -> dict:
+    """Sums of one chunk: Σ max(a, 0), Σ min(a, 0), where a norm follows also Σ a and Σ 1/ρ, and Σ of a second variable.
+
+    Args:
+        model: an nnsight model.
+        values: ``neuron``, and possibly another.
+        specs: of the projections, one per layer.
+        own: ``[label, prompt]``, 1 where a prompt has a label.
+    """
+    totals: dict = {"positive": [], "negative": [], "raw": [], "shrink": []}
+    for value, spec in zip(values[0], specs, strict=True):
+        x = value.double()
+        p = weights.projection(model, spec)
+        if p.norm is not None:
+            shrink = 1 / p.norm.size(p.output(x)).cpu()
+            totals["raw"].append(own @ x)
+            totals["shrink"].append(own @ shrink)
+            x = x * shrink[:, None]
+        totals["positive"].append(own @ x.clamp(min=0))
+        totals["negative"].append(own @ x.clamp(max=0))
+    if len(values) > 1:
+        totals["activation"] = [own @ x.double() for x in values[1]]
+    return {name: torch.stack(per_layer, 1) for name, per_layer in totals.items() if per_layer}
+
+
+# -- heads --------------------------------------------------------------------------------------------------------
+
+
+def heads(model: Any, values: list, names: list, layers: list, n_heads: int, code: Tensor, memo: dict) -> dict:
+    """Sums of one chunk: importance per label of prompt and direction, its square on the own label, and s(r).
+
+    Args:
+        model: an nnsight model.
+        values: if read, the residual ``[layer · site, prompt, dim]``; ``z``.
+        names: the residual sites, in the order of their cells.
+        layers: per layer ``(spec, directions [label, d], residual site or None, envoy of the norm it goes through or None)``.
+        n_heads: query heads.
+        code: label of each prompt.
+        memo: keeps what does not depend on the prompts, for another chunk.
+    """
+    if "parts" not in memo:
+        memo["parts"] = [_part(model, layer) for layer in layers]
+        through = any(norm is not None or p.norm is not None for p, _, _, norm in memo["parts"])
+        memo["writes"] = None if through else torch.stack([_writes(part, n_heads) for part in memo["parts"]])
+    parts, writes = memo["parts"], memo["writes"]
+    z = values[-1].reshape(len(parts), len(code), n_heads, -1)
+    residual = {}
+    if names:
+        grid = values[0].reshape(len(parts), len(names), len(code), -1)
+        residual = {name: grid[:, j] for j, name in enumerate(names)}
+    n_labels = len(parts[0][1])
+    own = torch.nn.functional.one_hot(code, n_labels).double()
+    if writes is not None:
+        importance = torch.einsum("lbhk,lhke->lhbe", z.double(), writes)
+        base = _linear_baseline(code, importance, residual, parts)
+    else:
+        both = [_through_norms(part, i, z[i], residual) for i, part in enumerate(parts)]
+        importance = torch.stack([x for x, _ in both])
+        base = torch.stack([s[torch.arange(len(code)), code] for _, s in both])
+    mine = importance.gather(-1, code[None, None, :, None].expand(*importance.shape[:3], 1))[..., 0]
+    return {
+        "first": torch.einsum("bp,lhbe->pelh", own, importance),
+        "second": torch.einsum("bp,lhb->plh", own, mine.square()),
+        "baseline": torch.einsum("bp,lb->pl", own, base),
+    }
+
+
+def post_normed(model: Any, specs: list) -> list:
+    """Whether a norm follows each projection."""
+    return [weights.projection(model, spec).norm is not None for spec in specs]
+
+
+def _part(model: Any, layer: tuple) -> tuple:
+    spec, v, reads, norm = layer
+    if norm is not None:
+        norm = weights.norm_of(norm._module, spec[5], str(norm.path))
+    return weights.projection(model, spec), v, reads, norm
+
+
+def _writes(part: tuple, n_heads: int) -> Tensor:
+    """W_O,hᵀ v · c, float64 ``[head, head_dim, label]``."""
+    p, v, _, _ = part
+    u = p.scale * p.along(v)
+    return u.reshape(len(v), n_heads, -1).permute(1, 2, 0).contiguous()
+
+
+def _linear_baseline(code: Tensor, importance: Tensor, residual: dict, parts: list) -> Tensor:
+    """s(r) of each prompt on its own label's direction ``[layer, prompt]``."""
+    v = torch.stack([along for _, along, _, _ in parts])[:, code]
+    if "resid_mid" in residual:
+        return (residual["resid_mid"].double() * v).sum(-1)
+    summed = importance.sum(1)[:, torch.arange(len(code)), code]
+    for i, (p, _, _, _) in enumerate(parts):
+        if p.bias is not None:
+            summed[i] += p.scale * (v[i] @ p.bias.double().cpu())
+    return summed
+
+
+def _through_norms(part: tuple, i: int, z: Tensor, residual: dict) -> tuple:
+    """Importance ``[head, prompt, label]`` and s(r) ``[prompt, label]`` of one layer, in blocks of prompts."""
+    p, along, reads, norm = part
+    device = p.weight.device
+    v = along.to(device)
+    weight = p.matrix.reshape(z.shape[1], z.shape[2], -1)
+    step = max(1, BLOCK_BYTES // (8 * z.shape[1] * weight.shape[-1]))
+    importance, base = [], []
+    for at in range(0, len(z), step):
+        block = z[at : at + step].to(device, torch.float32)
+        with exactly(weight):
+            wrote = torch.einsum("bhk,hkd->bhd", block, weight).double()
+        branch = p.output(block.flatten(1)).double()
+        if p.norm is not None:
+            wrote = p.norm(branch)[:, None] - p.norm(branch[:, None] - wrote)
+            branch = p.norm(branch)
+        if reads == "resid_mid":
+            r = residual["resid_mid"][i, at : at + step].to(device, torch.float64)
+        elif reads == "resid_pre":
+            r = residual["resid_pre"][i, at : at + step].to(device, torch.float64) + branch
+        else:
+            r = p.scale * branch
+        change = p.scale * wrote
+        if norm is not None:
+            change = norm(r)[:, None] - norm(r[:, None] - change)
+            r = norm(r)
+        importance.append(torch.einsum("bhd,ed->hbe", change, v).cpu())
+        base.append((r @ v.T).cpu())
+    return torch.cat(importance, dim=1), torch.cat(base)
