@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The main job on a part of the data: 24 of the 160 skeletons of each file.
 demo: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit 24 --sweep-limit 4 --draws 2 --attn-implementation eager --out runs/demo
+	$(BIN)/python experiments/emotion_circuits.py --limit 24 --sweep-limit 4 --finalists 3 --dose-step 2 --draws 2 --attn-implementation eager --out runs/demo
 
 # The main job on all of the data.
 study: $(READY)

@@ -92,10 +92,10 @@ def encoding(preset: str | None) -> dict[str, Any]:
     return {"double_bos": found["double_bos"], "date": datetime.date.today().isoformat()}
 
 
-def ours(lm: Any, max_new_tokens: int) -> Protocol:
-    """One decoding for all methods; steering and circuit searched on held-out training skeletons."""
+def ours(lm: Any, max_new_tokens: int, step: int = 1) -> Protocol:
+    """One decoding for all methods; steering, at every ``step``-th dose, and circuit searched on held-out training skeletons."""
     windows = evaluation.layer_windows(lm.sites.n_layers)
-    steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES)
+    steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES[::step])
     modulation = lines([{"neuron_positions": p, "head_positions": p} for p in POSITIONS], "lambda", STRENGTHS)
     return Protocol({"": {"max_new_tokens": max_new_tokens}}, steering, modulation)
 

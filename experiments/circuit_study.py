@@ -23,8 +23,8 @@ PAIRS = (("circuit", "prompt"), ("circuit", "steer"), ("steer", "prompt"), ("cir
 """Methods whose difference is tested, pair by pair."""
 FIRST = 4
 """The first sample of a search is so many times smaller than the middle one."""
-KEEP = (24, 5)
-"""Settings that go on to the middle and to the whole sample of held-out skeletons."""
+KEEP = 5
+"""So many times as many settings as finalists go on to the middle sample."""
 
 
 class Study:
@@ -106,7 +106,14 @@ class Study:
         }  # fmt: skip
 
     def search(
-        self, held: Prompts, plain: Prompts, method: str, lines: Sequence[Sequence[Setting]], edits: Any, middle: int
+        self,
+        held: Prompts,
+        plain: Prompts,
+        method: str,
+        lines: Sequence[Sequence[Setting]],
+        edits: Any,
+        middle: int,
+        finalists: int,
     ) -> tuple[Rows, Setting, Rows]:
         """Settings by successive halving: all on a few held-out skeletons, the best on ``middle``, the best of these on all.
 
@@ -117,6 +124,7 @@ class Study:
             lines: settings that differ in dose only, by growing dose.
             edits: setting → edits.
             middle: skeletons of the middle sample.
+            finalists: settings that go on to all held-out skeletons.
 
         Returns:
             Every setting tried, on its largest sample; the chosen one; and its line, all doses on the middle sample.
@@ -131,7 +139,7 @@ class Study:
             name = "_".join([method, *map(_short, setting.values()), str(size)])
             return {**self.point(name, some, plain, method, edits(setting)), **setting, "skeletons": size}
 
-        points, best = evaluation.search(lines, measure, sizes, KEEP)
+        points, best = evaluation.search(lines, measure, sizes, (KEEP * finalists, finalists))
         of_best = next(line for line in lines if any(s.items() <= best.items() for s in line))
         line = [measure(setting, sizes[1]) for setting in of_best]
         largest: dict[str, dict[str, Any]] = {}

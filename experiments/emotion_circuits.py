@@ -56,6 +56,8 @@ def main(
     ),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
+    finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
+    dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering")] = 1,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
     curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
     neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
@@ -91,12 +93,15 @@ def main(
         raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
     encoding = circuit_protocol.encoding(preset)
     lm = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation, **encoding)
-    protocol = circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens)
+    protocol = (
+        circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens, dose_step)
+    )
     settings = {
         "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
-        "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit, "draws": draws,
+        "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit,
+        "finalists": finalists, "draws": draws,
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
         "preset": preset, "preset_settings": protocol.record, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
         "target_aware": target_aware,
@@ -159,9 +164,9 @@ def main(
         )
     aimed, held_plain = trial_plain.for_each(emotion=et.EMOTIONS), plain.where(skeleton_id=sorted(held))
     steered, modulated = partial(study.steering, dirs), partial(study.modulated, circuit)
-    sweep, best, line = study.search(held_plain, plain, "steer", protocol.steering, steered, sweep_limit)
+    sweep, best, line = study.search(held_plain, plain, "steer", protocol.steering, steered, sweep_limit, finalists)
     modulation, best_circuit, circuit_line = study.search(
-        held_plain, plain, "circuit", protocol.modulation, modulated, sweep_limit
+        held_plain, plain, "circuit", protocol.modulation, modulated, sweep_limit, finalists
     )
     print(
         f"chosen on {best['skeletons']} held-out training skeletons: steering at layers {best['layers']}, positions "

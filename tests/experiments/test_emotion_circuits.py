@@ -16,7 +16,8 @@ from emotrace.labels import METHODS, EmotraceError
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "sev.jsonl", "test": ROOT / "data" / "test_set.jsonl",
-    "judge": "lexicon", "limit": 8, "sweep_limit": 1, "draws": 1, "curve_draws": 1, "neurons_per_layer": 20,
+    "judge": "lexicon", "limit": 8, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
+    "curve_draws": 1, "neurons_per_layer": 20,
     "heads_per_layer": 2, "preset": None, "max_new_tokens": 14, "batch_size": 32, "target_aware": False, "label_map": None,
     "price": None, "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
@@ -24,7 +25,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def study():
-    """The experiment's module, with one dose and two strengths."""
+    """The experiment's module, with one dose, two strengths and two layer ranges."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
         spec = importlib.util.spec_from_file_location("emotion_circuits", ROOT / "experiments" / "emotion_circuits.py")
@@ -34,7 +35,9 @@ def study():
         sys.path.remove(str(ROOT / "experiments"))
     protocol = module.circuit_protocol
     protocol.DOSES, protocol.STRENGTHS, protocol.INFLUENCE_DOSES = (0.15,), (0.5, 1.0), (0.1,)
-    yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(et.evaluation, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
+        yield module
     for name in ("circuit_protocol", "circuit_study"):
         sys.modules.pop(name, None)
 
