@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         edits,
         interop,
         judges,
+        prompt_tuning,
         report,
         rsa,
         scoring,
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 __version__ = _version("emotrace")
 
 _ROOMS = (
-    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "report", "rsa", "scoring", "sites",
-    "stats", "store", "testing",
+    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "prompt_tuning", "report",
+    "rsa", "scoring", "sites", "stats", "store", "testing",
 )  # fmt: skip
 _NAMES = {
     "capture": "capturing",
@@ -88,6 +89,7 @@ __all__ = [
     "judges",
     "load",
     "open_activations",
+    "prompt_tuning",
     "report",
     "rsa",
     "scoring",

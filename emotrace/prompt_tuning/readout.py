@@ -138,7 +138,7 @@ def refuse_remote(model: Any) -> None:
         EmotraceError: for such a model.
     """
     backend = str(model.sites.identity.get("backend", "local"))
-    if backend != "local" or any(p.is_meta for p in model._module.parameters()):
+    if backend not in ("local", "simulated") or any(p.is_meta for p in model._module.parameters()):
         raise EmotraceError(
             f"soft prompts are tuned and measured where the weights are: {model.sites.identity.get('model_id')!r} is "
             "remote. Load it with its weights; under a tuned prompt, capture(edits=prompt_tuning.as_edits(…)) works remotely."

@@ -1,0 +1,219 @@
+"""Knowledge: figures and page of a study of emotion concepts: RDMs, selective neurons, masked accuracy, the link to people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from scipy import stats
+
+from emotrace.directions.files import replace_file
+from emotrace.report import style
+from emotrace.report.figures import Shown
+from emotrace.report.page import render
+from emotrace.report.style import FAINT, INK
+from emotrace.rsa import square
+
+SELECTIVE, RANDOM, UNMASKED = "#D55E00", "#777777", "#0072B2"
+BINS: Final = 256
+"""Most columns of a map of neurons; where there are more units, a column counts several."""
+
+
+def rdm_maps(rdms: Mapping[str, xr.DataArray], agreement: str = "") -> Figure:
+    """One heat map per RDM, concepts in the same order in all; each has its own scale, from its least to its largest distance.
+
+    Args:
+        rdms: name → ``[pair]``.
+        agreement: claim of the title.
+    """
+    across = min(2, len(rdms))
+    down = math.ceil(len(rdms) / across)
+    figure = style.canvas(0.7 + 4.6 * down, agreement or "Dissimilarity of emotion concepts")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for ax in panels[len(rdms) :]:
+        ax.set_axis_off()
+    for ax, (name, rdm) in zip(panels, rdms.items(), strict=False):
+        matrix = square(rdm)
+        names = [str(c) for c in matrix[matrix.dims[-1]].values]
+        values = np.array(matrix.values, dtype=float)
+        np.fill_diagonal(values, np.nan)
+        image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", interpolation="nearest")
+        ax.set_facecolor("#f2f2f2")
+        ax.set_title(name, fontsize=10.5, loc="left", color=INK)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
+        ax.set_yticks(range(len(names)), names, fontsize=6.5)
+        ax.tick_params(length=0, colors=INK)
+        bar = figure.colorbar(image, ax=ax, shrink=0.75, aspect=25)
+        bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def selective_counts(significant: xr.DataArray) -> Figure:
+    """How many neurons are selective for each attribute in each layer, as numbers on a heat map.
+
+    Args:
+        significant: bool ``[attribute, layer, unit]``.
+    """
+    counts = significant.sum("unit").transpose("attribute", "layer")
+    names = [str(a) for a in counts["attribute"].values]
+    layers = [int(i) for i in counts["layer"].values]
+    values = counts.values
+    total = values.sum(1)
+    most = names[int(total.argmax())]
+    claim = f"Most neurons are selective for {most} ({int(total.max()):,} of {significant[0].size:,})"
+    figure = style.canvas(1.2 + 0.3 * len(names), claim if total.max() else "No neuron is selective for an attribute")
+    ax = figure.subplots()
+    image = ax.imshow(values, cmap="Blues", aspect="auto", vmin=0)
+    for (i, j), value in np.ndenumerate(values):
+        dark = value > 0.6 * max(1, values.max())
+        ax.text(j, i, f"{int(value):,}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    ax.set_xticks(range(len(layers)), [str(i) for i in layers])
+    ax.set_yticks(range(len(names)), [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)], fontsize=9)
+    ax.set_xlabel("layer", fontsize=10, color=INK)
+    ax.tick_params(length=0, colors=INK)
+    figure.colorbar(image, ax=ax, shrink=0.7).ax.tick_params(labelsize=8)
+    return figure
+
+
+def top_neurons(masked: xr.DataArray) -> Figure:
+    """Where the best neurons of each attribute lie: layers upwards, units to the right, darker where there are more.
+
+    Args:
+        masked: bool ``[attribute, layer, unit]``, all with the same number of neurons.
+    """
+    names = [str(a) for a in masked["attribute"].values]
+    k = int(masked[0].sum())
+    across = min(3, len(names))
+    down = math.ceil(len(names) / across)
+    layers = [int(i) for i in masked["layer"].values]
+    figure = style.canvas(
+        0.9 + down * max(0.8, 0.13 * len(layers) + 0.5), f"The {k:,} neurons closest to each attribute"
+    )
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    size = math.ceil(masked.sizes["unit"] / BINS)
+    for i, ax in enumerate(panels.ravel()):
+        if i >= len(names):
+            ax.set_axis_off()
+            continue
+        values = masked[i].transpose("layer", "unit").values
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % size)))
+        counts = padded.reshape(len(values), -1, size).sum(-1)
+        ax.imshow(counts, cmap=_MAP, aspect="auto", origin="lower", interpolation="nearest", vmin=0,
+                  extent=(-0.5, counts.shape[1] * size - 0.5, -0.5, len(values) - 0.5))  # fmt: skip
+        ax.set_title(names[i], fontsize=9.5, loc="left", color=INK)
+        step = max(1, math.ceil(len(layers) / 6))
+        ax.set_yticks(range(0, len(layers), step), [str(n) for n in layers[::step]])
+        ax.tick_params(labelsize=8, colors=INK, length=2)
+    figure.supxlabel("unit", fontsize=10, color=INK)
+    figure.supylabel("layer", fontsize=10, color=INK)
+    return figure
+
+
+_MAP = ListedColormap(["#f2f2f2", *(f"#{int(213 - 60 * i / 7):02x}{int(94 - 50 * i / 7):02x}00" for i in range(8))])
+
+
+def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame | None = None) -> Figure:
+    """Accuracy with the selective and with random neurons of each attribute masked, at one k; 95 % intervals over emotions.
+
+    Args:
+        drops: of `rsa.drops`, with unmasked accuracies.
+        k: neurons masked.
+        tests: of `rsa.draw_tests`; an attribute whose selective mask hurts more than 95 % of the draws gets a star.
+    """
+    here: Any = drops[drops["k"] == k]
+    names = list(dict.fromkeys(here["attribute"]))
+    means = here.groupby(["attribute", "emotion"])[["selective", "random", "unmasked"]].mean()
+    unmasked = float(means["unmasked"].mean())
+    starred = set()
+    if tests is not None:
+        rows: Any = tests[(tests["k"] == k) & (tests["hurts_more"] > 0.95)]
+        starred = set(rows["attribute"])
+    below = f"{len(starred)} of {len(names)} selective masks of {k:,} neurons hurt more than 95 % of random ones"
+    figure = style.canvas(4.2, below if tests is not None else f"Accuracy with {k:,} neurons masked")
+    ax = style.axes(figure.subplots(), "", "", "accuracy")
+    for i, name in enumerate(names):
+        part = means.loc[name]
+        for offset, column, colour, marker in ((-0.14, "random", RANDOM, "D"), (0.14, "selective", SELECTIVE, "o")):
+            mean, low, high = _interval(part[column].to_numpy())
+            style.whisker(ax, i + offset, (low, high), colour)
+            ax.plot([i + offset], [mean], marker=marker, color=colour, markersize=5, linestyle="none",
+                    label=f"{column} neurons masked" if i == 0 else None)  # fmt: skip
+    ax.axhline(
+        unmasked, color=UNMASKED, linewidth=1, linestyle=(0, (4, 3)), label=f"no mask, {style.percent(unmasked, 1)}"
+    )
+    ax.set_xticks(range(len(names)), [f"{n}{' *' if n in starred else ''}" for n in names], rotation=40, ha="right")
+    ax.legend(fontsize=9, frameon=False, loc="best")
+    return figure
+
+
+def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link: pd.DataFrame | None = None) -> Figure:
+    """Mean drop of each attribute against how closely people's concepts follow it, at one k.
+
+    Args:
+        drops: of `rsa.drops`.
+        human: attribute → its correlation with the human RDM.
+        k: neurons masked.
+        link: of `rsa.human_link`, per k.
+    """
+    here: Any = drops[drops["k"] == k]
+    emotions = here.groupby(["attribute", "emotion"])["drop"].mean()
+    names = list(dict.fromkeys(here["attribute"]))
+    title = "Drop of accuracy against the human side"
+    if link is not None and k in link["k"].tolist():
+        row: Any = link[link["k"] == k].iloc[0]
+        title = f"Mean r over {int(row['n'])} emotions {row['r']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]".replace(
+            "-", "−"
+        )
+    figure = style.canvas(4.6, title)
+    ax = style.axes(
+        figure.subplots(), "", "correlation of the attribute with the human RDM", "drop (random − selective)"
+    )
+    for name in names:
+        mean, low, high = _interval(emotions.loc[name].to_numpy())
+        style.whisker(ax, human[name], (low, high), FAINT)
+        ax.plot([human[name]], [mean], marker="o", color=SELECTIVE, linestyle="none", markersize=5)
+        ax.annotate(name, (human[name], mean), xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
+    ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    return figure
+
+
+def write(
+    out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, pd.DataFrame],
+    manifest: Mapping[str, Any],
+) -> Path:  # fmt: skip
+    """Figures as PNG, tables as CSV, and the page that shows them.
+
+    Args:
+        out: folder of the run.
+        result: content of report.json; its ``warnings`` and ``model`` head the page.
+        shown: figures with names and captions.
+        tables: name → table.
+        manifest: of the run.
+
+    Returns:
+        The path of report.html.
+    """
+    for one in shown:
+        style.save(one.figure, out / "figures" / f"{one.name}.png")
+    for name, table in tables.items():
+        replace_file(out / "tables" / f"{name}.csv", table.to_csv(index=False).encode())
+    page = render(result, (), shown, [f"{name}.csv" for name in tables], manifest)
+    replace_file(out / "report.html", page.encode())
+    return out / "report.html"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and its 95 % interval by t; without one for fewer than two values."""
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
