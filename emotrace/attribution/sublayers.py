@@ -25,6 +25,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace.attribution.backward import Backward, Cell, cells, residuals
+from emotrace.attribution.central import Central, differentiable
 from emotrace.attribution.files import digest, save
 from emotrace.attribution.files import plain as json_of
 from emotrace.attribution.finite import finite_sums
@@ -42,6 +43,7 @@ CHUNK = 256
 """Prompts between two commits."""
 PLACE = "sublayer_influence"
 READOUTS = ("resid_post", "final_norm")
+LIMITS = {True: "exact derivative at dose 0", False: "central differences of small doses (the server keeps no graph)"}
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,15 @@ def sublayer_influence(
         "counts": _hash(json.dumps([sequences, counts.tolist()]).encode()), "reference": _hash(covectors.tobytes()),
         "align": align, "batch_size": batch_size,
     }  # fmt: skip
+    exact = differentiable(model)
+    identity |= {} if exact else {"derivative": "central differences"}
     sums = Sums(out, identity, "influence_sums")
     if sums.done < len(sequences):
-        backward = Backward(model, wanted, at, covectors, along, sequences)
-        _accumulate(backward, sequences, counts, sums, batch_size, progress)
+        if exact:
+            slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences)
+        else:
+            slopes = Central(model, wanted, at, covectors, along)
+        _accumulate(slopes, sequences, counts, sums, batch_size, progress)
     n = counts.sum(1)
     shape = (len(values), len(chosen), 2)
     mean = sums["slope"] / n[:, None]
@@ -201,7 +208,7 @@ def sublayer_influence(
     about = {
         "method": PLACE,
         "sign": "positive = more of this output along its own direction raises the projection on the reference",
-        "limit": "influence: exact derivative at dose 0; finite: (mean s(dose) - mean s(0)) / (dose * sigma)",
+        "limit": f"influence: {LIMITS[exact]}; finite: (mean s(dose) - mean s(0)) / (dose * sigma)",
         "label": label, "readout": f"{readout} of the last layer" if readout == "resid_post" else "final_norm",
         "position": "last", "shift": _shift(sites), "form": sites.form, "residual_scale": sites.scale,
         "reference_block": block, "align": int(align), "sigma_from": "these prompts" if sigma is None else "given",
@@ -214,7 +221,12 @@ def sublayer_influence(
 
 
 def _accumulate(
-    backward: Backward, sequences: list[list[int]], counts: np.ndarray, sums: Sums, batch_size: int, progress: bool
+    backward: Backward | Central,
+    sequences: list[list[int]],
+    counts: np.ndarray,
+    sums: Sums,
+    batch_size: int,
+    progress: bool,
 ) -> None:
     """Add what is not yet in the sums: Σ derivative, Σ derivative², Σ projection per label, Σ RMS per residual."""
     with progress_bar(total=len(sequences), desc="influence", unit="prompt", enabled=progress) as bar:

@@ -19,12 +19,14 @@ from emotrace.cli.options import (
     Limit,
     Model,
     Rows,
+    Where,
     Within,
     accepted_keys,
     labelled,
     names,
     no_file,
     numbers,
+    place,
 )
 from emotrace.labels import EmotraceError, unknown
 
@@ -46,6 +48,7 @@ def neurons(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """What each MLP neuron contributes to its layer's directions."""
     import emotrace as et
@@ -53,7 +56,7 @@ def neurons(
     _one_of(by, ("contrast", "mean"), "--by")
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     found = et.attribution.neuron_contributions(
-        et.load(model, device=device, dtype=dtype), prompts, dirs, batch_size=batch_size, **common
+        et.load(model, device=device, dtype=dtype, remote=place(remote)), prompts, dirs, batch_size=batch_size, **common
     )
     _print_best(found, by, top)
     typer.echo(f"{dict(found.sizes)} in {out}")
@@ -73,6 +76,7 @@ def heads(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     import emotrace as et
@@ -82,7 +86,12 @@ def heads(
     _one_of(readout, READOUTS, "--readout")
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     found = et.attribution.head_contributions(
-        et.load(model, device=device, dtype=dtype), prompts, dirs, readout=readout, batch_size=batch_size, **common
+        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        prompts,
+        dirs,
+        readout=readout,
+        batch_size=batch_size,
+        **common,
     )
     _print_best(found, by, top)
     typer.echo(f"{dict(found.sizes)} in {out}")
@@ -101,6 +110,7 @@ def influence(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
     import emotrace as et
@@ -110,7 +120,8 @@ def influence(
     sizes = numbers(doses, "--doses")
     plain, dirs, common = _inputs(data, directions, out, rows, limit, asked=False)
     found = et.attribution.sublayer_influence(
-        et.load(model, device=device, dtype=dtype), plain, dirs, doses=sizes, readout=readout, batch_size=batch_size,
+        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        plain, dirs, doses=sizes, readout=readout, batch_size=batch_size,
         **common,
     )  # fmt: skip
     label, block = common["label"], [f"{site} {layer}" for layer, site in json.loads(found.attrs["reference_block"])]
@@ -137,6 +148,7 @@ def circuit(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """The best neurons and heads of each layer, with what is added there: the circuit of every emotion."""
     import emotrace as et
@@ -158,7 +170,8 @@ def circuit(
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     table = None if influence is None else et.attribution.load(influence, "influence")
     found = et.circuits.discover(
-        et.load(model, device=device, dtype=dtype), prompts, dirs, preset=preset, influence=table,
+        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        prompts, dirs, preset=preset, influence=table,
         within=tuple(names(within)), batch_size=batch_size, **sizes, **common,
     )  # fmt: skip
     typer.echo(str(found))
@@ -193,6 +206,7 @@ def curves(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
     import emotrace as et
@@ -216,13 +230,13 @@ def curves(
     prompts, dirs, common = _inputs(data, directions, out, rows, limit, asked=what == "ablate")
     if what == "ablate":
         options["how"] = how or "zero"
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
         found = et.attribution.ablation_curve(lm, prompts, dirs, scores, **options, **common)
     else:
         assert circuit is not None
         del common["accepted"]
         payload = et.Circuit.load(circuit).payload
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
         found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
     table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})
     replace_file(out / "curve.csv", table.to_csv(index=False, lineterminator="\n").encode())

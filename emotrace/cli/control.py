@@ -21,10 +21,12 @@ from emotrace.cli.options import (
     System,
     Texts,
     TopK,
+    Where,
     decoding,
     finite,
     labelled,
     layer_list,
+    place,
     span,
     value_of,
 )
@@ -52,6 +54,7 @@ def steer(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """Baseline and steered replies, side by side."""
     import emotrace as et
@@ -59,7 +62,7 @@ def steer(
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     finite(dose, "--dose")
     aim, vector, wanted = _direction(directions, emotion, layers, site)
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
     strength = dose * math.sqrt(lm.sites.d_model)
     edit = et.Add(site, layers=wanted or _middle(lm), vector=vector, strength=strength, scale="rms")
     _side_by_side(lm, prompts, system, [edit], aim, options)
@@ -87,6 +90,7 @@ def modulate(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """Baseline replies and those with a circuit added, side by side."""
     import emotrace as et
@@ -98,7 +102,7 @@ def modulate(
         "head_positions": span(head_positions or ("all" if found.meta.get("preset") else "steer"), "--head-positions"),
     }
     aim, edits = _added(found, circuit, emotion, strength, **positions)
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
     found.check(lm)
     _side_by_side(lm, prompts, system, edits, aim, options)
 

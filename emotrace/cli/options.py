@@ -15,6 +15,10 @@ Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over t
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
+Where = Annotated[
+    str | None,
+    typer.Option("--remote", help="ndif, a URL, or local (packed as for a server): no weights are loaded here"),
+]
 Store = Annotated[Path, typer.Argument(help="an activation store")]
 Data = Annotated[Path, typer.Option(help="SEV file")]
 Directions = Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")]
@@ -25,6 +29,15 @@ Texts = Annotated[list[str], typer.Argument(help="what to reply to")]
 System = Annotated[str | None, typer.Option(help="system message; default none")]
 Sample = Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")]
 TopK = Annotated[int, typer.Option(min=0)]
+
+
+def place(remote: str | None) -> bool | str:
+    """Where a model runs, as `emotrace.load` takes it."""
+    if remote is None:
+        return False
+    if remote not in ("ndif", "local") and not remote.startswith(("http://", "https://")):
+        raise unknown("place", remote, ("ndif", "local", "a URL"), "--remote")
+    return True if remote == "ndif" else remote
 
 
 def names(text: str) -> list[str]:

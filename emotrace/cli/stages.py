@@ -18,10 +18,12 @@ from emotrace.cli.options import (
     Model,
     Rows,
     Store,
+    Where,
     Within,
     accepted_keys,
     names,
     no_folder,
+    place,
     span,
 )
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
@@ -39,6 +41,7 @@ def generate(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """Replies of a model to SEV prompts."""
     import emotrace as et
@@ -46,7 +49,8 @@ def generate(
     no_folder(out)
     prompts = et.datasets.sev(data, emotions=names(emotions), instruction=instruction, limit=limit)
     rows = et.generate(
-        et.load(model, device=device, dtype=dtype), prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
         method="prompt" if instruction else "none", out=out,
     )  # fmt: skip
     typer.echo(f"{len(rows)} replies in {out}")
@@ -106,6 +110,7 @@ def capture(
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
+    remote: Where = None,
 ) -> None:
     """Activations of SEV prompts into a labelled store."""
     import emotrace as et
@@ -121,7 +126,7 @@ def capture(
     if replies is not None:
         prompts = prompts.with_replies(row for _, row in read_jsonl(replies))
     done = et.capture(
-        et.load(model, device=device, dtype=dtype), prompts, chosen, positions=where, out=out,
+        et.load(model, device=device, dtype=dtype, remote=place(remote)), prompts, chosen, positions=where, out=out,
         batch_size=batch_size, dry_run=dry_run,
     )  # fmt: skip
     typer.echo(str(done))

@@ -24,12 +24,12 @@ class Place(Protocol):
 
     Attributes:
         name: what manifests say: ``ndif`` or ``simulated``.
-        gradients: whether a trace can differentiate through the model there.
+        gradients: whether a trace can differentiate through the model there; None where nobody asked yet.
         copies: whether a trace is handed copies of the model's values, so that nothing large should go to and fro.
     """
 
     name: str
-    gradients: bool
+    gradients: bool | None
     copies: bool
 
     def call(self, model: Any, function: Any, args: tuple) -> Any:
@@ -72,7 +72,8 @@ class Remote:
 
     def __init__(self, server: Server, lock: threading.RLock) -> None:
         self.server, self._lock = server, lock
-        self.gradients = self.copies = False
+        self.gradients: bool | None = None
+        self.copies = False
         self.requests = 0
 
     def call(self, model: Any, function: Any, args: tuple) -> Any:

@@ -385,7 +385,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 2
-    original, count = finite.stream, []
+    original, count = finite.reductions, []
 
     def stopping(*args, **options):
         count.append(1)
@@ -395,7 +395,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
 
     with monkeypatch.context() as context:
         context.setattr(backward.Backward, "__call__", killing(3))  # one prompt is left
-        context.setattr(finite, "stream", stopping)
+        context.setattr(finite, "reductions", stopping)
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 3

@@ -1,0 +1,105 @@
+"""Central: derivatives along shifts where the server keeps no graph: small finite shifts both ways.
+
+::
+
+    ds/dδ ≈ (s(+δ) − s(−δ)) / 2δ        δ = STEP · RMS of the residual after the sublayer, of each prompt
+
+The error is of second order in STEP, plus what rounding leaves: about ε(dtype) · |s| / STEP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from emotrace.attribution.backward import Cell, residuals
+from emotrace.capturing import caches
+from emotrace.capturing.afar import REQUEST_TOKENS
+from emotrace.labels import EmotraceError
+from emotrace.model import enter, inputs
+from emotrace.sites import Sites
+from emotrace.traced import central, gradients
+
+STEPS = {torch.float64: 0.01, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.25}
+"""δ in units of the RMS, by the dtype of the weights."""
+
+
+def differentiable(model: Any) -> bool:
+    """Whether a trace can differentiate through the model where it lives; a server is asked once."""
+    remote = model.sites.remote
+    if remote is None:
+        return True
+    if remote.gradients is None:
+        sites: Sites = model.sites
+        layer = max(sites.layers("mlp_out"))
+        start, end = sites.address("mlp_out", layer), sites.address("resid_post", layer)
+        program = [
+            ("shift", start.order, start.lower(model), 1.0),
+            ("read", end.order, end.lower(model), 0),
+        ]
+        fed = inputs(model, [[i % sites.vocab_size for i in range(5, 9)]]) | caches.options(model)
+        remote.gradients = enter(model, gradients.available, fed, program, sites.d_model)
+    return bool(remote.gradients)
+
+
+class Central:
+    """Derivatives of ⟨read-out at the last prompt token, covector⟩ along shifts of all cells, as `Backward` gives them.
+
+    Args:
+        model: from `emotrace.load`.
+        wanted: the cells, in any order.
+        readout: ``(site, layer)`` at which the projection is read.
+        covectors: ``[label, width]``.
+        along: ``[cell, label, width]``, the direction of each shift.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        wanted: Sequence[Cell],
+        readout: tuple[str, int | None],
+        covectors: np.ndarray,
+        along: np.ndarray,
+    ) -> None:
+        self.model, sites = model, model.sites
+        self.step = STEPS[model._module.dtype]
+        self.covectors = torch.as_tensor(covectors, dtype=torch.float64)
+        self.along = torch.as_tensor(along, dtype=torch.float64)
+        at = [sites.address(cell.site, cell.layer) for cell in wanted]
+        self.places = [(a.order, a.lower(model), cell.factor) for a, cell in zip(at, wanted, strict=True)]
+        after = residuals(wanted)
+        self.size_of = [after.index((cell.layer, cell.residual)) for cell in wanted]
+        found = [sites.address(site, layer) for layer, site in after]
+        found = [address.mirror or address for address in found]
+        self.reads = [("read", a.order, a.lower(model), number) for number, a in enumerate(found)]
+        end = sites.address(*readout)
+        self.read = ("read", end.order, end.lower(model), -1)
+        self.program = sorted([*self.reads, self.read], key=lambda step: (step[1], step[3] == -1))
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a batch: derivatives ``[label, cell, prompt]``, projections ``[label, prompt]``, RMS ``[residual, prompt]``.
+
+        Raises:
+            EmotraceError: where a derivative is not finite.
+        """
+        fed = inputs(self.model, batch) | caches.options(self.model)
+        width = fed["input_ids"].shape[1]
+        at = [width - 1 if self.model.sites.encoder.causal else len(ids) - 1 for ids in batch]
+        scores, sizes = enter(self.model, central.base, fed, self.program, at, self.covectors)
+        work = [
+            (*place, self.along[i, e], self.step * sizes[self.size_of[i]], e)
+            for e in range(len(self.covectors))
+            for i, place in enumerate(self.places)
+        ]
+        step = max(1, REQUEST_TOKENS // (2 * fed["input_ids"].numel()))
+        found: list[torch.Tensor] = []
+        for start in range(0, len(work), step):
+            some = work[start : start + step]
+            found += enter(self.model, central.slopes, fed, some, self.read, at, self.covectors)
+        slopes = torch.stack(found).reshape(len(self.covectors), len(self.places), len(batch)).numpy()
+        if not (np.isfinite(slopes).all() and np.isfinite(scores.numpy()).all()):
+            raise EmotraceError("the read-out is not finite: the model overflows.")
+        return slopes, scores.numpy(), sizes.numpy()
