@@ -160,7 +160,9 @@ def _arranged(x: xr.DataArray, names: list[str], concept: str, over: str | None)
     if over is not None and over not in x.dims:
         raise unknown("dim to average over", over, map(str, x.dims), "searchlight")
     first = [concept] if over is None else [over, concept]
-    dims = [str(d) for d in x.dims if d not in first]
+    dims = sorted(
+        (str(d) for d in x.dims if d not in first), key=lambda d: x.sizes[d]
+    )  # the longest last, for long blocks
     if not dims or 0 in x.shape:
         raise EmotraceError(
             f"searchlight: no neurons in {dict(x.sizes)}; a dim besides {' and '.join(first)} is needed."

@@ -136,3 +136,13 @@ def test_bad_input(plant, call, word):
     acts, human = plant()
     with pytest.raises(EmotraceError, match=word):
         call(acts, rsa.attribute_rdms(human))
+
+
+def test_lazy_activations_are_read_in_blocks(plant, tmp_path):
+    acts, human = plant()
+    acts.rename("neuron").to_dataset().to_zarr(tmp_path / "a.zarr", consolidated=False)
+    lazy = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)["neuron"]
+    references = rsa.attribute_rdms(human)
+    got = rsa.searchlight(lazy, references, block=4)
+    np.testing.assert_array_equal(got.tau.values, rsa.searchlight(acts, references).tau.values)
+    assert not lazy.variable._in_memory
