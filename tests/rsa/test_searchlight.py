@@ -140,8 +140,9 @@ def test_bad_input(plant, call, word):
 
 def test_lazy_activations_are_read_in_blocks(plant, tmp_path):
     acts, human = plant()
-    acts.rename("neuron").to_dataset().to_zarr(tmp_path / "a.zarr", consolidated=False)
+    acts.drop_vars("emotion").rename("neuron").to_dataset().to_zarr(tmp_path / "a.zarr", consolidated=False)
     lazy = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)["neuron"]
+    lazy = lazy.assign_coords(emotion=acts["emotion"].values)
     references = rsa.attribute_rdms(human)
     got = rsa.searchlight(lazy, references, block=4)
     np.testing.assert_array_equal(got.tau.values, rsa.searchlight(acts, references).tau.values)
