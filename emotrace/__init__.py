@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         cli,
         datasets,
         directions,
+        discovery,
         edits,
         interop,
         judges,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __version__ = _version("emotrace")
 
 _ROOMS = (
-    "attribution", "circuits", "cli", "datasets", "directions", "edits", "interop", "judges", "prompt_tuning", "report",
+    "attribution", "circuits", "cli", "datasets", "directions", "discovery", "edits", "interop", "judges", "prompt_tuning", "report",
     "rsa", "scoring", "sites", "stats", "store", "testing",
 )  # fmt: skip
 _NAMES = {
@@ -83,6 +84,7 @@ __all__ = [
     "cli",
     "datasets",
     "directions",
+    "discovery",
     "edits",
     "generate",
     "interop",

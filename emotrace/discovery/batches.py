@@ -1,0 +1,175 @@
+"""Batches: pairs as padded rows, what their components hold in the clean run, and what stands for them when they go.
+
+Ablations: ``counterfactual`` puts the component's value at the aligned token of the counterfactual, ``mean`` its mean over
+all prompts and counterfactuals at tokens of the same span (see `emotrace.discovery.pairs.SPANS`), ``zero`` nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from emotrace.discovery.metrics import Metric
+from emotrace.discovery.nodes import Seen, device_inputs
+from emotrace.discovery.pairs import SPANS, Pair, Pairs
+from emotrace.labels import EmotraceError, unknown
+from emotrace.model import enter
+from emotrace.traced import circuits
+
+ABLATIONS: Final = ("counterfactual", "mean", "zero")
+
+
+@dataclass
+class Batch:
+    """Some pairs, ready to run.
+
+    Attributes:
+        pairs: in order.
+        inputs: of the clean prompts.
+        other: of the counterfactuals.
+        at: column of the last prompt token, clean and counterfactual.
+        index: ``[row, token]``, column of the counterfactual that stands against a clean column.
+        spans: ``[row, token]``, place in `SPANS`; −1 for padding.
+        values: of every place in the clean run.
+        others: what stands for them.
+        clean: metric of the clean run, ``[row]``.
+        counterfactual: metric of the counterfactual.
+        metric: lowered.
+    """
+
+    pairs: Sequence[Pair]
+    inputs: dict[str, Any]
+    other: dict[str, Any]
+    at: tuple[torch.Tensor, torch.Tensor]
+    index: torch.Tensor
+    spans: torch.Tensor
+    values: list[torch.Tensor] = field(default_factory=list)
+    others: list[torch.Tensor] = field(default_factory=list)
+    clean: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    counterfactual: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    metric: Any = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def change(self) -> list[torch.Tensor]:
+        """Clean values minus what stands for them; 0 at padding."""
+        return [a - b for a, b in zip(self.values, self.others, strict=True)]
+
+    def repeated(self, times: int) -> tuple[dict[str, Any], torch.Tensor, Any]:
+        """Inputs, columns and metric of the batch several times over, whole batches one after the other."""
+        if times == 1:
+            return self.inputs, self.at[0], self.metric
+        function, args = self.metric
+        again = tuple(_again(a, times, len(self)) for a in args)
+        return (
+            {k: _again(v, times, len(self)) for k, v in self.inputs.items()},
+            self.at[0].repeat(times),
+            (function, again),
+        )
+
+
+def ready(
+    model: Any, pairs: Pairs, metric: Metric, seen: Seen, ablation: str, batch_size: int, means: list | None = None
+) -> Iterator[Batch]:
+    """Batches with what their components hold, one at a time.
+
+    Args:
+        model: from `emotrace.load`.
+        pairs: in order; rows of a batch are neighbours.
+        metric: what is measured.
+        seen: places.
+        ablation: one of `ABLATIONS`.
+        batch_size: pairs at a time.
+        means: of `span_means`, needed by ``mean``.
+
+    Raises:
+        EmotraceError: for an unknown ablation or a batch size below 1, before anything runs; for a metric that is not
+            finite.
+    """
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS, "ablation=…")
+    if batch_size < 1:
+        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
+    for at in range(0, len(pairs), batch_size):
+        batch = _batch(model, pairs[at : at + batch_size])
+        clean = run(model, batch.inputs, seen, batch.at[0], None, wanted=("values",))
+        lowered = metric.lower(model, batch.pairs, clean["metric"])
+        batch.values, batch.metric = clean["values"], lowered
+        batch.clean = lowered[0](clean["metric"], *lowered[1]).detach()
+        other = run(model, batch.other, seen, batch.at[1], None, wanted=("values",))
+        batch.counterfactual = lowered[0](other["metric"], *lowered[1]).detach()
+        if not bool(torch.isfinite(batch.clean).all()):
+            row = int((~torch.isfinite(batch.clean)).nonzero()[0])
+            raise EmotraceError(f"the metric of {batch.pairs[row].key!r} is {float(batch.clean[row])}.")
+        batch.others = [
+            _stands(batch, i, value, aligned, ablation, means)
+            for i, (value, aligned) in enumerate(zip(batch.values, other["values"], strict=True))
+        ]
+        yield batch
+
+
+def span_means(model: Any, pairs: Pairs, seen: Seen, batch_size: int) -> list[torch.Tensor]:
+    """``[span, width]`` of each place: means over prompts and counterfactuals, each as often as it occurs in the pairs."""
+    sums: list[torch.Tensor] = []
+    counts = torch.zeros(len(SPANS), dtype=torch.float64)
+    for at in range(0, len(pairs), batch_size):
+        batch = _batch(model, pairs[at : at + batch_size])
+        theirs = torch.full_like(batch.other["attention_mask"].cpu(), -1)
+        for row, spans in enumerate(batch.spans):  # a counterfactual token has the span of those that stand against it
+            theirs[row, batch.index[row][spans >= 0]] = spans[spans >= 0]
+        for inputs, columns, spans in ((batch.inputs, batch.at[0], batch.spans), (batch.other, batch.at[1], theirs)):
+            values = run(model, inputs, seen, columns, None, wanted=("values",))["values"]
+            member = torch.stack([(spans == s).double() for s in range(len(SPANS))])
+            counts += member.sum((1, 2))
+            parts = [torch.einsum("sbt,btw->sw", member, v.double()) for v in values]
+            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
+    return [(s / counts.clamp(min=1)[:, None]).float() for s in sums]
+
+
+def run(
+    model: Any, inputs: dict[str, Any], seen: Seen, at: torch.Tensor, metric: Any, *, sets: dict | None = None,
+    blends: dict | None = None, wanted: tuple[str, ...] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """`emotrace.traced.circuits.forward` at these places."""
+    return enter(model, circuits.forward, inputs, seen.steps, at, metric, sets or {}, blends or {}, wanted)
+
+
+def _stands(
+    batch: Batch, i: int, value: torch.Tensor, other: torch.Tensor, ablation: str, means: list | None
+) -> torch.Tensor:
+    real = (batch.spans >= 0)[..., None]
+    if ablation == "counterfactual":
+        rows = torch.arange(len(batch))[:, None]
+        return torch.where(real, other[rows, batch.index], value)
+    if ablation == "zero":
+        return torch.where(real, torch.zeros_like(value), value)
+    assert means is not None
+    return torch.where(real, means[i][batch.spans.clamp(min=0)], value)
+
+
+def _batch(model: Any, pairs: Sequence[Pair]) -> Batch:
+    left = model.sites.encoder.causal
+    clean, other = [list(p.clean) for p in pairs], [list(p.counterfactual) for p in pairs]
+    widths = [max(map(len, s)) for s in (clean, other)]
+    index = torch.zeros(len(pairs), widths[0], dtype=torch.long)
+    spans = torch.full((len(pairs), widths[0]), -1)
+    at = torch.zeros(2, len(pairs), dtype=torch.long)
+    for row, p in enumerate(pairs):
+        mine, theirs = (w - len(s) if left else 0 for w, s in zip(widths, (p.clean, p.counterfactual), strict=True))
+        here = slice(mine, mine + len(p.clean))
+        index[row, here] = torch.tensor(p.index) + theirs
+        spans[row, here] = torch.tensor(p.spans)
+        at[0, row], at[1, row] = mine + len(p.clean) - 1, theirs + len(p.counterfactual) - 1
+    return Batch(pairs, device_inputs(model, clean), device_inputs(model, other), (at[0], at[1]), index, spans)
+
+
+def _again(value: Any, times: int, rows: int) -> Any:
+    """Repeats whatever has one entry per row."""
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
+        return value.repeat(times, *[1] * (value.ndim - 1))
+    return value

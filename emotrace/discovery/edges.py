@@ -1,0 +1,199 @@
+"""Edges: from what writes into the residual stream to what reads it, with queries, keys and values apart.
+
+Writers: ``embed`` (what the first layer is given), heads ``a3.h5``, MLPs ``m3``. Readers: queries ``a3.h5.q`` of each query
+head, keys and values ``a3.g1.k``, ``a3.g1.v`` of each key-value head, MLPs ``m3``, and ``out``, the stream that the
+metric sees.
+
+Gradients of readers are exact: the gradient at a projection's output, taken back through the columns of one head and
+through the norm, is the derivative of the metric along that reader's own stream with all other readers held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from emotrace.discovery import approximate
+from emotrace.discovery.batches import Batch
+from emotrace.discovery.metrics import Metric
+from emotrace.discovery.nodes import Place, Seen, seen
+from emotrace.discovery.wiring import Layer, lowered, wiring
+from emotrace.labels import EmotraceError
+from emotrace.model import enter
+from emotrace.sites import Site
+from emotrace.traced import circuits
+
+STREAMS = {"resid_mid": "resid_mid", "resid_post": "resid_post", "final_norm": "resid_post", "logits": "resid_post"}
+"""Site that a metric reads → the stream that ``out`` is."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every edge of a model up to the stream that the metric sees.
+
+    Attributes:
+        layers: wiring.
+        whole: whether the last layer's MLP writes before the metric reads.
+        writers: names, in order of execution.
+        readers: names, in order of execution.
+        allowed: ``[reader, writer]``, whether the writer runs before the reader.
+        seen: every place that writes or reads.
+        after: whether the metric reads something computed from the last stream (else that stream itself).
+    """
+
+    layers: tuple[Layer, ...]
+    whole: bool
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    allowed: torch.Tensor
+    seen: Seen
+    after: bool
+
+    @property
+    def pairs(self) -> torch.Tensor:
+        """``[edge, 2]``: reader and writer of every edge, in order."""
+        return self.allowed.nonzero()
+
+    @property
+    def writes(self) -> list[int]:
+        """Numbers of the places that write, in order."""
+        return [i for i, p in enumerate(self.seen.places) if p.kind in ("input", "head", "mlp")]
+
+    def coords(self) -> dict[str, tuple[str, Any]]:
+        """Coordinates of the dim ``edge``: name, source, target, and the target's input (q, k, v, mlp, out)."""
+        source = [self.writers[int(s)] for _, s in self.pairs]
+        target = [self.readers[int(r)] for r, _ in self.pairs]
+        part = [t.rsplit(".", 1)[-1] if "." in t else ("out" if t == "out" else "mlp") for t in target]
+        names = [f"{s}->{t}" for s, t in zip(source, target, strict=True)]
+        columns = {"edge": names, "source": source, "target": target, "input": part}
+        return {name: ("edge", np.array(values)) for name, values in columns.items()}
+
+    def cut(self, gone: torch.Tensor) -> torch.Tensor:
+        """Edges that are taken away, ``[row, edge]``, as ``[row, reader, writer]``."""
+        found = torch.zeros(len(gone), *self.allowed.shape)
+        found[:, self.allowed] = gone.to(found.dtype)
+        return found
+
+
+def graph(model: Any, metric: Metric) -> Graph:
+    """The edges of a model for a metric.
+
+    Raises:
+        EmotraceError: for a metric that does not read one stream, or a model that cannot be rewired, with the reason.
+    """
+    places = seen(model, metric, ("head", "mlp"))
+    sites, reads = model.sites, metric.reads(model)
+    ends = {(STREAMS.get(s), k if s.startswith("resid") else sites.n_layers - 1) for s, k in reads}
+    if len(ends) != 1 or None in {stream for stream, _ in ends}:
+        raise EmotraceError(
+            f"edges end in one residual stream; {metric.name!r} reads {', '.join(s for s, _ in reads)}. Let it read one of "
+            f"{', '.join(STREAMS)}."
+        )
+    ((stream, last),) = ends
+    assert stream is not None
+    assert last is not None
+    whole = stream == "resid_post"
+    layers = wiring(model, last + 1)
+    writers, readers, before = ["embed"], [], []
+    watched = list(places.places)
+    for i, layer in enumerate(layers):
+        watched.append(
+            Place("attention reads", i, layer.norm_orders[0], sites.place(Site(layer.norms[0], "input")), -1, 1)
+        )
+        for path, order in sorted(set(zip(layer.projections, layer.orders, strict=True))):
+            watched.append(Place(path, i, order, sites.place(Site(path)), -1, 1))
+        for part, columns in zip("qkv", layer.columns, strict=True):
+            names = [f"a{i}.{'h' if part == 'q' else 'g'}{j}.{part}" for j in range(len(columns))]
+            readers += names
+            before += [len(writers)] * len(names)
+        writers += [f"a{i}.h{h}" for h in range(sites.n_heads)]
+        if whole or i < last:
+            watched.append(
+                Place("mlp reads", i, layer.norm_orders[1], sites.place(Site(layer.norms[1], "input")), -1, 1)
+            )
+            readers.append(f"m{i}")
+            before.append(len(writers))
+            writers.append(f"m{i}")
+    readers.append("out")
+    before.append(len(writers))
+    address = sites.address(stream, last)
+    watched.append(Place("out", last, address.order, sites.place(stream, last), address.width, 1))
+    table = torch.arange(len(writers))[None] < torch.tensor(before)[:, None]
+    after = any(site != stream for site, _ in reads)
+    found = Seen(tuple(sorted(watched, key=lambda p: p.order)), places.reads)
+    return Graph(tuple(layers), whole, tuple(writers), tuple(readers), table, found, after)
+
+
+def rewired(
+    model: Any, g: Graph, batch: Batch, cut: torch.Tensor, live: bool = False, layers: list | None = None
+) -> dict[str, torch.Tensor]:
+    """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
+
+    Args:
+        model: from `emotrace.load`.
+        g: its graph.
+        batch: ready at the places of the graph.
+        cut: ``[row, reader, writer]``: 1 takes an edge away.
+        live: also the slope with respect to ``cut``.
+        layers: of `wiring.lowered`; None makes them here.
+    """
+    times = len(cut) // len(batch)
+    inputs, at, metric = batch.repeated(times)
+    others = [batch.others[i].repeat(times, 1, 1) for i in g.writes]
+    steps = [(order, "metric", i, place) for i, (order, place) in enumerate(g.seen.reads)] if g.after else []
+    layers = lowered(model, list(g.layers), g.whole) if layers is None else layers
+    last = g.seen.places[-1]
+    return enter(
+        model, circuits.rewired, inputs, layers, (last.order, last.place), steps, at, metric, others, cut, live
+    )
+
+
+def edge_scores(model: Any, batch: Batch, g: Graph, method: str, steps: int) -> torch.Tensor:
+    """``[row, edge]`` of the methods of `approximate`."""
+    total = torch.zeros(len(batch), *g.allowed.shape)
+    for term in approximate.terms(model, batch, g.seen, method, steps, g.writes):
+        reader = 0
+        for slopes in _slopes(model, g, term):
+            n = len(slopes)
+            total[:, reader : reader + n] += _met(g, term, slopes, int(g.allowed[reader].sum()))
+            reader += n
+    return total[:, g.allowed]
+
+
+def _slopes(model: Any, g: Graph, term: approximate.Term) -> Iterator[torch.Tensor]:
+    """``[reader, row, token, d]`` of the readers in order, a layer's attention or MLP at a time."""
+    at = {(p.kind, p.layer): i for i, p in enumerate(g.seen.places)}
+    for i, layer in enumerate(g.layers):
+        parts = []
+        for path, columns in zip(layer.projections, layer.columns, strict=True):
+            matrix = circuits.rows_of(model._module.get_submodule(path))[0].detach().float().cpu()
+            slope = term.gradients[at[path, i]]
+            parts.append(torch.einsum("btrk,rkd->rbtd", slope[..., columns], matrix[columns]))
+        norm = model._module.get_submodule(layer.norms[0])
+        yield circuits.into(norm, term.values[at["attention reads", i]], torch.cat(parts))
+        if ("mlp reads", i) in at:
+            yield term.gradients[at["mlp reads", i]][None]
+    yield term.gradients[at["out", g.seen.places[-1].layer]][None]
+
+
+def _met(g: Graph, term: approximate.Term, slopes: torch.Tensor, n_writers: int) -> torch.Tensor:
+    """``[row, reader, writer]``: what every writer before these readers changes, along their slopes."""
+    found = torch.zeros(slopes.shape[1], slopes.shape[0], len(g.writers))
+    writer = 0
+    for i in g.writes:
+        p, change = g.seen.places[i], term.change[i]
+        if writer >= n_writers:
+            break
+        if p.kind == "head" and change is not None:
+            matrix = g.layers[p.layer].matrix.float().cpu()
+            along = torch.einsum("rbtd,hkd->rbthk", slopes, matrix)
+            found[:, :, writer : writer + p.n] = torch.einsum("rbthk,bthk->brh", along, change.unflatten(-1, (p.n, -1)))
+        elif change is not None:
+            scale = g.layers[p.layer].scale if p.kind == "mlp" else 1.0
+            found[:, :, writer] = scale * torch.einsum("rbtd,btd->br", slopes, change)
+        writer += p.n
+    return found

@@ -1,0 +1,157 @@
+"""Nodes: the components that write, where they do, and how they are named.
+
+=========  ============  =======================================  =======
+kind       site          a node is                                name
+=========  ============  =======================================  =======
+head       ``z``         one query head                           a3.h5
+neuron     ``neuron``    one column of the down projection        n3.120
+attn       ``attn_out``  the attention sublayer                   attn3
+mlp        ``mlp_out``   the MLP sublayer                         m3
+resid      ``resid_post``  the residual stream after a layer      r3
+=========  ============  =======================================  =======
+
+``sublayer`` stands for attn and mlp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from emotrace.discovery.metrics import Metric
+from emotrace.labels import EmotraceError, unknown
+from emotrace.model import inputs
+
+SITE: Final = {"head": "z", "neuron": "neuron", "attn": "attn_out", "mlp": "mlp_out", "resid": "resid_post"}
+GROUPS: Final = {"sublayer": ("attn", "mlp")}
+NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "m{}", "resid": "r{}"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where nodes write.
+
+    Attributes:
+        kind: of the nodes; ``input`` for what the first layer is given.
+        layer: 0-based.
+        order: of execution.
+        place: lowered.
+        width: of its values.
+        n: nodes, each of width / n neighbouring columns.
+    """
+
+    kind: str
+    layer: int
+    order: int
+    place: tuple[Any, ...]
+    width: int
+    n: int
+
+    def summed(self, value: torch.Tensor) -> torch.Tensor:
+        """``[row, token, width]`` summed over each node's columns: ``[row, token, node]``."""
+        return value.unflatten(-1, (self.n, -1)).sum(-1)
+
+    def spread(self, nodes: torch.Tensor) -> torch.Tensor:
+        """``[row, node]`` for every column: ``[row, 1, width]``."""
+        return nodes.repeat_interleave(self.width // self.n, dim=-1)[:, None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a method needs of a model: the input, the places of the nodes, and where the metric reads.
+
+    Attributes:
+        places: in order of execution; the first is the input of the first layer.
+        reads: ``(order, place)`` of the metric.
+    """
+
+    places: tuple[Place, ...]
+    reads: tuple[tuple[int, Any], ...]
+
+    @property
+    def steps(self) -> list[tuple]:
+        """For `emotrace.traced.circuits.forward`."""
+        nodes = [(p.order, "node", i, p.place) for i, p in enumerate(self.places)]
+        read = [(order, "metric", i, place) for i, (order, place) in enumerate(self.reads)]
+        return sorted([*nodes, *read], key=lambda s: (s[0], s[1] == "metric"))
+
+    @property
+    def nodes(self) -> tuple[Place, ...]:
+        """Without the input."""
+        return self.places[1:]
+
+    def coords(self) -> dict[str, tuple[str, Any]]:
+        """Coordinates of the dim ``node``: name, kind, layer, index."""
+        rows = [
+            (NAME[p.kind].format(p.layer, i), p.kind, p.layer, i if p.kind in ("head", "neuron") else -1)
+            for p in self.nodes
+            for i in range(p.n)
+        ]
+        names, kinds, layers, index = zip(*rows, strict=True)
+        return {
+            "node": ("node", np.array(names)), "kind": ("node", np.array(kinds)),
+            "layer": ("node", np.array(layers)), "index": ("node", np.array(index)),
+        }  # fmt: skip
+
+    def split(self, nodes: torch.Tensor) -> list[torch.Tensor]:
+        """``[row, node]`` as one ``[row, 1, width]`` per place after the input."""
+        parts = nodes.split([p.n for p in self.nodes], dim=-1)
+        return [p.spread(part) for p, part in zip(self.nodes, parts, strict=True)]
+
+
+def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = None) -> Seen:
+    """Where nodes of some kinds write, up to where the metric reads.
+
+    Args:
+        model: from `emotrace.load`.
+        metric: what is measured.
+        kinds: see above.
+        up_to: only layers below it; None for all.
+
+    Raises:
+        EmotraceError: for an unknown kind, a model without its site, a metric without the members of `Metric`, or no node
+            before it.
+    """
+    if not isinstance(metric, Metric):
+        raise EmotraceError(f"{type(metric).__name__} is no metric: it needs name, reads(model) and lower(…).")
+    sites = model.sites
+    refuse_remote(model)
+    wanted: list[str] = []
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        if kind not in SITE and kind not in GROUPS:
+            raise unknown("kind of node", kind, (*SITE, *GROUPS), "scores(nodes=…)")
+        wanted += [k for k in GROUPS.get(kind, (kind,)) if k not in wanted]
+    addresses = [sites.address(site, layer) for site, layer in metric.reads(model)]
+    reads = tuple((a.order, sites.place(a.site, a.layer)) for a in addresses)
+    last = max(a.order for a in addresses)
+    found = []
+    for kind in wanted:
+        for layer in sites.layers(SITE[kind]):
+            a = sites.address(SITE[kind], layer)
+            if a.order < last and (up_to is None or layer < up_to):
+                n = {"head": sites.n_heads, "neuron": a.width}.get(kind, 1)
+                found.append(Place(kind, layer, a.order, sites.place(a.site, layer), a.width, n))
+    if not found:
+        raise EmotraceError(f"no {' or '.join(wanted)} runs before the metric reads ({metric.name}).")
+    first = sites.address("resid_pre", min(sites.layers("resid_pre")))
+    begin = Place("input", -1, first.order, sites.place("resid_pre", first.layer), first.width, 1)
+    return Seen((begin, *sorted(found, key=lambda p: p.order)), reads)
+
+
+def refuse_remote(model: Any) -> None:
+    """Refuse a model that runs elsewhere.
+
+    Raises:
+        EmotraceError: for a model loaded with ``remote=``.
+    """
+    if model.sites.remote is not None:
+        raise EmotraceError("circuit discovery differentiates and rewires the model here: load it without remote=.")
+
+
+def device_inputs(model: Any, sequences: Any) -> dict[str, Any]:
+    """Ids and mask of a padded batch."""
+    return inputs(model, sequences)

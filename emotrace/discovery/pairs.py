@@ -1,0 +1,210 @@
+"""Pairs: a prompt and its counterfactual, token by token, with what each token is there for.
+
+The counterfactual differs in one thing: the emotion asked for, or the valence of the event. Where both have the same
+number of tokens, position i stands against position i. Where they do not, their common beginning and their common end are
+aligned, and the tokens between them are matched in proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from emotrace.datasets import Prompt, Prompts
+from emotrace.labels import EmotraceError, unknown
+
+SPANS: Final = ("before", "changed", "after", "last")
+"""Of a token: before what differs, in it (first to last difference), after it, or the last prompt token."""
+ALIGNS: Final = ("equal", "spans")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and what it is compared with.
+
+    Attributes:
+        key: of the prompt and, after a bar, of its counterfactual.
+        clean: token ids of the prompt.
+        counterfactual: token ids of the counterfactual.
+        labels: of the prompt.
+        against: labels of the counterfactual.
+        index: for every clean position the position of the counterfactual that stands against it.
+        spans: for every clean position its place in `SPANS`.
+    """
+
+    key: str
+    clean: tuple[int, ...]
+    counterfactual: tuple[int, ...]
+    labels: dict[str, Any] = field(default_factory=dict)
+    against: dict[str, Any] = field(default_factory=dict)
+    index: tuple[int, ...] = ()
+    spans: tuple[int, ...] = ()
+
+
+class Pairs(Sequence[Pair]):
+    """An ordered set of pairs with unique keys.
+
+    Raises:
+        EmotraceError: if there are none, or two share a key.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = tuple(pairs)
+        if not self._pairs:
+            raise EmotraceError("there are no pairs.")
+        keys = [p.key for p in self._pairs]
+        if len(set(keys)) < len(keys):
+            raise EmotraceError(f"two pairs have the key {next(k for k in keys if keys.count(k) > 1)!r}.")
+
+    def __getitem__(self, index: Any) -> Any:
+        return Pairs(self._pairs[index]) if isinstance(index, slice) else self._pairs[index]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
+
+    def __repr__(self) -> str:
+        return f"Pairs({len(self)})"
+
+    def where(self, **labels: Any) -> Pairs:
+        """The pairs whose prompt has the given labels (a scalar, or a list of choices)."""
+        wanted = {k: set(v) if isinstance(v, (list, tuple, set)) else {v} for k, v in labels.items()}
+        for name in wanted:
+            if name not in self[0].labels:
+                raise unknown("label", name, self[0].labels, "Pairs.where")
+        return Pairs([p for p in self if all(p.labels.get(k) in v for k, v in wanted.items())])
+
+
+def other_emotion(
+    model: Any, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
+) -> Pairs:
+    """Each prompt against the same scenario and event with another emotion word.
+
+    Args:
+        model: from `emotrace.load`, for its tokens.
+        prompts: with the labels ``skeleton_id``, ``valence`` and ``emotion``, as `emotrace.datasets.sev` makes them.
+        each: ``one`` other emotion for each prompt, drawn so that every emotion is drawn alike; or ``all`` of them.
+        align: ``equal`` asserts equal lengths; ``spans`` aligns beginning and end.
+        seed: of the draw.
+
+    Raises:
+        EmotraceError: for prompts without these labels, a prompt with no counterfactual, or lengths that differ.
+    """
+    return _matched(model, prompts, ("skeleton_id", "valence"), "emotion", each, align, seed)
+
+
+def other_valence(
+    model: Any, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
+) -> Pairs:
+    """Each prompt against the same scenario (and emotion word, where there is one) with the event of another valence.
+
+    Args:
+        model: see `other_emotion`, like all that is not said here.
+        prompts: with the labels ``skeleton_id`` and ``valence``.
+        each: see there.
+        align: events are sentences, so their lengths differ: ``spans`` is the default.
+        seed: see there.
+
+    Raises:
+        EmotraceError: see there.
+    """
+    names = Prompts.of(prompts).label_names
+    same = ("skeleton_id", *(n for n in ("emotion",) if n in names))
+    return _matched(model, prompts, same, "valence", each, align, seed)
+
+
+def pairs(model: Any, clean: Any, counterfactual: Any, *, align: str = "equal") -> Pairs:
+    """Prompts against counterfactuals of your own, one to one.
+
+    Args:
+        model: from `emotrace.load`, for its tokens.
+        clean: `Prompts`, or whatever `Prompts.of` takes.
+        counterfactual: as many of them.
+        align: ``equal`` asserts equal lengths; ``spans`` aligns beginning and end.
+
+    Raises:
+        EmotraceError: for another number of counterfactuals, a pair without a difference, or lengths that differ.
+    """
+    if align not in ALIGNS:
+        raise unknown("align", align, ALIGNS, "pairs(align=…)")
+    one, other = Prompts.of(clean), Prompts.of(counterfactual)
+    if len(one) != len(other):
+        raise EmotraceError(f"pairs: {len(one)} prompts and {len(other)} counterfactuals.")
+    return _coded(model, list(zip(one, other, strict=True)), align)
+
+
+def _matched(model: Any, prompts: Any, same: tuple[str, ...], differ: str, each: str, align: str, seed: int) -> Pairs:
+    if each not in ("one", "all"):
+        raise unknown("each", each, ("one", "all"), f"other_{differ}(each=…)")
+    if align not in ALIGNS:
+        raise unknown("align", align, ALIGNS, f"other_{differ}(align=…)")
+    prompts = Prompts.of(prompts)
+    for name in (*same, differ):
+        if name not in prompts.label_names:
+            raise unknown("label", name, prompts.label_names, f"other_{differ}")
+    groups: dict[tuple, list[Prompt]] = {}
+    for p in prompts:
+        groups.setdefault(tuple(p.labels.get(n) for n in same), []).append(p)
+    rng, found = np.random.default_rng(seed), []
+    for members in groups.values():
+        if len({p.labels[differ] for p in members}) < 2:
+            raise EmotraceError(
+                f"other_{differ}: prompt {members[0].key!r} has no counterfactual: no other prompt has the same "
+                f"{' and '.join(same)} and another {differ}."
+            )
+        for i, p in enumerate(members):
+            others = [q for q in members[i + 1 :] + members[:i] if q.labels[differ] != p.labels[differ]]
+            chosen = others if each == "all" else [others[int(rng.integers(len(others)))]]
+            found += [(p, q) for q in chosen]
+    return _coded(model, found, align)
+
+
+def _coded(model: Any, matched: list[tuple[Prompt, Prompt]], align: str) -> Pairs:
+    encoder = model.sites.encoder
+    sides = []
+    for side in range(2):  # each side by itself: two sets of prompts may count their keys alike
+        unique = {pair[side].key: pair[side] for pair in matched}
+        coded = dict(zip(unique, encoder.ids(Prompts(unique.values())), strict=True))
+        sides.append([tuple(coded[pair[side].key]) for pair in matched])
+    found = []
+    for (a, b), clean, other in zip(matched, *sides, strict=True):
+        key = f"{a.key}|{b.key}"
+        if a.reply_ids or b.reply_ids:
+            raise EmotraceError(f"pair {key!r} carries a reply; pairs are prompts, read at their last token.")
+        found.append(align_pair(Pair(key, clean, other, dict(a.labels), dict(b.labels)), align, encoder.token_texts))
+    return Pairs(found)
+
+
+def align_pair(pair: Pair, align: str, texts: Any = lambda ids: [str(i) for i in ids]) -> Pair:
+    """The pair with ``index`` and ``spans``.
+
+    Raises:
+        EmotraceError: where both are the same, or their lengths differ under ``align="equal"``: with the first difference.
+    """
+    one, other = pair.clean, pair.counterfactual
+    if one == other:
+        raise EmotraceError(f"pair {pair.key!r}: prompt and counterfactual are the same tokens.")
+    short = min(len(one), len(other))
+    head = next((i for i in range(short) if one[i] != other[i]), short)
+    if len(one) != len(other) and align == "equal":
+        mine, theirs = (texts(list(ids[head : head + 1])) or ["(its end)"] for ids in (one, other))
+        raise EmotraceError(
+            f"pair {pair.key!r}: {len(one)} tokens against {len(other)}. They first differ at position {head}: "
+            f"{mine[0]!r} against {theirs[0]!r}. align='spans' aligns what is equal before and after the difference."
+        )
+    tail = next((i for i in range(short - head) if one[-1 - i] != other[-1 - i]), short - head)
+    n, m = len(one) - head - tail, len(other) - head - tail
+    if n == 0 or m == 0:  # one is the other with tokens put in: one aligned token beside them takes part
+        shift = 1 if head else 0
+        head, tail = head - shift, tail - (1 - shift)
+        n, m = n + 1, m + 1
+    middle = [head + min(m - 1, i * m // n) for i in range(n)] if len(one) != len(other) else range(head, head + n)
+    index = (*range(head), *middle, *range(len(other) - tail, len(other)))
+    spans = [0] * head + [1] * n + [2] * tail
+    spans[-1] = 3
+    return Pair(pair.key, one, other, pair.labels, pair.against, tuple(index), tuple(spans))

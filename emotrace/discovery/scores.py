@@ -1,0 +1,173 @@
+"""Scores: what every node or edge of a model does for a metric, by any method, under one interface.
+
+Sign: positive means that the component raises the metric; removing it lowers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+
+from emotrace.discovery import approximate, exact
+from emotrace.discovery.batches import ready, span_means
+from emotrace.discovery.edges import edge_scores, graph
+from emotrace.discovery.metrics import Metric
+from emotrace.discovery.nodes import seen
+from emotrace.discovery.pairs import SPANS, Pairs
+from emotrace.labels import EmotraceError, unknown
+from emotrace.runlog import progress as progress_bar
+
+SIGN: Final = "positive: the component raises the metric; removing it lowers it"
+METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level]) for level in ("node", "edge")}
+"""Level → methods."""
+Level = Literal["node", "edge"]
+
+
+def scores(
+    model: Any,
+    pairs: Pairs,
+    metric: Metric,
+    *,
+    method: str = "eap_ig_activations",
+    level: Level = "node",
+    nodes: Iterable[str] | str = ("head", "mlp"),
+    ablation: str = "counterfactual",
+    steps: int = 8,
+    batch_size: int = 16,
+    threshold: float | None = None,
+    absolute: bool = True,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Scores of every node or edge, for every pair.
+
+    Args:
+        model: from `emotrace.load`, here (not ``remote=``).
+        pairs: of `emotrace.discovery.pairs`.
+        metric: of `emotrace.discovery.metrics`, or of your own.
+        method: for both levels ``eap``, ``eap_ig_inputs``, ``ceap``, ``eap_ig_activations`` (see `approximate`); for nodes
+            ``patching``; for edges ``path_patching`` and ``acdc``, which run the model once per edge (see `exact`).
+        level: ``node`` or ``edge``.
+        nodes: kinds of node: head, mlp, neuron, attn, resid, or sublayer for attn and mlp. Edges have heads and MLPs.
+        ablation: what stands for a component that is gone: its value in the ``counterfactual``, its ``mean`` or ``zero``.
+        steps: intervals of the integrated methods.
+        batch_size: pairs at a time, and most rows of a forward of the exact methods. Memory grows with it, scores do not
+            depend on it.
+        threshold: of ``acdc``, in units of the metric.
+        absolute: of ``acdc``: keep components that lower the metric by the threshold, too.
+        progress: show a bar.
+
+    Returns:
+        ``score[pair, node]`` or ``score[pair, edge]`` float32; ``clean[pair]`` and ``counterfactual[pair]``, the metric of
+        both prompts; of nodes by an approximate method also ``by_span[pair, span, node]``; of ``acdc`` ``kept[edge]``.
+        Coordinates name and place each component, and carry the pairs' labels; attrs say how it was made.
+
+    Raises:
+        EmotraceError: before anything runs, for unknown choices, a metric that does not fit the model, a model that cannot
+            be rewired, a metric whose slope vanishes where the method looks.
+    """
+    _check(metric, method, level, steps, threshold)
+    if isinstance(pairs, (list, tuple)):
+        pairs = Pairs(pairs)
+    if not isinstance(pairs, Pairs):
+        raise EmotraceError(f"scores: pairs are Pairs (see emotrace.discovery.pairs), not {type(pairs).__name__}.")
+    g = graph(model, metric) if level == "edge" else None
+    places = g.seen if g is not None else seen(model, metric, nodes)
+    means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
+    found: dict[str, list[np.ndarray]] = {"score": [], "clean": [], "counterfactual": [], "by_span": []}
+    kept: torch.Tensor | None = None
+    batches = ready(model, pairs, metric, places, ablation, batch_size, means)
+    if method == "acdc":
+        assert g is not None
+        assert threshold is not None
+        every = list(batches)
+        losses, kept = exact.acdc(model, every, g, threshold, absolute)
+        found["score"].append(losses.numpy())
+        found["clean"] += [b.clean.numpy() for b in every]
+        found["counterfactual"] += [b.counterfactual.numpy() for b in every]
+    else:
+        with progress_bar(total=len(pairs), desc=f"{method} of {level}s", unit="pair", enabled=progress) as bar:
+            for batch in batches:
+                if method in approximate.METHODS and g is None:
+                    by_span = approximate.node_scores(model, batch, places, method, steps)
+                    found["by_span"].append(by_span.numpy())
+                    score = by_span.sum(1)
+                elif method in approximate.METHODS:
+                    assert g is not None
+                    score = edge_scores(model, batch, g, method, steps)
+                elif g is None:
+                    n = len(places.coords()["node"][1])
+                    score = exact.without_each(
+                        lambda keep, b=batch: exact.kept_nodes(model, b, places, keep, batch_size), batch.clean, n
+                    )
+                else:
+                    score = exact.without_each(
+                        lambda keep, b=batch: exact.kept_edges(model, b, g, keep, batch_size), batch.clean, len(g.pairs)
+                    )
+                found["score"].append(score.numpy())
+                found["clean"].append(batch.clean.numpy())
+                found["counterfactual"].append(batch.counterfactual.numpy())
+                bar.update(len(batch))
+    data: dict[str, Any] = {
+        "score": (("pair", level), np.concatenate(found["score"]).astype(np.float32)),
+        "clean": ("pair", np.concatenate(found["clean"])),
+        "counterfactual": ("pair", np.concatenate(found["counterfactual"])),
+    }
+    if found["by_span"]:
+        data["by_span"] = (("pair", "span", level), np.concatenate(found["by_span"]).astype(np.float32))
+    if kept is not None:
+        data["kept"] = ("edge", kept.numpy())
+    coords = {**(places.coords() if g is None else g.coords()), **_labels(pairs)}
+    if "by_span" in data:
+        coords["span"] = ("span", list(SPANS))
+    attrs = {
+        "method": method, "level": level, "ablation": ablation, "metric": metric.name, "sign": SIGN, "n_pairs": len(pairs),
+        "model": model.sites.identity.get("model_id", model.sites.model_class),
+        "config_hash": str(model.sites.identity.get("config_hash", "")),
+    }  # fmt: skip
+    if method in approximate.METHODS and method != "eap":
+        attrs["steps"] = steps
+    if threshold is not None and method == "acdc":
+        attrs |= {"threshold": threshold, "absolute": absolute}
+    return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def _check(metric: Metric, method: str, level: str, steps: int, threshold: float | None) -> None:
+    if level not in METHODS:
+        raise unknown("level", level, METHODS, "scores(level=…)")
+    if method not in METHODS[level]:
+        other = "edge" if level == "node" else "node"
+        hint = f" ({method!r} is for level={other!r}.)" if method in METHODS[other] else ""
+        raise EmotraceError(f"{unknown('method', method, METHODS[level], f'scores(level={level!r})')}{hint}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise EmotraceError(f"scores(steps={steps!r}): at least 1.")
+    if method == "acdc" and (threshold is None or not threshold > 0):
+        raise EmotraceError(f"scores(method='acdc', threshold={threshold}): a positive number, in units of the metric.")
+    if getattr(metric, "flat_at_clean", False) and method == "eap":
+        raise EmotraceError(
+            f"scores(method='eap'): the slope of {metric.name!r} at the clean run is zero, so every score would be. Choose an "
+            "integrated method (ceap, eap_ig_inputs, eap_ig_activations) or an exact one."
+        )
+
+
+def _labels(pairs: Pairs) -> dict[str, Any]:
+    """Coordinates of the dim ``pair``: key, labels, and labels of the counterfactual as ``against_NAME`` where they differ."""
+    found: dict[str, Any] = {"pair": ("pair", np.array([p.key for p in pairs]))}
+    taken = {"node", "edge", "kind", "layer", "index", "source", "target", "input", "span", "pair"}
+    for name in dict.fromkeys(n for p in pairs for n in p.labels):
+        values = [p.labels.get(name) for p in pairs]
+        if name not in taken and all(isinstance(v, type(values[0])) and v is not None for v in values):
+            found[name] = ("pair", np.array(values))
+            other = [p.against.get(name) for p in pairs]
+            if other != values and all(isinstance(v, type(values[0])) for v in other):
+                found[f"against_{name}"] = ("pair", np.array(other))
+    return found
+
+
+def mean(found: xr.Dataset) -> xr.DataArray:
+    """Mean score of every component over the pairs."""
+    score = found["score"].mean("pair", keep_attrs=True)
+    return score.assign_attrs(found.attrs)

@@ -1,0 +1,230 @@
+"""Wiring: what reads the residual stream in every layer, and which columns belong to which head; proven, not looked up.
+
+Readers of a layer are the inputs of its queries (one per query head), keys and values (one per key-value head: under GQA
+that is how many inputs there are) and of its MLP. Each sees ``norm(stream)``, so a reader can be given a stream of its own
+by recomputing norm and projection for its columns alone. That needs a residual stream that only grows by
+``c·(z W_O + b)`` and ``c·mlp_out`` (no norm after either), layers that read it one after the other, and projections of the
+normed stream whose columns belong to single heads.
+
+What the columns are is shown with nnsight on a row of five random tokens: values shifted by one vector at all tokens shift
+z of their heads by it; a query changed at one token changes z of its head there and nowhere else; a key changed at one
+token changes z of its heads at that token or later ones, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import nn
+
+from emotrace.attribution import weights
+from emotrace.discovery.nodes import device_inputs
+from emotrace.labels import EmotraceError
+from emotrace.model import enter
+from emotrace.sites import Site
+from emotrace.sites.find import record_ids
+from emotrace.sites.probe import Call, Recording
+from emotrace.traced import circuits
+
+TOKENS = 5
+CHANGED = 2
+"""Token of the probe that is changed: some are before it, some after."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Readers and writers of one layer.
+
+    Attributes:
+        norms: module paths of what queries, keys and values read through, and of what the MLP does.
+        norm_orders: of each, when it is given the stream.
+        projections: module path of the queries', keys' and values' projection (one path thrice where they are fused).
+        columns: of each of them, ``[reader, head_dim]``: the output columns of each head.
+        orders: of each of them, when it runs.
+        matrix: ``[head, head_dim, d_model]``, what z writes, times the residual scale.
+        scale: of the MLP's output.
+    """
+
+    norms: tuple[str, str]
+    norm_orders: tuple[int, int]
+    projections: tuple[str, str, str]
+    columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    orders: tuple[int, int, int]
+    matrix: torch.Tensor
+    scale: float
+
+
+def wiring(model: Any, n_layers: int | None = None) -> list[Layer]:
+    """Readers and writers of the first layers.
+
+    Args:
+        model: from `emotrace.load`, with weights.
+        n_layers: how many; None for all.
+
+    Raises:
+        EmotraceError: for a model whose layers cannot be rewired, with the reason.
+    """
+    sites = model.sites
+    if sites.form != "sequential":
+        raise EmotraceError(
+            f"edges need a residual stream that attention and MLP read one after the other; {sites.model_class} is "
+            f"{sites.form}. Score nodes (level='node') instead."
+        )
+    recording = record_ids(model._module)
+    return [_layer(model, recording, i) for i in range(sites.n_layers if n_layers is None else n_layers)]
+
+
+def _layer(model: Any, recording: Recording, layer: int) -> Layer:
+    sites, name = model.sites, model.sites.model_class
+    for site in ("z", "mlp_out", "resid_mid"):
+        sites.address(site, layer)
+    out = weights.projection(model, "z", layer)
+    if out.norm is not None:
+        raise EmotraceError(
+            f"layer {layer} of {name} norms its attention's output before adding it, so that heads do not add up: there "
+            "are no edges between heads. Score nodes (level='node') instead."
+        )
+    pre = sites.address("resid_pre", layer)
+    start = recording.at(pre.path)[0]
+    stream = start.inp if pre.side == "input" else start.out
+    end = recording.at(sites.address("z", layer).path)[0]
+    between = [c for c in recording.calls if pre.order <= c.order_in < end.order_in and c.inp is not None]
+    norm = next((c for c in between if _is_norm(c) and _same(c.inp, stream)), None)
+    reading = weights.reading_norm_path(model, layer)
+    if norm is None or reading is None:
+        which = "attention" if norm is None else "MLP"
+        raise EmotraceError(
+            f"the {which} of layer {layer} of {name} does not read the residual stream through a norm of its own, so its "
+            "input cannot be split. Score nodes (level='node') instead."
+        )
+    found = [c for c in between if c.order_in > norm.order_in and _matrix(c.module) and _same(c.inp, norm.out)]
+    matrix = out.matrix.detach().unflatten(0, (sites.n_heads, -1)) * out.scale
+    order = {c.path: c.order_out for c in found}
+    for paths, columns in _layouts(found, sites.n_heads, sites.n_kv_heads, matrix.shape[1]):
+        if _shown(model, layer, paths, columns, order):
+            given = (norm.order_in, recording.at(reading)[0].order_in)
+            orders = (order[paths[0]], order[paths[1]], order[paths[2]])
+            return Layer((norm.path, reading), given, paths, columns, orders, matrix, out.scale)
+    listed = ", ".join(f"{c.path} ({c.out.shape[-1]})" for c in found if c.out is not None) or "none"
+    raise EmotraceError(
+        f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "
+        f"{sites.n_heads} heads ({sites.n_kv_heads} KV) of {matrix.shape[1]}; there are: {listed}. Score nodes "
+        "(level='node') instead."
+    )
+
+
+def lowered(model: Any, layers: list[Layer], whole: bool = True) -> list[tuple]:
+    """The layers as `emotrace.traced.circuits.rewired` takes them; without the last MLP where not ``whole``."""
+    sites, module = model.sites, model._module
+    found = []
+    for n, layer in enumerate(layers):
+        attention = (
+            module.get_submodule(layer.norms[0]),
+            [
+                (sites.place(Site(path)), module.get_submodule(path), list(columns), order)
+                for path, columns, order in zip(layer.projections, layer.columns, layer.orders, strict=True)
+            ],
+        )
+        mlp = None
+        if whole or n + 1 < len(layers):
+            norm = layer.norms[1]
+            mlp = (sites.place(Site(norm, "input")), module.get_submodule(norm), sites.place(Site(norm)))
+        z, out = (sites.place(site, n) for site in ("z", "mlp_out"))
+        found.append((sites.place("resid_pre", n), attention, (z, layer.matrix), mlp, (out, layer.scale)))
+    return found
+
+
+def _layouts(
+    calls: list[Call], heads: int, groups: int, size: int
+) -> Iterator[tuple[tuple[str, str, str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Paths and columns that queries, keys and values may have, the likeliest first."""
+    widths = {c.path: c.out.shape[-1] for c in calls if c.out is not None}
+    each = heads // groups
+
+    def rows(n: int, start: int = 0) -> torch.Tensor:
+        return start + torch.arange(n * size).reshape(n, size)
+
+    if len(widths) == 3:
+        orders = sorted(
+            permutations(widths), key=lambda o: [not _leaf(p).startswith(s) for p, s in zip(o, "qkv", strict=True)]
+        )
+        for q, k, v in orders:
+            if (widths[q], widths[k], widths[v]) == (heads * size, groups * size, groups * size):
+                yield (q, k, v), (rows(heads), rows(groups), rows(groups))
+    for path, width in widths.items():
+        if width == (heads + 2 * groups) * size:
+            yield (path, path, path), (rows(heads), rows(groups, heads * size), rows(groups, (heads + groups) * size))
+            block = torch.arange(width).reshape(groups, each + 2, size)  # each group: its queries, its key, its value
+            yield (path, path, path), (block[:, :each].reshape(heads, size), block[:, each], block[:, each + 1])
+
+
+def _shown(
+    model: Any, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int]
+) -> bool:
+    """Whether these columns do what queries, keys and values do; one forward."""
+    sites = model.sites
+    counts = [len(c) for c in columns]
+    n = 1 + sum(counts)
+    generator = torch.Generator().manual_seed(layer)
+    ids = torch.randint(3, sites.vocab_size, (TOKENS,), generator=generator).tolist()
+    size = columns[0].shape[1]
+    shift = torch.randn(size, generator=generator)
+    unique = sorted(set(paths), key=lambda p: order[p])
+    widths = {p: int(circuits.rows_of(model._module.get_submodule(p))[0].shape[0]) for p in unique}
+    noise = {p: torch.randn(TOKENS, widths[p], generator=generator) for p in unique}  # a head may be 0 on these tokens
+    added = {p: noise[p].repeat(n, 1, 1) for p in unique}
+    row = 1
+    for path, some, where in zip(paths, columns, (CHANGED, CHANGED, slice(None)), strict=True):
+        for mine in some:
+            added[path][row, where][..., mine] += shift
+            row += 1
+    places = [(sites.place(Site(p)), added[p]) for p in unique]
+    z = enter(model, circuits.shifted, device_inputs(model, [ids] * n), places, sites.place("z", layer))
+    z = z.unflatten(-1, (sites.n_heads, -1))
+    moved = z - z[:1]
+    small = 1e-4 * float(z.abs().max()) + 1e-6
+    heads = torch.arange(sites.n_heads)
+    each = sites.n_heads // sites.n_kv_heads
+    row = 1
+    for part, count in enumerate(counts):
+        for i in range(count):
+            mine = heads == i if part == 0 else heads // each == i
+            one = moved[row]
+            row += 1
+            if _most(one[:, ~mine]) > small:
+                return False
+            if part == 2 and _most(one[:, mine] - shift) > 10 * small:
+                return False
+            if part < 2 and (_most(one[:CHANGED]) > small or _most(one[CHANGED:]) <= small):
+                return False
+            if part == 0 and _most(one[CHANGED + 1 :]) > small:
+                return False
+            if part == 1 and _most(one[CHANGED + 1 :]) <= small:
+                return False
+    return True
+
+
+def _most(value: torch.Tensor) -> float:
+    return float(value.abs().max()) if value.numel() else 0.0
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+
+
+def _is_norm(call: Call) -> bool:
+    own = list(call.module.parameters())
+    return all(p.ndim == 1 for p in own) and (bool(own) or "norm" in call.path.lower())
+
+
+def _matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2
+
+
+def _leaf(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
