@@ -14,13 +14,13 @@ from emotrace.datasets import Prompts
 from emotrace.edits import mixture
 from emotrace.generation import generate
 from emotrace.labels import EmotraceError
-from emotrace.runlog import Log
+from emotrace.runlog import Log, write_rows
 from emotrace.stats.doses import bisect
 
 Rows = list[dict[str, Any]]
 DOSES: Final = (-1.0, 0.0, 1.0, 2.0, 4.0)
 """The published doses (arXiv 2502.04075): multiples of a vector."""
-FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 """A finer sweep where vectors mostly act."""
 
 
@@ -95,17 +95,26 @@ def dose_response(
             found = generate(model, aimed, edits[dose], method=method, out=path, **options)
         log = Log(folder / f"dose_{dose:g}.verdicts.jsonl") if folder else None
         found = judges.judge_rows(found, judge, log=log, progress=progress)
-        divergence = _divergence(model, aimed, base, plain_of, edits[dose], batch_size) if measure_kl else {}
         for row in found:
             row |= {"prompt": plain_of[row["key"]], "dose": dose, "method": method}
             row["meta"] = {
-                **row["meta"],
-                "length": len(row["token_ids"]),
-                "repetition": stats.repetition(row["token_ids"]),
-                **({"kl": divergence[row["key"]]} if row["key"] in divergence else {}),
+                **row["meta"], "length": len(row["token_ids"]), "repetition": stats.repetition(row["token_ids"]),
+            }  # fmt: skip
+        known = Log(folder / f"dose_{dose:g}.scores.jsonl", ("key",)) if folder else None
+        scores = {row["key"]: row for row in known.rows()} if known is not None else {}
+        if not all(row["key"] in scores and (not measure_kl or "kl" in scores[row["key"]]) for row in found):
+            divergence = _divergence(model, aimed, base, plain_of, edits[dose], batch_size) if measure_kl else {}
+            perplexity = _perplexity(model, prompts, found, batch_size, progress)
+            scores = {
+                row["key"]: {"key": row["key"], "perplexity": perplexity[row["key"]]}
+                | ({"kl": divergence.get(row["key"])} if measure_kl else {})
+                for row in found
             }
+            if known is not None:
+                write_rows(known.path, scores.values())
+        for row in found:
+            row["meta"] |= {k: v for k, v in scores[row["key"]].items() if k != "key" and (k, v) != ("kl", None)}
         rows += found
-    _add_perplexity(model, prompts, rows, batch_size, progress)
     return rows
 
 
@@ -146,18 +155,45 @@ def strength_at_kl(
     return bisect(measure, target, start=start, tolerance=tolerance)
 
 
-def fluency_of(rows: Rows) -> dict[str, list[float]]:
-    """Bounds of fluency: 1st to 99th percentile of the model's own replies at dose 0, each prompt once."""
-    own = {row["prompt"]: row for row in rows if row["dose"] == 0}
-    if not own:
-        raise EmotraceError("fluency_of: no rows of dose 0.")
-    return stats.fluency_bounds(own.values())
+def fluency_of(
+    model: Any, prompts: Any, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, progress: bool = True
+) -> dict[str, list[float]]:
+    """Bounds of fluency: 1st to 99th percentile over the model's own replies to an emotion asked in words.
+
+    Args:
+        model: the un-edited model.
+        prompts: plain prompts, after which perplexity is taken, as for the replies that are to be compared.
+        rows: replies with ``prompt`` (the key of the plain prompt), ``key`` and ``token_ids``.
+        batch_size: sequences per forward.
+        progress: show a bar.
+
+    Raises:
+        EmotraceError: for no rows, or one whose plain prompt is not given.
+    """
+    prompts = Prompts.of(prompts)
+    lost = [row["prompt"] for row in rows if row["prompt"] not in set(prompts.keys)]
+    if lost or not rows:
+        raise EmotraceError(f"fluency_of: {f'no plain prompt {lost[0]!r}' if lost else 'there are no replies'}.")
+    perplexity = _perplexity(model, prompts, rows, batch_size, progress)
+    return stats.fluency_bounds(
+        {
+            "key": row["key"],
+            "meta": {
+                "perplexity": perplexity[row["key"]],
+                "length": len(row["token_ids"]),
+                "repetition": stats.repetition(row["token_ids"]),
+            },
+        }
+        for row in rows
+    )
 
 
 def _divergence(
     model: Any, aimed: Prompts, base: Rows, plain_of: Mapping[str, str], edits: Sequence[Any], batch_size: int
 ) -> dict[str, float]:
     """KL of every aimed prompt along the base model's reply."""
+    if not edits:
+        return {p.key: 0.0 for p in aimed}
     replies = {row["key"]: row["token_ids"] for row in base}
     told = [{"key": p.key, "token_ids": replies[plain_of[p.key]]} for p in aimed if replies[plain_of[p.key]]]
     if not told:
@@ -166,13 +202,14 @@ def _divergence(
     return dict(zip(forced.keys, scoring.kl(model, forced, edits, batch_size).tolist(), strict=True))
 
 
-def _add_perplexity(model: Any, prompts: Prompts, rows: Rows, batch_size: int, progress: bool) -> None:
-    """``meta.perplexity`` of every row, equal replies to a prompt scored once."""
+def _perplexity(
+    model: Any, prompts: Prompts, rows: Sequence[Mapping[str, Any]], batch_size: int, progress: bool
+) -> dict[str, float | None]:
+    """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
     ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
-    groups: dict[tuple[str, tuple[int, ...]], Rows] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for row in rows:
-        groups.setdefault((row["prompt"], tuple(row["token_ids"])), []).append(row)
+        groups.setdefault((row["prompt"], tuple(row["token_ids"])), []).append(row["key"])
     items = [{"key": str(n), "token_ids": ids[key], "reply_ids": list(r)} for n, (key, r) in enumerate(groups)]
-    for value, members in zip(scoring.perplexity(model, items, batch_size, progress), groups.values(), strict=True):
-        for row in members:
-            row["meta"]["perplexity"] = value
+    values = scoring.perplexity(model, items, batch_size, progress)
+    return {key: value for value, members in zip(values, groups.values(), strict=True) for key in members}

@@ -64,7 +64,13 @@ def test_kl_is_along_the_base_replies(rows):
 
 def test_the_table_comes_out_of_the_rows(rows):
     found, _ = rows
-    table = stats.dose_table(found, bounds=dose.fluency_of(found))
+    zero = [r for r in found if r["dose"] == 0 and r["emotion"] == "joy"]
+    bounds = dose.fluency_of(loaded(), PROMPTS, zero, progress=False)
+    lengths = sorted(len(r["token_ids"]) for r in zero)
+    assert lengths[0] <= bounds["length"][0] <= bounds["length"][1] <= lengths[-1]
+    known = [r["meta"]["perplexity"] for r in zero if r["meta"]["perplexity"] is not None]
+    np.testing.assert_allclose(bounds["perplexity"], np.percentile(known, [1, 99]), rtol=1e-6)
+    table = stats.dose_table(found, bounds=bounds)
     assert len(table) == 3 * 4
     hits = [r["verdict"]["match"] for r in found if r["dose"] == 1 and r["emotion"] == "anger"]
     line = table[(table["dose"] == 1) & (table["emotion"] == "anger")].iloc[0]
@@ -109,5 +115,7 @@ def test_dose_refuses():
     lm = loaded()
     with pytest.raises(EmotraceError, match="numbers are due"):
         dose.dose_response(lm, PROMPTS, vectors(lm), Words(), doses=(float("nan"),))
-    with pytest.raises(EmotraceError, match="no rows of dose 0"):
-        dose.fluency_of([])
+    with pytest.raises(EmotraceError, match="there are no replies"):
+        dose.fluency_of(lm, PROMPTS, [])
+    with pytest.raises(EmotraceError, match="no plain prompt 'q'"):
+        dose.fluency_of(lm, PROMPTS, [{"key": "a", "prompt": "q", "token_ids": [1]}])

@@ -1,0 +1,210 @@
+"""Emotion vectors: make them from a model's own answers, add mixtures of them, and see what each dose does.
+
+The method of Emotion Vectors (arXiv 2502.04075), with the controls that it lacks:
+
+1. The queries are read; repeats and what the two files share are counted, repeats dropped, a part of each emotion held out.
+2. The model answers every query of the first part twice, neutrally and in the query's emotion. Both answers are fed back,
+   and the output of the attention's projection is averaged over the steps of the answer; the mean difference over queries is
+   the emotion's vector, their mean the base vector.
+3. On the held-out queries a fine sweep of doses: which share of replies a blind judge reads as the emotion aimed at, how many
+   drift to another one, how fluent they are, what KL from the un-edited model they cost. The dose with most fluent replies on
+   target is chosen. Vectors without all but their largest coordinates, and without the base vector, are compared with whole
+   ones at the strength of equal KL.
+4. The test queries, once: the published doses, the chosen one, the emotion asked in words, random vectors and those of other
+   emotions of the same length; which emotion each vector raises (emotion × emotion); where the curve collapses; what replies
+   look like under multiples of the base vector.
+
+Run it again with the same arguments to continue it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+import vector_study as study
+
+import emotrace as et
+from emotrace import directions, dose, evaluation, extraction, interop, judges, stats
+from emotrace.report import vectors as figures
+from emotrace.run import Run
+from emotrace.runlog import write_json, write_rows
+
+TOP = 0.1
+"""Share of the coordinates that the sparse variant keeps."""
+KL_TOLERANCE = 0.05
+"""Of the strengths of equal KL, relative."""
+BOUNDS = (
+    "Fluent: perplexity under the un-edited model, length and repetition within the 1st to 99th percentile of the model's "
+    "replies to the emotion asked in words."
+)
+
+
+def main(
+    model: Annotated[
+        str, typer.Option(help="hub id or directory of a causal model with a chat template")
+    ] = "data/tiny_model",
+    train: Annotated[Path, typer.Option(help="queries by emotion, to make vectors from")] = Path(
+        "data/emotion_query_sample.json"
+    ),
+    test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path(
+        "data/emotion_query_plus_sample.json"
+    ),
+    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
+        "runs/emotion_vectors"
+    ),
+    limit: Annotated[int | None, typer.Option(help="queries of each emotion, and of the test file")] = None,
+    site: Annotated[str, typer.Option(help="where vectors are taken and added")] = "o_proj_out",
+    over: Annotated[str, typer.Option(help="mean_generated | last | mean_all")] = "mean_generated",
+    scale: Annotated[
+        str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")
+    ] = "raw",
+    doses: Annotated[str, typer.Option(help="of the fine sweep")] = ",".join(f"{d:g}" for d in dose.FINE),
+    neutral: Annotated[str, typer.Option(help="system message of the neutral answer")] = extraction.TEMPLATES[
+        "neutral"
+    ],
+    emotional: Annotated[str, typer.Option(help="of the emotional one, with {emotion}")] = extraction.TEMPLATES[
+        "emotional"
+    ],
+    draws: Annotated[int, typer.Option(help="draws of each control")] = 2,
+    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
+    price: Annotated[
+        str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 40,
+    batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Emotion vectors from answers, doses, controls and a report."""
+    the_judge = judges.make(judge, **judges.flags(label_map, price))
+    wanted = _numbers(doses)
+    if draws < 1:
+        raise et.EmotraceError(f"--draws {draws}: at least 1 draw of each control.")
+
+    # 1. Queries.
+    queries, others = et.datasets.read_queries(train), et.datasets.read_queries(test)
+    fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
+    asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
+    lm = et.load(model, device=device, dtype=dtype)
+    templates = {"neutral": neutral, "emotional": emotional}
+    settings = {
+        "experiment": "emotion_vectors", "model": lm.sites.identity, "template": lm.sites.encoder.record,
+        "train": {"file": train.name, "fit": fit.digest, "held_out": held.digest},
+        "test": {"file": test.name, "digest": asked.digest}, "judge": the_judge.name, "label_map": label_map, "site": site,
+        "over": over, "scale": scale, "templates": templates, "doses": wanted, "limit": limit, "draws": draws,
+        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    run = Run(out, settings)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    it = study.Study(lm, the_judge, run, templates, {"site": site, "scale": scale}, options)
+
+    # 2. Vectors, and what they share.
+    vectors = extraction.answer_vectors(
+        lm, fit, site=site, over=over, templates=templates, decoding={"max_new_tokens": max_new_tokens},  # type: ignore[arg-type]
+        batch_size=batch_size, seed=seed, out=run.path("extraction"),
+    )  # fmt: skip
+    base = directions.base_vector(vectors)
+    directions.save(vectors, run.path("vectors"))
+    directions.save(base, run.path("vectors"), "base")
+    if vectors["layer"].values.tolist() == list(range(vectors.sizes["layer"])):
+        interop.write_emotion_vectors(vectors, run.path("published"), Path(lm.sites.identity["model_id"]).name)
+    emotions = [str(e) for e in vectors["emotion"].values]
+    print(f"vectors of {', '.join(emotions)} at {site}, from {vectors['n'].values.tolist()} pairs of answers")
+
+    # 3. The dose, and variants at equal cost, on held-out queries.
+    trial = it.plain(held)
+    rows = it.respond("sweep", trial, vectors, wanted)
+    bounds = it.bounds(fit)
+    sweep = stats.dose_table(rows, bounds=bounds, seed=seed)
+    chosen = study.best_dose(sweep)
+    (at,) = (line for line in study.records(study.every(sweep)) if line["dose"] == chosen)
+    forced = trial.for_each(emotion=emotions).with_replies(study.at_dose(rows, 0.0))
+    equal = [{"variant": "whole", "strength": chosen, "reached": True, **at}]
+    for name, payload in (
+        (f"largest {TOP:.0%} of coordinates", directions.top_k(vectors, max(1, round(TOP * vectors.sizes["dim"])))),
+        ("without the base vector", directions.orthogonal_to(vectors, base)),
+    ):
+        cost = dose.strength_at_kl(
+            lm, forced, payload, None, at["kl"], start=chosen, tolerance=KL_TOLERANCE, batch_size=batch_size, **it.where
+        )
+        found = it.respond(name.replace(" ", "_").replace("%", ""), trial, payload, [cost["strength"]])
+        (line,) = study.records(study.every(stats.dose_table(found, bounds=bounds, seed=seed)))
+        equal.append({"variant": name, "strength": cost["strength"], "reached": cost["reached"], **line})
+
+    # 4. The test queries, once.
+    aimed = it.plain(asked)
+    tested = it.respond("test", aimed, vectors, [*dose.DOSES, chosen])
+    curve = stats.dose_table(tested, bounds=bounds, seed=seed)
+    methods = {"none": study.at_dose(tested, 0.0), "prompt": it.prompted(asked, emotions)}
+    methods["steer"] = study.at_dose(tested, chosen)
+    for draw in range(draws):
+        noise = evaluation.random_like(vectors, seed + 1 + draw)
+        noise = noise.copy(data=noise.values * vectors["norm"].values[..., None])
+        for method, payload in (("random", noise), ("shuffled", evaluation.deranged(vectors, seed + 1 + draw))):
+            found = it.respond(f"{method}_{draw}", aimed, payload, [chosen], method, kl=False)
+            methods[f"{method}_{draw}"] = study.at_dose(found, chosen)
+    matrix = stats.emotion_matrix(tested, chosen)
+    tables: dict[str, tuple[pd.DataFrame, str]] = {
+        "methods": (
+            pd.DataFrame([{"method": m, **study.share_of(found)} for m, found in methods.items()]),
+            "Test queries: replies read as the emotion aimed at; intervals: bootstrap over queries.",
+        ),
+        "test": (curve, "Test queries: every published dose and the chosen one."),
+        "sweep": (sweep, "Held-out queries."),
+        "equal_kl": (
+            pd.DataFrame(equal).drop(columns=["dose", "emotion"]),
+            "Held-out queries: variants at equal KL.",
+        ),
+        "base": (
+            pd.DataFrame([it.under_base(aimed, base, k) for k in dose.DOSES]),
+            "Replies under the base vector.",
+        ),
+    }
+    result: dict[str, Any] = {
+        "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}, "model": lm.sites.identity,
+        "queries": {"train": study.counts(queries), "test": study.counts(others, queries)},
+        "n": {"fit": len(fit), "held_out": len(held), "test": len(asked)},
+        "pairs": dict(zip(emotions, vectors["n"].values.tolist(), strict=True)),
+        "chosen": {"dose": chosen, "kl": at["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
+        "diagonal": stats.diagonal(matrix), "matrix": matrix.to_dict("index"),
+        **{name: study.records(table) for name, (table, _) in tables.items()},
+    }  # fmt: skip
+    result["warnings"] = study.warnings(lm, the_judge, result)
+    write_json(run.path("report.json"), result)
+    write_rows(
+        run.path("generations.jsonl"),
+        [*tested, *(r for m, f in methods.items() if m not in ("none", "steer") for r in f)],
+    )
+    run.finish()
+    page = figures.page(
+        run.out,
+        "Emotion vectors",
+        {
+            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{BOUNDS} Intervals: over queries."),
+            "sweep": (figures.doses(sweep, chosen, "Held-out queries"), "The sweep on which the dose was chosen."),
+            "matrix": (figures.matrix(matrix, len(asked), chosen), "Replies to the test queries; joy counts as happiness."),
+            "geometry": (figures.geometry(vectors), "Not normalised: the length of one addition at dose 1."),
+        },
+        tables,
+        study.facts(result),
+        result["warnings"],
+        study.samples(tested, seed),
+    )  # fmt: skip
+    print("\n".join(study.facts(result)))
+    print(f"report: {page}")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise et.EmotraceError(f"--doses {text!r}: numbers with commas, e.g. 0.5,1,2.") from None
+
+
+if __name__ == "__main__":
+    et.cli.experiment(main)
