@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         datasets,
         directions,
         discovery,
+        dose,
         edits,
+        extraction,
         interop,
         judges,
         prompt_tuning,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         sites,
         stats,
         store,
+        suite,
         testing,
     )
     from emotrace.capturing import capture
@@ -50,8 +53,8 @@ if TYPE_CHECKING:
 __version__ = _version("emotrace")
 
 _ROOMS = (
-    "attribution", "circuits", "cli", "datasets", "directions", "discovery", "edits", "interop", "judges", "prompt_tuning", "report",
-    "rsa", "scoring", "sites", "stats", "store", "testing",
+    "attribution", "circuits", "cli", "datasets", "directions", "discovery", "dose", "edits", "extraction", "interop", "judges",
+    "prompt_tuning", "report", "rsa", "scoring", "sites", "stats", "store", "suite", "testing",
 )  # fmt: skip
 _NAMES = {
     "capture": "capturing",
@@ -85,7 +88,9 @@ __all__ = [
     "datasets",
     "directions",
     "discovery",
+    "dose",
     "edits",
+    "extraction",
     "generate",
     "interop",
     "judges",
@@ -98,6 +103,7 @@ __all__ = [
     "sites",
     "stats",
     "store",
+    "suite",
     "testing",
 ]
 
