@@ -28,8 +28,8 @@ PATIENCE = 300.0
 """Seconds for which an unreachable server is asked again."""
 UNKNOWN = 20.0
 """Seconds after which a job of which the server knows nothing is taken for lost."""
-STUCK = 6 * 3600.0
-"""Seconds without any change after which a job is given up."""
+STUCK = 3600.0
+"""Seconds without any change of what a server says of a job after which it is sent again."""
 POLL = (0.01, 2.0)
 """Seconds between two questions: at first, and at most."""
 
@@ -153,9 +153,7 @@ class Jobs:
                 if said != job.said:
                     job.said, job.since = said, time.monotonic()
                 elif waited > STUCK:
-                    raise EmotraceError(
-                        f"job {job.id} on {self.server.host} has been {said!r} for {waited / 3600:.1f} h."
-                    )
+                    self._again(job, f"{said!r} for {waited:.0f} s without a change")
             if self.tell is not None:
                 self.tell(job.said)
             time.sleep(pause)

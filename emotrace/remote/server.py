@@ -59,6 +59,10 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self.host!r})"  # never the key
 
+    def __del__(self) -> None:
+        if getattr(self, "_client", None) is not None:
+            self._client.close()
+
     @property
     def has_key(self) -> bool:
         """Whether a key is known here."""

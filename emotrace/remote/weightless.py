@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def build(
     task = task_of(auto)
     options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
     options |= {"trust_remote_code": True} if trust else {}
-    model = TransformersModel(source, task=task, tokenizer=tokenizer, config=config, revision=revision, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*E_output.*")  # BERT-likes name a child `output`; see sites.envoy
+        warnings.filterwarnings("ignore", message=".*already defined.*")
+        model = TransformersModel(source, task=task, tokenizer=tokenizer, config=config, revision=revision, **options)
     object.__setattr__(model, "dispatch", _Refusal(source))
     module: Any = model._module
     if module.can_generate():
@@ -80,7 +84,8 @@ def deployed(server: Server, source: str, auto: Any, revision: str | None) -> st
     names = [str(d["repo_id"]) for d in up if d["task"] == task or d["task"] is None]
     local = Path(source).is_dir()
     own = os.path.basename(os.path.abspath(source))
-    found = [n for n in names if n == source or n.lower() == source.lower()]
+    told = huggingface._ID_CACHE.get(source)
+    found = [n for n in names if n == told or n.lower() == source.lower()]
     found += [n for n in names if local and n.rsplit("/", 1)[-1] == own]
     if not found:
         listed = ", ".join(f"{d['repo_id']} ({d['task']})" for d in up) or "none"

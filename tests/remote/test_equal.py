@@ -1,0 +1,240 @@
+"""What a client without weights gets from a server is what the same model gives here, to the last bit."""
+
+import nnsight
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from nnsight.schema.config import CONFIG
+
+import emotrace as et
+from emotrace import attribution, circuits, scoring
+from emotrace.datasets import Prompts
+from emotrace.labels import EmotraceError
+from emotrace.remote import Server
+from tests.helpers import loaded
+from tests.remote.conftest import FAMILIES
+
+SITES = (
+    "resid_pre",
+    "attn_out",
+    "resid_mid",
+    "mlp_out",
+    "resid_post",
+    "z",
+    "neuron",
+    "neuron_pre",
+    "final_norm",
+    "logits",
+)
+IDS = [list(range(20, 20 + n)) for n in (6, 3, 9)]
+EMOTIONS = ("anger", "fear")
+
+
+def prompts(n=4, start=(*range(30, 42),)):
+    rng = np.random.default_rng(0)
+    return Prompts.of(
+        [
+            {"key": f"s{i}__{e}", "token_ids": [*start, *rng.integers(50, 150, 3 + i % 3).tolist()], "emotion": e}
+            | {"skeleton_id": f"s{i}", "valence": "neutral"}
+            for i in range(n)
+            for e in EMOTIONS
+        ]
+    )
+
+
+def arrays(acts):
+    return {name: acts.sel(variable=name).values for name in acts.variables}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_capture_and_edits_of_a_family(pair, name):
+    here, there = pair(name)
+    assert there.sites.names == here.sites.names
+    assert next(there._module.parameters()).is_meta
+    sites = [s for s in SITES if here.sites.has(s)]
+    layer = here.sites.layers("resid_post")[1]
+    edits = [
+        et.Add(
+            "resid_post", layers=[layer], vector=torch.linspace(-1, 1, here.sites.d_model), strength=2, positions="all"
+        ),
+        et.Ablate("z", layers=[0], heads=[1], positions="last"),
+    ]
+    for options in ({"positions": "all"}, {"positions": "last", "edits": edits}):
+        for site in sites:
+            want, got = (et.capture(lm, IDS, site, batch_size=2, progress=False, **options) for lm in (here, there))
+            for variable, values in arrays(want).items():
+                np.testing.assert_array_equal(got.sel(variable=variable).values, values, err_msg=site)
+        sites = sites[-3:]  # edits: the sites after them
+
+
+def test_shared_prefixes_too(pair):
+    here, there = pair("llama")
+    acts = [et.capture(lm, prompts(8), ("resid_mid", "z"), batch_size=5, progress=False) for lm in (here, there)]
+    np.testing.assert_array_equal(acts[0].residual.values, acts[1].residual.values)
+    np.testing.assert_array_equal(acts[0].z.values, acts[1].z.values)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_generation_with_edits(pair, sample):
+    edits = [et.Add("resid_post", layers=[1], vector=torch.linspace(-1, 1, 32), strength=3)]
+    for some in ([], edits):
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": sample, "batch_size": 2, "progress": False}
+        rows = [et.generate(lm, IDS, some, **options) for lm in pair("llama")]
+        assert [row["token_ids"] for row in rows[0]] == [row["token_ids"] for row in rows[1]]
+
+
+def test_an_edit_that_never_fires_is_an_error_there_too(pair):
+    _, there = pair("llama")
+    with pytest.raises(EmotraceError, match="never fired"):
+        et.generate(there, IDS, [et.Scale("mlp_out", layers=[0], positions=(50, 60))], max_new_tokens=2, progress=False)
+
+
+def test_scores_contributions_differences_influence_and_curves(pair):
+    found = []
+    replies = [{"key": str(i), "token_ids": ids, "reply_ids": [40, 41, 42 + i]} for i, ids in enumerate(IDS)]
+    for lm in pair("llama"):
+        acts = et.capture(lm, prompts(), ("resid_mid", "resid_post"), progress=False)
+        dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
+        heads = attribution.head_contributions(lm, prompts(), dirs, progress=False)
+        plain = [{"key": f"p{i}", "token_ids": p.token_ids, "skeleton_id": p.key} for i, p in enumerate(prompts(2))]
+        found.append(
+            [
+                heads,
+                attribution.neuron_contributions(lm, prompts(), dirs, variable="neuron_pre", progress=False),
+                attribution.head_contributions(lm, prompts(), dirs, readout="normed", progress=False),
+                circuits.difference_vectors(lm, prompts(), within="skeleton_id", progress=False),
+                attribution.sublayer_influence(lm, plain, dirs, doses=(0.3,), progress=False),
+                attribution.ablation_curve(lm, prompts(), dirs, heads, ks=[1], draws=1, progress=False),
+                attribution.top_tokens(lm, dirs.sel(layer=2, sublayer="resid_post"), k=3),
+                attribution.top_prompts(lm, prompts(), 1, [3, 5], k=2, progress=False),
+                scoring.perplexity(lm, replies),
+                scoring.kl(lm, replies, [et.Scale("mlp_out", layers=[1], strength=0.5)]).tolist(),
+            ]
+        )
+    for here, there in zip(*found, strict=True):
+        if isinstance(here, xr.Dataset):
+            for name in here.data_vars:
+                np.testing.assert_array_equal(here[name].values, there[name].values, err_msg=name)
+        else:
+            assert here.equals(there) if hasattr(here, "equals") else here == there
+
+
+def test_contributions_through_norms_need_no_weights_here(pair):
+    for name in ("gemma2", "bert", "gpt-neox"):
+        found = []
+        for lm in pair(name):
+            acts = et.capture(lm, prompts(2), "resid_post", progress=False)
+            dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
+            found.append(attribution.neuron_contributions(lm, prompts(2), dirs, progress=False))
+        for variable in ("mean", "contrast", "bias", "beta"):
+            np.testing.assert_array_equal(found[0][variable].values, found[1][variable].values)
+
+
+def test_a_trace_of_the_users_own(pair, server, monkeypatch):
+    here, there = pair("llama")
+    monkeypatch.setattr(CONFIG.API, "APIKEY", server.key)
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    place = et.Site("model.layers.1.mlp.gate_proj")
+    found = []
+    for lm, where in ((here, False), (there, server.url)):
+        inputs = lm.sites.encode(IDS)
+        with torch.no_grad(), lm.trace(inputs, remote=where):
+            mid = lm.sites.read("resid_mid", layer=1)
+            gate = lm.sites.read(place).detach()
+            lm.sites.write("mlp_out", torch.zeros_like(mid), layer=1)
+            kept = [mid.detach(), gate, lm.sites.read("resid_post", layer=1).detach()]
+            kept = nnsight.save(kept)
+        found.append(kept)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(found[1][0], found[1][2])  # the MLP of the layer was taken away
+
+
+def test_without_weights_nothing_runs_here(pair):
+    _, there = pair("llama")
+    with pytest.raises(EmotraceError, match="loaded without weights"), there.trace(there.sites.encode(IDS)):
+        _ = there.sites.read("resid_post", layer=0).save()
+    assert next(there._module.parameters()).is_meta
+    with pytest.raises(EmotraceError, match=r"the weights of .* are not here"):
+        attribution.projection(there, "neuron", 0)
+
+
+def test_the_record_says_where_and_never_the_key(pair, server, tmp_path):
+    _, there = pair("llama")
+    acts = et.capture(there, IDS, "resid_post", out=tmp_path / "a.zarr", progress=False)
+    assert acts.attrs["backend"] == "ndif"
+    assert not list(tmp_path.glob("*.jobs"))
+    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert server.key.encode() not in written
+    assert server.key not in repr(there.sites.remote.server)
+
+
+def test_simulated_is_packed_as_for_a_server_and_runs_here():
+    lm = loaded("llama")
+    there = et.load(lm._module, tokenizer=lm.tokenizer, remote="local")
+    assert there.sites.identity["backend"] == "simulated"
+    got = et.capture(there, IDS, ("resid_post", "attn_out"), positions="all", progress=False)
+    there.sites.remote = None
+    want = et.capture(there, IDS, ("resid_post", "attn_out"), positions="all", progress=False)
+    np.testing.assert_array_equal(got.residual.values, want.residual.values)
+
+
+def test_a_large_capture_comes_home_at_its_own_size(pair, server, tmp_path):
+    _, there = pair("gpt2")
+    ids = [[20 + (i * j) % 100 for j in range(60)] for i in range(1, 440)]
+    before = len(server.log())
+    acts = et.capture(
+        there, ids, ("resid_pre", "resid_post"), positions="all", batch_size=64, out=tmp_path / "a.zarr", progress=False
+    )
+    stored = acts.residual.size * 4
+    asked = server.log()[before:]
+    assert stored >= 10e6
+    assert sum(job["payload"] for job in asked) <= 1.2 * stored
+    dry = et.capture(there, ids, ("resid_pre", "resid_post"), positions="all", batch_size=64, dry_run=True)
+    assert dry.requests == len(asked)
+    assert f"{dry.requests} requests" in str(dry)
+
+
+@pytest.mark.parametrize("mode", [{"no_gradients": True}, {"copies": True}])
+def test_a_server_without_gradients(pair, server, deployed, mode):
+    here, _ = pair("llama")
+    server.modes(**mode)
+    try:
+        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(server.url, server.key))
+        plain = [{"key": f"p{i}", "token_ids": p.token_ids} for i, p in enumerate(prompts(2))]
+        acts = et.capture(here, prompts(), ("resid_mid", "resid_post"), progress=False)
+        dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
+        want, got = (attribution.sublayer_influence(lm, plain, dirs, progress=False) for lm in (here, there))
+        assert "central differences" in got.attrs["limit"]
+        np.testing.assert_allclose(got["influence"], want["influence"], rtol=0.02, atol=5e-3)
+        np.testing.assert_allclose(got["sigma"], want["sigma"], rtol=1e-5)
+    finally:
+        server.modes(no_gradients=False, copies=False)
+
+
+def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monkeypatch):
+    client = deployed["llama"].parent / "client"
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    for remote, word in (
+        (server.url, "needs an API key, and there is none"),
+        (Server(server.url, "wrong"), "refuses the API key"),
+        ("somewhere", "give True, 'local', or a URL"),
+    ):
+        with pytest.raises(EmotraceError, match=word):
+            et.load(client / "llama", remote=remote)
+    (tmp_path / "mine").mkdir()
+    for file in (client / "llama").iterdir():
+        (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
+    right = Server(server.url, server.key)
+    with pytest.raises(EmotraceError, match=r"is not up on .*Up are: tiny/llama"):
+        et.load(tmp_path / "mine", remote=right)
+    with pytest.raises(EmotraceError, match="the server chose dtype"):
+        et.load(client / "llama", dtype="float32", remote=right)
+    server.modes(versions={"nnsight": "0.7.0"})
+    try:
+        with pytest.raises(EmotraceError, match=r"runs nnsight 0\.7\.0"):
+            et.load(client / "llama", remote=right)
+    finally:
+        server.modes(versions={})
