@@ -1,0 +1,25 @@
+"""Suite: what steering does to replies: paired arms and controls, measures of text, topic and emotion, TruthfulQA.
+
+Offline everything has a default; topic and intensity then are proxies, and are signed as such. ``lm-eval`` runs under edits
+through `harness.adapter`.
+"""
+
+from emotrace.suite import raters, truthful
+from emotrace.suite.arms import arms, control, shuffled_labels
+from emotrace.suite.measured import measure
+from emotrace.suite.measures import overlap
+from emotrace.suite.probability import EmotionClassifier
+from emotrace.suite.summary import summarise, value_of
+
+__all__ = [
+    "EmotionClassifier",
+    "arms",
+    "control",
+    "measure",
+    "overlap",
+    "raters",
+    "shuffled_labels",
+    "summarise",
+    "truthful",
+    "value_of",
+]

@@ -1,0 +1,211 @@
+"""Measured: rows in, the same rows with every measure of the suite out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emotrace import judges, scoring
+from emotrace.datasets import Prompt
+from emotrace.judges import Judge
+from emotrace.labels import EmotraceError
+from emotrace.presets import preset
+from emotrace.runlog import Log
+from emotrace.stats.responses import cleaned
+from emotrace.suite.measures import of_text
+from emotrace.suite.probability import EmotionClassifier
+from emotrace.suite.raters import Rater, is_final, unrated
+
+Row = dict[str, Any]
+PromptOf = Callable[[Mapping[str, Any]], Prompt | None]
+COMMIT = 32
+"""Ratings per append to a log."""
+
+
+def measure(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    model: Any = None,
+    judge: Judge | None = None,
+    topic: Rater | None = None,
+    intensity: Rater | None = None,
+    classifier: EmotionClassifier | None = None,
+    prompt_of: PromptOf | None = None,
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> list[Row]:
+    """Replies with ``measures``: name → number, NaN where it does not apply or nobody could say.
+
+    Always those of `measures.of_text`. Where asked for: ``perplexity`` (reply tokens under the un-edited model after the plain
+    prompt) and its logarithm ``nats_per_token``, whose mean one odd reply does not rule; ``on_target`` (1 where a blind judge
+    reads the row's emotion); ``topic``; ``intensity``; ``emotion_probability`` (of the row's emotion) and
+    ``emotional_probability`` (1 − that of neutral, where the classifier has that label). Only the reply is ever shown to
+    lexicon, classifier and judges (to the topic rater the query beside it).
+
+    Args:
+        rows: replies with ``key``, ``method`` and ``gen_text``; with ``emotion`` for what depends on it, ``query`` (or
+            ``question``, or ``scenario`` and ``event``) for the topic, ``token_ids`` for perplexity. Never changed.
+        model: un-edited, from `emotrace.load`; rows that have ``meta.perplexity`` keep it.
+        judge: of `emotrace.judges.make`; rows that have a ``verdict`` keep it.
+        topic: of `raters.make`.
+        intensity: of `raters.make`.
+        classifier: any text classifier; an emotion that it has no label for is an error before anything runs.
+        prompt_of: row → its plain prompt; None takes `plain_prompt`.
+        batch_size: of the forwards.
+        out: folder for verdicts and ratings; the same call again asks for none of them twice.
+        progress: show bars.
+
+    Returns:
+        New rows, in order.
+
+    Raises:
+        EmotraceError: for rows without what a measure needs.
+    """
+    found: list[Row] = [{**row, "measures": of_text(row)} for row in rows]
+    if not found:
+        raise EmotraceError("measure: there are no rows.")
+    emotions = [str(row.get("emotion") or "") for row in found]
+    aimed = [i for i, name in enumerate(emotions) if name]
+    if classifier is not None:
+        for name in dict.fromkeys(emotions[i] for i in aimed):
+            classifier.columns(name)
+    folder = None if out is None else Path(out)
+    with ExitStack() as stack:
+
+        def log(name: str) -> Log | None:
+            return None if folder is None else stack.enter_context(Log(folder / f"{name}.jsonl"))
+
+        _judged(found, [i for i in aimed if "verdict" not in found[i]], judge, log, progress)
+        if topic is not None:
+            told = [i for i, row in enumerate(found) if query_of(row)]
+            if not told:
+                raise EmotraceError(
+                    "topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event')."
+                )
+            _rated(found, told, [query_of(found[i]) for i in told], "topic", topic, log, progress)
+        if intensity is not None and aimed:
+            _rated(found, aimed, [emotions[i] for i in aimed], "intensity", intensity, log, progress)
+    if classifier is not None:
+        _classified(found, emotions, classifier, progress)
+    _perplexity(found, model, prompt_of or plain_prompt, batch_size, progress)
+    return found
+
+
+def query_of(row: Mapping[str, Any]) -> str:
+    """What a reply replies to; empty where the row does not say."""
+    for name in ("query", "question"):
+        if isinstance(row.get(name), str):
+            return row[name]
+    return "\n".join(str(row[name]) for name in ("scenario", "event") if row.get(name))
+
+
+def plain_prompt(row: Mapping[str, Any]) -> Prompt | None:
+    """The prompt of a row without any emotion: its query as a user message, after SEV's system message where it is SEV's."""
+    query = query_of(row)
+    if not query:
+        return None
+    system = preset("emotion_circuits")["system_steered"] if row.get("scenario") and "query" not in row else ""
+    before = ({"role": "system", "content": str(system)},) if system else ()
+    return Prompt(str(row.get("key", "")), messages=(*before, {"role": "user", "content": query}))
+
+
+def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, progress: bool) -> None:
+    if judge is not None and todo:
+        bare = [{k: v for k, v in found[i].items() if k != "measures"} for i in todo]
+        for i, row in zip(todo, judges.judge_rows(bare, judge, log=log("verdicts"), progress=progress), strict=True):
+            found[i]["verdict"] = row["verdict"]
+    for row in found:
+        if "verdict" in row:
+            match = row["verdict"].get("match")
+            row["measures"]["on_target"] = math.nan if match is None else float(match)
+
+
+def _rated(
+    found: list[Row], which: list[int], asked: list[str], what: str, rater: Rater, log: Any, progress: bool
+) -> None:
+    """Write ``ratings.{what}`` and ``measures.{what}``; equal replies to the same thing are rated once."""
+    kept = log(f"ratings_{what}")
+    known: dict[tuple[str, str], Any] = {}
+    stored = {} if kept is None else {kept.identity_of(row): row for row in kept.rows()}
+    texts = {i: cleaned(found[i]["gen_text"]) for i in which}
+    for i, query in zip(which, asked, strict=True):
+        row = None if kept is None else stored.get(kept.identity_of(found[i]))
+        if row is None:
+            continue
+        if (row["text"], row["asked"], row["rating"]["judge"]) != (texts[i], query, rater.name):
+            raise EmotraceError(
+                f"{kept.path if kept else ''} holds a rating of {found[i]['key']!r} for another text, question or rater "
+                f"({row['rating']['judge']}, not {rater.name}): give another folder."
+            )
+        known[texts[i], query] = row["rating"]
+    pairs = [
+        pair for pair in dict.fromkeys((texts[i], q) for i, q in zip(which, asked, strict=True)) if pair not in known
+    ]
+    of_pair: dict[tuple[str, str], list[int]] = {}
+    for i, query in zip(which, asked, strict=True):
+        of_pair.setdefault((texts[i], query), []).append(i)
+    for start in range(0, len(pairs), COMMIT):
+        part = pairs[start : start + COMMIT]
+        live = [pair for pair in part if pair[0]]
+        answers = iter(rater.rate([t for t, _ in live], [q for _, q in live], progress=progress) if live else [])
+        fresh = []
+        for pair in part:
+            known[pair] = next(answers) if pair[0] else {**unrated(), "judge": rater.name}
+            if is_final(known[pair]):
+                names = ("key", "method", "draw")
+                fresh += [
+                    {**{n: found[i][n] for n in names if n in found[i]}, "text": pair[0], "asked": pair[1],
+                     "rating": known[pair]}
+                    for i in of_pair[pair]
+                ]  # fmt: skip
+        if kept is not None and fresh:
+            kept.append([row for row in fresh if row not in kept])
+    for i, query in zip(which, asked, strict=True):
+        rating = known[texts[i], query]
+        found[i].setdefault("ratings", {})[what] = dict(rating)
+        found[i]["measures"][what] = math.nan if rating["value"] is None else float(rating["value"])
+
+
+def _classified(found: list[Row], emotions: list[str], classifier: EmotionClassifier, progress: bool) -> None:
+    texts = list(dict.fromkeys(cleaned(row["gen_text"]) for row in found))
+    table = dict(zip(texts, classifier.table(texts, progress=progress), strict=True))
+    neutral = classifier.columns("neutral") if classifier.has_neutral else None
+    for row, name in zip(found, emotions, strict=True):
+        p: np.ndarray = table[cleaned(row["gen_text"])]
+        if name:
+            row["measures"]["emotion_probability"] = classifier.picked(p, classifier.columns(name))
+        if neutral is not None:
+            row["measures"]["emotional_probability"] = 1.0 - classifier.picked(p, neutral)
+
+
+def _perplexity(found: list[Row], model: Any, prompt_of: PromptOf, batch_size: int, progress: bool) -> None:
+    todo = [row for row in found if "perplexity" not in (row.get("meta") or {})] if model is not None else []
+    prompts: list[Prompt] = []
+    for i, row in enumerate(todo):
+        prompt = prompt_of(row)
+        if prompt is None or "token_ids" not in row:
+            raise EmotraceError(
+                f"row {row.get('key')!r}: perplexity needs 'token_ids' and the prompt ('query', or 'scenario' and 'event')."
+            )
+        prompts.append(replace(prompt, key=str(i)))
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
+    ids = model.sites.encoder.ids(prompts) if model is not None and prompts else []
+    for row, before in zip(todo, ids, strict=True):
+        groups.setdefault((tuple(before), tuple(row["token_ids"])), []).append(row)
+    items = [{"key": str(n), "token_ids": a, "reply_ids": b} for n, (a, b) in enumerate(groups)]
+    values = scoring.perplexity(model, items, batch_size, progress) if items else []
+    for value, members in zip(values, groups.values(), strict=True):
+        for row in members:
+            row["meta"] = {**(row.get("meta") or {}), "perplexity": value}
+    for row in found:
+        if "perplexity" in (row.get("meta") or {}):
+            value = row["meta"]["perplexity"]
+            row["measures"]["perplexity"] = math.nan if value is None else float(value)
+            row["measures"]["nats_per_token"] = math.nan if value is None else math.log(value)

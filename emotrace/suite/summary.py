@@ -1,0 +1,149 @@
+"""Summary: every measure of every method with its interval, and its difference from the baseline on the same prompts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from emotrace.labels import EmotraceError, unknown
+from emotrace.stats import bootstrap_ci, fdr_bh, sign_flip
+from emotrace.suite.measures import cluster_of
+
+ALL: Final = "all"
+FLIPS: Final = 2000
+"""Random sign patterns of a line's p, where there are too many clusters for all."""
+COLUMNS: Final = (
+    "method", "emotion", "measure", "value", "lo", "hi", "n", "n_missing", "n_clusters", "lowest_draw", "highest_draw",
+    "difference", "difference_lo", "difference_hi", "n_paired", "p", "q",
+)  # fmt: skip
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    cluster: str | None = None,
+    baseline: str = "none",
+    by_emotion: bool = True,
+    n: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One line per method, emotion (``all`` together first) and measure.
+
+    Means are over replies, intervals 95 % bootstrap over clusters. With d_k = mean over draws of the measure of key k − that
+    of the baseline's reply to the same key, ``difference`` is mean d with its bootstrap interval, ``p`` that of sign flips of
+    whole clusters (two-sided), ``q`` adjusted over the table (Benjamini–Hochberg).
+
+    Args:
+        rows: of `measured.measure`.
+        cluster: label that is drawn as a whole; None takes ``prompt``, ``skeleton_id``, ``query_id``, ``question_id`` or
+            ``key``, the first that all rows have.
+        baseline: method that differences are taken from; nothing where no row is of it.
+        by_emotion: add lines for each emotion.
+        n: bootstrap draws.
+        seed: of the draws and flips.
+
+    Returns:
+        Table with `COLUMNS`; numbers that do not exist are NaN. ``lowest_draw`` and ``highest_draw`` are the means of the draws
+        that lie furthest apart.
+
+    Raises:
+        EmotraceError: for no rows, rows without measures, or two rows of one key, method and draw.
+    """
+    if not rows:
+        raise EmotraceError("summarise: there are no rows.")
+    label = cluster_of(rows, cluster)
+    flat = []
+    for row in rows:
+        if "measures" not in row:
+            raise EmotraceError(f"row {row.get('key')!r} has no measures: run measure first.")
+        about = {"key": row["key"], "method": row.get("method", "none"), "draw": row.get("draw", 0)}
+        flat.append({**about, "emotion": row.get("emotion") or "", "cluster": str(row[label]), **row["measures"]})
+    table = pd.DataFrame(flat)
+    twice = np.flatnonzero(table.duplicated(["key", "method", "draw"]))
+    if len(twice):
+        one = table.iloc[twice[0]]
+        raise EmotraceError(f"two rows have key {one['key']!r}, method {one['method']!r} and draw {one['draw']}.")
+    names = [c for c in table.columns if c not in ("key", "method", "draw", "emotion", "cluster")]
+    emotions = [e for e in dict.fromkeys(table["emotion"]) if e] if by_emotion else []
+    out = []
+    for method in dict.fromkeys(table["method"]):
+        for aim in (ALL, *emotions):
+            part = table.loc[(table["method"] == method) & ((table["emotion"] == aim) | (aim == ALL))]
+            base = table.loc[(table["method"] == baseline) & ((table["emotion"] == aim) | (aim == ALL))]
+            if part.empty:
+                continue
+            for name in names:
+                line = _mean(part, name, n, seed)
+                line |= _difference(part, base, name, n, seed) if method != baseline else {}
+                out.append({"method": method, "emotion": aim, "measure": name, **line})
+    found = pd.DataFrame(out).reindex(columns=list(COLUMNS))
+    known = found["p"].notna()
+    if bool(known.any()):
+        found.loc[known, "q"] = fdr_bh(np.asarray(found.loc[known, "p"]))
+    return found
+
+
+def value_of(table: pd.DataFrame, method: str, measure: str, emotion: str = ALL) -> pd.Series:
+    """The line of one method and measure.
+
+    Raises:
+        EmotraceError: if there is none.
+    """
+    for column, wanted in (("method", method), ("measure", measure), ("emotion", emotion)):
+        if wanted not in set(table[column]):
+            raise unknown(column, wanted, list(dict.fromkeys(table[column])), "value_of")
+    line = table.loc[(table["method"] == method) & (table["measure"] == measure) & (table["emotion"] == emotion)]
+    if not len(line):
+        raise EmotraceError(f"the table has no line of {method}, {measure}, {emotion}.")
+    return pd.Series(line.iloc[0])
+
+
+def _mean(part: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
+    held = part.loc[np.isfinite(part[name].astype(float))]
+    if held.empty:
+        return {"n": 0, "n_missing": len(part), "n_clusters": 0}
+    lo, hi = bootstrap_ci(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed)
+    draws = held.groupby("draw")[name].mean()
+    return {
+        "value": float(held[name].mean()),
+        "lo": lo,
+        "hi": hi,
+        "n": len(held),
+        "n_missing": len(part) - len(held),
+        "n_clusters": len(set(held["cluster"])),
+        "lowest_draw": float(draws.min()),
+        "highest_draw": float(draws.max()),
+    }
+
+
+def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
+    """Mean difference on the keys that both have, draws averaged first."""
+    if base.empty:
+        return {}
+    mine, theirs = (_by_key(x, name) for x in (part, base))
+    keys = [key for key in mine if key in theirs]
+    if not keys:
+        return {"n_paired": 0}
+    d = np.array([mine[key][0] - theirs[key][0] for key in keys])
+    clusters = np.array([mine[key][1] for key in keys])
+    shift = (
+        2.0 if d.min() >= 0 and d.max() <= 1 else 0.0
+    )  # a difference of 0..1 is no share: no bound of a share for it
+    lo, hi = (bound + shift for bound in bootstrap_ci(d - shift, clusters, n, seed))
+    _, code = np.unique(clusters, return_inverse=True)
+    p, _ = sign_flip(np.bincount(code, weights=d), permutations=FLIPS, seed=seed)
+    return {"difference": float(d.mean()), "difference_lo": lo, "difference_hi": hi, "n_paired": len(d), "p": p}
+
+
+def _by_key(part: pd.DataFrame, name: str) -> dict[str, tuple[float, str]]:
+    """Mean over draws of each key's finite values, and its cluster."""
+    found: dict[str, list[float]] = {}
+    where: dict[str, str] = {}
+    for key, cluster, value in zip(part["key"], part["cluster"], part[name], strict=True):
+        where[key] = cluster
+        if np.isfinite(value):
+            found.setdefault(key, []).append(float(value))
+    return {key: (float(np.mean(values)), where[key]) for key, values in found.items()}
