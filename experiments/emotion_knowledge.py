@@ -73,7 +73,7 @@ def main(
     stage: Annotated[str, typer.Option(help="neuron | neuron_pre | active")] = "neuron",
     prompt_length: Annotated[int, typer.Option(help="vectors of a prompt")] = 8,
     epochs: Annotated[int, typer.Option(help="at most; early stopping on dev")] = 12,
-    learning_rate: Annotated[float, typer.Option()] = 0.03,
+    learning_rate: Annotated[float, typer.Option()] = 0.05,
     limit: Annotated[int | None, typer.Option(help="most positives of a part")] = 48,
     words: Annotated[str, typer.Option(help="answers no,yes")] = "negative,positive",
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
