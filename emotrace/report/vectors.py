@@ -18,6 +18,7 @@ from emotrace.directions import similarity
 from emotrace.labels import ANSWERS, emotion
 from emotrace.report import style
 from emotrace.report.style import INK, MARKERS, SERIES
+from emotrace.stats import diagonal
 
 _ENV: Final = jinja2.Environment(
     loader=jinja2.PackageLoader("emotrace.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -35,8 +36,7 @@ def matrix(table: pd.DataFrame, n: int, dose: float) -> Figure:
     answers = [a for a in ANSWERS if a in table.columns]
     order = sorted(table.index, key=lambda e: answers.index(emotion(str(e), answers)))
     values = table.loc[order, answers].to_numpy(dtype=float)
-    own = [answers.index(emotion(str(e), answers)) for e in order]
-    most = sum(values[i, j] == values[:, j].max() for i, j in enumerate(own))
+    most = sum(found["most"] for found in diagonal(table).values())
     figure = style.canvas(4.6, f"{most} of {len(order)} vectors raise their own emotion most")
     ax = figure.subplots()
     image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
@@ -96,7 +96,7 @@ def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "") -> 
     other.set_ylabel("distinct words, share", fontsize=10, color=INK)
     other.tick_params(labelsize=9, colors=INK)
     handles = [*below.get_lines(), *other.get_lines()]
-    below.legend(handles=handles, fontsize=9, frameon=False)
+    below.legend(handles=handles, fontsize=9, frameon=False, loc="center right")
     return figure
 
 
@@ -123,14 +123,15 @@ def geometry(vectors: xr.DataArray) -> Figure:
     middle.set_title("Cosine, mean over layers", fontsize=10.5, loc="left", color=INK)
     for i in range(len(names)):
         for j in range(len(names)):
-            middle.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8, color=INK)
+            middle.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8,
+                        color="white" if abs(cosines[i, j]) > 0.6 else INK)  # fmt: skip
     flat = vectors.transpose("emotion", "layer", "dim").values.astype(np.float64)
     unit = flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-30)
     points = unit.reshape(-1, unit.shape[-1])
     axes = np.linalg.svd(points - points.mean(0), full_matrices=False)
     share = axes[1] ** 2 / (axes[1] ** 2).sum()
     placed = ((points - points.mean(0)) @ axes[2][:2].T).reshape(len(names), -1, 2)
-    style.axes(right, f"PCA of all layers ({share[:2].sum():.0%} of variance)", "first axis", "second axis")
+    style.axes(right, f"PCA: {style.percent(float(share[:2].sum()))} of variance", "first axis", "second axis")
     for i, name in enumerate(names):
         right.plot(*placed[i].T, linestyle="none", color=SERIES[i % 7], marker=MARKERS[i % 7], markersize=5, label=name)
     return figure
