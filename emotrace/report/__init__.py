@@ -16,6 +16,7 @@ from emotrace.report.figures import (
     save,
     similarity,
 )
+from emotrace.report.graphs import circuit_graph
 from emotrace.report.page import render, write
 from emotrace.report.parts import CircuitParts
 
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy_bars",
     "agnosticism",
     "attention_patterns",
+    "circuit_graph",
     "circuit_map",
     "circuit_overlap",
     "confusion",

@@ -1,0 +1,98 @@
+"""Edits: a circuit as interventions that act in forwards, generation and teacher forcing alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from emotrace.capturing import capture
+from emotrace.discovery.nodes import SITE
+from emotrace.discovery.selection import component, nodes_of
+from emotrace.edits import Ablate, Edit
+from emotrace.labels import EmotraceError, Positions, unknown
+
+PATTERNS = {
+    "head": r"a(\d+)\.h(\d+)", "neuron": r"n(\d+)\.(\d+)", "attn": r"attn(\d+)", "mlp": r"m(\d+)", "resid": r"r(\d+)",
+}  # fmt: skip
+
+
+def edits(
+    circuit: xr.DataArray,
+    how: Literal["zero", "mean"] = "zero",
+    *,
+    outside: bool = False,
+    positions: Positions = "all",
+    model: Any = None,
+    prompts: Any = None,
+    batch_size: int = 32,
+) -> list[Edit]:
+    """The nodes of a circuit taken away, or all others.
+
+    An edit acts where a component writes, so an edge set is taken by its writers: all that a writer sends is taken away
+    with it. (Cutting single edges is what `evaluate` and `scores` do.)
+
+    Args:
+        circuit: boolean ``[node]`` or ``[edge]``.
+        how: ``zero``, or the ``mean`` over prompts.
+        outside: take away what is not in the circuit, and leave it alone.
+        positions: policy or span.
+        model: for ``mean``: from `emotrace.load`.
+        prompts: for ``mean``: the mean is over them, at these positions.
+        batch_size: prompts per forward, for ``mean``.
+
+    Returns:
+        One `Ablate` per site and layer, in order of execution.
+
+    Raises:
+        EmotraceError: for an empty set, an unknown way, or a mean without model and prompts.
+    """
+    if how not in ("zero", "mean"):
+        raise unknown("ablation", how, ("zero", "mean"), "discovery.edits(how=…)")
+    if how == "mean" and (model is None or prompts is None):
+        raise EmotraceError("discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=.")
+    inside = nodes_of(circuit)
+    everything = nodes_of(circuit.copy(data=np.ones(circuit.size, dtype=bool)))
+    chosen = [n for n in everything if n not in set(inside)] if outside else inside
+    if not chosen:
+        raise EmotraceError(
+            f"discovery.edits: there is no {component(circuit)} {'outside' if outside else 'in'} the circuit."
+        )
+    groups: dict[tuple[int, str], list[int]] = {}
+    for name in chosen:
+        kind, layer, index = parsed(name)
+        groups.setdefault((layer, kind), []).append(index)
+    found: list[Edit] = []
+    for (layer, kind), members in sorted(groups.items(), key=lambda g: (g[0][0], list(PATTERNS).index(g[0][1]))):
+        which: dict[str, Any] = {"head": {"heads": sorted(members)}, "neuron": {"units": sorted(members)}}.get(kind, {})
+        vector = None
+        if how == "mean":
+            acts = capture(
+                model, prompts, SITE[kind], layers=[layer], positions=positions, batch_size=batch_size, progress=False
+            )
+            vector = _means(acts, SITE[kind], layer)
+        found.append(Ablate(SITE[kind], layers=layer, positions=positions, vector=vector, **which))
+    return found
+
+
+def parsed(name: str) -> tuple[str, int, int]:
+    """Kind, layer and index (0 where a layer has one) of a node.
+
+    Raises:
+        EmotraceError: for what is no name of a node.
+    """
+    for kind, pattern in PATTERNS.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return kind, int(match[1]), int(match[2]) if len(match.groups()) > 1 else 0
+    raise EmotraceError(f"{name!r} is no node: names are a3.h5, n3.120, attn3, m3, r3.")
+
+
+def _means(acts: Any, site: str, layer: int) -> np.ndarray:
+    if site in ("z", "neuron"):
+        values = acts.sel(variable=site, layer=layer)
+    else:
+        values = acts.sel(variable="residual", layer=layer, sublayer=site)
+    return np.asarray(values.mean("token").values, dtype=np.float32).reshape(-1)

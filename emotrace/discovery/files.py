@@ -1,0 +1,40 @@
+"""Files: scores, circuits and curves as ``NAME.safetensors`` and ``NAME.json``; nothing is pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import xarray as xr
+
+from emotrace.attribution import files
+from emotrace.discovery.selection import component
+from emotrace.labels import EmotraceError
+
+CIRCUIT = "circuit"
+
+
+def save(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
+    """Write any Dataset of this room, or a circuit.
+
+    Returns:
+        The path of the manifest.
+    """
+    if isinstance(found, xr.DataArray):
+        component(found)
+        found = xr.Dataset({CIRCUIT: found.drop_attrs()}, attrs={**found.attrs, "content": CIRCUIT})
+    return files.save(found, folder, name)
+
+
+def load(folder: str | Path, name: str = "scores") -> xr.Dataset | xr.DataArray:
+    """What `save` wrote: a Dataset, or a circuit.
+
+    Raises:
+        EmotraceError: for missing or damaged files.
+    """
+    found = files.load(folder, name)
+    if found.attrs.get("content") != CIRCUIT:
+        return found
+    if CIRCUIT not in found:
+        raise EmotraceError(f"{folder}/{name}.json says that it holds a circuit, but there is none in it.")
+    attrs = {k: v for k, v in found.attrs.items() if k != "content"}
+    return found[CIRCUIT].assign_attrs(attrs)

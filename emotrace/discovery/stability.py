@@ -1,0 +1,183 @@
+"""Stability: which components would be found again on other prompts. Pure; the cluster is the skeleton.
+
+A circuit is an estimate from a sample of prompts. Here prompts are drawn anew, whole skeletons at a time, and the circuit
+is chosen again from the scores that every pair has; no model runs.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from emotrace.discovery.selection import component, jaccard, select
+from emotrace.labels import EmotraceError, unknown
+from emotrace.stats import cluster_weights, fdr_bh
+
+
+def bootstrap(
+    found: xr.Dataset, n: int, *, draws: int = 200, by: str = "skeleton_id", absolute: bool = True, rule: str = "top",
+    consensus: float = 0.95, seed: int = 0,
+) -> xr.Dataset:  # fmt: skip
+    """How often every component is in the circuit of the n best, prompts being drawn with replacement.
+
+    Args:
+        found: Dataset of `scores`, with a score per pair.
+        n: components of each circuit.
+        draws: bootstrap samples.
+        by: label whose values are drawn whole; ``pair`` draws pairs.
+        absolute: see `select`.
+        rule: see there.
+        consensus: the consensus circuit has every component that is in at least this share of the samples.
+        seed: of the draws.
+
+    Returns:
+        ``inclusion[node | edge]`` in 0 … 1; ``lo`` and ``hi``, the 95 % interval of the mean score; ``consensus`` bool; and
+        ``jaccard``, the mean over pairs of samples, with ``null``, what as many components drawn at random would have.
+
+    Raises:
+        EmotraceError: for scores without pairs, an unknown label, or a share outside (0, 1].
+    """
+    score, clusters = _sample(found, by)
+    dim = component(score)
+    if not 0 < consensus <= 1:
+        raise EmotraceError(f"bootstrap(consensus={consensus}): a share of the samples, above 0 and at most 1.")
+    names, code = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), score.sizes[dim]))
+    np.add.at(sums, code, score.values.astype(np.float64))
+    weights = cluster_weights(len(names), draws, seed)
+    means = (weights @ sums) / (weights @ np.bincount(code))[:, None]
+    like = score.isel(pair=0, drop=True)
+    chosen = np.stack([select(like.copy(data=m), n, rule=_rule(rule), absolute=absolute).values for m in means])
+    inclusion = chosen.mean(0)
+    lo, hi = np.quantile(means, [0.025, 0.975], axis=0)
+    rng = np.random.default_rng(seed)
+    some = rng.permutation(draws)[: min(draws, 60)]
+    again = (
+        float(np.mean([jaccard(chosen[a], chosen[b]) for a, b in combinations(some, 2)])) if len(some) > 1 else np.nan
+    )
+    coords = {k: v for k, v in like.coords.items() if dim in v.dims}
+    data = {"inclusion": (dim, inclusion), "lo": (dim, lo), "hi": (dim, hi), "consensus": (dim, inclusion >= consensus)}
+    attrs = {
+        **found.attrs, "n": int(n), "draws": int(draws), "by": by, "clusters": len(names), "absolute": absolute,
+        "rule": rule, "seed": int(seed), "consensus_share": float(consensus),
+    }  # fmt: skip
+    whole = xr.Dataset({**data, "jaccard": again, "null": _null(n, n, score.sizes[dim])}, coords=coords, attrs=attrs)
+    whole["consensus"].attrs = {**found.attrs, "rule": f"consensus of {consensus:g}", "absolute": absolute}
+    return whole
+
+
+def across(
+    found: xr.Dataset, n: int, by: str = "theme", *, absolute: bool = True, rule: str = "top", draws: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:  # fmt: skip
+    """Overlap of the circuits of every two values of a label: themes, templates, valences, emotions.
+
+    Args:
+        found: Dataset of `scores`.
+        n: components of each circuit.
+        by: label of the pairs.
+        absolute: see `select`.
+        rule: see there.
+        draws: random circuits of the same size for the null, matched in the kind and layer of their components.
+        seed: of the draws.
+
+    Returns:
+        ``jaccard[value, value_other]``; ``mean``, over the pairs of values; ``null[draw]``, the mean of as many random
+        circuits, each with as many components of every kind and layer as the one it stands for; and ``p``,
+        (1 + #{null ≥ mean}) / (1 + draws).
+
+    Raises:
+        EmotraceError: for a label with fewer than two values.
+    """
+    score, values = _sample(found, by)
+    names = list(dict.fromkeys(values.tolist()))
+    if len(names) < 2:
+        raise EmotraceError(f"across(by={by!r}): all pairs have the value {names[0]!r}; there is nothing to compare.")
+    circuits = [
+        select(score.isel(pair=np.flatnonzero(values == v)).mean("pair"), n, rule=_rule(rule), absolute=absolute)
+        for v in names
+    ]
+    table = np.array([[jaccard(a, b) for b in circuits] for a in circuits])
+    upper = np.triu_indices(len(names), 1)
+    rng = np.random.default_rng(seed)
+    null = np.zeros(draws)
+    for d in range(draws):
+        drawn = [random_like(c, rng) for c in circuits]
+        null[d] = np.mean([jaccard(drawn[a], drawn[b]) for a, b in zip(*upper, strict=True)])
+    mean = float(table[upper].mean())
+    p = float((1 + (null >= mean - 1e-12).sum()) / (1 + draws))
+    return xr.Dataset(
+        {"jaccard": (("value", "value_other"), table), "mean": mean, "null": ("draw", null), "p": p},
+        coords={"value": names, "value_other": names},
+        attrs={**found.attrs, "by": by, "n": int(n), "seed": int(seed), "absolute": absolute},
+    )
+
+
+def significance(found: xr.Dataset, *, by: str = "skeleton_id", draws: int = 4999, seed: int = 0) -> xr.Dataset:
+    """Whether the mean score of each component differs from zero: sign-flip test over clusters, FDR over components.
+
+    Args:
+        found: Dataset of `scores`.
+        by: label whose values are flipped whole; ``pair`` flips pairs.
+        draws: random patterns of signs; p = (1 + extreme) / (1 + draws), never 0.
+        seed: of the draws.
+
+    Returns:
+        ``mean``, ``p`` (two-sided) and ``q`` (Benjamini–Hochberg over all components) by node or edge. A component whose
+        scores are all zero has p = 1.
+    """
+    score, clusters = _sample(found, by)
+    dim = component(score)
+    names, code = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), score.sizes[dim]))
+    np.add.at(sums, code, score.values.astype(np.float64))
+    seen = np.abs(sums.sum(0)) * (1 - 1e-9)
+    rng, extreme = np.random.default_rng(seed), np.zeros(score.sizes[dim])
+    for at in range(0, draws, 500):
+        signs = rng.integers(0, 2, size=(min(500, draws - at), len(names))) * 2.0 - 1.0
+        extreme += (np.abs(signs @ sums) >= seen).sum(0)
+    p = (1 + extreme) / (1 + draws)
+    coords = {k: v for k, v in score.coords.items() if v.dims == (dim,)}
+    return xr.Dataset(
+        {"mean": (dim, score.values.mean(0)), "p": (dim, p), "q": (dim, fdr_bh(p))},
+        coords=coords,
+        attrs={**found.attrs, "by": by, "clusters": len(names), "draws": int(draws), "seed": int(seed)},
+    )
+
+
+def random_like(circuit: xr.DataArray, rng: np.random.Generator) -> xr.DataArray:
+    """A random circuit, matched: as many nodes of every kind and layer, as many edges between the same layers and inputs."""
+    dim = component(circuit)
+    if dim == "node":
+        strata = np.array([f"{k}{i}" for k, i in zip(circuit["kind"].values, circuit["layer"].values, strict=True)])
+    else:
+        ends = zip(circuit["source"].values, circuit["target"].values, circuit["input"].values, strict=True)
+        strata = np.array([f"{s.split('.')[0]}>{t.split('.')[0]}.{i}" for s, t, i in ends])
+    mask, out = np.asarray(circuit.values, dtype=bool), np.zeros(circuit.size, dtype=bool)
+    for stratum in np.unique(strata[mask]):
+        members = np.flatnonzero(strata == stratum)
+        out[rng.choice(members, int(mask[members].sum()), replace=False)] = True
+    return circuit.copy(data=out)
+
+
+def _sample(found: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
+    score = found["score"]
+    if "pair" not in score.dims:
+        raise EmotraceError("stability needs a score for every pair: the Dataset that scores() returns.")
+    if by not in found.coords or found[by].dims != ("pair",):
+        labels = [str(c) for c, v in found.coords.items() if v.dims == ("pair",)]
+        raise unknown("label of the pairs", by, labels, "by=…")
+    return score, found[by].values
+
+
+def _null(a: int, b: int, size: int) -> float:
+    """Expected Jaccard index of two random sets, to first order: E|A∩B| / (a + b − E|A∩B|)."""
+    both = a * b / size
+    return both / (a + b - both) if a + b else 1.0
+
+
+def _rule(rule: str) -> Any:
+    return rule

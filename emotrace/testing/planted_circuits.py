@@ -1,0 +1,365 @@
+"""Planted circuits: small Llama and GPT-2 models in which every edge of a known circuit is set by hand.
+
+The residual stream carries orthonormal features. A word token carries *word* and one of two *asked* features, the last
+token *end*; the unembedding turns *out* features into the answers 0 and 1. A planted head looks from one feature to another
+and copies features; a planted neuron answers to a feature. What reads a feature that another component writes is joined
+to it by an edge. All other heads and neurons read context and a little of everything, and write noise; a decoy copies the
+word, more than any planted head, to where nothing reads.
+
+Shapes (`SHAPES`): ``direct`` (two copying heads, a neuron), ``chain`` (one head carries the word to a middle token, a later
+one from there to the end), ``gqa`` (the chain with four query heads to a key-value head), ``mqa`` (one key-value head for
+all), ``backup`` (a head that steps in where the first is silent), ``negative`` (a head that takes the answer away),
+``query`` (the word decides what a later head looks for), ``key`` (the word decides what it finds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from emotrace import discovery
+from emotrace import model as model_
+from emotrace.datasets import Prompt
+from emotrace.labels import unknown
+from emotrace.testing.tiny import VOCAB, tiny_tokenizer
+
+BOS, END, MIDDLE, WORDS, SIDES, ANSWERS, CONTEXT = 1, 7, 8, (10, 11), (14, 15), (20, 21), range(40, 140)
+PLACES: Final = {
+    "asked": 2, "moved": 2, "out": 2, "sides": 2, "dead": 2, "word": 1, "middle": 1, "end": 1, "sink": 1,
+}  # fmt: skip
+LEAK = 0.02
+"""How much of everything a distractor reads."""
+FLAG = 4.0
+HEAD_DIM = 16
+
+
+@dataclass(frozen=True)
+class Head:
+    """A planted head: from the token with feature ``at`` it looks at the one with ``to`` and copies ``read`` to ``write``.
+
+    Attributes:
+        strength: of the copy; negative takes away.
+        less: features that make it look away, to the beginning.
+        by: ``value``, or ``query`` (``at`` are two features that it looks for the two of ``to`` with), or ``key`` (it looks
+            for the first of ``to``): which of its inputs carries the word.
+    """
+
+    layer: int
+    head: int
+    at: str
+    to: str
+    read: str
+    write: str
+    strength: float = 1.5
+    less: str = ""
+    by: str = "value"
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Input (q, k, v) → features that it reads there and that may differ between the words."""
+        return {"value": {"v": self.read}, "query": {"q": self.at}, "key": {"k": self.to}}[self.by]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and its circuit.
+
+    Attributes:
+        family: ``llama`` or ``gpt2``.
+        layers: blocks.
+        heads: query heads of each.
+        groups: key-value heads.
+        planted: heads.
+        neurons: layers in which two neurons amplify *out* at the end.
+        idle: planted heads that do nothing in the clean run (backups).
+    """
+
+    family: str
+    layers: int
+    heads: int
+    groups: int
+    planted: tuple[Head, ...]
+    neurons: tuple[int, ...] = ()
+    idle: tuple[tuple[int, int], ...] = ()
+
+
+SHAPES: Final = {
+    "direct": Shape(
+        "llama", 2, 4, 4,
+        (Head(0, 1, "end", "word", "asked", "out"), Head(1, 2, "end", "word", "asked", "out"),
+         Head(1, 0, "end", "word", "asked", "dead", 3.0)), (1,),
+    ),
+    "chain": Shape(
+        "gpt2", 3, 4, 4,
+        (Head(0, 2, "middle", "word", "asked", "moved", 2.5), Head(1, 0, "end", "middle", "moved", "out", 2.5),
+         Head(1, 3, "end", "word", "asked", "dead", 4.0)), (2,),
+    ),
+    "gqa": Shape(
+        "llama", 3, 8, 2,
+        (Head(0, 5, "middle", "word", "asked", "moved", 2.5), Head(1, 1, "end", "middle", "moved", "out", 2.5),
+         Head(2, 6, "end", "word", "asked", "out", 1.0), Head(2, 0, "end", "word", "asked", "dead", 4.0)),
+    ),
+    "mqa": Shape(
+        "llama", 4, 4, 1,
+        (Head(1, 3, "end", "word", "asked", "out", 2.0), Head(2, 0, "end", "word", "asked", "out", 1.0),
+         Head(3, 2, "end", "word", "asked", "dead", 3.0)), (2, 3),
+    ),
+    "backup": Shape(
+        "llama", 3, 4, 2,
+        (Head(0, 1, "end", "word", "asked", "out", 2.0), Head(2, 3, "end", "word", "asked", "out", 2.0, less="out"),
+         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
+        idle=((2, 3),),
+    ),
+    "negative": Shape(
+        "gpt2", 2, 4, 4,
+        (Head(0, 0, "end", "word", "asked", "out", 2.5), Head(1, 3, "end", "word", "asked", "out", -1.0),
+         Head(0, 2, "end", "word", "asked", "dead", 4.0)), (1,),
+    ),
+    "query": Shape(
+        "gpt2", 2, 4, 4,
+        (Head(0, 1, "end", "word", "asked", "moved", 2.5), Head(1, 2, "moved", "sides", "sides", "out", 2.0, by="query"),
+         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
+    ),
+    "key": Shape(
+        "llama", 3, 4, 2,
+        (Head(0, 3, "middle", "word", "asked", "moved", 2.5), Head(2, 1, "end", "moved", "middle", "out", 2.0, by="key"),
+         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
+    ),
+}  # fmt: skip
+"""Name → model."""
+
+
+@dataclass(frozen=True)
+class PlantedCircuit:
+    """A model with the truth about it.
+
+    Attributes:
+        model: as `emotrace.load` returns it.
+        pairs: the same context with the one word and with the other.
+        metric: logit of the answer to the clean word minus that to the other.
+        nodes: names of planted heads and of MLPs with planted neurons.
+        edges: names of edges that carry the word.
+        negative: names of nodes that lower the metric.
+        idle: planted, but silent in the clean run.
+    """
+
+    model: Any
+    pairs: Any
+    metric: Any
+    nodes: frozenset[str]
+    edges: frozenset[str]
+    negative: frozenset[str] = field(default_factory=frozenset)
+    idle: frozenset[str] = field(default_factory=frozenset)
+
+
+def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 6) -> PlantedCircuit:
+    """A model with a planted circuit.
+
+    Args:
+        name: one of `SHAPES`.
+        seed: of features, distractors and prompts.
+        n_pairs: pairs of prompts, of three lengths.
+
+    Raises:
+        EmotraceError: for an unknown name.
+    """
+    if name not in SHAPES:
+        raise unknown("planted circuit", name, SHAPES, "testing.planted_circuits")
+    shape = SHAPES[name]
+    plan = _Plan(shape, torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module = _llama(plan) if shape.family == "llama" else _gpt2(plan)
+    model = model_.load(module.eval(), tokenizer=tiny_tokenizer())
+    rng = np.random.default_rng(seed)
+    clean, other = [], []
+    for i in range(n_pairs):
+        a, b, c = (rng.choice(CONTEXT, 2 + (i + j) % 3).tolist() for j in range(3))
+        labels = {"skeleton_id": f"work_{i:02}", "theme": f"theme {i % 2}"}
+        for word, to in ((i % 2, clean), (1 - i % 2, other)):
+            ids = (BOS, *a, WORDS[word], SIDES[0], *b, MIDDLE, SIDES[1], *c, END)
+            to.append(Prompt(f"{i}", token_ids=ids, labels={**labels, "emotion": str(word)}))
+    pairs = discovery.pairs(model, clean, other)
+    metric = discovery.LogitDifference({"0": ANSWERS[0], "1": ANSWERS[1]})
+    real = [h for h in shape.planted if h.write != "dead"]
+    nodes = {f"a{h.layer}.h{h.head}" for h in real} | {f"m{i}" for i in shape.neurons}
+    negative = {f"a{h.layer}.h{h.head}" for h in shape.planted if h.strength < 0}
+    idle = {f"a{layer}.h{head}" for layer, head in shape.idle}
+    return PlantedCircuit(
+        model, pairs, metric, frozenset(nodes), frozenset(_edges(shape)), frozenset(negative), frozenset(idle)
+    )
+
+
+def _edges(shape: Shape) -> set[str]:
+    """Edges whose writer writes what the reader reads and what differs between the words; idle heads have none."""
+    active = [h for h in shape.planted if (h.layer, h.head) not in shape.idle and h.write != "dead"]
+    each = shape.heads // shape.groups
+    found = set()
+    writers = [("embed", -1.0, "asked")]
+    writers += [(f"a{h.layer}.h{h.head}", h.layer, h.write) for h in active]
+    writers += [(f"m{i}", i + 0.5, "out") for i in shape.neurons]
+    readers: list[tuple[str, float, str]] = [
+        (f"a{h.layer}.h{h.head}.q" if part == "q" else f"a{h.layer}.g{h.head // each}.{part}", h.layer, feature)
+        for h in active
+        for part, feature in h.inputs.items()
+    ]
+    readers += [(f"m{i}", i + 0.5, "out") for i in shape.neurons] + [("out", shape.layers, "out")]
+    for source, when, wrote in writers:
+        found |= {f"{source}->{target}" for target, then, read in readers if read == wrote and when < then}
+    return found
+
+
+class _Plan:
+    """Features, embeddings and the matrices of each layer, in feature space: norms are not yet undone."""
+
+    def __init__(self, shape: Shape, generator: torch.Generator) -> None:
+        self.shape, self.generator = shape, generator
+        self.d, self.d_ff = 64, 48
+        basis = torch.randn(self.d, self.d, generator=generator)
+        basis[:, 0] = 1.0  # LayerNorm takes this one away
+        features = torch.linalg.qr(basis)[0].T[1:]
+        self.features: dict[str, Tensor] = {}
+        at = 0
+        for name, n in PLACES.items():
+            self.features[name] = features[at : at + n]
+            at += n
+        self.context = features[at:]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.features[name]
+
+    def gain(self) -> Tensor:
+        return 0.7 + 0.7 * torch.rand(self.d, generator=self.generator)
+
+    def readers(self, rows: int) -> Tensor:
+        mixed = torch.randn(rows, len(self.context), generator=self.generator) @ self.context
+        return mixed / mixed.norm(dim=1, keepdim=True)
+
+    def embedding(self) -> Tensor:
+        table = FLAG * self.readers(VOCAB)
+        for i, word in enumerate(WORDS):
+            table[word] = FLAG * (0.8 * self["word"][0] + 0.6 * self["asked"][i])
+        for token, side in zip(SIDES, self["sides"], strict=True):
+            table[token] = FLAG * side
+        for token, name in ((BOS, "sink"), (MIDDLE, "middle"), (END, "end")):
+            table[token] = FLAG * self[name][0]
+        return table
+
+    def unembedding(self) -> Tensor:
+        table = 0.3 * self.readers(VOCAB)
+        for i, answer in enumerate(ANSWERS):
+            table[answer] = self["out"][i]
+        return table
+
+    def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Readers of q, k and v, and writers of z: ``[head or group, head_dim, d]``."""
+        s, slow = self.shape, HEAD_DIM // 2 - 1
+        q, k, v = (0.7 * self.readers(m * HEAD_DIM).reshape(m, HEAD_DIM, self.d) for m in (s.heads, s.groups, s.groups))
+        o = 0.05 * torch.randn(s.heads, HEAD_DIM, self.d, generator=self.generator)
+        for m in (q, k):
+            m[:, [slow, slow + HEAD_DIM // 2]] = 0
+        v += LEAK * self.noise(*v.shape)
+        each = s.heads // s.groups
+        here = [h for h in s.planted if h.layer == layer]
+        for h in here:
+            group, pair = h.head // each, (slow, slow + HEAD_DIM // 2)  # the pair hardly turns within a prompt
+            v[group, :2] = 0.25 * self[h.read]
+            o[group * each : (group + 1) * each, :2] = 0
+            q[h.head] = 0
+            if h.by == "query":
+                for dim, at, to in zip(pair, self[h.at], self[h.to], strict=True):
+                    q[h.head, dim], k[group, dim] = 2.5 * at, 1.7 * to
+                continue
+            k[group, slow] = 1.7 * self[h.to][0] + (0.7 if h.by == "value" else 0.3) * self["sink"][0]
+            q[h.head, slow] = 1.7 * self[h.at][0]
+            if h.less:
+                q[h.head, slow] -= 6.0 * self[h.less].sum(0)
+        for h in here:
+            o[h.head, :2] = h.strength * self[h.write]
+            if h.by == "key":  # one feature, for the first answer
+                o[h.head, 1] = 0
+        return q, k, v, o
+
+    def noise(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def mlp(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Readers of gate and up, and writers: ``[unit, d]``."""
+        gate, up = 0.2 * self.readers(self.d_ff), 0.2 * self.readers(self.d_ff)
+        gate += LEAK * self.noise(self.d_ff, self.d)
+        down = self.noise(self.d_ff, self.d)
+        down *= 0.05 / down.norm(dim=1, keepdim=True)
+        if layer in self.shape.neurons:
+            for i in range(2):
+                gate[i], up[i] = 2 * self["out"][i], 0.15 * self["end"][0]
+                down[i] = 0.3 * self["out"][i]
+        return gate, up, down
+
+
+def _llama(plan: _Plan) -> Any:
+    s = plan.shape
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=plan.d, intermediate_size=plan.d_ff, num_hidden_layers=s.layers,
+        num_attention_heads=s.heads, num_key_value_heads=s.groups, head_dim=HEAD_DIM, max_position_embeddings=64,
+        tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
+    )  # fmt: skip
+    module: Any = transformers.LlamaForCausalLM(config)
+    module.model.embed_tokens.weight.copy_(plan.embedding())
+    for layer, block in enumerate(module.model.layers):
+        q, k, v, o = plan.attention(layer)
+        attention, mlp, gain = block.self_attn, block.mlp, plan.gain()
+        block.input_layernorm.weight.copy_(gain)
+        for target, rows in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v)):
+            target.weight.copy_(rows.reshape(-1, plan.d) / gain)
+        attention.o_proj.weight.copy_(o.reshape(-1, plan.d).T)
+        gate, up, down = plan.mlp(layer)
+        gain = plan.gain()
+        block.post_attention_layernorm.weight.copy_(gain)
+        mlp.gate_proj.weight.copy_(gate / gain)
+        mlp.up_proj.weight.copy_(up / gain)
+        mlp.down_proj.weight.copy_(down.T)
+    gain = plan.gain()
+    module.model.norm.weight.copy_(gain)
+    module.lm_head.weight.copy_(plan.unembedding() / gain)
+    return module
+
+
+def _gpt2(plan: _Plan) -> Any:
+    s = plan.shape
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=plan.d, n_layer=s.layers, n_head=s.heads, n_inner=plan.d_ff, n_positions=64,
+        tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
+    )  # fmt: skip
+    assert plan.d == s.heads * HEAD_DIM
+    module: Any = transformers.GPT2LMHeadModel(config)
+    body = module.transformer
+    body.wte.weight.copy_(plan.embedding())
+    body.wpe.weight.copy_(0.2 * plan.readers(len(body.wpe.weight)))
+
+    def undone(norm: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weight = rows / norm.weight
+        return weight.T, -(weight @ norm.bias)
+
+    for layer, block in enumerate(body.h):
+        for norm in (block.ln_1, block.ln_2):
+            norm.weight.copy_(plan.gain())
+            norm.bias.copy_(0.3 * torch.randn(plan.d, generator=plan.generator))
+        q, k, v, o = plan.attention(layer)
+        weight, bias = undone(block.ln_1, torch.cat([rows.reshape(-1, plan.d) for rows in (q, k, v)]))
+        block.attn.c_attn.weight.copy_(weight)
+        block.attn.c_attn.bias.copy_(bias)
+        block.attn.c_proj.weight.copy_(o.reshape(-1, plan.d))
+        block.attn.c_proj.bias.copy_(0.05 * torch.randn(plan.d, generator=plan.generator))
+        gate, _, down = plan.mlp(layer)
+        weight, bias = undone(block.ln_2, gate)
+        block.mlp.c_fc.weight.copy_(weight)
+        block.mlp.c_fc.bias.copy_(bias)
+        block.mlp.c_proj.weight.copy_(down)
+    body.ln_f.weight.copy_(plan.gain())
+    body.ln_f.bias.zero_()
+    module.lm_head.weight.copy_(plan.unembedding() / body.ln_f.weight)
+    return module
