@@ -17,14 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from emotrace.attribution.backward import Backward, Cell, cells, residuals
+from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
 from emotrace.attribution.central import Central, differentiable
 from emotrace.attribution.files import digest, save
 from emotrace.attribution.files import plain as json_of
@@ -44,37 +43,6 @@ CHUNK = 256
 PLACE = "sublayer_influence"
 READOUTS = ("resid_post", "final_norm")
 LIMITS = {True: "exact derivative at dose 0", False: "central differences of small doses (the server keeps no graph)"}
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What `sublayer_influence` would do.
-
-    Attributes:
-        prompts: different prompts that count for some label.
-        tokens: of all of them.
-        labels: backward passes of each batch.
-        sublayers: derivatives that each of these gives.
-        doses: finite doses.
-    """
-
-    prompts: int
-    tokens: int
-    labels: int
-    sublayers: int
-    doses: int
-
-    @property
-    def forwards(self) -> int:
-        """Prompts × forwards of the finite doses, the base included; 0 without doses."""
-        return self.prompts * self.labels * (1 + self.doses * self.sublayers) if self.doses else 0
-
-    def __str__(self) -> str:
-        finite = f"; finite doses: {self.forwards:,} prompts forward" if self.doses else ""
-        return (
-            f"{self.prompts} prompts, {self.tokens} tokens: one forward and {self.labels} backward passes for "
-            f"{self.sublayers} sublayers{finite}"
-        )
 
 
 def sublayer_influence(

@@ -196,7 +196,9 @@ def test_a_large_capture_comes_home_at_its_own_size(pair, server, tmp_path):
     assert f"{dry.requests} requests" in str(dry)
 
 
-@pytest.mark.parametrize("mode", [{"no_gradients": True}, {"copies": True}])
+@pytest.mark.parametrize(
+    "mode", [{"no_gradients": True}, {"copies": True}, {"no_gradients": True, "copies": True}], ids=" and ".join
+)
 def test_a_server_without_gradients(pair, server, deployed, mode):
     here, _ = pair("llama")
     server.modes(**mode)
@@ -206,11 +208,31 @@ def test_a_server_without_gradients(pair, server, deployed, mode):
         acts = et.capture(here, prompts(), ("resid_mid", "resid_post"), progress=False)
         dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
         want, got = (attribution.sublayer_influence(lm, plain, dirs, progress=False) for lm in (here, there))
-        assert "central differences" in got.attrs["limit"]
+        assert ("central differences" in got.attrs["limit"]) is ("no_gradients" in mode)
+        assert there.sites.remote.copies is ("copies" in mode)  # then no keys and values go to and fro
         np.testing.assert_allclose(got["influence"], want["influence"], rtol=0.02, atol=5e-3)
         np.testing.assert_allclose(got["sigma"], want["sigma"], rtol=1e-5)
     finally:
         server.modes(no_gradients=False, copies=False)
+
+
+def test_our_own_sums_are_exact_where_a_server_computes_in_half_precision(server, deployed, pair):
+    server.modes(autocast="bfloat16")
+    try:
+        there = et.load(deployed["gemma2"].parent / "client" / "gemma2", remote=Server(server.url, server.key))
+        here, _ = pair("gemma2")
+        acts = et.capture(there, prompts(2), ("resid_post", "neuron", "mlp_out"), layers=[1], progress=False)
+        dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",)).sel(sublayer=["resid_post"])
+        got = attribution.neuron_contributions(there, prompts(2), dirs, progress=False)
+        norm = attribution.projection(here, "neuron", 1).norm
+        branch = attribution.projection(here, "neuron", 1).output(torch.from_numpy(acts.sel("neuron", layer=1).values))
+        out = norm(branch) @ torch.from_numpy(dirs.values[:, 0, 0].astype(np.float64)).T
+        for e, emotion in enumerate(dirs["emotion"].values):
+            mine = acts.tokens["emotion"].to_numpy() == emotion
+            total = float(got["mean"].sel(emotion=emotion).sum() + got["bias"].sel(emotion=emotion).sum())
+            assert total == pytest.approx(float(out[mine, e].mean()), rel=1e-5)
+    finally:
+        server.modes(autocast=None)
 
 
 def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monkeypatch):
