@@ -13,6 +13,8 @@ from emotrace.stats import bootstrap_ci, fdr_bh, sign_flip
 from emotrace.suite.measures import cluster_of
 
 ALL: Final = "all"
+BINARY: Final = ("empty", "disclaimer", "disclaimer_wide", "on_target")
+"""Measures of 0 or 1, whose interval is Wilson's where all draws agree; of others it has no width then."""
 FLIPS: Final = 2000
 """Random sign patterns of a line's p, where there are too many clusters for all."""
 COLUMNS: Final = (
@@ -105,7 +107,7 @@ def _mean(part: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
     held = part.loc[np.isfinite(part[name].astype(float))]
     if held.empty:
         return {"n": 0, "n_missing": len(part), "n_clusters": 0}
-    lo, hi = bootstrap_ci(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed)
+    lo, hi = _interval(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed, name in BINARY)
     draws = held.groupby("draw")[name].mean()
     return {
         "value": float(held[name].mean()),
@@ -136,6 +138,13 @@ def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed:
     _, code = np.unique(clusters, return_inverse=True)
     p, _ = sign_flip(np.bincount(code, weights=d), permutations=FLIPS, seed=seed)
     return {"difference": float(d.mean()), "difference_lo": lo, "difference_hi": hi, "n_paired": len(d), "p": p}
+
+
+def _interval(values: np.ndarray, clusters: np.ndarray, n: int, seed: int, share: bool) -> tuple[float, float]:
+    """The bootstrap interval; numbers that happen to lie in 0..1 are moved away from it, where they are no shares."""
+    shift = 2.0 if not share and values.min() >= 0 and values.max() <= 1 else 0.0
+    lo, hi = bootstrap_ci(values + shift, clusters, n, seed)
+    return lo - shift, hi - shift
 
 
 def _by_key(part: pd.DataFrame, name: str) -> dict[str, tuple[float, str]]:

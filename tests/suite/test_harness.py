@@ -12,6 +12,7 @@ from emotrace.suite import harness, truthful
 from tests.helpers import loaded
 from tests.suite.test_truthful import FILE, pushed
 
+ABSENT = "lm-eval is not installed (extra: bench)"
 TASK = """
 task: local_truthfulqa_mc1
 dataset_path: json
@@ -41,14 +42,14 @@ def test_a_text_is_cut_before_the_first_stop_and_blanks_move():
 
 @pytest.mark.parametrize("steered", [False, True])
 def test_the_harness_agrees_with_ours_on_a_local_task_file(tmp_path, steered):
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: bench)")
+    lm_eval = pytest.importorskip("lm_eval", reason=ABSENT)
     questions = read_truthfulqa(FILE, "multiple_choice")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in json.loads(FILE.read_text())))
     (tmp_path / "task.yaml").write_text(TASK.replace("FILE", str(tmp_path / "data.jsonl")))
     lm = loaded()
     edits = pushed() if steered else []
     ours = truthful.multiple_choice(lm, questions, edits, progress=False)
-    tasks = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tasks = pytest.importorskip("lm_eval.tasks").TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = lm_eval.simple_evaluate(
         model=harness.adapter(lm, edits), tasks=["local_truthfulqa_mc1"], task_manager=tasks, bootstrap_iters=0,
         log_samples=True,
@@ -61,8 +62,7 @@ def test_the_harness_agrees_with_ours_on_a_local_task_file(tmp_path, steered):
 
 
 def test_rolling_likelihood_and_replies_under_edits(tmp_path):
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: bench)")
-    instance = lm_eval.api.instance.Instance
+    instance = pytest.importorskip("lm_eval.api.instance", reason=ABSENT).Instance
     lm = loaded()
     one = harness.adapter(lm, pushed())
     requests = [
