@@ -26,7 +26,7 @@ from emotrace.discovery.batches import Batch, run
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS
 
-METHODS: Final = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
+METHODS: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 
 
 class Term(NamedTuple):
@@ -98,3 +98,12 @@ def node_scores(model: Any, batch: Batch, seen: Seen, method: str, steps: int) -
                 parts.append(torch.einsum("sbt,btn->bsn", member, p.summed(d * g)))
         total += torch.cat(parts, -1)
     return total
+
+
+def node_magnitudes(batch: Batch, seen: Seen) -> torch.Tensor:
+    """``[row, node]``: ‖a − a′‖ of each token, summed over tokens: how much a node changes, whatever the metric."""
+    found = [
+        d.square().unflatten(-1, (p.n, -1)).sum(-1).sqrt().sum(1)
+        for p, d in zip(seen.nodes, batch.change[1:], strict=True)
+    ]
+    return torch.cat(found, -1)

@@ -164,6 +164,19 @@ def edge_scores(model: Any, batch: Batch, g: Graph, method: str, steps: int) -> 
     return total[:, g.allowed]
 
 
+def edge_magnitudes(batch: Batch, g: Graph) -> torch.Tensor:
+    """``[row, edge]``: the norm of what the writer's contribution changes by, summed over tokens; the same for all readers."""
+    found = []
+    for i in g.writes:
+        p, change = g.seen.places[i], batch.change[i]
+        written = change[:, :, None]
+        if p.kind == "head":
+            matrix = g.layers[p.layer].matrix.float().cpu()
+            written = torch.einsum("bthk,hkd->bthd", change.unflatten(-1, (p.n, -1)), matrix)
+        found.append(written.norm(dim=-1).sum(1) * (g.layers[p.layer].scale if p.kind == "mlp" else 1.0))
+    return torch.cat(found, -1)[:, g.pairs[:, 1]]
+
+
 def _slopes(model: Any, g: Graph, term: approximate.Term) -> Iterator[torch.Tensor]:
     """``[reader, row, token, d]`` of the readers in order, a layer's attention or MLP at a time."""
     at = {(p.kind, p.layer): i for i, p in enumerate(g.seen.places)}

@@ -6,6 +6,7 @@ Sign: positive means that the component raises the metric; removing it lowers it
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,16 +14,18 @@ import torch
 import xarray as xr
 
 from emotrace.discovery import approximate, exact
-from emotrace.discovery.batches import ready, span_means
-from emotrace.discovery.edges import edge_scores, graph
+from emotrace.discovery.batches import Batch, ready, span_means
+from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.metrics import Metric
-from emotrace.discovery.nodes import seen
+from emotrace.discovery.nodes import Seen, seen
 from emotrace.discovery.pairs import SPANS, Pairs
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 
 SIGN: Final = "positive: the component raises the metric; removing it lowers it"
-METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level]) for level in ("node", "edge")}
+BASELINES: Final = ("magnitude", "random")
+"""What a method must beat: how much a component changes, whatever that does; and a draw from a normal distribution."""
+METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level], *BASELINES) for level in ("node", "edge")}
 """Level → methods."""
 Level = Literal["node", "edge"]
 
@@ -40,6 +43,7 @@ def scores(
     batch_size: int = 16,
     threshold: float | None = None,
     absolute: bool = True,
+    seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Scores of every node or edge, for every pair.
@@ -50,6 +54,7 @@ def scores(
         metric: of `emotrace.discovery.metrics`, or of your own.
         method: for both levels ``eap``, ``eap_ig_inputs``, ``ceap``, ``eap_ig_activations`` (see `approximate`); for nodes
             ``patching``; for edges ``path_patching`` and ``acdc``, which run the model once per edge (see `exact`).
+            ``magnitude`` (the norm of the component's change) and ``random`` are baselines.
         level: ``node`` or ``edge``.
         nodes: kinds of node: head, mlp, neuron, attn, resid, or sublayer for attn and mlp. Edges have heads and MLPs.
         ablation: what stands for a component that is gone: its value in the ``counterfactual``, its ``mean`` or ``zero``.
@@ -58,6 +63,7 @@ def scores(
             depend on it.
         threshold: of ``acdc``, in units of the metric.
         absolute: of ``acdc``: keep components that lower the metric by the threshold, too.
+        seed: of ``random``.
         progress: show a bar.
 
     Returns:
@@ -78,35 +84,35 @@ def scores(
     places = g.seen if g is not None else seen(model, metric, nodes)
     means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
     found: dict[str, list[np.ndarray]] = {"score": [], "clean": [], "counterfactual": [], "by_span": []}
-    kept: torch.Tensor | None = None
+    kept_edges: torch.Tensor | None = None
     batches = ready(model, pairs, metric, places, ablation, batch_size, means)
+    n = len((places.coords() if g is None else g.coords())[level][1])
+    drawn = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     if method == "acdc":
         assert g is not None
         assert threshold is not None
         every = list(batches)
-        losses, kept = exact.acdc(model, every, g, threshold, absolute)
+        losses, kept_edges = exact.acdc(model, every, g, threshold, absolute)
         found["score"].append(losses.numpy())
         found["clean"] += [b.clean.numpy() for b in every]
         found["counterfactual"] += [b.counterfactual.numpy() for b in every]
     else:
         with progress_bar(total=len(pairs), desc=f"{method} of {level}s", unit="pair", enabled=progress) as bar:
             for batch in batches:
-                if method in approximate.METHODS and g is None:
+                if method == "random":
+                    score = drawn.expand(len(batch), -1)
+                elif method == "magnitude":
+                    score = approximate.node_magnitudes(batch, places) if g is None else edge_magnitudes(batch, g)
+                elif method in approximate.METHODS and g is None:
                     by_span = approximate.node_scores(model, batch, places, method, steps)
                     found["by_span"].append(by_span.numpy())
                     score = by_span.sum(1)
                 elif method in approximate.METHODS:
                     assert g is not None
                     score = edge_scores(model, batch, g, method, steps)
-                elif g is None:
-                    n = len(places.coords()["node"][1])
-                    score = exact.without_each(
-                        lambda keep, b=batch: exact.kept_nodes(model, b, places, keep, batch_size), batch.clean, n
-                    )
                 else:
-                    score = exact.without_each(
-                        lambda keep, b=batch: exact.kept_edges(model, b, g, keep, batch_size), batch.clean, len(g.pairs)
-                    )
+                    kept_only = partial(_kept, model, batch, places if g is None else g, batch_size)
+                    score = exact.without_each(kept_only, batch.clean, n)
                 found["score"].append(score.numpy())
                 found["clean"].append(batch.clean.numpy())
                 found["counterfactual"].append(batch.counterfactual.numpy())
@@ -118,8 +124,8 @@ def scores(
     }
     if found["by_span"]:
         data["by_span"] = (("pair", "span", level), np.concatenate(found["by_span"]).astype(np.float32))
-    if kept is not None:
-        data["kept"] = ("edge", kept.numpy())
+    if kept_edges is not None:
+        data["kept"] = ("edge", kept_edges.numpy())
     coords = {**(places.coords() if g is None else g.coords()), **_labels(pairs)}
     if "by_span" in data:
         coords["span"] = ("span", list(SPANS))
@@ -128,11 +134,19 @@ def scores(
         "model": model.sites.identity.get("model_id", model.sites.model_class),
         "config_hash": str(model.sites.identity.get("config_hash", "")),
     }  # fmt: skip
-    if method in approximate.METHODS and method != "eap":
+    if method in approximate.METHODS[1:]:
         attrs["steps"] = steps
+    if method == "random":
+        attrs["seed"] = seed
     if threshold is not None and method == "acdc":
         attrs |= {"threshold": threshold, "absolute": absolute}
     return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def _kept(model: Any, batch: Batch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
+    if isinstance(where, Graph):
+        return exact.kept_edges(model, batch, where, keep, rows)
+    return exact.kept_nodes(model, batch, where, keep, rows)
 
 
 def _check(metric: Metric, method: str, level: str, steps: int, threshold: float | None) -> None:

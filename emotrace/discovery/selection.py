@@ -96,7 +96,7 @@ def live(circuit: xr.DataArray) -> xr.DataArray:
     Raises:
         EmotraceError: for a circuit of nodes.
     """
-    source, readers = _ends(circuit)
+    source, readers = ends(circuit)
     mask = np.asarray(circuit.values, dtype=bool).copy()
     fed, leading = {"embed"}, {"out"}
     for _ in range(len(mask) + 1):
@@ -119,7 +119,7 @@ def nodes_of(circuit: xr.DataArray) -> list[str]:
     return [n for n in dict.fromkeys(names.tolist()) if n != "embed"]
 
 
-def _ends(circuit: xr.DataArray) -> tuple[list[str], list[list[str]]]:
+def ends(circuit: xr.DataArray) -> tuple[list[str], list[list[str]]]:
     """Source of every edge, and the nodes that its target is an input of: of a key or value, all heads of the group."""
     if component(circuit) != "edge":
         raise EmotraceError("a circuit of nodes has no paths; score edges (level='edge').")
@@ -144,7 +144,7 @@ def _nodes(target: str, each: int) -> list[str]:
 
 
 def _greedy(score: xr.DataArray, ranked: np.ndarray) -> np.ndarray:
-    source, readers = _ends(score)
+    source, readers = ends(score)
     into: dict[str, list[int]] = {}
     for i, names in enumerate(readers):
         for name in names:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
+from emotrace.discovery.selection import ends
 from emotrace.labels import EmotraceError
 from emotrace.report import style
 
@@ -24,7 +25,8 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     """A circuit of edges as a layered graph.
 
     Blue edges raise the metric, orange ones lower it; the width is the magnitude of the score. Dashed edges enter
-    queries, dotted ones keys; all others are solid. Heads of a layer stand beside its MLP, one row above it.
+    queries, dotted ones keys; all others are solid. Heads of a layer stand beside its MLP, one row above it;
+    what a group of heads shares as key or value goes to those of its heads that are drawn.
 
     Args:
         circuit: boolean ``[edge]`` of `emotrace.discovery.select`.
@@ -49,14 +51,13 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
         if not np.array_equal(found["edge"].values, circuit["edge"].values):
             raise EmotraceError("circuit_graph: these scores are of other edges than the circuit's.")
         weights = np.asarray(found.values, dtype=float)
-    columns = (circuit[name].values[mask].tolist() for name in ("source", "target", "input"))
-    edges = [(s, _node(t), i) for s, t, i in zip(*columns, strict=True)]
+    edges, sizes = _drawn(circuit, mask, weights)
     places = _layout([(s, t) for s, t, _ in edges])
     rows = sorted({y for _, y in places.values()})
-    figure = style.canvas(max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {len(edges)} edges")
+    figure = style.canvas(max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {int(mask.sum())} edges")
     ax = figure.add_subplot()
     ax.axis("off")
-    widths = np.abs(weights[mask])
+    widths = np.abs(sizes)
     widths = 0.6 + 3.4 * widths / (widths.max() or 1.0)
     order = np.argsort(widths)
     for i in order[::-1]:
@@ -71,7 +72,7 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
             FancyArrowPatch(
                 (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=8, shrinkA=11, shrinkB=11,
                 connectionstyle=f"arc3,rad={bend:.3f}", linewidth=float(widths[i]), linestyle=LINES[part],
-                color=RAISES if weights[mask][i] >= 0 else LOWERS, alpha=0.75, zorder=1,
+                color=RAISES if sizes[i] >= 0 else LOWERS, alpha=0.75, zorder=1,
             )
         )  # fmt: skip
     for name, (x, y) in places.items():
@@ -89,9 +90,21 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     return figure
 
 
-def _node(target: str) -> str:
-    """The node that an input belongs to; keys and values keep the name of their group."""
-    return re.sub(r"\.[qkv]$", "", target)
+def _drawn(
+    circuit: xr.DataArray, mask: np.ndarray, weights: np.ndarray
+) -> tuple[list[tuple[str, str, str]], np.ndarray]:
+    """Source, node and input of every line, and its score: a key or value goes to those heads of its group that are drawn."""
+    source, readers = ends(circuit)
+    shown = {source[i] for i in np.flatnonzero(mask)}
+    lines, sizes = [], []
+    for i in np.flatnonzero(mask):
+        target = str(circuit["target"].values[i])
+        heads = [n for n in readers[i] if n in shown] or [
+            readers[i][0] if len(readers[i]) == 1 else target.rsplit(".", 1)[0]
+        ]
+        lines += [(source[i], node, str(circuit["input"].values[i])) for node in heads]
+        sizes += [weights[i]] * len(heads)
+    return lines, np.array(sizes)
 
 
 def _row(name: str) -> float:
@@ -103,7 +116,6 @@ def _row(name: str) -> float:
 
 def _layout(edges: list[tuple[str, str]]) -> dict[str, tuple[float, int]]:
     """x in 0 … 1 and row of every node: rows in order of execution, x by the mean of the neighbours'."""
-    edges = edges + [(g, h) for g, h in _members(edges)]
     names = sorted({n for e in edges for n in e}, key=lambda n: (_row(n), n))
     rows = {r: i for i, r in enumerate(sorted({_row(n) for n in names}))}
     near: dict[str, list[str]] = {n: [] for n in names}
@@ -123,10 +135,3 @@ def _layout(edges: list[tuple[str, str]]) -> dict[str, tuple[float, int]]:
             for i, n in enumerate(members):
                 x[n] = (i + 1) / (len(members) + 1)
     return {n: (x[n], rows[_row(n)]) for n in names}
-
-
-def _members(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Groups beside the heads of the same layer, so that they are drawn near each other."""
-    heads = sorted({n for e in edges for n in e if re.fullmatch(r"a\d+\.h\d+", n)})
-    groups = sorted({n for e in edges for n in e if re.fullmatch(r"a\d+\.g\d+", n)})
-    return [(g, h) for g in groups for h in heads if g.split(".")[0] == h.split(".")[0]]

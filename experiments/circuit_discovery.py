@@ -1,0 +1,303 @@
+"""Circuit discovery: which heads carry the emotion word to the reply, where the valence of the event enters, how both meet.
+
+1. Directions of emotions and of valences at the last prompt token, fitted on one half of the skeletons.
+2. Two sets of pairs from the other half: the same scenario with another emotion word; with the event of another valence.
+   The metric is the projection on the direction of the prompt's own label minus that of its counterfactual's.
+3. Every head, MLP and edge is scored by four approximate methods; nodes also exactly, and edges on some pairs. Rank
+   correlations say how good the approximations are here; CPR and CMD say how well circuits of growing size do, beside
+   random ones and ones chosen by magnitude.
+4. The circuit: how stable it is over skeletons, themes and valences; how faithful on skeletons it was not chosen on; drawn.
+5. Where on the prompt each node acts; which nodes are in both circuits; what the emotion circuit's nodes do to valence.
+
+Run it again with the same arguments to continue it: stages that are done are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import xarray as xr
+from scipy.stats import spearmanr
+
+import emotrace as et
+from emotrace import discovery, evaluation, report
+from emotrace.run import Run
+from emotrace.runlog import write_json
+
+APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
+LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emotion")}
+"""What is swapped, and what a pair has in common."""
+
+
+def main(
+    model: Annotated[
+        str, typer.Option(help="hub id or directory of a causal model with a chat template")
+    ] = "data/tiny_model",
+    train: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
+    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
+        "runs/circuit_discovery"
+    ),
+    limit: Annotated[int | None, typer.Option(help="skeletons, spread over themes; half fit, half are scored")] = 32,
+    pairs_per_skeleton: Annotated[int, typer.Option(help="pairs of each scored skeleton")] = 3,
+    exact_pairs: Annotated[int, typer.Option(help="pairs on which every edge is patched exactly; 0 for none")] = 2,
+    layer: Annotated[int | None, typer.Option(help="where the metric reads; default the last but one")] = None,
+    edges: Annotated[int, typer.Option(help="edges of the circuit")] = 50,
+    nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
+    steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
+    batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
+    prompts = et.datasets.sev(train, limit=limit)
+    lm = et.load(model, device=device, dtype=dtype)
+    at = lm.sites.n_layers - 2 if layer is None else layer
+    settings = {
+        "experiment": "circuit_discovery", "model": lm.sites.identity, "template": lm.sites.encoder.record,
+        "train": {"file": train.name, "digest": prompts.digest}, "limit": limit, "pairs_per_skeleton": pairs_per_skeleton,
+        "exact_pairs": exact_pairs, "layer": at, "edges": edges, "nodes": nodes, "steps": steps, "batch_size": batch_size,
+        "seed": seed,
+    }  # fmt: skip
+    run = Run(out, settings)
+    print(lm.sites.describe())
+
+    # 1. Directions.
+    fit, scored = evaluation.split(prompts, 0.5, seed)
+    acts = et.capture(
+        lm, prompts.where(skeleton_id=sorted(fit)), "resid_post", layers=[at], positions="last",
+        out=run.path("activations.zarr"), batch_size=32, seed=seed,
+    )  # fmt: skip
+    directions = {name: et.directions.centered_mean(acts, label=name, within=within) for name, within in LABELS.items()}
+
+    # 2. Pairs and metrics.
+    inside = prompts.where(skeleton_id=sorted(scored))
+    metrics = {
+        name: discovery.Projection(directions[name], layer=at, against="counterfactual", label=name) for name in LABELS
+    }
+    swaps = {
+        "emotion": discovery.other_emotion(lm, inside, seed=seed),
+        "valence": discovery.other_valence(lm, inside, seed=seed),
+    }
+    chosen, held = {}, {}
+    for name, found in swaps.items():
+        rng, by_skeleton = np.random.default_rng(seed), {}
+        for pair in found:
+            by_skeleton.setdefault(pair.labels["skeleton_id"], []).append(pair)
+        drawn = {s: [some[i] for i in rng.permutation(len(some))] for s, some in by_skeleton.items()}
+        names = sorted(drawn)
+        chosen[name] = discovery.Pairs([p for s in names for p in drawn[s][:pairs_per_skeleton]])
+        held[name] = discovery.Pairs([p for s in names for p in drawn[s][pairs_per_skeleton : pairs_per_skeleton + 2]])
+
+    # 3. Scores.
+    scores: dict[str, xr.Dataset] = {}
+    for name in LABELS:
+        for method in (*APPROXIMATE, "patching", "magnitude", "random"):
+            scores[f"{name} node {method}"] = _kept(
+                run,
+                f"{name}_node_{method}",
+                lambda n=name, m=method: discovery.scores(
+                    lm,
+                    chosen[n],
+                    metrics[n],
+                    method=m,
+                    nodes=("head", "mlp"),
+                    steps=steps,
+                    batch_size=batch_size,
+                    seed=seed,
+                ),
+            )
+    for method in (*APPROXIMATE, "magnitude", "random"):
+        scores[f"emotion edge {method}"] = _kept(
+            run,
+            f"emotion_edge_{method}",
+            lambda m=method: discovery.scores(
+                lm,
+                chosen["emotion"],
+                metrics["emotion"],
+                method=m,
+                level="edge",
+                steps=steps,
+                batch_size=batch_size,
+                seed=seed,
+            ),
+        )
+    if exact_pairs:
+        scores["emotion edge path_patching"] = _kept(run, "emotion_edge_path_patching", lambda: discovery.scores(
+            lm, chosen["emotion"][:exact_pairs], metrics["emotion"], method="path_patching", level="edge",
+            batch_size=batch_size))  # fmt: skip
+    agreement = _agreement(scores)
+    curves = {
+        f"emotion {level} {method}": _kept(
+            run,
+            f"curve_{level}_{method}",
+            lambda v=level, m=method: discovery.curve(
+                lm,
+                held["emotion"],
+                metrics["emotion"],
+                scores[f"emotion {v} {m}"],
+                batch_size=batch_size,
+                points=discovery.POINTS if v == "edge" else (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+            ),
+        )
+        for level in ("node", "edge")
+        for method in ("eap", "eap_ig_activations", "magnitude", "random")
+    }
+
+    # 4. The circuit.
+    edge_scores = scores["emotion edge eap_ig_activations"]
+    circuit = discovery.select(edge_scores, edges, rule="greedy")
+    discovery.save(circuit, run.path("circuit"), "circuit")
+    stable = discovery.bootstrap(edge_scores, edges, rule="greedy", seed=seed)
+    overlap = {
+        by: discovery.across(edge_scores, edges, by, draws=200, seed=seed) for by in ("theme", "valence", "emotion")
+    }
+    significant = discovery.significance(edge_scores, seed=seed)
+    judged = _kept(
+        run,
+        "evaluated",
+        lambda: discovery.evaluate(
+            lm, held["emotion"], metrics["emotion"], circuit, minimality=False, batch_size=batch_size
+        ),
+    )
+    controls = _kept(
+        run,
+        "controls",
+        lambda: discovery.run_circuits(
+            lm,
+            held["emotion"],
+            metrics["emotion"],
+            [discovery.random_like(circuit, np.random.default_rng(seed + i)) for i in range(5)],
+            batch_size=batch_size,
+        ),
+    )
+    report.save(
+        report.circuit_graph(circuit, edge_scores, f"The {edges} edges that carry the emotion word to resid_post {at}"),
+        run.path("figures", "circuit.png"),
+    )
+
+    # 5. Where emotion and valence meet.
+    both = {name: discovery.select(scores[f"{name} node patching"], nodes) for name in LABELS}
+    shared = [n for n in discovery.nodes_of(both["emotion"]) if n in discovery.nodes_of(both["valence"])]
+    rng = np.random.default_rng(seed)
+    null = [
+        discovery.jaccard(discovery.random_like(both["emotion"], rng), discovery.random_like(both["valence"], rng))
+        for _ in range(1000)
+    ]
+    met = discovery.jaccard(both["emotion"], both["valence"])
+    tables = {name: _nodes(scores, name, nodes) for name in LABELS}
+    result = {
+        "model": lm.sites.identity, "layer": at, "n_pairs": {name: len(chosen[name]) for name in LABELS},
+        "metric": {name: _means(scores[f"{name} node eap"]) for name in LABELS},
+        "agreement": agreement,
+        "areas": {name: _areas(found) for name, found in curves.items()},
+        "circuit": {
+            "edges": circuit["edge"].values[circuit.values].tolist(), "faithfulness": float(judged["faithfulness"]),
+            "completeness": float(judged["completeness"]), "n": int(circuit.sum()),
+            "random": [float(v) for v in discovery.faithfulness(controls).values], "n_pairs": len(held["emotion"]),
+        },
+        "stability": {
+            "consensus": stable["edge"].values[stable["consensus"].values].tolist(), "draws": 200,
+            "jaccard": float(stable["jaccard"]), "random": float(stable["null"]),
+            "significant": int((significant["q"] < 0.05).sum()), "of": int(significant.sizes["edge"]),
+            "across": {by: {"mean": float(o["mean"]), "random": float(o["null"].mean()), "p": float(o["p"])}
+                       for by, o in overlap.items()},
+        },
+        "nodes": tables,
+        "meet": {"shared": shared, "jaccard": met, "random": float(np.mean(null)),
+                 "p": float((1 + sum(x >= met for x in null)) / (1 + len(null)))},
+        "warnings": _warnings(lm),
+    }  # fmt: skip
+    write_json(run.path("report.json"), result)
+    run.finish()
+    _tell(result)
+    print(f"report: {run.path('report.json')}, figure: {run.path('figures', 'circuit.png')}")
+
+
+def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """A Dataset read from the run's folder, or made and written there."""
+    folder = run.path("scores", f"{name}.json").parent
+    if not (folder / f"{name}.json").is_file():
+        discovery.save(make(), folder, name)
+    found = discovery.load(folder, name)
+    assert isinstance(found, xr.Dataset)
+    return found
+
+
+def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
+    """Spearman correlation of each method with its exact twin, on the pairs that both have."""
+    found: dict[str, dict[str, float]] = {}
+    for name, table in scores.items():
+        swap, level, method = name.split()
+        twin = scores.get(f"{swap} {level} {'patching' if level == 'node' else 'path_patching'}")
+        if twin is not None and "patching" not in method:
+            mine = table["score"].sel(pair=twin["pair"].values).mean("pair").values
+            theirs = twin["score"].mean("pair").values
+            signed, size = spearmanr(mine, theirs).statistic, spearmanr(np.abs(mine), np.abs(theirs)).statistic
+            found.setdefault(f"{swap} {level}", {})[method] = round(float(signed), 4)
+            found[f"{swap} {level}"][f"{method} (magnitudes)"] = round(float(size), 4)
+    return found
+
+
+def _nodes(scores: dict[str, xr.Dataset], name: str, n: int) -> list[dict[str, Any]]:
+    """The nodes with the largest exact effect: by how much, in share of the metric's change, and where they act."""
+    exact, where = scores[f"{name} node patching"], scores[f"{name} node eap_ig_activations"]
+    whole = float((exact["clean"] - exact["counterfactual"]).mean())
+    tested = discovery.significance(exact)
+    order = np.argsort(-np.abs(exact["score"].mean("pair").values), kind="stable")[:n]
+    spans = where["by_span"].mean("pair")
+    return [
+        {
+            "node": str(exact["node"].values[i]), "share": float(exact["score"][:, i].mean()) / whole, "q": float(tested["q"][i]),
+            **{str(s): float(spans.sel(span=s)[i]) / whole for s in spans["span"].values},
+        }
+        for i in order
+    ]  # fmt: skip
+
+
+def _means(found: xr.Dataset) -> dict[str, float]:
+    return {name: float(found[name].mean()) for name in ("clean", "counterfactual")}
+
+
+def _areas(found: xr.Dataset) -> dict[str, float]:
+    return {
+        f"{area}_{order}_{axis}": round(float(found[area].sel(order=order, axis=axis)), 4)
+        for area in ("cpr", "cmd")
+        for order in found["order"].values
+        for axis in found["axis"].values
+    }
+
+
+def _warnings(lm: Any) -> list[str]:
+    if lm.sites.identity["model_id"] != "tiny_model":
+        return []
+    return [
+        "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
+    ]
+
+
+def _tell(result: dict[str, Any]) -> None:
+    for name, rows in result["nodes"].items():
+        print(
+            f"{name}: exact effect in share of the metric's change; by where on the prompt the node acts (approximate)"
+        )
+        for row in rows:
+            spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last"))
+            print(f"  {row['node']:>6} {row['share']:+.3f} (q = {row['q']:.3f}): {spans}")
+    for name, row in result["agreement"].items():
+        print(f"rank correlation with the exact effect, {name}: " + ", ".join(f"{m} {v:.3f}" for m, v in row.items()))
+    c, s, m = result["circuit"], result["stability"], result["meet"]
+    print(
+        f"circuit of {c['n']} edges: faithfulness {c['faithfulness']:.3f}, without it {c['completeness']:.3f}, "
+        f"random ones of the same layers at most {max(c['random']):.3f}; {len(s['consensus'])} edges in 95 % of the samples"
+    )
+    print(f"emotion and valence share {len(m['shared'])} nodes ({', '.join(m['shared']) or 'none'}): Jaccard {m['jaccard']:.3f}, "
+          f"random {m['random']:.3f}, p = {m['p']:.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    et.cli.experiment(main)
