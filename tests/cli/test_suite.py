@@ -47,7 +47,7 @@ def test_chat_changes_the_mixture_between_turns(place):
     assert lines[2] == "anger=0.5,joy=-1 ×3"
     assert lines[3].startswith("anger=0.5,joy=-1 ×3: ")
     assert lines[4:7] == ["base"] * 3
-    assert sum(line.startswith("/") for line in lines) == 7
+    assert sum(line.startswith("/") for line in lines[1:]) == 7
     assert lines[-1] == "forgotten"
 
 
