@@ -20,7 +20,7 @@ import torch
 from emotrace.discovery import approximate
 from emotrace.discovery.batches import Batch
 from emotrace.discovery.metrics import Metric
-from emotrace.discovery.nodes import Place, Seen, seen
+from emotrace.discovery.nodes import Place, Seen, read_at, seen
 from emotrace.discovery.wiring import Layer, lowered, wiring
 from emotrace.labels import EmotraceError
 from emotrace.model import enter
@@ -120,8 +120,8 @@ def graph(model: Any, metric: Metric) -> Graph:
             writers.append(f"m{i}")
     readers.append("out")
     before.append(len(writers))
-    address = sites.address(stream, last)
-    watched.append(Place("out", last, address.order, sites.place(stream, last), address.width, 1))
+    end = read_at(model, stream, last)
+    watched.append(Place("out", last, end.order, end.lower(model), end.width, 1))
     table = torch.arange(len(writers))[None] < torch.tensor(before)[:, None]
     after = any(site != stream for site, _ in reads)
     found = Seen(tuple(sorted(watched, key=lambda p: p.order)), places.reads)

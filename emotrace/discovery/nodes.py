@@ -25,6 +25,7 @@ import torch
 from emotrace.discovery.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import inputs
+from emotrace.sites import Address
 
 SITE: Final = {"head": "z", "neuron": "neuron", "attn": "attn_out", "mlp": "mlp_out", "resid": "resid_post"}
 GROUPS: Final = {"sublayer": ("attn", "mlp")}
@@ -125,8 +126,8 @@ def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = N
         if kind not in SITE and kind not in GROUPS:
             raise unknown("kind of node", kind, (*SITE, *GROUPS), "scores(nodes=…)")
         wanted += [k for k in GROUPS.get(kind, (kind,)) if k not in wanted]
-    addresses = [sites.address(site, layer) for site, layer in metric.reads(model)]
-    reads = tuple((a.order, sites.place(a.site, a.layer)) for a in addresses)
+    addresses = [read_at(model, site, layer) for site, layer in metric.reads(model)]
+    reads = tuple((a.order, a.lower(model)) for a in addresses)
     last = max(a.order for a in addresses)
     found = []
     for kind in wanted:
@@ -140,6 +141,12 @@ def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = N
     first = sites.address("resid_pre", min(sites.layers("resid_pre")))
     begin = Place("input", -1, first.order, sites.place("resid_pre", first.layer), first.width, 1)
     return Seen((begin, *sorted(found, key=lambda p: p.order)), reads)
+
+
+def read_at(model: Any, site: str, layer: int | None) -> Address:
+    """Where a site is read: ``resid_mid`` of a sequential layer at the input of the norm that reads it."""
+    address = model.sites.address(site, layer)
+    return address.mirror if address.kind == "mid" and address.mirror is not None else address
 
 
 def refuse_remote(model: Any) -> None:
