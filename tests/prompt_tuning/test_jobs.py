@@ -1,0 +1,116 @@
+"""Jobs: the table, continuing, refusing other settings, several processes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emotrace.datasets.goemotions import LabelledText
+from emotrace.labels import EmotraceError
+from emotrace.prompt_tuning import Recipe, find, jobs, tune_all
+from emotrace.prompt_tuning.jobs import COLUMNS
+from emotrace.testing import tiny
+from tests.helpers import loaded
+
+RECIPE = Recipe(length=2, words=("-", "+"), epochs=1)
+
+
+def rows(part, n):
+    names = ("joy", "anger", "fear")
+    return [LabelledText(f"{part}{i}", f"{part} {'abc'[i % 3]} {i}", (names[i % 3],)) for i in range(n)]
+
+
+TEXTS = {"train": rows("a", 18), "dev": rows("d", 9), "test": rows("t", 9)}
+
+
+def run(out, model=None, emotions=("joy", "fear"), seeds=(1, 2), recipe=RECIPE, **options):
+    model = loaded("roberta") if model is None else model
+    return tune_all(model, TEXTS, emotions, seeds, recipe, out=out, progress=False, **options)
+
+
+def test_every_job_has_a_row_and_a_folder(tmp_path):
+    dry = run(tmp_path, dry_run=True)
+    assert dry["state"].tolist() == ["waiting"] * 4
+    assert not any(tmp_path.iterdir())
+    table = run(tmp_path)
+    assert list(table.columns) == list(COLUMNS)
+    assert table[["emotion", "seed"]].to_numpy().tolist() == [["joy", 1], ["joy", 2], ["fear", 1], ["fear", 2]]
+    assert set(table["state"]) == {"done"}
+    assert table["n_train"].tolist() == [12] * 4
+    prompts = find(tmp_path)
+    for row in table.to_dict("records"):
+        scores = prompts[row["emotion"], row["seed"]].scores
+        assert scores["test"] == {"accuracy": row["test_accuracy"], "n": row["n_test"]}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "jobs.csv"), table, check_dtype=False)
+
+
+def test_the_same_command_continues(tmp_path, monkeypatch):
+    done: list[str] = []
+    real = jobs.tune
+
+    def noted(model, task, recipe):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(task.emotion)
+        return real(model, task, recipe)
+
+    monkeypatch.setattr(jobs, "tune", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert pd.read_csv(tmp_path / "jobs.csv")["state"].tolist() == ["done", "done", "waiting", "waiting"]
+    before = {f: f.read_bytes() for f in tmp_path.glob("joy*/*")}
+    done.clear()
+    table = run(tmp_path)
+    assert done == ["fear", "fear"]
+    assert set(table["state"]) == {"done"}
+    assert table["seconds"].notna().all()
+    assert all(f.read_bytes() == data for f, data in before.items())
+    whole = tmp_path / "other"
+    monkeypatch.setattr(jobs, "tune", real)
+    run(whole)
+    for key, prompt in find(whole).items():
+        np.testing.assert_array_equal(prompt.vectors, find(tmp_path)[key].vectors)
+
+
+def test_several_processes_do_the_same(tmp_path):
+    source = tiny.save("roberta", tmp_path / "model")
+    table = run(tmp_path / "two", str(source), seeds=(1,), processes=2)
+    assert table["state"].tolist() == ["done", "done"]
+    run(tmp_path / "one", str(source), seeds=(1,))
+    for key, prompt in find(tmp_path / "one").items():
+        np.testing.assert_allclose(prompt.vectors, find(tmp_path / "two")[key].vectors, atol=1e-6)
+
+
+def test_what_cannot_be_tuned_is_refused_before_anything_is(tmp_path):
+    cases = [
+        ({"emotions": ("joy", "rage")}, "unknown emotion 'rage'"),
+        ({"emotions": "joy"}, "a list of emotions"),
+        ({"emotions": ("joy", "joy")}, "none of them twice"),
+        ({"recipe": replace(RECIPE, words=("no", "yes"))}, "'no' is no single token"),
+        ({"recipe": replace(RECIPE, length=500)}, "no room for text"),
+        ({"processes": 2}, "give its directory or hub id"),
+        ({"processes": 0}, "at least 1"),
+    ]
+    for options, message in cases:
+        with pytest.raises(EmotraceError, match=message):
+            run(tmp_path, **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_prompts_of_other_settings_are_not_mixed(tmp_path):
+    run(tmp_path, emotions=("joy",), seeds=(1,))
+    with pytest.raises(EmotraceError, match="epochs: 1 there, 2 now"):
+        run(tmp_path, emotions=("joy",), seeds=(1,), recipe=replace(RECIPE, epochs=2))
+    with pytest.raises(EmotraceError, match="model weights_hash"):
+        run(tmp_path, loaded("roberta", seed=3), emotions=("joy",), seeds=(1,))
+    file = tmp_path / "joy-1" / "prompt.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "task": "another"}))
+    with pytest.raises(EmotraceError, match="the texts of its task"):
+        run(tmp_path, emotions=("joy",), seeds=(1,))
+
+
+def test_a_folder_without_prompts_is_said_to_have_none(tmp_path):
+    with pytest.raises(EmotraceError, match="holds no soft prompts"):
+        find(tmp_path)
