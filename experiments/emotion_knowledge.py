@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import train_tiny_masked
 import typer
@@ -83,6 +82,11 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
+    for name, value, choices in (
+        ("how", how, pt.masking.HOWS), ("stage", stage, pt.neurons.STAGES), ("match", match, rsa.masks.MATCHES),
+    ):  # fmt: skip
+        if value not in choices:
+            raise et.labels.unknown(name, value, choices, f"--{name}")
     scores = rsa.read_ratings(ratings)
     seed_list = [int(s) for s in seeds.split(",")]
     changes: dict[str, Any] = {"limit": limit, "length": prompt_length, "epochs": epochs, "learning_rate": learning_rate,
@@ -111,10 +115,12 @@ def main(
     lm = et.load(source, **load)
     print(lm.sites.describe())
     names = _emotions(parts, scores, emotions)
+    sizes = _sizes(k, sum(lm.sites.address("neuron", i).width for i in lm.sites.layers("neuron")))
+    where = lm if processes == 1 else source  # several processes load it themselves
 
     # 1. Soft prompts.
     table: Any = pt.tune_all(
-        source, parts, names, seed_list, recipe, out=run.path("prompts"), processes=processes, load=load
+        where, parts, names, seed_list, recipe, out=run.path("prompts"), processes=processes, load=load
     )
     prompts = {key: p for key, p in pt.find(run.path("prompts")).items() if key[0] in names and key[1] in seed_list}
     part = "test" if "test" in parts else "dev"
@@ -144,11 +150,10 @@ def main(
     significant = q < LEVEL
 
     # 5. Masks.
-    sizes = _sizes(k, int(np.prod(found["tau"].shape[1:])))
     masks = rsa.select(found["tau"], sizes, draws=draws, match=match, seed=seed)
     masks.save(run.path("masks"))
     accuracies: Any = pt.masked_accuracy(
-        source,
+        where,
         prompts,
         parts,
         masks,
@@ -227,7 +232,10 @@ def _sizes(k: str, neurons: int) -> list[int]:
         values = [float(part) for part in k.split(",")]
     except ValueError:
         raise et.EmotraceError(f"--k {k!r}: numbers joined by commas, e.g. 500,1000 or 0.05,0.15.") from None
-    return [max(1, round(v * neurons)) if v < 1 else int(v) for v in values]
+    sizes = [max(1, round(v * neurons)) if v < 1 else int(v) for v in values]
+    if min(values) <= 0 or max(sizes) > neurons:
+        raise et.EmotraceError(f"--k {k!r}: the model has {neurons} neurons, so numbers above 0 up to that.")
+    return sizes
 
 
 def _values(data: xr.Dataset) -> dict[str, Any]:
