@@ -130,7 +130,19 @@ def generate(
             bar.update(len(batch))
     if todo:
         edits_.refuse_silent(edits, fired)
+    _warn_of_empty(prompts, rows, encoder)
     return [rows[key] for key in prompts.keys]
+
+
+def _warn_of_empty(prompts: Prompts, rows: dict[str, dict[str, Any]], encoder: Any) -> None:
+    """Says why plain strings may have got no reply: a model tuned on chats may end at once outside its template."""
+    empty = [p.key for p in prompts if p.text is not None and not rows[p.key]["token_ids"]]
+    if empty and encoder.has_template:
+        warnings.warn(
+            f"{len(empty)} of {len(prompts)} replies are empty (e.g. {empty[0]!r}): plain strings are passed without the "
+            "chat template of this model; give chat messages, [{'role': 'user', 'content': …}], to use it.",
+            stacklevel=3,
+        )
 
 
 def _run(

@@ -148,3 +148,12 @@ def test_early_end_stops_the_batch(monkeypatch):
     row = et.generate(lm, [IDS[0]], [edit], max_new_tokens=NEW, progress=False)[0]
     assert row["token_ids"] == []
     assert row["meta"]["stopped"] is True
+
+
+def test_plain_strings_that_a_chat_model_does_not_answer_are_pointed_out(monkeypatch):
+    lm = loaded()
+    monkeypatch.setattr(lm.sites.encoder, "has_template", True)
+    first = et.generate(lm, ["alpha beta"], max_new_tokens=1, progress=False)[0]["token_ids"][0]
+    monkeypatch.setattr(lm._module.generation_config, "eos_token_id", first)
+    with pytest.warns(UserWarning, match=r"1 of 1 replies are empty .*without the chat template"):
+        et.generate(lm, ["alpha beta"], max_new_tokens=2, progress=False)

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -182,7 +181,13 @@ def test_a_checkpoint_that_deviates_leaves_nothing_behind(tmp_path, monkeypatch)
     """The comparison is with the edited model itself, so an error of ours anywhere before it shows."""
     module = importlib.import_module("emotrace.interop.bake")
     good = module.projection
-    monkeypatch.setattr(module, "projection", lambda *a: replace(good(*a), scale=1.01))
+
+    def wrong(*a):
+        found = good(*a)
+        found.scale = 1.01
+        return found
+
+    monkeypatch.setattr(module, "projection", wrong)
     model = loaded("llama")
     with pytest.raises(EmotraceError, match="logits deviate"):
         bake(model, [et.Add("resid_post", **ADD)], tmp_path / "x")
