@@ -65,14 +65,15 @@ def put(place: tuple, new: torch.Tensor, base: torch.Tensor | None = None) -> No
 
 
 def add(place: tuple, delta: torch.Tensor) -> None:
-    """Add ``delta`` at a place; for kind ``mid`` that is ``delta / scale`` at the attention's output."""
+    """Add ``delta`` at a place (kind ``mid``: ``delta / scale`` at the attention's output), in float32 or wider, rounded once."""
     kind, envoy, side, index, flat, scale, *_ = place
     whole = _get(envoy, side)
     element = _element(whole, index)
     if kind == "mid" and scale != 1.0:
         delta = delta / scale
-    delta = _shaped(delta.to(element.device, element.dtype), element, flat, envoy.path)
-    _set(envoy, side, _with(whole, index, element + delta))
+    wide = element.to(torch.promote_types(element.dtype, torch.float32))
+    delta = _shaped(delta.to(wide.device, wide.dtype), torch.zeros_like(wide), flat, envoy.path)
+    _set(envoy, side, _with(whole, index, (wide + delta).to(element.dtype)))
 
 
 def _get(envoy: Any, side: str) -> Any:

@@ -8,14 +8,15 @@ import xarray as xr
 import emotrace as et
 from emotrace import edits as edits_
 from emotrace.labels import EmotraceError
+from emotrace.testing import tiny
 from tests.helpers import hooked, loaded
 
 V = torch.randn(32, generator=torch.Generator().manual_seed(2))
 IDS = [[11, 12, 13, 14, 15], [21, 22, 23]]
 
 
-def logits_with(lm, edits, site="logits"):
-    acts = et.capture(lm, IDS, [site], positions="all", edits=edits, progress=False)
+def logits_with(lm, edits, site="logits", **options):
+    acts = et.capture(lm, IDS, [site], positions="all", edits=edits, progress=False, **options)
     return torch.tensor(acts.sel(site).values)
 
 
@@ -61,6 +62,26 @@ def test_arithmetic_equals_a_hook(case):
     expected = logits_hooked(lm, path, side, change)
     torch.testing.assert_close(logits_with(lm, [edit]), expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(expected, logits_with(lm, []), atol=1e-3)
+
+
+@pytest.mark.parametrize(("site", "path"), [("o_proj_out", "self_attn.o_proj"), ("resid_mid", "self_attn")])
+def test_an_addition_to_bfloat16_is_one_in_float32_rounded_once(site, path):
+    """Two edits and a vector whose last bits bfloat16 does not hold: what a hook makes of their sum, to the bit."""
+    lm = et.load(tiny.build("llama").to(torch.bfloat16), tokenizer=tiny.tiny_tokenizer())
+    other = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    edits = [et.Add(site, layers=[1], vector=v, strength=s, positions="all") for v, s in ((V, 0.3), (other, 1.7))]
+    total = 0.3 * V + 1.7 * other
+
+    def once(h):
+        return (h.float() + total).to(h.dtype)
+
+    def rounded_before(h):
+        return h + total.to(h.dtype)
+
+    found = logits_with(lm, edits, batch_size=1, share_prefixes=False)
+    path = f"model.layers.1.{path}"
+    assert (found == logits_hooked(lm, path, "output", once).float()).all()
+    assert (found != logits_hooked(lm, path, "output", rounded_before).float()).any()
 
 
 def test_edits_at_one_site_apply_in_order_and_rms_uses_the_value_before_them():
