@@ -146,7 +146,7 @@ def answer_vectors(
         answered = prompts.with_replies(rows)
         acts = capture(model, answered, site, out=folder / "activations.zarr", progress=progress, **where)
         found = directions.paired_shift(acts, over=over, variable=variable)
-        found = _own(found, site).assign_attrs(
+        found = of_site(found, site).assign_attrs(
             templates=json.dumps(dict(templates)),
             decoding=json.dumps(rows[0]["meta"]["decoding"]),
             n_empty=sum(not row["token_ids"] for row in rows),
@@ -217,14 +217,14 @@ def text_vectors(
         return capture(model, prompts, sites, out=out and Path(out), dry_run=True, **where)
     with _folder(out) as folder:
         _settle(folder, {
-            "site": site, "method": method, "remove_neutral": remove_neutral, "held_out": held_out, "seed": seed,
-            "final_norm_last_row": final_norm_last_row, "prompts": prompts.digest,
+            "site": site, "against": against, "method": method, "remove_neutral": remove_neutral, "held_out": held_out,
+            "seed": seed, "final_norm_last_row": final_norm_last_row, "prompts": prompts.digest,
         })  # fmt: skip
         acts = capture(model, prompts, sites, out=folder / "activations.zarr", progress=progress, **where)
         common: dict[str, Any] = {"against": against, "values": emotions}
         known = {**common, "accepted": fit.keys, "variable": variable}
         found = directions.vectors(acts, method, remove_neutral=remove_neutral, seed=seed, **known)
-        found = _own(found, site).assign_attrs(held_out=held_out, seed=seed)
+        found = of_site(found, site).assign_attrs(held_out=held_out, seed=seed)
         statistics = directions.contrast(acts, **known)
         statistics = statistics.sel(sublayer=site, drop=True) if "sublayer" in statistics.dims else statistics
         scores = directions.auroc(acts, found, against=against, accepted=held.keys, variable=variable)
@@ -250,7 +250,7 @@ def _variable(model: Any, site: str) -> str:
     return VARIABLES.get(site, site)
 
 
-def _own(found: xr.DataArray, site: str) -> xr.DataArray:
+def of_site(found: xr.DataArray, site: str) -> xr.DataArray:
     """Vectors of one site, which they name, without the dim of sublayers."""
     if "sublayer" in found.dims:
         found = found.sel(sublayer=site)

@@ -29,7 +29,9 @@ def arms(
     layers: Layers = None,
     positions: Positions = "steer",
     part: Annotated[str, typer.Option(help="fit | held_out | all of the queries")] = "held_out",
-    controls: Annotated[str, typer.Option(help="of random, wrong_emotion; or none")] = "random,wrong_emotion",
+    controls: Annotated[
+        str, typer.Option(help="of random, wrong_emotion, shuffled (labels); or none")
+    ] = "random,wrong_emotion",
     draws: Count = 3,
     limit: Annotated[int | None, typer.Option(help="queries of each emotion")] = None,
     max_new_tokens: Count = 60,
@@ -47,17 +49,20 @@ def arms(
     from emotrace.datasets import emotion_query
     from emotrace.runlog import write_rows
     from emotrace.suite import arms as run
+    from emotrace.suite import relabelled
 
     no_file(out)
+    against = [] if controls == "none" else names(controls)
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     options.pop("seed")
     where = where_of(scale, site, layers, positions)
     wanted: Any = part
     prompts = emotion_query(queries, part=wanted, limit=limit, seed=seed)
     found = vectors_of(vectors)
+    shuffled = [relabelled(vectors, seed + draw) for draw in range(draws)] if "shuffled" in against else []
     rows = run(
         et.load(model, device=device, dtype=dtype), prompts, found, mix, strength=strength_of(strength), draws=draws,
-        controls=[] if controls == "none" else names(controls), decoding=options, seed=seed, batch_size=batch_size,
+        controls=against, shuffled=shuffled, decoding=options, seed=seed, batch_size=batch_size,
         out=out / "arms", **where,
     )  # fmt: skip
     write_rows(out / "rows.jsonl", rows)

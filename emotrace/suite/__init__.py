@@ -9,6 +9,7 @@ from emotrace.suite.arms import arms, control, shuffled_labels
 from emotrace.suite.measured import measure
 from emotrace.suite.measures import overlap
 from emotrace.suite.probability import EmotionClassifier
+from emotrace.suite.relabelled import relabelled
 from emotrace.suite.summary import summarise, value_of
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "measure",
     "overlap",
     "raters",
+    "relabelled",
     "shuffled_labels",
     "summarise",
     "truthful",

@@ -51,7 +51,7 @@ def arms(
         mix: one mixture, aimed at the emotion of its largest weight; None for each emotion's own vector in turn.
         strength: of every arm.
         controls: some of ``random`` (random directions), ``wrong_emotion`` (labels moved by a random permutation without a fixed
-            point), ``shuffled`` (vectors made from shuffled labels, `shuffled_labels`). All have the steered vector's norm at
+            point), ``shuffled`` (vectors made from shuffled labels, `relabelled`). All have the steered vector's norm at
             every layer.
         draws: of each random control.
         shuffled: vectors for that control, one array per draw.
@@ -74,7 +74,9 @@ def arms(
         if name not in CONTROLS:
             raise unknown("control", name, CONTROLS, "arms(controls=…)")
     if "shuffled" in controls and not shuffled:
-        raise EmotraceError("arms(controls=['shuffled']) needs shuffled=: vectors made from `shuffled_labels`.")
+        raise EmotraceError(
+            "arms(controls=['shuffled']) needs shuffled=: vectors made from shuffled labels (`relabelled`)."
+        )
     if draws < 1:
         raise EmotraceError(f"arms(draws={draws}): at least 1.")
     true = aimed_at(vectors, mix)
@@ -143,7 +145,7 @@ def control(
     if name == "random":
         return matched(random_like(true, seed), true)
     if name == "shuffled":
-        return matched(aimed_at(shuffled[0], mix).sel(emotion=true["emotion"].values), true)
+        return matched(aimed_at(_at(shuffled[0], vectors), mix).sel(emotion=true["emotion"].values), true)
     return matched(aimed_at(deranged(vectors, seed), mix), true)
 
 
@@ -190,6 +192,14 @@ def shuffled_labels(acts: xr.DataArray, label: str = "emotion", unit: str | None
         raise EmotraceError(f"shuffled_labels: all rows have one {label}.")
     order = np.random.default_rng(seed).permutation(len(names))
     return acts.assign_coords({label: ("token", labels[first][order][code])})
+
+
+def _at(fake: xr.DataArray, vectors: xr.DataArray) -> xr.DataArray:
+    """Control vectors at the layers of the true ones, of which some may have been taken out."""
+    lost = [layer for layer in vectors["layer"].values.tolist() if layer not in fake["layer"].values]
+    if lost:
+        raise unknown("layer", lost[0], fake["layer"].values.tolist(), "arms(shuffled=…)")
+    return fake.sel(layer=vectors["layer"].values)
 
 
 def _asked(prompt: Any) -> str:

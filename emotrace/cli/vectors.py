@@ -1,0 +1,129 @@
+"""Vectors: of emotions, from a model's own answers to queries or from labelled texts, into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emotrace.cli.app import app
+from emotrace.cli.options import Count, Device, Dtype, Folder, Model, Sample, TopK, decoding, layer_list, names, no_file
+from emotrace.datasets.queries import PARTS
+from emotrace.directions.shift import OVER
+from emotrace.directions.vectors import METHODS
+from emotrace.labels import EmotraceError, unknown
+
+RANKS = ("value", "d")
+ONE_OF = "give --queries (answers of the model itself) or --texts (labelled texts), and not both."
+
+
+@app.command()
+def vectors(
+    model: Model,
+    out: Folder,
+    queries: Annotated[Path | None, typer.Option(help="emotion → queries, or rows with 'query' and 'emotion'")] = None,
+    texts: Annotated[str | None, typer.Option(help="labelled texts as of GoEmotions: file, folder or hub id")] = None,
+    emotions: Annotated[str | None, typer.Option(help="comma-separated; default all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")] = None,
+    site: Annotated[str | None, typer.Option(help="default o_proj_out for queries, resid_post for texts")] = None,
+    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that have the site")] = None,
+    part: Annotated[str, typer.Option(help="queries: fit | all; held-out ones are for measuring")] = "fit",
+    over: Annotated[str, typer.Option(help="queries: mean_generated | last | mean_all")] = "mean_generated",
+    neutral: Annotated[str | None, typer.Option(help="queries: system message of the neutral answer")] = None,
+    emotional: Annotated[str | None, typer.Option(help="queries: of the emotional one, with {emotion}")] = None,
+    against: Annotated[str, typer.Option(help="texts: label of those on the other side")] = "neutral",
+    grouping: Annotated[str | None, typer.Option(help="texts: ekman | sentiment")] = None,
+    method: Annotated[str, typer.Option(help="texts: difference | pca | lat | probe")] = "difference",
+    remove_neutral: Annotated[int, typer.Option(min=0, help="texts: neutral components projected out")] = 0,
+    keep: Annotated[int | None, typer.Option(min=1, help="only so many coordinates of each layer")] = None,
+    rank: Annotated[str, typer.Option(help="what those are largest in: value, or d (Cohen's; texts)")] = "value",
+    without_base: Annotated[bool, typer.Option(help="without what all emotions share")] = False,
+    max_new_tokens: Count = 60,
+    sample: Sample = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: TopK = 0,
+    seed: int = 0,
+    batch_size: Count = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
+) -> None:
+    """Vectors of emotions, for `emotrace chat`, `arms` and `truthfulqa`, with the base vector that all share."""
+    import emotrace as et
+    from emotrace import directions, extraction
+
+    no_file(out)
+    if (queries is None) == (texts is None):
+        raise EmotraceError(ONE_OF)
+    for name, value, choices, flag in (
+        ("part", part, PARTS, "--part"), ("mean", over, OVER, "--over"), ("method", method, METHODS, "--method"),
+        ("ranking", rank, RANKS, "--rank"),
+    ):  # fmt: skip
+        if value not in choices:
+            raise unknown(name, value, choices, flag)
+    if rank == "d" and (texts is None or keep is None):
+        raise EmotraceError("--rank d needs --texts (answers have no d) and --keep.")
+    wanted = None if emotions is None else names(emotions)
+    options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
+    drawn = options.pop("seed")
+    place = site or ("o_proj_out" if texts is None else "resid_post")
+    common: dict[str, Any] = {
+        "site": place, "layers": None if layers is None else layer_list(layers), "batch_size": batch_size, "seed": drawn,
+        "out": out, "dry_run": dry_run,
+    }  # fmt: skip
+    prompts: Any
+    ranked = None
+    if queries is not None:
+        prompts = et.datasets.emotion_query(queries, emotions=wanted, part=part, limit=limit, seed=seed)  # type: ignore[arg-type]
+        told = {"neutral": neutral, "emotional": emotional}
+        templates = extraction.TEMPLATES | {name: text for name, text in told.items() if text is not None}
+        extraction.answer_prompts(prompts, templates)
+        _several(prompts, without_base)
+        lm = et.load(model, device=device, dtype=dtype)
+        _fits(lm, place, keep)
+        found = extraction.answer_vectors(lm, prompts, over=over, templates=templates, decoding=options, **common)  # type: ignore[arg-type]
+    else:
+        labels = None if wanted is None else [*wanted, against]
+        prompts = et.datasets.goemotions(str(texts), emotions=labels, grouping=grouping, limit=limit)
+        _several(prompts, without_base, against)
+        lm = et.load(model, device=device, dtype=dtype)
+        _fits(lm, place, keep)
+        found = extraction.text_vectors(
+            lm, prompts, against=against, method=method, remove_neutral=remove_neutral, **common  # type: ignore[arg-type]
+        )  # fmt: skip
+    if dry_run:
+        typer.echo(str(found))
+        return
+    if isinstance(found, extraction.TextVectors):
+        for emotion in found.auroc["emotion"].values:
+            value = float(found.auroc.sel(emotion=emotion).mean())
+            typer.echo(f"{emotion}: AUROC {value:.3f} on held-out texts, mean over layers")
+        ranked, found = found.statistics["d"], found.vectors
+    base = directions.base_vector(found)
+    kept = directions.orthogonal_to(found, base) if without_base else found
+    if keep is not None:
+        kept = directions.top_k(kept, keep, ranked if rank == "d" else None)
+    directions.save(base, out, "base")
+    directions.save(kept, out)
+    counts = ", ".join(f"{e} ({n})" for e, n in zip(kept["emotion"].values, kept["n"].values, strict=True))
+    what = "pairs of answers" if queries is not None else "texts"
+    typer.echo(
+        f"vectors of {counts} {what} at {kept.attrs['site']} in {out}; try: emotrace chat {model} --vectors {out}"
+    )
+
+
+def _several(prompts: Any, without_base: bool, against: str = "") -> None:
+    """Refuse to take from one emotion what it shares with the others."""
+    named = {p.labels["emotion"] for p in prompts} - {against}
+    if without_base and len(named) < 2:
+        raise EmotraceError(f"--without-base needs two or more emotions, not {', '.join(map(str, named)) or 'none'}.")
+
+
+def _fits(lm: Any, site: str, keep: int | None) -> None:
+    """Refuse to keep more coordinates than there are; a site that is not there is extraction's to refuse."""
+    layers = lm.sites.layers(site) if lm.sites.has(site) else []
+    width = lm.sites.address(site, layers[0]).width if layers else None
+    if keep is not None and width is not None and keep > width:
+        raise EmotraceError(f"--keep {keep}: {site} has {width} coordinates.")
