@@ -1,10 +1,16 @@
-"""Interop: the layouts of EmotionCircuits (arXiv 2510.11328) read and written, and edits baked into plain checkpoints.
+"""Interop: published layouts and other libraries' vectors read and written, and edits baked into plain checkpoints.
 
 Everything read comes back labelled and in the layout that emotrace itself makes; what is written is what the authors' scripts
 look for. Files are data: nothing in them is run.
 """
 
 from emotrace.interop.bake import bake
+from emotrace.interop.control_vectors import (
+    read_control_vectors,
+    read_steering,
+    write_control_vector,
+    write_steering,
+)
 from emotrace.interop.differences import read_differences, write_differences
 from emotrace.interop.published import read_activations, read_directions, read_sigma, read_similarity, write_directions
 from emotrace.interop.replies import read_replies, write_replies
@@ -28,6 +34,7 @@ __all__ = [
     "bake",
     "read_activations",
     "read_circuit",
+    "read_control_vectors",
     "read_difference_matrix",
     "read_differences",
     "read_directions",
@@ -38,7 +45,9 @@ __all__ = [
     "read_replies",
     "read_sigma",
     "read_similarity",
+    "read_steering",
     "write_circuit",
+    "write_control_vector",
     "write_difference_matrix",
     "write_differences",
     "write_directions",
@@ -46,4 +55,5 @@ __all__ = [
     "write_heads",
     "write_neurons",
     "write_replies",
+    "write_steering",
 ]

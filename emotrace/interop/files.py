@@ -30,14 +30,13 @@ ALLOWED: Final[list[Any]] = [
 """All that a published pickle may name beside torch's own tensors: arrays of plain numbers."""
 
 
-def load_pt(path: str | Path) -> dict[str, Any]:
-    """The dict of a ``.pt`` file, read with ``weights_only=True`` and nothing allowed but `ALLOWED`.
+def load_numbers(path: str | Path) -> Any:
+    """What a ``.pt`` file holds, read with ``weights_only=True`` and nothing allowed but `ALLOWED`.
 
     No code of the file runs: a file that names anything else is refused before it is read.
 
     Raises:
-        EmotraceError: for a missing or damaged file, one that names another global (which is told), or one that
-            holds no dict.
+        EmotraceError: for a missing or damaged file, or one that names another global (which is told).
     """
     path = Path(path)
     if not path.is_file():
@@ -51,12 +50,28 @@ def load_pt(path: str | Path) -> dict[str, Any]:
                 "arrays and torch tensors are."
             )
         try:
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # the bytes are a stranger's: whatever they raise, they are no published file
             raise EmotraceError(f"{path} cannot be read as numbers: {_reason(str(error)) or repr(error)}.") from error
+
+
+def load_pt(path: str | Path) -> dict[str, Any]:
+    """The dict of a ``.pt`` file; see `load_numbers`.
+
+    Raises:
+        EmotraceError: as `load_numbers`, and for a file that holds no dict.
+    """
+    value = load_numbers(path)
     if not isinstance(value, dict):
         raise EmotraceError(f"{path} holds a {type(value).__name__}, not a dict.")
     return value
+
+
+def save_numbers(value: Mapping[Any, torch.Tensor], path: str | Path) -> None:
+    """Write a dict of tensors as torch does."""
+    buffer = io.BytesIO()
+    torch.save(dict(value), buffer)
+    write(path, buffer.getvalue())
 
 
 def save_pt(value: Mapping[str, Any], path: str | Path) -> None:

@@ -50,7 +50,7 @@ def read_emotion_vectors(
         raise EmotraceError(f"{path}: the vectors have different shapes [layer, dim]: {shapes}.")
     names = [e for e in EMOTIONS_EV if e in found] + [e for e in found if e not in EMOTIONS_EV]
     values = np.stack([found[name] for name in names])
-    return _checked(values, names, range(values.shape[1]), site, model, str(path), SOURCE)
+    return checked(values, names, range(values.shape[1]), site, model, str(path), SOURCE)
 
 
 def write_emotion_vectors(vectors: xr.DataArray, folder: str | Path, prefix: str) -> list[Path]:
@@ -105,7 +105,7 @@ def read_difference_matrix(
     rows = range(array.shape[0]) if layers is None else list(layers)
     if len(rows) != array.shape[0] or sorted(set(rows)) != list(rows):
         raise EmotraceError(f"{path}: {array.shape[0]} rows for the layers {list(rows)}; one each, ascending.")
-    out = _checked(array[None], [emotion], rows, site, model, str(path), "GoEmotions steering pipeline")
+    out = checked(array[None], [emotion], rows, site, model, str(path), "GoEmotions steering pipeline")
     last = int(max(rows))
     leaks = after_final_norm and layers is None
     return out.assign_attrs(after_final_norm=[{"layer": last, "sublayer": site}] if leaks else [])
@@ -156,12 +156,14 @@ def _layers(held: Mapping[str, Any], file: Path) -> np.ndarray:
     return np.stack(rows)
 
 
-def _checked(
-    values: np.ndarray, names: Sequence[str], layers: Sequence[int], site: str, model: Any, place: str, origin: str
-) -> xr.DataArray:
+def checked(
+    values: np.ndarray, names: Sequence[str], layers: Sequence[int], site: str, model: Any, place: str, origin: str,
+    whole: bool = True,
+) -> xr.DataArray:  # fmt: skip
+    """Vectors as emotrace labels them, after a look at the model; ``whole``: a file from layer 0 on holds all its layers."""
     numbers = values.astype(np.float32)
     if model is not None:
-        _fits(model, site, list(layers), numbers.shape[-1], place)
+        _fits(model, site, list(layers), numbers.shape[-1], place, whole)
     norm = np.linalg.norm(values.astype(np.float64), axis=-1).astype(np.float32)
     return xr.DataArray(
         numbers,
@@ -172,7 +174,7 @@ def _checked(
     )
 
 
-def _fits(model: Any, site: str, layers: list[int], width: int, place: str) -> None:
+def _fits(model: Any, site: str, layers: list[int], width: int, place: str, whole: bool) -> None:
     has = list(model.sites.layers(site)) if site in model.sites.addresses else []
     if not has:
         raise unknown("site", site, model.sites.names, place)
@@ -180,7 +182,7 @@ def _fits(model: Any, site: str, layers: list[int], width: int, place: str) -> N
         raise EmotraceError(
             f"{place}: vectors of {len(layers)} layers (up to {max(layers)}); the model has {len(has)}."
         )
-    if set(has) - set(layers) and layers == list(range(len(layers))):
+    if whole and set(has) - set(layers) and layers == list(range(len(layers))):
         raise EmotraceError(f"{place}: vectors of {len(layers)} layers; the model has {len(has)}. Not the same model?")
     own = model.sites.address(site, layers[0]).width
     if own != width:
