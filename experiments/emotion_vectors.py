@@ -27,19 +27,15 @@ import typer
 import vector_study as study
 
 import emotrace as et
-from emotrace import directions, dose, evaluation, extraction, interop, judges, stats
+from emotrace import directions, dose, extraction, interop, judges, stats
+from emotrace.cli.options import Where, place
+from emotrace.report import coordinates
 from emotrace.report import vectors as figures
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
 
 TOP = 0.1
 """Share of the coordinates that the sparse variant keeps."""
-KL_TOLERANCE = 0.05
-"""Of the strengths of equal KL, relative."""
-BOUNDS = (
-    "Fluent: perplexity under the un-edited model, length and repetition within the 1st to 99th percentile of the model's "
-    "replies to the emotion asked in words."
-)
 
 
 def main(
@@ -76,6 +72,7 @@ def main(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 40,
     batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
+    remote: Where = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -90,7 +87,7 @@ def main(
     queries, others = et.datasets.read_queries(train), et.datasets.read_queries(test)
     fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
     asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
     templates = {"neutral": neutral, "emotional": emotional}
     settings = {
         "experiment": "emotion_vectors", "model": lm.sites.identity, "template": lm.sites.encoder.record,
@@ -122,73 +119,43 @@ def main(
     bounds = it.bounds(fit)
     sweep = stats.dose_table(rows, bounds=bounds, seed=seed)
     chosen = study.best_dose(sweep)
-    (at,) = (line for line in study.records(study.every(sweep)) if line["dose"] == chosen)
-    forced = trial.for_each(emotion=emotions).with_replies(study.at_dose(rows, 0.0))
-    equal = [{"variant": "whole", "strength": chosen, "reached": True, **at}]
-    for name, payload in (
-        (f"largest {TOP:.0%} of coordinates", directions.top_k(vectors, max(1, round(TOP * vectors.sizes["dim"])))),
-        ("without the base vector", directions.orthogonal_to(vectors, base)),
-    ):
-        cost = dose.strength_at_kl(
-            lm, forced, payload, None, at["kl"], start=chosen, tolerance=KL_TOLERANCE, batch_size=batch_size, **it.where
-        )
-        found = it.respond(name.replace(" ", "_").replace("%", ""), trial, payload, [cost["strength"]])
-        (line,) = study.records(study.every(stats.dose_table(found, bounds=bounds, seed=seed)))
-        equal.append({"variant": name, "strength": cost["strength"], "reached": cost["reached"], **line})
+    few = max(1, round(TOP * vectors.sizes["dim"]))
+    variants = {
+        f"{few} largest coordinates": directions.top_k(vectors, few),
+        "without the base vector": directions.orthogonal_to(vectors, base),
+    }
+    equal = it.equal_cost(trial, rows, sweep, variants, chosen, bounds)
 
     # 4. The test queries, once.
-    aimed = it.plain(asked)
-    tested = it.respond("test", aimed, vectors, [*dose.DOSES, chosen])
+    tested, methods = it.tested(asked, vectors, chosen, draws)
     curve = stats.dose_table(tested, bounds=bounds, seed=seed)
-    methods = {"none": study.at_dose(tested, 0.0), "prompt": it.prompted(asked, emotions)}
-    methods["steer"] = study.at_dose(tested, chosen)
-    for draw in range(draws):
-        noise = evaluation.random_like(vectors, seed + 1 + draw)
-        noise = noise.copy(data=noise.values * vectors["norm"].values[..., None])
-        for method, payload in (("random", noise), ("shuffled", evaluation.deranged(vectors, seed + 1 + draw))):
-            found = it.respond(f"{method}_{draw}", aimed, payload, [chosen], method, kl=False)
-            methods[f"{method}_{draw}"] = study.at_dose(found, chosen)
     matrix = stats.emotion_matrix(tested, chosen)
+    under_base = pd.DataFrame([it.under_base(it.plain(asked), base, k) for k in dose.DOSES])
     tables: dict[str, tuple[pd.DataFrame, str]] = {
-        "methods": (
-            pd.DataFrame([{"method": m, **study.share_of(found)} for m, found in methods.items()]),
-            "Test queries: replies read as the emotion aimed at; intervals: bootstrap over queries.",
-        ),
-        "test": (curve, "Test queries: every published dose and the chosen one."),
-        "sweep": (sweep, "Held-out queries."),
-        "equal_kl": (
-            pd.DataFrame(equal).drop(columns=["dose", "emotion"]),
-            "Held-out queries: variants at equal KL.",
-        ),
-        "base": (
-            pd.DataFrame([it.under_base(aimed, base, k) for k in dose.DOSES]),
-            "Replies under the base vector.",
-        ),
-    }
+        **study.tables(methods, curve, sweep, equal), "base": (under_base, "Replies under the base vector."),
+    }  # fmt: skip
     result: dict[str, Any] = {
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}, "model": lm.sites.identity,
         "queries": {"train": study.counts(queries), "test": study.counts(others, queries)},
         "n": {"fit": len(fit), "held_out": len(held), "test": len(asked)},
         "pairs": dict(zip(emotions, vectors["n"].values.tolist(), strict=True)),
-        "chosen": {"dose": chosen, "kl": at["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
+        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
         "diagonal": stats.diagonal(matrix), "matrix": matrix.to_dict("index"),
         **{name: study.records(table) for name, (table, _) in tables.items()},
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result)
     write_json(run.path("report.json"), result)
-    write_rows(
-        run.path("generations.jsonl"),
-        [*tested, *(r for m, f in methods.items() if m not in ("none", "steer") for r in f)],
-    )
+    write_rows(run.path("generations.jsonl"), study.generations(tested, methods, chosen))
     run.finish()
     page = figures.page(
         run.out,
         "Emotion vectors",
         {
-            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{BOUNDS} Intervals: over queries."),
+            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{study.BOUNDS} Intervals: over queries."),
             "sweep": (figures.doses(sweep, chosen, "Held-out queries"), "The sweep on which the dose was chosen."),
             "matrix": (figures.matrix(matrix, len(asked), chosen), "Replies to the test queries; joy counts as happiness."),
             "geometry": (figures.geometry(vectors), "Not normalised: the length of one addition at dose 1."),
+            "neighbours": (coordinates.neighbours(vectors, seed), "Distances between far groups mean nothing in t-SNE."),
         },
         tables,
         study.facts(result),
@@ -196,6 +163,8 @@ def main(
         study.samples(tested, seed),
     )  # fmt: skip
     print("\n".join(study.facts(result)))
+    if lm.sites.remote is not None:
+        print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
     print(f"report: {page}")
 
 

@@ -1,4 +1,4 @@
-"""The stages of ``emotion_vectors.py``: one model, one judge, one folder; every stage continues where it stopped."""
+"""The stages of ``emotion_vectors.py`` and ``goemotions_steering.py``: one model, judge and folder; every stage continues."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import pandas as pd
 import xarray as xr
 
 import emotrace as et
-from emotrace import dose, judges, stats
+from emotrace import dose, evaluation, judges, stats
+from emotrace.cli.options import layer_list
 from emotrace.datasets import Prompts
 from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import Log
 
 Rows = list[dict[str, Any]]
+KL_TOLERANCE = 0.05
+"""Of the strengths of equal KL, relative."""
+BOUNDS = (
+    "Fluent: perplexity under the un-edited model, length and repetition within the 1st to 99th percentile of the model's "
+    "replies to the emotion asked in words."
+)
 COLLAPSE = 0.5
 """A dose above the best one that keeps less than this share of its fluent hits has collapsed."""
 
@@ -29,7 +36,7 @@ class Study:
         judge: the blind judge.
         run: output folder.
         templates: system messages ``neutral`` and ``emotional``.
-        where: ``site`` and ``scale`` of every addition.
+        where: ``site``, ``scale`` and ``layers`` of every addition.
         options: ``max_new_tokens``, ``batch_size`` and ``seed`` of every generation.
     """
 
@@ -71,7 +78,59 @@ class Study:
             batch_size=self.options["batch_size"], seed=self.options["seed"], out=self.run.path("parts", name), **self.where,
         )  # fmt: skip
 
-    def prompted(self, queries: Prompts, emotions: Sequence[str]) -> Rows:
+    def equal_cost(
+        self, prompts: Prompts, rows: Rows, sweep: pd.DataFrame, variants: Mapping[str, xr.DataArray], chosen: float, bounds: Any
+    ) -> Rows:  # fmt: skip
+        """One line for the whole vectors at the chosen dose, and one for each variant at the strength of equal KL."""
+        (at,) = (line for line in records(every(sweep)) if line["dose"] == chosen)
+        emotions = list(dict.fromkeys(row["emotion"] for row in rows))
+        forced = prompts.for_each(emotion=emotions).with_replies(at_dose(rows, 0.0))
+        lines = [{"variant": "whole", "strength": chosen, "reached": True, **at}]
+        for name, payload in variants.items():
+            cost = dose.strength_at_kl(
+                self.lm, forced, payload, None, at["kl"], start=chosen, tolerance=KL_TOLERANCE,
+                batch_size=self.options["batch_size"], **self.where,
+            )  # fmt: skip
+            part = "".join(c if c.isalnum() else "_" for c in name)
+            found = self.respond(part, prompts, payload, [cost["strength"]])
+            table = stats.dose_table(found, bounds=bounds, seed=self.options["seed"])
+            (line,) = (r for r in records(every(table)) if r["dose"] == cost["strength"])
+            lines.append({"variant": name, "strength": cost["strength"], "reached": cost["reached"], **line})
+        return [{k: v for k, v in line.items() if k not in ("dose", "emotion")} for line in lines]
+
+    def tested(
+        self, queries: Prompts, vectors: xr.DataArray, chosen: float, draws: int,
+        controls: Mapping[str, Sequence[xr.DataArray]] | None = None,
+    ) -> tuple[Rows, dict[str, Rows]]:  # fmt: skip
+        """Replies to the test queries: at every published dose and the chosen one, and by method at the chosen one.
+
+        Args:
+            queries: the test queries.
+            vectors: ``[emotion, layer, dim]``.
+            chosen: dose of the methods.
+            draws: of random vectors of the same length, and of vectors of other emotions.
+            controls: name → further arrays of vectors, one per draw.
+        """
+        plain, emotions = self.plain(queries), [str(e) for e in vectors["emotion"].values]
+        rows = self.respond("test", plain, vectors, [*dose.DOSES, chosen])
+        methods = {
+            "none": at_dose(rows, 0.0),
+            "prompt": self.prompted(queries, emotions),
+            "steer": at_dose(rows, chosen),
+        }
+        seeds = [self.options["seed"] + 1 + draw for draw in range(draws)]
+        noise = [evaluation.random_like(vectors, seed) for seed in seeds]
+        arrays = {
+            "random": [n.copy(data=n.values * vectors["norm"].values[..., None]) for n in noise],
+            "shuffled": [evaluation.deranged(vectors, seed) for seed in seeds],
+            **(controls or {}),
+        }
+        for draw, (method, payload) in ((d, (m, p)) for m, some in arrays.items() for d, p in enumerate(some)):
+            found = self.respond(f"{method}_{draw}", plain, payload, [chosen], method, kl=False)
+            methods[f"{method}_{draw}"] = [{**row, "draw": draw} for row in at_dose(found, chosen)]
+        return rows, methods
+
+    def prompted(self, queries: Prompts, emotions: Sequence[str], name: str = "prompt") -> Rows:
         """The queries answered with each emotion asked in words."""
         prompts = Prompts.of(
             [
@@ -89,9 +148,9 @@ class Study:
                 for e in emotions
             ]
         )
-        out = self.run.path("parts", "prompt.jsonl")
+        out = self.run.path("parts", f"{name}.jsonl")
         rows = et.generate(self.lm, prompts, method="prompt", out=out, **self.options)
-        return judges.judge_rows(rows, self.judge, log=Log(self.run.path("parts", "prompt.verdicts.jsonl")))
+        return judges.judge_rows(rows, self.judge, log=Log(self.run.path("parts", f"{name}.verdicts.jsonl")))
 
     def under_base(self, prompts: Prompts, base: xr.DataArray, k: float) -> dict[str, Any]:
         """What replies look like under k times the base vector."""
@@ -106,6 +165,11 @@ def counts(queries: Any, against: Any = ()) -> dict[str, Any]:
     """The counts of `datasets.query_report`, without its lists."""
     found = et.datasets.query_report(queries, against)
     return {k: v for k, v in found.items() if not isinstance(v, list)}
+
+
+def layers_of(text: str | None) -> list[int] | None:
+    """Layers of a flag; None for all."""
+    return None if text is None else layer_list(text)
 
 
 def at_dose(rows: Rows, at: float) -> Rows:
@@ -132,6 +196,26 @@ def share_of(rows: Rows) -> dict[str, Any]:
     hits, names = zip(*judged, strict=True)
     lo, hi = stats.bootstrap_ci(hits, names)
     return {"n": len(hits), "on_target": float(np.mean(hits)), "lo": lo, "hi": hi}
+
+
+def tables(methods: Mapping[str, Rows], curve: pd.DataFrame, sweep: pd.DataFrame, equal: Rows) -> dict[str, Any]:
+    """Name → (table, caption) of what every study of vectors has."""
+    return {
+        "methods": (
+            pd.DataFrame([{"method": m, **share_of(found)} for m, found in methods.items()]),
+            "Test queries: replies read as the emotion aimed at; intervals: bootstrap over queries.",
+        ),
+        "test": (curve, "Test queries: every published dose and the chosen one."),
+        "sweep": (sweep, "The queries on which the dose was chosen."),
+        "equal_kl": (pd.DataFrame(equal), "The same queries: variants at equal KL."),
+    }
+
+
+def generations(tested: Rows, methods: Mapping[str, Rows], chosen: float) -> Rows:
+    """Every reply to the test queries, its identity (``key``, ``method``, ``draw``): further doses are methods of their own."""
+    name = {0.0: "none", chosen: "steer"}
+    rows = [{**row, "method": name.get(row["dose"], f"dose_{row['dose']:g}")} for row in tested]
+    return rows + [row for method, found in methods.items() if method not in ("none", "steer") for row in found]
 
 
 def collapse_of(table: pd.DataFrame, share: float = COLLAPSE) -> dict[str, Any]:

@@ -1,80 +1,75 @@
-"""The study of emotion vectors from queries to report, on the shipped model and a sliver of the data."""
+"""The study of emotion vectors from queries to report, on a random model and queries of a stranger."""
 
-from __future__ import annotations
-
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from emotrace import directions, interop
-from emotrace.labels import EMOTIONS_EV, EmotraceError
+from emotrace.datasets import read_jsonl
+from emotrace.labels import EmotraceError
+from tests.experiments.studies import COMMON, FEW, experiment, strangers
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = {
-    "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "emotion_query_sample.json",
-    "test": ROOT / "data" / "emotion_query_plus_sample.json", "judge": "lexicon", "limit": 2, "site": "o_proj_out",
-    "over": "mean_generated", "scale": "raw", "doses": "1,3", "neutral": "Keep the reply to at most two sentences.",
-    "emotional": "Always reply in {emotion}.\nKeep the reply to at most two sentences.", "draws": 1, "label_map": None,
-    "price": None, "max_new_tokens": 8, "batch_size": 32, "device": "auto", "dtype": None, "seed": 0,
-}  # fmt: skip
+PICTURES = {"doses", "sweep", "matrix", "geometry", "neighbours"}
 
 
 @pytest.fixture(scope="module")
-def module():
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        spec = importlib.util.spec_from_file_location("emotion_vectors", ROOT / "experiments" / "emotion_vectors.py")
-        found = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-    finally:
-        sys.path.remove(str(ROOT / "experiments"))
-    yield found
-    sys.modules.pop("vector_study", None)
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors")
+    settings = {
+        **COMMON, **strangers(folder), "train": folder / "theirs.json", "site": "o_proj_out", "over": "mean_generated",
+        "neutral": "", "out": folder / "run",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, experiment("emotion_vectors", patch) as module:
+        module.main(**settings)
+        yield module, settings
 
 
-@pytest.fixture(scope="module")
-def done(module, tmp_path_factory):
-    out = tmp_path_factory.mktemp("vectors") / "run"
-    module.main(out=out, **SMALL)
-    return out
-
-
-def test_everything_lands_in_the_folder(done):
+def test_everything_lands_in_the_folder(place):
+    done = place[1]["out"]
     assert {p.name for p in done.iterdir()} >= {
         "manifest.json", "report.json", "report.html", "generations.jsonl", "figures", "tables", "vectors", "published",
         "extraction", "parts",
     }  # fmt: skip
-    assert {p.stem for p in (done / "figures").iterdir()} == {"doses", "sweep", "matrix", "geometry"}
+    assert {p.stem for p in (done / "figures").iterdir()} == PICTURES
     page = (done / "report.html").read_text()
-    assert all(f"figures/{name}.png" in page for name in ("doses", "sweep", "matrix", "geometry"))
+    assert all(f"figures/{name}.png" in page for name in PICTURES)
     vectors = directions.load(done / "vectors")
-    assert vectors["emotion"].values.tolist() == list(EMOTIONS_EV)
+    assert vectors["emotion"].values.tolist() == ["fear", "joy"]
     assert (interop.read_emotion_vectors(done / "published").values == vectors.values).all()
 
 
-def test_the_report_holds_every_dose_and_control(done):
-    report = json.loads((done / "report.json").read_text())
-    assert [line["dose"] for line in report["test"] if line["emotion"] == "all"] == [-1, 0, 1, 2, 4] or report[
-        "chosen"
-    ]["dose"] not in (-1, 0, 1, 2, 4)
+def test_the_report_holds_every_dose_and_control(place):
+    report = json.loads((place[1]["out"] / "report.json").read_text())
+    chosen = report["chosen"]["dose"]
+    assert chosen in (1, 3)
+    assert [line["dose"] for line in report["test"] if line["emotion"] == "all"] == sorted({*FEW, chosen})
     assert {line["method"] for line in report["methods"]} == {"none", "prompt", "steer", "random_0", "shuffled_0"}
-    assert [line["dose"] for line in report["base"]] == [-1, 0, 1, 2, 4]
-    assert set(report["diagonal"]) == set(EMOTIONS_EV)
-    assert len(report["equal_kl"]) == 3
+    assert [line["dose"] for line in report["base"]] == list(FEW)
+    assert set(report["diagonal"]) == {"fear", "joy"}
+    assert report["equal_kl"][0]["variant"] == "whole"
     target = report["chosen"]["kl"]
+    assert target > 0
     for line in report["equal_kl"]:
         assert line["kl"] == pytest.approx(target, rel=0.06) or not line["reached"]
-    assert report["queries"]["test"]["n_leaked"] == 0
-    assert "no findings" in " ".join(report["warnings"])
+    assert report["queries"]["test"]["n_leaked"] == 1
+    assert report["n"]["test"] == 2
+    assert "1 test queries are in the file" in report["warnings"][-2]
+    assert "does not raise its own emotion" in report["warnings"][-1]
 
 
-def test_again_it_says_the_same(done, module):
+def test_every_reply_has_an_identity_of_its_own(place):
+    rows = [row for _, row in read_jsonl(place[1]["out"] / "generations.jsonl")]
+    names = [(row["key"], row["method"], row.get("draw", 0)) for row in rows]
+    assert len(set(names)) == len(names) == 2 * 2 * (len({*FEW, rows[-1]["dose"]}) + 3)
+    assert {method for _, method, _ in names} >= {"none", "steer", "prompt", "random", "shuffled", "dose_-1", "dose_2"}
+
+
+def test_again_it_says_the_same(place):
+    module, settings = place
+    done = settings["out"]
     before = (done / "report.json").read_bytes()
     made = {p: p.stat().st_mtime_ns for p in done.rglob("*.jsonl") if p.parent.name != "run"}
-    module.main(out=done, **SMALL)
+    module.main(**settings)
     assert (done / "report.json").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in made} == made
 
@@ -88,6 +83,7 @@ def test_again_it_says_the_same(done, module):
         ({"site": "o_proj"}, "other settings|unknown site"),
     ],
 )
-def test_wrong_settings_are_refused(done, module, wrong, words):
+def test_wrong_settings_are_refused(place, wrong, words):
+    module, settings = place
     with pytest.raises(EmotraceError, match=words):
-        module.main(out=done, **{**SMALL, **wrong})
+        module.main(**{**settings, **wrong})

@@ -1,0 +1,245 @@
+"""Steering from labelled texts: which coordinates tell an emotion from neutral, what adding them does, and what it costs.
+
+The method of the GoEmotions steering pipeline, with what it lacks:
+
+1. Texts with exactly one label; a part of each label is held out.
+2. The last token of each text at the end of every block. For every emotion against neutral: mean difference, Welch's t with
+   Benjamini–Hochberg over all coordinates, Cohen's d; how well each way of making a vector (difference, first component, pairs,
+   probe) tells the held-out texts apart.
+3. On trial queries a sweep of doses of the differences; the dose with most fluent replies on target is chosen. Sparse variants
+   (the largest coordinates, raw as published and by Cohen's d) and the part that emotions do not share are compared with the
+   whole difference at the strength of equal KL.
+4. The test queries, once: the published doses, the chosen one, the emotion asked in words, random vectors, those of other
+   emotions and those from shuffled labels, all of the same length. Which emotion each vector raises; where the curve collapses.
+5. TruthfulQA (MC1, MC2) plain and under each emotion's vector at the chosen dose.
+
+Run it again with the same arguments to continue it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+import vector_study as study
+import xarray as xr
+
+import emotrace as et
+from emotrace import directions, dose, extraction, judges, stats
+from emotrace.cli.options import Where, names, numbers, place
+from emotrace.directions.vectors import METHODS
+from emotrace.report import coordinates
+from emotrace.report import vectors as figures
+from emotrace.run import Run
+from emotrace.runlog import write_json, write_rows
+from emotrace.suite import relabelled, truthful
+from emotrace.suite.arms import matched
+
+HELD_OUT = 0.25
+"""Share of the texts of each label that vectors are not made from."""
+DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Of the sweep; what is added to a residual stream stays there, so the additions of all layers add up."""
+
+
+def main(
+    model: Annotated[str, typer.Option(help="hub id or directory of a causal model with a chat template")] = "data/tiny_model",
+    train: Annotated[
+        str, typer.Option(help="texts in a form of GoEmotions: file, folder or hub id")
+    ] = "data/goemotions_sample.csv",
+    trial: Annotated[Path, typer.Option(help="queries to choose the dose on")] = Path("data/emotion_query_sample.json"),
+    test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path("data/emotion_query_plus_sample.json"),
+    questions: Annotated[
+        str, typer.Option(help="TruthfulQA, multiple_choice form; none leaves it out")
+    ] = "data/truthfulqa_mc_sample.json",
+    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
+        "runs/goemotions_steering"
+    ),
+    limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
+    emotions: Annotated[str, typer.Option(help="labels or groups")] = "anger,disgust,fear,joy,sadness,surprise",
+    against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
+    grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="coordinates a layer of the sparse variants")] = 50,
+    scale: Annotated[str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")] = "raw",
+    layers: Annotated[str | None, typer.Option(help="e.g. 2-4; default all, as published")] = None,
+    doses: Annotated[str, typer.Option(help="of the sweep")] = ",".join(f"{d:g}" for d in DOSES),
+    system: Annotated[str, typer.Option(help="system message of every query")] = extraction.TEMPLATES["neutral"],
+    emotional: Annotated[str, typer.Option(help="of the emotion asked in words")] = extraction.TEMPLATES["emotional"],
+    draws: Annotated[int, typer.Option(min=1, help="draws of each control")] = 2,
+    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
+    price: Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens of a reply")] = 40,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts per batch")] = 32,
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str | None, typer.Option()] = None,
+    remote: Where = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:  # fmt: skip
+    """Vectors from labelled texts, doses, controls, TruthfulQA and a report."""
+    the_judge = judges.make(judge, **judges.flags(label_map, price))
+    wanted = sorted({*numbers(doses, "--doses")})
+
+    # 1. Texts, queries and questions.
+    texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=limit)
+    tried, asked = (et.datasets.read_queries(path) for path in (trial, test))
+    held = et.datasets.emotion_query(tried, part="held_out", limit=limit, seed=seed)
+    final = et.datasets.emotion_query(asked, part="all", exclude=tried)[:limit]
+    choices = [] if questions == "none" else et.datasets.read_truthfulqa(questions, "multiple_choice")[:limit]
+    fit, unseen = et.datasets.hold_out(texts, HELD_OUT, seed)
+    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+    settings = {
+        "experiment": "goemotions_steering", "model": lm.sites.identity, "template": lm.sites.encoder.record,
+        "train": {"file": Path(train).name, "digest": texts.digest}, "trial": {"file": trial.name, "digest": held.digest},
+        "test": {"file": test.name, "digest": final.digest}, "questions": [Path(questions).name, len(choices)],
+        "judge": the_judge.name, "label_map": label_map, "emotions": emotions, "against": against, "grouping": grouping,
+        "keep": keep, "scale": scale, "layers": layers, "doses": wanted, "system": system, "emotional": emotional,
+        "limit": limit, "draws": draws, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    run = Run(out, settings)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    where = {"scale": scale, "layers": study.layers_of(layers)}
+    it = study.Study(lm, the_judge, run, {"neutral": system, "emotional": emotional}, where, options)
+
+    # 2. Vectors, and how well they tell texts apart.
+    found = extraction.text_vectors(
+        lm, texts, against=against, held_out=HELD_OUT, batch_size=batch_size, seed=seed, out=run.path("extraction")
+    )
+    vectors = found.vectors
+    directions.save(vectors, run.path("vectors"))
+    acts = et.open_activations(run.path("extraction", "activations.zarr"))
+    aims = [str(e) for e in vectors["emotion"].values]
+    apart = _apart(acts, aims, against, fit.keys, unseen.keys, seed)
+    significant = (found.statistics["q"] < 0.05).mean(("layer", "dim"))
+    print(f"vectors of {', '.join(aims)} at {vectors.attrs['site']}, from {vectors['n'].values.tolist()} texts")
+
+    # 3. The dose, and variants at equal cost, on trial queries.
+    plain = it.plain(held)
+    rows = it.respond("sweep", plain, vectors, wanted)
+    bounds = dose.fluency_of(lm, plain, it.prompted(held, aims, "trial"), batch_size)
+    sweep = stats.dose_table(rows, bounds=bounds, seed=seed)
+    chosen = study.best_dose(sweep)
+    k = min(keep, vectors.sizes["dim"])
+    variants = {
+        f"{k} largest coordinates": directions.top_k(vectors, k),
+        f"{k} largest by Cohen's d": directions.top_k(vectors, k, found.statistics["d"]),
+        "without what emotions share": directions.orthogonal_to(vectors, directions.base_vector(vectors)),
+    }
+    equal = it.equal_cost(plain, rows, sweep, variants, chosen, bounds)
+
+    # 4. The test queries, once.
+    fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
+    mixed_up = [matched(fake, vectors) for fake in fakes]
+    tested, methods = it.tested(final, vectors, chosen, draws, {"relabelled": mixed_up})
+    curve = stats.dose_table(tested, bounds=bounds, seed=seed)
+    matrix = stats.emotion_matrix(tested, chosen)
+
+    # 5. TruthfulQA.
+    truth = _truthful(it, choices, vectors, chosen) if choices else {}
+    tables: dict[str, tuple[pd.DataFrame, str]] = {
+        **study.tables(methods, curve, sweep, equal),
+        "texts": (
+            apart,
+            "Held-out texts, AUROC by way of making the vector: mean over layers, and the highest of them.",
+        ),
+    }
+    if truth:
+        tables["truthfulqa"] = (pd.DataFrame(truth["rows"]), truth["note"] or "Questions; intervals: bootstrap.")
+    result: dict[str, Any] = {
+        "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}, "model": lm.sites.identity,
+        "queries": {"train": study.counts(tried), "test": study.counts(asked, tried)},
+        "n": {
+            "texts": len(fit), "texts_held_out": len(unseen), "trial": len(held), "test": len(final),
+            "questions": len(choices),
+        },
+        "texts_of": dict(zip(aims, vectors["n"].values.tolist(), strict=True)),
+        "share_significant": {e: float(significant.sel(emotion=e)) for e in aims},
+        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
+        "diagonal": stats.diagonal(matrix), "matrix": matrix.to_dict("index"), "note": truth.get("note"),
+        **{name: study.records(table) for name, (table, _) in tables.items()},
+    }  # fmt: skip
+    result["warnings"] = study.warnings(lm, the_judge, result) + ([truth["note"]] if truth.get("note") else [])
+    write_json(run.path("report.json"), result)
+    write_rows(run.path("generations.jsonl"), study.generations(tested, methods, chosen))
+    run.finish()
+    differences = found.statistics["difference"]
+    facts = [*study.facts(result), *_facts(apart, result)]
+    page = figures.page(
+        run.out,
+        "Steering from labelled texts",
+        {
+            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{study.BOUNDS} Intervals: over queries."),
+            "sweep": (figures.doses(sweep, chosen, "Trial queries"), "The sweep on which the dose was chosen."),
+            "matrix": (figures.matrix(matrix, len(final), chosen), "Replies to the test queries; joy counts as happiness."),
+            "differences": (coordinates.sorted_differences(differences), f"Mean of the emotion's texts minus {against}."),
+            "largest": (coordinates.largest(differences, k), f"The {k} largest of every layer; outlier coordinates recur."),
+            "geometry": (figures.geometry(vectors), "Not normalised: the length of one addition at dose 1."),
+            "neighbours": (coordinates.neighbours(vectors, seed), "Distances between far groups mean nothing in t-SNE."),
+        },
+        tables,
+        facts,
+        result["warnings"],
+        study.samples(tested, seed),
+    )  # fmt: skip
+    print("\n".join(facts))
+    print(f"report: {page}")
+
+
+def _apart(acts: Any, aims: list[str], against: str, fit: Any, unseen: Any, seed: int) -> pd.DataFrame:
+    """AUROC on held-out texts by way of making the vector and emotion: mean over layers, and the highest, which is optimistic."""
+    lines = []
+    for method in METHODS:
+        made = directions.vectors(acts, method, against=against, values=aims, accepted=fit, seed=seed)
+        scores = directions.auroc(acts, made, against=against, accepted=unseen).squeeze("sublayer", drop=True)
+        for e in aims:
+            mine = scores.sel(emotion=e)
+            lines.append({
+                "method": method, "emotion": e, "auroc": float(mine.mean()), "highest": float(mine.max()),
+                "highest_layer": int(scores["layer"].values[int(np.argmax(mine.values))]), "n": int(mine["n"]),
+                "n_against": int(scores.attrs["n_against"]),
+            })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _truthful(it: study.Study, choices: list[Any], vectors: xr.DataArray, at: float) -> dict[str, Any]:
+    """MC1 and MC2 plain and under each emotion's vector, with intervals over questions."""
+    options: dict[str, Any] = {"batch_size": it.options["batch_size"], "progress": False}
+    rows = truthful.multiple_choice(it.lm, choices, method="none", **options)
+    for e in (str(e) for e in vectors["emotion"].values):
+        edits = et.edits.mixture(vectors, {e: 1.0}, strength=at, **it.where)
+        rows += truthful.multiple_choice(it.lm, choices, edits, method=e, **options)
+    write_rows(it.run.path("truthfulqa.jsonl"), rows)
+    found = truthful.summary(rows, it.lm, seed=it.options["seed"])
+    note = found.pop("note")
+    lines = [
+        {"vector": method, **{key: value for m in ("mc1", "mc2") for key, value in _line(m, scores[m]).items()}}
+        for method, scores in found.items()
+    ]
+    return {"rows": lines, "note": note}
+
+
+def _line(name: str, score: dict[str, Any]) -> dict[str, Any]:
+    return {name: score["value"], f"{name}_lo": score["ci95"][0], f"{name}_hi": score["ci95"][1], "n": score["n"]}
+
+
+def _facts(apart: pd.DataFrame, result: dict[str, Any]) -> list[str]:
+    mine = apart.loc[apart["method"] == "difference"]
+    said = [
+        f"Held-out texts told from the others by the difference: AUROC {mine['auroc'].min():.2f} to "
+        f"{mine['auroc'].max():.2f} as mean over layers ({mine['n'].min()} to {mine['n'].max()} texts an emotion).",
+        "Vectors from texts with shuffled labels, of equal length: at most "
+        f"{max(r['on_target'] or 0.0 for r in result['methods'] if r['method'].startswith('relabelled')):.1%} on target.",
+    ]
+    if "truthfulqa" in result:
+        plain, *steered = result["truthfulqa"]
+        lo, hi = min(r["mc2"] for r in steered), max(r["mc2"] for r in steered)
+        said.append(
+            f"TruthfulQA MC2 {plain['mc2']:.3f} plain, {lo:.3f} to {hi:.3f} under the vectors ({plain['n']} questions)."
+        )
+    return said
+
+
+if __name__ == "__main__":
+    et.cli.experiment(main)
