@@ -13,10 +13,10 @@ from typing import Any, Final
 import torch
 
 from emotrace.discovery.metrics import Metric
-from emotrace.discovery.nodes import Seen, device_inputs
+from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS, Pair, Pairs
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import enter
+from emotrace.model import enter, inputs
 from emotrace.traced import circuits
 
 ABLATIONS: Final = ("counterfactual", "mean", "zero")
@@ -122,8 +122,8 @@ def span_means(model: Any, pairs: Pairs, seen: Seen, batch_size: int) -> list[to
         theirs = torch.full_like(batch.other["attention_mask"].cpu(), -1)
         for row, spans in enumerate(batch.spans):  # a counterfactual token has the span of those that stand against it
             theirs[row, batch.index[row][spans >= 0]] = spans[spans >= 0]
-        for inputs, columns, spans in ((batch.inputs, batch.at[0], batch.spans), (batch.other, batch.at[1], theirs)):
-            values = run(model, inputs, seen, columns, None, wanted=("values",))["values"]
+        for ids, columns, spans in ((batch.inputs, batch.at[0], batch.spans), (batch.other, batch.at[1], theirs)):
+            values = run(model, ids, seen, columns, None, wanted=("values",))["values"]
             member = torch.stack([(spans == s).double() for s in range(len(SPANS))])
             counts += member.sum((1, 2))
             parts = [torch.einsum("sbt,btw->sw", member, v.double()) for v in values]
@@ -165,7 +165,7 @@ def _batch(model: Any, pairs: Sequence[Pair]) -> Batch:
         index[row, here] = torch.tensor(p.index) + theirs
         spans[row, here] = torch.tensor(p.spans)
         at[0, row], at[1, row] = mine + len(p.clean) - 1, theirs + len(p.counterfactual) - 1
-    return Batch(pairs, device_inputs(model, clean), device_inputs(model, other), (at[0], at[1]), index, spans)
+    return Batch(pairs, inputs(model, clean), inputs(model, other), (at[0], at[1]), index, spans)
 
 
 def _again(value: Any, times: int, rows: int) -> Any:

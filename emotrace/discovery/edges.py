@@ -113,7 +113,7 @@ def graph(model: Any, metric: Metric) -> Graph:
         writers += [f"a{i}.h{h}" for h in range(sites.n_heads)]
         if whole or i < last:
             watched.append(
-                Place("mlp reads", i, layer.norm_orders[1], sites.place(Site(layer.norms[1], "input")), -1, 1)
+                Place("mlp reads", i, layer.norm_orders[1], read_at(model, "resid_mid", i).lower(model), -1, 1)
             )
             readers.append(f"m{i}")
             before.append(len(writers))

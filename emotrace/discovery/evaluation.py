@@ -13,7 +13,7 @@ With m(C) the mean metric where everything outside C holds what stands for it, M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from emotrace.discovery.edges import graph
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import seen
 from emotrace.discovery.pairs import Pairs
-from emotrace.discovery.selection import component, live, select, values_of
+from emotrace.discovery.selection import Rule, component, live, select, values_of
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 
@@ -164,7 +164,7 @@ def curve(
     found: xr.Dataset | xr.DataArray,
     *,
     points: Iterable[float] = POINTS,
-    rule: str = "top",
+    rule: Rule = "top",
     ablation: str = "counterfactual",
     batch_size: int = 16,
     progress: bool = True,
@@ -191,9 +191,8 @@ def curve(
         raise EmotraceError(f"curve(points={shares}): shares of the components, rising, above 0, the last 1.")
     score = values_of(found)
     dim, total = component(score), score.size
-    pick: Callable[..., xr.DataArray] = select
     several = [
-        pick(score, max(1, round(x * total)), rule=rule if x < 1 else "top", absolute=order == "absolute")
+        select(score, max(1, round(x * total)), rule=rule if x < 1 else "top", absolute=order == "absolute")
         for order in ORDERS
         for x in shares
     ]

@@ -24,7 +24,6 @@ import torch
 
 from emotrace.discovery.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import inputs
 from emotrace.sites import Address
 
 SITE: Final = {"head": "z", "neuron": "neuron", "attn": "attn_out", "mlp": "mlp_out", "resid": "resid_post"}
@@ -157,8 +156,3 @@ def refuse_remote(model: Any) -> None:
     """
     if model.sites.remote is not None:
         raise EmotraceError("circuit discovery differentiates and rewires the model here: load it without remote=.")
-
-
-def device_inputs(model: Any, sequences: Any) -> dict[str, Any]:
-    """Ids and mask of a padded batch."""
-    return inputs(model, sequences)

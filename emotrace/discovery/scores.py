@@ -133,6 +133,7 @@ def scores(
         "method": method, "level": level, "ablation": ablation, "metric": metric.name, "sign": SIGN, "n_pairs": len(pairs),
         "model": model.sites.identity.get("model_id", model.sites.model_class),
         "config_hash": str(model.sites.identity.get("config_hash", "")),
+        "n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads,
     }  # fmt: skip
     if method in approximate.METHODS[1:]:
         attrs["steps"] = steps

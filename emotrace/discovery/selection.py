@@ -12,6 +12,7 @@ import xarray as xr
 from emotrace.labels import EmotraceError, unknown
 
 RULES: Final = ("top", "greedy")
+Rule = Literal["top", "greedy"]
 
 
 def component(found: xr.Dataset | xr.DataArray) -> str:
@@ -47,7 +48,7 @@ def select(
     n: int | None = None,
     *,
     threshold: float | None = None,
-    rule: Literal["top", "greedy"] = "top",
+    rule: Rule = "top",
     absolute: bool = True,
 ) -> xr.DataArray:
     """The components of a circuit.
@@ -58,7 +59,7 @@ def select(
     Args:
         found: Dataset of `scores`, or one score per component.
         n: how many; equal scores in the order of the components.
-        threshold: or all from this score on (with ``greedy``: that lead to the metric).
+        threshold: or all from this score on (with ``greedy``: that lead to the metric through such edges).
         rule: one of `RULES`.
         absolute: rank by magnitude, so that components that lower the metric are taken too; False ranks by signed score.
 
@@ -82,8 +83,9 @@ def select(
         )
     values = np.asarray(score.values, dtype=np.float64)
     ranked = np.abs(values) if absolute else values
-    order = np.argsort(-ranked, kind="stable") if rule == "top" else _greedy(score, ranked)
-    chosen = order[:n] if n is not None else order[ranked[order] >= float(threshold or 0)]
+    least = -np.inf if threshold is None else float(threshold)
+    order = np.argsort(-ranked, kind="stable") if rule == "top" else _greedy(score, ranked, least)
+    chosen = order[:n] if n is not None else order[ranked[order] >= least]
     mask = np.zeros(score.size, dtype=bool)
     mask[chosen] = True
     attrs = {**score.attrs, "rule": rule, "absolute": absolute, "n": int(mask.sum())}
@@ -120,19 +122,22 @@ def nodes_of(circuit: xr.DataArray) -> list[str]:
 
 
 def ends(circuit: xr.DataArray) -> tuple[list[str], list[list[str]]]:
-    """Source of every edge, and the nodes that its target is an input of: of a key or value, all heads of the group."""
+    """Source of every edge, and the nodes that its target is an input of: of a key or value, all heads of the group.
+
+    How many heads share a group is in the attrs of `scores`; without them it is counted in the names.
+    """
     if component(circuit) != "edge":
         raise EmotraceError("a circuit of nodes has no paths; score edges (level='edge').")
     source, target = circuit["source"].values.tolist(), circuit["target"].values.tolist()
-    heads = groups = 1
-    for name in target:
-        for kind, size in (("h", "q"), ("g", "k")):
-            found = re.fullmatch(rf"a\d+\.{kind}(\d+)\.{size}", name)
-            if found and kind == "h":
-                heads = max(heads, int(found[1]) + 1)
-            elif found:
-                groups = max(groups, int(found[1]) + 1)
-    return source, [_nodes(name, heads // groups) for name in target]
+    each = max(1, _count(circuit, "n_heads", "h", source + target) // _count(circuit, "n_kv_heads", "g", target))
+    return source, [_nodes(name, each) for name in target]
+
+
+def _count(circuit: xr.DataArray, attr: str, kind: str, names: list[str]) -> int:
+    if attr in circuit.attrs:
+        return int(circuit.attrs[attr])
+    found = [re.fullmatch(rf"a\d+\.{kind}(\d+)(\.[qkv])?", name) for name in names]
+    return 1 + max((int(m[1]) for m in found if m), default=0)
 
 
 def _nodes(target: str, each: int) -> list[str]:
@@ -143,7 +148,7 @@ def _nodes(target: str, each: int) -> list[str]:
     return [f"{layer}.h{i}"] if kind == "h" else [f"{layer}.h{h}" for h in range(i * each, (i + 1) * each)]
 
 
-def _greedy(score: xr.DataArray, ranked: np.ndarray) -> np.ndarray:
+def _greedy(score: xr.DataArray, ranked: np.ndarray, least: float) -> np.ndarray:
     source, readers = ends(score)
     into: dict[str, list[int]] = {}
     for i, names in enumerate(readers):
@@ -154,6 +159,8 @@ def _greedy(score: xr.DataArray, ranked: np.ndarray) -> np.ndarray:
     seen: set[int] = {i for _, i in heap}
     while heap:
         _, i = heapq.heappop(heap)
+        if ranked[i] < least:  # all that is left to take is lower still
+            break
         taken.append(i)
         if source[i] not in inside:
             inside.add(source[i])

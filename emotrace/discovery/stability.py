@@ -7,18 +7,17 @@ is chosen again from the scores that every pair has; no model runs.
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from emotrace.discovery.selection import component, jaccard, select
+from emotrace.discovery.selection import Rule, component, jaccard, select
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats import cluster_weights, fdr_bh
 
 
 def bootstrap(
-    found: xr.Dataset, n: int, *, draws: int = 200, by: str = "skeleton_id", absolute: bool = True, rule: str = "top",
+    found: xr.Dataset, n: int, *, draws: int = 200, by: str = "skeleton_id", absolute: bool = True, rule: Rule = "top",
     consensus: float = 0.95, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """How often every component is in the circuit of the n best, prompts being drawn with replacement.
@@ -50,7 +49,7 @@ def bootstrap(
     weights = cluster_weights(len(names), draws, seed)
     means = (weights @ sums) / (weights @ np.bincount(code))[:, None]
     like = score.isel(pair=0, drop=True)
-    chosen = np.stack([select(like.copy(data=m), n, rule=_rule(rule), absolute=absolute).values for m in means])
+    chosen = np.stack([select(like.copy(data=m), n, rule=rule, absolute=absolute).values for m in means])
     inclusion = chosen.mean(0)
     lo, hi = np.quantile(means, [0.025, 0.975], axis=0)
     rng = np.random.default_rng(seed)
@@ -70,7 +69,7 @@ def bootstrap(
 
 
 def across(
-    found: xr.Dataset, n: int, by: str = "theme", *, absolute: bool = True, rule: str = "top", draws: int = 1000,
+    found: xr.Dataset, n: int, by: str = "theme", *, absolute: bool = True, rule: Rule = "top", draws: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """Overlap of the circuits of every two values of a label: themes, templates, valences, emotions.
@@ -96,10 +95,7 @@ def across(
     names = list(dict.fromkeys(values.tolist()))
     if len(names) < 2:
         raise EmotraceError(f"across(by={by!r}): all pairs have the value {names[0]!r}; there is nothing to compare.")
-    circuits = [
-        select(score.isel(pair=np.flatnonzero(values == v)).mean("pair"), n, rule=_rule(rule), absolute=absolute)
-        for v in names
-    ]
+    circuits = [select(score.isel(pair=np.flatnonzero(values == v)), n, rule=rule, absolute=absolute) for v in names]
     table = np.array([[jaccard(a, b) for b in circuits] for a in circuits])
     upper = np.triu_indices(len(names), 1)
     rng = np.random.default_rng(seed)
@@ -112,7 +108,7 @@ def across(
     return xr.Dataset(
         {"jaccard": (("value", "value_other"), table), "mean": mean, "null": ("draw", null), "p": p},
         coords={"value": names, "value_other": names},
-        attrs={**found.attrs, "by": by, "n": int(n), "seed": int(seed), "absolute": absolute},
+        attrs={**found.attrs, "by": by, "n": int(n), "seed": int(seed), "rule": rule, "absolute": absolute},
     )
 
 
@@ -164,7 +160,7 @@ def random_like(circuit: xr.DataArray, rng: np.random.Generator) -> xr.DataArray
 
 
 def _sample(found: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
-    score = found["score"]
+    score = found["score"].assign_attrs(found.attrs)
     if "pair" not in score.dims:
         raise EmotraceError("stability needs a score for every pair: the Dataset that scores() returns.")
     if by not in found.coords or found[by].dims != ("pair",):
@@ -177,7 +173,3 @@ def _null(a: int, b: int, size: int) -> float:
     """Expected Jaccard index of two random sets, to first order: E|A∩B| / (a + b − E|A∩B|)."""
     both = a * b / size
     return both / (a + b - both) if a + b else 1.0
-
-
-def _rule(rule: str) -> Any:
-    return rule

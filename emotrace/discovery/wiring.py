@@ -6,15 +6,15 @@ by recomputing norm and projection for its columns alone. That needs a residual 
 ``c·(z W_O + b)`` and ``c·mlp_out`` (no norm after either), layers that read it one after the other, and projections of the
 normed stream whose columns belong to single heads.
 
-What the columns are is shown with nnsight on a row of five random tokens: values shifted by one vector at all tokens shift
-z of their heads by it; a query changed at one token changes z of its head there and nowhere else; a key changed at one
-token changes z of its heads at that token or later ones, and of no others.
+What the columns are is shown with nnsight on a row of five tokens that are given random queries, keys and values: values
+shifted by one vector at all tokens shift z of their heads by it; a query changed at one token changes z of its head there
+and nowhere else; a key changed at one token changes z of its heads at that token or later ones, and of no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -22,15 +22,17 @@ import torch
 from torch import nn
 
 from emotrace.attribution import weights
-from emotrace.discovery.nodes import device_inputs
+from emotrace.discovery.nodes import read_at
 from emotrace.labels import EmotraceError
-from emotrace.model import enter
+from emotrace.model import enter, inputs
 from emotrace.sites import Site
 from emotrace.sites.find import record_ids
 from emotrace.sites.probe import Call, Recording
 from emotrace.traced import circuits
 
 TOKENS = 5
+AMPLITUDES = (1.0, 0.3)
+"""Of the queries, keys and values that are given; a smaller one shows what a softmax of one-hot rows hides."""
 CHANGED = 2
 """Token of the probe that is changed: some are before it, some after."""
 
@@ -90,9 +92,10 @@ def _layer(model: Any, recording: Recording, layer: int) -> Layer:
         )
     pre = sites.address("resid_pre", layer)
     start = recording.at(pre.path)[0]
-    stream = start.inp if pre.side == "input" else start.out
+    stream, given = (start.inp, start.order_in) if pre.side == "input" else (start.out, start.order_out)
+    later = pre.order - given  # sites count calls of the twin, which may have one more before the layers
     end = recording.at(sites.address("z", layer).path)[0]
-    between = [c for c in recording.calls if pre.order <= c.order_in < end.order_in and c.inp is not None]
+    between = [c for c in recording.calls if given <= c.order_in < end.order_in and c.inp is not None]
     norm = next((c for c in between if _is_norm(c) and _same(c.inp, stream)), None)
     reading = weights.reading_norm_path(model, layer)
     if norm is None or reading is None:
@@ -103,12 +106,12 @@ def _layer(model: Any, recording: Recording, layer: int) -> Layer:
         )
     found = [c for c in between if c.order_in > norm.order_in and _matrix(c.module) and _same(c.inp, norm.out)]
     matrix = out.matrix.detach().unflatten(0, (sites.n_heads, -1)) * out.scale
-    order = {c.path: c.order_out for c in found}
+    order = {c.path: later + c.order_out for c in found}
     for paths, columns in _layouts(found, sites.n_heads, sites.n_kv_heads, matrix.shape[1]):
-        if _shown(model, layer, paths, columns, order):
-            given = (norm.order_in, recording.at(reading)[0].order_in)
+        if any(_shown(model, layer, paths, columns, order, amplitude) for amplitude in AMPLITUDES):
+            norm_orders = (later + norm.order_in, later + recording.at(reading)[0].order_in)
             orders = (order[paths[0]], order[paths[1]], order[paths[2]])
-            return Layer((norm.path, reading), given, paths, columns, orders, matrix, out.scale)
+            return Layer((norm.path, reading), norm_orders, paths, columns, orders, matrix, out.scale)
     listed = ", ".join(f"{c.path} ({c.out.shape[-1]})" for c in found if c.out is not None) or "none"
     raise EmotraceError(
         f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "
@@ -131,8 +134,9 @@ def lowered(model: Any, layers: list[Layer], whole: bool = True) -> list[tuple]:
         )
         mlp = None
         if whole or n + 1 < len(layers):
-            norm = layer.norms[1]
-            mlp = (sites.place(Site(norm, "input")), module.get_submodule(norm), sites.place(Site(norm)))
+            stream = read_at(model, "resid_mid", n)  # knows whether batch and token are one axis there
+            normed = replace(stream, side="output", index=None)
+            mlp = (stream.lower(model), module.get_submodule(layer.norms[1]), normed.lower(model))
         z, out = (sites.place(site, n) for site in ("z", "mlp_out"))
         found.append((sites.place("resid_pre", n), attention, (z, layer.matrix), mlp, (out, layer.scale)))
     return found
@@ -163,8 +167,9 @@ def _layouts(
 
 
 def _shown(
-    model: Any, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int]
-) -> bool:
+    model: Any, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int],
+    amplitude: float,
+) -> bool:  # fmt: skip
     """Whether these columns do what queries, keys and values do; one forward."""
     sites = model.sites
     counts = [len(c) for c in columns]
@@ -172,18 +177,18 @@ def _shown(
     generator = torch.Generator().manual_seed(layer)
     ids = torch.randint(3, sites.vocab_size, (TOKENS,), generator=generator).tolist()
     size = columns[0].shape[1]
-    shift = torch.randn(size, generator=generator)
+    shift = amplitude * torch.randn(size, generator=generator)
     unique = sorted(set(paths), key=lambda p: order[p])
     widths = {p: int(circuits.rows_of(model._module.get_submodule(p))[0].shape[0]) for p in unique}
-    noise = {p: torch.randn(TOKENS, widths[p], generator=generator) for p in unique}  # a head may be 0 on these tokens
-    added = {p: noise[p].repeat(n, 1, 1) for p in unique}
+    noise = {p: amplitude * torch.randn(TOKENS, widths[p], generator=generator) for p in unique}
+    given = {p: noise[p].repeat(n, 1, 1) for p in unique}
     row = 1
     for path, some, where in zip(paths, columns, (CHANGED, CHANGED, slice(None)), strict=True):
         for mine in some:
-            added[path][row, where][..., mine] += shift
+            given[path][row, where][..., mine] += shift
             row += 1
-    places = [(sites.place(Site(p)), added[p]) for p in unique]
-    z = enter(model, circuits.shifted, device_inputs(model, [ids] * n), places, sites.place("z", layer))
+    places = [(sites.place(Site(p)), given[p]) for p in unique]
+    z = enter(model, circuits.following, inputs(model, [ids] * n), places, sites.place("z", layer))
     z = z.unflatten(-1, (sites.n_heads, -1))
     moved = z - z[:1]
     small = 1e-4 * float(z.abs().max()) + 1e-6

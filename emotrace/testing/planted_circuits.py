@@ -6,10 +6,7 @@ and copies features; a planted neuron answers to a feature. What reads a feature
 to it by an edge. All other heads and neurons read context and a little of everything, and write noise; a decoy copies the
 word, more than any planted head, to where nothing reads.
 
-Shapes (`SHAPES`): ``direct`` (two copying heads, a neuron), ``chain`` (one head carries the word to a middle token, a later
-one from there to the end), ``gqa`` (the chain with four query heads to a key-value head), ``mqa`` (one key-value head for
-all), ``backup`` (a head that steps in where the first is silent), ``negative`` (a head that takes the answer away),
-``query`` (the word decides what a later head looks for), ``key`` (the word decides what it finds).
+Its shapes are in `emotrace.testing.planted_shapes`.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from emotrace import discovery
 from emotrace import model as model_
 from emotrace.datasets import Prompt
 from emotrace.labels import unknown
+from emotrace.testing.planted_shapes import SHAPES, Shape
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
 BOS, END, MIDDLE, WORDS, SIDES, ANSWERS, CONTEXT = 1, 7, 8, (10, 11), (14, 15), (20, 21), range(40, 140)
@@ -34,104 +32,10 @@ PLACES: Final = {
 }  # fmt: skip
 LEAK = 0.02
 """How much of everything a distractor reads."""
+DECOY = 4.0
+"""How many times as much as a planted head a decoy reads; what it writes is its strength all the same."""
 FLAG = 4.0
 HEAD_DIM = 16
-
-
-@dataclass(frozen=True)
-class Head:
-    """A planted head: from the token with feature ``at`` it looks at the one with ``to`` and copies ``read`` to ``write``.
-
-    Attributes:
-        strength: of the copy; negative takes away.
-        less: features that make it look away, to the beginning.
-        by: ``value``, or ``query`` (``at`` are two features that it looks for the two of ``to`` with), or ``key`` (it looks
-            for the first of ``to``): which of its inputs carries the word.
-    """
-
-    layer: int
-    head: int
-    at: str
-    to: str
-    read: str
-    write: str
-    strength: float = 1.5
-    less: str = ""
-    by: str = "value"
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Input (q, k, v) → features that it reads there and that may differ between the words."""
-        return {"value": {"v": self.read}, "query": {"q": self.at}, "key": {"k": self.to}}[self.by]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model and its circuit.
-
-    Attributes:
-        family: ``llama`` or ``gpt2``.
-        layers: blocks.
-        heads: query heads of each.
-        groups: key-value heads.
-        planted: heads.
-        neurons: layers in which two neurons amplify *out* at the end.
-        idle: planted heads that do nothing in the clean run (backups).
-    """
-
-    family: str
-    layers: int
-    heads: int
-    groups: int
-    planted: tuple[Head, ...]
-    neurons: tuple[int, ...] = ()
-    idle: tuple[tuple[int, int], ...] = ()
-
-
-SHAPES: Final = {
-    "direct": Shape(
-        "llama", 2, 4, 4,
-        (Head(0, 1, "end", "word", "asked", "out"), Head(1, 2, "end", "word", "asked", "out"),
-         Head(1, 0, "end", "word", "asked", "dead", 3.0)), (1,),
-    ),
-    "chain": Shape(
-        "gpt2", 3, 4, 4,
-        (Head(0, 2, "middle", "word", "asked", "moved", 2.5), Head(1, 0, "end", "middle", "moved", "out", 2.5),
-         Head(1, 3, "end", "word", "asked", "dead", 4.0)), (2,),
-    ),
-    "gqa": Shape(
-        "llama", 3, 8, 2,
-        (Head(0, 5, "middle", "word", "asked", "moved", 2.5), Head(1, 1, "end", "middle", "moved", "out", 2.5),
-         Head(2, 6, "end", "word", "asked", "out", 1.0), Head(2, 0, "end", "word", "asked", "dead", 4.0)),
-    ),
-    "mqa": Shape(
-        "llama", 4, 4, 1,
-        (Head(1, 3, "end", "word", "asked", "out", 2.0), Head(2, 0, "end", "word", "asked", "out", 1.0),
-         Head(3, 2, "end", "word", "asked", "dead", 3.0)), (2, 3),
-    ),
-    "backup": Shape(
-        "llama", 3, 4, 2,
-        (Head(0, 1, "end", "word", "asked", "out", 2.0), Head(2, 3, "end", "word", "asked", "out", 2.0, less="out"),
-         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
-        idle=((2, 3),),
-    ),
-    "negative": Shape(
-        "gpt2", 2, 4, 4,
-        (Head(0, 0, "end", "word", "asked", "out", 2.5), Head(1, 3, "end", "word", "asked", "out", -1.0),
-         Head(0, 2, "end", "word", "asked", "dead", 4.0)), (1,),
-    ),
-    "query": Shape(
-        "gpt2", 2, 4, 4,
-        (Head(0, 1, "end", "word", "asked", "moved", 2.5), Head(1, 2, "moved", "sides", "sides", "out", 2.0, by="query"),
-         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
-    ),
-    "key": Shape(
-        "llama", 3, 4, 2,
-        (Head(0, 3, "middle", "word", "asked", "moved", 2.5), Head(2, 1, "end", "moved", "middle", "out", 2.0, by="key"),
-         Head(1, 0, "end", "word", "asked", "dead", 4.0)),
-    ),
-}  # fmt: skip
-"""Name → model."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +61,7 @@ class PlantedCircuit:
     idle: frozenset[str] = field(default_factory=frozenset)
 
 
-def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 6) -> PlantedCircuit:
+def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 4) -> PlantedCircuit:
     """A model with a planted circuit.
 
     Args:
@@ -267,7 +171,7 @@ class _Plan:
         here = [h for h in s.planted if h.layer == layer]
         for h in here:
             group, pair = h.head // each, (slow, slow + HEAD_DIM // 2)  # the pair hardly turns within a prompt
-            v[group, :2] = 0.25 * self[h.read]
+            v[group, :2] = (DECOY if h.write == "dead" else 1.0) * 0.25 * self[h.read]
             o[group * each : (group + 1) * each, :2] = 0
             q[h.head] = 0
             if h.by == "query":
@@ -279,7 +183,7 @@ class _Plan:
             if h.less:
                 q[h.head, slow] -= 6.0 * self[h.less].sum(0)
         for h in here:
-            o[h.head, :2] = h.strength * self[h.write]
+            o[h.head, :2] = h.strength / (DECOY if h.write == "dead" else 1.0) * self[h.write]
             if h.by == "key":  # one feature, for the first answer
                 o[h.head, 1] = 0
         return q, k, v, o

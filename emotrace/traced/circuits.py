@@ -165,19 +165,18 @@ def _rewired(
     return found
 
 
-def shifted(model: Any, inputs: dict, changes: list, last: tuple) -> torch.Tensor:
-    """What a place holds ``[row, token, width]`` where something was added at others before it.
+def following(model: Any, inputs: dict, given: list, last: tuple) -> torch.Tensor:
+    """What a place holds ``[row, token, width]`` where others before it were given values.
 
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        changes: ``(place, added)``, in order of execution.
+        given: ``(place, value)``, in order of execution.
         last: place that is read.
     """
     with torch.no_grad(), model.trace(inputs) as tracer:
-        for place, added in changes:
-            value = places.fetch(place, None, len(added))
-            places.put(place, value + added.to(value))
+        for place, value in given:
+            places.put(place, value)
         found = nnsight.save([places.fetch(last, None, len(inputs["input_ids"])).float().cpu().clone()])
         tracer.stop()
     return found[0]

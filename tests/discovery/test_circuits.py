@@ -64,6 +64,10 @@ def test_greedy_takes_only_what_leads_to_the_metric():
     assert order[3] == order[2] | {"embed->m0"}
     assert order[4] == order[3] | {"a0.h0->m0"}
     assert order[5] == order[4] | {"embed->a0.h0.q"}
+    by_threshold = discovery.select(score, threshold=2.5, rule="greedy")
+    assert not by_threshold.any()  # all that is higher leads to the metric through lower edges only
+    by_threshold = discovery.select(score, threshold=1.0, rule="greedy")
+    assert not {"embed->out"} & set(names[by_threshold.values])
     signed = discovery.select(score, 2, rule="greedy", absolute=False)
     assert set(names[signed.values]) == {"a0.h1->out", "embed->a0.g0.v"}
 
