@@ -199,6 +199,22 @@ def test_binary_files_of_the_hub(tmp_path):
     assert read_goemotions(next((tmp_path / "saved").glob("*.arrow"))) == TEXTS
     with pytest.raises(EmotraceError, match="unknown split 'train'"):
         read_goemotions(tmp_path / "splits")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "f.parquet").read_bytes()[:-20])
+    with pytest.raises(EmotraceError, match=r"torn\.parquet cannot be read"):
+        read_goemotions(tmp_path / "torn.parquet")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_class_names_of_a_saved_data_set_count(tmp_path, several):
+    library = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+    names = library.ClassLabel(names=["neutral", "joy", "anger"])
+    features = library.Features(
+        {"text": library.Value("string"), "labels": library.Sequence(names) if several else names}
+    )
+    rows = [{"text": "x", "labels": [1, 2] if several else 1}, {"text": "y", "labels": [0] if several else 0}]
+    library.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    found = [t.labels for t in read_goemotions(tmp_path / "saved")]
+    assert found == [("anger", "joy") if several else ("joy",), ("neutral",)]
 
 
 def test_the_sample_holds_every_label():

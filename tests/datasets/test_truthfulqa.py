@@ -48,6 +48,16 @@ def test_multiple_choice(tmp_path):
     assert (q.best, q.correct, q.incorrect) == ("Yes", ("Yes", "It is"), ("No",))
 
 
+def test_both_forms_from_binary_files_of_the_hub(tmp_path):
+    library = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+    library.Dataset.from_list([MC]).to_parquet(str(tmp_path / "mc.parquet"))
+    library.Dataset.from_list([GEN]).save_to_disk(str(tmp_path / "gen"))
+    assert read_truthfulqa(tmp_path / "mc.parquet", "multiple_choice") == read_truthfulqa(
+        write(tmp_path / "a.json", [MC]), "multiple_choice"
+    )
+    assert read_truthfulqa(tmp_path / "gen") == read_truthfulqa(write(tmp_path / "b.json", [GEN]))
+
+
 BROKEN = {
     "form": ({}, "mc", "unknown form 'mc'"),
     "question": ({**GEN, "question": ""}, "generation", "row 0: field 'question'"),
