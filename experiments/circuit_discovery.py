@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, evaluation, report
+from emotrace.cli.options import NotThere, only_here
 from emotrace.run import Run
 from emotrace.runlog import write_json
 
@@ -49,11 +50,13 @@ def main(
     nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
     steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
+    remote: NotThere = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
+    only_here(remote, "circuit discovery differentiates and rewires the model, which a server does not allow")
     prompts = et.datasets.sev(train, limit=limit)
     lm = et.load(model, device=device, dtype=dtype)
     at = lm.sites.n_layers - 2 if layer is None else layer

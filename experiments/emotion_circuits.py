@@ -32,6 +32,7 @@ from circuit_study import Rows, Study, paired
 import emotrace as et
 from emotrace import attribution, circuits, evaluation, judges, report, stats
 from emotrace import directions as directions_
+from emotrace.cli.options import Where, place
 from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
@@ -78,6 +79,7 @@ def main(
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
     ] = None,
+    remote: Where = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -92,7 +94,9 @@ def main(
     if preset not in (None, *circuits.PRESETS):
         raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
     encoding = circuit_protocol.encoding(preset)
-    lm = et.load(model, device=device, dtype=dtype, attn_implementation=attn_implementation, **encoding)
+    lm = et.load(
+        model, device=device, dtype=dtype, attn_implementation=attn_implementation, remote=place(remote), **encoding
+    )
     protocol = (
         circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens, dose_step)
     )
@@ -225,6 +229,8 @@ def main(
         print(
             f"{method:>14}: {blind:6.1%} express the emotion, {table['overall']['value']:6.1%} fluently [{low:.1%}, {high:.1%}]"
         )
+    if lm.sites.remote is not None:
+        print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
     print(f"report: {page}")
 
 
@@ -259,7 +265,7 @@ def _count(prompts: Any) -> int:
 
 
 def _warnings(lm: Any, judge: Any) -> list[str]:
-    shipped = lm.sites.identity["model_id"] == "tiny_model"
+    shipped = Path(lm.sites.identity["model_id"]).name == "tiny_model"
     found = [measured.statement(judge.name), None if shipped else measured.warning(judge.name)]
     if shipped:
         found.append(

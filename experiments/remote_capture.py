@@ -51,12 +51,8 @@ def main(
         dry_run=dry_run,
     )  # fmt: skip
     typer.echo(str(found))
-    server = getattr(lm.sites.remote, "server", None)
-    if server is not None and not dry_run:
-        typer.echo(
-            f"{lm.sites.remote.requests} requests, {server.sent / 1e6:.2f} MB sent, {server.received / 1e6:.2f} MB received, "
-            f"{time.perf_counter() - began:.1f} s"
-        )
+    if not dry_run:
+        typer.echo(f"{lm.sites.remote.traffic}, {time.perf_counter() - began:.1f} s")
 
 
 if __name__ == "__main__":

@@ -58,32 +58,37 @@ def filled(
         bar: progress; says what the server says of the job that is waited for.
         log: file of job ids.
     """
-    left: dict[int, int] = {}
-    order: list[tuple[Any, list[Any]]] = []
+    left: dict[int, int] = {}  # forwards of each group that are not answered yet
+
+    def request(group: Any, piece: list[Any]) -> Request:
+        def halves() -> list[Request]:
+            middle = len(piece) // 2
+            return [request(group, half) for half in (piece[:middle], piece[middle:])]
+
+        return Request(
+            f"{name}:{group.index}:{_digest(piece)}", requests.captured, lambda: job.arguments(piece), (group, piece),
+            halves if len(piece) > 1 else None,
+        )  # fmt: skip
 
     def asked() -> Iterator[Request]:
         for group in groups:
             cut = list(pieces(job, group))
-            left[group.index] = len(cut)
-            for number, piece in enumerate(cut):
-                order.append((group, piece))
-                yield Request(
-                    f"{name}:{group.index}:{number}", requests.captured, lambda piece=piece: job.arguments(piece)
-                )
+            left[group.index] = sum(map(len, cut))
+            yield from (request(group, piece) for piece in cut)
 
     def tell(said: str) -> None:
         bar.set_postfix_str(said[:60])
 
     filling: dict[int, dict[str, np.ndarray]] = {}
-    for _, (values, fired) in job.model.sites.remote.results(job.model, asked(), log, tell):
-        group, piece = order.pop(0)
+    for answered, (values, fired) in job.model.sites.remote.results(job.model, asked(), log, tell):
+        group, piece = answered.about
         arrays = filling.setdefault(group.index, {}) or buffers(group)
         filling[group.index] = arrays
         _put(job, piece, values, arrays)
         for one, counts in zip(piece, fired, strict=True):
             job.count(counts)
             bar.update(len(one.spans))
-        left[group.index] -= 1
+        left[group.index] -= len(piece)
         if not left[group.index]:
             yield group, filling.pop(group.index)
 
@@ -101,6 +106,12 @@ def reductions(prepared: Iterable[tuple[Any, Plan, tuple[Any, ...]]], function: 
         yield Request(
             "", requests.reduced, lambda job=job, f=forwards, o=order, a=args: (*job.arguments(f), o, function, a)
         )
+
+
+def _digest(piece: Sequence[Any]) -> str:
+    """What a request computes, and where its rows belong."""
+    asked = [(one.rows, one.spans, one.columns, one.recipe is None) for one in piece]
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def _rows(forwards: Sequence[Any]) -> torch.Tensor:

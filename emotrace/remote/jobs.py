@@ -6,9 +6,10 @@ results of the jobs that it had sent, and does not send them again.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,15 @@ ATTEMPTS = 3
 """How often a job is sent before its error is believed."""
 PATIENCE = 300.0
 """Seconds for which an unreachable server is asked again."""
-UNKNOWN = 20.0
+UNKNOWN = 60.0
 """Seconds after which a job of which the server knows nothing is taken for lost."""
 STUCK = 3600.0
 """Seconds without any change of what a server says of a job after which it is sent again."""
 POLL = (0.01, 2.0)
 """Seconds between two questions: at first, and at most."""
+TOO_LONG = re.compile(r"tim(e|ed)[ -]?(out|limit)|deadline", re.IGNORECASE)
+"""What a server says of a job that ran longer than it allows."""
+_TOO_MUCH = re.compile(f"{TOO_LONG.pattern}|out of memory", re.IGNORECASE)
 
 
 class Request(NamedTuple):
@@ -41,11 +45,20 @@ class Request(NamedTuple):
         name: tells it apart from all others of its run, and says what it does: a hash over everything that it depends on.
         function: of `emotrace.traced`.
         args: makes its arguments; called when it is sent.
+        about: anything that whoever asks wants back with the answer.
+        parts: makes smaller requests that do the same together, for a server that allows no job of this length; None where
+            there are none.
     """
 
     name: str
     function: Any
     args: Callable[[], tuple]
+    about: Any = None
+    parts: Callable[[], Sequence[Request]] | None = None
+
+
+class TooLong(Exception):
+    """A job ran longer than its server allows."""
 
 
 @dataclass
@@ -86,6 +99,8 @@ class Jobs:
     def results(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Any]]:
         """Requests with their answers, in order; requests are made while earlier ones run.
 
+        In the place of a request that takes too long come its parts.
+
         Raises:
             EmotraceError: for a job that fails `ATTEMPTS` times, a refused key, or a server that stays away. Jobs that are on
                 their way go on, and the same call continues with them.
@@ -97,8 +112,15 @@ class Jobs:
                 waiting.append(self._sent(request))
             if not waiting:
                 return
-            value = self._answer(waiting[0])
-            yield waiting.popleft().request, value
+            request = waiting[0].request
+            try:
+                value = self._answer(waiting[0])
+            except TooLong:
+                waiting.popleft()
+                waiting.extendleft([self._sent(part) for part in request.parts()][::-1])  # type: ignore[misc]
+                continue
+            waiting.popleft()
+            yield request, value
 
     def done(self) -> None:
         """Everything that was asked for is safe elsewhere: the log goes."""
@@ -125,7 +147,10 @@ class Jobs:
 
     def _again(self, job: Job, reason: str) -> None:
         if job.attempts >= ATTEMPTS:
-            raise EmotraceError(f"job {job.id} on {self.server.host} failed {job.attempts} times: {_short(reason)}")
+            advice = " A smaller batch_size asks for less at a time." if _TOO_MUCH.search(reason) else ""
+            raise EmotraceError(
+                f"job {job.id} on {self.server.host} failed {job.attempts} times: {_short(reason)}{advice}"
+            )
         job.attempts += 1
         job.id, job.since, job.said = self._submit(job.request), time.monotonic(), f"sent again ({_short(reason)})"
 
@@ -146,6 +171,8 @@ class Jobs:
                     self._again(job, str(error))
                     pause = POLL[0]
             elif response.status == Status.ERROR:
+                if job.request.parts is not None and TOO_LONG.search(_short(response.description)):
+                    raise TooLong
                 self._again(job, response.description or "no reason given")
                 pause = POLL[0]
             else:
@@ -177,5 +204,8 @@ class Jobs:
 
 
 def _short(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[0][:160] if lines else ""
+    """One line: of a traceback the last, which says what was raised."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1 if any("Traceback (most" in line for line in lines) else 0][:300]

@@ -32,6 +32,11 @@ class Place(Protocol):
     gradients: bool | None
     copies: bool
 
+    @property
+    def traffic(self) -> str:
+        """What was asked of the place so far, in words: requests, and bytes both ways."""
+        ...
+
     def call(self, model: Any, function: Any, args: tuple) -> Any:
         """``function(model, *args)``, a function of `emotrace.traced`, there."""
         ...
@@ -46,7 +51,7 @@ class Place(Protocol):
 class Simulated:
     """Here, packed and unpacked as for a server (nnsight's ``remote="local"``)."""
 
-    name, gradients, copies = "simulated", True, False
+    name, gradients, copies, traffic = "simulated", True, False, "nothing left this computer"
 
     def call(self, model: Any, function: Any, args: tuple) -> Any:
         """See `Place`."""
@@ -75,6 +80,12 @@ class Remote:
         self.gradients: bool | None = None
         self.copies = False
         self.requests = 0
+
+    @property
+    def traffic(self) -> str:
+        """See `Place`."""
+        sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
+        return f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
 
     def call(self, model: Any, function: Any, args: tuple) -> Any:
         """See `Place`."""

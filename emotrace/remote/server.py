@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +24,8 @@ from nnsight.schema.response import ResponseModel
 
 from emotrace.labels import EmotraceError
 
-CONNECT, READ = 10.0, 600.0
-"""Seconds for a connection to be made, and for an answer to go on."""
+CONNECT, READ, ANSWER = 10.0, 600.0, 60.0
+"""Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question."""
 CRITICAL = {"nnsight": 2, "transformers": 1, "torch": 1}
 """Packages of which so many leading parts of the version must agree: the protocol, module trees, tensors on the wire."""
 
@@ -77,12 +78,12 @@ class Server:
             files={"blob": ("request", blob, "application/octet-stream")},
         )  # fmt: skip
         self.sent += len(blob)
-        return ResponseModel.model_validate_json(answer.text).id
+        return self._parsed(answer, ResponseModel.model_validate_json).id
 
     def state(self, job: str) -> ResponseModel | None:
         """The last status of a job; None where the server knows none (yet, or any more)."""
         answer = self._ask("GET", f"/response/{job}", missing=True)
-        return None if answer is None else ResponseModel.model_validate_json(answer.text)
+        return None if answer is None else self._parsed(answer, ResponseModel.model_validate_json)
 
     def result(self, response: ResponseModel, compressed: bool) -> dict[str, Any]:
         """The saved values of a completed job.
@@ -93,15 +94,17 @@ class Server:
         """
         import httpx
 
+        if not response.data:
+            raise Gone(f"job {response.id} was completed without a result")
         try:
             with self._http().stream("GET", str(response.data)) as answer:
                 if answer.status_code in (403, 404, 410):
                     raise Gone(f"the result of job {response.id} is gone ({answer.status_code})")
                 answer.raise_for_status()
-                data = b"".join(answer.iter_raw())
+                data = answer.read()
+                self.received += answer.num_bytes_downloaded
         except httpx.HTTPError as error:
             raise Unreachable(f"{self.host}: {error or type(error).__name__}") from error
-        self.received += len(data)
         try:
             whole = zstandard.ZstdDecompressor().decompress(data) if compressed else data
             return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
@@ -110,7 +113,7 @@ class Server:
 
     def running(self) -> list[dict[str, Any]]:
         """Models that are up: ``repo_id, revision, task, state, model_key``."""
-        found = self._ask("GET", "/status").json().get("deployments", {})
+        found = self._parsed(self._ask("GET", "/status"), _object).get("deployments", {})
         up = [d for d in found.values() if d.get("deployment_level") in ("HOT", "WARM")]
         names = ("repo_id", "revision", "task", "application_state", "model_key", "trust_remote_code")
         return [{name: d.get(name) for name in names} for d in up]
@@ -119,17 +122,32 @@ class Server:
         """Versions of the packages that matter, at the server.
 
         Raises:
-            EmotraceError: where one differs so far from ours that a trace would not mean the same there, or no key is known.
+            EmotraceError: where one differs so far from ours that a trace would not mean the same there, no key is known, or
+                nobody answers.
         """
         if not self.has_key and self.host == "https://api.ndif.us":
             raise EmotraceError(_key_advice(f"{self.host} needs an API key, and there is none"))
-        answer = self._ask("GET", "/env", missing=True)
-        theirs = {} if answer is None else answer.json().get("packages", {})
+        try:
+            answer = self._ask("GET", "/env", missing=True)
+            theirs = {} if answer is None else self._parsed(answer, _object).get("packages", {})
+        except Unreachable as error:
+            raise EmotraceError(f"{error}: the server does not answer.") from error
         for package, parts in CRITICAL.items():
             here, there = version(package), str(theirs.get(package, ""))
             if there and here.split(".")[:parts] != there.split(".")[:parts]:
                 raise EmotraceError(f"{self.host} runs {package} {there}, this is {here}: install {package}=={there}.")
         return {package: str(theirs[package]) for package in CRITICAL if package in theirs}
+
+    def _parsed(self, answer: Any, read: Callable[[str], Any]) -> Any:
+        """What an answer says.
+
+        Raises:
+            Unreachable: for an answer that is no NDIF server's, such as the page of a network that wants a log-in.
+        """
+        try:
+            return read(answer.text)
+        except ValueError as error:
+            raise Unreachable(f"{answer.url}: not an answer of an NDIF server") from error
 
     def _http(self) -> Any:
         if self._client is None:
@@ -147,6 +165,8 @@ class Server:
         """
         import httpx
 
+        if method == "GET":
+            content["timeout"] = httpx.Timeout(ANSWER, connect=CONNECT)
         headers = content.pop("headers", {}) | ({"ndif-api-key": self._key} if self._key else {})
         try:
             answer = self._http().request(method, self.host + path, headers=headers, **content)
@@ -166,6 +186,13 @@ class Server:
 
 def _key_advice(problem: str) -> str:
     return f"{problem}. Set NDIF_API_KEY, or run `nnsight login` once."
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
 
 
 def _detail(answer: Any) -> str:

@@ -60,12 +60,14 @@ def test_capture_and_edits_of_a_family(pair, name):
         ),
         et.Ablate("z", layers=[0], heads=[1], positions="last"),
     ]
-    for options in ({"positions": "all"}, {"positions": "last", "edits": edits}):
-        for site in sites:
-            want, got = (et.capture(lm, IDS, site, batch_size=2, progress=False, **options) for lm in (here, there))
-            for variable, values in arrays(want).items():
-                np.testing.assert_array_equal(got.sel(variable=variable).values, values, err_msg=site)
-        sites = sites[-3:]  # edits: the sites after them
+    plain = None
+    for options in ({"positions": "all"}, {"positions": "all", "edits": edits}):
+        want, got = (et.capture(lm, IDS, sites, batch_size=2, progress=False, **options) for lm in (here, there))
+        for variable, values in arrays(want).items():
+            np.testing.assert_array_equal(got.sel(variable=variable).values, values, err_msg=variable)
+        if "edits" in options:
+            assert not np.allclose(got.sel(variable="logits").values, plain), "the edits change nothing"
+        plain = got.sel(variable="logits").values
 
 
 def test_shared_prefixes_too(pair):
@@ -243,6 +245,7 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
         (server.url, "needs an API key, and there is none"),
         (Server(server.url, "wrong"), "refuses the API key"),
         ("somewhere", "give True, 'local', or a URL"),
+        ("http://127.0.0.1:9", "the server does not answer"),
     ):
         with pytest.raises(EmotraceError, match=word):
             et.load(client / "llama", remote=remote)
