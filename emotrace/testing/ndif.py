@@ -162,10 +162,13 @@ class Server:
 
     def _ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
+        headers = {"ndif-api-key": self.key}
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                with _OPENER.open(urllib.request.Request(self.url + path, data, method=method), timeout=60) as answer:
+                with _OPENER.open(
+                    urllib.request.Request(self.url + path, data, headers, method=method), timeout=60
+                ) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 with error:

@@ -16,7 +16,8 @@ makes up the key where none is given; put it behind no proxy and on no other add
 What NDIF does to every job is a *mode*: a flag, or ``POST /admin/modes``. What goes wrong is a *fault*:
 ``POST /admin/faults`` with ``{kind: stage, "times": 1, "after": 0}``, kinds and stages as in `FAULTS`; it happens ``times``
 times (−1: always) after it was spared ``after`` times. ``DELETE /admin/faults`` ends them, ``GET`` lists those that are left.
-``POST /admin/restart`` forgets every job that is not finished, and ``GET /admin/log`` lists all jobs ever seen.
+``POST /admin/restart`` forgets every job that is not finished, and ``GET /admin/log`` lists all jobs ever seen. Orders need the
+key, too.
 """
 
 from __future__ import annotations
@@ -494,6 +495,8 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             """Answer by path."""
             head, _, rest = self.path.strip("/").partition("/")
+            if head == "admin" and not self.ordered():
+                return
             if head in ("subscribe", "response", "results", "status") and not self.gate(head):
                 return
             if head == "subscribe":
@@ -522,6 +525,8 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if self.path == "/request":
                 self.request_(body)
+            elif not self.ordered():
+                return
             elif self.path == "/admin/faults":
                 try:
                     server.faults.add(json.loads(body))
@@ -543,6 +548,8 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
 
         def do_DELETE(self) -> None:
             """End the faults."""
+            if not self.ordered():
+                return
             server.faults.left.clear()
             server.faults.wake()
             self.answer([])
@@ -550,7 +557,14 @@ def _handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
         def known(self) -> bool:
             """Whether the key is right, and the request meant for this host: a page in a browser must not get through."""
             here = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
-            return here and secrets.compare_digest(self.headers.get("ndif-api-key", ""), server.key)
+            return here and secrets.compare_digest(self.headers.get("ndif-api-key", "").encode(), server.key.encode())
+
+        def ordered(self) -> bool:
+            """Whether an order comes from who has the key; if not, it has its answer."""
+            known = self.known()
+            if not known:
+                self.answer({"detail": "Missing or invalid API key."}, 401)
+            return known
 
         def gate(self, stage: str) -> bool:
             """Whether a request gets through; if not, it has its answer."""

@@ -291,6 +291,15 @@ def test_a_wrong_key_is_refused(server: Server, client: Any, inputs: Any, monkey
     headers = {"ndif-api-key": server.key, "Host": "a.page.example"}  # a name that was made to mean 127.0.0.1
     assert httpx.post(f"{server.url}/request", headers=headers).status_code == 401
     assert len(server.log()) == before
+    for method, path in (
+        ("GET", "log"),
+        ("POST", "modes"),
+        ("POST", "faults"),
+        ("POST", "restart"),
+        ("DELETE", "faults"),
+    ):
+        answer = httpx.request(method, f"{server.url}/admin/{path}", headers={"ndif-api-key": "wr\u00f6ng".encode()})
+        assert answer.status_code == 401
 
 
 def test_an_error_of_the_block_comes_back(server: Server, client: Any, inputs: Any) -> None:
