@@ -144,7 +144,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = _frozen(
                 "neuron_distance": "absolute difference",
                 "correlation": "kendall tau-b",
                 "alternative": "greater",
-                "correction": "p * n / rank",
+                "attribute_decimals": None,
+                "correction": "published",  # p * n / rank
                 "significant_below": 0.01,
             },
             "masking": {
@@ -153,7 +154,11 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = _frozen(
                 "positions": "all",
                 "layers": "all",
                 "random_draws": 1,
+                "random_match": "none",
+                "random_shared": False,
+                "split": "dev",
                 "batch_size": 100,
+                "units": ("emotion", "seed", "attribute"),
             },
         },
     }

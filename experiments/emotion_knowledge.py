@@ -20,29 +20,27 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import knowledge_study as study
 import pandas as pd
 import train_tiny_masked
 import typer
-import xarray as xr
 
 import emotrace as et
 from emotrace import prompt_tuning as pt
 from emotrace import rsa
-from emotrace.datasets.goemotions import LabelledText, read_goemotions
+from emotrace.cli.options import NotThere, only_here
+from emotrace.datasets.goemotions import read_goemotions
 from emotrace.prompt_tuning.tasks import PARTS
 from emotrace.report import knowledge
-from emotrace.report.figures import Shown
 from emotrace.run import Run
 from emotrace.runlog import write_json
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-LEVEL = 0.01
-"""q below which a neuron counts as selective, as published."""
-PERMUTATIONS = 2000
+OURS = {"limit": 48, "length": 8, "epochs": 6, "learning_rate": 0.05, "batch_size": 16}
+"""Soft prompts for a small model and few texts."""
 ILLUSTRATIVE = (
     "The ratings are illustrative: synthetic numbers written for this project, not measured on people. What is said of the human "
     "side on this page describes that file."
@@ -63,41 +61,44 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
         "runs/emotion_knowledge"
     ),
-    preset: Annotated[str | None, typer.Option(help="model_emotion: prompts tuned as published (hours on a GPU)")] = None,
+    preset: Annotated[str | None, typer.Option(help="model_emotion: all as published, for roberta-base (hours on a GPU); "
+                                                     "what is given beside it changes it")] = None,
     emotions: Annotated[str | None, typer.Option(help="comma-joined; none: all that texts and ratings share")] = None,
-    seeds: Annotated[str, typer.Option(help="comma-joined")] = "1,3",
-    k: Annotated[str, typer.Option(help="neurons masked, comma-joined; below 1 a share of all")] = "0.05,0.15",
-    draws: Annotated[int, typer.Option(help="random masks of each k")] = 24,
-    match: Annotated[str, typer.Option(help="of random masks: none, or layer (as many in each layer; costs more)")] = "none",
-    how: Annotated[str, typer.Option(help="masking: zero | mean | resample | multiply")] = "zero",
-    stage: Annotated[str, typer.Option(help="neuron | neuron_pre | active")] = "neuron",
-    prompt_length: Annotated[int, typer.Option(help="vectors of a prompt")] = 8,
-    epochs: Annotated[int, typer.Option(help="at most; early stopping on dev")] = 12,
-    learning_rate: Annotated[float, typer.Option()] = 0.05,
-    limit: Annotated[int | None, typer.Option(help="most positives of a part")] = 48,
-    words: Annotated[str, typer.Option(help="answers no,yes")] = "negative,positive",
+    seeds: Annotated[str | None, typer.Option(help="comma-joined (1,3)")] = None,
+    position: Annotated[str | None, typer.Option(help="of the neurons: answer (to a tuned prompt), prompt (mean over it), "
+                                                       "last (token of sentences that end with the emotion's name)")] = None,
+    k: Annotated[str | None, typer.Option(help="neurons masked, comma-joined; below 1 a share of all (0.2,0.4)")] = None,
+    draws: Annotated[int | None, typer.Option(help="random masks of each k (20)")] = None,
+    match: Annotated[str | None, typer.Option(help="of random masks: none, or layer (as many in each layer; costs more)")] = None,
+    how: Annotated[str | None, typer.Option(help="masking: zero | mean | resample | multiply")] = None,
+    stage: Annotated[str | None, typer.Option(help="neuron | neuron_pre | active")] = None,
+    prompt_length: Annotated[int | None, typer.Option(help="vectors of a prompt (8)")] = None,
+    epochs: Annotated[int | None, typer.Option(help="at most (6); early stopping on dev")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of a prompt (0.05)")] = None,
+    limit: Annotated[int | None, typer.Option(help="most positives of a part (48)")] = None,
+    words: Annotated[str | None, typer.Option(help="answers no,yes (negative,positive)")] = None,
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
+    remote: NotThere = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
-    for name, value, choices in (
-        ("how", how, pt.masking.HOWS), ("stage", stage, pt.neurons.STAGES), ("match", match, rsa.masks.MATCHES),
-    ):  # fmt: skip
-        if value not in choices:
-            raise et.labels.unknown(name, value, choices, f"--{name}")
+    only_here(remote, "soft prompts are tuned where the weights are")
+    plan = study.Protocol.of(
+        preset, seeds=study.numbers(seeds, int, "--seeds"), k=study.numbers(k, float, "--k"), draws=draws, match=match, how=how,
+        stage=stage, position=position,
+    )  # fmt: skip
     scores = rsa.read_ratings(ratings)
-    seed_list = [int(s) for s in seeds.split(",")]
-    changes: dict[str, Any] = {"limit": limit, "length": prompt_length, "epochs": epochs, "learning_rate": learning_rate,
-                               "words": tuple(words.split(",")), "batch_size": 16, "init": "mask"}  # fmt: skip
-    recipe = pt.Recipe.of(preset) if preset else pt.Recipe.of(**changes)
+    ours = {} if preset else OURS | ({"init": "mask"} if model is None else {})
+    asked = {"limit": limit, "length": prompt_length, "epochs": epochs, "learning_rate": learning_rate,
+             "words": tuple(words.split(",")) if words else None}  # fmt: skip
+    recipe = pt.Recipe.of(preset, **ours | {name: value for name, value in asked.items() if value is not None})
     settings = {
         "experiment": "emotion_knowledge", "model": model or "tiny masked model, trained here", "texts": str(texts or "own"),
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist()},
         "human": human.name if human else "space of all attributes", "preset": preset, "recipe": recipe.record,
-        "emotions": emotions, "seeds": seed_list, "k": k, "draws": draws, "match": match, "how": how, "stage": stage,
-        "dtype": dtype, "seed": seed,
+        "protocol": plan.record, "emotions": emotions, "dtype": dtype, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
 
@@ -114,61 +115,59 @@ def main(
     load = {"device": device, "dtype": dtype}
     lm = et.load(source, **load)
     print(lm.sites.describe())
-    names = _emotions(parts, scores, emotions)
-    sizes = _sizes(k, sum(lm.sites.address("neuron", i).width for i in lm.sites.layers("neuron")))
+    names = study.emotions(parts, scores, emotions)
+    sizes = study.sizes(plan.k, sum(lm.sites.address("neuron", i).width for i in lm.sites.layers("neuron")))
     where = lm if processes == 1 else source  # several processes load it themselves
 
     # 1. Soft prompts.
     table: Any = pt.tune_all(
-        where, parts, names, seed_list, recipe, out=run.path("prompts"), processes=processes, load=load
+        where, parts, names, plan.seeds, recipe, out=run.path("prompts"), processes=processes, load=load
     )
-    prompts = {key: p for key, p in pt.find(run.path("prompts")).items() if key[0] in names and key[1] in seed_list}
-    part = "test" if "test" in parts else "dev"
-    print(f"{len(table)} prompts, mean accuracy on {part}: {table[f'{part}_accuracy'].mean():.1%}")
+    prompts = {key: p for key, p in pt.find(run.path("prompts")).items() if key[0] in names and key[1] in plan.seeds}
+    part = plan.part if plan.part in parts else "dev"
+    tuned = study.learned(table, part)
+    print(f"{tuned['prompts']} prompts, mean accuracy on {part} {tuned['mean']:.1%} "
+          f"[{tuned['ci95'][0]:.1%}, {tuned['ci95'][1]:.1%}], {tuned['above_chance']} of them above chance")  # fmt: skip
 
     # 2. Activated neurons.
-    x = pt.activated_neurons(lm, prompts, stage, out=run.path("activations.zarr"))
+    x = study.activations(lm, prompts, names, plan, run.path("activations.zarr"))
 
     # 3. RSA of whole patterns.
-    references = rsa.attribute_rdms(scores.sel(emotion=names))
+    references = rsa.attribute_rdms(scores.sel(emotion=names), decimals=plan.decimals)
     people = rsa.read_dissimilarities(human) if human else rsa.space_rdms(
         scores.sel(emotion=names), {"all": scores["attribute"].values.tolist()}, combined=False
     ).isel(space=0, drop=True)  # fmt: skip
     people = rsa.matched(people, names)
-    whole = rsa.rdm(x, "cosine", over="seed")
+    each = rsa.rdm(x, "cosine")
+    whole = each.mean("seed", keep_attrs=True)
     layered = rsa.rdm(x, "cosine", features="unit", over="seed")
-    with_people = rsa.compare(whole, people, "pearson", permutations=PERMUTATIONS, seed=seed)
-    by_attribute = rsa.compare(whole, references, permutations=PERMUTATIONS, seed=seed)
-    by_layer = rsa.compare(layered, people, "pearson", permutations=PERMUTATIONS, seed=seed)
+    test = {"permutations": study.PERMUTATIONS, "seed": seed}
+    fit = rsa.compare(whole, people, "pearson", **test)
+    fit = fit.merge(rsa.bootstrap(each, people, "pearson", over="seed", draws=study.DRAWS, seed=seed)[["lo", "hi"]])
+    by_attribute = rsa.compare(whole, references, **test)
+    by_layer = rsa.compare(layered, people, "pearson", **test)
     human_side = rsa.compare(people, references)["correlation"]
-    words_rdm = rsa.text_rdm({name: [t.text for t in parts["train"] if name in t.labels] for name in names})
-    control = rsa.text_control(whole, people, {"words of the texts": words_rdm}, "pearson", seed=seed)
+    controls = study.words(lm, parts["train"], names)
+    control = rsa.text_control(whole, people, controls, "pearson", seed=seed)
+    alone = {name: rsa.compare(whole, c, "pearson", **test) for name, c in controls.items()}
+    reliability = rsa.noise_ceiling(each, "seed", "pearson") if x.sizes["seed"] > 1 else None
 
     # 4. Single neurons.
     found = rsa.searchlight(x, references, progress=True)
-    q = rsa.fdr(found["p"])
-    significant = q < LEVEL
+    significant = rsa.fdr(found["p"], plan.rule) < plan.level
 
     # 5. Masks.
-    masks = rsa.select(found["tau"], sizes, draws=draws, match=match, seed=seed)
+    masks = rsa.select(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
     masks.save(run.path("masks"))
     accuracies: Any = pt.masked_accuracy(
-        where,
-        prompts,
-        parts,
-        masks,
-        how=how,
-        part=part,
-        out=run.path("masked"),
-        processes=processes,
-        load=load,
-        seed=seed,
-    )
+        where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=load,
+        eval_batch=plan.eval_batch, seed=seed,
+    )  # fmt: skip
 
     # 6. What masking does.
     drops: Any = rsa.drops(accuracies)
     tests: Any = rsa.draw_tests(accuracies)
-    paired = rsa.paired_tests(drops)
+    paired = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
     notes = [*([TINY] if model is None else []), *([ILLUSTRATIVE] if "illustrative" in ratings.name else [])]
     try:
         link, link_by_emotion = rsa.human_link(drops, human_side)
@@ -179,20 +178,20 @@ def main(
 
     best = found["tau"].max(("layer", "unit"))
     result = {
-        "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": seed_list, "part": part,
-        "accuracy": {}, "tuned": {"mean": float(table[f"{part}_accuracy"].mean()), "prompts": len(table)},
+        "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "part": part,
+        "accuracy": {}, "tuned": tuned,
         "rsa": {
-            "human": _values(with_people), "by_layer": _values(by_layer), "by_attribute": _values(by_attribute),
-            "text_control": _values(control),
+            "human": study.values(fit), "by_layer": study.values(by_layer), "by_attribute": study.values(by_attribute),
+            "text_control": study.values(control), "controls": {n: study.values(c) for n, c in alone.items()},
+            "reliability_over_seeds": None if reliability is None else study.values(reliability),
         },
         "neurons": {
             "significant": {str(a): int(significant.sel(attribute=a).sum()) for a in significant["attribute"].values},
             "best_tau": {str(a): float(best.sel(attribute=a)) for a in best["attribute"].values},
-            "of": int(significant[0].size), "q_below": LEVEL, "undefined": int(found.attrs["undefined"]),
+            "of": int(significant[0].size), "q_below": plan.level, "rule": plan.rule, "undefined": int(found.attrs["undefined"]),
         },
-        "masks": {"k": sizes, "draws": draws, "match": match, "how": how},
-        "human_link": link.to_dict("records"),
-        "warnings": notes,
+        "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
+        "draw_tests": tests.to_dict("records"), "human_link": link.to_dict("records"), "warnings": notes,
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()
@@ -203,96 +202,14 @@ def main(
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
-    shown = _figures(whole, people, with_people, control, significant, masks, drops, tests, human_side, link, sizes)
+    shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = knowledge.write(run.out, result, shown, tables, run.manifest)
-    r = float(with_people["correlation"])
-    print(f"model and ratings: Pearson r {r:+.3f}, Mantel p {float(with_people['p_mantel']):.4f}; "
-          f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
+    print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
+          f"Mantel p {float(fit['p_mantel']):.4f}; {float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
               f"hurts more than {row['hurts_more']:4.0%} of {row['n_draws']} draws")  # fmt: skip
     print(f"report: {page}")
-
-
-def _emotions(parts: dict[str, list[LabelledText]], scores: xr.DataArray, asked: str | None) -> list[str]:
-    """Emotions that have ratings, and texts in every part, in the order of the ratings."""
-    have = [{label for t in rows for label in t.labels} for rows in parts.values()]
-    shared = [str(e) for e in scores["emotion"].values if all(e in h for h in have)]
-    if asked is None:
-        return shared
-    for name in asked.split(","):
-        if name not in shared:
-            raise et.labels.unknown("emotion", name, shared, "--emotions")
-    return [name for name in shared if name in asked.split(",")]
-
-
-def _sizes(k: str, neurons: int) -> list[int]:
-    """Numbers of neurons; what is below 1 is a share of all."""
-    try:
-        values = [float(part) for part in k.split(",")]
-    except ValueError:
-        raise et.EmotraceError(f"--k {k!r}: numbers joined by commas, e.g. 500,1000 or 0.05,0.15.") from None
-    sizes = [max(1, round(v * neurons)) if v < 1 else int(v) for v in values]
-    if min(values) <= 0 or max(sizes) > neurons:
-        raise et.EmotraceError(f"--k {k!r}: the model has {neurons} neurons, so numbers above 0 up to that.")
-    return sizes
-
-
-def _values(data: xr.Dataset) -> dict[str, Any]:
-    """A dataset as JSON values with its labels; NaN as None."""
-    frame = data.to_dataframe() if data.sizes else None
-    if frame is None:
-        return {str(n): float(v) for n, v in data.data_vars.items()}
-    clean = frame.reset_index().astype(object)
-    return {"rows": clean.where(clean.notna(), None).to_dict("records")}
-
-
-def _figures(
-    whole: xr.DataArray, people: xr.DataArray, with_people: xr.Dataset, control: xr.Dataset, significant: xr.DataArray,
-    masks: rsa.Masks, drops: Any, tests: Any, human_side: xr.DataArray, link: Any, sizes: Sequence[int],
-) -> list[Shown]:  # fmt: skip
-    """The figures of the original, each with what it says."""
-    human = {str(a): float(human_side.sel(attribute=a)) for a in human_side["attribute"].values}
-    r, p = float(with_people["correlation"]), float(with_people["p_mantel"])
-    out = [
-        Shown(
-            "rdms", "Emotion concepts in the model and in people",
-            "Left: 1 − cosine of the neurons that the tuned prompts of two emotions activate, mean over seeds. Right: the human "
-            f"side. Their Pearson correlation is {r:+.3f}, Mantel p = {p:.4f} ({PERMUTATIONS:,} shuffles of the emotions). Of r² "
-            f"the words of the texts alone give {float(control['explained']):.0%}; with them held constant r is "
-            f"{float(control['partial']):+.3f}.",
-            knowledge.rdm_maps({"model": whole, "human side": people}, f"Model and human side correlate at r = {r:+.2f}"),
-        ),
-        Shown(
-            "selective_neurons", "Selective neurons by layer and attribute",
-            f"Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b, one-sided asymptotic p, FDR "
-            f"q < {LEVEL} over all neurons and attributes. That p takes pairs of emotions for independent, which they are not, "
-            "so the counts are too high; a neuron may be selective for several attributes.",
-            knowledge.selective_counts(significant),
-        ),
-    ]  # fmt: skip
-    for size in sizes:
-        best = masks.sel(kind="selective", k=size).masked
-        best = best.swap_dims(mask="attribute").drop_vars(["k", "kind", "draw"])
-        out.append(Shown(
-            f"top_neurons_{size}", f"Where the {size:,} best neurons of each attribute lie",
-            f"The {size:,} neurons with the highest τ of each attribute, whether significant or not; ties go to the lower layer.",
-            knowledge.top_neurons(best),
-        ))  # fmt: skip
-        out.append(Shown(
-            f"masked_{size}", f"Accuracy with {size:,} neurons masked",
-            "Mean accuracy of the prompts on texts that chose nothing, with 95 % t-intervals over emotions. A star: the mean "
-
-            "with the selective mask is below that of more than 95 % of the random masks of the same size.",
-            knowledge.masked_accuracy(drops, size, tests),
-        ))  # fmt: skip
-        out.append(Shown(
-            f"human_link_{size}", f"Masking {size:,} neurons, and the human side",
-            "Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts more "
-            "than masking random ones (95 % t-interval over emotions).",
-            knowledge.human_scatter(drops, human, size, link),
-        ))  # fmt: skip
-    return out
 
 
 if __name__ == "__main__":

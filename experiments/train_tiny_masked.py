@@ -136,24 +136,26 @@ def make_model(recipe: Recipe) -> RobertaForMaskedLM:
 
 
 def batch(
-    rows: list[tuple[list[int], int]], recipe: Recipe, rng: random.Random, mask_id: int
-) -> tuple[torch.Tensor, ...]:
-    """Ids with some of them masked, attention mask, and the true ids where they are (−100 elsewhere).
+    rows: list[tuple[list[int], int]], recipe: Recipe, rng: torch.Generator, mask_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids with some of them masked, the true ids (padding: 1), and where they are masked.
 
     A row is the ids of a text, and the id of the name that is put before it.
     """
     n = recipe.room
-    whole = [[name, *[mask_id] * n, *ids] for ids, name in rows]
-    longest = max(map(len, whole))
-    inputs, truth = torch.full((len(rows), longest), 1), torch.full((len(rows), longest), -100)
-    for r, ids in enumerate(whole):
-        for i, token in enumerate(ids):
-            chance = recipe.name_masked if i == 0 else recipe.masked if i > n and token >= len(SPECIALS) else 0.0
-            hidden = rng.random() < chance
-            inputs[r, i] = mask_id if hidden else token
-            if hidden:
-                truth[r, i] = token
-    return inputs, (inputs != 1).long(), truth
+    whole = [torch.tensor([name, *[mask_id] * n, *ids]) for ids, name in rows]
+    truth = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=1)
+    chance = torch.full(truth.shape, recipe.masked)
+    chance[truth < len(SPECIALS)] = 0.0
+    chance[:, 0] = recipe.name_masked
+    hidden = torch.rand(truth.shape, generator=rng) < chance
+    return truth.masked_fill(hidden, mask_id), truth, hidden
+
+
+def loss_of(model: RobertaForMaskedLM, ids: torch.Tensor, truth: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the masked ids; the unembedding is computed where it is needed only."""
+    h = model.roberta(input_ids=ids, attention_mask=(truth != 1).long()).last_hidden_state
+    return torch.nn.functional.cross_entropy(model.lm_head(h[hidden]), truth[hidden])
 
 
 def fit(texts: dict[str, list[LabelledText]], out: Path, recipe: Recipe) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def fit(texts: dict[str, list[LabelledText]], out: Path, recipe: Recipe) -> dict
     steps = recipe.epochs * math.ceil(len(coded) / recipe.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
-    rng = random.Random(recipe.seed)
+    rng, masking = random.Random(recipe.seed), torch.Generator().manual_seed(recipe.seed)
     history: list[float] = []
     model.train()
     bar = tqdm(total=steps, desc="masked model", unit="batch")
@@ -179,8 +181,8 @@ def fit(texts: dict[str, list[LabelledText]], out: Path, recipe: Recipe) -> dict
         rng.shuffle(rows)
         total = 0.0
         for start in range(0, len(rows), recipe.batch):
-            ids, mask, truth = batch(rows[start : start + recipe.batch], recipe, rng, 4)
-            loss = model(input_ids=ids, attention_mask=mask, labels=truth).loss
+            ids, truth, hidden = batch(rows[start : start + recipe.batch], recipe, masking, 4)
+            loss = loss_of(model, ids, truth, hidden)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -205,11 +207,17 @@ def fit(texts: dict[str, list[LabelledText]], out: Path, recipe: Recipe) -> dict
 @torch.no_grad()
 def named(model: RobertaForMaskedLM, tokenizer: PreTrainedTokenizerFast, texts: list[LabelledText], room: int) -> float:
     """Share of texts before which the model fills the masked name with one of their own labels, of all labels."""
-    every = [tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in LABELS]
+    every = torch.tensor([tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in LABELS])
+    head = [tokenizer.mask_token_id] * (1 + room)
+    coded = [torch.tensor([*head, *ids]) for ids in tokenizer([t.text for t in texts])["input_ids"]]
+    order = sorted(range(len(texts)), key=lambda i: len(coded[i]))
     right = 0
-    for t in texts:
-        inputs = torch.tensor([[*[tokenizer.mask_token_id] * (1 + room), *tokenizer(t.text)["input_ids"]]])
-        right += LABELS[int(model(input_ids=inputs).logits[0, 0, every].argmax())] in t.labels
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        ids = torch.nn.utils.rnn.pad_sequence([coded[i] for i in rows], batch_first=True, padding_value=1)
+        h = model.roberta(input_ids=ids, attention_mask=(ids != 1).long()).last_hidden_state
+        best = model.lm_head(h[:, 0])[:, every].argmax(1)
+        right += sum(LABELS[n] in texts[i].labels for i, n in zip(rows, best.tolist(), strict=True))
     return right / len(texts)
 
 

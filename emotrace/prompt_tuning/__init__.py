@@ -5,7 +5,7 @@ from emotrace.prompt_tuning.jobs import tune_all
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.masked import masked_accuracy
 from emotrace.prompt_tuning.masking import mask_edits, reference_values
-from emotrace.prompt_tuning.neurons import activated_neurons, concept_neurons, concept_prompts
+from emotrace.prompt_tuning.neurons import activated_neurons, concept_neurons, concept_prompts, name_embeddings
 from emotrace.prompt_tuning.prompts import SoftPrompt, as_edits, find
 from emotrace.prompt_tuning.readout import Readout, accuracy, readout
 from emotrace.prompt_tuning.recipe import Recipe
@@ -29,6 +29,7 @@ __all__ = [
     "find",
     "mask_edits",
     "masked_accuracy",
+    "name_embeddings",
     "parted",
     "readout",
     "reference_values",

@@ -20,7 +20,8 @@ from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.jobs import task_of
 from emotrace.prompt_tuning.masking import DONOR, HOWS, mask_edits, reference_values
 from emotrace.prompt_tuning.prompts import SAME, SoftPrompt
-from emotrace.prompt_tuning.readout import Readout, accuracy, readout, refuse_remote
+from emotrace.prompt_tuning.readout import accuracy, readout, refuse_remote
+from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.rsa.masks import Masks
 from emotrace.runlog import Log, write_json
@@ -44,6 +45,7 @@ class _Shared:
     part: str
     batch_size: int
     seed: int
+    eval_batch: int | None
 
 
 def masked_accuracy(
@@ -58,6 +60,7 @@ def masked_accuracy(
     processes: int = 1,
     load: Mapping[str, Any] | None = None,
     batch_size: int = 64,
+    eval_batch: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -75,6 +78,7 @@ def masked_accuracy(
         processes: side by side, over prompts.
         load: options of `emotrace.load` for a directory or hub id.
         batch_size: texts per forward.
+        eval_batch: with masks, where the recipe of a prompt takes means over batches: their size; None: the recipe's.
         seed: of factors, reference tokens and donors.
         progress: show a bar.
 
@@ -97,10 +101,11 @@ def masked_accuracy(
     tasks = [_task(p, texts, part, loaded) for p in tuned]
     _check(masks, how, loaded)
     factors = masks.multipliers(seed) if how == "multiply" else None
-    shared = _Shared(masks.masked, factors, how, part, batch_size, seed)
+    shared = _Shared(masks.masked, factors, how, part, batch_size, seed, eval_batch)
     folder = Path(out)
     _settle(folder / "masked.json", {
         "how": how, "part": part, "seed": seed, "masks": _digest(masks.masked), "format": 1,
+        "eval_batch": eval_batch,
         "model": {n: loaded.sites.identity.get(n) for n in SAME},
     })  # fmt: skip
     names = [labels for labels, _ in masks]
@@ -133,21 +138,17 @@ def _measured(model: Any, shared: _Shared, piece: tuple[SoftPrompt, Task, list[i
             mask = mask.drop_vars(list(names))
             factors = None if shared.factors is None else shared.factors[i].drop_vars(list(names))
             edits = mask_edits(mask, shared.how, reference=reference, factors=factors)
-        rows.append(dict(zip(IDENTITY, _identity(prompt, names), strict=True)) | _score(
-            reader, laid, vectors, items, prompt, shared.batch_size, edits, about
-        ))  # fmt: skip
+        margins = reader.margins(laid, vectors, shared.batch_size, edits, about)
+        batch = prompt.recipe.eval_batch if names is None or shared.eval_batch is None else shared.eval_batch
+        rows.append(
+            dict(zip(IDENTITY, _identity(prompt, names), strict=True)) | _score(margins, items, prompt.recipe, batch)
+        )
     return rows
 
 
-def _score(
-    reader: Readout, laid: Any, vectors: Any, items: Items, prompt: SoftPrompt, batch_size: int, edits: Any, about: Any
-) -> dict[str, Any]:
-    margins = reader.margins(laid, vectors, batch_size, edits, about)
-    recipe = prompt.recipe
+def _score(margins: np.ndarray, items: Items, recipe: Recipe, batch: int) -> dict[str, Any]:
     right = int(((margins > 0) == np.asarray(items.labels)).sum())
-    return {
-        "accuracy": accuracy(margins, items.labels, recipe.mean, recipe.eval_batch), "right": right, "n": len(items),
-    }  # fmt: skip
+    return {"accuracy": accuracy(margins, items.labels, recipe.mean, batch), "right": right, "n": len(items)}
 
 
 def _reference(model: Any, shared: _Shared, prompt: SoftPrompt, task: Task, n: int) -> tuple[Any, Any]:

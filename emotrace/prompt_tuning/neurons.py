@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 import xarray as xr
 
 from emotrace.capturing import capture
@@ -14,6 +15,7 @@ from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SAME, SoftPrompt, as_edits
+from emotrace.prompt_tuning.readout import refuse_remote
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
 """After the activation function, before it, and whether the former is above 0."""
@@ -40,8 +42,8 @@ def activated_neurons(
         model: from `emotrace.load`.
         prompts: tuned for it, one for each emotion and seed.
         stage: ``neuron``, ``neuron_pre`` or ``active``.
-        position: ``answer`` (the mask token of a masked model, the last token of a causal one), or the index of a vector of
-            the prompt, from its end if negative.
+        position: ``answer`` (the mask token of a masked model, the last token of a causal one), ``prompt`` (the mean over the
+            vectors of the prompt), or the index of one of them, from its end if negative.
         text: after the prompt; None for none.
         layers: None for all that have the site.
         out: zarr store of the capture, to write or to continue; None keeps it in memory.
@@ -66,19 +68,21 @@ def activated_neurons(
     laid = layout.bare() if text is None else layout.texts([text])[0]
     edits = as_edits(tuned, laid.first)
     if position == "answer":
-        at = laid.at
+        at = (laid.at, laid.at + 1)
+    elif position == "prompt":
+        at = (laid.first, laid.first + length)
     elif isinstance(position, int) and -length <= position < length:
-        at = laid.first + position % length
+        at = (laid.first + position % length, laid.first + position % length + 1)
     else:
         raise EmotraceError(
-            f"activated_neurons(position={position!r}): 'answer', or the index of one of {length} prompt vectors."
+            f"activated_neurons(position={position!r}): 'answer', 'prompt', or the index of one of {length} prompt vectors."
         )
     items = [
         Prompt(p.key, token_ids=laid.ids, labels={LABEL: p.key, "emotion": p.emotion, "seed": p.seed}) for p in tuned
     ]
     acts = capture(
-        model, Prompts(items), _site(stage), layers=layers, positions=(at, at + 1), edits=edits, out=out,
-        batch_size=batch_size, progress=progress,
+        model, Prompts(items), _site(stage), layers=layers, positions=at, edits=edits, out=out, batch_size=batch_size,
+        progress=progress,
     )  # fmt: skip
     found = _grid(acts.sel(_site(stage)), "emotion", "seed", stage)
     return found.assign_attrs(
@@ -116,12 +120,13 @@ def concept_neurons(
     *,
     label: str = "emotion",
     over: str = "seed",
+    positions: Any = "last",
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> xr.DataArray:
-    """Neurons at the last token of plain prompts, for models without tuned prompts: mean over the prompts of each cell.
+    """Neurons at the last token of plain prompts, for models without tuned prompts: mean over the tokens of each cell.
 
     Args:
         model: from `emotrace.load`.
@@ -130,6 +135,7 @@ def concept_neurons(
         stage: as in `activated_neurons`; the mean of ``active`` is the share of prompts.
         label: of the concept.
         over: of the repetition; each concept needs every one.
+        positions: policy or span, as `emotrace.capture` takes it; several positions are averaged.
         layers: None for all that have the site.
         out: zarr store of the capture; None keeps it in memory.
         batch_size: prompts per forward.
@@ -147,9 +153,46 @@ def concept_neurons(
         if name not in prompts.label_names:
             raise unknown("label", name, prompts.label_names, "concept_neurons")
     acts = capture(
-        model, prompts, _site(stage), layers=layers, positions="last", out=out, batch_size=batch_size, progress=progress
+        model,
+        prompts,
+        _site(stage),
+        layers=layers,
+        positions=positions,
+        out=out,
+        batch_size=batch_size,
+        progress=progress,
     )
-    return _grid(acts.sel(_site(stage)), label, over, stage).assign_attrs(stage=stage, position="last", **_about(model))
+    found = _grid(acts.sel(_site(stage)), label, over, stage)
+    return found.assign_attrs(stage=stage, position=str(positions), **_about(model))
+
+
+def name_embeddings(model: Any, names: Iterable[str], label: str = "emotion") -> xr.DataArray:
+    """What a model knows of words before it has computed anything: the mean token embedding of each name.
+
+    As a control of RSA: ``rsa.rdm(name_embeddings(lm, names), features="dim")``.
+
+    Args:
+        model: from `emotrace.load`, its weights on this computer.
+        names: e.g. the emotions; each is tokenized with a blank before it, as inside a sentence.
+        label: dim of the names.
+
+    Returns:
+        float32 ``[label, dim]``.
+
+    Raises:
+        EmotraceError: for a remote model, one without a tokenizer, or no names.
+    """
+    refuse_remote(model)
+    words, tokenizer = [str(n) for n in names], model.sites.encoder.tokenizer
+    if tokenizer is None or not words:
+        raise EmotraceError("name_embeddings: at least one name, and a model with a tokenizer.")
+    embedding = model._module.get_input_embeddings()
+    rows = []
+    with torch.no_grad():
+        for word in words:
+            ids = torch.tensor(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
+            rows.append(embedding(ids.to(embedding.weight.device)).float().mean(0).cpu().numpy())
+    return xr.DataArray(np.stack(rows), dims=(label, "dim"), coords={label: words}, name="embed")
 
 
 def _check_stage(stage: str) -> None:

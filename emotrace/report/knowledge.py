@@ -20,10 +20,37 @@ from emotrace.report.figures import Shown
 from emotrace.report.page import render
 from emotrace.report.style import FAINT, INK
 from emotrace.rsa import square
+from emotrace.stats import wilson
 
 SELECTIVE, RANDOM, UNMASKED = "#D55E00", "#777777", "#0072B2"
 BINS: Final = 256
 """Most columns of a map of neurons; where there are more units, a column counts several."""
+
+
+def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Figure:
+    """Share of right answers of the soft prompts of each emotion, all seeds together, with Wilson's 95 % interval.
+
+    Args:
+        table: of `prompt_tuning.tune_all`.
+        part: whose accuracy is shown.
+    """
+    right = table[f"{part}_accuracy"] * table[f"n_{part}"].astype(float)
+    found: Any = pd.DataFrame({"emotion": table["emotion"], "right": right, "n": table[f"n_{part}"].astype(float)})
+    found = found.groupby("emotion", sort=False).sum().assign(share=lambda d: d["right"] / d["n"]).sort_values("share")
+    low = [wilson(r, n) for r, n in zip(found["right"], found["n"], strict=True)]
+    above = sum(lo > 0.5 for lo, _ in low)
+    figure = style.canvas(
+        1.2 + 0.22 * len(found), f"For {above} of {len(found)} emotions the prompts answer better than chance"
+    )
+    ax = style.axes(figure.subplots(), "", f"right answers on {part}", "")
+    for i, (share, (lo, hi)) in enumerate(zip(found["share"], low, strict=True)):
+        ax.plot([lo, hi], [i, i], color=FAINT, linewidth=1.5)
+        ax.plot([share], [i], marker="o", color=UNMASKED, markersize=5, linestyle="none")
+    ax.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    names = [f"{e} (n = {int(n)})" for e, n in zip(found.index, found["n"], strict=True)]
+    ax.set_yticks(range(len(found)), names, fontsize=8.5)
+    ax.set_xlim(min(0.35, *(lo for lo, _ in low)), 1.02)
+    return figure
 
 
 def rdm_maps(rdms: Mapping[str, xr.DataArray], agreement: str = "") -> Figure:
@@ -35,7 +62,7 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], agreement: str = "") -> Figure:
     """
     across = min(2, len(rdms))
     down = math.ceil(len(rdms) / across)
-    figure = style.canvas(0.7 + 4.6 * down, agreement or "Dissimilarity of emotion concepts")
+    figure = style.canvas(0.2 + 4.3 * down, agreement or "Dissimilarity of emotion concepts")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for ax in panels[len(rdms) :]:
         ax.set_axis_off()
@@ -175,11 +202,12 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
     ax = style.axes(
         figure.subplots(), "", "correlation of the attribute with the human RDM", "drop (random − selective)"
     )
-    for name in names:
+    for i, name in enumerate(sorted(names, key=lambda n: human[n])):
         mean, low, high = _interval(emotions.loc[name].to_numpy())
         style.whisker(ax, human[name], (low, high), FAINT)
         ax.plot([human[name]], [mean], marker="o", color=SELECTIVE, linestyle="none", markersize=5)
-        ax.annotate(name, (human[name], mean), xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
+        beside = (4, 3 if i % 2 else -10)  # neighbours above and below in turn, so that they overlap less
+        ax.annotate(name, (human[name], mean), xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     return figure
 

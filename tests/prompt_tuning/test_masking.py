@@ -1,5 +1,7 @@
 """Masks as edits, and accuracy with them: against arithmetic on hooks, resumable."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -136,10 +138,27 @@ def test_rows_hold_the_accuracy_of_every_prompt_and_mask(tuned, how, tmp_path):
         assert row["right"].item() == right.sum()
 
 
+def test_accuracies_with_masks_may_be_means_over_other_batches(tuned, tmp_path):
+    """As published: batches of 256 without masks, of 100 with them."""
+    lm, (prompt, _) = tuned
+    prompt = replace(prompt, recipe=replace(prompt.recipe, mean="batches", eval_batch=12))
+    some = masks(k=(30,), draws=1).sel(attribute="valence")
+    table = masked_accuracy(lm, [prompt], TEXTS, some, out=tmp_path, eval_batch=8, progress=False)
+    reader, vectors = readout(lm, prompt)
+    items = binary(TEXTS, "joy", 1).test
+    laid = reader.layout.texts(items.texts)
+    for (labels, mask), size in [(({"kind": "none"}, None), 12), *((pair, 8) for pair in some)]:
+        edits = [] if mask is None else mask_edits(MASK.copy(data=mask))
+        right = (reader.margins(laid, vectors, edits=edits) > 0) == np.array(items.labels)
+        row = table[table["kind"] == labels["kind"]]
+        assert row["accuracy"].item() == np.mean([right[i : i + size].mean() for i in range(0, len(right), size)])
+        assert row["right"].item() == right.sum()
+
+
 def test_the_same_command_continues_and_another_is_refused(tuned, tmp_path, monkeypatch):
     lm, prompts = tuned
     whole = masked_accuracy(lm, prompts, TEXTS, masks(), out=tmp_path / "whole", progress=False)
-    count, real = [0], masked_._score
+    count, real = [0], masked_._score  # called once for each row
 
     def stopped(*args):
         count[0] += 1

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from emotrace.labels import EmotraceError
-from emotrace.prompt_tuning import Layout, Recipe, SoftPrompt, activated_neurons, concept_neurons, concept_prompts
+from emotrace.prompt_tuning import (
+    Layout,
+    Recipe,
+    SoftPrompt,
+    activated_neurons,
+    concept_neurons,
+    concept_prompts,
+    name_embeddings,
+)
 from tests.helpers import hooked, loaded
 
 LENGTH = 3
@@ -66,6 +74,27 @@ def test_neurons_under_prompts_are_what_hooks_see(name, stage, position):
         np.testing.assert_allclose(here, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("stage", ["neuron", "active"])
+def test_the_vectors_of_a_prompt_are_pooled(stage):
+    lm = loaded("llama")
+    tuned = prompts(lm)[:2]
+    pooled = activated_neurons(lm, tuned, stage, "prompt", progress=False)
+    each = [activated_neurons(lm, tuned, stage, i, progress=False).values for i in range(LENGTH)]
+    np.testing.assert_allclose(pooled.values, np.mean(each, axis=0), atol=1e-6)
+    assert pooled.attrs["position"] == "prompt"
+
+
+def test_embeddings_of_names_are_means_over_their_tokens():
+    lm = loaded("gemma2")  # what its embedding looks up, it multiplies
+    found = name_embeddings(lm, ["joy", "fear"])
+    ids = lm.sites.encoder.tokenizer(" fear", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 1
+    expected = lm._module.get_input_embeddings()(torch.tensor(ids)).mean(0)
+    np.testing.assert_allclose(found.sel(emotion="fear").values, expected.detach().numpy(), rtol=1e-5)
+    with pytest.raises(EmotraceError, match="at least one name"):
+        name_embeddings(lm, [])
+
+
 def test_a_text_may_follow_the_prompt_and_the_store_keeps_the_labels(tmp_path):
     import emotrace as et
 
@@ -101,6 +130,10 @@ def test_plain_prompts_of_a_decoder_give_the_mean_of_each_cell():
     found = concept_neurons(lm, plain, progress=False)
     acts = et.capture(lm, ["so much fear"], "neuron", progress=False).sel("neuron")
     np.testing.assert_allclose(found.sel(emotion="fear", seed=1).values, acts.values.squeeze(), atol=1e-5)
+    spans = concept_neurons(lm, plain, positions="all", progress=False)
+    acts = et.capture(lm, ["so much fear"], "neuron", positions="all", progress=False).sel("neuron")
+    everywhere = acts.transpose("token", "layer", "unit").values.mean(0)
+    np.testing.assert_allclose(spans.sel(emotion="fear", seed=1).values, everywhere, atol=1e-5)
     twice = [{"key": k, "text": t, "emotion": "joy", "seed": 0} for k, t in (("a", "ab"), ("b", "cde"))]
     mean = concept_neurons(lm, twice, "active", progress=False).values.squeeze()
     both = (

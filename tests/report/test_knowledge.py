@@ -8,6 +8,7 @@ from scipy import stats
 
 from emotrace import rsa
 from emotrace.report import knowledge
+from emotrace.stats import wilson
 
 NAMES = ["joy", "fear", "anger", "love"]
 RDM = rsa.rdm(
@@ -103,3 +104,15 @@ def test_everything_is_written_and_shown(tmp_path):
         assert part in html
     assert (tmp_path / "figures" / "rdms.png").stat().st_size > 1000
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables" / "drops.csv"), table())
+
+
+def test_what_the_prompts_learnt_is_shown_with_n_and_interval():
+    table = pd.DataFrame(
+        {"emotion": ["joy", "joy", "fear"], "seed": [1, 3, 1], "test_accuracy": [0.9, 0.8, 0.5], "n_test": [20, 20, 10]}
+    )
+    ax = knowledge.tuned_accuracy(table).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["fear (n = 10)", "joy (n = 40)"]
+    points = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert points == pytest.approx([0.5, 0.85])
+    bars = [tuple(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 1.5 and line.get_marker() != "o"]
+    assert bars[:2] == pytest.approx([wilson(5, 10), wilson(34, 40)])

@@ -1,0 +1,233 @@
+"""Settings, small measures and figures of the study of emotion knowledge (`emotion_knowledge.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+from scipy import stats as sps
+
+import emotrace as et
+from emotrace import presets, rsa
+from emotrace import prompt_tuning as pt
+from emotrace.datasets.goemotions import LabelledText
+from emotrace.report import knowledge
+from emotrace.report.figures import Shown
+
+POSITIONS = ("answer", "prompt", "last")
+"""Where neurons are read: where a tuned prompt is answered, over its vectors, or at the last token of `SENTENCES`."""
+SENTENCES = (
+    "The feeling was {concept}", "What they called it was {concept}", "A word for this is {concept}",
+    "Everyone there knew {concept}",
+)  # fmt: skip
+"""Plain sentences that end with a concept, for decoders without tuned prompts."""
+PERMUTATIONS = 2000
+DRAWS = 1000
+"""Bootstrap draws."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done with tuned prompts.
+
+    Attributes:
+        seeds: of the prompts.
+        k: neurons masked; below 1 a share of all.
+        draws: random masks of each k.
+        match: see `rsa.select`.
+        shared: whether the random masks serve every attribute.
+        how: masking.
+        stage: ``neuron``, ``neuron_pre`` or ``active``.
+        position: one of `POSITIONS`.
+        part: the part of the data on which accuracy is measured.
+        eval_batch: with masks, of accuracies that are means over batches.
+        decimals: to which the attributes' distances are rounded.
+        rule: of the false discovery rate.
+        level: q below which a neuron counts as selective.
+        units: of the paired tests; None: emotions.
+    """
+
+    seeds: tuple[int, ...] = (1, 3)
+    k: tuple[float, ...] = (0.2, 0.4)
+    draws: int = 20
+    match: str = "none"
+    shared: bool = True
+    how: str = "zero"
+    stage: str = "neuron"
+    position: str = "answer"
+    part: str = "test"
+    eval_batch: int | None = None
+    decimals: int | None = 9
+    rule: str = "bh"
+    level: float = 0.01
+    units: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("how", pt.masking.HOWS), ("stage", pt.neurons.STAGES), ("match", rsa.masks.MATCHES), ("position", POSITIONS),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise et.labels.unknown(name, getattr(self, name), choices, f"--{name}")
+
+    @classmethod
+    def of(cls, preset: str | None, **asked: Any) -> Protocol:
+        """The settings of a preset (None: ours), with those that were asked for (None: not asked for)."""
+        base = {} if preset is None else published(preset)
+        return cls(**(base | {k: v for k, v in asked.items() if v is not None}))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def published(preset: str) -> dict[str, Any]:
+    """The authors' settings: one random mask, dev for choice and report, q = p · N / rank, every row a unit.
+
+    Raises:
+        EmotraceError: for a preset that has no such settings.
+    """
+    if preset not in pt.recipe.RECIPES:
+        raise et.labels.unknown("preset", preset, pt.recipe.RECIPES, "--preset")
+    p = presets.preset(preset)
+    masking, neurons = p["masking"], p["rsa"]
+    return {
+        "seeds": tuple(p["seeds"]), "k": tuple(masking["k"]), "draws": masking["random_draws"],
+        "match": masking["random_match"], "shared": masking["random_shared"], "how": masking["ablation"],
+        "stage": p["activations"]["site"], "part": masking["split"], "eval_batch": masking["batch_size"],
+        "decimals": neurons["attribute_decimals"], "rule": neurons["correction"], "level": neurons["significant_below"],
+        "units": tuple(masking["units"]),
+    }  # fmt: skip
+
+
+def numbers(text: str | None, kind: type, flag: str) -> tuple[Any, ...] | None:
+    """Numbers joined by commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise et.EmotraceError(f"{flag} {text!r}: numbers joined by commas.") from None
+
+
+def sizes(k: Sequence[float], neurons: int) -> list[int]:
+    """Numbers of neurons; what is below 1 is a share of all."""
+    found = [max(1, round(v * neurons)) if v < 1 else int(v) for v in k]
+    if min(k) <= 0 or max(found) > neurons:
+        raise et.EmotraceError(
+            f"--k {','.join(map(str, k))}: the model has {neurons} neurons, so above 0 and up to that."
+        )
+    return list(dict.fromkeys(found))
+
+
+def emotions(parts: Mapping[str, list[LabelledText]], scores: xr.DataArray, asked: str | None) -> list[str]:
+    """Emotions that have ratings, and texts in every part, in the order of the ratings."""
+    have = [{label for t in rows for label in t.labels} for rows in parts.values()]
+    shared = [str(e) for e in scores["emotion"].values if all(e in h for h in have)]
+    for name in asked.split(",") if asked else ():
+        if name not in shared:
+            raise et.labels.unknown("emotion", name, shared, "--emotions")
+    found = shared if asked is None else [name for name in shared if name in asked.split(",")]
+    if len(found) < 4:
+        raise et.EmotraceError(
+            f"{len(found)} emotions with ratings and texts in every part ({', '.join(found)}); at least 4."
+        )
+    return found
+
+
+def activations(
+    lm: Any, prompts: Mapping[Any, pt.SoftPrompt], names: Sequence[str], plan: Protocol, out: Any
+) -> xr.DataArray:
+    """Neurons ``[emotion, seed, layer, unit]`` where the protocol reads them."""
+    if plan.position == "last":
+        return pt.concept_neurons(lm, pt.concept_prompts(names, SENTENCES), plan.stage, out=out)
+    return pt.activated_neurons(lm, prompts, plan.stage, plan.position, out=out)
+
+
+def words(lm: Any, texts: Sequence[LabelledText], names: Sequence[str]) -> dict[str, xr.DataArray]:
+    """RDMs of what needs no model of emotions: the words of the texts of each emotion, and the embedding of its name."""
+    bags = rsa.text_rdm({name: [t.text for t in texts if name in t.labels] for name in names})
+    return {"words of the texts": bags, "embedding of the name": rsa.rdm(pt.name_embeddings(lm, names), features="dim")}
+
+
+def learned(table: pd.DataFrame, part: str) -> dict[str, Any]:
+    """How well the prompts answer: mean over emotions with its t-interval, n, and prompts above one half by Wilson's interval."""
+    accuracy, n = table[f"{part}_accuracy"], table[f"n_{part}"]
+    by_emotion = accuracy.groupby(table["emotion"], sort=False).mean()
+    half = float(sps.t.ppf(0.975, len(by_emotion) - 1)) * float(by_emotion.sem())
+    low = [et.stats.wilson(a * m, m)[0] for a, m in zip(accuracy, n.astype(int), strict=True)]
+    mean = float(by_emotion.mean())
+    return {
+        "mean": mean, "ci95": [mean - half, mean + half], "emotions": len(by_emotion), "prompts": len(table),
+        "n": int(n.sum()), "above_chance": int(sum(v > 0.5 for v in low)), "chance": 0.5,
+    }  # fmt: skip
+
+
+def values(data: xr.Dataset) -> dict[str, Any]:
+    """A dataset as JSON values with its labels; NaN as None."""
+    if not data.sizes:
+        return {str(n): None if (v := float(a)) != v else v for n, a in data.data_vars.items()}
+    clean = data.to_dataframe().reset_index().astype(object)
+    return {"rows": clean.where(clean.notna(), None).to_dict("records")}
+
+
+def figures(
+    whole: xr.DataArray, people: xr.DataArray, fit: xr.Dataset, control: xr.Dataset, significant: xr.DataArray,
+    masks: rsa.Masks, drops: pd.DataFrame, tests: pd.DataFrame, human_side: xr.DataArray, link: pd.DataFrame,
+    table: pd.DataFrame, plan: Protocol,
+) -> list[Shown]:  # fmt: skip
+    """The figures of the original, each with what it says; before them, whether the prompts learnt."""
+    order = [e for e in rsa.EMOTIONS_27 if e in rsa.concepts(whole)]  # akin ones beside each other
+    order += [e for e in rsa.concepts(whole) if e not in order]
+    maps = {"model": rsa.matched(whole, order), "human side": rsa.matched(people, order)}
+    human = {str(a): float(human_side.sel(attribute=a)) for a in human_side["attribute"].values}
+    r, p = float(fit["correlation"]), float(fit["p_mantel"])
+    out = [
+        Shown(
+            "prompts", "How well the soft prompts answer",
+            f"Share of right answers on {plan.part}, all seeds of an emotion together, with Wilson's 95 % interval. Half of the "
+            "texts hold the emotion, so chance is 50 %.",
+            knowledge.tuned_accuracy(table, plan.part),
+        ),
+        Shown(
+            "rdms", "Emotion concepts in the model and in people",
+            "Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their "
+            f"Pearson correlation is {r:+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}] (bootstrap over emotions and "
+            f"seeds), Mantel p = {p:.4f} ({PERMUTATIONS:,} shuffles of the emotions). Of r² the words of the texts and the "
+            f"embeddings of the names give {float(control['explained']):.0%}; with them held constant r is "
+            f"{float(control['partial']):+.3f}.",
+            knowledge.rdm_maps(maps, f"Model and human side correlate at r = {r:+.2f}"),
+        ),
+        Shown(
+            "selective_neurons", "Selective neurons by layer and attribute",
+            f"Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b, one-sided asymptotic p, FDR "
+            f"q < {plan.level} over all neurons and attributes (rule: {plan.rule}). That p takes pairs of emotions for "
+            "independent, which they are not, so the counts are too high; a neuron may be selective for several attributes.",
+            knowledge.selective_counts(significant),
+        ),
+    ]  # fmt: skip
+    for size in dict.fromkeys(masks.masked["k"].values.tolist()):
+        best = masks.sel(kind="selective", k=size).masked
+        best = best.swap_dims(mask="attribute").drop_vars(["k", "kind", "draw"])
+        out.append(Shown(
+            f"top_neurons_{size}", f"Where the {size:,} best neurons of each attribute lie",
+            f"The {size:,} neurons with the highest τ of each attribute, whether significant or not; ties go to the lower layer.",
+            knowledge.top_neurons(best),
+        ))  # fmt: skip
+        out.append(Shown(
+            f"masked_{size}", f"Accuracy with {size:,} neurons masked",
+            f"Mean accuracy of the prompts on {plan.part}, with 95 % t-intervals over emotions. A star: the mean with the "
+            "selective mask is below that of more than 95 % of the random masks of the same size; one attribute in twenty would "
+            "be by chance.",
+            knowledge.masked_accuracy(drops, size, tests),
+        ))  # fmt: skip
+        out.append(Shown(
+            f"human_link_{size}", f"Masking {size:,} neurons, and the human side",
+            "Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts more "
+            "than masking random ones (95 % t-interval over emotions).",
+            knowledge.human_scatter(drops, human, size, link),
+        ))  # fmt: skip
+    return out
