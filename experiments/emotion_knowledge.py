@@ -98,7 +98,7 @@ def main(
         "experiment": "emotion_knowledge", "model": model or "tiny masked model, trained here", "texts": str(texts or "own"),
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist()},
         "human": human.name if human else "space of all attributes", "preset": preset, "recipe": recipe.record,
-        "protocol": plan.record, "emotions": emotions, "dtype": dtype, "seed": seed,
+        **plan.record, "emotions": emotions, "dtype": dtype, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
 
@@ -191,7 +191,7 @@ def main(
             "of": int(significant[0].size), "q_below": plan.level, "rule": plan.rule, "undefined": int(found.attrs["undefined"]),
         },
         "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
-        "draw_tests": tests.to_dict("records"), "human_link": link.to_dict("records"), "warnings": notes,
+        "draw_tests": study.records(tests), "human_link": study.records(link), "warnings": notes,
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()

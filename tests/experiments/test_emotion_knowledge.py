@@ -235,7 +235,7 @@ def test_the_preset_runs_as_published(modules, trained, tmp_path):
     assert len(table) == 4 * (1 + 14 + 14)  # each attribute has one random mask of its own
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["recipe"]["negatives"] == "contaminated"
-    assert manifest["protocol"]["eval_batch"] == 100
+    assert manifest["eval_batch"] == 100
 
 
 def test_a_decoder_is_searched_at_the_last_token_of_plain_sentences(modules, trained, tmp_path):

@@ -115,4 +115,4 @@ def test_what_the_prompts_learnt_is_shown_with_n_and_interval():
     points = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
     assert points == pytest.approx([0.5, 0.85])
     bars = [tuple(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 1.5 and line.get_marker() != "o"]
-    assert bars[:2] == pytest.approx([wilson(5, 10), wilson(34, 40)])
+    np.testing.assert_allclose(bars[:2], [wilson(5, 10), wilson(34, 40)])
