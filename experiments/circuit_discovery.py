@@ -60,6 +60,7 @@ def main(
     prompts = et.datasets.sev(train, limit=limit)
     lm = et.load(model, device=device, dtype=dtype)
     at = lm.sites.n_layers - 2 if layer is None else layer
+    lm.sites.address("resid_post", at)  # refuses a layer that there is not
     settings = {
         "experiment": "circuit_discovery", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest}, "limit": limit, "pairs_per_skeleton": pairs_per_skeleton,
@@ -98,41 +99,23 @@ def main(
 
     # 3. Scores.
     scores: dict[str, xr.Dataset] = {}
-    for name in LABELS:
-        for method in (*APPROXIMATE, "patching", "magnitude", "random"):
-            scores[f"{name} node {method}"] = _kept(
-                run,
-                f"{name}_node_{method}",
-                lambda n=name, m=method: discovery.scores(
-                    lm,
-                    chosen[n],
-                    metrics[n],
-                    method=m,
-                    nodes=("head", "mlp"),
-                    steps=steps,
-                    batch_size=batch_size,
-                    seed=seed,
-                ),
-            )
-    for method in (*APPROXIMATE, "magnitude", "random"):
-        scores[f"emotion edge {method}"] = _kept(
+
+    def score(swap: str, level: discovery.Level, method: str, some: discovery.Pairs) -> None:
+        scores[f"{swap} {level} {method}"] = _kept(
             run,
-            f"emotion_edge_{method}",
-            lambda m=method: discovery.scores(
-                lm,
-                chosen["emotion"],
-                metrics["emotion"],
-                method=m,
-                level="edge",
-                steps=steps,
-                batch_size=batch_size,
-                seed=seed,
+            f"{swap}_{level}_{method}",
+            lambda: discovery.scores(
+                lm, some, metrics[swap], method=method, level=level, steps=steps, batch_size=batch_size, seed=seed
             ),
         )
+
+    for method in (*APPROXIMATE, "patching", "magnitude", "random"):
+        for name in LABELS:
+            score(name, "node", method, chosen[name])
+        if method != "patching":
+            score("emotion", "edge", method, chosen["emotion"])
     if exact_pairs:
-        scores["emotion edge path_patching"] = _kept(run, "emotion_edge_path_patching", lambda: discovery.scores(
-            lm, chosen["emotion"][:exact_pairs], metrics["emotion"], method="path_patching", level="edge",
-            batch_size=batch_size))  # fmt: skip
+        score("emotion", "edge", "path_patching", chosen["emotion"][:exact_pairs])
     agreement = _agreement(scores)
     curves = {
         f"emotion {level} {method}": _kept(
@@ -157,7 +140,8 @@ def main(
     discovery.save(circuit, run.path("circuit"), "circuit")
     stable = discovery.bootstrap(edge_scores, edges, rule="greedy", seed=seed)
     overlap = {
-        by: discovery.across(edge_scores, edges, by, draws=200, seed=seed) for by in ("theme", "valence", "emotion")
+        by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
+        for by in ("theme", "valence", "emotion")
     }
     significant = discovery.significance(edge_scores, seed=seed)
     judged = _kept(

@@ -12,7 +12,7 @@ from emotrace.discovery.evaluation import POINTS, curve, evaluate, faithfulness,
 from emotrace.discovery.files import load, save
 from emotrace.discovery.metrics import KL, LogitDifference, Metric, Projection, SiteFunction
 from emotrace.discovery.pairs import Pair, Pairs, other_emotion, other_valence, pairs
-from emotrace.discovery.scores import METHODS, mean, scores
+from emotrace.discovery.scores import METHODS, Level, mean, scores
 from emotrace.discovery.selection import jaccard, live, nodes_of, select
 from emotrace.discovery.stability import across, bootstrap, random_like, significance
 
@@ -20,6 +20,7 @@ __all__ = [
     "KL",
     "METHODS",
     "POINTS",
+    "Level",
     "LogitDifference",
     "Metric",
     "Pair",
