@@ -6,10 +6,10 @@ of situation and phrase are dealt out to train, dev and test: no pair is in two 
 ``data/goemotions_sample.csv`` are added, parted by `prompt_tuning.parted`. Written as ``train.csv``, ``dev.csv`` and ``test.csv``
 in the format of GoEmotions.
 
-Model. A RoBERTa of about 350,000 parameters with a byte-level BPE learns to fill in masked tokens of the training texts,
+Model. A RoBERTa of about 300,000 parameters with a byte-level BPE learns to fill in masked tokens of the training texts,
 before each of which stands the name of an emotion that it has, masked nine times in ten, and between them eight mask
 tokens, where a soft prompt of eight vectors will stand. So it has met the emotions as words and in
-use, and knows nothing else. AdamW, one cycle, about a minute on one core. For trying out methods only.
+use, and knows nothing else. AdamW, one cycle. For trying out methods only.
 
     python experiments/train_tiny_masked.py --out runs/tiny_masked
 """
