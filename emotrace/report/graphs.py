@@ -17,6 +17,9 @@ from emotrace.report import style
 
 RAISES, LOWERS = style.COLOURS["prompt"], style.COLOURS["steer"]
 LINES: Final = {"q": (0, (5, 2)), "k": (0, (1, 1.5)), "v": "solid", "mlp": "solid", "out": "solid"}
+BENDS: Final = {"q": 0.07, "k": -0.07}
+"""What is added to the bend of an edge, so that those between the same two nodes lie apart."""
+STAGGER: Final = (-0.17, 0.11, -0.06, 0.2)
 MOST: Final = 150
 """Edges above which a drawing is no longer readable."""
 
@@ -68,6 +71,7 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
             if abs(y1 - y0) <= 1 and abs(x1 - x0) < 1e-6
             else 0.12 * np.sign((x1 - x0) or 1) * min(1.0, (y1 - y0) / 4)
         )
+        bend += BENDS.get(part, 0.0)
         ax.add_patch(
             FancyArrowPatch(
                 (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=8, shrinkA=11, shrinkB=11,
@@ -134,4 +138,7 @@ def _layout(edges: list[tuple[str, str]]) -> dict[str, tuple[float, int]]:
             members.sort(key=lambda n: np.mean([x[m] for m in near[n]] or [x[n]]))
             for i, n in enumerate(members):
                 x[n] = (i + 1) / (len(members) + 1)
+    alone = [members[0] for row, members in by_row.items() if len(members) == 1 and 0 <= row < 1e6]
+    for i, n in enumerate(alone):  # off the middle line, or longer edges would run behind them
+        x[n] += STAGGER[i % len(STAGGER)]
     return {n: (x[n], rows[_row(n)]) for n in names}
