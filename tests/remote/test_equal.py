@@ -9,6 +9,7 @@ from nnsight.schema.config import CONFIG
 
 import emotrace as et
 from emotrace import attribution, circuits, scoring
+from emotrace.cli.options import only_here
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
@@ -263,3 +264,11 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
             et.load(client / "llama", remote=right)
     finally:
         server.modes(versions={})
+
+
+def test_a_study_that_needs_the_weights_here_refuses():
+    only_here(None, "it tunes")
+    with pytest.raises(EmotraceError, match=r"--remote ndif: it tunes\. Leave --remote out"):
+        only_here("ndif", "it tunes")
+    with pytest.raises(EmotraceError, match="ndif, local, a URL"):
+        only_here("moon", "it tunes")
