@@ -78,7 +78,7 @@ def vectors(
     if queries is not None:
         prompts = et.datasets.emotion_query(queries, emotions=wanted, part=part, limit=limit, seed=seed)  # type: ignore[arg-type]
         told = {"neutral": neutral, "emotional": emotional}
-        templates = extraction.TEMPLATES | {name: text for name, text in told.items() if text is not None}
+        templates = {**extraction.TEMPLATES, **{name: text for name, text in told.items() if text is not None}}
         extraction.answer_prompts(prompts, templates)
         _several(prompts, without_base)
         lm = et.load(model, device=device, dtype=dtype)

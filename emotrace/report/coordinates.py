@@ -32,7 +32,7 @@ def sorted_differences(differences: xr.DataArray) -> Figure:
             rows[:, np.argsort(rows.mean(0), kind="stable")], cmap="coolwarm", vmin=-most, vmax=most, aspect="auto",
             origin="lower", interpolation="nearest",
         )  # fmt: skip
-        _framed(ax, str(name), "coordinates, by mean difference", x["layer"].values)
+        _framed(ax, str(name), "coordinates, by mean difference", x["layer"].values.tolist())
     figure.colorbar(shown, ax=panels, shrink=0.8, label="mean difference")
     return figure
 
@@ -59,7 +59,7 @@ def largest(differences: xr.DataArray, k: int) -> Figure:
             s=14, edgecolors=INK, linewidths=0.2,
         )  # fmt: skip
         ax.set_xlim(-0.5, values.shape[-1] - 0.5)
-        _framed(ax, str(name), "coordinate", x["layer"].values)
+        _framed(ax, str(name), "coordinate", x["layer"].values.tolist())
     figure.colorbar(shown, ax=panels, shrink=0.8, label="mean difference")
     return figure
 
