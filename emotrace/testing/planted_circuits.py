@@ -61,7 +61,7 @@ class PlantedCircuit:
     idle: frozenset[str] = field(default_factory=frozenset)
 
 
-def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 4) -> PlantedCircuit:
+def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 6) -> PlantedCircuit:
     """A model with a planted circuit.
 
     Args:

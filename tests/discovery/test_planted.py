@@ -42,7 +42,7 @@ def quality(p, found, level):
 @pytest.mark.parametrize("name", SHAPES)
 def test_exact_methods_find_the_planted_circuit_and_nothing_else_first(circuits, name, level):
     p = circuits(name)
-    assert quality(p, scored(name, EXACT[level], level), level) == (1.0, 1.0)
+    assert quality(p, scored(name, EXACT[level], level), level) == pytest.approx((1, 1), abs=1e-9)
 
 
 @pytest.mark.parametrize("level", LEVELS)
