@@ -19,9 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The main job on a part of the data: 24 of the 160 skeletons of each file.
+# The main job on a part of the data: 20 of the 160 skeletons of each file.
 demo: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit 24 --sweep-limit 4 --finalists 3 --dose-step 2 --draws 2 --attn-implementation eager --out runs/demo
+	$(BIN)/python experiments/emotion_circuits.py --limit 20 --sweep-limit 4 --finalists 2 --dose-step 3 --draws 2 --attn-implementation eager --out runs/demo
 
 # The main job on all of the data.
 study: $(READY)

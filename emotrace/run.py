@@ -14,6 +14,8 @@ from emotrace.labels import EmotraceError
 from emotrace.model import versions
 from emotrace.runlog import write_json
 
+SHOWN = 160
+"""Characters of a setting that a message shows."""
 FREE = ("command", "versions", "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
 
@@ -59,7 +61,7 @@ class Run:
                 f"{manifest} is damaged. Give a new folder, or delete that file to start over."
             ) from None
         differences = [
-            f"{name}: {before.get(name)!r} there, {self.settings.get(name)!r} now"
+            f"{name}: {_short(before.get(name))} there, {_short(self.settings.get(name))} now"
             for name in sorted({*before, *self.settings} - set(FREE))
             if before.get(name) != self.settings.get(name)
         ]
@@ -80,3 +82,9 @@ class Run:
         self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
         write_json(self.path("manifest.json"), self.manifest)
+
+
+def _short(value: Any) -> str:
+    """A setting in a message: of a long one the start."""
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"

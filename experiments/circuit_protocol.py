@@ -6,6 +6,7 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import xarray as xr
@@ -20,7 +21,7 @@ DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.4)
 STRENGTHS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.5)
 """λ of the circuit."""
 POSITIONS = ("steer", "last")
-"""Where is added: from the last prompt token on, or there only."""
+"""Where is added: from the last prompt token on, or there only; of a circuit at neurons and heads each."""
 INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
 """Finite doses of sublayer influence, in units of σ, as published."""
 STEERED = ("steer", "random_steer", "shuffled")
@@ -93,10 +94,11 @@ def encoding(preset: str | None) -> dict[str, Any]:
 
 
 def ours(lm: Any, max_new_tokens: int, step: int = 1) -> Protocol:
-    """One decoding for all methods; steering, at every ``step``-th dose, and circuit searched on held-out training skeletons."""
+    """One decoding for all methods; steering and circuit, at every ``step``-th dose and λ, searched on held-out skeletons."""
     windows = evaluation.layer_windows(lm.sites.n_layers)
     steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES[::step])
-    modulation = lines([{"neuron_positions": p, "head_positions": p} for p in POSITIONS], "lambda", STRENGTHS)
+    where = [{"neuron_positions": n, "head_positions": h} for n, h in product(POSITIONS, POSITIONS)]
+    modulation = lines(where, "lambda", STRENGTHS[::step])
     return Protocol({"": {"max_new_tokens": max_new_tokens}}, steering, modulation)
 
 

@@ -58,7 +58,7 @@ def main(
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
     finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
-    dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering")] = 1,
+    dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering and λ of the circuit")] = 1,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
     curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
     neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
