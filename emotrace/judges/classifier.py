@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-import transformers
-from tqdm import tqdm
-
 from emotrace.judges.base import EMPTY, Verdict
+from emotrace.judges.text_classifier import TextClassifier
 from emotrace.labels import ALIASES, ANSWERS, EmotraceError, emotion
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ClassifierJudge:
@@ -45,62 +39,19 @@ class ClassifierJudge:
         device: str = "auto",
         revision: str | None = None,
     ) -> None:
-        self.name = f"classifier:{model}"
-        if batch_size < 1:
-            raise EmotraceError(f"{self.name}: batch_size={batch_size} must be at least 1.")
-        self.batch_size = batch_size
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        source = _source(model, self.name)
-        try:
-            config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise EmotraceError(f"{self.name}: no model there that could be loaded: {error}") from error
-        self.labels = {int(i): str(label) for i, label in (config.id2label or {}).items()}
+        self._classifier = TextClassifier(model, batch_size=batch_size, device=device, revision=revision)
+        self.name, self.labels = self._classifier.name, self._classifier.labels
+        self._multi = self._classifier.multi
         self.answers = answers_of(self.labels, label_map or {}, self.name)  # before the weights are loaded
-        self._multi = config.problem_type == "multi_label_classification"
-        self._tokenizer, self._model = self._load(source, revision)
-        self._limit = _limit(self._tokenizer, config)
-
-    def _load(self, source: str, revision: str | None) -> tuple[transformers.PreTrainedTokenizerBase, torch.nn.Module]:
-        kwargs = {"revision": revision, "trust_remote_code": False}
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **kwargs)
-            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                source, output_loading_info=True, dtype=torch.float32, **kwargs
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise EmotraceError(f"{self.name}: not a text classifier with a tokenizer: {error}") from error
-        if missing := sorted(info["missing_keys"]):
-            raise EmotraceError(
-                f"{self.name}: the checkpoint lacks {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}, so its "
-                "classification head is untrained; name a model trained for text classification."
-            )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-            model.config.pad_token_id = tokenizer.pad_token_id
-        return tokenizer, model.eval().to(self.device)
+        self._classifier.load()
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         """Judge each text; blank ones are unjudged. Texts beyond the model's length are cut."""
-        verdicts: dict[int, Verdict] = {
-            i: {"predicted": None, "judge": self.name, "reason": EMPTY}
-            for i, text in enumerate(texts)
-            if not text.strip()
-        }
-        order = sorted((i for i in range(len(texts)) if i not in verdicts), key=lambda i: len(texts[i]))
-        with tqdm(total=len(order), desc=f"judge {self.name}", unit="text", disable=not progress) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                verdicts.update(zip(batch, self._batch([texts[i] for i in batch]), strict=True))
-                bar.update(len(batch))
-        return [verdicts[i] for i in range(len(texts))]
-
-    @torch.inference_mode()
-    def _batch(self, texts: list[str]) -> Iterator[Verdict]:
-        encoded = self._tokenizer(texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
-        logits = self._model(**encoded.to(self.device)).logits.float().cpu()
-        for row in logits.sigmoid() if self._multi else logits.softmax(-1):
-            yield self._verdict(row.tolist())
+        table = self._classifier.table(texts, desc=f"judge {self.name}", progress=progress)
+        return [
+            self._verdict(p.tolist()) if text.strip() else {"predicted": None, "judge": self.name, "reason": EMPTY}
+            for text, p in zip(texts, table, strict=True)
+        ]
 
     def _verdict(self, p: list[float]) -> Verdict:
         parts = {a: [p[i] for i in self.answers if self.answers[i] == a] for a in ANSWERS}
@@ -142,18 +93,3 @@ def answers_of(labels: Mapping[int, str], label_map: Mapping[str, str | None], n
             f"{name}: its labels ({everything}) give {sorted(set(found.values()))}; at least two needed."
         )
     return found
-
-
-def _source(model: str | Path, name: str) -> str:
-    """The directory or hub id, refused where it can be neither."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return str(path)
-    if isinstance(model, Path) or str(model).startswith((".", "/", "~")) or not _HUB_ID.fullmatch(str(model)):
-        raise EmotraceError(f"{name}: no directory {str(model)!r}, and it cannot be a hub id (ORG/MODEL).")
-    return str(model)
-
-
-def _limit(tokenizer: transformers.PreTrainedTokenizerBase, config: transformers.PretrainedConfig) -> int:
-    """Longest input in tokens: the tokenizer's, and the model's less the two positions some families keep back."""
-    return max(2, min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 514) - 2))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
-from emotrace.judges.classifier import ClassifierJudge
-from emotrace.labels import ALIASES, ANSWERS, NEUTRAL, EmotraceError, unknown
-from emotrace.runlog import progress as progress_bar
+from emotrace.judges.classifier import answers_of
+from emotrace.judges.text_classifier import TextClassifier
+from emotrace.labels import ALIASES, ANSWERS, NEUTRAL, unknown
 
 
 class EmotionClassifier:
@@ -44,19 +41,16 @@ class EmotionClassifier:
         revision: str | None = None,
     ) -> None:
         given = dict(label_map or {})
-        try:
-            config = transformers.AutoConfig.from_pretrained(str(model), revision=revision, trust_remote_code=False)
-            labels = [str(label) for label in (config.id2label or {}).values()]
-        except (OSError, ValueError, KeyError) as error:
-            raise EmotraceError(f"classifier:{model}: no model there that could be loaded: {error}") from error
+        self._classifier = TextClassifier(model, batch_size=batch_size, device=device, revision=revision)
+        self.name, labels = self._classifier.name, self._classifier.labels
+        self.labels = [labels[i] for i in sorted(labels)]
         known = {*ANSWERS, *ALIASES}
         ours = {label: value if str(value).lower() in known else None for label, value in given.items()}
-        mapped = {label: None for label in labels if label.strip().lower() not in known} | ours
-        self._judge = ClassifierJudge(model, label_map=mapped, batch_size=batch_size, device=device, revision=revision)
-        self.name, self.batch_size = self._judge.name, batch_size
-        self.labels = [self._judge.labels[i] for i in sorted(self._judge.labels)]
-        self._multi = self._judge._multi
+        answers_of(
+            labels, {label: None for label in self.labels if label.strip().lower() not in known} | ours, self.name
+        )
         self._named = {label: value for label, value in given.items() if value}
+        self._classifier.load()
 
     def columns(self, asked: str) -> list[int]:
         """The labels that mean an emotion.
@@ -79,26 +73,9 @@ class EmotionClassifier:
         """Whether a label means that there is no emotion."""
         return any((self._named.get(label) or label).strip().lower() == NEUTRAL for label in self.labels)
 
-    @torch.inference_mode()
     def table(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """``[text, label]`` float64: softmax over the labels, or sigmoids; NaN for an empty text."""
-        judge = self._judge
-        out = np.full((len(texts), len(self.labels)), np.nan)
-        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-        with progress_bar(total=len(order), desc=self.name, unit="text", enabled=progress) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                coded: Any = judge._tokenizer(
-                    [texts[i] for i in batch],
-                    padding=True,
-                    truncation=True,
-                    max_length=judge._limit,
-                    return_tensors="pt",
-                )
-                logits = judge._model(**coded.to(judge.device)).logits.double().cpu()
-                out[batch] = (logits.sigmoid() if self._multi else logits.softmax(-1)).numpy()
-                bar.update(len(batch))
-        return out
+        return self._classifier.table(texts, progress=progress)
 
     def probability(self, texts: Sequence[str], emotions: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """``[text]``: of each text the probability of its own emotion; every emotion is looked up before anything runs.
@@ -112,4 +89,4 @@ class EmotionClassifier:
 
     def picked(self, p: np.ndarray, columns: Sequence[int]) -> float:
         """Probability of some labels together: their sum, of sigmoids the largest."""
-        return float(p[list(columns)].max() if self._multi else p[list(columns)].sum())
+        return float(p[list(columns)].max() if self._classifier.multi else p[list(columns)].sum())

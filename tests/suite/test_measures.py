@@ -123,11 +123,13 @@ def test_probabilities_are_of_the_output_and_labels_that_are_missing_are_errors(
 
 def test_a_table_equals_transformers_own_forward(planted):
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    judge = planted._judge
+    path = planted.name.removeprefix("classifier:")
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path)
     for text in ("the rage", "a spooky tears the"):
         with torch.no_grad():
-            logits = judge._model(**judge._tokenizer(text, return_tensors="pt")).logits[0].double()
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0].double()
         np.testing.assert_allclose(planted.table(["odd", text])[1], torch.softmax(logits, -1).numpy(), atol=1e-6)
 
 
