@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from emotrace.datasets.goemotions import LABELS, LabelledText, read_goemotions
-from emotrace.directions.files import replace_file
+from emotrace.bundles import replace_file
 from emotrace.prompt_tuning import parted
 from emotrace.prompt_tuning.tasks import PARTS
 

@@ -1,8 +1,4 @@
-"""Files: a labelled Dataset as ``NAME.safetensors`` and ``NAME.json``; nothing is pickled.
-
-Each file is written beside its place, synced and renamed. The manifest, which carries the digest of the numbers, comes
-last, so a pair is whole or refused.
-"""
+"""Files: a labelled Dataset as a bundle."""
 
 from __future__ import annotations
 
@@ -14,14 +10,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
-from emotrace.directions.files import replace_file
+from emotrace import bundles
 from emotrace.labels import EmotraceError
-
-FORMAT = 1
 
 
 def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path:
@@ -51,18 +42,12 @@ def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path
         else:
             raise EmotraceError(f"{where}: files hold numbers, booleans and texts, not {values.dtype}.")
         described[str(key)] = entry
-    blob = save_tensors(tensors)
-    manifest = {
-        "format": FORMAT,
+    about = {
         "data": [str(v) for v in dataset.data_vars],
         "variables": described,
         "attrs": _attrs(dataset.attrs, "save"),
-        "sha256": hashlib.sha256(blob).hexdigest(),
     }
-    folder = Path(folder)
-    replace_file(folder / f"{name}.safetensors", blob)
-    replace_file(folder / f"{name}.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    return folder / f"{name}.json"
+    return bundles.write(folder, name, tensors, about)
 
 
 def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
@@ -71,10 +56,8 @@ def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
     Raises:
         EmotraceError: where a file is missing, damaged, of another format, or not the one the manifest describes.
     """
-    manifest, tensors = read_pair(Path(folder) / f"{name}.json", Path(folder) / f"{name}.safetensors")
+    manifest, tensors = bundles.read(folder, name, "a Dataset")
     try:
-        if manifest["format"] != FORMAT:
-            raise EmotraceError(f"{folder}/{name}.json has format {manifest['format']!r}; this version reads {FORMAT}.")
         variables = {
             key: (tuple(v["dims"]), tensors[key] if "values" not in v else _texts(v["values"]), v["attrs"])
             for key, v in manifest["variables"].items()
@@ -84,32 +67,7 @@ def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
             {k: variables[k] for k in data}, {k: v for k, v in variables.items() if k not in data}, manifest["attrs"]
         )
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, EmotraceError):
-            raise
         raise EmotraceError(f"{folder}/{name}.json is no manifest of a Dataset ({error!r}).") from error
-
-
-def read_pair(described: Path, numbers: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A manifest and its tensors, after checking that one describes the other.
-
-    Raises:
-        EmotraceError: where one is missing, cannot be read, or the sha256 differs.
-    """
-    for file in (described, numbers):
-        if not file.is_file():
-            raise EmotraceError(f"{file} does not exist; {described.name} and {numbers.name} belong together.")
-    try:
-        manifest = json.loads(described.read_text(encoding="utf-8"))
-        wanted = manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EmotraceError(f"{described} is damaged or no manifest ({error!r}).") from error
-    blob = numbers.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != wanted:
-        raise EmotraceError(f"{numbers} is not the file that {described.name} describes (sha256 differs).")
-    try:
-        return manifest, load_tensors(blob)
-    except SafetensorError as error:
-        raise EmotraceError(f"{numbers} cannot be read: {error}.") from error
 
 
 def digest(array: xr.DataArray) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from emotrace.attribution.files import plain, read_pair, replace_file
+from emotrace.attribution.files import plain
+from emotrace.bundles import read_pair, replace_file
 from emotrace.labels import EmotraceError
 
 FREE = ("command", "versions")

@@ -211,7 +211,7 @@ def curves(
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
     import emotrace as et
     from emotrace.attribution.curves import HOW
-    from emotrace.attribution.files import replace_file
+    from emotrace.bundles import replace_file
     from emotrace.report.components import curves as csv
 
     _one_of(what, ("ablate", "add"), "--what")

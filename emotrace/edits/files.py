@@ -7,23 +7,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import xarray as xr
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from emotrace import bundles
 from emotrace.edits.kinds import KINDS, Edit
 from emotrace.labels import EmotraceError
 from emotrace.sites import Site
 
+NAME: Final = "edits"
+
 
 def save(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     described = []
     for i, edit in enumerate(edits):
@@ -41,8 +40,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
             elif f.name != "vector":
                 row[f.name] = value.item() if isinstance(value, np.generic) else value
         described.append(row)
-    save_file(tensors, path / "edits.safetensors")
-    (path / "edits.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    bundles.write(path, NAME, tensors, {"edits": described})
 
 
 def load(path: str | Path) -> list[Edit]:
@@ -51,15 +49,10 @@ def load(path: str | Path) -> list[Edit]:
     Raises:
         EmotraceError: for a missing or damaged file, or an edit that this version does not know.
     """
-    path = Path(path)
-    for name in ("edits.json", "edits.safetensors"):
-        if not (path / name).is_file():
-            raise EmotraceError(f"{path} holds no {name}.")
-    try:
-        tensors = load_file(path / "edits.safetensors")
-        described = list(json.loads((path / "edits.json").read_text(encoding="utf-8")))
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise EmotraceError(f"{path}: the files of these edits are damaged ({error}).") from error
+    about, tensors = bundles.read(path, NAME, "edits")
+    described = about.get("edits")
+    if not isinstance(described, list):
+        raise EmotraceError(f"{path}/{NAME}.json is no manifest of edits.")
     edits = []
     for i, row in enumerate(described):
         cls = KINDS.get(row.pop("edit", "")) if isinstance(row, dict) else None

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 
-from emotrace.directions.files import replace_file
+from emotrace.bundles import replace_file
 from emotrace.labels import EmotraceError
 
 RECONSTRUCT: Final[Any] = cast(tuple[Any, ...], np.empty(0).__reduce__())[0]

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+from emotrace.bundles import replace_file
 from emotrace.datasets.goemotions import LabelledText
-from emotrace.directions.files import replace_file
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids

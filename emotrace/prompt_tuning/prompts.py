@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
-from emotrace.directions.files import replace_file
+from emotrace import bundles
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
 
-FORMAT: Final = 1
 NAME: Final = "prompt"
 LABEL: Final = "soft_prompt"
 """Label by which a capture knows the tuned prompt of a sequence (its key)."""
@@ -84,18 +78,13 @@ class SoftPrompt:
         Returns:
             The path of the JSON file.
         """
-        folder = Path(folder)
         tensors = {n: np.ascontiguousarray(getattr(self, n), dtype=np.float32) for n in ("vectors", "final")}
-        blob = save_tensors(tensors)
         about = {
-            "format": FORMAT, "emotion": self.emotion, "seed": self.seed, "recipe": self.recipe.record,
-            "answers": list(self.answers), "model": dict(self.model), "scores": dict(self.scores),
-            "history": [dict(h) for h in self.history], "task": self.task, "sha256": hashlib.sha256(blob).hexdigest(),
+            "emotion": self.emotion, "seed": self.seed, "recipe": self.recipe.record, "answers": list(self.answers),
+            "model": dict(self.model), "scores": dict(self.scores), "history": [dict(h) for h in self.history],
+            "task": self.task,
         }  # fmt: skip
-        text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_file(folder / f"{NAME}.safetensors", blob)
-        replace_file(folder / f"{NAME}.json", text.encode())
-        return folder / f"{NAME}.json"
+        return bundles.write(folder, NAME, tensors, about)
 
     @classmethod
     def load(cls, folder: str | Path) -> SoftPrompt:
@@ -104,26 +93,13 @@ class SoftPrompt:
         Raises:
             EmotraceError: where a file is missing or damaged, or the numbers are not those that the JSON file describes.
         """
-        described, numbers = Path(folder) / f"{NAME}.json", Path(folder) / f"{NAME}.safetensors"
-        for file in (described, numbers):
-            if not file.is_file():
-                raise EmotraceError(
-                    f"{file} does not exist; a soft prompt is a folder with {NAME}.json and its safetensors."
-                )
-        blob = numbers.read_bytes()
+        about, tensors = bundles.read(folder, NAME, "a soft prompt")
         try:
-            about = json.loads(described.read_text(encoding="utf-8"))
-            if about.pop("format") != FORMAT:
-                raise EmotraceError(f"{described} has another format; this version reads {FORMAT}.")
-            if about.pop("sha256") != hashlib.sha256(blob).hexdigest():
-                raise EmotraceError(f"{numbers} is not the file that {described.name} describes (sha256 differs).")
             about["recipe"] = Recipe(**about["recipe"])
             about["answers"] = tuple(about["answers"])
-            return cls(**load_tensors(blob), **about)
-        except EmotraceError:
-            raise
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise EmotraceError(f"{described} describes no soft prompt ({error!r}).") from error
+            return cls(**tensors, **about)
+        except (ValueError, KeyError, TypeError) as error:
+            raise EmotraceError(f"{folder}/{NAME}.json describes no soft prompt ({error!r}).") from error
 
 
 def key_of(emotion: str, seed: int) -> str:

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import stats
 
-from emotrace.directions.files import replace_file
+from emotrace.bundles import replace_file
 from emotrace.report import style
 from emotrace.report.figures import Shown
 from emotrace.report.page import render

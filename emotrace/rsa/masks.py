@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,14 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
-from emotrace.directions.files import replace_file
+from emotrace import bundles
 from emotrace.labels import EmotraceError, unknown
 
-FORMAT: Final = 1
 KINDS: Final = ("selective", "random")
 LABELS: Final = ("attribute", "k", "kind", "draw")
 SHARED: Final = "*"
@@ -99,20 +93,13 @@ class Masks:
         Returns:
             The path of the JSON file, which is written last.
         """
-        folder = Path(folder)
         m = self.masked
-        blob = save_tensors({"bits": np.packbits(m.values.reshape(len(m), -1), axis=1)})
-        manifest = {
-            "format": FORMAT,
+        about = {
             "shape": list(m.shape),
             "labels": {n: m[n].values.tolist() for n in (*LABELS, "layer", "unit")},
             "attrs": {str(k): _plain(v) for k, v in m.attrs.items()},
-            "sha256": hashlib.sha256(blob).hexdigest(),
         }
-        text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
-        replace_file(folder / f"{name}.safetensors", blob)
-        replace_file(folder / f"{name}.json", text.encode())
-        return folder / f"{name}.json"
+        return bundles.write(folder, name, {"bits": np.packbits(m.values.reshape(len(m), -1), axis=1)}, about)
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "masks") -> Masks:
@@ -121,26 +108,11 @@ class Masks:
         Raises:
             EmotraceError: where a file is missing, of another format, or the bits are not those that the JSON file describes.
         """
-        described, numbers = Path(folder) / f"{name}.json", Path(folder) / f"{name}.safetensors"
-        for file in (described, numbers):
-            if not file.is_file():
-                raise EmotraceError(f"{file} does not exist; masks are a folder with {name}.json and its safetensors.")
+        about, tensors = bundles.read(folder, name, "masks")
         try:
-            manifest = json.loads(described.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise EmotraceError(f"{described} has format {manifest['format']!r}; this version reads {FORMAT}.")
-            shape, labels, attrs, digest = (manifest[k] for k in ("shape", "labels", "attrs", "sha256"))
-        except EmotraceError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise EmotraceError(f"{described} describes no masks ({error!r}).") from error
-        blob = numbers.read_bytes()
-        if hashlib.sha256(blob).hexdigest() != digest:
-            raise EmotraceError(f"{numbers} is not the file that {described.name} describes (sha256 differs).")
-        try:
-            bits = load_tensors(blob)["bits"]
-        except (SafetensorError, KeyError) as error:
-            raise EmotraceError(f"{numbers} cannot be read: {error}.") from error
+            shape, labels, attrs, bits = *(about[k] for k in ("shape", "labels", "attrs")), tensors["bits"]
+        except KeyError as error:
+            raise EmotraceError(f"{folder}/{name}.json describes no masks ({error!r}).") from error
         values = np.unpackbits(bits, axis=1, count=shape[1] * shape[2]).astype(bool).reshape(shape)
         coords = {n: labels[n] if n in ("layer", "unit") else ("mask", labels[n]) for n in (*LABELS, "layer", "unit")}
         return cls(xr.DataArray(values, dims=("mask", "layer", "unit"), coords=coords, name="masked", attrs=attrs))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from emotrace import bundles
 from emotrace.attribution import files, load, save
 from emotrace.labels import EMOTIONS, EmotraceError
 
@@ -101,14 +102,14 @@ def test_damage_is_refused(tmp_path):
 
 def test_an_interrupted_save_keeps_the_old_pair_or_is_refused(tmp_path, monkeypatch):
     save(some(), tmp_path)
-    real = files.replace_file
+    real = bundles.replace_file
 
     def only_numbers(path, data):
         if path.suffix == ".json":
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr(files, "replace_file", only_numbers)
+    monkeypatch.setattr(bundles, "replace_file", only_numbers)
     with pytest.raises(KeyboardInterrupt):
         save(some(seed=1), tmp_path)
     with pytest.raises(EmotraceError, match="sha256"):

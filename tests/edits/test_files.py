@@ -1,5 +1,7 @@
 """Files of edits: whole round trips, damage that is named, and a digest that tells apart what would act differently."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -53,14 +55,16 @@ def test_the_digest_sees_values_labels_and_settings():
 
 
 def test_damaged_files_are_named(tmp_path):
-    with pytest.raises(EmotraceError, match=r"holds no edits\.json"):
+    with pytest.raises(EmotraceError, match=r"edits\.json does not exist"):
         edits.load(tmp_path)
     mine = [et.Add("resid_post", layers=[0], vector=V)]
     edits.save(mine, tmp_path)
     whole = (tmp_path / "edits.json").read_text()
     for text, message in (
         ("{", "damaged"),
-        ("[3]", "entry 0 is no edit"),
+        ("[3]", "damaged or no manifest of edits"),
+        (json.dumps({**json.loads(whole), "edits": 3}), "no manifest of edits"),
+        (json.dumps({**json.loads(whole), "edits": [3]}), "entry 0 is no edit"),
         (whole.replace('"strength"', '"strenght"'), "entry 0 is damaged.*strenght"),
         (whole.replace('"steer"', '"ster"'), "Did you mean 'steer'"),
     ):
@@ -69,7 +73,7 @@ def test_damaged_files_are_named(tmp_path):
             edits.load(tmp_path)
     (tmp_path / "edits.json").write_text(whole)
     (tmp_path / "edits.safetensors").write_bytes(b"xx")
-    with pytest.raises(EmotraceError, match="damaged"):
+    with pytest.raises(EmotraceError, match="sha256 differs"):
         edits.load(tmp_path)
 
 

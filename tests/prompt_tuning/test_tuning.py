@@ -157,7 +157,7 @@ def test_a_prompt_is_written_and_read_whole(tmp_path):
     with pytest.raises(EmotraceError, match="sha256 differs"):
         SoftPrompt.load(tmp_path / "p")
     (tmp_path / "p" / "prompt.json").write_text("{}")
-    with pytest.raises(EmotraceError, match="describes no soft prompt"):
+    with pytest.raises(EmotraceError, match="no manifest of a soft prompt"):
         SoftPrompt.load(tmp_path / "p")
     with pytest.raises(EmotraceError, match="does not exist"):
         SoftPrompt.load(tmp_path / "q")
