@@ -215,6 +215,12 @@ def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
     return found
 
 
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's ρ to four places."""
+    found: Any = spearmanr(a, b)  # what it returns is built at run time, out of sight of types
+    return round(float(found.statistic), 4)
+
+
 def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
     """Spearman correlation of each method with its exact twin, on the pairs that both have."""
     found: dict[str, dict[str, float]] = {}
@@ -224,9 +230,8 @@ def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
         if twin is not None and "patching" not in method:
             mine = table["score"].sel(pair=twin["pair"].values).mean("pair").values
             theirs = twin["score"].mean("pair").values
-            signed, size = spearmanr(mine, theirs).statistic, spearmanr(np.abs(mine), np.abs(theirs)).statistic
-            found.setdefault(f"{swap} {level}", {})[method] = round(float(signed), 4)
-            found[f"{swap} {level}"][f"{method} (magnitudes)"] = round(float(size), 4)
+            found.setdefault(f"{swap} {level}", {})[method] = _spearman(mine, theirs)
+            found[f"{swap} {level}"][f"{method} (magnitudes)"] = _spearman(np.abs(mine), np.abs(theirs))
     return found
 
 

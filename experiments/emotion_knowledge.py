@@ -141,7 +141,7 @@ def main(
     each = rsa.rdm(x, "cosine")
     whole = each.mean("seed", keep_attrs=True)
     layered = rsa.rdm(x, "cosine", features="unit", over="seed")
-    test = {"permutations": study.PERMUTATIONS, "seed": seed}
+    test: dict[str, Any] = {"permutations": study.PERMUTATIONS, "seed": seed}
     fit = rsa.compare(whole, people, "pearson", **test)
     fit = fit.merge(rsa.bootstrap(each, people, "pearson", over="seed", draws=study.DRAWS, seed=seed)[["lo", "hi"]])
     by_attribute = rsa.compare(whole, references, **test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,12 @@ import emotrace as et
 from emotrace import presets, rsa
 from emotrace import prompt_tuning as pt
 from emotrace.datasets.goemotions import LabelledText
+from emotrace.prompt_tuning.masking import HOWS
+from emotrace.prompt_tuning.neurons import STAGES
+from emotrace.prompt_tuning.recipe import RECIPES
 from emotrace.report import knowledge
 from emotrace.report.figures import Shown
+from emotrace.rsa.masks import MATCHES
 
 POSITIONS = ("answer", "prompt", "last")
 """Where neurons are read: where a tuned prompt is answered, over its vectors, or at the last token of `SENTENCES`."""
@@ -68,7 +72,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("how", pt.masking.HOWS), ("stage", pt.neurons.STAGES), ("match", rsa.masks.MATCHES), ("position", POSITIONS),
+            ("how", HOWS), ("stage", STAGES), ("match", MATCHES), ("position", POSITIONS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise et.labels.unknown(name, getattr(self, name), choices, f"--{name}")
@@ -91,8 +95,8 @@ def published(preset: str) -> dict[str, Any]:
     Raises:
         EmotraceError: for a preset that has no such settings.
     """
-    if preset not in pt.recipe.RECIPES:
-        raise et.labels.unknown("preset", preset, pt.recipe.RECIPES, "--preset")
+    if preset not in RECIPES:
+        raise et.labels.unknown("preset", preset, RECIPES, "--preset")
     p = presets.preset(preset)
     masking, neurons = p["masking"], p["rsa"]
     return {
@@ -154,11 +158,16 @@ def words(lm: Any, texts: Sequence[LabelledText], names: Sequence[str]) -> dict[
     return {"words of the texts": bags, "embedding of the name": rsa.rdm(pt.name_embeddings(lm, names), features="dim")}
 
 
+def column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column; a table has each name once, which the types of `pandas` leave open."""
+    return cast("pd.Series", table[name])
+
+
 def learned(table: pd.DataFrame, part: str) -> dict[str, Any]:
     """How well the prompts answer: mean over emotions with its t-interval, n, and prompts above one half by Wilson's interval."""
-    accuracy, n = table[f"{part}_accuracy"], table[f"n_{part}"]
-    by_emotion = accuracy.groupby(table["emotion"], sort=False).mean()
-    half = float(sps.t.ppf(0.975, len(by_emotion) - 1)) * float(by_emotion.sem())
+    accuracy, n = column(table, f"{part}_accuracy"), column(table, f"n_{part}")
+    by_emotion = cast("pd.Series", accuracy.groupby(column(table, "emotion"), sort=False).mean())
+    half = float(sps.t.ppf(0.975, len(by_emotion) - 1)) * float(cast("float", by_emotion.sem()))
     low = [et.stats.wilson(a * m, m)[0] for a, m in zip(accuracy, n.astype(int), strict=True)]
     mean = float(by_emotion.mean())
     return {

@@ -123,7 +123,7 @@ def compare(python: Path, folder: Path, level: str, sizes: list[int], repetition
         a, b = (np.array([table[k] for k in wanted]) for table in (wanted, found))
         time = statistics.median(own) / statistics.median(base)
         rows.append(
-            f"| {level}s, batch {size} | {len(a)} | {pearsonr(a, b).statistic:.6f} | {spearmanr(a, b).statistic:.6f} | "
+            f"| {level}s, batch {size} | {len(a)} | {pearsonr(a, b)[0]:.6f} | {spearmanr(a, b)[0]:.6f} | "
             f"{time:.2f} ({min(each):.2f} – {max(each):.2f}) | {peaks[1] / peaks[0]:.2f} |"
         )
         print(

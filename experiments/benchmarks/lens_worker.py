@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,16 @@ def name(node: Any) -> str:
 
 def main(folder: Path, level: str) -> None:
     """Load the model and serve."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.tools.analysis import attribution_patch
-    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig
+    # By name: type checkers run in emotrace's environment, which has no such library.
+    boot = import_module("transformer_lens.model_bridge").TransformerBridge.boot_transformers
+    attribution_patch = import_module("transformer_lens.tools.analysis").attribution_patch
+    settings = import_module("transformer_lens.tools.analysis.attribution_patching").EdgeAttributionConfig
 
     torch.set_num_threads(1)
-    bridge = TransformerBridge.boot_transformers(str(folder / "model"), device="cpu", dtype=torch.float32)
+    bridge = boot(str(folder / "model"), device="cpu", dtype=torch.float32)
     bridge.eval()
     pairs = json.loads((folder / "pairs.json").read_text())
-    config = EdgeAttributionConfig(granularity="edge" if level == "edge" else "node")
+    config = settings(granularity="edge" if level == "edge" else "node")
 
     def work() -> dict[str, float]:
         """Mean over the pairs. Its slope is that of the *corrupt* run: given clean for corrupt, it is minus the score."""
