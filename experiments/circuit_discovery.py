@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import typer
 import xarray as xr
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import emotrace as et
-from emotrace import discovery, evaluation, report
+from emotrace import discovery, evaluation, report, stats
 from emotrace.cli.options import NotThere, only_here
+from emotrace.report import discovery as figures
+from emotrace.report.figures import Shown
 from emotrace.run import Run
 from emotrace.runlog import write_json
 
@@ -162,11 +166,6 @@ def main(
             batch_size=batch_size,
         ),
     )
-    report.save(
-        report.circuit_graph(circuit, edge_scores, f"The {edges} edges that carry the emotion word to resid_post {at}"),
-        run.path("figures", "circuit.png"),
-    )
-
     # 5. Where emotion and valence meet.
     both = {name: discovery.select(scores[f"{name} node patching"], nodes) for name in LABELS}
     shared = [n for n in discovery.nodes_of(both["emotion"]) if n in discovery.nodes_of(both["valence"])]
@@ -179,7 +178,7 @@ def main(
     tables = {name: _nodes(scores, name, nodes) for name in LABELS}
     result = {
         "model": lm.sites.identity, "layer": at, "n_pairs": {name: len(chosen[name]) for name in LABELS},
-        "metric": {name: _means(scores[f"{name} node eap"]) for name in LABELS},
+        "metric": {name: _change(scores[f"{name} node patching"], seed) for name in LABELS},
         "agreement": agreement,
         "areas": {name: _areas(found) for name, found in curves.items()},
         "circuit": {
@@ -201,8 +200,12 @@ def main(
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()
+    graph = report.circuit_graph(
+        circuit, edge_scores, f"The {edges} edges that carry the emotion word to resid_post {at}"
+    )
+    page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest)
     _tell(result)
-    print(f"report: {run.path('report.json')}, figure: {run.path('figures', 'circuit.png')}")
+    print(f"report: {page}")
 
 
 def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -236,23 +239,26 @@ def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
 
 
 def _nodes(scores: dict[str, xr.Dataset], name: str, n: int) -> list[dict[str, Any]]:
-    """The nodes with the largest exact effect: by how much, in share of the metric's change, and where they act."""
+    """The nodes with the largest exact effect, in units of the metric, and where on the prompt they act (approximate)."""
     exact, where = scores[f"{name} node patching"], scores[f"{name} node eap_ig_activations"]
-    whole = float((exact["clean"] - exact["counterfactual"]).mean())
     tested = discovery.significance(exact)
     order = np.argsort(-np.abs(exact["score"].mean("pair").values), kind="stable")[:n]
     spans = where["by_span"].mean("pair")
     return [
         {
-            "node": str(exact["node"].values[i]), "share": float(exact["score"][:, i].mean()) / whole, "q": float(tested["q"][i]),
-            **{str(s): float(spans.sel(span=s)[i]) / whole for s in spans["span"].values},
+            "node": str(exact["node"].values[i]), "effect": float(exact["score"][:, i].mean()), "q": float(tested["q"][i]),
+            **{str(s): float(spans.sel(span=s)[i]) for s in spans["span"].values},
         }
         for i in order
     ]  # fmt: skip
 
 
-def _means(found: xr.Dataset) -> dict[str, float]:
-    return {name: float(found[name].mean()) for name in ("clean", "counterfactual")}
+def _change(found: xr.Dataset, seed: int) -> dict[str, Any]:
+    """What the swap changes the metric by, with its interval over skeletons."""
+    change = (found["clean"] - found["counterfactual"]).values.astype(float)
+    low, high = stats.bootstrap_ci(change, found["skeleton_id"].values, seed=seed)
+    means = {name: float(found[name].mean()) for name in ("clean", "counterfactual")}
+    return {**means, "value": float(change.mean()), "ci95": [float(low), float(high)], "n": len(change)}
 
 
 def _areas(found: xr.Dataset) -> dict[str, float]:
@@ -272,14 +278,47 @@ def _warnings(lm: Any) -> list[str]:
     ]
 
 
+def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Figure) -> list[Shown]:
+    """Figures of the page."""
+    captions = {
+        "emotion": "Diamonds: exact patching of a node, filled where q < 0.05. Bars: approximately, by part of the prompt.",
+        "valence": "The same for pairs whose event has another valence, under the same emotion word.",
+    }
+    effects = [
+        Shown(f"nodes_{name}", f"What carries the {name}", captions[name],
+              figures.node_effects(result["nodes"][name], result["metric"][name], name))
+        for name in LABELS
+    ]  # fmt: skip
+    return [
+        Shown("circuit", "The circuit", "Dashed: into a query; dotted: into a key. Width: magnitude of the score.", graph),
+        *effects,
+        Shown("agreement", "Approximate against exact", "Spearman's ρ over all nodes, and over all edges on the pairs that were "
+              "patched exactly; magnitude and random are baselines.", figures.agreement(result["agreement"])),
+        Shown("faithfulness", "How small a circuit may be", "Measured on pairs that the scores were not made on.",
+              figures.faithfulness_curves(curves)),
+    ]  # fmt: skip
+
+
+def _tables(result: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Tables of the folder."""
+    nodes = [{"swapped": name, **row} for name, rows in result["nodes"].items() for row in rows]
+    ranks = [
+        {"scored": n, "method": m, "spearman": v} for n, row in result["agreement"].items() for m, v in row.items()
+    ]
+    areas = [{"scored": n, "area": a, "value": v} for n, row in result["areas"].items() for a, v in row.items()]
+    return {name: pd.DataFrame(rows) for name, rows in {"nodes": nodes, "agreement": ranks, "areas": areas}.items()}
+
+
 def _tell(result: dict[str, Any]) -> None:
     for name, rows in result["nodes"].items():
-        print(
-            f"{name}: exact effect in share of the metric's change; by where on the prompt the node acts (approximate)"
-        )
+        change = result["metric"][name]
+        low, high = change["ci95"]
+        told = "" if low > 0 or high < 0 else ", not to be told from none"
+        print(f"{name}: another one changes the metric by {change['value']:+.2f} [{low:+.2f}, {high:+.2f}]{told}")
+        print("  exact effects of nodes, and by where on the prompt they act (approximate)")
         for row in rows:
             spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last"))
-            print(f"  {row['node']:>6} {row['share']:+.3f} (q = {row['q']:.3f}): {spans}")
+            print(f"  {row['node']:>6} {row['effect']:+.3f} (q = {row['q']:.3f}): {spans}")
     for name, row in result["agreement"].items():
         print(f"rank correlation with the exact effect, {name}: " + ", ".join(f"{m} {v:.3f}" for m, v in row.items()))
     c, s, m = result["circuit"], result["stability"], result["meet"]

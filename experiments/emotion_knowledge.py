@@ -30,11 +30,10 @@ import typer
 
 import emotrace as et
 from emotrace import prompt_tuning as pt
-from emotrace import rsa
+from emotrace import report, rsa
 from emotrace.cli.options import NotThere, only_here
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.prompt_tuning.tasks import PARTS
-from emotrace.report import knowledge
 from emotrace.run import Run
 from emotrace.runlog import write_json
 
@@ -203,7 +202,7 @@ def main(
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
-    page = knowledge.write(run.out, result, shown, tables, run.manifest)
+    page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
           f"Mantel p {float(fit['p_mantel']):.4f}; {float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):

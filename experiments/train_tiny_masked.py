@@ -31,8 +31,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
-from emotrace.datasets.goemotions import LABELS, LabelledText, read_goemotions
 from emotrace.bundles import replace_file
+from emotrace.datasets.goemotions import LABELS, LabelledText, read_goemotions
 from emotrace.prompt_tuning import parted
 from emotrace.prompt_tuning.tasks import PARTS
 

@@ -17,7 +17,7 @@ from emotrace.report.figures import (
     similarity,
 )
 from emotrace.report.graphs import circuit_graph
-from emotrace.report.page import render, write
+from emotrace.report.page import publish, render, write
 from emotrace.report.parts import CircuitParts
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "equal_kl",
     "influence_profile",
     "layer_profile",
+    "publish",
     "render",
     "save",
     "similarity",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -14,10 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import stats
 
-from emotrace.bundles import replace_file
 from emotrace.report import style
-from emotrace.report.figures import Shown
-from emotrace.report.page import render
 from emotrace.report.style import FAINT, INK
 from emotrace.rsa import square
 from emotrace.stats import wilson
@@ -210,31 +206,6 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
         ax.annotate(name, (human[name], mean), xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     return figure
-
-
-def write(
-    out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, pd.DataFrame],
-    manifest: Mapping[str, Any],
-) -> Path:  # fmt: skip
-    """Figures as PNG, tables as CSV, and the page that shows them.
-
-    Args:
-        out: folder of the run.
-        result: content of report.json; its ``warnings`` and ``model`` head the page.
-        shown: figures with names and captions.
-        tables: name → table.
-        manifest: of the run.
-
-    Returns:
-        The path of report.html.
-    """
-    for one in shown:
-        style.save(one.figure, out / "figures" / f"{one.name}.png")
-    for name, table in tables.items():
-        replace_file(out / "tables" / f"{name}.csv", table.to_csv(index=False).encode())
-    page = render(result, (), shown, [f"{name}.csv" for name in tables], manifest)
-    replace_file(out / "report.html", page.encode())
-    return out / "report.html"
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+import pandas as pd
 import xarray as xr
 
+from emotrace.bundles import replace_file
 from emotrace.labels import EmotraceError
 from emotrace.report import components, figures, style, tables
 from emotrace.report.figures import Shown
@@ -75,9 +76,32 @@ def write(
     files = tables.write(out / "tables", report, agnosticism, parts)
     names = [f.name for f in files]
     html = render(report, rows, shown, names, manifest, command, circuits=parts, groups=groups, seed=seed)
-    part = out / "report.html.tmp"
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, out / "report.html")
+    replace_file(out / "report.html", html.encode())
+    return out / "report.html"
+
+
+def publish(
+    out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, pd.DataFrame],
+    manifest: Mapping[str, Any],
+) -> Path:  # fmt: skip
+    """Figures as PNG, tables as CSV, and the page that shows them.
+
+    Args:
+        out: folder of the run.
+        result: content of report.json; its ``warnings`` and ``model`` head the page.
+        shown: figures with names and captions.
+        tables: name → table.
+        manifest: of the run.
+
+    Returns:
+        The path of report.html.
+    """
+    for one in shown:
+        style.save(one.figure, out / "figures" / f"{one.name}.png")
+    for name, table in tables.items():
+        replace_file(out / "tables" / f"{name}.csv", table.to_csv(index=False).encode())
+    page = render(result, (), shown, [f"{name}.csv" for name in tables], manifest)
+    replace_file(out / "report.html", page.encode())
     return out / "report.html"
 
 

@@ -7,7 +7,8 @@ import xarray as xr
 from scipy import stats
 
 from emotrace import rsa
-from emotrace.report import knowledge
+from emotrace.report import knowledge, publish
+from emotrace.report.figures import Shown
 from emotrace.stats import wilson
 
 NAMES = ["joy", "fear", "anger", "love"]
@@ -95,9 +96,9 @@ def test_intervals_are_those_of_t():
 
 
 def test_everything_is_written_and_shown(tmp_path):
-    shown = [knowledge.Shown("rdms", "Concepts", "A <caption>.", knowledge.rdm_maps({"model": RDM}))]
+    shown = [Shown("rdms", "Concepts", "A <caption>.", knowledge.rdm_maps({"model": RDM}))]
     result = {"model": {"model_id": "tiny"}, "warnings": ["The ratings are illustrative."]}
-    page = knowledge.write(tmp_path, result, shown, {"drops": table()}, {"command": "run.py --out x", "seed": 0})
+    page = publish(tmp_path, result, shown, {"drops": table()}, {"command": "run.py --out x", "seed": 0})
     html = page.read_text(encoding="utf-8")
     for part in ("Emotion in tiny", "The ratings are illustrative.", "figures/rdms.png", "A &lt;caption&gt;.", "tables/drops.csv",
                  "run.py --out x"):  # fmt: skip
