@@ -1,5 +1,7 @@
 """Figures of a study of circuits show what they are given."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -17,7 +19,7 @@ ROWS = [row("m0", 3.0, 0.001, changed=1.0, last=1.5), row("a1.h2", -1.0, 0.4, af
 def test_bars_stack_on_their_own_side_and_diamonds_are_filled_where_sure():
     figure = discovery.node_effects(ROWS, {"value": 4.0, "ci95": [3.0, 5.0]}, "emotion")
     assert figure.get_suptitle() == "Another emotion changes the metric by +4.0 [+3, +5]"
-    ax = figure.axes[0]
+    ax: Any = figure.axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a1.h2", "m0"]
     ends = {(round(p.get_y() + p.get_height() / 2), p.get_x() + p.get_width()) for p in ax.patches}
     assert {(1, 2.5), (0, 0.5), (0, -1.5)} <= ends  # of m0: 1 + 1.5; of a1.h2: +0.5 and −1.5 apart
@@ -34,7 +36,7 @@ def test_a_change_that_may_be_none_is_said_to_be(ci, said):
 
 def test_agreement_leaves_out_what_was_not_scored():
     found = {"emotion node": {"eap": 0.9, "eap (magnitudes)": 0.8, "random": 0.0}, "emotion edge": {"eap": 0.7}}
-    ax = discovery.agreement(found).axes[0]
+    ax: Any = discovery.agreement(found).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["random", "eap"]
     points = {line.get_label(): sorted(zip(*line.get_data(), strict=True)) for line in ax.lines[:2]}
     assert points == {"emotion node": [(0.0, 0), (0.9, 1)], "emotion edge": [(0.7, 1)]}
