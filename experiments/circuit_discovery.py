@@ -88,7 +88,7 @@ def main(
         name: discovery.Projection(directions[name], layer=at, against="counterfactual", label=name) for name in LABELS
     }
     swaps = {
-        "emotion": discovery.other_emotion(lm, inside, seed=seed),
+        "emotion": discovery.other_emotion(lm, inside, align="spans", seed=seed),
         "valence": discovery.other_valence(lm, inside, seed=seed),
     }
     chosen, held = {}, {}

@@ -1,0 +1,63 @@
+"""The study of circuits, from a file to a page, on a random model that it has never seen."""
+
+import inspect
+import json
+
+import pandas as pd
+import pytest
+import typer
+
+from emotrace.labels import EmotraceError
+from emotrace.testing import tiny
+from tests.experiments.studies import ROOT, experiment
+
+FEW = {"limit": 8, "pairs_per_skeleton": 1, "exact_pairs": 0, "edges": 12, "nodes": 3, "steps": 2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("discovery")
+    tiny.save("llama", folder / "model", num_hidden_layers=2)
+    with pytest.MonkeyPatch.context() as patch, experiment("circuit_discovery", patch) as module:
+        settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
+        settings |= {**FEW, "model": str(folder / "model"), "train": ROOT / "data" / "sev.jsonl", "out": folder / "run"}
+        module.main(**settings)
+        yield module, settings
+
+
+def test_the_page_has_its_figures_and_tables(place):
+    out = place[1]["out"]
+    figures = {"circuit", "nodes_emotion", "nodes_valence", "agreement", "faithfulness"}
+    assert {p.stem for p in (out / "figures").iterdir()} == figures
+    assert {p.stem for p in (out / "tables").iterdir()} == {"nodes", "agreement", "areas"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f"figures/{name}.png" in page for name in figures)
+    report = json.loads((out / "report.json").read_text())
+    assert report["layer"] == 0
+    assert report["circuit"]["n"] == 12
+    for name in ("emotion", "valence"):
+        change = report["metric"][name]
+        assert change["value"] == pytest.approx(change["clean"] - change["counterfactual"], abs=1e-5)
+        assert change["ci95"][0] <= change["value"] <= change["ci95"][1]
+    nodes = pd.read_csv(out / "tables" / "nodes.csv")
+    assert nodes.groupby("swapped").size().to_dict() == {"emotion": 3, "valence": 3}
+    assert (nodes["node"].str.fullmatch(r"[am]0(\.h\d)?")).all()  # nothing after the layer that the metric reads
+
+
+def test_again_it_reads_what_is_done(place, capsys):
+    module, settings = place
+    before = {p: p.stat().st_mtime_ns for p in (settings["out"] / "scores").iterdir()}
+    module.main(**settings)
+    assert {p: p.stat().st_mtime_ns for p in (settings["out"] / "scores").iterdir()} == before
+    assert "rank correlation with the exact effect, emotion node: eap" in capsys.readouterr().out
+    with pytest.raises(EmotraceError, match="other settings"):
+        module.main(**{**settings, "edges": 13})
+
+
+def test_what_there_is_not_is_refused_before_anything_runs(place, tmp_path):
+    module, settings = place
+    with pytest.raises(EmotraceError, match="layer 7"):
+        module.main(**{**settings, "layer": 7, "out": tmp_path / "x"})
+    with pytest.raises((EmotraceError, typer.BadParameter), match=r"where the weights are|does not allow"):
+        module.main(**{**settings, "remote": "ndif", "out": tmp_path / "x"})
+    assert not (tmp_path / "x").exists()
