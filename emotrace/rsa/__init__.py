@@ -20,6 +20,7 @@ from emotrace.rsa.attributes import (
     space_rdms,
 )
 from emotrace.rsa.compare import bootstrap, compare, noise_ceiling
+from emotrace.rsa.intervals import neuron_intervals
 from emotrace.rsa.masking import draw_tests, drops, human_link, paired_tests, unimodality
 from emotrace.rsa.masks import Masks, order, select
 from emotrace.rsa.matrices import concepts, condensed, labelled, matched, rdm, square
@@ -48,6 +49,7 @@ __all__ = [
     "human_link",
     "labelled",
     "matched",
+    "neuron_intervals",
     "noise_ceiling",
     "order",
     "paired_tests",
