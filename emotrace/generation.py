@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,33 +102,44 @@ def generate(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
     }  # fmt: skip
     settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
-    log = Log(out) if out is not None else None
-    rows = _known(log, prompts, method, draw, settings)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    config = _config(model, decoding, encoder.pad_id)
-    fired = [0] * len(edits)
-    todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
-    with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
-        for number, batch in todo:
-            lengths = [len(ids[i]) for i in batch]
-            labels = [prompts[i].about for i in batch]
-            columns = max(lengths) + max_new_tokens
-            lowered = edits_.lower(edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True)
-            drawn = seed * 1_000_003 + number if do_sample else None
-            tokens, counts = _run(model, inputs(model, [ids[i] for i in batch]), lowered, config, max_new_tokens, drawn)
-            fired = [a + b for a, b in zip(fired, counts, strict=True)]
-            fresh = [
-                _row(
-                    prompts[i], tokens[j, max(lengths) :].tolist(), lengths[j], config, encoder, method, draw, settings
+    with Log(out) if out is not None else nullcontext() as log:
+        rows = _known(log, prompts, method, draw, settings)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        config = _config(model, decoding, encoder.pad_id)
+        fired = [0] * len(edits)
+        todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
+        with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
+            for number, batch in todo:
+                lengths = [len(ids[i]) for i in batch]
+                labels = [prompts[i].about for i in batch]
+                columns = max(lengths) + max_new_tokens
+                lowered = edits_.lower(
+                    edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True
                 )
-                for j, i in enumerate(batch)
-                if prompts[i].key not in rows
-            ]
-            if log is not None:
-                log.append(fresh)
-            rows |= {row["key"]: row for row in fresh}
-            bar.update(len(batch))
+                drawn = seed * 1_000_003 + number if do_sample else None
+                tokens, counts = _run(
+                    model, inputs(model, [ids[i] for i in batch]), lowered, config, max_new_tokens, drawn
+                )
+                fired = [a + b for a, b in zip(fired, counts, strict=True)]
+                fresh = [
+                    _row(
+                        prompts[i],
+                        tokens[j, max(lengths) :].tolist(),
+                        lengths[j],
+                        config,
+                        encoder,
+                        method,
+                        draw,
+                        settings,
+                    )
+                    for j, i in enumerate(batch)
+                    if prompts[i].key not in rows
+                ]
+                if log is not None:
+                    log.append(fresh)
+                rows |= {row["key"]: row for row in fresh}
+                bar.update(len(batch))
     if todo:
         edits_.refuse_silent(edits, fired)
     _warn_of_empty(prompts, rows, encoder)

@@ -10,6 +10,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace.labels import EmotraceError
+from emotrace.runlog import Log
 from tests.helpers import hooked, loaded
 
 LENGTHS = (4, 9, 6)
@@ -157,3 +158,17 @@ def test_plain_strings_that_a_chat_model_does_not_answer_are_pointed_out(monkeyp
     monkeypatch.setattr(lm._module.generation_config, "eos_token_id", first)
     with pytest.warns(UserWarning, match=r"1 of 1 replies are empty .*without the chat template"):
         et.generate(lm, ["alpha beta"], max_new_tokens=2, progress=False)
+
+
+def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
+    lm, out, kept = loaded(), tmp_path / "rows.jsonl", []
+
+    def opened(path):
+        kept.append(Log(path))  # as something that still holds on to it would
+        return kept[-1]
+
+    monkeypatch.setattr("emotrace.generation.Log", opened)
+    et.generate(lm, IDS[:1], max_new_tokens=2, out=out, progress=False)
+    assert len(kept) == 1
+    with Log(out) as log:  # another run may append at once
+        log.append({"key": "other", "method": "none"})
