@@ -205,7 +205,7 @@ CASES = {
         lambda: generate(edits=[et.Ablate("neuron", layers=[1], heads=[0])]),
         "heads belong to site 'z'",
     ),
-    "a damaged file of edits": (lambda: edits.load(place() / "edits"), "entry 0 is no edit of this version"),
+    "a damaged file of edits": (lambda: edits.load(place() / "edits"), "edits.json is damaged or no manifest of edits"),
     # models
     "a slip in a local path": (lambda: et.load("tests/no_such_model"), "not a directory"),
     "no model there": (lambda: et.load(place() / "foreign"), "no config.json in it"),
