@@ -175,7 +175,7 @@ def test_directions_of_another_label_and_of_some_emotions(place, tmp_path):
 
 BAD = {
     "a file for a folder": (("neurons", "@common", "--out", "@/sev.jsonl"), "is a file; give a folder."),
-    "no directions": (("neurons", "@common", "--directions", "@/absent", "--out", "@/x"), "does not exist; directions: a folder with"),
+    "no directions": (("neurons", "@common", "--directions", "@/absent", "--out", "@/x"), "does not exist; directions:"),
     "replies not judged": (("heads", "@common", "--out", "@/x", "--rows", "@/sev.jsonl"), "run `emotrace judge` first."),
     "no such score": (("heads", "@common", "--out", "@/x", "--by", "median"), "unknown choice 'median' in --by."),
     "no such read-out": (("heads", "@common", "--out", "@/x", "--readout", "norm"), "Did you mean 'normed'?"),
