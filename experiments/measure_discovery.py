@@ -52,7 +52,7 @@ def main(
                 + ", ".join(f"{m} {q['auroc']:.3f} / {q['precision']:.3f}" for m, q in found.items())
             )
     table = pd.DataFrame(rows)
-    worst = table.groupby(["level", "method"], sort=False)[["auroc", "precision"]].min()
+    worst: Any = table.groupby(["level", "method"], sort=False)[["auroc", "precision"]].min()
     print(f"\nlowest over {len(names)} circuits:\n{worst.round(3).to_string()}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
