@@ -6,10 +6,8 @@ a bundle is whole or refused.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from emotrace.disk import replace_file
 from emotrace.labels import EmotraceError
 
 FORMAT = 1
@@ -94,24 +93,3 @@ def read_pair(described: Path, numbers: Path, what: str = "numbers") -> tuple[di
         return about, load_tensors(blob)
     except SafetensorError as error:
         raise EmotraceError(f"{numbers} cannot be read: {error}.") from error
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is at any moment either the old one or the new one, also after a power cut.
-
-    Raises:
-        EmotraceError: if it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise EmotraceError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 
+from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs
+from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.traced import runs
+
+FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
+"""Fields of a row that are not labels of its prompt."""
 
 
 def generate(
@@ -64,16 +68,17 @@ def generate(
         batch_size: prompts per batch.
         method: label of the rows, e.g. ``steer``.
         draw: 0 unless the method is random.
-        out: JSON-lines file; rows found there are not generated again.
+        out: JSON-lines file; rows found there that the same prompt, settings, edits and model made are not generated again.
         progress: show a bar on stderr.
 
     Returns:
         One row per prompt: ``key, method, draw``, the prompt's labels, ``gen_text, token_ids`` (without the end token)
-        and ``meta`` (``prompt_length, stopped, seed, decoding, edits``).
+        and ``meta`` (``prompt_length, stopped, decoding, edits, weights``; ``made``: digests of the prompt's token ids, of the
+        model and, where tokens were sampled, of the batch).
 
     Raises:
         EmotraceError: for prompts or edits that do not fit the model, an edit that never fired, a masked model, or a file
-            whose rows were made with other settings.
+            whose rows were made from other prompts, labels or settings (the row and each difference are named).
     """
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
@@ -102,11 +107,12 @@ def generate(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
     }  # fmt: skip
     settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
+    order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    config = _config(model, decoding, encoder.pad_id)
+    made = _made(model, prompts, ids, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:
-        rows = _known(log, prompts, method, draw, settings)
-        order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        config = _config(model, decoding, encoder.pad_id)
+        rows = _known(log, prompts, method, draw, settings, made)
         fired = [0] * len(edits)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
@@ -131,7 +137,7 @@ def generate(
                         encoder,
                         method,
                         draw,
-                        settings,
+                        {**settings, "made": made[i]},
                     )
                     for j, i in enumerate(batch)
                     if prompts[i].key not in rows
@@ -186,20 +192,36 @@ def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
     return config
 
 
-def _known(log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any]) -> dict[str, dict]:
-    """Rows of this method and draw that a log holds already."""
-    keys = set(prompts.keys)
+def _made(
+    model: Any, prompts: Prompts, ids: list[list[int]], config: Any, batches: list[list[int]]
+) -> list[dict[str, str]]:
+    """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
+    by = disk.digest([made_by(model), config.eos_token_id])
+    made = [{"prompt": disk.digest(one), "model": by} for one in ids]
+    for number, batch in enumerate(batches):
+        stream = disk.digest([number, [[ids[i], prompts[i].about] for i in batch]])
+        for i in batch:
+            made[i]["batch"] = stream
+    return made
+
+
+def _known(
+    log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]]
+) -> dict[str, dict]:
+    """Rows of this method and draw that a log holds already, each made of what is wanted now."""
     rows: dict[str, dict] = {}
-    for row in log.rows() if log is not None else ():
-        if (row.get("method"), row.get("draw")) == (method, draw) and row["key"] in keys:
-            theirs = {k: row["meta"].get(k) for k in settings}
-            if theirs != settings:
-                diff = next(k for k in settings if theirs[k] != settings[k])
-                raise EmotraceError(
-                    f"{log.path if log else ''}: row {row['key']!r} ({method}) was made with {diff}={theirs[diff]!r}, not "
-                    f"{settings[diff]!r}. Give another file, or the settings it was begun with."
-                )
-            rows[row["key"]] = row
+    if log is None:
+        return rows
+    number = {p.key: i for i, p in enumerate(prompts)}
+    for row in log.rows():
+        key = row["key"]
+        if key in number and log.identity_of(row) == (key, method, draw):
+            labels = {k: v for k, v in prompts[number[key]].labels.items() if k not in FIELDS}
+            told = {k: v for k, v in row.items() if k not in FIELDS}
+            name = f"row {key!r} ({method}{f', draw {draw}' if draw else ''})"
+            disk.same_row(log.path, row, {**settings, **made[number[key]]}, name)
+            disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
+            rows[key] = row
     return rows
 
 
@@ -222,7 +244,7 @@ def _row(
         "key": prompt.key,
         "method": method,
         "draw": draw,
-        **prompt.labels,
+        **{k: v for k, v in prompt.labels.items() if k not in FIELDS},
         "gen_text": text,
         "token_ids": reply,
         "meta": {"prompt_length": prompt_length, "stopped": stop is not None, **settings},

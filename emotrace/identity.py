@@ -28,6 +28,14 @@ def identity(module: Any, model_id: str, revision: str | None, backend: str = "l
     }
 
 
+def made_by(model: Any) -> dict[str, Any]:
+    """What of a loaded model its results depend on; where weights are elsewhere, its id and revision stand for them."""
+    known, encoder = model.sites.identity, model.sites.encoder
+    names = ("config_hash", "weights_hash", "dtype", "attn_implementation")
+    names += ("model_id", "revision") if model.sites.remote is not None else ()
+    return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.record["tokenizer_hash"]}
+
+
 def _weights_hash(module: Any) -> str:
     """Hash of every parameter's name, shape and the integer sum of its bit patterns, which no order of adding changes."""
     digest = hashlib.sha256()

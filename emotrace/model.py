@@ -15,13 +15,13 @@ from nnsight import TransformersModel
 
 from emotrace import checkpoints, traced
 from emotrace import sites as sites_
-from emotrace.identity import identity, versions
+from emotrace.identity import identity, made_by, versions
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
 from emotrace.remote.confirm import confirm
 from emotrace.templates import DATE, Encoder
 
-__all__ = ["enter", "identity", "inputs", "is_causal", "load", "locked", "versions"]
+__all__ = ["enter", "identity", "inputs", "is_causal", "load", "locked", "made_by", "versions"]
 
 nnsight.register(traced)  # what runs inside a trace ships by value to a remote server
 

@@ -1,9 +1,7 @@
-"""Run log: rows committed by identity, resumed after a kill; progress bars; presets for published numbers."""
+"""Run log: rows committed by identity, resumed after a kill; progress bars."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,11 +10,14 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from emotrace import disk
+from emotrace.disk import write_json, write_rows
 from emotrace.labels import EmotraceError
+
+__all__ = ["IDENTITY", "Log", "progress", "write_json", "write_rows"]
 
 IDENTITY = ("key", "method", "draw")
 _DEFAULTS: Final = {"draw": 0}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Log:
@@ -72,8 +73,8 @@ class Log:
         """Write rows and wait until they are on disk.
 
         Raises:
-            EmotraceError: for a row that is there already, if another process appends to the file, or if the disk is
-                full (what was committed before stays, the run can be continued).
+            EmotraceError: for a row that is there already, if another process appends to the file, or if it cannot be written
+                or the disk is full (what was committed before stays, the run can be continued).
         """
         batch: list[Any] = [rows] if isinstance(rows, Mapping) else list(rows)
         names = [self.identity_of(row) for row in batch]
@@ -83,18 +84,14 @@ class Log:
                 raise EmotraceError(f"{self.path} has a row {dict(zip(self.identity, name, strict=True))} already.")
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch).encode()
         before = os.fstat(fd).st_size
-        try:
-            while data:
-                data = data[os.write(fd, data) :]
-            os.fsync(fd)
-        except OSError as error:
-            os.ftruncate(fd, before)
-            if error.errno not in _FULL:
+        with disk.writing(self.path):
+            try:
+                while data:
+                    data = data[os.write(fd, data) :]
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, before)
                 raise
-            raise EmotraceError(
-                f"the disk is full ({error.strerror}) while writing {self.path}. The rows before are kept: make room and "
-                "repeat the same command to continue."
-            ) from error
         self.done.update(names)
 
     def close(self) -> None:
@@ -109,15 +106,11 @@ class Log:
 
     def _open(self) -> int:
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(fd)
-                raise EmotraceError(
-                    f"another run is appending to {self.path}; wait for it, or choose another path."
-                ) from None
+            disk.clear_leftovers(self.path.parent, self.path.name)
+            new = not self.path.exists()
+            fd = disk.lock(self.path, flags=os.O_APPEND)
+            if new:
+                disk.sync_folder(self.path.parent)
             self._file = fd
             self.done.clear()
             os.ftruncate(fd, self._load(self.done))
@@ -150,26 +143,6 @@ class Log:
                 if not isinstance(row, dict):
                     raise EmotraceError(f"{self.path}:{number} is not a row: {row!r}.")
                 yield end, row
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write JSON so that the file is at any moment either the old one or the new one; NaN is refused."""
-    _replace(Path(path), json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file as a whole, as `write_json` does."""
-    _replace(Path(path), "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
-
-
-def _replace(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, target)
 
 
 def progress(

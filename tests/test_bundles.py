@@ -37,8 +37,8 @@ def test_a_write_that_fails_leaves_the_old_bundle(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles.os, "fsync", full)
-    with pytest.raises(EmotraceError, match="cannot be written: No space left"):
+    monkeypatch.setattr("emotrace.disk.whole.os.fsync", full)
+    with pytest.raises(EmotraceError, match="disk is full"):
         bundles.write(tmp_path, "x", {"a": np.zeros(2)}, {"n": 2})
     monkeypatch.undo()
     about, tensors = bundles.read(tmp_path, "x", "numbers")

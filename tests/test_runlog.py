@@ -79,7 +79,7 @@ def test_duplicates_and_second_writers_are_refused(tmp_path):
         log.append({"key": 1})
         with pytest.raises(EmotraceError, match="already"):
             log.append([{"key": 2}, {"key": 1}])
-        with pytest.raises(EmotraceError, match="another run"):
+        with pytest.raises(EmotraceError, match="another process"):
             runlog.Log(path, identity=("key",)).append({"key": 3})
         assert log.rows() == [{"key": 1}]
 

@@ -1,0 +1,116 @@
+"""Settings: what a file, a folder or a row was made with, against what is wanted now."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from emotrace.disk.whole import write_json
+from emotrace.labels import EmotraceError
+
+Made = Mapping[str, Any]
+"""Name → JSON value (or digest) of everything that a thing depends on."""
+SHOWN: Final = 160
+"""Characters of a value that a message shows."""
+NOTHING: Final = "(nothing)"
+
+
+def differences(was: Made, now: Made, may_differ: Collection[str] = ()) -> list[str]:
+    """``name: old there, new now`` of everything in which two records differ, by name; inside records by ``outer.inner``.
+
+    Args:
+        was: of the file.
+        now: wanted.
+        may_differ: names that are not compared.
+    """
+    out: list[str] = []
+    for name in sorted({*was, *now} - set(may_differ)):
+        a, b = was.get(name, NOTHING), now.get(name, NOTHING)
+        if _text(a) == _text(b):
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += [f"{name}.{inner}" for inner in differences(a, b)]
+        else:
+            out.append(f"{name}: {_short(a)} there, {_short(b)} now")
+    return out
+
+
+def settle(
+    path: str | os.PathLike[str], was: Made | None, now: Made, may_differ: Collection[str] = (), what: str = ""
+) -> None:
+    """Refuse to continue what was made with other settings.
+
+    Args:
+        path: file or folder, for the message.
+        was: what it was made with; None where that is not recorded.
+        now: what is wanted.
+        may_differ: names that are not compared.
+        what: which part of it, e.g. ``row 'a' (steer)``.
+
+    Raises:
+        EmotraceError: naming the path and every difference.
+    """
+    where = f"{path}: {what}" if what else str(path)
+    if was is None:
+        raise EmotraceError(
+            f"{where} was written by an earlier version: there is no record of its prompt and settings. Give another file."
+        )
+    found = differences(was, now, may_differ)
+    if found:
+        raise EmotraceError(
+            f"{where} was made with other settings ({'; '.join(found)}). "
+            "Give another path, or the settings it was begun with."
+        )
+
+
+def settle_file(path: str | os.PathLike[str], now: Made, may_differ: Collection[str] = ()) -> bool:
+    """Settle the settings that a JSON file notes, or note them where there is none.
+
+    Returns:
+        Whether the file was there.
+
+    Raises:
+        EmotraceError: for other settings, or a damaged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        write_json(path, now)
+        return False
+    try:
+        was = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EmotraceError(f"{path} is damaged ({error}). Give another folder, or delete it to start over.") from None
+    settle(path.parent, was, json.loads(json.dumps(now)), may_differ)
+    return True
+
+
+def same_row(path: str | os.PathLike[str], row: Mapping[str, Any], now: Made, name: str) -> None:
+    """Refuse a row of a file that something else made than what is wanted now.
+
+    What made a row is under ``meta.made``, and beside it in ``meta`` where a field of ``now`` has its place there.
+
+    Args:
+        path: of the file.
+        row: found in it.
+        now: what would make it now.
+        name: of the row, for the message.
+
+    Raises:
+        EmotraceError: naming the row and every difference, or an earlier version that kept no record.
+    """
+    meta = row.get("meta") or {}
+    made = meta.get("made")
+    known = isinstance(made, Mapping)
+    settle(path, {k: v for k, v in {**meta, **made}.items() if k in now} if known else None, now, what=name)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
