@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,9 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
-from emotrace.generation import _config
+from emotrace.generation import _config, run
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import enter, inputs
-from emotrace.traced import runs
+from emotrace.model import inputs
 
 Tell = Callable[[str], None]
 DECODING: Mapping[str, Any] = {
@@ -201,19 +199,12 @@ def _reply(
         )
     config = _config(model, decoding, encoder.pad_id)
     lowered = edits_.lower(edits, sites, [prompt.about], [len(ids)], [len(ids) + most], len(ids) + most, True)
-    later = any(any(op[7][len(ids) :]) for group in lowered.groups for op in group[2])
-    options: dict[str, Any] = {"generation_config": config, "use_cache": config.use_cache}
+    options: dict[str, Any] = {}
     streamer = _Streamer(encoder.decode, len(ids), tell or (lambda _: None), stop or (lambda: False))
     if sites.remote is None:
         options["stopping_criteria"] = StoppingCriteriaList([streamer])
     drawn = seed if decoding["do_sample"] else None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a reply that ended early, as it should
-        warnings.filterwarnings("ignore", message=".*unwound.*")
-        tokens, fired = enter(
-            model, runs.generate, inputs(model, [ids]), lowered.program(), most if later else 1, 1, lowered.count,
-            options, drawn,
-        )  # fmt: skip
+    tokens, fired = run(model, inputs(model, [ids]), lowered, config, drawn, **options)
     edits_.refuse_silent(edits, fired)
     reply = tokens[0, len(ids) :].tolist()
     ends = config.eos_token_id

@@ -124,9 +124,7 @@ def generate(
                     edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True
                 )
                 drawn = seed * 1_000_003 + number if do_sample else None
-                tokens, counts = _run(
-                    model, inputs(model, [ids[i] for i in batch]), lowered, config, max_new_tokens, drawn
-                )
+                tokens, counts = run(model, inputs(model, [ids[i] for i in batch]), lowered, config, drawn)
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
                     _row(
@@ -163,17 +161,37 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, dict[str, Any]], encoder: A
         )
 
 
-def _run(
-    model: Any, fed: dict, lowered: edits_.Lowered, config: Any, steps: int, seed: int | None
+def run(
+    model: Any, fed: dict, lowered: edits_.Lowered, config: Any, seed: int | None, **options: Any
 ) -> tuple[torch.Tensor, list[int]]:
-    program = lowered.program()
-    rows, width = fed["input_ids"].shape
-    later = any(any(op[7][width:]) for group in lowered.groups for op in group[2])
-    options = {"generation_config": config, "use_cache": config.use_cache}
+    """Generate under edits where the model lives: ids with the prompts in front, and how often each edit was carried out.
+
+    Args:
+        model: from `emotrace.load`.
+        fed: ids and mask of a padded batch.
+        lowered: its edits.
+        config: of the generation.
+        seed: of the sampling; None where nothing is drawn.
+        options: more for the model's own ``generate``.
+
+    Raises:
+        EmotraceError: for a model of which nobody knows which columns a forward computes.
+    """
+    sites, rows = model.sites, fed["input_ids"].shape[0]
+    first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
+    options |= {"generation_config": config}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
         warnings.filterwarnings("ignore", message=".*unwound.*")
-        return enter(model, runs.generate, fed, program, steps if later else 1, rows, lowered.count, options, seed)
+        try:
+            return enter(
+                model, runs.generate, fed, lowered.program(), sites.place(*first), config.max_new_tokens, rows,
+                lowered.count, options, seed,
+            )  # fmt: skip
+        except ValueError as error:
+            if "columns that arrive" not in str(error):
+                raise
+            raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
 
 
 def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:

@@ -17,6 +17,11 @@ import torch
 from emotrace.traced import places
 
 
+def live(group: tuple, start: int, stop: int | None) -> list:
+    """The operations of a group that edit any of the columns ``[start, stop)``."""
+    return [op for op in group[2] if any(op[7][start:stop])]
+
+
 def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: list) -> None:
     """Carry out one group in the forward that computes columns ``[start, stop)`` of the padded sequences.
 
@@ -28,16 +33,16 @@ def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: li
         stop: one past its last column.
         fired: how often each edit was carried out; counted up here.
     """
-    _, place, operations, base_key = group
-    live = [op for op in operations if any(op[7][start:stop])]
-    if not live:
+    _, place, _, base_key = group
+    here = live(group, start, stop)
+    if not here:
         return
-    if all(op[1] == "add" for op in live):
+    if all(op[1] == "add" for op in here):
         h = None
-        if any(op[4] == "rms" for op in live):
+        if any(op[4] == "rms" for op in here):
             h = places.fetch(place, kept.get(base_key), batch).float()
         delta = torch.zeros(())
-        for op in live:
+        for op in here:
             delta = delta.to(op[6].device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
             fired[op[0]] += 1
         places.add(place, delta)
@@ -45,7 +50,7 @@ def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: li
     before = places.fetch(place, kept.get(base_key), batch)
     h0 = before.float()
     h = h0
-    for op in live:
+    for op in here:
         h = h + _masked(_change(op, h, h0), op, start, stop)
         fired[op[0]] += 1
     places.put(place, h.to(before.dtype), kept.get(base_key))

@@ -42,6 +42,13 @@ def fetch(place: tuple, base: torch.Tensor | None = None, batch: int | None = No
     return value
 
 
+def columns(place: tuple, batch: int) -> int:
+    """How many columns arrive at a place in this forward; its value stays as it is."""
+    _, envoy, side, index, *_ = place
+    value = _element(_get(envoy, side), index)
+    return value.shape[1] if value.ndim > 2 else value.shape[0] // batch
+
+
 def put(place: tuple, new: torch.Tensor, base: torch.Tensor | None = None) -> None:
     """Swap the value at a place for ``new`` (``[batch, token, width]``); for kind ``mid`` by the attention's output.
 

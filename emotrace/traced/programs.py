@@ -26,15 +26,22 @@ def forward(program: list, batch: int, start: int, stop: int, fired: list, sink:
         sink: called as ``sink(number, value)`` with ``[batch, token, width]`` at each read.
     """
     kept: dict = {}
+    bases = {step[2][3] for step in program if step[0] == "edit" and edits.live(step[2], start, stop)}
     for step in program:
         if step[0] == "edit":
             edits.apply(step[2], kept, batch, start, stop, fired)
         elif step[0] == "keep":
-            kept[step[3]] = places.fetch(step[2], None, batch)
+            if step[3] in bases:
+                kept[step[3]] = places.fetch(step[2], None, batch)
         else:
             value = places.fetch(step[2], None, batch)
             if sink is not None:
                 sink(step[3], value)
+
+
+def reaches(program: list, start: int) -> bool:
+    """Whether a program edits any column from ``start`` on."""
+    return any(edits.live(step[2], start, None) for step in program if step[0] == "edit")
 
 
 def gather(value: torch.Tensor, spans: tuple, uniform: tuple | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import nnsight
 import torch
 
-from emotrace.traced import programs
+from emotrace.traced import passing, places, programs
 
 
 def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
@@ -52,15 +52,19 @@ def capture(model: Any, inputs: dict, program: list, batch: int, columns: tuple,
 
 
 def generate(
-    model: Any, inputs: dict, program: list, steps: int, batch: int, n_edits: int, options: dict, seed: int | None
-) -> tuple:
-    """Generate with edits in the prefill and at every decoding step.
+    model: Any, inputs: dict, program: list, counter: tuple, steps: int, batch: int, n_edits: int, options: dict,
+    seed: int | None,
+) -> tuple:  # fmt: skip
+    """Generate with edits in every forward, at the columns that it computes.
+
+    With a cache each column passes once; where a forward computes everything again, so does everything that is edited in it.
 
     Args:
         model: an nnsight model.
         inputs: ids and mask.
         program: sorted steps, see `programs`.
-        steps: how many forwards the edits reach into (1 = the prefill only).
+        counter: place before all others, of which the columns are counted that arrive in a forward.
+        steps: most new tokens.
         batch: rows.
         n_edits: how many edits to count.
         options: for the model's own ``generate``.
@@ -70,16 +74,20 @@ def generate(
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
     """
     width = inputs["input_ids"].shape[1]
-    options = dict(options)
-    cached = options.pop("use_cache", True)  # the generation configuration says it to the model
     if seed is not None:
         torch.manual_seed(seed)
     with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * n_edits)
         with tracer.invoke(inputs):
-            for step in tracer.iter[:steps]:
-                start = 0 if step == 0 or not cached else width + step - 1
-                programs.forward(program, batch, start, width + step, counts, None)
+            done = 0
+            for _ in tracer.iter[:] if program else ():
+                arrived = places.columns(counter, batch)
+                start = passing.first(arrived, done, width)
+                done = start + arrived
+                programs.forward(program, batch, start, done, counts, None)
+                kept = done > width and start > 0  # a cache: what has passed does not pass again
+                if done >= width + steps - 1 or (kept and not programs.reaches(program, done)):
+                    break
         with tracer.invoke():
             ids = nnsight.save(tracer.result)
     return ids, counts
