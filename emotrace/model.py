@@ -19,6 +19,7 @@ from emotrace.identity import identity, made_by, versions
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
 from emotrace.remote.confirm import confirm
+from emotrace.specials import check_switch
 from emotrace.templates import DATE, Encoder
 
 __all__ = ["enter", "identity", "inputs", "is_causal", "load", "locked", "made_by", "versions"]
@@ -37,6 +38,7 @@ def load(
     tokenizer: Any = None,
     date: str = DATE,
     double_bos: bool = False,
+    bos: bool | None = None,
     trust_remote_code: bool = False,
     remote: bool | str | Server = False,
 ) -> TransformersModel:
@@ -52,6 +54,8 @@ def load(
         tokenizer: a tokenizer or its id; None takes the model's own.
         date: ISO day told to dated chat templates.
         double_bos: as EmotionCircuits encoded its prompts (preset ``emotion_circuits``).
+        bos: True begins every prompt with one BOS token, False with none; None does as tokenizer and chat template do, and warns
+            where they know a BOS token and do not put it.
         trust_remote_code: run code that comes with a checkpoint. Off by default.
         remote: where it runs. False is here. True is NDIF, a URL another server of its kind: no weights are loaded, only
             configuration and tokenizer; host and key come from nnsight's configuration (``NDIF_HOST``, ``NDIF_API_KEY``), or a
@@ -73,6 +77,7 @@ def load(
         )
         if value is not None
     ]  # fmt: skip
+    check_switch(bos, double_bos)
     server = _server(remote)
     traced_model: TransformersModel | None = None
     if isinstance(model, (str, Path)):
@@ -127,9 +132,11 @@ def load(
         traced_model = traced_model or checkpoints.wrapped(module, tokenizer)
     limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
     encoder = Encoder(
-        tokenizer, causal=causal, date=date, double_bos=double_bos, max_length=_positions(module, limit),
+        tokenizer, causal=causal, date=date, double_bos=double_bos, bos=bos, max_length=_positions(module, limit),
         vocab_size=getattr(module.config.get_text_config(), "vocab_size", None),
     )  # fmt: skip
+    for notice in encoder.notices:
+        warnings.warn(notice, stacklevel=2)
     found.attach(traced_model, encoder)
     module.eval()
     if server is not None:

@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError
+from emotrace.specials import Specials, check_switch
 
 DATE = "2024-07-26"
 """Day that dated chat templates are told, so that prompts of different days are the same prompts."""
@@ -37,11 +39,13 @@ class Encoder:
         date: ISO day for templates that print one.
         double_bos: render the template as text and tokenise it with special tokens again, as EmotionCircuits did
             (preset ``emotion_circuits``); a template that starts with BOS then yields two.
+        bos: True begins every prompt with one BOS, False with none, None as tokenizer and template have it. Prompts given
+            as token ids stay as they are.
         max_length: longest sequence the model takes, or None.
         vocab_size: number of token ids the model knows, or None.
 
     Raises:
-        EmotraceError: for a date that is not ISO.
+        EmotraceError: for a date that is not ISO, or a ``bos`` that the tokenizer or ``double_bos`` does not allow.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Encoder:
         causal: bool = True,
         date: str = DATE,
         double_bos: bool = False,
+        bos: bool | None = None,
         max_length: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
@@ -60,11 +65,17 @@ class Encoder:
             raise EmotraceError(f"date={date!r} is not an ISO day such as {DATE!r}.") from None
         self.tokenizer, self.causal, self.double_bos, self.max_length = tokenizer, causal, double_bos, max_length
         self.vocab_size = vocab_size
+        check_switch(bos, double_bos)
+        self.specials, self.bos = Specials.of(tokenizer, causal), bos
+        self.specials.check(bos)
+        self._told: set[str] = set()
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.system_role = self._system_role() if self.has_template else "plain text"
         pad = getattr(tokenizer, "pad_token_id", None)
         eos = getattr(tokenizer, "eos_token_id", None)
         self.pad_id = int(pad if pad is not None else eos if eos is not None else 0)
+        self.begins_with_bos = self._begins()
+        self.notices = self.specials.notices(bos, *self.begins_with_bos.values())
 
     # -- text ---------------------------------------------------------------------------------------------------
 
@@ -112,6 +123,19 @@ class Encoder:
             shown = False
         return "native" if shown else "folded"
 
+    def _begins(self) -> dict[str, bool]:
+        """Whether plain texts and chats begin with BOS."""
+        if self.specials.bos is None:
+            return {"text": False, "chat": False}
+        text = chat = self._coded(["a"], True)[0][:1] == [self.specials.bos]
+        if self.has_template:
+            try:
+                shown = self._apply([{"role": "user", "content": "user"}])
+                chat = self._coded([shown], self.double_bos)[0][:1] == [self.specials.bos]
+            except Exception:  # a template that refuses this chat: jinja errors of any class
+                chat = bool(self.bos)
+        return {"text": text, "chat": chat}
+
     # -- ids ----------------------------------------------------------------------------------------------------
 
     def ids(self, prompts: Any) -> list[list[int]]:
@@ -126,9 +150,9 @@ class Encoder:
         for special in (True, False):
             chosen = [i for i in texts if self._adds_specials(prompts[i]) is special]
             if chosen:
-                coded = self.tokenizer([texts[i] for i in chosen], add_special_tokens=special)["input_ids"]
-                for i, ids in zip(chosen, coded, strict=True):
-                    out[i] = ids if self.double_bos else self._one_bos(ids)
+                self._tell([prompts[i] for i in chosen])
+                for i, ids in zip(chosen, self._coded([texts[i] for i in chosen], special), strict=True):
+                    out[i] = ids
         for prompt, ids in zip(prompts, out, strict=True):
             if not ids:
                 raise EmotraceError(f"prompt {prompt.key!r} has no tokens.")
@@ -152,11 +176,50 @@ class Encoder:
     def _adds_specials(self, prompt: Prompt) -> bool:
         return prompt.text is not None or not self.has_template or self.double_bos
 
-    def _one_bos(self, ids: list[int]) -> list[int]:
-        bos = getattr(self.tokenizer, "bos_token_id", None)
+    def continued(self, prompt: Prompt, continuation: str) -> list[int]:
+        """Token ids of a prompt whose text goes on: both tokenised together, as running text is."""
+        self._need_tokenizer(prompt)
+        return self._coded([self.render(prompt) + continuation], self._adds_specials(prompt))[0]
+
+    def _coded(self, texts: list[str], special: bool) -> list[list[int]]:
+        """Ids of rendered texts: one BOS or none, no EOS that the tokenizer appends to what is to go on."""
+        coded = [list(ids) for ids in self.tokenizer(texts, add_special_tokens=special)["input_ids"]]
+        return coded if self.double_bos else [self._trimmed(ids, special) for ids in coded]
+
+    def _trimmed(self, ids: list[int], special: bool) -> list[int]:
+        return self._opened(ids[:-1] if special and self.specials.closes else ids)
+
+    def _opened(self, ids: list[int]) -> list[int]:
+        bos = self.specials.bos
         while bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
             ids = ids[1:]
-        return ids
+        if bos is None or self.bos is None or self.bos == (ids[:1] == [bos]):
+            return ids
+        return [bos, *ids] if self.bos else ids[1:]
+
+    @property
+    def opening(self) -> list[int]:
+        """Ids before a plain text."""
+        return self._opened(list(self.specials.before))
+
+    def _tell(self, prompts: Sequence[Prompt]) -> None:
+        """Warn once of each kind of prompt that is encoded otherwise than the other kind."""
+        begins = self.begins_with_bos
+        kinds = {"text" if p.text is not None else "chat" for p in prompts} - self._told
+        self._told |= kinds
+        for kind in sorted(kinds):
+            if self.bos is None and not begins[kind] and any(begins.values()):
+                one, other = ("plain texts", "chats") if kind == "text" else ("chats", "plain texts")
+                warnings.warn(
+                    f"{one} are encoded without the BOS token {self.specials.text('bos')!r} that {other} begin with: "
+                    "load(bos=True) or --bos adds it, bos=False or --no-bos takes it away.",
+                    stacklevel=4,
+                )
+            if kind == "chat" and not self.has_template:
+                warnings.warn(
+                    "the tokenizer has no chat template: messages are joined as plain text that ends in 'Reply:'.",
+                    stacklevel=4,
+                )
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Ids and mask ``[batch, token]``: padded on the left for decoders, on the right for encoders."""
@@ -194,6 +257,9 @@ class Encoder:
             "template_date": self.date.isoformat(),
             "system_role": self.system_role,
             "double_bos": self.double_bos,
+            "bos": self.bos,
+            "begins_with_bos": self.begins_with_bos,
+            "left_out": self.specials.text("eos") if self.specials.closes and not self.double_bos else None,
         }
 
 

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, evaluation, report, stats
-from emotrace.cli.options import NotThere, only_here
+from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.report import discovery as figures
 from emotrace.report.figures import Shown
 from emotrace.run import Run
@@ -57,12 +57,13 @@ def main(
     remote: NotThere = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
+    bos: Bos = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
     only_here(remote, "circuit discovery differentiates and rewires the model, which a server does not allow")
     prompts = et.datasets.sev(train, limit=limit)
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, bos=bos)
     at = lm.sites.n_layers - 2 if layer is None else layer
     lm.sites.address("resid_post", at)  # refuses a layer that there is not
     settings = {

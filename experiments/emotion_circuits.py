@@ -32,7 +32,7 @@ from circuit_study import Rows, Study, paired
 import emotrace as et
 from emotrace import attribution, circuits, evaluation, judges, report, stats
 from emotrace import directions as directions_
-from emotrace.cli.options import Where, place
+from emotrace.cli.options import Bos, Where, place
 from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
@@ -82,6 +82,7 @@ def main(
     remote: Where = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
+    bos: Bos = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Emotion directions, circuits, steering and modulation, from prompts to a judged report."""
@@ -95,7 +96,13 @@ def main(
         raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
     encoding = circuit_protocol.encoding(preset)
     lm = et.load(
-        model, device=device, dtype=dtype, attn_implementation=attn_implementation, remote=place(remote), **encoding
+        model,
+        device=device,
+        dtype=dtype,
+        bos=bos,
+        attn_implementation=attn_implementation,
+        remote=place(remote),
+        **encoding,
     )
     protocol = (
         circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens, dose_step)

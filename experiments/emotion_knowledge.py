@@ -31,7 +31,7 @@ import typer
 import emotrace as et
 from emotrace import prompt_tuning as pt
 from emotrace import report, rsa
-from emotrace.cli.options import NotThere, only_here
+from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.prompt_tuning.tasks import PARTS
 from emotrace.run import Run
@@ -80,6 +80,7 @@ def main(
     remote: NotThere = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
+    bos: Bos = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
@@ -97,7 +98,7 @@ def main(
         "experiment": "emotion_knowledge", "model": model or "tiny masked model, trained here", "texts": str(texts or "own"),
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist()},
         "human": human.name if human else "space of all attributes", "preset": preset, "recipe": recipe.record,
-        **plan.record, "emotions": emotions, "dtype": dtype, "seed": seed,
+        **plan.record, "emotions": emotions, "dtype": dtype, "bos": bos, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
 
@@ -111,7 +112,7 @@ def main(
     source = model or str(run.path("model"))
     if model is None and not run.path("model", "training.json").is_file():
         train_tiny_masked.fit(parts, run.path("model"), train_tiny_masked.Recipe(seed=seed))
-    load = {"device": device, "dtype": dtype}
+    load = {"device": device, "dtype": dtype, "bos": bos}
     lm = et.load(source, **load)
     print(lm.sites.describe())
     names = study.emotions(parts, scores, emotions)

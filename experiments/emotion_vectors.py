@@ -28,7 +28,7 @@ import vector_study as study
 
 import emotrace as et
 from emotrace import directions, dose, extraction, interop, judges, stats
-from emotrace.cli.options import Where, place
+from emotrace.cli.options import Bos, Where, place
 from emotrace.report import coordinates
 from emotrace.report import vectors as figures
 from emotrace.run import Run
@@ -75,6 +75,7 @@ def main(
     remote: Where = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
+    bos: Bos = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Emotion vectors from answers, doses, controls and a report."""
@@ -87,7 +88,7 @@ def main(
     queries, others = et.datasets.read_queries(train), et.datasets.read_queries(test)
     fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
     asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
-    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     templates = {"neutral": neutral, "emotional": emotional}
     settings = {
         "experiment": "emotion_vectors", "model": lm.sites.identity, "template": lm.sites.encoder.record,

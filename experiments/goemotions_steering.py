@@ -29,7 +29,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import directions, dose, extraction, judges, stats
-from emotrace.cli.options import Where, names, numbers, place
+from emotrace.cli.options import Bos, Where, names, numbers, place
 from emotrace.directions.vectors import METHODS
 from emotrace.report import coordinates
 from emotrace.report import vectors as figures
@@ -75,6 +75,7 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="prompts per batch")] = 32,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
+    bos: Bos = None,
     remote: Where = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:  # fmt: skip
@@ -89,7 +90,7 @@ def main(
     final = et.datasets.emotion_query(asked, part="all", exclude=tried)[:limit]
     choices = [] if questions == "none" else et.datasets.read_truthfulqa(questions, "multiple_choice")[:limit]
     fit, unseen = et.datasets.hold_out(texts, HELD_OUT, seed)
-    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     settings = {
         "experiment": "goemotions_steering", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": Path(train).name, "digest": texts.digest}, "trial": {"file": trial.name, "digest": held.digest},

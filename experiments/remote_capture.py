@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.guard import experiment
-from emotrace.cli.options import Count, Limit, Model, names, place, span
+from emotrace.cli.options import Bos, Count, Limit, Model, names, place, span
 from emotrace.labels import EmotraceError
 
 
@@ -34,6 +34,7 @@ def main(
     positions: Annotated[str, typer.Option(help="last | prompt | all | START:STOP")] = "last",
     limit: Limit = None,
     batch_size: Count = 32,
+    bos: Bos = None,
     dry_run: Annotated[bool, typer.Option(help="say requests, rows and bytes; capture nothing")] = False,
 ) -> None:
     """Capture the activations of SEV prompts on a server."""
@@ -43,7 +44,7 @@ def main(
     if where is False:
         raise EmotraceError("--remote says where the model lives: ndif, a URL, or local.")
     prompts = et.datasets.sev(data, limit=limit)
-    lm = et.load(model, remote=where)
+    lm = et.load(model, bos=bos, remote=where)
     typer.echo(lm.sites.describe())
     began = time.perf_counter()
     found = et.capture(

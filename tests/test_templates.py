@@ -140,8 +140,10 @@ def test_without_a_template_the_plain_form():
     assert coder.render(chat(SYSTEM, USER)) == "Always reply in anger.\n\nThe bus is late.\n\nReply:"
     assert coder.record["template_hash"] == "plain"
     assert coder.record["system_role"] == "plain text"
-    (ids,) = coder.ids([chat(SYSTEM, USER)])
+    with pytest.warns(UserWarning, match="no chat template: messages are joined as plain text"):
+        (ids,) = coder.ids([chat(SYSTEM, USER)])
     assert count(ids) == 1
+    assert coder.ids([chat(SYSTEM, USER)]) == [ids], "said once"
 
 
 def test_a_template_that_refuses_a_prompt_names_it():

@@ -25,7 +25,7 @@ PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.item
 HALF: Final = 0.5
 """A circuit that takes more of a layer than this share leaves no room for random circuits of its size."""
 ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "tokenizer_hash", "template_hash", "template_date",
-                "double_bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
+                "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
 
 
 def discover(

@@ -13,7 +13,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
-from emotrace.cli.options import Count, Device, Dtype, Sample, System, TopK, decoding
+from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, System, TopK, decoding
 from emotrace.labels import EmotraceError, unknown
 
 COMMANDS = {
@@ -47,6 +47,7 @@ def chat(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
 ) -> None:
     """Talk with a steered model; /help lists what may be changed between turns."""
     import emotrace as et
@@ -56,7 +57,7 @@ def chat(
     where = where_of(scale, site, layers, positions)
     drawn = options.pop("seed")
     found = vectors_of(vectors)
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, bos=bos)
     talk = Conversation(
         lm, found, mix, strength=strength_of(strength), system=system, seed=drawn, decoding=options, **where
     )

@@ -10,6 +10,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.options import (
+    Bos,
     Count,
     Data,
     Device,
@@ -48,6 +49,7 @@ def neurons(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """What each MLP neuron contributes to its layer's directions."""
@@ -56,7 +58,11 @@ def neurons(
     _one_of(by, ("contrast", "mean"), "--by")
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     found = et.attribution.neuron_contributions(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)), prompts, dirs, batch_size=batch_size, **common
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
+        prompts,
+        dirs,
+        batch_size=batch_size,
+        **common,
     )
     _print_best(found, by, top)
     typer.echo(f"{dict(found.sizes)} in {out}")
@@ -76,6 +82,7 @@ def heads(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """What each attention head contributes to its layer's directions."""
@@ -86,7 +93,7 @@ def heads(
     _one_of(readout, READOUTS, "--readout")
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     found = et.attribution.head_contributions(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
         prompts,
         dirs,
         readout=readout,
@@ -110,6 +117,7 @@ def influence(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
@@ -120,7 +128,7 @@ def influence(
     sizes = numbers(doses, "--doses")
     plain, dirs, common = _inputs(data, directions, out, rows, limit, asked=False)
     found = et.attribution.sublayer_influence(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
         plain, dirs, doses=sizes, readout=readout, batch_size=batch_size,
         **common,
     )  # fmt: skip
@@ -148,6 +156,7 @@ def circuit(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """The best neurons and heads of each layer, with what is added there: the circuit of every emotion."""
@@ -170,7 +179,7 @@ def circuit(
     prompts, dirs, common = _inputs(data, directions, out, rows, limit)
     table = None if influence is None else et.attribution.load(influence, "influence")
     found = et.circuits.discover(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
         prompts, dirs, preset=preset, influence=table,
         within=tuple(names(within)), batch_size=batch_size, **sizes, **common,
     )  # fmt: skip
@@ -206,6 +215,7 @@ def curves(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
@@ -230,13 +240,13 @@ def curves(
     prompts, dirs, common = _inputs(data, directions, out, rows, limit, asked=what == "ablate")
     if what == "ablate":
         options["how"] = how or "zero"
-        lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+        lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
         found = et.attribution.ablation_curve(lm, prompts, dirs, scores, **options, **common)
     else:
         assert circuit is not None
         del common["accepted"]
         payload = et.Circuit.load(circuit).payload
-        lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+        lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
         found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
     table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})
     replace_file(out / "curve.csv", table.to_csv(index=False, lineterminator="\n").encode())

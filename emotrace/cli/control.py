@@ -12,6 +12,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.options import (
+    Bos,
     Count,
     Device,
     Directions,
@@ -54,6 +55,7 @@ def steer(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """Baseline and steered replies, side by side."""
@@ -62,7 +64,7 @@ def steer(
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     finite(dose, "--dose")
     aim, vector, wanted = _direction(directions, emotion, layers, site)
-    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     strength = dose * math.sqrt(lm.sites.d_model)
     edit = et.Add(site, layers=wanted or _middle(lm), vector=vector, strength=strength, scale="rms")
     _side_by_side(lm, prompts, system, [edit], aim, options)
@@ -90,6 +92,7 @@ def modulate(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """Baseline replies and those with a circuit added, side by side."""
@@ -102,7 +105,7 @@ def modulate(
         "head_positions": span(head_positions or ("all" if found.meta.get("preset") else "steer"), "--head-positions"),
     }
     aim, edits = _added(found, circuit, emotion, strength, **positions)
-    lm = et.load(model, device=device, dtype=dtype, remote=place(remote))
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     found.check(lm)
     _side_by_side(lm, prompts, system, edits, aim, options)
 
@@ -123,6 +126,7 @@ def export(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
 ) -> None:
     """A plain Hugging Face checkpoint with an addition at every token, where biases can hold it exactly."""
     import emotrace as et
@@ -136,14 +140,14 @@ def export(
         found, times = et.Circuit.load(circuit), 1.0 if strength is None else strength
         aim, edits = _added(found, circuit, emotion, times, neuron_positions="all", head_positions="all")
         edits = edits if layers is None else _only(edits, layer_list(layers), circuit)
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, bos=bos)
         found.check(lm)
     else:
         assert directions is not None
         site = site or "resid_post"
         aim, vector, wanted = _direction(directions, emotion, layers, site)
         length = _length(strength, vector, wanted, site)
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, bos=bos)
         at = wanted or _middle(lm)
         edits = [et.Add(site, layers=at, vector=vector, strength=length, positions="all")]
     bake(lm, edits, out)

@@ -15,6 +15,12 @@ Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over t
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos", help="begin every prompt with one BOS token, or with none; default: as the tokenizer does"
+    ),
+]
 Where = Annotated[
     str | None,
     typer.Option("--remote", help="ndif, a URL, or local (packed as for a server): no weights are loaded here"),

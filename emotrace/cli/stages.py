@@ -10,6 +10,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.options import (
+    Bos,
     Count,
     Data,
     Device,
@@ -41,6 +42,7 @@ def generate(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """Replies of a model to SEV prompts."""
@@ -49,7 +51,7 @@ def generate(
     no_folder(out)
     prompts = et.datasets.sev(data, emotions=names(emotions), instruction=instruction, limit=limit)
     rows = et.generate(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)),
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
         prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
         method="prompt" if instruction else "none", out=out,
     )  # fmt: skip
@@ -110,6 +112,7 @@ def capture(
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """Activations of SEV prompts into a labelled store."""
@@ -126,7 +129,7 @@ def capture(
     if replies is not None:
         prompts = prompts.with_replies(row for _, row in read_jsonl(replies))
     done = et.capture(
-        et.load(model, device=device, dtype=dtype, remote=place(remote)), prompts, chosen, positions=where, out=out,
+        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)), prompts, chosen, positions=where, out=out,
         batch_size=batch_size, dry_run=dry_run,
     )  # fmt: skip
     typer.echo(str(done))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Device, Dtype, Store, Where, place
+from emotrace.cli.options import Bos, Device, Dtype, Store, Where, place
 
 
 @app.command()
@@ -17,13 +17,14 @@ def sites(
     attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     remote: Where = None,
 ) -> None:
     """The sites a model has, where they are, and the error their proof left."""
     import emotrace as et
 
     table = et.load(
-        model, device=device, dtype=dtype, remote=place(remote), attn_implementation=attn_implementation
+        model, device=device, dtype=dtype, bos=bos, remote=place(remote), attn_implementation=attn_implementation
     ).sites
     typer.echo(table.describe())
     typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))

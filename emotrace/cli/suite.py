@@ -9,7 +9,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
-from emotrace.cli.options import Count, Device, Dtype, Folder, Model, Sample, TopK, decoding, names, no_file
+from emotrace.cli.options import Bos, Count, Device, Dtype, Folder, Model, Sample, TopK, decoding, names, no_file
 from emotrace.labels import EmotraceError
 
 Mix = Annotated[str | None, typer.Option(help="a mixture, aimed at its largest emotion; default each emotion alone")]
@@ -43,6 +43,7 @@ def arms(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
 ) -> None:
     """The same queries answered plain, steered and under controls, from the same seeds."""
     import emotrace as et
@@ -61,7 +62,7 @@ def arms(
     found = vectors_of(vectors)
     shuffled = [relabelled(vectors, seed + draw) for draw in range(draws)] if "shuffled" in against else []
     rows = run(
-        et.load(model, device=device, dtype=dtype), prompts, found, mix, strength=strength_of(strength), draws=draws,
+        et.load(model, device=device, dtype=dtype, bos=bos), prompts, found, mix, strength=strength_of(strength), draws=draws,
         controls=against, shuffled=shuffled, decoding=options, seed=seed, batch_size=batch_size,
         out=out / "arms", **where,
     )  # fmt: skip
@@ -87,6 +88,7 @@ def evaluate(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
 ) -> None:
     """Every measure of replies, by method, with intervals and paired differences from the baseline."""
     import emotrace as et
@@ -108,7 +110,7 @@ def evaluate(
         "intensity": None if intensity == "none" else raters.make("intensity", intensity),
         "classifier": None if classifier is None else EmotionClassifier(classifier, label_map=label, device=device),
     }
-    lm = None if model is None else et.load(model, device=device, dtype=dtype)
+    lm = None if model is None else et.load(model, device=device, dtype=dtype, bos=bos)
     measured = measure(replies, model=lm, batch_size=batch_size, out=out, **tools)
     table = summarise(measured, cluster=cluster, baseline=baseline, seed=seed)
     write_rows(out / "measured.jsonl", [_plain(row) for row in measured])
@@ -139,6 +141,7 @@ def truthfulqa(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
 ) -> None:
     """MC1 and MC2 of a model, plain and steered, by their standard definitions."""
     import emotrace as et
@@ -154,7 +157,7 @@ def truthfulqa(
     where = where_of(scale, site, layers, "steer")
     questions = read_truthfulqa(data, "multiple_choice")[:limit]
     steered = [] if vectors is None else mixture(vectors_of(vectors), mix, strength=strength_of(strength), **where)
-    lm = et.load(model, device=device, dtype=dtype)
+    lm = et.load(model, device=device, dtype=dtype, bos=bos)
     rows: list[dict[str, Any]] = []
     for method, edits in (("none", []), ("steer", steered))[: 1 if vectors is None else 2]:
         found = truthful.multiple_choice(

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Count, Device, Dtype, Folder, Model, Sample, TopK, decoding, layer_list, names, no_file
+from emotrace.cli.options import (
+    Bos,
+    Count,
+    Device,
+    Dtype,
+    Folder,
+    Model,
+    Sample,
+    TopK,
+    decoding,
+    layer_list,
+    names,
+    no_file,
+)
 from emotrace.datasets.queries import PARTS
 from emotrace.directions.shift import OVER
 from emotrace.directions.vectors import METHODS
@@ -48,6 +61,7 @@ def vectors(
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
+    bos: Bos = None,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
 ) -> None:
     """Vectors of emotions, for `emotrace chat`, `arms` and `truthfulqa`, with the base vector that all share."""
@@ -81,14 +95,14 @@ def vectors(
         templates = {**extraction.TEMPLATES, **{name: text for name, text in told.items() if text is not None}}
         extraction.answer_prompts(prompts, templates)
         _several(prompts, without_base)
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, bos=bos)
         _fits(lm, place, keep)
         found = extraction.answer_vectors(lm, prompts, over=over, templates=templates, decoding=options, **common)  # type: ignore[arg-type]
     else:
         labels = None if wanted is None else [*wanted, against]
         prompts = et.datasets.goemotions(str(texts), emotions=labels, grouping=grouping, limit=limit)
         _several(prompts, without_base, against)
-        lm = et.load(model, device=device, dtype=dtype)
+        lm = et.load(model, device=device, dtype=dtype, bos=bos)
         _fits(lm, place, keep)
         found = extraction.text_vectors(
             lm, prompts, against=against, method=method, remove_neutral=remove_neutral, **common  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ PROVENANCE: Final = (
     "tokenizer_hash",
     "template_hash",
     "template_date",
+    "bos",
     "dtype",
     "attn_implementation",
     "prompts_digest",

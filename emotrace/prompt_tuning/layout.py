@@ -102,9 +102,7 @@ class Layout:
 
     def bare(self) -> Laid:
         """The sequence of a prompt alone: ``mask, prompt`` and the token that opens a text; causal: ``BOS, prompt``."""
-        tokenizer = self.encoder.tokenizer
-        special = set(getattr(tokenizer, "all_special_ids", ()))
-        return self._laid([i for i in tokenizer("a")["input_ids"][:1] if i in special])
+        return self._laid(self.encoder.opening[:1])
 
     def batch(self, laid: Sequence[Laid]) -> Batch:
         """Sequences padded as the model's encoder pads: decoders on the left, encoders on the right."""

@@ -32,6 +32,10 @@ from emotrace.store.variable import Variable
 
 MAY_DIFFER = ("command", "versions")
 """Attrs that may differ when a run is continued."""
+SINCE = {"bos": None}
+"""What attrs that a store of the version before lacks amounted to then."""
+FOLLOWS = ("begins_with_bos", "left_out")
+"""Attrs that follow from the tokenizer and ``bos``: of no account where a store of the version before lacks them."""
 FORMAT = 1
 COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
@@ -259,7 +263,10 @@ def dump(obj: Mapping[str, Any]) -> bytes:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], show: Callable[[Any], str] = repr) -> list[str]:
     """Attrs that keep a run from being continued, each with both values."""
     out = []
-    for name in sorted({*stored, *wanted} - {*MAY_DIFFER, "emotrace_store"}):
+    stored = {**SINCE, **stored}
+    wanted = {**SINCE, **wanted}
+    old = {name for name in FOLLOWS if name not in stored}
+    for name in sorted({*stored, *wanted} - {*MAY_DIFFER, *old, "emotrace_store"}):
         a, b = stored.get(name, "(nothing)"), wanted.get(name, "(nothing)")
         if a != b:
             out.append(f"{name}: stored {show(a)}, now {show(b)}")

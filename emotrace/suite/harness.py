@@ -98,10 +98,10 @@ def _moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def _rolling(encoder: Any, text: str, key: str) -> Prompt:
-    """A whole text as a reply to its first token: the BOS where there is one."""
+    """A whole text as a reply to its first token: the BOS where there is one, unless the model was loaded without."""
     ids = encoder.ids([Prompt(key, text=text)])[0]
     bos = getattr(encoder.tokenizer, "bos_token_id", None)
-    if bos is not None and ids[0] != bos:
+    if bos is not None and ids[0] != bos and encoder.bos is not False:
         ids = [bos, *ids]
     if len(ids) < 2:
         raise EmotraceError(f"the text {text!r} has no token that another one predicts.")

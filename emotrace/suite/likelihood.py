@@ -117,9 +117,7 @@ def continued(model: Any, prompt: Prompt, continuation: str, key: str) -> Prompt
         EmotraceError: for a continuation without a token.
     """
     encoder = model.sites.encoder
-    before = encoder.render(prompt)
-    whole = Prompt(key, text=before + continuation, labels=prompt.labels)
-    ids, own = encoder.ids([whole])[0], encoder.ids([replace(prompt, reply_ids=None)])[0]
+    ids, own = encoder.continued(prompt, continuation), encoder.ids([replace(prompt, reply_ids=None)])[0]
     shared = next((i for i, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
     if not 0 < shared < len(ids):
         raise EmotraceError(f"prompt {prompt.key!r}: the continuation {continuation!r} has no token of its own.")
