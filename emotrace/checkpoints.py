@@ -89,8 +89,8 @@ def _device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=where).cpu()  # "meta" makes tensors, but holds nothing
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise EmotraceError(f"device={device!r} is not usable here: {str(error).splitlines()[0]}") from None
     return where
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from emotrace import disk
+from emotrace import arguments, disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.files import to_file
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
@@ -84,13 +85,25 @@ def generate(
     sites, encoder = model.sites, model.sites.encoder
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it does not generate. Use capture instead.")
-    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise EmotraceError(f"{name}={value}: at least {least}.")
+    given = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k,
+             "no_repeat_ngram_size": no_repeat_ngram_size, "batch_size": batch_size, "draw": draw}  # fmt: skip
+    for name, value in given.items():
+        arguments.whole(name, value, int(name in ("max_new_tokens", "batch_size")))
+    if min_new_tokens > max_new_tokens:
+        raise EmotraceError(f"min_new_tokens={min_new_tokens} is more than max_new_tokens={max_new_tokens}.")
+    for name, value in (("do_sample", do_sample), ("use_cache", use_cache), ("progress", progress)):
+        arguments.flag(name, value)
+    for name, value in (("temperature", temperature), ("repetition_penalty", repetition_penalty), ("top_p", top_p)):
+        arguments.number(name, value)
     if do_sample and (temperature <= 0 or not 0 < top_p <= 1):
         raise EmotraceError(
             f"temperature={temperature}, top_p={top_p}: sampling needs temperature > 0 and 0 < top_p <= 1."
         )
+    arguments.number("repetition_penalty", repetition_penalty, above=0)
+    arguments.seed("seed", seed)
+    arguments.text("method", method)
+    if out is not None:
+        to_file(out)
     edits = [] if edits is None else edits
     edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
@@ -123,7 +136,7 @@ def generate(
                 lowered = edits_.lower(
                     edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True
                 )
-                drawn = seed * 1_000_003 + number if do_sample else None
+                drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
                 tokens, counts = run(model, inputs(model, [ids[i] for i in batch]), lowered, config, drawn)
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [

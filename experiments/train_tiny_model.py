@@ -60,7 +60,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emotrace.datasets.sev import read_jsonl
+from emotrace.files import read_jsonl
 from emotrace.judges.lexicon import LexiconJudge
 from emotrace.labels import ANSWERS, EmotraceError
 

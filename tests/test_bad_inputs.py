@@ -269,7 +269,7 @@ CASES = {
     ),
     "directions of unjudged rows": (
         lambda: command("directions", "@acts.zarr", "--out", "@d", "--rows", "@unjudged.jsonl"),
-        "unjudged.jsonl:1: a judged reply has a key and a verdict",
+        "unjudged.jsonl:1: a judged reply (of `emotrace judge`) has the field 'verdict or judge'",
     ),
     "directions of several methods": (
         lambda: command("directions", "@acts.zarr", "--out", "@d", "--rows", "@methods.jsonl"),

@@ -13,7 +13,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
-from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, System, TopK, decoding
+from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, Seed, System, TopK, decoding
 from emotrace.labels import EmotraceError, unknown
 
 COMMANDS = {
@@ -44,7 +44,7 @@ def chat(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: TopK = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,

@@ -20,15 +20,16 @@ from emotrace.cli.options import (
     Limit,
     Model,
     Rows,
+    Seed,
     Where,
     Within,
     accepted_keys,
     labelled,
     names,
-    no_file,
     numbers,
     place,
 )
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
@@ -209,7 +210,7 @@ def curves(
     ks: Annotated[str | None, typer.Option(help="components per layer; default those of 1,2,4,8,16 that exist")] = None,
     draws: Draws = 5,
     by: By = "contrast",
-    seed: int = 0,
+    seed: Seed = 0,
     rows: Rows = None,
     limit: Limit = None,
     batch_size: Count = 32,
@@ -262,7 +263,7 @@ def _inputs(
     from emotrace.datasets import sev
     from emotrace.labels import EMOTIONS
 
-    no_file(out)
+    to_folder(out, "--out")
     dirs, label = labelled(directions)
     emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
     prompts = sev(data, emotions=emotions, instruction=asked, limit=limit)

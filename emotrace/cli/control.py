@@ -19,6 +19,7 @@ from emotrace.cli.options import (
     Dtype,
     Model,
     Sample,
+    Seed,
     System,
     Texts,
     TopK,
@@ -28,6 +29,7 @@ from emotrace.cli.options import (
     labelled,
     layer_list,
     place,
+    said,
     span,
     value_of,
 )
@@ -52,7 +54,7 @@ def steer(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: TopK = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
@@ -61,13 +63,13 @@ def steer(
     """Baseline and steered replies, side by side."""
     import emotrace as et
 
-    options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
+    texts, options = said(prompts), decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     finite(dose, "--dose")
     aim, vector, wanted = _direction(directions, emotion, layers, site)
     lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     strength = dose * math.sqrt(lm.sites.d_model)
     edit = et.Add(site, layers=wanted or _middle(lm), vector=vector, strength=strength, scale="rms")
-    _side_by_side(lm, prompts, system, [edit], aim, options)
+    _side_by_side(lm, texts, system, [edit], aim, options)
 
 
 @app.command()
@@ -89,7 +91,7 @@ def modulate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: TopK = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
@@ -98,7 +100,7 @@ def modulate(
     """Baseline replies and those with a circuit added, side by side."""
     import emotrace as et
 
-    options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
+    texts, options = said(prompts), decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     found = et.Circuit.load(circuit)
     positions = {
         "neuron_positions": span(neuron_positions, "--neuron-positions"),
@@ -107,7 +109,7 @@ def modulate(
     aim, edits = _added(found, circuit, emotion, strength, **positions)
     lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     found.check(lm)
-    _side_by_side(lm, prompts, system, edits, aim, options)
+    _side_by_side(lm, texts, system, edits, aim, options)
 
 
 @app.command()

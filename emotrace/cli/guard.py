@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -15,12 +16,20 @@ import typer
 from emotrace.labels import EmotraceError
 
 INTERRUPTED = 130
+TRACEBACK = "EMOTRACE_TRACEBACK"
+"""Set to anything, errors that are not emotrace's own are shown whole, for reports of bugs."""
+SHOWN = 400
+"""Characters of another library's message that are shown."""
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 """The error of a command line that cannot be read."""
 
 
 def guarded(run: Callable[[], Any]) -> None:
-    """Run a command; what the user did wrong is one line, and an interrupted run says how to go on."""
+    """Run a command; what went wrong is one line and status 2, and an interrupted run says how to go on.
+
+    What users get wrong is told by whoever reads the file or flag. The last case here is the net below that: an error of
+    another library is one line too, with the way to see all of it.
+    """
     try:
         with _insistent():
             status = run()
@@ -35,6 +44,13 @@ def guarded(run: Callable[[], Any]) -> None:
             sys.exit(2)
         where = usage.ctx.command_path if usage.ctx else Path(sys.argv[0]).name
         print(f"error: {' '.join(usage.format_message().split())} (see {where} --help)", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        said = " ".join(str(error).split())
+        said = said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+        print(f"error: {type(error).__name__}: {said} ({TRACEBACK}=1 shows where)", file=sys.stderr)
         sys.exit(2)
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, check_positions, emotion, unknown
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
-Limit = Annotated[int | None, typer.Option(help="skeletons, spread evenly over themes")]
+Limit = Annotated[int | None, typer.Option(min=1, help="skeletons, spread evenly over themes")]
+Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]
+Seed = Annotated[int, typer.Option(min=0, max=arguments.SEEDS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
 Bos = Annotated[
@@ -59,65 +64,84 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def no_folder(out: Path) -> None:
-    """Refuse a folder where a file is to be written."""
-    if out.is_dir():
-        raise EmotraceError(f"--out {out} is a folder; give a file.")
-
-
-def no_file(out: Path) -> None:
-    """Refuse a file where a folder is to be written."""
-    if out.exists() and not out.is_dir():
-        raise EmotraceError(f"--out {out} is a file; give a folder.")
-
-
 def span(text: str, flag: str = "--positions") -> Any:
     """A position policy, or START:STOP."""
     if ":" not in text:
         return check_positions(text, flag)
-    start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit()):
+    start, _, stop = map(_count, text.partition(":"))
+    if start is None or stop is None:
         raise EmotraceError(f"{flag} {text}: a span is START:STOP, e.g. 0:5.")
-    return check_positions((int(start), int(stop)), flag)
+    return check_positions((start, stop), flag)
 
 
 def layer_list(text: str) -> list[int]:
     """Layers written as 2-4 or 1,3."""
     found: list[int] = []
     for part in names(text):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        begin, dash, end = part.partition("-")
+        first, last = _count(begin), _count(end if dash else begin)
+        if first is None or last is None:
             raise EmotraceError(f"--layers {text}: give layers as 2-4 or 1,3.")
-        if int(last or first) < int(first):
+        if last < first:
             raise EmotraceError(f"--layers {text}: {part} ends before it begins.")
-        found += range(int(first), int(last or first) + 1)
+        found += range(first, last + 1)
     if not found or len(set(found)) < len(found):
         raise EmotraceError(f"--layers {text!r}: name at least one layer, and each once.")
     return found
 
 
+def _count(text: str) -> int | None:
+    """A whole number from 0 of at most six digits, of those that every keyboard has; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+
+
 def numbers(text: str, flag: str, kind: type = float) -> list[Any]:
-    """Comma-separated numbers."""
+    """Comma-separated finite numbers, each once; whole ones from 0 for the kind ``int``."""
     try:
-        return [kind(part) for part in names(text)]
+        found: list[Any] = [_count(part) if kind is int else float(part) for part in names(text)]
     except ValueError:
+        found = [None]
+    if None in found:
         whole = "whole " if kind is int else ""
-        raise EmotraceError(f"{flag} {text}: give {whole}numbers with commas between them.") from None
+        raise EmotraceError(f"{flag} {text}: give {whole}numbers with commas between them.")
+    for value in found:
+        finite(value, flag)
+        if found.count(value) > 1:
+            raise EmotraceError(f"{flag} {text}: {value:g} occurs twice.")
+    return found
 
 
-def finite(value: float, flag: str) -> float:
+def finite(value: Any, flag: str) -> float:
     """The number, unless it is NaN or infinite."""
     if not math.isfinite(value):
         raise EmotraceError(f"{flag} {value} is not a finite number.")
     return value
 
 
+def said(texts: Sequence[str]) -> list[str]:
+    """What is to be replied to, none of it blank."""
+    return [arguments.text(f"text {i} to reply to", text) for i, text in enumerate(texts, 1)]
+
+
+@contextmanager
+def of(flag: str, value: Any) -> Iterator[None]:
+    """Errors of what a flag gave, with the flag before them."""
+    try:
+        yield
+    except EmotraceError as error:
+        raise EmotraceError(f"{flag} {value}: {error}") from error
+
+
 def decoding(
     sample: bool, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Options of `emotrace.generate` that the sampling flags say."""
+    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
+        finite(value, name)
     if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
         raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
+    if temperature <= 0 or not 0 < top_p <= 1:
+        raise EmotraceError(f"--temperature {temperature}, --top-p {top_p}: above 0, and --top-p at most 1.")
     found: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, "seed": seed}
     return found | ({"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {})
 
@@ -126,14 +150,10 @@ def accepted_keys(rows: Path | None) -> list[str] | None:
     """Keys of the judged replies in a file that were accepted; None where there is no file."""
     if rows is None:
         return None
-    from emotrace.datasets import read_jsonl
+    from emotrace.datasets.rows import read_rows
     from emotrace.directions import accepted
 
-    judged = []
-    for where, row in read_jsonl(rows):
-        if "key" not in row or not ("verdict" in row or "judge" in row):
-            raise EmotraceError(f"{where}: a judged reply has a key and a verdict; run `emotrace judge` first.")
-        judged.append(row)
+    judged = read_rows(rows, "key", "verdict|judge", what="a judged reply (of `emotrace judge`)")
     methods = {str(r.get("method", "")) for r in judged}
     if len(methods) > 1:
         raise EmotraceError(f"{rows} holds replies of several methods ({', '.join(sorted(methods))}); keep one.")

@@ -23,10 +23,11 @@ from emotrace.cli.options import (
     Within,
     accepted_keys,
     names,
-    no_folder,
+    of,
     place,
     span,
 )
+from emotrace.files import to_file, to_folder
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
 
 
@@ -48,7 +49,7 @@ def generate(
     """Replies of a model to SEV prompts."""
     import emotrace as et
 
-    no_folder(out)
+    to_file(out, "--out")
     prompts = et.datasets.sev(data, emotions=names(emotions), instruction=instruction, limit=limit)
     rows = et.generate(
         et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
@@ -69,20 +70,12 @@ def judge(
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
-    from emotrace.datasets import read_jsonl
+    from emotrace.datasets.rows import read_rows
     from emotrace.runlog import IDENTITY, Log, write_rows
 
+    to_file(out, "--out")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
-    replies = []
-    for where, row in read_jsonl(rows):
-        for name in ("key", "gen_text", "emotion"):
-            if not isinstance(row.get(name), str):
-                raise EmotraceError(
-                    f"{where}: a reply to judge has the text field {name!r}; this row has: {', '.join(row)}."
-                )
-        replies.append(row)
-    if not replies:
-        raise EmotraceError(f"{rows} has no rows.")
+    replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
     identity = IDENTITY if all("method" in r for r in replies) else ("key",)  # published rows name no method
     with Log(out.with_name(out.name + ".verdicts"), identity) as log:
         judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
@@ -117,8 +110,9 @@ def capture(
 ) -> None:
     """Activations of SEV prompts into a labelled store."""
     import emotrace as et
-    from emotrace.datasets import read_jsonl
+    from emotrace.datasets.rows import read_rows
 
+    to_folder(out, "--out")
     chosen, where = names(sites), span(positions)
     for site in chosen:
         if site not in SITES:
@@ -127,7 +121,9 @@ def capture(
         raise EmotraceError(f"--sites {sites!r} names no site.")
     prompts = et.datasets.sev(data, instruction=instruction, limit=limit)
     if replies is not None:
-        prompts = prompts.with_replies(row for _, row in read_jsonl(replies))
+        told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
+        with of("--replies", replies):
+            prompts = prompts.with_replies(told)
     done = et.capture(
         et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)), prompts, chosen, positions=where, out=out,
         batch_size=batch_size, dry_run=dry_run,
@@ -146,6 +142,7 @@ def directions(
     """Context-agnostic directions from a store."""
     import emotrace as et
 
+    to_folder(out, "--out")
     accepted = accepted_keys(rows)
     acts = et.open_activations(store)
     found = et.directions.centered_mean(acts, label=label, within=tuple(names(within)), accepted=accepted)

@@ -9,7 +9,8 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
-from emotrace.cli.options import Bos, Count, Device, Dtype, Folder, Model, Sample, TopK, decoding, names, no_file
+from emotrace.cli.options import Bos, Count, Device, Dtype, Few, Folder, Model, Sample, Seed, TopK, decoding, names
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
 Mix = Annotated[str | None, typer.Option(help="a mixture, aimed at its largest emotion; default each emotion alone")]
@@ -33,13 +34,13 @@ def arms(
         str, typer.Option(help="of random, wrong_emotion, shuffled (labels); or none")
     ] = "random,wrong_emotion",
     draws: Count = 3,
-    limit: Annotated[int | None, typer.Option(help="queries of each emotion")] = None,
+    limit: Few = None,
     max_new_tokens: Count = 60,
     sample: Sample = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: TopK = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -52,7 +53,7 @@ def arms(
     from emotrace.suite import arms as run
     from emotrace.suite import relabelled
 
-    no_file(out)
+    to_folder(out, "--out")
     against = [] if controls == "none" else names(controls)
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     options.pop("seed")
@@ -84,7 +85,7 @@ def evaluate(
     label_map: Annotated[str | None, typer.Option(help="of that classifier: LABEL_0=anger,LABEL_1=none")] = None,
     baseline: Annotated[str, typer.Option(help="method that differences are taken from")] = "none",
     cluster: Annotated[str | None, typer.Option(help="label that the bootstrap draws as a whole")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -93,12 +94,12 @@ def evaluate(
     """Every measure of replies, by method, with intervals and paired differences from the baseline."""
     import emotrace as et
     from emotrace import judges
-    from emotrace.datasets import read_jsonl
+    from emotrace.datasets.rows import read_rows
     from emotrace.runlog import write_json, write_rows
     from emotrace.suite import EmotionClassifier, measure, raters, summarise
 
-    no_file(out)
-    replies = [row for _, row in read_jsonl(rows)]
+    to_folder(out, "--out")
+    replies = read_rows(rows, "key", "gen_text", what="a reply to measure")
     settings = {
         "rows": str(rows), "model": model, "judge": judge, "topic": topic, "intensity": intensity,
         "classifier": classifier, "baseline": baseline, "cluster": cluster, "seed": seed,
@@ -136,8 +137,8 @@ def truthfulqa(
         bool, typer.Option(help="also the GoEmotions pipeline's substring score, as published")
     ] = False,
     template: Template = None,
-    limit: Annotated[int | None, typer.Option(help="the first so many questions")] = None,
-    seed: int = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="the first so many questions")] = None,
+    seed: Seed = 0,
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -151,7 +152,7 @@ def truthfulqa(
     from emotrace.runlog import write_json, write_rows
     from emotrace.suite import truthful
 
-    no_file(out)
+    to_folder(out, "--out")
     if (vectors is None) != (not mix):
         raise EmotraceError("truthfulqa: --vectors and --mix belong together.")
     where = where_of(scale, site, layers, "steer")

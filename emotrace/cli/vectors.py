@@ -13,18 +13,20 @@ from emotrace.cli.options import (
     Count,
     Device,
     Dtype,
+    Few,
     Folder,
     Model,
     Sample,
+    Seed,
     TopK,
     decoding,
     layer_list,
     names,
-    no_file,
 )
 from emotrace.datasets.queries import PARTS
 from emotrace.directions.shift import OVER
 from emotrace.directions.vectors import METHODS
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
 RANKS = ("value", "d")
@@ -38,7 +40,7 @@ def vectors(
     queries: Annotated[Path | None, typer.Option(help="emotion → queries, or rows with 'query' and 'emotion'")] = None,
     texts: Annotated[str | None, typer.Option(help="labelled texts as of GoEmotions: file, folder or hub id")] = None,
     emotions: Annotated[str | None, typer.Option(help="comma-separated; default all")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")] = None,
+    limit: Few = None,
     site: Annotated[str | None, typer.Option(help="default o_proj_out for queries, resid_post for texts")] = None,
     layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that have the site")] = None,
     part: Annotated[str, typer.Option(help="queries: fit | all; held-out ones are for measuring")] = "fit",
@@ -57,7 +59,7 @@ def vectors(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: TopK = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: Count = 32,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -68,7 +70,7 @@ def vectors(
     import emotrace as et
     from emotrace import directions, extraction
 
-    no_file(out)
+    to_folder(out, "--out")
     if (queries is None) == (texts is None):
         raise EmotraceError(ONE_OF)
     for name, value, choices, flag in (

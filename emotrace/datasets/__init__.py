@@ -4,8 +4,9 @@ from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotio
 from emotrace.datasets.overlap import hold_out
 from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
-from emotrace.datasets.sev import Skeleton, read_jsonl, read_sev, sev
+from emotrace.datasets.sev import Skeleton, read_sev, sev
 from emotrace.datasets.truthfulqa import Question, read_truthfulqa, truthfulqa
+from emotrace.files import read_jsonl
 
 __all__ = [
     "Prompt",

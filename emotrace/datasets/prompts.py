@@ -12,6 +12,8 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
+from emotrace import arguments
+from emotrace.datasets.rows import check_row
 from emotrace.labels import EmotraceError, unknown
 
 Label = str | int
@@ -38,6 +40,9 @@ class Prompt:
     labels: Mapping[str, Label] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.key, str):
+            raise EmotraceError(f"prompt {self.key!r}: a key is a text.")
+        arguments.encodable("the key of a prompt", self.key)
         if sum(x is not None for x in (self.messages, self.text, self.token_ids)) != 1:
             raise EmotraceError(f"prompt {self.key!r} needs exactly one of messages, text and token_ids.")
         if self.text is not None and not isinstance(self.text, str):
@@ -49,13 +54,20 @@ class Prompt:
                 isinstance(message.get(k), str) for k in ("role", "content")
             ):
                 raise EmotraceError(f"prompt {self.key!r}: a message is {{'role': …, 'content': …}}, not {message!r}.")
+            arguments.encodable(f"prompt {self.key!r}", message["role"] + message["content"])
+        arguments.encodable(f"prompt {self.key!r}", self.text or "")
         for name in ("token_ids", "reply_ids"):
-            wrong = [i for i in getattr(self, name) or () if isinstance(i, bool) or not isinstance(i, int) or i < 0]
-            if wrong:
-                raise EmotraceError(f"prompt {self.key!r}: {name} are integers from 0, not {wrong[0]!r}.")
+            ids = getattr(self, name)
+            wrong = [i for i in ids or () if isinstance(i, bool) or not isinstance(i, int) or i < 0]
+            if isinstance(ids, (str, bytes)) or wrong:
+                raise EmotraceError(
+                    f"prompt {self.key!r}: {name} are integers from 0, not {wrong[0] if wrong else ids!r}."
+                )
         for name, value in self.labels.items():
             if not isinstance(name, str) or not isinstance(value, (str, int, float, type(None))):
                 raise EmotraceError(f"prompt {self.key!r}: label {name!r} is {value!r}; labels are texts and numbers.")
+            if isinstance(value, str):
+                arguments.encodable(f"prompt {self.key!r}, label {name!r}", value)
 
     @property
     def about(self) -> dict[str, Label]:
@@ -182,8 +194,12 @@ class Prompts(Sequence[Prompt]):
         if len(labels) != 1:
             raise EmotraceError(f"for_each takes one label and its values, not {', '.join(labels) or 'none'}.")
         ((name, values),) = labels.items()
-        if isinstance(values, str):
+        if isinstance(values, (str, bytes)):
             raise EmotraceError(f"for_each({name}={values!r}) takes a list of values, e.g. [{values!r}].")
+        values = list(values)
+        twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
+        if twice is not None:
+            raise EmotraceError(f"for_each({name}={values!r}): {twice!r} occurs twice.")
         return Prompts(
             replace(p, key=f"{p.key}__{value}".replace("/", "_"), labels={**p.labels, name: value})
             for p in self
@@ -204,6 +220,9 @@ class Prompts(Sequence[Prompt]):
                     raise EmotraceError(
                         f"reply {n} has no {name!r} (it has: {', '.join(row)}); text is never re-tokenised."
                     )
+            check_row(row, f"reply {n}")
+            if row["token_ids"] is None or row["key"] is None:
+                raise EmotraceError(f"reply {n} has no key or no token_ids; text is never re-tokenised.")
             ids = tuple(int(i) for i in row["token_ids"])
             if replies.setdefault(row["key"], ids) != ids:
                 raise EmotraceError(f"reply {n}: a second, other reply to {row['key']!r}; choose one method and draw.")
@@ -220,8 +239,7 @@ def spread(theme_of: Mapping[str, str], n: int) -> set[str]:
     Raises:
         EmotraceError: if n < 1.
     """
-    if n < 1:
-        raise EmotraceError(f"limit={n}: give the number of skeletons, at least 1.")
+    arguments.whole("limit", n, 1)
     queues: dict[str, list[str]] = defaultdict(list)
     for name, theme in theme_of.items():
         queues[theme].append(name)
@@ -241,11 +259,17 @@ def _prompt(i: int, item: Any) -> Prompt:
     if isinstance(item, Mapping):
         row = dict(item)
         content: dict[str, Any] = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
-        content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        content = {
+            k: tuple(x.item() if isinstance(x, np.integer) else x for x in v)
+            if isinstance(v, (list, np.ndarray))
+            else v
+            for k, v in content.items()
+        }
         key = str(row.pop("key", i))
         return Prompt(key, **content, labels={k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
-    if isinstance(item, Sequence) and item and isinstance(item[0], Mapping):
-        return Prompt(str(i), messages=tuple(item))
-    if isinstance(item, Sequence) and item and all(isinstance(x, int) for x in item):
-        return Prompt(str(i), token_ids=tuple(item))
+    if isinstance(item, Sequence) and not isinstance(item, (bytes, bytearray)) and item:
+        if isinstance(item[0], Mapping):
+            return Prompt(str(i), messages=tuple(item))
+        if all(isinstance(x, (int, np.integer)) for x in item):
+            return Prompt(str(i), token_ids=tuple(x if isinstance(x, bool) else int(x) for x in item))
     raise EmotraceError(f"prompt {i} is {item!r}; give text, chat messages, token ids or a mapping with one of them.")

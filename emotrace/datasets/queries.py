@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 from emotrace import labels
 from emotrace.datasets.overlap import hold_out, leaked, normalised, repeated
 from emotrace.datasets.prompts import Prompt, Prompts
-from emotrace.datasets.tables import open_table, read_json, text_of
+from emotrace.datasets.tables import open_table, text_of
+from emotrace.files import read_json
 from emotrace.labels import EmotraceError, unknown
 
 PARTS: Final = ("fit", "held_out", "all")

@@ -6,14 +6,14 @@ The format is that of EmotionCircuits (arXiv 2510.11328): one JSON per line with
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emotrace import labels
 from emotrace.datasets.prompts import Prompt, Prompts
+from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 
 SYSTEM = "Keep the reply to at most two sentences."
@@ -134,32 +134,6 @@ def sev(
                 about |= {"scenario": s.scenario, "event": s.events[valence]}
                 prompts.append(Prompt(key, messages=messages, labels=about))
     return Prompts(prompts).limit(limit)
-
-
-def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a JSON-lines file, each with ``file:line`` for error messages.
-
-    Raises:
-        EmotraceError: for a missing file, text that is not UTF-8, or a line that is not a JSON object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise EmotraceError(f"{path}: no such file." if not path.is_dir() else f"{path} is a directory, not a file.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold U+2028 and its like
-    except UnicodeDecodeError as error:
-        raise EmotraceError(f"{path} is not UTF-8 text: {error}.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise EmotraceError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
-        if not isinstance(row, dict):
-            raise EmotraceError(f"{where}: a row is a JSON object, not {type(row).__name__}.")
-        yield where, row
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> str:

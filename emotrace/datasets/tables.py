@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace.datasets.sev import read_jsonl
+from emotrace.files import read_json, read_jsonl, read_text
 from emotrace.labels import EmotraceError, unknown
 
 SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
@@ -68,33 +67,6 @@ def open_table(
     if not HUB_ID.fullmatch(str(source)):
         raise EmotraceError(f"{source}: no such file or folder, and no hub id (owner/name) either.")
     return _hub(str(source), config, split)
-
-
-def read_text(path: str | Path) -> str:
-    """A UTF-8 file, its line ends as they are.
-
-    Raises:
-        EmotraceError: for a missing file, or bytes that are not UTF-8.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise EmotraceError(f"{path}: no such file." if not path.is_dir() else f"{path} is a directory, not a file.")
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EmotraceError(f"{path} is not UTF-8 text: {error}.") from None
-
-
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        EmotraceError: as `read_text`, and for text that is not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise EmotraceError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}).") from None
 
 
 def text_of(row: Mapping[str, Any], name: str, where: str) -> str:

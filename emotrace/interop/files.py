@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 import types
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from emotrace.bundles import replace_file
+from emotrace.files import read_json
 from emotrace.labels import EmotraceError
 
 RECONSTRUCT: Final[Any] = cast(tuple[Any, ...], np.empty(0).__reduce__())[0]
@@ -144,12 +144,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
     Raises:
         EmotraceError: for a missing file or anything but an object.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EmotraceError(f"{path}: no such file.") from None
-    except (OSError, ValueError) as error:
-        raise EmotraceError(f"{path} is no JSON file: {error}.") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise EmotraceError(f"{path} holds a {type(value).__name__}, not a JSON object.")
     return value

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace.datasets.sev import Skeleton, read_jsonl, read_sev
+from emotrace.datasets.sev import Skeleton, read_sev
+from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, METHODS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.runlog import write_rows
 

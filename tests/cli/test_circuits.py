@@ -176,7 +176,7 @@ def test_directions_of_another_label_and_of_some_emotions(place, tmp_path):
 BAD = {
     "a file for a folder": (("neurons", "@common", "--out", "@/sev.jsonl"), "is a file; give a folder."),
     "no directions": (("neurons", "@common", "--directions", "@/absent", "--out", "@/x"), "does not exist; directions:"),
-    "replies not judged": (("heads", "@common", "--out", "@/x", "--rows", "@/sev.jsonl"), "run `emotrace judge` first."),
+    "replies not judged": (("heads", "@common", "--out", "@/x", "--rows", "@/sev.jsonl"), "sev.jsonl:1: a judged reply"),
     "no such score": (("heads", "@common", "--out", "@/x", "--by", "median"), "unknown choice 'median' in --by."),
     "no such read-out": (("heads", "@common", "--out", "@/x", "--readout", "norm"), "Did you mean 'normed'?"),
     "doses in words": (("influence", "@common", "--out", "@/x", "--doses", "a,b"), "--doses a,b: give numbers"),

@@ -96,6 +96,6 @@ def test_npy_and_json(tmp_path):
     assert not (tmp_path / "made").exists()
     (tmp_path / "a.json").write_text("[1]")
     (tmp_path / "b.json").write_text("{")
-    for name, word in (("a", "not a JSON object"), ("b", "no JSON"), ("c", "no such file")):
+    for name, word in (("a", "not a JSON object"), ("b", "not JSON"), ("c", "no such file")):
         with pytest.raises(EmotraceError, match=word):
             files.load_json(tmp_path / f"{name}.json")

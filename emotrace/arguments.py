@@ -1,0 +1,245 @@
+"""Arguments: what a caller gives, checked by one small set of rules, so that nothing is taken that cannot be meant.
+
+Python is generous: ``int("²")`` and ``int(1.9)``, a text as a list of letters, True as 1, NaN as a number. Here a whole number is
+what `operator.index` takes (numpy's and torch's too) and no bool; a list is no text and holds each thing once.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers as kinds
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from emotrace.labels import EmotraceError, unknown
+
+SEEDS: Final = 2**63 - 1
+"""The largest seed that every generator takes."""
+
+
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """A whole number.
+
+    Args:
+        name: of the argument, e.g. ``batch_size`` or ``capture(batch_size)``.
+        value: what was given.
+        least: smallest that is right; None for any.
+        most: largest.
+
+    Raises:
+        EmotraceError: for a bool, a float (2.0 too), a text, or a number out of bounds.
+    """
+    try:
+        found = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None:
+        raise EmotraceError(f"{said(name, value)}: a whole number is due.")
+    if (least is not None and found < least) or (most is not None and found > most):
+        raise EmotraceError(f"{said(name, value)}: {_bounds(least, most)}.")
+    return found
+
+
+def seed(name: str, value: Any) -> int:
+    """A seed: a whole number from 0 to `SEEDS`."""
+    return whole(name, value, 0, SEEDS)
+
+
+def number(
+    name: str, value: Any, *, least: float | None = None, most: float | None = None, above: float | None = None
+) -> float:
+    """A finite number: no bool, no text, no NaN.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        least: smallest that is right.
+        most: largest.
+        above: all that is right is larger than this.
+
+    Raises:
+        EmotraceError: for anything else.
+    """
+    found = _real(value)
+    if found is None:
+        raise EmotraceError(f"{said(name, value)}: a finite number is due.")
+    if (least is not None and found < least) or (most is not None and found > most):
+        raise EmotraceError(f"{said(name, value)}: {_bounds(least, most)}.")
+    if above is not None and found <= above:
+        raise EmotraceError(f"{said(name, value)}: above {above:g}.")
+    return found
+
+
+def share(name: str, value: Any) -> float:
+    """A number between 0 and 1, neither of them.
+
+    Raises:
+        EmotraceError: for anything else.
+    """
+    found = _real(value)
+    if found is None or not 0 < found < 1:
+        raise EmotraceError(f"{said(name, value)}: a number that lies between 0 and 1 is due.")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that Python would read as one of them.
+
+    Raises:
+        EmotraceError: for anything else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise EmotraceError(f"{said(name, value)}: True or False is due.")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Iterable[Any], place: str = "") -> Any:
+    """One of the choices.
+
+    Raises:
+        EmotraceError: naming them, the closest first.
+    """
+    known = list(choices)
+    if not isinstance(value, (str, int, type(None))) or isinstance(value, bool) or value not in known:
+        raise unknown(name, value, known, place)
+    return value
+
+
+def wholes(
+    name: str, value: Any, least: int | None = None, most: int | None = None, *, empty: bool = False
+) -> tuple[int, ...]:
+    """Whole numbers, each once: of an iterable, or of one alone.
+
+    Args:
+        name: of the argument, e.g. ``capture(layers)``.
+        value: a whole number, or an iterable of them; no text, slice or mapping.
+        least: smallest that is right.
+        most: largest.
+        empty: whether there may be none.
+
+    Raises:
+        EmotraceError: for anything else, or one that occurs twice.
+    """
+    if isinstance(value, slice):
+        raise EmotraceError(f"{said(name, value)}: a slice; give range({value.start or 0}, …) or a list.")
+    items = _items(name, value, "whole numbers") if isinstance(value, Iterable) and _listed(value) else [value]
+    return _once(name, value, [whole(name, item, least, most) for item in items], empty)
+
+
+def numbers(name: str, value: Any, *, empty: bool = False, **bounds: float) -> tuple[float, ...]:
+    """Finite numbers, each once: of an iterable, or of one alone; ``bounds`` as of `number`."""
+    items = _items(name, value, "numbers") if isinstance(value, Iterable) and _listed(value) else [value]
+    return _once(name, value, [number(name, item, **bounds) for item in items], empty)
+
+
+def names(
+    name: str, value: Any, choices: Iterable[str] | None = None, *, empty: bool = False, place: str = ""
+) -> tuple[str, ...]:
+    """Texts, each once, of an iterable that is no text itself.
+
+    Args:
+        name: of the argument.
+        value: the texts.
+        choices: what they may be; None for anything but blanks.
+        empty: whether there may be none.
+        place: of the argument, for the message of an unknown one.
+
+    Raises:
+        EmotraceError: for one text, anything that is no text, an unknown one, or one that occurs twice.
+    """
+    if isinstance(value, (str, bytes)):
+        raise EmotraceError(f"{said(name, value)}: a list of names is due, e.g. [{value!r}].")
+    found = [text(name, item) for item in _items(name, value, "names")]
+    if choices is not None:
+        found = [choice(name, item, choices, place) for item in found]
+    return _once(name, value, found, empty)
+
+
+def text(name: str, value: Any) -> str:
+    """A text that is not blank and that every file can hold (no half of a surrogate pair).
+
+    Raises:
+        EmotraceError: for anything else.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise EmotraceError(f"{said(name, value)}: a text that is not blank is due.")
+    return encodable(name, value)
+
+
+def encodable(name: str, value: str) -> str:
+    """The text, unless it holds half of a surrogate pair, which is no character: no tokenizer or file takes it.
+
+    Raises:
+        EmotraceError: naming the place of the half.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise EmotraceError(f"{name}: character {error.start} is half of a surrogate pair ({half}), no text.") from None
+    return value
+
+
+def real(name: str, value: Any) -> np.ndarray:
+    """Numbers as an array of floats: no complex ones, no bools, texts or objects, and all of them finite.
+
+    Raises:
+        EmotraceError: for anything else.
+    """
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise EmotraceError(f"{name} is no array of numbers ({error}).") from None
+    if found.dtype.kind not in "fiu":
+        raise EmotraceError(f"{name} holds {found.dtype}; real numbers are due.")
+    if not np.isfinite(found).all():
+        raise EmotraceError(f"{name} has NaN or infinite values.")
+    return found
+
+
+def said(name: str, value: Any) -> str:
+    """An argument with its value, for a message: ``capture(batch_size=0)`` for the name ``capture(batch_size)``."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
+    return f"{name[:-1]}={shown})" if name.endswith(")") else f"{name}={shown}"
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (kinds.Real, np.floating, np.integer)):
+        return None
+    try:
+        found = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return f"at least {least}" if most is None else f"at most {most}"
+    return f"{least} to {most}"
+
+
+def _listed(value: Any) -> bool:
+    """Whether an iterable is several things rather than one (an array without dims is one)."""
+    return getattr(value, "ndim", 1) != 0
+
+
+def _items(name: str, value: Any, what: str) -> Sequence[Any]:
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
+        raise EmotraceError(f"{said(name, value)}: a list of {what} is due.")
+    return list(value)
+
+
+def _once(name: str, value: Any, found: list[Any], empty: bool) -> tuple[Any, ...]:
+    if not found and not empty:
+        raise EmotraceError(f"{said(name, value)} is empty: at least one is due.")
+    seen: set[Any] = set()
+    for item in found:
+        if item in seen:
+            raise EmotraceError(f"{said(name, value)}: {item!r} occurs twice.")
+        seen.add(item)
+    return tuple(found)

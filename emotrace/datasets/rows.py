@@ -1,0 +1,116 @@
+"""Rows: replies as files hold them, each field that emotrace knows checked for its type, with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from emotrace.files import read_jsonl
+from emotrace.labels import EmotraceError
+
+
+def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file of replies.
+
+    Args:
+        path: the file.
+        needed: fields that every row must have (``verdict|judge``: one of the two); others of `FIELDS` may be null.
+        what: that a row is to be, for messages.
+
+    Returns:
+        At least one row.
+
+    Raises:
+        EmotraceError: naming file and line, as `emotrace.files.read_jsonl`, for a field of another type than `FIELDS` says, a
+            needed one that is missing, or no row at all.
+    """
+    rows = []
+    for where, row in read_jsonl(path):
+        for name in needed:
+            if all(row.get(one) is None for one in name.split("|")):
+                have = ", ".join(row) or "nothing"
+                raise EmotraceError(
+                    f"{where}: {what} has the field {name.replace('|', ' or ')!r}; this row has: {have}."
+                )
+        check_row(row, where)
+        rows.append(row)
+    if not rows:
+        raise EmotraceError(f"{path} has no rows.")
+    return rows
+
+
+def check_row(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a row whose known fields are of another type than `FIELDS` says.
+
+    Raises:
+        EmotraceError: naming the place, the field and what it is.
+    """
+    for name, (what, right) in FIELDS.items():
+        value = row.get(name)
+        if value is not None and not right(value):
+            shown = repr(value)
+            shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+            raise EmotraceError(f"{where}: field {name!r} is {shown}; {what} is due.")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _ids(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(_count(i) for i in value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < 2**63
+
+
+def _label(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _verdict(value: Any) -> bool:
+    """Blind and target-aware verdicts, and the published ones."""
+    if not isinstance(value, Mapping):
+        return False
+    texts = all(value.get(name) is None or _text(value[name]) for name in ("predicted", "judge", "reason"))
+    match = value.get("match")
+    return texts and (match is None or (isinstance(match, int) and match in (0, 1)))
+
+
+def _meta(value: Any) -> bool:
+    """Numbers under the names that emotrace gives them; anything under others."""
+    measured = ("perplexity", "length", "repetition", "kl", "prompt_length")
+    return isinstance(value, Mapping) and all(value.get(n) is None or _number(value[n]) for n in measured)
+
+
+_A_VERDICT: Final = "{predicted, match: 0 | 1 | null, judge, reason}"
+FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "key": ("a text", _name),
+    "method": ("a name", _name),
+    "draw": ("a whole number from 0", _count),
+    "emotion": ("a name", _text),
+    "gen_text": ("a text", _text),
+    "token_ids": ("a list of token ids", _ids),
+    "verdict": (_A_VERDICT, _verdict),
+    "verdict_target": (_A_VERDICT, _verdict),
+    "judge": (_A_VERDICT, _verdict),
+    "meta": ("an object with numbers", _meta),
+    **dict.fromkeys(
+        ("skeleton_id", "theme", "valence", "query_id", "question_id", "prompt"), ("a text or a number", _label)
+    ),
+    **dict.fromkeys(("query", "question", "scenario"), ("a text", _text)),
+    "dose": ("a number", _number),
+}
+"""Field → what it holds, and whether a value is that."""
