@@ -19,6 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from emotrace.disk import replace_file
 from emotrace.labels import EmotraceError
+from emotrace.texts import to_json
 
 FORMAT = 1
 
@@ -41,7 +42,7 @@ def write(folder: str | Path, name: str, tensors: Mapping[str, np.ndarray], abou
     folder = Path(folder)
     blob = save_tensors({k: np.array(v, order="C") for k, v in tensors.items()})
     described = {"format": FORMAT, **about, "sha256": hashlib.sha256(blob).hexdigest()}
-    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    text = to_json(described, indent=1) + "\n"
     replace_file(folder / f"{name}.safetensors", blob)
     replace_file(folder / f"{name}.json", text.encode())
     return folder / f"{name}.json"

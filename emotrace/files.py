@@ -57,8 +57,12 @@ def read_json(path: str | Path) -> Any:
     return parsed(read_text(path), str(path))
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(path: str | Path, *, halves: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSON-lines file, each with ``file:line`` for error messages.
+
+    Args:
+        path: the file.
+        halves: see `parsed`.
 
     Raises:
         EmotraceError: as `read_text` and `parsed`, or for a line that is not a JSON object.
@@ -66,19 +70,20 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):  # JSON strings may hold U+2028 and its like
         if line.strip():
             where = f"{path}:{number}"
-            row = parsed(line, where, one_line=True)
+            row = parsed(line, where, one_line=True, halves=halves)
             if not isinstance(row, dict):
                 raise EmotraceError(f"{where}: a row is a JSON object, not {type(row).__name__}.")
             yield where, row
 
 
-def parsed(text: str, place: str, *, one_line: bool = False) -> Any:
+def parsed(text: str, place: str, *, one_line: bool = False, halves: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
         text: the text.
         place: of the text, e.g. ``file:line``.
         one_line: the place names the line already.
+        halves: take halves of surrogate pairs, which what a model or an endpoint said may hold.
 
     Raises:
         EmotraceError: naming the place, for what is no JSON, a key that occurs twice in one object, a number that is not
@@ -88,7 +93,7 @@ def parsed(text: str, place: str, *, one_line: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
         if text.count("[") + text.count("{") > DEPTH:
             _check_depth(value)
-        if "\\u" in text:
+        if "\\u" in text and not halves:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         line = "" if one_line else f":{error.lineno}"

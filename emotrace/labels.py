@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from emotrace.secrets import redacted
+
 EMOTIONS: Final = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 EMOTIONS_EV: Final = ("anger", "disgust", "fear", "joy", "sadness")
 """The published five-tuple of Emotion Vectors (arXiv 2502.04075); the only place where an order matters."""
@@ -46,7 +48,10 @@ Positions = str | tuple[int, int]
 
 
 class EmotraceError(ValueError):
-    """The one error of emotrace: says which value, at which place, and what would have been right."""
+    """The one error of emotrace: says which value, at which place, and what would have been right; never a key or a password."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 def unknown(what: str, value: object, choices: Iterable[object], place: str = "") -> EmotraceError:

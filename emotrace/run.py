@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from emotrace.labels import EmotraceError
 from emotrace.model import versions
 from emotrace.runlog import write_json
+from emotrace.secrets import command_line
 
 SHOWN = 160
 """Characters of a setting that a message shows."""
@@ -45,7 +45,7 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.manifest: dict[str, Any] = {
             **self.settings,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(),
             "versions": versions(),
             "python": platform.python_version(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

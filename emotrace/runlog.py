@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from emotrace import disk
 from emotrace.disk import write_json, write_rows
 from emotrace.labels import EmotraceError
+from emotrace.texts import from_json, to_json
 
 __all__ = ["IDENTITY", "Log", "progress", "write_json", "write_rows"]
 
@@ -82,7 +82,7 @@ class Log:
         for i, name in enumerate(names):
             if name in self.done or name in names[:i]:
                 raise EmotraceError(f"{self.path} has a row {dict(zip(self.identity, name, strict=True))} already.")
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch).encode()
+        data = "".join(to_json(row) + "\n" for row in batch).encode()
         before = os.fstat(fd).st_size
         with disk.writing(self.path):
             try:
@@ -137,7 +137,7 @@ class Log:
                     return
                 end += len(line)
                 try:
-                    row = json.loads(line)
+                    row = from_json(line)
                 except ValueError as error:
                     raise EmotraceError(f"{self.path}:{number} is damaged: {error}.") from None
                 if not isinstance(row, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.model import enter, inputs, versions
+from emotrace.secrets import command_line
 from emotrace.sites import Site
 from emotrace.traced import requests
 
@@ -57,7 +57,7 @@ def planned(
     )
     attrs = {
         **table.identity, **encoder.record, "versions": versions(), "prompts_digest": prompts.digest, "seed": seed,
-        "command": " ".join(sys.argv), "sites": [s.name if isinstance(s, Site) else s for s in wanted],
+        "command": command_line(), "sites": [s.name if isinstance(s, Site) else s for s in wanted],
         "positions": list(positions) if isinstance(positions, tuple) else positions,
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),
     }  # fmt: skip

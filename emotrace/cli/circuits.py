@@ -31,6 +31,7 @@ from emotrace.cli.options import (
 )
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
+from emotrace.texts import as_bytes
 
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
 Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
@@ -250,7 +251,7 @@ def curves(
         lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
         found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
     table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})
-    replace_file(out / "curve.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    replace_file(out / "curve.csv", as_bytes(table.to_csv(index=False, lineterminator="\n")))
     typer.echo("change of the projection, for the best, the least telling and random components (mean of the draws)")
     typer.echo(_table(found["delta"], "k"))
     typer.echo(f"{dict(found.sizes)} in {out}, and curve.csv")

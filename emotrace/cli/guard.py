@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import typer
 
 from emotrace.labels import EmotraceError
+from emotrace.secrets import redacted
 
 INTERRUPTED = 130
 TRACEBACK = "EMOTRACE_TRACEBACK"
@@ -36,19 +38,20 @@ def guarded(run: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (EmotraceError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except _USAGE as error:
         usage: Any = error
         if len(sys.argv) < 2:  # nothing asked: the help was printed
             sys.exit(2)
         where = usage.ctx.command_path if usage.ctx else Path(sys.argv[0]).name
-        print(f"error: {' '.join(usage.format_message().split())} (see {where} --help)", file=sys.stderr)
+        print(f"error: {redacted(' '.join(usage.format_message().split()))} (see {where} --help)", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            raise
-        said = " ".join(str(error).split())
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
+        said = " ".join(redacted(str(error)).split())
         said = said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
         print(f"error: {type(error).__name__}: {said} ({TRACEBACK}=1 shows where)", file=sys.stderr)
         sys.exit(2)

@@ -115,7 +115,7 @@ def evaluate(
     measured = measure(replies, model=lm, batch_size=batch_size, out=out, **tools)
     table = summarise(measured, cluster=cluster, baseline=baseline, seed=seed)
     write_rows(out / "measured.jsonl", [_plain(row) for row in measured])
-    table.to_csv(out / "summary.csv", index=False)
+    table.to_csv(out / "summary.csv", index=False, errors="backslashreplace")
     named = {name: getattr(tool, "name", None) for name, tool in tools.items()}
     write_json(out / "evaluation.json", {**settings, "signed": named, "n": len(measured)})
     typer.echo(shown(table))

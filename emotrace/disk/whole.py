@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emotrace.labels import EmotraceError
+from emotrace.texts import to_json
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL: Final = ".partial"
@@ -43,12 +43,12 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write JSON whole; NaN is refused."""
-    replace_file(path, (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    replace_file(path, (to_json(obj, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a JSON-lines file as a whole; NaN is refused."""
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(to_json(row, allow_nan=False) + "\n" for row in rows)
     replace_file(path, text.encode())
 
 

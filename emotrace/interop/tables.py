@@ -14,6 +14,7 @@ import xarray as xr
 from emotrace.interop.files import load_json, write
 from emotrace.interop.layout import OUTPUT, SOURCE, Paths, emotion_in, files_of, from_zero, ordered
 from emotrace.labels import EMOTIONS, EmotraceError, emotion, unknown
+from emotrace.texts import as_bytes
 
 KINDS: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
 """Our kind of a component → its part and list in their circuit JSON."""
@@ -292,5 +293,5 @@ def _write(data: xr.Dataset, folder: str | Path, unit: str, columns: Mapping[str
         table.insert(0, "emotion", label)
         table = table.rename(columns={ours: theirs for theirs, ours in columns.items()})
         written.append(Path(folder) / name.format(label))
-        write(written[-1], table[["emotion", "layer", unit, *columns]].to_csv(index=False).encode())
+        write(written[-1], as_bytes(table[["emotion", "layer", unit, *columns]].to_csv(index=False)))
     return written

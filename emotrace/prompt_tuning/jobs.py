@@ -23,6 +23,7 @@ from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
 from emotrace.prompt_tuning.tuning import tune
 from emotrace.runlog import progress as progress_bar
+from emotrace.texts import as_bytes
 
 TABLE: Final = "jobs.csv"
 STATES: Final = ("waiting", "done")
@@ -168,7 +169,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _write(out: Path, table: pd.DataFrame) -> None:
-    replace_file(out / TABLE, table.to_csv(index=False).encode())
+    replace_file(out / TABLE, as_bytes(table.to_csv(index=False)))
 
 
 def _seconds(file: Path) -> dict[tuple[str, int], float]:

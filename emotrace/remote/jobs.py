@@ -20,6 +20,7 @@ from nnsight.schema.response import Status
 from emotrace.labels import EmotraceError
 from emotrace.remote.server import Gone, Server, Unreachable
 from emotrace.runlog import Log
+from emotrace.secrets import redacted
 
 IN_FLIGHT = 4
 """Jobs that a server is given before the first of them is answered."""
@@ -196,7 +197,7 @@ class Jobs:
                 if time.monotonic() > until:
                     raise EmotraceError(
                         f"{error} (asked for {PATIENCE:.0f} s). Repeat the same command to continue."
-                    ) from error
+                    ) from None
                 if self.tell is not None:
                     self.tell(f"no answer: {_short(str(error))}")
                 time.sleep(pause)
@@ -204,8 +205,8 @@ class Jobs:
 
 
 def _short(text: str) -> str:
-    """One line: of a traceback the last, which says what was raised."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """One line, without secrets: of a traceback the last, which says what was raised."""
+    lines = [line.strip() for line in redacted(text).splitlines() if line.strip()]
     if not lines:
         return ""
     return lines[-1 if any("Traceback (most" in line for line in lines) else 0][:300]

@@ -7,14 +7,12 @@ after the connection, or this computer, was gone.
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import zstandard
@@ -23,6 +21,10 @@ from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel
 
 from emotrace.labels import EmotraceError
+from emotrace.secrets import mask_logs, redacted
+from emotrace.texts import from_json, one_line
+from emotrace.wire import Address, origin
+from emotrace.wire import key as key_of
 
 CONNECT, READ, ANSWER = 10.0, 600.0, 60.0
 """Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question."""
@@ -46,16 +48,21 @@ class Server:
         key: API key; None takes ``NDIF_API_KEY`` or nnsight's configuration.
 
     Raises:
-        EmotraceError: for a host that is no URL.
+        EmotraceError: for a host that is no URL, or a key that no header can hold.
     """
 
     def __init__(self, host: str | None = None, key: str | None = None) -> None:
-        self.host = (host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
-        if urlsplit(self.host).scheme not in ("http", "https") or not urlsplit(self.host).netloc:
-            raise EmotraceError(f"remote={self.host!r}: give True, 'local', or a URL such as http://127.0.0.1:8000.")
-        self._key = key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or ""
+        url = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
+        self.address = Address.of(url, "remote", "http://127.0.0.1:8000 (or True, or 'local')")
+        self._key = key_of(key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY, "NDIF_API_KEY")
         self._client: Any = None
         self.sent = self.received = 0
+        mask_logs()
+
+    @property
+    def host(self) -> str:
+        """The URL, without a password."""
+        return self.address.url
 
     def __repr__(self) -> str:
         return f"Server({self.host!r})"  # never the key
@@ -92,24 +99,20 @@ class Server:
             Gone: where its URL has expired, or what lies there cannot be read.
             Unreachable: where the connection broke.
         """
-        import httpx
-
-        if not response.data:
+        if origin(str(response.data or "")) is None:
             raise Gone(f"job {response.id} was completed without a result")
-        try:
-            with self._http().stream("GET", str(response.data)) as answer:
-                if answer.status_code in (403, 404, 410):
-                    raise Gone(f"the result of job {response.id} is gone ({answer.status_code})")
-                answer.raise_for_status()
-                data = answer.read()
-                self.received += answer.num_bytes_downloaded
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{self.host}: {error or type(error).__name__}") from error
+        answer = self._send("GET", str(response.data), follow_redirects=True)  # without the key
+        if answer.status_code in (403, 404, 410):
+            raise Gone(f"the result of job {response.id} is gone ({answer.status_code})")
+        if not answer.is_success:
+            raise Unreachable(redacted(f"{self.host}: the result of job {response.id}: {answer.status_code}"))
+        data = answer.content
+        self.received += answer.num_bytes_downloaded
         try:
             whole = zstandard.ZstdDecompressor().decompress(data) if compressed else data
             return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
         except Exception as error:  # cut short or damaged on the way, in whatever words
-            raise Gone(f"the result of job {response.id} cannot be read: {error}") from error
+            raise Gone(redacted(f"the result of job {response.id} cannot be read: {error}")) from None
 
     def running(self) -> list[dict[str, Any]]:
         """Models that are up: ``repo_id, revision, task, state, model_key``."""
@@ -131,7 +134,7 @@ class Server:
             answer = self._ask("GET", "/env", missing=True)
             theirs = {} if answer is None else self._parsed(answer, _object).get("packages", {})
         except Unreachable as error:
-            raise EmotraceError(f"{error}: the server does not answer.") from error
+            raise EmotraceError(f"{error}: the server does not answer.") from None
         for package, parts in CRITICAL.items():
             here, there = version(package), str(theirs.get(package, ""))
             if there and here.split(".")[:parts] != there.split(".")[:parts]:
@@ -146,15 +149,40 @@ class Server:
         """
         try:
             return read(answer.text)
-        except ValueError as error:
-            raise Unreachable(f"{answer.url}: not an answer of an NDIF server") from error
+        except ValueError:  # its words may hold the answer
+            raise Unreachable(redacted(f"{answer.url}: not an answer of an NDIF server")) from None
 
     def _http(self) -> Any:
         if self._client is None:
             import httpx
 
-            self._client = httpx.Client(timeout=httpx.Timeout(READ, connect=CONNECT))
+            try:
+                self._client = httpx.Client(timeout=httpx.Timeout(READ, connect=CONNECT))
+            except (ValueError, ImportError, httpx.InvalidURL) as error:
+                raise EmotraceError(f"no connection can be made (is HTTP_PROXY right?): {error}") from None
         return self._client
+
+    def _send(self, method: str, url: str, **content: Any) -> Any:
+        """One answer, whatever it says.
+
+        Raises:
+            Unreachable: where there is none. Nothing of the request, which holds the key, comes with the error.
+        """
+        import httpx
+
+        try:
+            return self._http().request(method, url, **content)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            problem = redacted(f"{self.host}: {error or type(error).__name__}")
+        raise Unreachable(problem)
+
+    def _signed(self, request: Any) -> Any:
+        """The request with the key in its header."""
+        if self._key:
+            request.headers["ndif-api-key"] = self._key
+        if self.address.basic:
+            request.headers["authorization"] = self.address.basic
+        return request
 
     def _ask(self, method: str, path: str, missing: bool = False, **content: Any) -> Any:
         """One request; None for 404 where that may be.
@@ -167,15 +195,14 @@ class Server:
 
         if method == "GET":
             content["timeout"] = httpx.Timeout(ANSWER, connect=CONNECT)
-        headers = content.pop("headers", {}) | ({"ndif-api-key": self._key} if self._key else {})
-        try:
-            answer = self._http().request(method, self.host + path, headers=headers, **content)
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{self.host}: {error or type(error).__name__}") from error
+        answer = self._send(method, self.host + path, params=self.address.query or None, auth=self._signed, **content)
+        if answer.has_redirect_location:
+            moved = self.address.stay(answer.headers["location"])
+            raise EmotraceError(f"{self.host} has moved to {moved}: give that address.")
         if answer.status_code == 404 and missing:
             return None
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise Unreachable(f"{self.host}{path}: {answer.status_code} {_detail(answer)}")
+            raise Unreachable(redacted(f"{self.host}{path}: {answer.status_code} {_detail(answer)}"))
         if answer.status_code in (401, 403):
             what = f"refuses the API key ({_detail(answer)})" if self.has_key else "needs an API key, and there is none"
             raise EmotraceError(_key_advice(f"{self.host} {what}"))
@@ -189,15 +216,17 @@ def _key_advice(problem: str) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
+    found = from_json(text)
     if not isinstance(found, dict):
         raise ValueError("no object")
     return found
 
 
 def _detail(answer: Any) -> str:
+    """What a refusal says, masked before it is cut."""
     try:
-        found = answer.json()
-    except (ValueError, json.JSONDecodeError):
-        return answer.text[:200]
-    return str(found.get("detail", found)) if isinstance(found, dict) else str(found)
+        found = from_json(answer.content)
+        said = str(found.get("detail", found) if isinstance(found, dict) else found)
+    except (ValueError, RecursionError):
+        said = answer.text[:10_000]
+    return one_line(redacted(said), 300)

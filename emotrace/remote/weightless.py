@@ -80,7 +80,7 @@ def deployed(server: Server, source: str, auto: Any, revision: str | None) -> st
     try:
         up = server.running()
     except Unreachable as error:
-        raise EmotraceError(f"{error}: the server does not answer.") from error
+        raise EmotraceError(f"{error}: the server does not answer.") from None
     names = [str(d["repo_id"]) for d in up if d["task"] == task or d["task"] is None]
     local = Path(source).is_dir()
     own = os.path.basename(os.path.abspath(source))

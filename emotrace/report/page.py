@@ -17,6 +17,7 @@ from emotrace.report.figures import Shown
 from emotrace.report.numbers import headlines, lifts, paired, published, scores
 from emotrace.report.parts import CircuitParts
 from emotrace.report.samples import samples
+from emotrace.texts import as_bytes
 
 TEACHING: Final = (
     "This is the teaching and test model shipped with emotrace: small, and trained on synthetic text written for the project. "
@@ -76,7 +77,7 @@ def write(
     files = tables.write(out / "tables", report, agnosticism, parts)
     names = [f.name for f in files]
     html = render(report, rows, shown, names, manifest, command, circuits=parts, groups=groups, seed=seed)
-    replace_file(out / "report.html", html.encode())
+    replace_file(out / "report.html", as_bytes(html))
     return out / "report.html"
 
 
@@ -99,9 +100,9 @@ def publish(
     for one in shown:
         style.save(one.figure, out / "figures" / f"{one.name}.png")
     for name, table in tables.items():
-        replace_file(out / "tables" / f"{name}.csv", table.to_csv(index=False).encode())
+        replace_file(out / "tables" / f"{name}.csv", as_bytes(table.to_csv(index=False)))
     page = render(result, (), shown, [f"{name}.csv" for name in tables], manifest)
-    replace_file(out / "report.html", page.encode())
+    replace_file(out / "report.html", as_bytes(page))
     return out / "report.html"
 
 

@@ -141,7 +141,7 @@ def write(
     for name, frame in named.items():
         if len(frame):
             part = folder / f"{name}.csv.tmp"
-            frame.to_csv(part, index=False, encoding="utf-8", lineterminator="\n")
+            frame.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace", lineterminator="\n")
             os.replace(part, folder / f"{name}.csv")
             out.append(folder / f"{name}.csv")
     return out

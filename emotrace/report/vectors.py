@@ -19,6 +19,7 @@ from emotrace.labels import ANSWERS, emotion
 from emotrace.report import style
 from emotrace.report.style import INK, MARKERS, SERIES
 from emotrace.stats import diagonal
+from emotrace.texts import as_bytes
 
 _ENV: Final = jinja2.Environment(
     loader=jinja2.PackageLoader("emotrace.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -163,7 +164,7 @@ def page(
     for name, (table, caption) in tables.items():
         path = out / "tables" / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False)
+        path.write_bytes(as_bytes(table.to_csv(index=False)))
         rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
         shown.append({"name": name, "caption": caption, "head": list(table.columns), "rows": rows})
     pictures = [{"name": name, "claim": style.claim(f), "caption": caption} for name, (f, caption) in figures.items()]
@@ -171,7 +172,7 @@ def page(
         title=title, pictures=pictures, tables=shown, facts=facts, warnings=warnings, samples=samples
     )
     part = out / "report.html.tmp"
-    part.write_text(html, encoding="utf-8")
+    part.write_bytes(as_bytes(html))
     os.replace(part, out / "report.html")
     return out / "report.html"
 

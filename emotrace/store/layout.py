@@ -29,6 +29,7 @@ import numpy as np
 from emotrace.labels import EmotraceError
 from emotrace.store.plan import Plan
 from emotrace.store.variable import Variable
+from emotrace.texts import to_json
 
 MAY_DIFFER = ("command", "versions")
 """Attrs that may differ when a run is continued."""
@@ -257,7 +258,7 @@ def _file_record(path: Path) -> list[Any]:
 
 def dump(obj: Mapping[str, Any]) -> bytes:
     """JSON with sorted keys and one final newline, so that equal content is equal bytes."""
-    return (json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    return (to_json(obj, sort_keys=True, indent=1) + "\n").encode()
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], show: Callable[[Any], str] = repr) -> list[str]:
