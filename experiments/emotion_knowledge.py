@@ -134,6 +134,7 @@ def main(
 
     # 3. RSA of whole patterns.
     references = rsa.attribute_rdms(scores.sel(emotion=names), decimals=plan.decimals)
+    ties = "exact" if plan.decimals is None else "rounded"  # published ranks compare distances to the last bit
     people = rsa.read_dissimilarities(human) if human else rsa.space_rdms(
         scores.sel(emotion=names), {"all": scores["attribute"].values.tolist()}, combined=False
     ).isel(space=0, drop=True)  # fmt: skip
@@ -144,16 +145,16 @@ def main(
     test: dict[str, Any] = {"permutations": study.PERMUTATIONS, "seed": seed}
     fit = rsa.compare(whole, people, "pearson", **test)
     fit = fit.merge(rsa.bootstrap(each, people, "pearson", over="seed", draws=study.DRAWS, seed=seed)[["lo", "hi"]])
-    by_attribute = rsa.compare(whole, references, **test)
+    by_attribute = rsa.compare(whole, references, ties=ties, **test)
     by_layer = rsa.compare(layered, people, "pearson", **test)
-    human_side = rsa.compare(people, references)["correlation"]
+    human_side = rsa.compare(people, references, ties=ties)["correlation"]
     controls = study.words(lm, parts["train"], names)
     control = rsa.text_control(whole, people, controls, "pearson", seed=seed)
     alone = {name: rsa.compare(whole, c, "pearson", **test) for name, c in controls.items()}
     reliability = rsa.noise_ceiling(each, "seed", "pearson") if x.sizes["seed"] > 1 else None
 
     # 4. Single neurons.
-    found = rsa.searchlight(x, references, progress=True)
+    found = rsa.searchlight(x, references, ties=ties, progress=True)
     significant = rsa.fdr(found["p"], plan.rule) < plan.level
 
     # 5. Masks.

@@ -194,7 +194,7 @@ def share_of(rows: Rows) -> dict[str, Any]:
     if not judged:
         return {"n": 0, "on_target": None, "lo": None, "hi": None}
     hits, names = zip(*judged, strict=True)
-    lo, hi = stats.bootstrap_ci(hits, names)
+    lo, hi = stats.bootstrap_ci(hits, names, shares=True)
     return {"n": len(hits), "on_target": float(np.mean(hits)), "lo": lo, "hi": hi}
 
 

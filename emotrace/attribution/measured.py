@@ -20,7 +20,7 @@ from emotrace.edits import Edit
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import Log, write_json
 from emotrace.runlog import progress as progress_bar
-from emotrace.stats import cluster_weights
+from emotrace.stats import bootstrap_ci
 
 Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
 """(label, set, keys of the prompts) → edits at the last token."""
@@ -216,7 +216,7 @@ class Measured:
                 at = [[c for c, s in enumerate(plan.names) if (s.which, s.k) == (name, k)] for k in ks]
                 values = np.stack([change[:, columns].mean(1) for columns in at], axis=1)
                 delta[i, j] = values.mean(0)
-                low[i, j], high[i, j] = _interval(values, clusters, self.settings["seed"])
+                low[i, j], high[i, j] = bootstrap_ci(values, clusters, seed=self.settings["seed"])
                 if name == "random":
                     random[i] = np.stack([change[:, columns].mean(0) for columns in at], axis=1)
             for j, k in enumerate(ks):
@@ -248,20 +248,6 @@ def digest(arrays: Iterable[Any]) -> str:
         sha.update(json.dumps([values.shape, str(values.dtype)]).encode())
         sha.update(values.tobytes())
     return sha.hexdigest()[:16]
-
-
-def _interval(values: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the column means, clusters being drawn.
-
-    `stats.bootstrap_ci` would take a column of zeros for a rate without misses and widen it.
-    """
-    names, code = np.unique(clusters, return_inverse=True)
-    sums = np.zeros((len(names), values.shape[1]))
-    np.add.at(sums, code, values)
-    weights = cluster_weights(len(names), 2000, seed)
-    means = (weights @ sums) / (weights @ np.bincount(code))[:, None]
-    lo, hi = np.quantile(means, [0.025, 0.975], axis=0)
-    return lo, hi
 
 
 def _refuse_others(path: Path, settings: dict[str, Any]) -> None:

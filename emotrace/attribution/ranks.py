@@ -9,6 +9,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import descending, tied
 
 FEATURES = ("unit", "head")
 
@@ -16,7 +17,8 @@ FEATURES = ("unit", "head")
 def top(contributions: xr.Dataset | xr.DataArray, k: int, by: str = "contrast") -> xr.DataArray:
     """Indices of the k components with the highest scores in every layer, the highest first.
 
-    Scores are signed: a component that lowers the projection comes last. Equal scores are ordered by index.
+    Scores are signed: a component that lowers the projection comes last. Equal scores (`stats.ties`) are ordered by
+    index.
 
     Args:
         contributions: Dataset of `neuron_contributions` or `head_contributions`, or one array of scores with the dim ``unit``
@@ -44,7 +46,7 @@ def top(contributions: xr.Dataset | xr.DataArray, k: int, by: str = "contrast") 
     values = np.asarray(scores.values, dtype=np.float64)
     if np.isnan(values).any():
         raise EmotraceError(f"top(by={by!r}): the scores hold NaN.")
-    order = np.argsort(-values, axis=-1, kind="stable")[..., :k]
+    order = descending(values)[..., :k]
     names = scores[dim].values if dim in scores.coords else np.arange(size)
     dims = (*scores.dims[:-1], "rank")
     coords: dict[Any, Any] = {d: scores[d] for d in dims[:-1] if d in scores.coords}
@@ -94,5 +96,5 @@ def auroc(scores: Any, planted: Any) -> float:
     negative = mask.size - positive
     if not positive or not negative:
         raise EmotraceError(f"auroc: {positive} of {mask.size} components are planted; it needs some and some others.")
-    ranks = rankdata(values.ravel())
+    ranks = rankdata(tied(values.ravel()))
     return float((ranks[mask.ravel()].sum() - positive * (positive + 1) / 2) / (positive * negative))

@@ -10,6 +10,7 @@ import xarray as xr
 
 from emotrace.attribution.ranks import feature
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import descending, tied
 
 Components = Mapping[int, Sequence[int]]
 """Layer → indices of its components, ascending."""
@@ -111,9 +112,9 @@ def _of_label(
     seed: tuple[int, int],
 ) -> dict[Set, dict[int, tuple[int, ...]]]:
     """Sets of one label from its scores ``[layer, component]``."""
-    best = np.argsort(-values, axis=1, kind="stable")
-    least = np.argsort(np.abs(values), axis=1, kind="stable")
-    over_all = np.argsort(-values, axis=None, kind="stable") // values.shape[1]
+    best = descending(values, axis=1)
+    least = np.argsort(tied(np.abs(values), axis=1), axis=1, kind="stable")
+    over_all = descending(values.ravel()) // values.shape[1]
     counts = {
         k: np.bincount(over_all[:k], minlength=len(layers)) if per == "model" else np.full(len(layers), k)
         for k in sizes

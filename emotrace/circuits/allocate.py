@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import TIED, descending
 
 KINDS: Final = ("neuron", "head")
 SITE_OF: Final = {"neuron": "neuron", "head": "z"}
@@ -69,10 +70,11 @@ def allocate(
     w = np.clip(w, 0, None)
     w = np.ldexp(w, -np.frexp(w.max())[1]) if w.any() else np.ones(n)  # by a power of two: exact, and no sum overflows
     raw = w / w.sum() * (total - base * n)
-    most = math.floor(cap * total)
-    extra = np.minimum(np.floor(raw).astype(np.int64), most)
+    most = math.floor(cap * total + TIED * total)
+    whole = np.floor(raw + TIED * total)  # 2.9999999999999996 is 3 that was rounded
+    extra = np.minimum(whole.astype(np.int64), most)
     left = total - base * n - int(extra.sum())
-    order = np.argsort(-(raw - np.floor(raw)), kind="stable")
+    order = descending(np.maximum(raw - whole, 0))
     while left > 0 and (extra < most).any():
         for layer in order:
             if left > 0 and extra[layer] < most:

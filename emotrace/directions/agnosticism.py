@@ -131,14 +131,15 @@ def context_agnosticism(
     for i, name in enumerate(("accuracy", "accuracy_raw")):
         dims = ("factor", *lead)
         out[name] = (dims, hits[i].mean(1).reshape(len(factors), *sizes))
-        ci = np.stack([np.stack(bootstrap_ci(h, clusters, n_bootstrap, seed, level), -1) for h in hits[i]])
+        of_groups = np.moveaxis(hits[i], 1, 0)
+        ci = np.stack(bootstrap_ci(of_groups, clusters, n_bootstrap, seed, level, shares=True), -1)
         out[f"{name}_ci"] = ((*dims, "bound"), ci.reshape(len(factors), *sizes, 2))
         parts = [(f, code == t) for f, code in enumerate(codes) for t in range(len(levels[f]))]
         by = np.stack([hits[i, f, mine].mean(0) for f, mine in parts])
         out[f"{name}_by_level"] = (("held_out", *lead), by.reshape(total, *sizes))
         ci = np.stack(
             [
-                np.stack(bootstrap_ci(hits[i, f, mine], clusters[mine], n_bootstrap, seed, level), -1)
+                np.stack(bootstrap_ci(hits[i, f, mine], clusters[mine], n_bootstrap, seed, level, shares=True), -1)
                 for f, mine in parts
             ]
         )

@@ -17,6 +17,7 @@ from emotrace.directions.moments import Moments
 from emotrace.directions.source import Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
 from emotrace.stats import fdr_bh
+from emotrace.stats.ties import tied
 
 STATISTICS = ("difference", "t", "df", "p", "q", "d")
 
@@ -141,7 +142,7 @@ def auroc(
 
 def rank_auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """P(x⁺ > x⁻) + ½ P(x⁺ = x⁻) by ranks: (R⁺ − n⁺(n⁺+1)/2) / (n⁺ n⁻), ties at their mean rank."""
-    ranks = sps.rankdata(np.concatenate([positive, negative]))
+    ranks = sps.rankdata(tied(np.concatenate([positive, negative])))
     n, m = len(positive), len(negative)
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 

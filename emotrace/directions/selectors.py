@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import descending
 
 
 def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.DataArray:
@@ -33,7 +34,7 @@ def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.D
     score = vectors if by is None else _like(by, vectors)
     size = np.abs(score.transpose(*vectors.dims).values.astype(np.float64))
     axis = vectors.get_axis_num("dim")
-    order = np.argsort(np.where(np.isnan(size), np.inf, -size), axis=axis, kind="stable")
+    order = descending(size, axis=axis)
     keep = np.zeros(vectors.shape, dtype=bool)
     np.put_along_axis(keep, np.take(order, range(k), axis=axis), True, axis=axis)
     ranked = "absolute value" if by is None else str(by.name)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import descending, tied, tolerance
 
 RULES: Final = ("top", "greedy")
 Rule = Literal["top", "greedy"]
@@ -82,9 +83,9 @@ def select(
             "select(rule='greedy'): nodes are not joined to one another; take rule='top', or score edges."
         )
     values = np.asarray(score.values, dtype=np.float64)
-    ranked = np.abs(values) if absolute else values
-    least = -np.inf if threshold is None else float(threshold)
-    order = np.argsort(-ranked, kind="stable") if rule == "top" else _greedy(score, ranked, least)
+    ranked = tied(np.abs(values) if absolute else values)
+    least = -np.inf if threshold is None else float(threshold) - float(tolerance(ranked)[0])
+    order = descending(ranked) if rule == "top" else _greedy(score, ranked, least)
     chosen = order[:n] if n is not None else order[ranked[order] >= least]
     mask = np.zeros(score.size, dtype=bool)
     mask[chosen] = True

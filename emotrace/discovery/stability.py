@@ -14,6 +14,7 @@ import xarray as xr
 from emotrace.discovery.selection import Rule, component, jaccard, select
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats import cluster_weights, fdr_bh
+from emotrace.stats.ties import TIED
 
 
 def bootstrap(
@@ -58,7 +59,12 @@ def bootstrap(
         float(np.mean([jaccard(chosen[a], chosen[b]) for a, b in combinations(some, 2)])) if len(some) > 1 else np.nan
     )
     coords = {k: v for k, v in like.coords.items() if dim in v.dims}
-    data = {"inclusion": (dim, inclusion), "lo": (dim, lo), "hi": (dim, hi), "consensus": (dim, inclusion >= consensus)}
+    data = {
+        "inclusion": (dim, inclusion),
+        "lo": (dim, lo),
+        "hi": (dim, hi),
+        "consensus": (dim, inclusion >= consensus - TIED),
+    }
     attrs = {
         **found.attrs, "n": int(n), "draws": int(draws), "by": by, "clusters": len(names), "absolute": absolute,
         "rule": rule, "seed": int(seed), "consensus_share": float(consensus),
@@ -130,7 +136,7 @@ def significance(found: xr.Dataset, *, by: str = "skeleton_id", draws: int = 499
     names, code = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), score.sizes[dim]))
     np.add.at(sums, code, score.values.astype(np.float64))
-    seen = np.abs(sums.sum(0)) * (1 - 1e-9)
+    seen = np.abs(sums.sum(0)) - 1e-9 * np.abs(sums).sum(0)  # a sum in another order may fall short by rounding
     rng, extreme = np.random.default_rng(seed), np.zeros(score.sizes[dim])
     for at in range(0, draws, 500):
         signs = rng.integers(0, 2, size=(min(500, draws - at), len(names))) * 2.0 - 1.0

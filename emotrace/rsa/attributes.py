@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.matrices import concepts, labelled
+from emotrace.stats.ties import constant
 
 EMOTIONS_27: Final = (
     "realization", "surprise", "admiration", "gratitude", "optimism", "approval", "pride", "excitement", "joy", "love",
@@ -72,8 +73,9 @@ def attribute_rdms(
         scores: ``[emotion, attribute]``, finite.
         attributes: which, in which order; None: all.
         concept: dim of the concepts.
-        decimals: differences are rounded to so many, so that equal differences of decimal ratings are ties in floating point too
-            (2.3 − 2.1 is not 0.3 − 0.1 there). None: as they are, which is how the published distances were ranked.
+        decimals: differences are rounded to so many, counted from the first digit of the attribute's largest score, so that
+            equal differences of decimal ratings are ties in floating point too (2.3 − 2.1 is not 0.3 − 0.1 there). None: as
+            they are, which is how the published distances were ranked.
 
     Raises:
         EmotraceError: for an attribute that the scores lack, a score that is missing, or an attribute that is the same for all.
@@ -82,7 +84,7 @@ def attribute_rdms(
     i, j = np.triu_indices(len(names), 1)
     out = np.abs(values[i] - values[j]).T
     if decimals is not None:
-        out = out.round(decimals)
+        out = _rounded(out, decimals, np.abs(values).max(0)[:, None])
     _vary(out, chosen)
     found = labelled(out, names, ["attribute"], {"attribute": np.array(chosen)})
     return found.assign_attrs(metric="absolute", decimals="" if decimals is None else decimals)
@@ -118,7 +120,7 @@ def space_rdms(
     scaled = (values - values.min(0)) / (values.max(0) - values.min(0))
     out = np.stack([pdist(scaled[:, [chosen.index(a) for a in space]]) for space in whole.values()])
     if decimals is not None:
-        out = out.round(decimals)
+        out = _rounded(out, decimals, np.ones((len(out), 1)))
     found = labelled(out, names, ["space"], {"space": np.array(list(whole))})
     return found.assign_attrs(metric="euclidean", scaled="0..1", decimals="" if decimals is None else decimals)
 
@@ -148,7 +150,14 @@ def _scores(
     return values, names, chosen
 
 
+def _rounded(x: np.ndarray, decimals: int, size: np.ndarray) -> np.ndarray:
+    """Rounded to so many digits after the first of ``size``, which has one number for each row."""
+    first = np.floor(np.log10(np.where(size > 0, size, 1)))
+    unit = 10.0 ** (decimals - first)
+    return np.where(np.isfinite(unit) & (unit > 0), np.round(x * unit) / unit, x)
+
+
 def _vary(rows: np.ndarray, names: Sequence[str]) -> None:
-    for row, name in zip(rows, names, strict=True):
-        if (row == row[0]).all():
+    for same, name in zip(constant(rows), names, strict=True):
+        if same:
             raise EmotraceError(f"attribute {name!r} does not tell any two concepts apart more than others.")

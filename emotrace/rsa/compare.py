@@ -8,9 +8,10 @@ from scipy.stats import rankdata
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.correlations import check_method, correlate, prepared, standard
-from emotrace.rsa.kendall import check_alternative
+from emotrace.rsa.kendall import check_alternative, check_ties
 from emotrace.rsa.matrices import concepts, matched, reordered
 from emotrace.rsa.resampling import draw_concepts, weighted
+from emotrace.stats.ties import constant, tied
 
 _CHUNK = 1024
 
@@ -23,6 +24,7 @@ def compare(
     alternative: str = "greater",
     permutations: int = 0,
     seed: int = 0,
+    ties: str = "rounded",
 ) -> xr.Dataset:
     """Correlation of every RDM with every reference RDM, concepts matched by name.
 
@@ -33,6 +35,8 @@ def compare(
         alternative: of the p-values: ``greater``, ``less`` or ``two-sided``.
         permutations: Mantel: shuffles of the concepts, each applied to rows and columns of the RDM alike; 0: none.
         seed: of the shuffles.
+        ties: ``rounded``: dissimilarities that differ by rounding alone are equal (`emotrace.stats.ties`); ``exact``: they are
+            compared to the last bit, as published.
 
     Returns:
         ``correlation`` and ``p`` (asymptotic: as if the pairs were independent, as published) over the dims of both; with
@@ -43,7 +47,8 @@ def compare(
     """
     check_method(method)
     check_alternative(alternative)
-    x, y, names, dims, coords = paired(rdms, references)
+    check_ties(ties)
+    x, y, names, dims, coords = paired(rdms, references, ties)
     r, p = correlate(x.T, y.T, method, alternative)
     shape = tuple(rdms.sizes[d] for d in rdms.dims if d != "pair") + tuple(
         references.sizes[d] for d in references.dims if d != "pair"
@@ -56,7 +61,7 @@ def compare(
     out = xr.Dataset({k: (dims, v.reshape(shape)) for k, v in found.items()}, coords)
     return out.assign_attrs(
         method=method, alternative=alternative, permutations=permutations, seed=seed, n_concepts=len(names),
-        n_pairs=x.shape[1],
+        n_pairs=x.shape[1], ties=ties,
     )  # fmt: skip
 
 
@@ -140,17 +145,17 @@ def bootstrap(
     values = np.empty((draws, len(y)))
     if counts is None:
         assert subjects is not None
-        values[:] = correlate((subjects @ x).T, y.T, method)[0]
+        values[:] = correlate(tied(subjects @ x).T, y.T, method)[0]
     elif subjects is None:
         values[:] = weighted(x[0], y, counts, method)
     else:
         for i, (share, count) in enumerate(zip(subjects, counts, strict=True)):
-            values[i] = weighted(share @ x, y, count[None], method)[0]
+            values[i] = weighted(tied(share @ x), y, count[None], method)[0]
     sizes = [references.sizes[d] for d in references.dims if d != "pair"]
     lo, hi = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
     defined = np.isfinite(values).sum(0)
     found = {
-        "correlation": correlate(x.mean(0)[:, None], y.T, method)[0][0], "mean": np.nanmean(values, 0),
+        "correlation": correlate(tied(x.mean(0))[:, None], y.T, method)[0][0], "mean": np.nanmean(values, 0),
         "se": np.nanstd(values, 0, ddof=1), "lo": lo, "hi": hi, "p": (1 + (values <= 0).sum(0)) / (1 + defined),
         "n_draws": defined,
     }  # fmt: skip
@@ -194,10 +199,11 @@ def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kend
     for index in np.ndindex(shape):
         x = np.asarray(rdms.values[index], dtype=np.float64)
         _check(x, "noise_ceiling")
+        x = tied(x)
         units = standard(x.T, method).T if method == "pearson" else rankdata(x, axis=1)
         total, n = units.sum(0), len(x)
-        with_all = correlate(x.T, total[:, None], method)[0][:, 0]
-        left = [correlate(x[i][:, None], (total - units[i])[:, None], method)[0].item() for i in range(n)]
+        with_all = correlate(x.T, tied(total)[:, None], method)[0][:, 0]
+        left = [correlate(x[i][:, None], tied(total - units[i])[:, None], method)[0].item() for i in range(n)]
         bounds[(0, *index)], bounds[(1, *index)] = np.mean(left), with_all.mean()
     dims = [str(d) for d in rdms.dims[:-2]]
     coords = {d: rdms[d].values for d in dims if d in rdms.coords}
@@ -206,7 +212,7 @@ def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kend
 
 
 def paired(
-    rdms: xr.DataArray, references: xr.DataArray
+    rdms: xr.DataArray, references: xr.DataArray, ties: str = "rounded"
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str], dict[str, np.ndarray]]:
     """Flat values ``[x, pair]`` and ``[y, pair]`` over the same concepts, their names, and the dims and labels of both."""
     names, others = concepts(rdms), concepts(references)
@@ -225,11 +231,13 @@ def paired(
     x, y = (np.asarray(p.values, dtype=np.float64).reshape(-1, p.shape[-1]) for p in parts)
     for values, what in ((x, "RDM"), (y, "reference")):
         _check(values, what)
+    if ties == "rounded":
+        x, y = tied(x), tied(y)
     return x, y, names, dims, coords
 
 
 def _check(values: np.ndarray, what: str) -> None:
     if not np.isfinite(values).all():
         raise EmotraceError(f"{what}: {int((~np.isfinite(values)).sum())} dissimilarities are not finite.")
-    if (values == values[:, :1]).all(1).any():
+    if constant(values).any():
         raise EmotraceError(f"{what}: all dissimilarities of one are the same, so it correlates with nothing.")

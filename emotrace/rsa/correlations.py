@@ -9,6 +9,7 @@ from scipy import stats as sps
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.kendall import Reference, check_alternative, reference, tau_b
+from emotrace.stats.ties import constant
 
 METHODS: Final = ("pearson", "spearman", "kendall")
 
@@ -49,9 +50,9 @@ def standard(x: np.ndarray, method: str) -> np.ndarray:
     values = sps.rankdata(x, axis=0) if method == "spearman" else np.asarray(x, dtype=np.float64)
     centred = values - values.mean(0)
     length = np.linalg.norm(centred, axis=0)
-    constant = (values == values[:1]).all(0)
+    same = constant(values, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(constant, np.nan, centred / np.where(constant, 1, length))
+        return np.where(same, np.nan, centred / np.where(same, 1, length))
 
 
 def prepared(y: np.ndarray, method: str) -> np.ndarray | Reference:

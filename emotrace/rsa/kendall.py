@@ -16,6 +16,7 @@ from scipy.special import ndtr
 from emotrace.labels import EmotraceError, unknown
 
 ALTERNATIVES: Final = ("greater", "less", "two-sided")
+TIES: Final = ("rounded", "exact")
 BLOCK: Final = 512
 """Columns at a time: rows of 351 pairs and their signs then fit the second-level cache."""
 SIGNS: Final = 2**25
@@ -38,14 +39,17 @@ class Ranked(NamedTuple):
     weights: np.ndarray
 
 
-def ranked(x: np.ndarray) -> Ranked:
-    """Dense ranks and ties of the columns of ``x[row, column]``, which must be finite."""
+def ranked(x: np.ndarray, limit: np.ndarray | float = 0.0) -> Ranked:
+    """Dense ranks and ties of the columns of ``x[row, column]``, which must be finite.
+
+    Neighbours in a column that are no further apart than ``limit`` (one number a column) are tied.
+    """
     n, columns = x.shape
     rows = np.ascontiguousarray(x.T)
     order = np.argsort(rows, axis=1)
     ordered = np.take_along_axis(rows, order, axis=1)
     dense = np.zeros(order.shape, dtype=np.int16 if n < 2**15 else np.int32)
-    np.cumsum(ordered[:, 1:] != ordered[:, :-1], axis=1, out=dense[:, 1:])
+    np.cumsum(np.diff(ordered, axis=1) > np.reshape(limit, (-1, 1)), axis=1, out=dense[:, 1:])
     out = np.empty_like(dense)
     np.put_along_axis(out, order, dense, axis=1)
     ties = np.zeros((3, columns))
@@ -80,7 +84,9 @@ def reference(y: np.ndarray | Ranked) -> Reference:
     return Reference(of, tuple(_signs(rows, first) for first in range(n - 1)))
 
 
-def tau_b(x: np.ndarray, y: np.ndarray | Reference, alternative: str = "greater") -> tuple[np.ndarray, np.ndarray]:
+def tau_b(
+    x: np.ndarray, y: np.ndarray | Reference, alternative: str = "greater", limit: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """τ-b of every column of x with every column of y, and its asymptotic p.
 
     τ_b = (C − D) / √((N − T_x)(N − T_y)), N = n(n − 1)/2 pairs of rows, T the tied ones. p is the normal approximation with
@@ -91,6 +97,7 @@ def tau_b(x: np.ndarray, y: np.ndarray | Reference, alternative: str = "greater"
         x: ``[row, column]``, finite.
         y: ``[row, reference]``, finite; or its `reference`, where many calls share it.
         alternative: ``greater`` (τ > 0), ``less`` or ``two-sided``.
+        limit: of each column of x: values no further apart are tied; None: only equal ones.
 
     Returns:
         (τ, p), each ``[column, reference]``; NaN where one of the two columns is constant.
@@ -104,7 +111,7 @@ def tau_b(x: np.ndarray, y: np.ndarray | Reference, alternative: str = "greater"
     taus, ps = (np.empty((x.shape[1], theirs.rank.shape[1])) for _ in range(2))
     for start in range(0, x.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
-        mine = ranked(x[:, part])
+        mine = ranked(x[:, part], 0.0 if limit is None else limit[part])
         excess = concordance(mine, against)
         total, ordered = n * (n - 1) / 2, n * (n - 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,6 +152,12 @@ def normal_p(z: np.ndarray, alternative: str) -> np.ndarray:
     if alternative == "two-sided":
         return 2 * ndtr(-np.abs(z))
     return ndtr(-z if alternative == "greater" else z)
+
+
+def check_ties(ties: str) -> None:
+    """Raise unless it is one of `TIES`."""
+    if ties not in TIES:
+        raise unknown("rule for ties", ties, TIES)
 
 
 def check_alternative(alternative: str) -> None:

@@ -21,6 +21,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.masks import KINDS, SHARED
 from emotrace.rsa.significance import RULES, fdr
 from emotrace.stats import dip_test
+from emotrace.stats.ties import EPS, TIED, constant
 
 UNITS: Final = ("emotion", "seed", "attribute", "k")
 """What tells the cells of a table apart, in the order of its rows here."""
@@ -194,11 +195,11 @@ def human_link(
     each, by_k = [], defaultdict(list)
     for (k, emotion), both in cells.items():
         d, w = np.array(both).T
-        if len(d) < 3 or (w == w[0]).all():
+        if len(d) < 3 or constant(w):
             raise EmotraceError(
                 f"human_link: {len(d)} attributes at k={k} for {emotion!r}; at least 3, with different weights."
             )
-        r = float(np.corrcoef(d, w)[0, 1]) if np.ptp(d) > 1e-12 else np.nan
+        r = float(np.corrcoef(d, w)[0, 1]) if not constant(d, noise=EPS) else np.nan
         each.append((k, emotion, r, len(d)))
         by_k[k] += [] if np.isnan(r) else [r]
     rows = []
@@ -293,6 +294,7 @@ def _t(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, flo
     mean, df = float(d.mean()), len(d) - 1
     se = float(d.std(ddof=1)) / np.sqrt(len(d))
     half = float(sps.t.ppf((1 + level) / 2, df)) * se
-    t = mean / se if se > 1e-15 else (np.nan if abs(mean) < 1e-15 else float(np.copysign(np.inf, mean)))
+    least = TIED * float(np.abs(d).max())  # what rounding leaves of no spread, and of no mean
+    t = mean / se if se > least else (np.nan if abs(mean) <= least else float(np.copysign(np.inf, mean)))
     p = float(sps.t.sf(t, df)) if alternative == "greater" else float(2 * sps.t.sf(abs(t), df))
     return mean, mean - half, mean + half, t, df, 1.0 if np.isnan(t) else p

@@ -13,6 +13,7 @@ import xarray as xr
 
 from emotrace import bundles
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import descending
 
 KINDS: Final = ("selective", "random")
 LABELS: Final = ("attribute", "k", "kind", "draw")
@@ -130,7 +131,7 @@ def order(scores: xr.DataArray) -> np.ndarray:
         Flat indices, all of them.
     """
     flat = np.asarray(scores.transpose("layer", "unit").values, dtype=np.float64).ravel()
-    return np.argsort(np.where(np.isnan(flat), np.inf, -flat), kind="stable")
+    return descending(flat)
 
 
 def select(

@@ -15,6 +15,7 @@ import xarray as xr
 from scipy.spatial.distance import pdist, squareform
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.stats.ties import EPS, TIED, constant, tied
 
 METRICS: Final = (
     "cosine", "correlation", "euclidean", "sqeuclidean", "absolute", "cityblock", "chebyshev", "canberra", "braycurtis",
@@ -49,11 +50,12 @@ def rdm(
         average: what is averaged: ``rdms`` or ``patterns``.
 
     Returns:
-        float64 ``dissimilarity[…, pair]``.
+        float64 ``dissimilarity[…, pair]``; distances that differ by rounding alone are equal (`emotrace.stats.ties`), so
+        that they tie where they are ranked.
 
     Raises:
         EmotraceError: for an unknown metric, a missing dim, repeated or too few concepts, values that are not finite, or a
-            distance that is not defined (e.g. the cosine of a pattern of zeros).
+            distance that is not defined (the cosine of a pattern of zeros, the correlation of a constant one).
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS, "rdm")
@@ -84,19 +86,49 @@ def rdm(
         if not np.isfinite(values).all():
             bad = names[int(np.argmin(np.isfinite(values).all(1)))]
             raise EmotraceError(f"rdm: the pattern of {bad!r}{' at ' + place if place else ''} is not finite.")
+        _check_patterns(values, metric, names, place)
         out[index] = pdist(values, "cityblock" if metric == "absolute" else metric)
         if not np.isfinite(out[index]).all():
             pair = list(itertools.combinations(names, 2))[int(np.argmin(np.isfinite(out[index])))]
             raise EmotraceError(
                 f"rdm: the {metric} distance of {pair[0]!r} and {pair[1]!r} is not defined (zero pattern?)."
             )
+        out[index] = tied(out[index], noise=_noise(values, metric))
     made = labelled(out, names, lead, {d: x[d].values for d in lead if d in x.coords})
     made.attrs.update(metric=metric, concept=concept, features=used, averaged="" if over is None else average)
     if over is not None and average == "rdms":
         made = made.mean(over, keep_attrs=True)
+        made = made.copy(data=tied(made.values, axis=made.get_axis_num("pair")))
     if over is not None:
         made.attrs["over"] = over
     return made
+
+
+def _check_patterns(values: np.ndarray, metric: str, names: Sequence[str], place: str) -> None:
+    """Refuse patterns without a direction: rounding would give them one (the mean of 0.3s is not 0.3)."""
+    if metric == "correlation":
+        bad, what = constant(values), "constant"
+    elif metric == "cosine":
+        size = np.abs(values).max(1)
+        bad, what = size <= TIED * size.max(), "zero"
+    else:
+        return
+    if bad.any():
+        at = int(np.argmax(bad))
+        pair = (names[0], names[at]) if at else (names[0], names[1])
+        where = f" at {place}" if place else ""
+        raise EmotraceError(
+            f"rdm: the {metric} distance of {pair[0]!r} and {pair[1]!r} is not defined: the pattern of {names[at]!r}{where} is "
+            f"{what}."
+        )
+
+
+def _noise(values: np.ndarray, metric: str) -> float:
+    """What rounding may do to distances made of differences of the values."""
+    size = EPS * float(np.abs(values).max()) * values.shape[1]
+    if metric in ("absolute", "euclidean", "cityblock", "chebyshev"):
+        return size
+    return size * float(np.ptp(values)) if metric == "sqeuclidean" else 0.0
 
 
 def labelled(

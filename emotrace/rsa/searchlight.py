@@ -11,8 +11,19 @@ import xarray as xr
 from tqdm import tqdm
 
 from emotrace.labels import EmotraceError, unknown
-from emotrace.rsa.kendall import BLOCK, Ranked, Reference, check_alternative, concordance, ranked, reference, tau_b
+from emotrace.rsa.kendall import (
+    BLOCK,
+    Ranked,
+    Reference,
+    check_alternative,
+    check_ties,
+    concordance,
+    ranked,
+    reference,
+    tau_b,
+)
 from emotrace.rsa.matrices import AVERAGES, concepts, reordered
+from emotrace.stats.ties import EPS, tolerance
 
 
 def searchlight(
@@ -26,6 +37,7 @@ def searchlight(
     permutations: int = 0,
     seed: int = 0,
     block: int = BLOCK,
+    ties: str = "rounded",
     progress: bool = False,
 ) -> xr.Dataset:
     """Kendall's τ-b of each neuron's RDM with each reference RDM.
@@ -49,6 +61,8 @@ def searchlight(
         permutations: shuffles; 0: none. Each costs about as much as the rest.
         seed: of the shuffles.
         block: neurons at a time.
+        ties: ``rounded``: distances that differ by rounding alone are equal (`emotrace.stats.ties`); ``exact``: they are
+            compared to the last bit, as published.
         progress: show a bar.
 
     Returns:
@@ -59,6 +73,7 @@ def searchlight(
         EmotraceError: for a missing dim, a concept that the activations lack, or values that are not finite.
     """
     check_alternative(alternative)
+    check_ties(ties)
     if average not in AVERAGES:
         raise unknown("average", average, AVERAGES, "searchlight")
     if block < 1 or permutations < 0:
@@ -66,7 +81,8 @@ def searchlight(
     names = concepts(references)
     plan = _arranged(activations, names, concept, over)
     references = references.transpose(..., "pair")
-    theirs = ranked(references.values.reshape(-1, references.sizes["pair"]).T.astype(np.float64))
+    flat = references.values.reshape(-1, references.sizes["pair"]).T.astype(np.float64)
+    theirs = ranked(flat, tolerance(flat, axis=0) if ties == "rounded" else 0.0)
     if (theirs.rank.max(0) == 0).any():
         raise EmotraceError("searchlight: a reference has the same dissimilarity for every pair; no τ is defined.")
     n_references, shape = theirs.rank.shape[1], plan.shape
@@ -76,10 +92,14 @@ def searchlight(
     blocks = -(-shape[-1] // block) * int(np.prod(shape[:-1]))
     for part, values in tqdm(plan.blocks(block), total=blocks, desc="searchlight", unit="block", disable=not progress):
         mine = mean_distances(values, average)
-        tau, p = tau_b(mine, against, alternative)
+        limit = np.zeros(mine.shape[1])
+        if ties == "rounded":
+            size = np.abs(values).max((0, 1)).astype(np.float64)
+            limit = tolerance(mine, axis=0, noise=EPS * size)[0]
+        tau, p = tau_b(mine, against, alternative, limit)
         found["tau"][:, part], found["p"][:, part] = tau.T, p.T
         if shuffled is not None:
-            null = _null(mine, shuffled).reshape(-1, permutations, n_references)
+            null = _null(ranked(mine, limit), shuffled).reshape(-1, permutations, n_references)
             null, here = (_sided(v, alternative) for v in (null, tau[:, None, :]))
             found["p_mantel"][:, part] = ((1 + (null >= here - 1e-12).sum(1)) / (1 + permutations)).T
             np.fmax(largest, np.fmax.reduce(null, axis=0), out=largest)
@@ -98,7 +118,7 @@ def searchlight(
     attrs: dict[str, Any] = {
         "method": "kendall tau-b", "distance": "absolute", "average": average if over else "", "over": over or "",
         "concept": concept, "n_concepts": len(names), "n_pairs": len(theirs.rank), "alternative": alternative,
-        "permutations": permutations, "seed": seed, "undefined": int(np.isnan(found["tau"][0]).sum()),
+        "permutations": permutations, "seed": seed, "ties": ties, "undefined": int(np.isnan(found["tau"][0]).sum()),
     }  # fmt: skip
     attrs |= {f"activations_{k}": v for k, v in activations.attrs.items()}
     out = xr.Dataset(arrays, coords, attrs)
@@ -180,10 +200,9 @@ def _shuffled(y: Ranked, n: int, permutations: int, seed: int) -> Reference:
     return reference(Ranked(rank, *(np.tile(t, permutations) for t in y[1:])))
 
 
-def _null(x: np.ndarray, shuffled: Reference) -> np.ndarray:
+def _null(mine: Ranked, shuffled: Reference) -> np.ndarray:
     """τ_b with the shuffled references: ``[column, shuffle · reference]``."""
-    mine = ranked(x)
-    total = len(x) * (len(x) - 1) / 2
+    total = len(mine.rank) * (len(mine.rank) - 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return concordance(mine, shuffled) / np.sqrt(total - mine.pairs)[:, None] / np.sqrt(total - shuffled.of.pairs)
 

@@ -15,6 +15,7 @@ from emotrace.rsa.compare import mantel_null, paired, permutation_p
 from emotrace.rsa.correlations import correlate
 from emotrace.rsa.kendall import check_alternative
 from emotrace.rsa.matrices import concepts, labelled, matched
+from emotrace.stats.ties import constant
 
 KINDS: Final = ("words", "characters")
 
@@ -51,7 +52,7 @@ def text_rdm(texts: Mapping[str, str | Sequence[str]], *, kind: str = "words", t
         if not bag.any():
             raise EmotraceError(f"text_rdm: the text of {name!r} has no {kind}.")
     out = labelled(pdist(bags, "cosine").round(12), list(texts))
-    if (out.values == out.values[0]).all():
+    if constant(out.values):
         raise EmotraceError(
             f"text_rdm: the texts share no {kind}, so all are equally far apart; try kind='characters' or more text."
         )
@@ -126,7 +127,7 @@ def _flat(control: xr.DataArray, names: list[str], name: str) -> np.ndarray:
     if set(concepts(control)) != set(names) or control.dims != ("pair",):
         raise EmotraceError(f"text_control: control {name!r} is not an RDM [pair] of the same {len(names)} concepts.")
     values = np.asarray(matched(control, names).values, dtype=np.float64)
-    if not np.isfinite(values).all() or (values == values[0]).all():
+    if not np.isfinite(values).all() or constant(values):
         raise EmotraceError(f"text_control: control {name!r} is constant or not finite.")
     return values
 

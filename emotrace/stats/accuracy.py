@@ -57,7 +57,7 @@ def accuracy_table(
     def leaf(mine: np.ndarray) -> dict[str, Any]:
         judged = mine & np.isfinite(hit)
         hits, total = int(hit[judged].sum()), int(judged.sum())
-        lo, hi = bootstrap_ci(hit[judged], clusters[judged], n=n, seed=seed) if total else (None, None)
+        lo, hi = bootstrap_ci(hit[judged], clusters[judged], n=n, seed=seed, shares=True) if total else (None, None)
         return {
             "value": hits / total if total else None,
             "n": total,

@@ -191,7 +191,7 @@ def _line(part: pd.DataFrame, n_bootstrap: int, seed: int) -> dict[str, Any]:
     judged = part.loc[part["match"].notna()]
     lo, hi = (np.nan, np.nan)
     if len(judged):
-        lo, hi = bootstrap_ci(np.array(judged["match"]), np.array(judged["cluster"]), n_bootstrap, seed)
+        lo, hi = bootstrap_ci(np.array(judged["match"]), np.array(judged["cluster"]), n_bootstrap, seed, shares=True)
     return {
         "n": len(judged),
         "n_unjudged": len(part) - len(judged),

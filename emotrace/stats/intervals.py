@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as sps
 
 from emotrace.labels import EmotraceError
+from emotrace.stats.ties import TIED
 
 
 def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
@@ -20,14 +21,20 @@ def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap_ci(
-    values: ArrayLike, clusters: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95
+    values: ArrayLike,
+    clusters: ArrayLike,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    *,
+    shares: bool = False,
 ) -> tuple[Any, Any]:
     """Percentile interval of a mean, whole clusters being drawn with replacement.
 
     mean* = Σ_c w_c S_c / Σ_c w_c N_c, with S_c the sum and N_c the number of values of cluster c and w the counts of a
-    multinomial draw of C clusters out of C. Where all draws agree (zero width) and the values lie in [0, 1], the bootstrap
-    says nothing about rare misses, and the Wilson interval of the mean with n = number of clusters (not of rows: the
-    rows of a cluster are not independent) stands instead. Values outside [0, 1] keep the zero width.
+    multinomial draw of C clusters out of C. Where all draws agree (zero width) the bootstrap of a share says nothing about
+    rare misses, and the Wilson interval of the mean with n = number of clusters (not of rows: the rows of a cluster are
+    not independent) stands instead. What is a share is for the caller to say: numbers between 0 and 1 need not be any.
 
     Args:
         values: ``[rows]`` or ``[rows, ...]``; the trailing axes are separate means that share the draws.
@@ -35,12 +42,15 @@ def bootstrap_ci(
         n: bootstrap draws.
         seed: of the draws.
         level: coverage.
+        shares: the mean is a share of hits (values 0 and 1, or shares of a row's draws), so Wilson's interval stands where
+            all draws agree; without it such an interval has no width.
 
     Returns:
         (lo, hi), floats for ``[rows]``, arrays of the trailing shape otherwise.
 
     Raises:
-        EmotraceError: for no rows, lengths that differ, values that are not finite, or a level outside (0, 1).
+        EmotraceError: for no rows, lengths that differ, values that are not finite, shares outside [0, 1], or a level
+            outside (0, 1).
     """
     x = np.asarray(values, dtype=np.float64)
     names = np.asarray(clusters)
@@ -49,6 +59,8 @@ def bootstrap_ci(
         raise EmotraceError(f"bootstrap_ci: {x.shape} values and {names.shape} clusters; they need one cluster a row.")
     if not np.isfinite(x).all():
         raise EmotraceError(f"bootstrap_ci: {int((~np.isfinite(x)).sum())} values are not finite.")
+    if shares and (x.min() < 0 or x.max() > 1):
+        raise EmotraceError(f"bootstrap_ci(shares=True): values from {x.min():g} to {x.max():g}; shares lie in 0 … 1.")
     _, code = np.unique(names, return_inverse=True)
     n_clusters = int(code.max()) + 1
     flat = x.reshape(len(x), -1)
@@ -57,9 +69,9 @@ def bootstrap_ci(
     weights = cluster_weights(n_clusters, n, seed)
     means = (weights @ sums) / (weights @ np.bincount(code, minlength=n_clusters))[:, None]
     lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    shares = ((flat >= 0) & (flat <= 1)).all(axis=0)
-    for j in np.flatnonzero(shares & (hi - lo < 1e-12)):
-        lo[j], hi[j] = wilson(float(flat[:, j].mean()) * n_clusters, n_clusters, level)
+    if shares:
+        same = hi - lo < TIED
+        lo[same], hi[same] = _wilson(flat[:, same].mean(0), n_clusters, level)
     if x.ndim == 1:
         return float(lo[0]), float(hi[0])
     return lo.reshape(x.shape[1:]), hi.reshape(x.shape[1:])
@@ -76,12 +88,16 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     _check_level(level)
     if not (n > 0 and -1e-9 <= successes <= n + 1e-9):
         raise EmotraceError(f"wilson({successes}, {n}): needs 0 <= successes <= n and n > 0.")
-    z = float(sps.norm.ppf((1 + level) / 2))
-    p = min(max(successes / n, 0.0), 1.0)
+    lo, hi = _wilson(np.array(successes / n), n, level)
+    return float(lo), float(hi)
+
+
+def _wilson(share: np.ndarray, n: float, level: float) -> tuple[np.ndarray, np.ndarray]:
+    z, p = float(sps.norm.ppf((1 + level) / 2)), np.clip(share, 0, 1)
     middle = p + z * z / (2 * n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    lo, hi = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return (0.0 if p == 0 else max(float(lo), 0.0)), (1.0 if p == 1 else min(float(hi), 1.0))
+    lo, hi = (np.clip((middle + side * half) / (1 + z * z / n), 0, 1) for side in (-1, 1))
+    return np.where(p == 0, 0.0, lo), np.where(p == 1, 1.0, hi)
 
 
 def fdr_bh(p: ArrayLike) -> np.ndarray:

@@ -14,10 +14,12 @@ from emotrace.labels import EmotraceError
 from emotrace.stats.accuracy import match_of
 from emotrace.stats.fluency import is_fluent
 from emotrace.stats.intervals import bootstrap_ci, wilson
+from emotrace.stats.ties import TIED
 
 EXACT: Final = 16
 """Up to so many clusters that differ, all sign patterns are tried instead of random ones."""
 _ROUNDING: Final = 1e-9
+"""Share of Σ |S_c| by which a sum may fall short of the observed one and be as extreme."""
 _PATTERNS: Final = 4096
 
 
@@ -100,8 +102,9 @@ def sign_flip(sums: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> 
         raise EmotraceError(f"sign_flip takes one finite sum per cluster, not an array of shape {s.shape}.")
     if permutations < 1:
         raise EmotraceError(f"sign_flip(permutations={permutations}): at least 1.")
-    observed = abs(float(s.sum())) - _ROUNDING * max(1.0, float(np.abs(s).sum()))
-    moving = s[s != 0]
+    total_size = float(np.abs(s).sum())
+    observed = abs(float(s.sum())) - _ROUNDING * total_size
+    moving = s[np.abs(s) > TIED * total_size]
     if moving.size <= EXACT:  # a pattern and its opposite are equally extreme, so the first sign stays
         patterns = itertools.product((1.0, -1.0), repeat=max(moving.size - 1, 0))
         first, others = moving[:1].sum(), moving[1:]
@@ -123,7 +126,7 @@ def _interval(d: np.ndarray, code: np.ndarray, clusters: int, n: int, seed: int)
     if d[0] in (-1.0, 0.0, 1.0) and (d == d[0]).all():
         miss = 1.0 - wilson(clusters, clusters)[0]  # the largest rate of exceptions that no exception leaves possible
         return max(float(d[0]) - miss, -1.0), min(float(d[0]) + miss, 1.0)
-    lo, hi = bootstrap_ci((d + 1) / 2, code, n=n, seed=seed)  # as a share, so that equal clusters get a width too
+    lo, hi = bootstrap_ci((d + 1) / 2, code, n=n, seed=seed, shares=True)  # of a difference of −1 … 1
     return 2 * lo - 1, 2 * hi - 1
 
 

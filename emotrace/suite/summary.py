@@ -107,7 +107,7 @@ def _mean(part: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
     held = part.loc[np.isfinite(part[name].astype(float))]
     if held.empty:
         return {"n": 0, "n_missing": len(part), "n_clusters": 0}
-    lo, hi = _interval(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed, name in BINARY)
+    lo, hi = bootstrap_ci(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed, shares=name in BINARY)
     draws = held.groupby("draw")[name].mean()
     return {
         "value": float(held[name].mean()),
@@ -131,20 +131,10 @@ def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed:
         return {"n_paired": 0}
     d = np.array([mine[key][0] - theirs[key][0] for key in keys])
     clusters = np.array([mine[key][1] for key in keys])
-    shift = (
-        2.0 if d.min() >= 0 and d.max() <= 1 else 0.0
-    )  # a difference of 0..1 is no share: no bound of a share for it
-    lo, hi = (bound + shift for bound in bootstrap_ci(d - shift, clusters, n, seed))
+    lo, hi = bootstrap_ci(d, clusters, n, seed)
     _, code = np.unique(clusters, return_inverse=True)
     p, _ = sign_flip(np.bincount(code, weights=d), permutations=FLIPS, seed=seed)
     return {"difference": float(d.mean()), "difference_lo": lo, "difference_hi": hi, "n_paired": len(d), "p": p}
-
-
-def _interval(values: np.ndarray, clusters: np.ndarray, n: int, seed: int, share: bool) -> tuple[float, float]:
-    """The bootstrap interval; numbers that happen to lie in 0..1 are moved away from it, where they are no shares."""
-    shift = 2.0 if not share and values.min() >= 0 and values.max() <= 1 else 0.0
-    lo, hi = bootstrap_ci(values + shift, clusters, n, seed)
-    return lo - shift, hi - shift
 
 
 def _by_key(part: pd.DataFrame, name: str) -> dict[str, tuple[float, str]]:

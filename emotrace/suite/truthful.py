@@ -194,7 +194,7 @@ def summary(rows: Sequence[Mapping[str, Any]], model: Any = None, *, n: int = 20
             values = np.array([row[name] for row in mine if name in row], dtype=np.float64)
             if values.size:
                 clusters = [row["question_id"] for row in mine if name in row]
-                lo, hi = bootstrap_ci(values, clusters, n, seed)
+                lo, hi = bootstrap_ci(values, clusters, n, seed, shares=name != "mc2")
                 out[method][name] = {"value": float(values.mean()), "ci95": [lo, hi], "n": int(values.size)}
     return out | {"note": plumbing(model)}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
-from emotrace import edits
+from emotrace import edits, stats
 from emotrace.attribution import ablations, files, measured, reruns, sets
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.heads import head_contributions
@@ -266,7 +266,7 @@ def test_intervals_draw_whole_skeletons():
     assert curve["which"].values.tolist() == ["top", "low"]
     values = np.repeat(np.random.default_rng(0).normal(size=6), 5)[:, None] + np.zeros((1, 2))
     values[:, 1] = 0
-    lo, hi = measured._interval(values, np.repeat(np.arange(6), 5), 0)
+    lo, hi = stats.bootstrap_ci(values, np.repeat(np.arange(6), 5))
     weights = np.random.default_rng(0).multinomial(6, [1 / 6] * 6, size=2000) / 6
     np.testing.assert_allclose((lo[0], hi[0]), np.quantile(weights @ values[::5, 0], [0.025, 0.975]))
     assert (lo[1], hi[1]) == (0, 0), "no effect at all is not a rate"

@@ -188,3 +188,10 @@ def test_even_plan():
 def test_bad_input(call, word):
     with pytest.raises(EmotraceError, match=word):
         call()
+
+
+def test_rounding_takes_no_component_away():
+    """0.1 + 0.2 of 0.3 is all of it, and 29 of 100 are 29, in floating point too."""
+    for weights, total in (([0.1, 0.2, 0.7], 10), ([0.29, 0.71], 100), ([1 / 3, 2 / 3], 3)):
+        exact = [round(w / sum(weights) * total) for w in weights]
+        assert allocate(weights, total, cap=1.0).tolist() == exact

@@ -294,3 +294,10 @@ def test_a_circuit_is_drawn(known, tmp_path):
     assert len(set(spots)) == len(spots)
     with pytest.raises(et.EmotraceError, match="select fewer"):
         report.circuit_graph(discovery.select(found, 0), found)
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    values = np.array([0.3, 0.1 + 0.2, 0.1, 0.4 - 0.1])
+    found = xr.DataArray(values, dims="node", coords={"node": list("abcd")})
+    assert discovery.select(found, 2).values.tolist() == [True, True, False, False]
+    assert discovery.select(found, threshold=0.1 + 0.2).values.tolist() == [True, True, False, True]

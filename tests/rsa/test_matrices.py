@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kendalltau
 
 from emotrace import rsa
 from emotrace.labels import EmotraceError
@@ -103,3 +104,40 @@ def test_rows_become_patterns(plant):
 def test_bad_input(plant, call, word):
     with pytest.raises(EmotraceError, match=word):
         call(plant()[0])
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 0.3, 1 / 3, 123.456, -1e6 / 7])
+def test_a_constant_pattern_has_no_correlation_whatever_its_value(value):
+    values = np.random.default_rng(0).normal(size=(5, 9))
+    values[2] = value
+    x = xr.DataArray(values, dims=("emotion", "unit"), coords={"emotion": list("abcde")})
+    with pytest.raises(EmotraceError, match="the pattern of 'c' is constant"):
+        rsa.rdm(x, "correlation")
+    with pytest.raises(EmotraceError, match="the pattern of 'd' is zero"):
+        rsa.rdm(x.where(x.emotion != "d", (0.1 + 0.2 - 0.3) * x), "cosine")
+    assert np.isfinite(rsa.rdm(x, "euclidean")).all()
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_equal_differences_of_decimals_tie(offset):
+    tenths = np.array([1, 3, 2, 4, 6, 5]) + 10 * offset
+    exact = np.abs(np.subtract.outer(tenths, tenths))[np.triu_indices(6, 1)]
+    x = xr.DataArray(tenths / 10, dims="emotion", coords={"emotion": list("abcdef")})
+    found = rsa.rdm(x, "absolute", features=())
+    assert len(np.unique(found)) == len(set(exact))
+    seeds = xr.concat([x, x + 0.1, x - 0.7], "seed")
+    averaged = rsa.rdm(seeds, "absolute", features=(), over="seed")
+    assert len(np.unique(averaged)) == len(set(exact))
+    other = rsa.rdm(
+        xr.DataArray(
+            np.random.default_rng(1).normal(size=(6, 8)), dims=("emotion", "unit"), coords={"emotion": list("abcdef")}
+        )
+    )
+    want = kendalltau(other.values, exact).statistic
+    assert rsa.compare(other, averaged).correlation.item() == pytest.approx(want, abs=1e-12)
+    noisy = rsa.labelled(exact * 0.1 / 3, list("abcdef"))  # computed in another order: other last bits
+    assert rsa.compare(other, noisy).correlation.item() == pytest.approx(want, abs=1e-12)
+    neurons = seeds.expand_dims(unit=2).transpose("seed", "emotion", "unit")
+    for average in ("rdms", "patterns"):
+        tau = rsa.searchlight(neurons, other, average=average, permutations=3).tau
+        np.testing.assert_allclose(tau, want, atol=1e-12)

@@ -77,12 +77,19 @@ def test_bootstrap_covers():
 
 
 def test_zero_width_becomes_wilson_over_clusters():
-    lo, hi = stats.bootstrap_ci(np.ones(60), np.repeat(np.arange(20), 3))
+    lo, hi = stats.bootstrap_ci(np.ones(60), np.repeat(np.arange(20), 3), shares=True)
     assert (lo, hi) == stats.wilson(20, 20)
     assert lo == pytest.approx(20 / (20 + 1.959964**2))
     assert hi == 1.0
-    assert stats.bootstrap_ci([1, 0, 1, 0], [0, 0, 1, 1]) == stats.wilson(1, 2)  # both clusters half right
-    assert stats.bootstrap_ci(np.full(6, 2.5), np.arange(6)) == (2.5, 2.5)
+    assert stats.bootstrap_ci([1, 0, 1, 0], [0, 0, 1, 1], shares=True) == stats.wilson(1, 2)  # both clusters half right
+    for value in (0.0, 0.5, 1.0, 1.5, 2.5, -0.5):  # what is no share has no width, wherever it lies
+        assert stats.bootstrap_ci(np.full(6, value), np.arange(6)) == (value, value)
+    table = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 1], [1, 0, 0]])  # each column as alone
+    lo, hi = stats.bootstrap_ci(table, range(4), 200, shares=True)
+    alone = [stats.bootstrap_ci(column, range(4), 200, shares=True) for column in table.T]
+    assert list(zip(lo.tolist(), hi.tolist(), strict=True)) == alone
+    with pytest.raises(EmotraceError, match=r"values from 0 to 2; shares lie in 0 … 1"):
+        stats.bootstrap_ci([0, 2], [0, 1], shares=True)
 
 
 def test_wilson_known_value():
