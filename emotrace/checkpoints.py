@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,10 @@ def tokenizer_of(source: Any, revision: str | None, trust: bool) -> Any:
 
 def wrapped(module: Any, tokenizer: Any) -> TransformersModel:
     """nnsight's model of a transformers model."""
-    return TransformersModel(module, tokenizer=placeholder() if tokenizer is None else tokenizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*E_output.*")  # BERT-likes name a child `output`; see sites.envoy
+        warnings.filterwarnings("ignore", message=".*already defined.*")
+        return TransformersModel(module, tokenizer=placeholder() if tokenizer is None else tokenizer)
 
 
 def placeholder() -> Any:

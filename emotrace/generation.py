@@ -16,6 +16,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.files import to_file
+from emotrace.forwards import beginnings
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
@@ -120,8 +121,7 @@ def generate(
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
     }  # fmt: skip
     settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
-    order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = beginnings.batches(model, [len(i) + max_new_tokens for i in ids], batch_size)
     config = _config(model, decoding, encoder.pad_id)
     made = _made(model, prompts, ids, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,8 @@ from nnsight import TransformersModel
 
 from emotrace import checkpoints, traced
 from emotrace import sites as sites_
+from emotrace.forwards import beginnings
+from emotrace.forwards.entering import enter, inputs, lock, locked
 from emotrace.identity import identity, made_by, versions
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
@@ -126,10 +124,7 @@ def load(
     checkpoints.refuse_unsupported(module, model_id)
     found = sites_.find(module)
     causal = is_causal(module)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*E_output.*")  # BERT-likes name a child `output`; see sites.envoy
-        warnings.filterwarnings("ignore", message=".*already defined.*")
-        traced_model = traced_model or checkpoints.wrapped(module, tokenizer)
+    traced_model = traced_model or checkpoints.wrapped(module, tokenizer)
     limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
     encoder = Encoder(
         tokenizer, causal=causal, date=date, double_bos=double_bos, bos=bos, max_length=_positions(module, limit),
@@ -140,12 +135,13 @@ def load(
     found.attach(traced_model, encoder)
     module.eval()
     if server is not None:
-        found.remote = Remote(server, _lock(traced_model))
+        found.remote = Remote(server, lock(traced_model))
         confirm(
             traced_model, inputs(traced_model, [[i % found.vocab_size for i in range(5 + r, 10 + r)] for r in (0, 7)])
         )
     elif remote == "local":
         found.remote = Simulated()
+    found.beginnings = beginnings.prove(traced_model)
     found.identity = identity(module, model_id, revision, "local" if found.remote is None else found.remote.name)
     return traced_model
 
@@ -175,33 +171,3 @@ def _positions(module: Any, limit: Any) -> int | None:
     pad = getattr(module.config, "pad_token_id", None)
     is_roberta = "roberta" in str(getattr(module.config, "model_type", ""))
     return limit - pad - 1 if is_roberta and isinstance(pad, int) else limit
-
-
-_LOCKS: dict[int, threading.RLock] = {}
-
-
-def _lock(model: TransformersModel) -> threading.RLock:
-    return _LOCKS.setdefault(id(model._module), threading.RLock())
-
-
-@contextmanager
-def locked(model: TransformersModel) -> Iterator[None]:
-    """One trace at a time per model: nnsight's interleaver belongs to one thread."""
-    with _lock(model):
-        yield
-
-
-def enter(model: TransformersModel, function: Callable[..., Any], *args: Any) -> Any:
-    """``function(model, *args)``, a function of `emotrace.traced`, where the model lives; one at a time."""
-    remote = model.sites.remote
-    if remote is not None:
-        return remote.call(model, function, args)
-    with locked(model):
-        return function(model, *args)
-
-
-def inputs(model: TransformersModel, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Ids and mask of a padded batch, where the model takes them."""
-    weights = next(model._module.parameters())
-    device = torch.device("cpu") if weights.is_meta else weights.device
-    return {name: value.to(device) for name, value in model.sites.encoder.batch(sequences).items()}

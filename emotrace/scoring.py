@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from emotrace import edits as edits_
-from emotrace.capturing import caches
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.forwards import beginnings, caches
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
 from emotrace.runlog import progress as progress_bar
@@ -46,16 +46,17 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     ids = encoder.ids(prompts)
     replies = [list(p.reply_ids or ()) for p in prompts]
     out: list[np.ndarray] = [np.empty(0)] * len(prompts)
-    order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
+    lengths = [len(i) + len(r) for i, r in zip(ids, replies, strict=True)]
+    scored = [i for i in range(len(ids)) if replies[i]]
     vocabulary = model.sites.address("logits").width
     read = ("read", math.inf, model.sites.place(WHOLE), 0)
     options = caches.options(model)
-    at = 0
-    with progress_bar(total=len(order), desc="perplexity", unit="reply", enabled=progress) as bar:
-        while at < len(order):
-            longest = len(ids[order[at]]) + len(replies[order[at]])
-            batch = order[at : at + max(1, min(batch_size, LOGIT_ELEMENTS // (longest * vocabulary)))]
-            at += len(batch)
+
+    def most(longest: int) -> int:
+        return min(batch_size, LOGIT_ELEMENTS // (longest * vocabulary))
+
+    with progress_bar(total=len(scored), desc="perplexity", unit="reply", enabled=progress) as bar:
+        for batch in beginnings.batches(model, lengths, most, scored):
             fed = inputs(model, [ids[i] + replies[i] for i in batch]) | options
             found = enter(model, scores.logprobs, fed, read, [replies[i] for i in batch])
             for i, picked in zip(batch, found, strict=True):
@@ -143,21 +144,24 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
     labels = [p.about for p in prompts]
     edits_.check(edits, sites, labels)
     ids, replies = encoder.ids(prompts), [list(p.reply_ids or ()) for p in prompts]
-    order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
-    if not order:
+    totals = [len(i) + len(r) for i, r in zip(ids, replies, strict=True)]
+    scored = [i for i in range(len(ids)) if replies[i]]
+    if not scored:
         raise EmotraceError("kl needs prompts that carry replies: prompts.with_replies(rows of the un-edited model).")
     read = ("read", math.inf, sites.place(WHOLE), 0)
     vocabulary = sites.address("logits").width
     options = caches.options(model)
     out, fired = np.full(len(ids), np.nan), [0] * len(edits)
-    with progress_bar(total=len(order), desc="KL", unit="reply", enabled=progress) as bar:
-        while order:
-            longest = len(ids[order[0]]) + len(replies[order[0]])
-            most = max(1, min(batch_size, LOGIT_ELEMENTS // (2 * longest * vocabulary)))  # base and edited at once
-            batch, order = order[:most], order[most:]
+
+    def most(longest: int) -> int:  # base and edited at once
+        return min(batch_size, LOGIT_ELEMENTS // (2 * longest * vocabulary))
+
+    with progress_bar(total=len(scored), desc="KL", unit="reply", enabled=progress) as bar:
+        for batch in beginnings.batches(model, totals, most, scored):
             sequences = [ids[i] + replies[i] for i in batch]
             fed = inputs(model, sequences) | options
-            lengths = [len(s) for s in sequences]
+            lengths = [totals[i] for i in batch]
+            longest = max(lengths)
             lowered = edits_.lower(
                 edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, longest, True
             )

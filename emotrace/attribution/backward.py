@@ -3,8 +3,7 @@
 A shift at the last prompt token reaches the read-out at that token through that token alone: in a causal model no other
 token looks at it, and it sees the others through their keys and values, which do not change. So the tokens before it are
 computed without a graph, and forward-with-graph and backward are those of one token per prompt. Families whose cache does
-not allow this (found by comparing both ways on two of the prompts), masked models and prompts of one token are
-computed whole.
+not allow this (`emotrace.forwards.beginnings`), masked models and prompts of one token are computed whole.
 """
 
 from __future__ import annotations
@@ -16,16 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from emotrace.capturing import caches
+from emotrace.forwards import beginnings, caches
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, locked
 from emotrace.sites import Sites
 from emotrace.traced import gradients
-
-AGREEMENT = 1e-3
-"""Largest relative deviation of the two ways; lower precision adds its own rounding."""
-MIN_STEM = 8
-"""A common beginning is worth a pass of its own from this many tokens on."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +130,9 @@ class Backward:
         self.covectors = torch.as_tensor(covectors, dtype=dtype)
         self.along = torch.as_tensor(along, dtype=dtype)[self.order]
         self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
-        self.stem: tuple[int, ...] = ()
-        self.by_token = False
-        apart = table.remote is not None and table.remote.copies  # keys and values would be sent to and fro
-        if self.encoder.causal and min(map(len, sequences)) > 1 and not apart:
-            self.by_token = self._by_token_is_exact(sequences)
+        self.stem = beginnings.common(sequences)
+        lengths = [len(ids) for ids in sequences]
+        self.by_token = self.encoder.causal and min(lengths) > 1 and max(lengths) <= beginnings.shared_up_to(model)
 
     @torch.inference_mode(False)
     def __call__(self, batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,38 +148,20 @@ class Backward:
             raise EmotraceError("the gradient is not finite: the model overflows (try dtype='float32' or 'bfloat16').")
         return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
 
-    def _run(self, fed: dict[str, Any], recipe: tuple | None, at: list[int], labels: int | None) -> tuple:
-        covectors, along = self.covectors[:labels], self.along[:, :labels]
-        args = (fed, recipe, self.setup, self.steps, at, covectors, along)
+    def _run(self, fed: dict[str, Any], recipe: tuple | None, at: list[int]) -> tuple:
+        args = (fed, recipe, self.setup, self.steps, at, self.covectors, self.along)
         if self.model.sites.remote is not None:
             return enter(self.model, gradients.behind, *args)
         with locked(self.model):
             return gradients.behind(self.model, *args, self.memo)
 
-    def _whole(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
+    def _whole(self, batch: Sequence[Sequence[int]]) -> tuple:
         fed = inputs(self.model, batch)
         width = fed["input_ids"].shape[1]
         at = [width - 1 if self.encoder.causal else len(ids) - 1 for ids in batch]
-        return self._run(fed | self.options, None, at, labels)
+        return self._run(fed | self.options, None, at)
 
-    def _last(self, batch: Sequence[Sequence[int]], labels: int | None = None) -> tuple:
+    def _last(self, batch: Sequence[Sequence[int]]) -> tuple:
         before = inputs(self.model, [ids[len(self.stem) : -1] for ids in batch])
         recipe = ("branched", self.stem, before, (1,) * len(batch))
-        return self._run(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch), labels)
-
-    def _by_token_is_exact(self, sequences: Sequence[Sequence[int]]) -> bool:
-        """Whether the longest and the shortest prompt, padded together, come out alike both ways; sets the stem."""
-        pair = [list(max(sequences, key=len)), list(min(sequences, key=len))]
-        first, last = min(map(list, sequences)), max(map(list, sequences))  # what these two share, all share
-        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        shared = min(shared, len(pair[1]) - 2)
-        self.stem = tuple(pair[0][:shared]) if shared >= MIN_STEM else ()
-        whole = self._whole(pair, labels=1)
-        try:
-            parted = self._last(pair, labels=1)
-        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
-            return False
-        tolerance = max(AGREEMENT, 4 * torch.finfo(self.model._module.dtype).eps)
-        return all(
-            float((a - b).abs().max()) <= tolerance * float(a.abs().max()) for a, b in zip(whole, parted, strict=True)
-        )
+        return self._run(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))

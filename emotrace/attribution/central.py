@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from emotrace.attribution.backward import Cell, residuals
-from emotrace.capturing import caches
 from emotrace.capturing.afar import REQUEST_TOKENS
+from emotrace.forwards import caches
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
 from emotrace.sites import Sites

@@ -1,13 +1,12 @@
 """Reruns: the same prompts under many edits at their last token, at the price of one token each.
 
 In a causal model nothing before the last prompt token depends on an edit there, so keys and values of what comes before
-are computed once and every further forward computes one token. Where a family's cache does not allow that (found by
-comparing both ways on two of the prompts), in masked models and for prompts of one token, every forward is whole.
+are computed once and every further forward computes one token. Where a family's cache does not allow that
+(`emotrace.forwards.beginnings`), in masked models and for prompts of one token, every forward is whole.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,18 +15,13 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing import caches
 from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.forwards import beginnings, caches
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, locked
 from emotrace.traced import requests
-
-AGREEMENT = 1e-3
-"""Largest relative deviation of the two ways; lower precision adds its own rounding."""
-MIN_STEM = 8
-"""A common beginning is worth a pass of its own from this many tokens on."""
 
 
 class Reruns:
@@ -50,12 +44,11 @@ class Reruns:
         address = address.mirror or address
         self.read = ("read", address.order, address.lower(model), 0)
         self.setup, self.options, self.memo = caches.setup(model, [self.read]), caches.options(model), {}
-        self.stem: tuple[int, ...] = ()
+        self.stem = beginnings.common(self.ids)
 
     def batches(self, rows: Sequence[int], size: int) -> list[list[int]]:
         """Some of the prompts, by index, in batches of similar length; always the same for the same rows."""
-        order = sorted(rows, key=lambda i: (-len(self.ids[i]), i))
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        return beginnings.batches(self.model, [len(i) for i in self.ids], size, rows)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Prompts by index, ready to run."""
@@ -64,27 +57,8 @@ class Reruns:
     @cached_property
     def by_token(self) -> bool:
         """Whether a rerun computes the last token only."""
-        remote = self.model.sites.remote
-        if remote is not None and remote.copies:  # keys and values would be sent to and fro
-            return False
-        return bool(self.encoder.causal) and min(map(len, self.ids)) > 1 and self._by_token_is_exact()
-
-    def _by_token_is_exact(self) -> bool:
-        """Whether the longest and the shortest prompt, padded together, come out alike both ways, and twice; sets the stem."""
-        order = sorted(range(len(self.ids)), key=lambda i: -len(self.ids[i]))
-        pair = [order[0], order[-1]]
-        first, last = min(self.ids), max(self.ids)  # what these two share all share
-        shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))))
-        shared = min(shared, len(self.ids[pair[1]]) - 2)
-        self.stem = tuple(self.ids[pair[0]][:shared]) if shared >= MIN_STEM else ()
-        whole = Batch(self, pair, by_token=False).run([])
-        try:
-            batch = Batch(self, pair, by_token=True)
-            again = [batch.run([]) for _ in range(2)]
-        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
-            return False
-        tolerance = max(AGREEMENT, 4 * torch.finfo(self.model._module.dtype).eps) * float(np.abs(whole).max())
-        return all(float(np.abs(whole - x).max()) <= tolerance for x in again)
+        lengths = [len(i) for i in self.ids]
+        return bool(self.encoder.causal) and min(lengths) > 1 and max(lengths) <= beginnings.shared_up_to(self.model)
 
 
 class Batch:

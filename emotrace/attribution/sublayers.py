@@ -33,6 +33,7 @@ from emotrace.attribution.streams import origin
 from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts
+from emotrace.forwards import beginnings
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import versions
 from emotrace.runlog import progress as progress_bar
@@ -201,15 +202,16 @@ def _accumulate(
         bar.update(sums.done)
         for start in range(sums.done, len(sequences), CHUNK):
             stop = min(start + CHUNK, len(sequences))
-            for at in range(start, stop, batch_size):
-                rows = slice(at, min(at + batch_size, stop))
-                slopes, scores, sizes = backward(sequences[rows])
+            lengths = [len(ids) for ids in sequences[start:stop]]
+            for batch in beginnings.batches(backward.model, lengths, batch_size):
+                rows = [start + i for i in batch]
+                slopes, scores, sizes = backward([sequences[i] for i in rows])
                 weights = counts[:, rows].astype(np.float64)
                 sums.add("slope", np.einsum("ecb,eb->ec", slopes, weights))
                 sums.add("square", np.einsum("ecb,eb->ec", slopes**2, weights))
                 sums.add("score", (scores * weights).sum(1))
                 sums.add("rms", sizes @ weights.sum(0))
-                bar.update(rows.stop - rows.start)
+                bar.update(len(rows))
             sums.commit(stop)
 
 

@@ -9,16 +9,13 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing import caches
 from emotrace.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.capturing.reads import Reads, Sink
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.forwards import beginnings, caches
 from emotrace.model import enter, inputs, locked
 from emotrace.traced import requests
-
-SHARING_TOLERANCE = 1e-3
-"""Largest relative deviation of a prompt computed behind a shared prefix; a model that exceeds it never shares."""
 
 
 class Forward(NamedTuple):
@@ -76,8 +73,8 @@ class Job:
         if self.share and self.exact is not False:
             firsts = [self._span(i, *wants[i])[0] for i in members]
             found = stems([self.sequences[i] for i in members], firsts)
-            if self.exact is None and any(stem.length for stem in found):
-                self.exact = self._sharing_is_exact()
+            if self.exact is None and any(stem.length for stem in found):  # a stem, and padding behind it
+                self.exact = 2 * max(map(len, self.sequences)) <= beginnings.shared_up_to(self.model)
         if not self.share or not self.exact:
             found = [Stem(0, tuple(range(len(members))))]
         for stem in found:
@@ -99,9 +96,9 @@ class Job:
             skips = [twig.length for twig in some for _ in twig.members]
             yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
             done.update(rows)
-        alone = sorted((i for i in inside if i not in done), key=lambda i: (-len(self.sequences[i]), i))
-        for at in range(0, len(alone), self.batch_size):
-            rows = alone[at : at + self.batch_size]
+        alone = [i for i in inside if i not in done]
+        lengths = [len(s) for s in self.sequences]
+        for rows in beginnings.batches(self.model, lengths, self.batch_size, alone):
             recipe = ("repeated", stem, len(rows)) if length else None
             yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
 
@@ -146,29 +143,6 @@ class Job:
     def count(self, fired: Sequence[int]) -> None:
         """Add how often each edit fired in a forward."""
         self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
-
-    def _sharing_is_exact(self) -> bool:
-        """Whether the longest prompt comes out alike behind a stem and a padded twig; families differ in their caches."""
-        longest = max(range(len(self.sequences)), key=lambda i: len(self.sequences[i]))
-        first = self.chosen[longest].start if len(self.chosen[longest]) else 0
-        start, stop = int(self.row_starts[longest]), int(self.row_starts[longest + 1])
-        if first < 3 or stop == start:
-            return False
-        stem, twig, ids = first // 3, 2 * first // 3, self.sequences[longest]
-        two = inputs(self.model, [ids[stem : twig + 1], ids[stem:twig]])
-        whole = self._forward([longest], [(start, stop)], start, [0], None)
-        recipe = ("branched", tuple(ids[:stem]), two, (1, 1))
-        parted = self._forward([longest] * 2, [(start, stop)] * 2, start, [twig + 1, twig], recipe)
-        try:
-            found = [self.values([one])[0] for one in (whole, parted)]
-        except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
-            return False
-        n = stop - start
-        return all(
-            float((a - part).abs().max()) <= SHARING_TOLERANCE * max(float(a.abs().max()), 1e-12)
-            for a, b in zip(*found, strict=True)
-            for part in (b[:, :n], b[:, n:])
-        )
 
     def values(self, forwards: list[Forward]) -> tuple[list[torch.Tensor], list[list[int]]]:
         """Wanted rows of some forwards, of each variable, where the model lives."""

@@ -15,6 +15,7 @@ import torch
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS, Pair, Pairs
+from emotrace.forwards import beginnings
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import enter, inputs
 from emotrace.traced import circuits
@@ -95,8 +96,8 @@ def ready(
         raise unknown("ablation", ablation, ABLATIONS, "ablation=…")
     if batch_size < 1:
         raise EmotraceError(f"batch_size={batch_size}: at least 1.")
-    for at in range(0, len(pairs), batch_size):
-        batch = _batch(model, pairs[at : at + batch_size])
+    for rows in _neighbours(model, pairs, batch_size):
+        batch = _batch(model, pairs[rows.start : rows.stop])
         clean = run(model, batch.inputs, seen, batch.at[0], None, wanted=("values",))
         lowered = metric.lower(model, batch.pairs, clean["metric"])
         batch.values, batch.metric = clean["values"], lowered
@@ -117,8 +118,8 @@ def span_means(model: Any, pairs: Pairs, seen: Seen, batch_size: int) -> list[to
     """``[span, width]`` of each place: means over prompts and counterfactuals, each as often as it occurs in the pairs."""
     sums: list[torch.Tensor] = []
     counts = torch.zeros(len(SPANS), dtype=torch.float64)
-    for at in range(0, len(pairs), batch_size):
-        batch = _batch(model, pairs[at : at + batch_size])
+    for rows in _neighbours(model, pairs, batch_size):
+        batch = _batch(model, pairs[rows.start : rows.stop])
         theirs = torch.full_like(batch.other["attention_mask"].cpu(), -1)
         for row, spans in enumerate(batch.spans):  # a counterfactual token has the span of those that stand against it
             theirs[row, batch.index[row][spans >= 0]] = spans[spans >= 0]
@@ -150,6 +151,12 @@ def _stands(
         return torch.where(real, torch.zeros_like(value), value)
     assert means is not None
     return torch.where(real, means[i][batch.spans.clamp(min=0)], value)
+
+
+def _neighbours(model: Any, pairs: Pairs, size: int) -> list[range]:
+    """Pairs in order: their clean prompts run together, and so do their counterfactuals."""
+    beginnings.refuse_coupled(model, "circuit discovery")
+    return beginnings.neighbours(model, [(len(p.clean), len(p.counterfactual)) for p in pairs], size)
 
 
 def _batch(model: Any, pairs: Sequence[Pair]) -> Batch:

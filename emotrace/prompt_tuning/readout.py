@@ -11,6 +11,7 @@ import torch
 
 from emotrace import edits as edits_
 from emotrace.edits import Edit
+from emotrace.forwards import beginnings
 from emotrace.labels import EmotraceError
 from emotrace.model import locked
 from emotrace.prompt_tuning.layout import Laid, Layout
@@ -48,7 +49,9 @@ class Readout:
         self, laid: Sequence[Laid], vectors: torch.Tensor, edits: Sequence[Edit] = (),
         about: Sequence[Mapping[str, Any]] | None = None, fired: list[int] | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Logits of *no* and *yes*, ``[batch, 2]``, in one forward; differentiable in the vectors under enabled gradients.
+        """Logits of *no* and *yes*, ``[batch, 2]``; differentiable in the vectors under enabled gradients.
+
+        In one forward, or where padding is not neutral in one for each length.
 
         Args:
             laid: sequences of `Layout`.
@@ -57,6 +60,17 @@ class Readout:
             about: labels of each sequence, by which payloads are gathered.
             fired: how often each edit was carried out; counted up here.
         """
+        batches = beginnings.batches(self.model, [len(s.ids) for s in laid], len(laid))
+        if len(batches) > 1:
+            found = [
+                self.logits(
+                    [laid[i] for i in rows], vectors if vectors.ndim == 2 else vectors[rows], edits,
+                    None if about is None else [about[i] for i in rows], fired,
+                )
+                for rows in batches
+            ]  # fmt: skip
+            order = torch.tensor([i for rows in batches for i in rows], device=found[0].device)
+            return torch.cat(found)[order.argsort()]
         batch = self.layout.batch(laid)
         program: list[tuple] = []
         if edits:
@@ -88,10 +102,8 @@ class Readout:
             EmotraceError: for a logit that is not finite, or an edit that never fired.
         """
         out, fired = np.full(len(laid), np.nan), [0] * len(edits)
-        order = sorted(range(len(laid)), key=lambda i: -len(laid[i].ids))
         with torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            for rows in beginnings.batches(self.model, [len(s.ids) for s in laid], batch_size):
                 labels = None if about is None else [about[i] for i in rows]
                 found = self.logits([laid[i] for i in rows], vectors, edits, labels, fired).double().cpu()
                 out[rows] = (found[:, 1] - found[:, 0]).numpy()

@@ -43,6 +43,7 @@ def find(module: nn.Module) -> Sites:
             )
         return _prove(module, module, record_ids(module))
     sites = _prove(twin, module, recording)
+    sites.twin = twin
     if on_meta:
         return sites
     real = record_ids(module)

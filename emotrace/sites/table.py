@@ -43,6 +43,8 @@ class Sites:
         identity: what manifests say of the model (see `emotrace.model.identity`).
         encoder: turns prompts into token ids for this model.
         remote: where the model runs (`emotrace.remote.Place`); None is here.
+        beginnings: which prompts may share a forward and its first tokens (`emotrace.forwards.beginnings`).
+        twin: what the form was shown on, until more is shown on it.
     """
 
     model_class: str
@@ -61,6 +63,8 @@ class Sites:
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     encoder: Encoder | None = field(default=None, repr=False, compare=False)
     remote: Any = field(default=None, repr=False, compare=False)
+    beginnings: Any = field(default=None, repr=False, compare=False)
+    twin: Any = field(default=None, repr=False, compare=False)
     _model: Any = field(default=None, repr=False, compare=False)
     _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)
 
@@ -168,6 +172,7 @@ class Sites:
         return (
             f"{self.model_class}: {self.n_layers} layers, d_model {self.d_model}, {self.n_heads} heads "
             f"({self.n_kv_heads} KV), {self.form}{scale}, closure error {self.closure_error:.1e}"
+            f"{'' if self.beginnings is None else f'; {self.beginnings}'}"
         )
 
     # -- inside a trace -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,9 +18,16 @@ HEAD_DIM = 16
 VOCAB = 512
 LARGEST = 100_000_000
 """Parameters up to which a twin of the original width is tried, where the configuration cannot be narrowed."""
+WINDOW = 4
+"""Tokens of a window or chunk of a twin, so that a short probe sees what it hides."""
+_WINDOWS = re.compile(
+    r"window(_size)?$|chunk_(size|length)$|^local_attention$|^block_size$|^original_max_position_embeddings$"
+)
 
 
-def shrunken(module: nn.Module, probe: Callable[[nn.Module], T]) -> tuple[nn.Module | None, T | None, str]:
+def shrunken(
+    module: nn.Module, probe: Callable[[nn.Module], T], windows: bool = True
+) -> tuple[nn.Module | None, T | None, str]:
     """A random fp32 twin of a transformers model: all its layers, a few narrow heads, a small vocabulary.
 
     The twin has the module paths and the residual arithmetic of the original, at a cost that does not depend on the
@@ -29,6 +37,7 @@ def shrunken(module: nn.Module, probe: Callable[[nn.Module], T]) -> tuple[nn.Mod
     Args:
         module: the model, with weights or on the meta device.
         probe: run on the twin; a twin that it refuses is none.
+        windows: narrow windows and chunks of tokens too, to `WINDOW`.
 
     Returns:
         ``(twin, what the probe returned, "")``, or ``(None, None, reason)``.
@@ -40,6 +49,9 @@ def shrunken(module: nn.Module, probe: Callable[[nn.Module], T]) -> tuple[nn.Mod
         for part in {id(c): c for c in (config, config.get_text_config())}.values():
             if head_dim is not None:
                 _narrow(part, head_dim)
+            if windows:
+                for within, name, _ in windows_of(part):
+                    _shorten(within, name)
             _set(part, "vocab_size", min(int(getattr(part, "vocab_size", VOCAB)), VOCAB))
             _special_tokens(part)
         if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
@@ -74,6 +86,29 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 parameter.copy_(noise / math.sqrt(min(parameter.shape[-2:])))
             else:
                 parameter.add_(0.1 * noise)
+
+
+def windows_of(config: Any) -> list[tuple[Any, str, int]]:
+    """Where a configuration says how many tokens a window, a chunk or a table of positions spans: ``(holder, name, tokens)``."""
+    found = []
+    inner = [v for v in vars(config).values() if isinstance(v, dict)]
+    inner += [v for held in inner for v in held.values() if isinstance(v, dict)]  # positions of each type of layers
+    for within in (vars(config), *inner):
+        for name, value in within.items():
+            sizes = value if isinstance(value, (list, tuple)) and value else [value]
+            if isinstance(name, str) and _WINDOWS.search(name) and all(type(n) is int and n > 0 for n in sizes):
+                found.append((config if within is vars(config) else within, name, min(sizes)))
+    return found
+
+
+def _shorten(within: Any, name: str) -> None:
+    """Bring a window down to `WINDOW` tokens."""
+    if isinstance(within, dict):
+        within[name] = min(within[name], WINDOW)
+    else:
+        size = getattr(within, name)
+        short = [min(n, WINDOW) for n in size] if isinstance(size, (list, tuple)) else min(size, WINDOW)
+        _set(within, name, short)
 
 
 def _narrow(config: Any, head_dim: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from emotrace import edits as edits_
-from emotrace.capturing import caches
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
+from emotrace.forwards import beginnings, caches
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
 from emotrace.runlog import progress as progress_bar
@@ -79,20 +79,22 @@ def reply_scores(
     check_scored(edits)
     ids, replies = encoder.ids(prompts), [list(p.reply_ids or ()) for p in prompts]
     out = [Scores(np.empty(0), np.empty(0, dtype=bool))] * len(prompts)
-    order = sorted((i for i in range(len(ids)) if replies[i]), key=lambda i: -len(ids[i]) - len(replies[i]))
+    totals = [len(i) + len(r) for i, r in zip(ids, replies, strict=True)]
+    scored = [i for i in range(len(ids)) if replies[i]]
     read = ("read", math.inf, sites.place(WHOLE), 0)
     vocabulary, options = sites.address("logits").width, caches.options(model)
     fired = [0] * len(edits)
-    with progress_bar(total=len(order), desc="likelihood", unit="reply", enabled=progress) as bar:
-        while order:
-            longest = len(ids[order[0]]) + len(replies[order[0]])
-            most = max(1, min(batch_size, LOGIT_ELEMENTS // (longest * vocabulary)))
-            batch, order = order[:most], order[most:]
+
+    def most(longest: int) -> int:
+        return min(batch_size, LOGIT_ELEMENTS // (longest * vocabulary))
+
+    with progress_bar(total=len(scored), desc="likelihood", unit="reply", enabled=progress) as bar:
+        for batch in beginnings.batches(model, totals, most, scored):
             sequences = [ids[i] + replies[i] for i in batch]
+            lengths = [totals[i] for i in batch]
             lowered = edits_.lower(
-                edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch],
-                [len(s) for s in sequences], longest, True,
-            )  # fmt: skip
+                edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, max(lengths), True
+            )
             program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
             fed = inputs(model, sequences) | options
             scores, likeliest, counts = enter(

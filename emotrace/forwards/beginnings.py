@@ -1,0 +1,222 @@
+"""Beginnings: which prompts may share a forward, and which may share the computation of their first tokens.
+
+Both are proven once per model, on its shrunken twin and on the weights, and remembered as ``model.sites.beginnings``:
+
+* *padding is neutral*: a padded batch gives what each prompt gives alone. Where it does not (positions that a model counts
+  its own way, convolutions and recurrences over padding), prompts run in batches of one length;
+* *beginnings are shared*: a prompt behind kept keys and values of its first tokens comes out alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from emotrace import checkpoints
+from emotrace.forwards import proof
+from emotrace.labels import EmotraceError
+from emotrace.sites import twin as twins
+from emotrace.sites.find import record_ids
+
+MIN_STEM = 8
+"""A common beginning is worth a pass of its own from this many tokens on."""
+
+
+@dataclass
+class Beginnings:
+    """What a model allows.
+
+    Attributes:
+        padded: tokens up to which prompts of unequal length may be padded together; infinity, or 0 for never.
+        batched: whether prompts of equal length may run together.
+        shared: tokens, padding included, up to which prompts may begin with kept keys and values; 0 for never.
+        confirmed: whether ``shared``, shown on the twin, was confirmed on the weights.
+    """
+
+    padded: float = math.inf
+    batched: bool = True
+    shared: float = math.inf
+    confirmed: bool = False
+
+    def __str__(self) -> str:
+        if not self.batched:
+            return "one prompt at a time (prompts of a batch change each other)"
+        if not self.padded:
+            return "padding is not neutral: batches of one length; beginnings not shared"
+        padded = "padding is neutral" + _up_to(self.padded)
+        return f"{padded}; beginnings {f'shared{_up_to(self.shared)}' if self.shared else 'not shared'}"
+
+
+def of(model: Any) -> Beginnings:
+    """What was proven of a model; proves it where that was not done yet."""
+    if model.sites.beginnings is None:
+        model.sites.beginnings = prove(model)
+    return model.sites.beginnings
+
+
+def batches(
+    model: Any, lengths: Sequence[int], size: int | Callable[[int], int], rows: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Rows in batches that give each what it gives alone: the longest first, always the same for the same lengths.
+
+    Args:
+        model: from `emotrace.load`.
+        lengths: tokens of every row, those that it will generate included.
+        size: most rows of a batch, or what makes it of the length of its longest row.
+        rows: which rows; None for all.
+    """
+    known = of(model)
+    left = sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
+    found, at = [], 0
+    while at < len(left):
+        longest = lengths[left[at]]
+        most = (size if isinstance(size, int) else max(1, size(longest))) if known.batched else 1
+        stop = min(at + most, len(left))
+        if longest > known.padded:
+            stop = next((i for i in range(at, stop) if lengths[left[i]] != longest), stop)
+        found.append(left[at:stop])
+        at = stop
+    return found
+
+
+def neighbours(model: Any, lengths: Sequence[tuple[int, ...]], size: int) -> list[range]:
+    """As `batches`, of rows that stay in order: each has several sequences, which run with those of the other rows.
+
+    Args:
+        model: see there.
+        lengths: tokens of every sequence of every row.
+        size: most rows of a batch.
+    """
+    known = of(model)
+    found, start = [], 0
+    while start < len(lengths):
+        stop = min(start + (size if known.batched else 1), len(lengths))
+        if max(map(max, lengths[start:stop])) > known.padded:
+            stop = next((i for i in range(start, stop) if lengths[i] != lengths[start]), stop)
+        found.append(range(start, stop))
+        start = stop
+    return found
+
+
+def shared_up_to(model: Any) -> float:
+    """Tokens up to which prompts may begin with kept keys and values; the first to ask has it confirmed on the weights."""
+    known, remote = of(model), model.sites.remote
+    if remote is not None and remote.copies:  # keys and values would be sent to and fro
+        return 0
+    if known.shared and not known.confirmed:
+        known.shared, known.confirmed = known.shared if _shares(model, briefly=True) else 0, True
+    return known.shared
+
+
+def common(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What all sequences begin with, at least two tokens short of the shortest; nothing where that is not worth a pass."""
+    first, last = min(map(list, sequences)), max(map(list, sequences))  # what these two share all share
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    shared = min(shared, min(map(len, sequences)) - 2)
+    return tuple(first[:shared]) if shared >= MIN_STEM else ()
+
+
+def refuse_coupled(model: Any, what: str) -> None:
+    """Refuse what runs copies of a prompt beside each other, where prompts of a batch change each other.
+
+    Raises:
+        EmotraceError: for such a model.
+    """
+    if not of(model).batched:
+        raise EmotraceError(f"{what}: in {model.sites.model_class} the prompts of a batch change each other.")
+
+
+# -- the proof --------------------------------------------------------------------------------------------------------
+
+
+def prove(model: Any) -> Beginnings:
+    """What a model allows: shown on its twin, padding confirmed on the weights wherever they are.
+
+    Raises:
+        EmotraceError: for a model whose hidden states have more or fewer columns than the prompt has tokens.
+    """
+    sites = model.sites
+    twin, sites.twin = sites.twin, None
+    if twin is None:
+        return _shown(model, proof.LENGTHS)
+    found = _of_twin(model, twin)
+    if found.padded and not proof.alike(model, proof.together(model, proof.SHORT)):
+        found = replace(found, padded=0, shared=0)
+    if not found.padded and found.batched:
+        found = replace(found, batched=proof.alike(model, proof.together(model, proof.ALIKE)))
+    return found
+
+
+_TWINS: dict[tuple[Any, ...], Beginnings] = {}
+
+
+def _of_twin(model: Any, twin: nn.Module) -> Beginnings:
+    """What a twin shows, once per configuration; where windows are the reason, its limit is a window of the model."""
+    module, encoder = model._module, model.sites.encoder
+    about = (module.config.to_json_string(), str(getattr(module.config, "_attn_implementation", "")))
+    key = (type(module), *about, encoder.causal, encoder.pad_id)
+    if key not in _TWINS:
+        found = _shown(_attached(model, twin), proof.LENGTHS)
+        reach = _reach(module)
+        if (not found.padded or not found.shared) and math.isfinite(reach):
+            wide = twins.shrunken(module, record_ids, windows=False)[0]
+            if wide is not None:
+                within = _shown(_attached(model, wide), proof.LENGTHS)
+                padded = found.padded or (reach if within.padded else 0)
+                shared = found.shared or (reach if within.shared else 0)
+                found = Beginnings(padded, found.batched and within.batched, min(padded, shared))
+        _TWINS[key] = found
+    return replace(_TWINS[key])
+
+
+def _shown(model: Any, lengths: Sequence[int]) -> Beginnings:
+    """What a model with its weights here shows on a few prompts."""
+    causal = model.sites.encoder.causal
+    if _neutral(model, lengths):
+        return Beginnings(shared=math.inf if causal and _shares(model) else 0)
+    return Beginnings(0, _neutral(model, proof.ALIKE), 0)
+
+
+def _neutral(model: Any, lengths: Sequence[int]) -> bool:
+    if not proof.alike(model, proof.together(model, lengths)):
+        return False
+    if not model.sites.encoder.causal:
+        return True
+    try:
+        return proof.alike(model, proof.replies(model, lengths))
+    except Exception:  # in whatever words a family says that it cannot generate from a padded batch
+        return False
+
+
+def _shares(model: Any, briefly: bool = False) -> bool:
+    try:
+        return proof.alike(model, proof.shared(model, briefly))
+    except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
+        return False
+
+
+def _attached(model: Any, twin: nn.Module) -> Any:
+    """A twin as an nnsight model with the sites of its original."""
+    vocabulary = int(twin.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    encoder = copy.copy(model.sites.encoder)
+    encoder.pad_id = min(encoder.pad_id, vocabulary - 1)
+    wrapped = checkpoints.wrapped(twin, model.tokenizer)
+    sites = replace(model.sites, vocab_size=vocabulary, remote=None, twin=None, _places={})
+    sites.attach(wrapped, encoder)
+    return wrapped
+
+
+def _reach(module: nn.Module) -> float:
+    """Tokens that no window of a model cuts."""
+    config = module.config
+    parts = {id(c): c for c in (config, config.get_text_config())}.values()  # type: ignore[operator, union-attr]
+    return min((size // 2 for part in parts for _, _, size in twins.windows_of(part)), default=math.inf)
+
+
+def _up_to(tokens: float) -> str:
+    return "" if math.isinf(tokens) else f" up to {int(tokens)} tokens"

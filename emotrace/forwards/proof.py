@@ -1,0 +1,138 @@
+"""Proof: by how much prompts change when they share a forward, or their first tokens, on a few short prompts.
+
+The prompts are long enough for the windows of a twin (`emotrace.sites.twin.WINDOW`), and every token of theirs is compared,
+from the first behind padding or a cut on: small windows forget what lies behind them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from emotrace.forwards import caches
+from emotrace.forwards.entering import enter, inputs
+from emotrace.labels import EmotraceError
+from emotrace.traced import beginnings as leaf
+
+AGREEMENT = 1e-3
+"""Largest relative deviation of any token in float32."""
+ROUNDING = 16
+"""In lower precision the median over tokens and layers is compared, with so many times the rounding of the dtype."""
+LENGTHS, ALIKE, SHORT = (11, 1, 7, 4), (7, 7, 7), (9, 4)
+"""Tokens of the prompts: of a twin, of a batch of one length, and of the real weights."""
+STEM, TWIGS, TOTALS = 6, (9, 7), (16, 10)
+"""Tokens that two prompts share, those that a further forward computes behind them, and all of theirs."""
+STEPS = 3
+"""Tokens that are generated."""
+
+
+def alike(model: Any, found: Sequence[torch.Tensor]) -> bool:
+    """Whether deviations are within rounding."""
+    eps = torch.finfo(model._module.dtype).eps
+    if eps < 1e-5:
+        return all(float(x.max()) <= AGREEMENT for x in found)
+    return all(float(x.median()) <= ROUNDING * eps for x in found)
+
+
+def together(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Deviations of prompts of some lengths in one (padded) batch."""
+    sequences = [ids(model, n, seed) for seed, n in enumerate(lengths)]
+    plain = caches.options(model)
+    width, causal = max(lengths), model.sites.encoder.causal
+    starts = [width - n if causal else 0 for n in lengths]
+    spans = tuple((row, at, at + n, row, 0) for row, (at, n) in enumerate(zip(starts, lengths, strict=True)))
+    batch = _forward(inputs(model, sequences) | plain, spans)
+    return _deviations(model, sequences, [batch])
+
+
+def shared(model: Any, briefly: bool = False) -> list[torch.Tensor]:
+    """Deviations of two prompts behind kept keys and values: of a stem and padded twigs, of all tokens but the last, of a stem.
+
+    Args:
+        model: causal; a family without a plain key-value cache fails in its own words.
+        briefly: leave out the last of these.
+    """
+    first = ids(model, TOTALS[0], 0)
+    sequences = [first, first[:STEM] + ids(model, TOTALS[1] - STEM, 1)]
+    stem = tuple(first[:STEM])
+
+    def behind(cuts: Sequence[int], recipe: tuple) -> tuple:
+        rests = [s[cut:] for s, cut in zip(sequences, cuts, strict=True)]
+        width = max(map(len, rests))
+        spans = tuple((i, width - len(r), width, i, cut) for i, (r, cut) in enumerate(zip(rests, cuts, strict=True)))
+        return _forward(inputs(model, rests), spans, recipe)
+
+    def branched(cuts: Sequence[int]) -> tuple:
+        twigs = inputs(model, [s[STEM:cut] for s, cut in zip(sequences, cuts, strict=True)])
+        return behind(cuts, ("branched", stem, twigs, (1, 1)))
+
+    wanted = [branched(TWIGS), branched([n - 1 for n in TOTALS])]
+    if not briefly:
+        wanted.append(behind((STEM, STEM), ("repeated", stem, 2)))
+    return _deviations(model, sequences, wanted)
+
+
+def replies(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Deviations of what a model here predicts while it generates: of the last prompt of a batch, from that prompt alone."""
+    sequences = [ids(model, n, seed) for seed, n in enumerate(lengths)]
+    try:
+        alone = _generated(model, sequences[-1:])
+    except Exception:  # a class that cannot generate at all has nothing to compare
+        return []
+    batch = _generated(model, sequences)
+    return [(b[-1] - a[0]).norm()[None] / a[0].norm().clamp(min=1e-30) for a, b in zip(alone, batch, strict=False)]
+
+
+def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits of every step, ``[row, vocabulary]``."""
+    config = GenerationConfig(
+        max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=model.sites.encoder.pad_id,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of generation: about settings that do not matter here
+        found = model._module.generate(**inputs(model, sequences), generation_config=config)
+    return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in found.logits]
+
+
+def ids(model: Any, n: int, seed: int) -> list[int]:
+    """Token ids that are not special ones: those change masks and positions in some families."""
+    config, size = model._module.config.get_text_config(), model.sites.vocab_size
+    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
+    avoid = {t for held in special for t in (held if isinstance(held, (list, tuple)) else [held]) if t is not None}
+    allowed = [i for i in range(min(size, 4096)) if i not in {*avoid, model.sites.encoder.pad_id}]
+    drawn = torch.randint(len(allowed), (n,), generator=torch.Generator().manual_seed(seed))
+    return [allowed[i] for i in drawn.tolist()]
+
+
+def _forward(fed: dict[str, Any], spans: tuple, recipe: tuple | None = None) -> tuple:
+    return fed, (0, fed["input_ids"].shape[1]), spans, recipe, None, 0
+
+
+def _deviations(model: Any, sequences: Sequence[Sequence[int]], wanted: list[tuple]) -> list[torch.Tensor]:
+    """Of some forwards, where the model lives.
+
+    Raises:
+        EmotraceError: for a model whose hidden states have more or fewer columns than the prompt has tokens.
+    """
+    sites, plain = model.sites, caches.options(model)
+    places = [sites.address("resid_post", layer) for layer in sites.layers("resid_post")]
+    places += [sites.address("logits")] if sites.has("logits") else []
+    reads = [("read", a.order, a.lower(model), number) for number, a in enumerate(places)]
+    reads.sort(key=lambda step: step[1])
+    alone = [_forward(inputs(model, [s]) | plain, ()) for s in sequences]
+    setup = caches.setup(model, reads)
+    shapes, found = enter(model, leaf.deviations, reads, alone, wanted, setup)
+    tokens = len(sequences[0])
+    for step, (rows, columns) in zip(reads, shapes, strict=True):
+        if (rows, columns) != (1, tokens):
+            a = places[step[3]]
+            raise EmotraceError(
+                f"{sites.model_class}: {a.path!r} holds {columns} columns for {tokens} tokens (the model pads, or adds tokens, "
+                "inside), so its activations cannot be told apart by token."
+            )
+    return found
