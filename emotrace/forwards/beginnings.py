@@ -108,7 +108,7 @@ def shared_up_to(model: Any) -> float:
     known, remote = of(model), model.sites.remote
     if remote is not None and remote.copies:  # keys and values would be sent to and fro
         return 0
-    if known.shared and not known.confirmed:
+    if known.shared and not known.confirmed and _weights(model):
         known.shared, known.confirmed = known.shared if _shares(model, briefly=True) else 0, True
     return known.shared
 
@@ -145,11 +145,18 @@ def prove(model: Any) -> Beginnings:
     if twin is None:
         return _shown(model, proof.LENGTHS)
     found = _of_twin(model, twin)
+    if not _weights(model):
+        return found
     if found.padded and not proof.alike(model, proof.together(model, proof.SHORT)):
         found = replace(found, padded=0, shared=0)
     if not found.padded and found.batched:
         found = replace(found, batched=proof.alike(model, proof.together(model, proof.ALIKE)))
     return found
+
+
+def _weights(model: Any) -> bool:
+    """Whether a forward finds the weights, here or on a server; nnsight would load them silently."""
+    return model.sites.remote is not None or not any(p.is_meta for p in model._module.parameters())
 
 
 _TWINS: dict[tuple[Any, ...], Beginnings] = {}
