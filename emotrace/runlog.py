@@ -14,7 +14,7 @@ from emotrace.disk import write_json, write_rows
 from emotrace.labels import EmotraceError
 from emotrace.texts import from_json, to_json
 
-__all__ = ["IDENTITY", "Log", "progress", "write_json", "write_rows"]
+__all__ = ["IDENTITY", "Log", "progress", "repair", "write_json", "write_rows"]
 
 IDENTITY = ("key", "method", "draw")
 _DEFAULTS: Final = {"draw": 0}
@@ -139,10 +139,47 @@ class Log:
                 try:
                     row = from_json(line)
                 except ValueError as error:
-                    raise EmotraceError(f"{self.path}:{number} is damaged: {error}.") from None
+                    raise EmotraceError(
+                        f"{self.path}:{number} is damaged: {error}. `emotrace repair {self.path}` moves such lines aside."
+                    ) from None
                 if not isinstance(row, dict):
                     raise EmotraceError(f"{self.path}:{number} is not a row: {row!r}.")
                 yield end, row
+
+
+def repair(path: str | os.PathLike[str]) -> list[int]:
+    """Move the lines of a JSON-lines file that are no rows to ``….damaged`` beside it; the others stay as they are.
+
+    Returns:
+        The numbers of these lines, from 1.
+
+    Raises:
+        EmotraceError: if there is no such file, or another run appends to it.
+    """
+    target = Path(path)
+    if not target.is_file():
+        raise EmotraceError(f"no file of rows at {target}.")
+    fd = disk.lock(target)
+    try:
+        with open(target, "rb") as file:
+            lines = list(file)
+        wrong = [i for i, line in enumerate(lines) if not (line.endswith(b"\n") and _is_row(line))]
+        if wrong:
+            aside = target.with_name(f"{target.name}.damaged")
+            with disk.writing(aside), open(aside, "ab") as file:
+                file.writelines(lines[i].rstrip(b"\n") + b"\n" for i in wrong)
+            disk.sync_file(aside)
+            disk.replace_file(target, b"".join(line for i, line in enumerate(lines) if i not in wrong))
+    finally:
+        os.close(fd)
+    return [i + 1 for i in wrong]
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def progress(

@@ -104,7 +104,7 @@ def capture(
 
 def _to_store(job: Job, plan: Any, out: str | Path, progress: bool) -> Any:
     remote = job.model.sites.remote
-    with store.create_or_resume(out, plan) as writer:
+    with store.create_or_resume(out, plan, progress) as writer:
         pending = writer.pending()
         with progress_bar(
             total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,9 +49,45 @@ def verify(store: Store) -> None:
     damage = check(store)
     for item in damage:
         typer.echo(str(item))
-    typer.echo(f"{len(damage)} damaged" if damage else "all committed chunks are intact")
+    mend = f"{len(damage)} damaged; `emotrace repair {store}` makes them pending again"
+    typer.echo(mend if damage else "all committed chunks are intact")
     if damage:
         raise typer.Exit(1)
+
+
+@app.command()
+def repair(store: Annotated[Path, typer.Argument(help="an activation store, or a file of rows (.jsonl)")]) -> None:
+    """Make what is damaged pending again, so that the command that made it computes only that."""
+    from emotrace import runlog
+    from emotrace import store as stores
+
+    if not store.is_dir():
+        aside = runlog.repair(store)
+        typer.echo(
+            f"{len(aside)} damaged lines of {store} are in {store}.damaged now (lines {', '.join(map(str, aside))}): the "
+            "command that wrote it computes what it lacks"
+            if aside
+            else f"every line of {store} is a row"
+        )
+        return
+    damage = stores.repair(store)
+    for item in damage:
+        typer.echo(str(item))
+    left = [item for item in stores.verify(store) if item.group is None] if damage else []
+    groups = sorted({item.group for item in damage if item.group is not None})
+    if groups:
+        typer.echo(f"row groups {', '.join(map(str, groups))} are pending: {_again(store)}")
+    if left:
+        typer.echo(f"metadata and token table: {_again(store)}")
+    if not groups and not left:
+        typer.echo("metadata was written again" if damage else "all committed chunks are intact")
+
+
+def _again(store: Path) -> str:
+    """The command that captured a store, as far as the store says."""
+    from emotrace.store.mending import settings
+
+    return f"repeat the command that captured them ({settings(store).get('command') or 'not recorded'})"
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """Store: labelled activations on disk; planned, written in committed row groups, opened lazily, selected by label."""
 
 from emotrace.store.activations import Activations, open_activations
+from emotrace.store.checks import Damage
 from emotrace.store.layout import free_bytes
+from emotrace.store.mending import repair
 from emotrace.store.plan import Plan, PromptRows, RowGroup
 from emotrace.store.rows import Rows
 from emotrace.store.variable import Variable
-from emotrace.store.verify import Damage, info, ls, verify
+from emotrace.store.verify import info, ls, verify
 from emotrace.store.writer import Writer, create_or_resume
 
 __all__ = [
@@ -22,5 +24,6 @@ __all__ = [
     "info",
     "ls",
     "open_activations",
+    "repair",
     "verify",
 ]

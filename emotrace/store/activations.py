@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
-from emotrace.store import layout
+from emotrace.store import checks, layout
 from emotrace.store.chunks import ChunkArray, ColumnArray, cached, existing, lazy
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of
@@ -44,7 +44,7 @@ class Activations:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.attrs: dict[str, Any] = layout.read_attrs(self.path)
+        self.attrs: dict[str, Any] = checks.attrs(self.path)
         store = self.attrs["emotrace_store"]
         self._n: int = store["rows"]
         self._row_group: int = store["row_group"]
@@ -54,7 +54,7 @@ class Activations:
         self._arrays: dict[str, xr.DataArray] = {}
         self._held: dict[str, np.ndarray] = {}
         self.n_groups = -(-self._n // self._row_group)
-        groups = layout.committed_groups(self.path)
+        groups = [g for g in layout.committed_groups(self.path) if g < self.n_groups]
         self.complete = len(groups) == self.n_groups
         self.n_groups_committed = len(groups)
         starts = np.asarray(groups, dtype=np.int64) * self._row_group
@@ -228,10 +228,13 @@ class Activations:
     def _open_column(self, name: str) -> Any:
         import zarr
 
+        files = checks.table(self.path)
+        for file in (f for f in files if f.startswith(f"{name}/")):
+            checks.require(self.path, file, files)
         try:
             return zarr.open_array(self.path / name, mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise EmotraceError(f"cannot read column {name!r} of {self.path}: {error}.") from error
+            raise layout.damaged(self.path, f"column {name!r} cannot be read ({error})") from error
 
     def __repr__(self) -> str:
         from emotrace.store.show import summary

@@ -6,6 +6,7 @@ import itertools
 import math
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from emotrace.labels import EmotraceError
-from emotrace.store.layout import encoder
+from emotrace.store import checks
+from emotrace.store.layout import checksum, commit_record, damaged, encoder
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
+BLOCK = 1 << 20
+"""Bytes read at once while a checksum is made: what stays in a core's cache."""
 
 
 class ChunkArray(BackendArray):
     """A variable of a store as xarray's lazy array: every read opens the chunk files of its cells and row groups only.
 
-    Whole runs of rows are read from the file straight into the result; scattered rows through a memory map.
+    Whole runs of rows are read from the file straight into the result; scattered rows through a memory map. A chunk that is
+    read for the first time is compared with the checksum of its commit record.
     """
 
     def __init__(self, root: Path, variable: Variable, n_rows: int, row_group: int) -> None:
@@ -37,6 +42,7 @@ class ChunkArray(BackendArray):
         self._codec = encoder(variable)
         self._chunk_shape = (row_group, *variable.rest_shape)
         self._row_bytes = variable.dtype.itemsize * math.prod(variable.rest_shape)
+        self._records: dict[int, dict[str, Any]] = {}
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self.read)
@@ -60,12 +66,13 @@ class ChunkArray(BackendArray):
         for at, cell in zip(places, itertools.product(*(c.tolist() for c in cells)), strict=True):
             self._check(cell)
             for where, group, local in runs:
-                path = os.path.join(self.root, self.variable.chunk(cell, group))
+                name = self.variable.chunk(cell, group)
                 try:
-                    self._chunk(path, local, rest_key, whole, out[at][where])
+                    self._chunk(name, group, local, rest_key, whole, out[at][where])
                 except (OSError, ValueError, RuntimeError) as error:
-                    hint = f"`emotrace verify {self.root}` lists all damage."
-                    raise EmotraceError(f"cannot read {path}: {error}. {hint}") from error
+                    labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
+                    place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
+                    raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
         if order is not None:
             back = np.empty_like(order)
             back[order] = np.arange(len(order))
@@ -81,25 +88,50 @@ class ChunkArray(BackendArray):
                 f"{self.variable.name} has no {place}: the model has no such site. {existing(self.variable)}"
             )
 
-    def _chunk(self, path: str, local: Rows, rest: list[Any], whole: bool, out: np.ndarray) -> None:
+    def _chunk(self, name: str, group: int, local: Rows, rest: list[Any], whole: bool, out: np.ndarray) -> None:
+        path = os.path.join(self.root, name)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
+            status = os.fstat(fd)
+            at, size = checks.state(status), status.st_size
+            known = checks.sound(path, at)
+            expected = None if self._codec is not None else self._row_bytes * self.row_group
+            if expected is not None and size != expected:
+                raise ValueError(f"it has {size} bytes instead of {expected}")
             if self._codec is not None:
-                chunk = self._codec.decode(_read(fd, np.empty(size, np.uint8), 0))
-                out[...] = _take(np.frombuffer(chunk, self.variable.dtype).reshape(self._chunk_shape), local, rest)
-                return
-            if size != self._row_bytes * self.row_group:
-                raise ValueError(f"it has {size} bytes instead of {self._row_bytes * self.row_group}")
-            if whole and isinstance(local, slice):
-                _read(fd, out, local.start * self._row_bytes)
-                return
-            with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
-                chunk = np.frombuffer(mapped, self.variable.dtype).reshape(self._chunk_shape)
+                raw = _read(fd, np.empty(size, np.uint8), 0)
+                crc = None if known else checksum(raw)
+                self._confirm(name, group, size, crc)
+                chunk = np.frombuffer(self._codec.decode(raw), self.variable.dtype).reshape(self._chunk_shape)
                 out[...] = _take(chunk, local, rest)
-                del chunk  # releases the map
+            elif whole and isinstance(local, slice):
+                begin = local.start * self._row_bytes
+                if known:
+                    _read(fd, out, begin)
+                else:
+                    self._confirm(name, group, size, _read_all(fd, size, out, begin))
+            else:
+                with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
+                    self._confirm(name, group, size, None if known else checksum(mapped))
+                    chunk = np.frombuffer(mapped, self.variable.dtype).reshape(self._chunk_shape)
+                    out[...] = _take(chunk, local, rest)
+                    del chunk  # releases the map
+            if not known:
+                checks.note(path, at)
         finally:
             os.close(fd)
+
+    def _confirm(self, name: str, group: int, size: int, crc: str | None) -> None:
+        """Compare a chunk with its commit record; ``crc`` is None where that was done before."""
+        if crc is None:
+            return
+        if group not in self._records:
+            self._records[group] = checks.read_record(self.root, commit_record(group), "chunks")
+        wanted = self._records[group].get(name)
+        if wanted is None:
+            raise ValueError("its commit record does not name it")
+        if (found := checks.difference(size, crc, wanted)) is not None:
+            raise ValueError(found)
 
 
 def existing(variable: Variable) -> str:
@@ -149,6 +181,23 @@ def _read(fd: int, out: np.ndarray, offset: int) -> np.ndarray:
             raise ValueError("the file ends too early")
         view, offset = view[got:], offset + got
     return out
+
+
+def _read_all(fd: int, size: int, out: np.ndarray, begin: int) -> str:
+    """Fill a contiguous array with the bytes from ``begin`` on; returns the checksum of the whole file."""
+    view = out.data.cast("B")
+    spare = memoryview(bytearray(min(BLOCK, size)))
+    crc = at = 0
+    while at < size:
+        inside = begin <= at < begin + len(view)
+        stop = begin + len(view) if inside else begin if at < begin else size
+        step = min(BLOCK, stop - at)
+        part = view[at - begin : at - begin + step] if inside else spare[:step]
+        got = os.preadv(fd, [part], at)
+        if not got:
+            raise ValueError("the file ends too early")
+        crc, at = zlib.crc32(part[:got], crc), at + got
+    return f"{crc:08x}"
 
 
 def lazy(array: BackendArray) -> Any:

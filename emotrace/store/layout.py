@@ -67,27 +67,59 @@ def encoder(variable: Variable) -> Any | None:
     return Blosc(cname=variable.codec, clevel=5 if variable.codec == "lz4" else 1, shuffle=Blosc.SHUFFLE)
 
 
+def damaged(root: Path, what: str) -> EmotraceError:
+    """The error for a damaged store: what is wrong, and the way out."""
+    return EmotraceError(
+        f"{root} is damaged: {what}. `emotrace verify {root}` lists all damage; `emotrace repair {root}` makes what is damaged "
+        "pending again, so that the command that captured it computes only that."
+    )
+
+
 def read_attrs(path: Path) -> dict[str, Any]:
-    """Attributes of the store at ``path``.
+    """Attributes of the store at ``path``, as they stand there.
 
     Raises:
-        EmotraceError: if there is nothing, or something that is not a store of emotrace.
+        EmotraceError: if there is nothing, something that is not a store of emotrace, or one that is described wrongly.
     """
     if not path.exists():
         raise EmotraceError(f"no activation store at {path}.")
     try:
-        attrs = json.loads((path / "zarr.json").read_text())["attributes"]
+        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
         version = attrs["emotrace_store"]["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (path / COMMITS).is_dir():
+            raise damaged(path, f"zarr.json does not describe a store ({error!r})") from None
         raise EmotraceError(f"{path} is not an activation store of emotrace; it is left as it is.") from None
     if version != FORMAT:
-        raise EmotraceError(f"{path} has store format {version}; this emotrace reads format {FORMAT}.")
+        raise EmotraceError(f"{path} has store format {version!r}; this emotrace reads format {FORMAT}.")
+    try:
+        check_description(attrs["emotrace_store"])
+    except (EmotraceError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"zarr.json does not describe a store ({error!r})") from error
     return attrs
 
 
+def check_description(store: Mapping[str, Any]) -> None:
+    """Refuse a description whose entries are missing or cannot be, with whatever error that gives."""
+    for name in ("rows", "row_group"):
+        if not isinstance(store[name], int) or store[name] < 1:
+            raise ValueError(f"{name} is {store[name]!r}")
+    if not store["variables"] or not all(isinstance(c, str) for c in store["columns"]):
+        raise ValueError("variables or columns are missing")
+    for variable in store["variables"]:
+        Variable.from_json(variable)
+
+
 def committed_groups(path: Path) -> list[int]:
-    """Indices of the committed row groups, in order."""
-    names = os.listdir(path / COMMITS)
+    """Indices of the committed row groups, in order.
+
+    Raises:
+        EmotraceError: where the folder of commit records is missing.
+    """
+    try:
+        names = os.listdir(path / COMMITS)
+    except OSError as error:
+        raise damaged(path, f"{COMMITS} cannot be read ({error.strerror})") from error
     return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
 
@@ -161,9 +193,9 @@ def create(path: Path, plan: Plan) -> int:
         if (path / "zarr.json").exists():
             shutil.rmtree(building)
             raise EmotraceError(f"another process has just created {path}; repeat the command to continue it.")
-        _clear(building)
+        clear(building)
         with disk_errors(path):
-            _build(building, plan)
+            build(building, plan, {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()})
             os.rename(building, path)
             sync_folder(path.parent)
     except BaseException:
@@ -172,7 +204,7 @@ def create(path: Path, plan: Plan) -> int:
     return fd
 
 
-def _clear(building: Path) -> None:
+def clear(building: Path) -> None:
     """Remove what a killed creation left, but for the lock."""
     keep = {building / LOCK, building / COMMITS, (building / COMMITS).parent}
     for entry in sorted(building.rglob("*"), reverse=True):
@@ -180,11 +212,11 @@ def _clear(building: Path) -> None:
             entry.rmdir() if entry.is_dir() else entry.unlink()
 
 
-def _build(root: Path, plan: Plan) -> None:
+def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
+    """Metadata, token table and their record in an empty folder; the record also keeps the attributes."""
     import zarr
 
-    attrs = {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()}
-    top = zarr.create_group(root, zarr_format=3, attributes=attrs)
+    top = zarr.create_group(root, zarr_format=3, attributes=dict(attrs))
     for name, values in plan.rows.columns.items():
         _array(top, name, values, "token")
     commits = top.create_group("row_groups", attributes={"description": "first row of each row group; commit records"})
@@ -199,7 +231,7 @@ def _build(root: Path, plan: Plan) -> None:
             os.fsync(handle.fileno())
     for folder in {p.parent for p in files.values()}:
         sync_folder(folder)
-    write_synced(root / TABLE_RECORD, dump({"files": record}))
+    write_synced(root / TABLE_RECORD, dump({"files": record, "attributes": attrs}))
 
 
 def _array(group: Any, name: str, values: np.ndarray, dim: str) -> None:

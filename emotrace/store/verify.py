@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emotrace.labels import unknown
-from emotrace.store import layout
 from emotrace.store.activations import Activations
+from emotrace.store.checks import Damage
+from emotrace.store.mending import examine, settings
 from emotrace.store.variable import Variable
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is not what was committed.
-
-    Attributes:
-        path: the file, relative to the store.
-        problem: ``missing``, ``truncated …``, ``changed`` or ``unreadable …``.
-        group: its row group, or None for metadata and token table.
-    """
-
-    path: str
-    problem: str
-    group: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}" + ("" if self.group is None else f" (row group {self.group})")
 
 
 def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
@@ -48,36 +29,8 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     Raises:
         EmotraceError: if there is no store of emotrace at ``path``.
     """
-    from tqdm import tqdm
-
     root = Path(path)
-    layout.read_attrs(root)
-    records = [(None, layout.TABLE_RECORD), *((g, layout.commit_record(g)) for g in layout.committed_groups(root))]
-    damage: list[Damage] = []
-    for group, name in tqdm(records, desc="verify", unit="group", disable=not progress):
-        try:
-            record = json.loads((root / name).read_bytes())
-            files = record["files" if group is None else "chunks"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damage.append(Damage(name, f"unreadable ({error})", group))
-            continue
-        damage += [Damage(file, problem, group) for file, problem in _check(root, files)]
-    return damage
-
-
-def _check(root: Path, files: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
-    for name, (size, crc) in sorted(files.items()):
-        try:
-            data = (root / name).read_bytes()
-        except FileNotFoundError:
-            yield name, "missing"
-        except OSError as error:
-            yield name, f"unreadable ({error})"
-        else:
-            if len(data) != size:
-                yield name, f"{'truncated' if len(data) < size else 'too long'}: {len(data)} bytes instead of {size}"
-            elif layout.checksum(data) != crc:
-                yield name, "changed: the checksum differs"
+    return examine(root, settings(root), progress)
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import mmap
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emotrace.labels import EmotraceError
-from emotrace.store import layout
+from emotrace.store import layout, mending
 from emotrace.store.plan import Plan, RowGroup
 from emotrace.store.variable import Variable
 
@@ -23,8 +24,16 @@ RING = 2
 """Sets of buffers kept: one is written while the next is filled."""
 
 
-def create_or_resume(path: str | os.PathLike[str], plan: Plan) -> Writer:
+def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = False) -> Writer:
     """Open a store for writing: a new one, or one that the same plan began.
+
+    What is committed is compared with its checksums first. Damaged row groups are pending again, damaged metadata is written
+    again, and a warning says so.
+
+    Args:
+        path: of the store.
+        plan: what it holds or shall hold.
+        progress: show a bar on stderr while committed row groups are checked.
 
     Raises:
         EmotraceError: if something else is at ``path``, if an attr other than ``command`` and ``versions`` differs (each
@@ -34,14 +43,26 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan) -> Writer:
     occupied = root.is_symlink() or root.exists()
     if not occupied or (root.is_dir() and not any(root.iterdir())):
         return Writer(root, plan, layout.create(root, plan))
-    stored = layout.read_attrs(root)
+    stored = mending.settings(root)
     found = layout.differences(stored, {**plan.attrs, "plan_digest": plan.digest})
     if found:
         raise EmotraceError(
             f"{root} was written with other settings and cannot be continued; it is left as it is. "
             f"Differing: {'; '.join(found)}. Choose another path, or repeat with the stored settings."
         )
-    return Writer(root, plan, layout.lock(root, root))
+    (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
+    lock = layout.lock(root, root)
+    try:
+        damage = mending.examine(root, stored, progress)
+        if damage:
+            mending.take_back(root, damage)
+            if any(item.group is None for item in damage):
+                mending.rebuild(root, plan, stored)
+            warnings.warn(mending.told(root, damage), stacklevel=3)
+        return Writer(root, plan, lock)
+    except BaseException:
+        os.close(lock)
+        raise
 
 
 class Writer:

@@ -109,7 +109,7 @@ def test_reading_one_layer_and_sublayer_of_one_group_opens_one_chunk(make, store
     for array in (x, y):
         OPENED = []
         array.values  # noqa: B018
-        counts.append([p for p in OPENED if str(path) in p])
+        counts.append([p for p in OPENED if str(path) in p and "/commit/" not in p])  # records are read once a group
         OPENED = None
     assert [p.split("/")[-1] for p in counts[0]] == ["c.1.1.2.0"]
     assert len(counts[1]) == 2 * plan.n_groups

@@ -1,0 +1,153 @@
+"""Repair: what is damaged in a store becomes pending again, so that the same capture computes only that."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emotrace import disk
+from emotrace.labels import EmotraceError
+from emotrace.store import checks, layout
+from emotrace.store.checks import Damage
+from emotrace.store.plan import Plan
+from emotrace.store.rows import COLUMNS, Rows
+from emotrace.store.variable import Variable
+
+
+def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
+    """Take the commit back from every damaged row group; intact ones stay as they are.
+
+    Damaged metadata is written again where the token table is still the one that its digest names; otherwise the next run of
+    the capture that made the store writes both.
+
+    Args:
+        path: the store.
+        progress: show a bar on stderr.
+
+    Returns:
+        What was damaged.
+
+    Raises:
+        EmotraceError: if there is no store, another process writes to it, or what it holds is recorded nowhere any more.
+    """
+    root = Path(path)
+    attrs = settings(root)
+    (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
+    lock = layout.lock(root, root)
+    try:
+        found = examine(root, attrs, progress)
+        with layout.disk_errors(root):
+            take_back(root, found)
+            if any(item.group is None for item in found):
+                plan = _plan(root, attrs)
+                if plan is not None:
+                    rebuild(root, plan, attrs)
+    finally:
+        os.close(lock)
+    return found
+
+
+def settings(root: Path) -> dict[str, Any]:
+    """Attributes of a store that may be damaged: from its metadata, or from the copy in the record of the token table.
+
+    Raises:
+        EmotraceError: if there is no store, or both are damaged.
+    """
+    try:
+        return checks.attrs(root)
+    except EmotraceError as error:
+        if not (root / layout.COMMITS).is_dir():
+            raise
+        broken = error
+    try:
+        kept = json.loads((root / layout.TABLE_RECORD).read_bytes())
+    except (OSError, ValueError):
+        return layout.read_attrs(root)  # the record is what is damaged
+    try:
+        attrs = kept["attributes"]
+        layout.check_description(attrs["emotrace_store"])
+        return attrs
+    except (EmotraceError, KeyError, TypeError, ValueError, AttributeError):
+        raise EmotraceError(
+            f"{root} cannot be repaired: its metadata is damaged and has no second copy (stores of older versions have none), so "
+            f"what it holds is not known any more. Remove it and capture again. ({str(broken).split('. ')[0]}.)"
+        ) from broken
+
+
+def examine(root: Path, attrs: Mapping[str, Any], progress: bool = False) -> list[Damage]:
+    """Every committed file that differs from its record."""
+    from tqdm import tqdm
+
+    store = attrs["emotrace_store"]
+    variables = {v["name"]: Variable.from_json(v) for v in store["variables"]}
+    n_groups = -(-store["rows"] // store["row_group"])
+    found = list(checks.in_table(root))
+    groups = layout.committed_groups(root) if (root / layout.COMMITS).is_dir() else []
+    for group in tqdm(groups, desc="verify", unit="group", disable=not progress, leave=False):
+        if group >= n_groups:
+            found.append(Damage(layout.commit_record(group), f"unknown (there are {n_groups} row groups)", group))
+        else:
+            found += checks.in_group(root, group, variables)
+    return found
+
+
+def told(root: Path, damage: Sequence[Damage]) -> str:
+    """What a run that continues a damaged store says of it."""
+    groups = sorted({item.group for item in damage if item.group is not None})
+    more = f", and {len(damage) - 1} files more" if len(damage) > 1 else ""
+    parts = [f"row groups {', '.join(map(str, groups))} are captured again"] if groups else []
+    parts += ["metadata and token table are written again"] if any(item.group is None for item in damage) else []
+    return f"{root} was damaged ({damage[0]}{more}): {' and '.join(parts)}."
+
+
+def take_back(root: Path, damage: Sequence[Damage]) -> None:
+    """Make damaged row groups pending: their commit records go first, then the chunks that are damaged."""
+    groups = {item.group for item in damage if item.group is not None}
+    for group in groups:
+        (root / layout.commit_record(group)).unlink(missing_ok=True)
+    if groups:
+        layout.sync_folder(root / layout.COMMITS)
+    for item in damage:
+        if item.group is not None:
+            (root / item.path).unlink(missing_ok=True)
+
+
+def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
+    """Write metadata and token table of a store again, the record last; row groups are left alone."""
+    disk.clear_leftovers(root.parent, root.name)
+    building = disk.partial(root)
+    (building / layout.COMMITS).mkdir(parents=True)
+    try:
+        with layout.disk_errors(root):
+            layout.build(building, plan, attrs)
+            record = building / layout.TABLE_RECORD
+            files = [p for p in sorted(building.rglob("*")) if p.is_file() and p != record]
+            for file in (*files, record):
+                target = root / file.relative_to(building)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+            for folder in {file.parent for file in files}:
+                layout.sync_folder(root / folder.relative_to(building))
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _plan(root: Path, attrs: Mapping[str, Any]) -> Plan | None:
+    """The plan that a store was made by, out of its own token table; None where that is not the one its digest names."""
+    import zarr
+
+    store = attrs["emotrace_store"]
+    try:
+        columns = {name: np.asarray(zarr.open_array(root / name, mode="r")[:]) for name in store["columns"]}
+        labels = {name: values for name, values in columns.items() if name not in COLUMNS}
+        rows = Rows(**{name: columns[name] for name in COLUMNS if name != "position_from_end"}, labels=labels)
+        plan = Plan(rows, tuple(map(Variable.from_json, store["variables"])), {}, store["row_group"])
+    except Exception:  # zarr's own errors of whatever class, for whatever the files hold now
+        return None
+    return plan if plan.digest == attrs.get("plan_digest") else None
