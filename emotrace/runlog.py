@@ -136,14 +136,13 @@ class Log:
                 if not line.endswith(b"\n"):
                     return
                 end += len(line)
+                aside = f"`emotrace repair {self.path}` moves such lines aside."
                 try:
                     row = from_json(line)
                 except ValueError as error:
-                    raise EmotraceError(
-                        f"{self.path}:{number} is damaged: {error}. `emotrace repair {self.path}` moves such lines aside."
-                    ) from None
+                    raise EmotraceError(f"{self.path}:{number} is damaged: {error}. {aside}") from None
                 if not isinstance(row, dict):
-                    raise EmotraceError(f"{self.path}:{number} is not a row: {row!r}.")
+                    raise EmotraceError(f"{self.path}:{number} is not a row: {row!r}. {aside}")
                 yield end, row
 
 
@@ -177,8 +176,8 @@ def repair(path: str | os.PathLike[str]) -> list[int]:
 
 def _is_row(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(from_json(line), dict)
+    except ValueError:
         return False
 
 

@@ -18,7 +18,7 @@ from emotrace.testing import tiny
 
 STAGES = (
     "generate", "judge", "capture", "directions", "neurons", "heads", "influence", "circuit", "curves", "steer", "modulate",
-    "export", "sites", "info", "verify", "ls",
+    "export", "sites", "info", "verify", "repair", "ls",
 )  # fmt: skip
 
 
@@ -184,26 +184,25 @@ def test_sites_info_verify_and_ls(place):
     assert "intact" in run("verify", folder / "acts.zarr")
 
 
-def test_verify_ends_with_1_where_a_chunk_is_damaged(place, tmp_path):
+def test_a_damaged_chunk_ends_verify_with_1_and_is_repaired_by_the_same_capture(place, tmp_path):
     folder, _ = place
-    run(
-        "capture",
-        "--model",
-        folder / "model",
-        "--data",
-        folder / "sev.jsonl",
-        "--limit",
-        1,
-        "--out",
-        tmp_path / "a.zarr",
-    )
-    chunk = max(
-        (p for p in (tmp_path / "a.zarr" / "residual").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
-    result = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "a.zarr")])
+    store = tmp_path / "a.zarr"
+    capture = ("capture", "--model", folder / "model", "--data", folder / "sev.jsonl", "--limit", 1, "--out", store)
+    run(*capture)
+    chunk = next((store / "residual" / "residual").glob("c.*"))
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1] + b"!")
+    result = CliRunner().invoke(cli.app, ["verify", str(store)])
     assert result.exit_code == 1
     assert "1 damaged" in result.stdout
+    said = run("repair", store)
+    assert "row groups 0 are pending: repeat the command that captured them (" in said
+    run(*capture)
+    assert chunk.read_bytes() == whole
+    assert "intact" in run("repair", store)
+    (tmp_path / "rows.jsonl").write_text('{"key": "a"}\n{"key"\n')
+    assert "1 damaged lines" in run("repair", tmp_path / "rows.jsonl")
+    assert "every line" in run("repair", tmp_path / "rows.jsonl")
 
 
 def called(monkeypatch, capsys, *args):

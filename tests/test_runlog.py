@@ -114,3 +114,26 @@ def test_progress_goes_to_stderr_or_nowhere(capsys):
     out, err = capsys.readouterr()
     assert "capture" in err
     assert not out
+
+
+def test_repair_moves_damaged_lines_aside_so_that_the_run_continues(tmp_path):
+    path = tmp_path / "g.jsonl"
+    with runlog.Log(path) as log:
+        log.append([row("a"), row("b"), row("c")])
+    whole = path.read_bytes()
+    assert runlog.repair(path) == []
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b"{", b"\xff", 1) + lines[2] + b"[" * 20_000 + b"\n[1]\n" + b'{"key"')
+    with pytest.raises(EmotraceError, match=r":2 is damaged.*emotrace repair"):
+        runlog.Log(path)
+    assert runlog.repair(path) == [2, 4, 5, 6]
+    assert path.read_bytes() == lines[0] + lines[2]
+    assert b'\xff"key": "b"' in (tmp_path / "g.jsonl.damaged").read_bytes()
+    with runlog.Log(path) as log:
+        log.append([r for r in (row("a"), row("b"), row("c")) if r not in log])
+        with pytest.raises(EmotraceError, match="another process"):
+            runlog.repair(path)
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    with pytest.raises(EmotraceError, match="no file of rows"):
+        runlog.repair(tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
