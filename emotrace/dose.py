@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
-from emotrace import judges, scoring, stats
+from emotrace import disk, judges, scoring, stats
 from emotrace.datasets import Prompts
+from emotrace.edits import digest as edits_digest
 from emotrace.edits import mixture
 from emotrace.generation import generate
 from emotrace.labels import EmotraceError
-from emotrace.runlog import Log, write_rows
+from emotrace.model import made_by
+from emotrace.runlog import Log
 from emotrace.stats.doses import bisect
 
 Rows = list[dict[str, Any]]
@@ -68,7 +71,8 @@ def dose_response(
         repetition, kl``; for `stats.dose_table` and `stats.emotion_matrix`.
 
     Raises:
-        EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs.
+        EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs; for a
+            folder of other prompts, vectors, settings or judge (the row and each difference are named).
     """
     prompts = Prompts.of(prompts)
     names = [str(v) for v in (vectors["emotion"].values if emotions is None else emotions)]
@@ -81,6 +85,8 @@ def dose_response(
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
     aimed = prompts.for_each(emotion=names)
     plain_of = {p.key: q.key for q in prompts for p in Prompts([q]).for_each(emotion=names)}
+    by = disk.digest(made_by(model))
+    plain_ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
     base = generate(model, prompts, method="none", out=folder and folder / "base.jsonl", **options)
     rows: Rows = []
     for dose in wanted:
@@ -91,31 +97,57 @@ def dose_response(
                 for p in aimed
             ]
         else:
-            path = folder and folder / f"dose_{dose:g}.jsonl"
+            path = folder and folder / f"{_name(dose)}.jsonl"
             found = generate(model, aimed, edits[dose], method=method, out=path, **options)
-        log = Log(folder / f"dose_{dose:g}.verdicts.jsonl") if folder else None
-        found = judges.judge_rows(found, judge, log=log, progress=progress)
+        with Log(folder / f"{_name(dose)}.verdicts.jsonl") if folder else nullcontext() as log:
+            found = judges.judge_rows(found, judge, log=log, progress=progress)
         for row in found:
             row |= {"prompt": plain_of[row["key"]], "dose": dose, "method": method}
             row["meta"] = {
                 **row["meta"], "length": len(row["token_ids"]), "repetition": stats.repetition(row["token_ids"]),
             }  # fmt: skip
-        known = Log(folder / f"dose_{dose:g}.scores.jsonl", ("key",)) if folder else None
-        scores = {row["key"]: row for row in known.rows()} if known is not None else {}
+        forced = {row["key"]: row["token_ids"] for row in base}
+        made = {
+            row["key"]: {
+                "model": by, "prompt": disk.digest(plain_ids[row["prompt"]]), "reply": disk.digest(row["token_ids"]),
+                "base": disk.digest(forced[row["prompt"]]), "edits": edits_digest(edits[dose]), "emotion": row["emotion"],
+            }
+            for row in found
+        }  # fmt: skip
+        path = folder and folder / f"{_name(dose)}.scores.jsonl"
+        scores = _known(path, made)
         if not all(row["key"] in scores and (not measure_kl or "kl" in scores[row["key"]]) for row in found):
             divergence = _divergence(model, aimed, base, plain_of, edits[dose], batch_size) if measure_kl else {}
             perplexity = _perplexity(model, prompts, found, batch_size, progress)
             scores = {
                 row["key"]: {"key": row["key"], "perplexity": perplexity[row["key"]]}
                 | ({"kl": divergence.get(row["key"])} if measure_kl else {})
+                | {"made": made[row["key"]]}
                 for row in found
             }
-            if known is not None:
-                write_rows(known.path, scores.values())
+            if path is not None:
+                disk.write_rows(path, scores.values())
         for row in found:
-            row["meta"] |= {k: v for k, v in scores[row["key"]].items() if k != "key" and (k, v) != ("kl", None)}
+            score = scores[row["key"]]
+            row["meta"] |= {k: score[k] for k in ("perplexity", "kl") if k in score and (k, score[k]) != ("kl", None)}
         rows += found
     return rows
+
+
+def _name(dose: float) -> str:
+    """Stem of the files of a dose; no two doses share one."""
+    short = f"{dose:g}"
+    return f"dose_{short if float(short) == dose else repr(dose)}"
+
+
+def _known(path: Path | None, made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Scores in a file, each of the reply, prompt, edits and model of now."""
+    if path is None:
+        return {}
+    found = {row["key"]: row for row in Log(path, ("key",)).rows() if row["key"] in made}
+    for key, row in found.items():
+        disk.settle(path, row.get("made"), made[key], what=f"the score of row {key!r}")
+    return found
 
 
 def strength_at_kl(
@@ -207,9 +239,6 @@ def _perplexity(
 ) -> dict[str, float | None]:
     """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
     ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
-    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for row in rows:
-        groups.setdefault((row["prompt"], tuple(row["token_ids"])), []).append(row["key"])
-    items = [{"key": str(n), "token_ids": ids[key], "reply_ids": list(r)} for n, (key, r) in enumerate(groups)]
-    values = scoring.perplexity(model, items, batch_size, progress)
-    return {key: value for value, members in zip(values, groups.values(), strict=True) for key in members}
+    bare = [{"key": row["key"], "token_ids": row["token_ids"]} for row in rows]
+    scoring.score_rows(model, bare, [ids[row["prompt"]] for row in rows], batch_size, progress)
+    return {row["key"]: row["meta"]["perplexity"] for row in bare}

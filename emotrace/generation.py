@@ -240,20 +240,19 @@ def _known(
     log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]]
 ) -> dict[str, dict]:
     """Rows of this method and draw that a log holds already, each made of what is wanted now."""
-    rows: dict[str, dict] = {}
     if log is None:
-        return rows
+        return {}
     number = {p.key: i for i, p in enumerate(prompts)}
-    for row in log.rows():
-        key = row["key"]
-        if key in number and log.identity_of(row) == (key, method, draw):
-            labels = {k: v for k, v in prompts[number[key]].labels.items() if k not in FIELDS}
-            told = {k: v for k, v in row.items() if k not in FIELDS}
-            name = f"row {key!r} ({method}{f', draw {draw}' if draw else ''})"
-            disk.same_row(log.path, row, {**settings, **made[number[key]]}, name)
+    found = [r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw)]
+    for batch in (False, True):  # the prompt that is another one is named before those that shared its batch
+        for row in found:
+            i = number[row["key"]]
+            name = f"row {row['key']!r} ({method}{f', draw {draw}' if draw else ''})"
+            now = {k: v for k, v in made[i].items() if batch or k != "batch"}
+            disk.same_row(log.path, row, {**settings, **now}, name)
+            told, labels = ({k: v for k, v in some.items() if k not in FIELDS} for some in (row, prompts[i].labels))
             disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
-            rows[key] = row
-    return rows
+    return {row["key"]: row for row in found}
 
 
 def _row(

@@ -33,7 +33,7 @@ def made_by(model: Any) -> dict[str, Any]:
     known, encoder = model.sites.identity, model.sites.encoder
     names = ("config_hash", "weights_hash", "dtype", "attn_implementation")
     names += ("model_id", "revision") if model.sites.remote is not None else ()
-    return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.record["tokenizer_hash"]}
+    return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.tokenizer_hash}
 
 
 def _weights_hash(module: Any) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs
+from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
 from emotrace.traced import scores
@@ -94,21 +95,51 @@ def add_perplexity(
     Raises:
         EmotraceError: for a row whose plain prompt is not given.
     """
-    groups: dict[tuple[str, tuple[int, ...]], list[dict[str, Any]]] = {}
-    for row in rows:
-        if "perplexity" not in row["meta"]:
-            key = f"{row['skeleton_id']}__{row['valence']}".replace("/", "_")
-            if key not in plain:
-                raise EmotraceError(f"row {row.get('key')!r}: no plain prompt {key!r} to score its reply after.")
-            groups.setdefault((key, tuple(row["token_ids"])), []).append(row)
-    if not groups:
-        return
-    base = {key: plain[key] for key, _ in groups}
-    ids = dict(zip(base, model.sites.encoder.ids(list(base.values())), strict=True))
-    items = [{"key": str(n), "token_ids": ids[key], "reply_ids": list(reply)} for n, (key, reply) in enumerate(groups)]
-    for value, members in zip(perplexity(model, items, batch_size, progress), groups.values(), strict=True):
-        for row in members:
-            row["meta"]["perplexity"] = value
+    keys = [f"{row['skeleton_id']}__{row['valence']}".replace("/", "_") for row in rows]
+    lost = [i for i, key in enumerate(keys) if key not in plain and "perplexity" not in rows[i]["meta"]]
+    if lost:
+        raise EmotraceError(
+            f"row {rows[lost[0]].get('key')!r}: no plain prompt {keys[lost[0]]!r} to score its reply after."
+        )
+    some = [(row, key) for row, key in zip(rows, keys, strict=True) if key in plain]
+    base = {key: plain[key] for _, key in some}
+    ids = dict(zip(base, model.sites.encoder.ids(list(base.values())), strict=True)) if base else {}
+    score_rows(model, [row for row, _ in some], [ids[key] for _, key in some], batch_size, progress)
+
+
+def score_rows(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    prompts: Sequence[Sequence[int]],
+    batch_size: int = 32,
+    progress: bool = False,
+) -> None:
+    """Write ``meta.perplexity`` of each row's reply after the token ids of a prompt, and what it was made from.
+
+    Rows that carry the perplexity of this reply after this prompt under this model are left alone; equal ones are scored once.
+
+    Args:
+        model: the un-edited model.
+        rows: with ``token_ids``; ``meta`` is replaced.
+        prompts: of each row.
+        batch_size: sequences per forward.
+        progress: show a bar.
+    """
+    by = disk.digest(made_by(model))
+    groups: dict[str, list[int]] = {}
+    for i, (row, ids) in enumerate(zip(rows, prompts, strict=True)):
+        made, meta = disk.digest([by, ids, row["token_ids"]]), row.get("meta") or {}
+        if "perplexity" not in meta or (meta.get("made") or {}).get("perplexity") != made:
+            groups.setdefault(made, []).append(i)
+    items = [
+        {"key": f"{rows[i].get('key', '')}/{n}", "token_ids": list(prompts[i]), "reply_ids": list(rows[i]["token_ids"])}
+        for n, (i, *_) in enumerate(groups.values())
+    ]
+    values = perplexity(model, items, batch_size, progress) if items else []
+    for value, (made, members) in zip(values, groups.items(), strict=True):
+        for i in members:
+            meta = rows[i].get("meta") or {}
+            rows[i]["meta"] = {**meta, "perplexity": value, "made": {**(meta.get("made") or {}), "perplexity": made}}
 
 
 def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False) -> np.ndarray:

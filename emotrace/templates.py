@@ -69,6 +69,7 @@ class Encoder:
         self.specials, self.bos = Specials.of(tokenizer, causal), bos
         self.specials.check(bos)
         self._told: set[str] = set()
+        self._hashed: tuple[int, str | None] = (-1, None)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.system_role = self._system_role() if self.has_template else "plain text"
         pad = getattr(tokenizer, "pad_token_id", None)
@@ -248,11 +249,21 @@ class Encoder:
         return [self.tokenizer.decode([int(i)]) for i in ids]
 
     @property
+    def tokenizer_hash(self) -> str | None:
+        """Of the tokenizer, taken again where its vocabulary has grown."""
+        if self.tokenizer is None:
+            return None
+        size = len(self.tokenizer)
+        if self._hashed[0] != size:
+            self._hashed = (size, tokenizer_hash(self.tokenizer))
+        return self._hashed[1]
+
+    @property
     def record(self) -> dict[str, Any]:
         """What a manifest says of the tokenizer and template: hashes, date, how the system message is passed."""
         template = getattr(self.tokenizer, "chat_template", None)
         return {
-            "tokenizer_hash": None if self.tokenizer is None else _tokenizer_hash(self.tokenizer),
+            "tokenizer_hash": self.tokenizer_hash,
             "template_hash": _digest(template) if template else "plain",
             "template_date": self.date.isoformat(),
             "system_role": self.system_role,
@@ -271,7 +282,8 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return rest or [{"role": "user", "content": "\n\n".join(system)}]
 
 
-def _tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what a tokenizer does: its vocabulary and rules, not the padding of its last call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return _digest(tokenizer.get_vocab())

@@ -1,5 +1,7 @@
 """Dose response on a tiny model: paired arms, KL against scoring, calibration, resuming."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,30 @@ def test_again_it_generates_nothing(rows, monkeypatch):
             out=out,
             progress=False,
         )
+
+
+def test_replies_verdicts_and_scores_of_others_are_refused(rows, tmp_path):
+    lm, out = loaded(), tmp_path / "d"
+    shutil.copytree(rows[1], out)
+
+    class Other(Words):
+        identity = {"letter": "b"}  # noqa: RUF012
+
+    def run(prompts, judge):
+        options = {"decoding": {"max_new_tokens": 6}, "out": out, "progress": False}
+        return dose.dose_response(lm, prompts, vectors(lm), judge, doses=(1, -1), **options)
+
+    other = [{"key": p.key, "text": f"{p.text}?"} for p in PROMPTS]
+    with pytest.raises(EmotraceError, match=r"base\.jsonl: row 'p\d' .*prompt: "):
+        run(other, Words())
+    with pytest.raises(EmotraceError, match=r"dose_-1\.verdicts\.jsonl: row .*judge_settings: "):
+        run(PROMPTS, Other())
+    for file in ("base.jsonl", "dose_-1.jsonl", "dose_-1.verdicts.jsonl"):
+        (out / file).unlink()  # replies of now, scores of before
+    with pytest.raises(EmotraceError, match=r"dose_-1\.scores\.jsonl: the score of row 'p0__anger' .*(prompt|base): "):
+        run(other, Words())
+    assert dose._name(0.1234567) != dose._name(0.1234568)
+    assert dose._name(-1.0) == "dose_-1"
 
 
 @pytest.mark.parametrize("scale", ["raw", "share"])

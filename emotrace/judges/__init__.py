@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final
-from emotrace.judges.lexicon import LexiconJudge
+from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
 from emotrace.labels import EmotraceError, unknown
 
@@ -102,6 +102,11 @@ class _Lexicon:
     """The lexicon judge under the protocol, with a progress bar."""
 
     name = LexiconJudge.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The cues, which verdicts depend on."""
+        return {"lexicon": lexicon_digest()}
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         lexicon = LexiconJudge()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from emotrace import disk
 
 EMPTY = "empty text"
 """The reason of a text that no judge was asked about."""
@@ -29,7 +31,11 @@ class TargetVerdict(TypedDict):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Names the emotion of a text without knowing which one was asked for."""
+    """Names the emotion of a text without knowing which one was asked for.
+
+    Where it has an ``identity`` (JSON values: whatever beside the name its answers depend on), verdicts of another identity
+    are never taken for its own.
+    """
 
     @property
     def name(self) -> str:
@@ -75,3 +81,12 @@ class StreamingTargetJudge(TargetJudge, Protocol):
 def is_final(verdict: Verdict | TargetVerdict) -> bool:
     """Say whether a verdict stands, or failed on the way and should be asked for again."""
     return not verdict["reason"].startswith(ENDPOINT)
+
+
+def record(judge: Any, text: str) -> dict[str, str]:
+    """What a verdict or rating was made from: who judged, with which settings, and the text."""
+    return {
+        "judge": judge.name,
+        "judge_settings": disk.digest(getattr(judge, "identity", {})),
+        "text": disk.digest(text),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emotrace.judges.base import EMPTY, Verdict
 from emotrace.judges.text_classifier import TextClassifier
@@ -44,6 +45,11 @@ class ClassifierJudge:
         self._multi = self._classifier.multi
         self.answers = answers_of(self.labels, label_map or {}, self.name)  # before the weights are loaded
         self._classifier.load()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The checkpoint, and which answer each of its labels means."""
+        return {**self._classifier.identity, "answers": self.answers}
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         """Judge each text; blank ones are unjudged. Texts beyond the model's length are cut."""

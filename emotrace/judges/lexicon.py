@@ -14,6 +14,7 @@ Source: own lexicon, written from general knowledge of English; no evaluation da
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -215,7 +216,17 @@ def _match(pieces: tuple[Piece, ...], at: int, tokens: Sequence[str], pos: int) 
 @cache
 def lexicon() -> Lexicon:
     """Load the shipped lexicon once."""
-    return Lexicon(json.loads((resources.files("emotrace.judges") / "lexicon_v1.json").read_text("utf-8")))
+    return Lexicon(json.loads(_text()))
+
+
+def lexicon_digest() -> str:
+    """Hash of the shipped lexicon and of what answers depend on beside it."""
+    rest = (TIE_ORDER, MIN_SCORE, MIN_MARGIN, CLEAR_SCORE, BOOST, NEGATION_WINDOW)
+    return hashlib.sha256(f"{_text()}{rest}".encode()).hexdigest()[:16]
+
+
+def _text() -> str:
+    return (resources.files("emotrace.judges") / "lexicon_v1.json").read_text("utf-8")
 
 
 def score(text: str) -> dict[str, float]:

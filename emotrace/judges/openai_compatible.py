@@ -105,6 +105,10 @@ class OpenAIJudge:
         self._options: dict[str, float] = {"temperature": 0.0, "seed": seed}
         self._failing = 0
 
+    @property
+    def _questions(self) -> tuple[Question, ...]:
+        return BLIND, TARGET
+
     def __repr__(self) -> str:
         return f"OpenAIJudge({self.model!r}, base_url={self.settings['base_url']!r})"
 
@@ -126,6 +130,12 @@ class OpenAIJudge:
         return {"judge": self.name, "base_url": self._clean(url), "seed": self.seed, "format": FORMATS[self._form]} | {
             "options": dict(self._options)
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on beside the model's name: endpoint, seed, temperature and the wording of the questions."""
+        asked = {"url": self.settings["base_url"], "seed": self.seed, "temperature": 0.0}
+        return {**asked, "questions": [[q.system, q.user, list(q.choices)] for q in self._questions]}
 
     @property
     def usage(self) -> dict[str, int | float | None]:

@@ -8,7 +8,8 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
-from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, is_final
+from emotrace import disk
+from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, is_final, record
 from emotrace.labels import ANSWERS, EmotraceError, emotion
 
 IDENTITY = ("key", "method", "draw")
@@ -43,18 +44,18 @@ def judge_rows(
     Args:
         rows: replies with ``gen_text`` and ``emotion``; never changed.
         judge: see `emotrace.judges.make`.
-        log: a log of its own for the judged rows. Rows it holds are not judged again; new ones are appended in
-            order as their verdicts arrive. Rows that failed on the way to the endpoint are left out, so that the
-            next run asks for them again.
+        log: a log of its own for the judged rows. Rows whose text this judge has judged there are not judged again; new
+            ones are appended in order as their verdicts arrive. Rows that failed on the way to the endpoint are left out,
+            so that the next run asks for them again.
         target: also ask the published target-aware question.
         progress: a bar on stderr.
 
     Returns:
-        New rows, in the order of ``rows``.
+        New rows, in the order of ``rows``; ``meta.made.verdict`` says who judged what (digests).
 
     Raises:
         EmotraceError: before the first judgement, for rows without ``gen_text`` or a known ``emotion``, a judge that
-            cannot be asked with a target, or a log of other texts or of another judge.
+            cannot be asked with a target, or a log of other texts or of another judge (the row and each difference named).
     """
     wanted = [_checked(row, index) for index, row in enumerate(rows)]
     if target and not isinstance(judge, TargetJudge):
@@ -83,7 +84,7 @@ def judge_rows(
             found = blind[text]
             match = None if found["predicted"] is None else int(found["predicted"] == asked)
             verdict = {"predicted": found["predicted"], "match": match}
-            new = {**row, "verdict": {**verdict, "judge": found["judge"], "reason": found["reason"]}}
+            new = _with(row, {"verdict": {**verdict, "judge": found["judge"], "reason": found["reason"]}}, judge)
             final = is_final(found)
             if target:
                 if (text, asked) not in aware:
@@ -118,26 +119,35 @@ def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target
         if name in seen:
             raise EmotraceError(f"row {index}: a second row with {fields} = {name}; rows of a log need one identity.")
         seen.add(name)
-    held = {identity_of(row): dict(row) for row in log.rows()}
+    held, place = {identity_of(row): dict(row) for row in log.rows()}, getattr(log, "path", "the log")
     found: dict[int, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         name = identity_of(row)
         if name not in held:
             continue
         old = held[name]
-        where = f"the log already holds {name}"
+        where = f"row {dict(zip(fields, name, strict=True))}"
         if "verdict" not in old:
-            raise EmotraceError(f"{where} without a verdict: judged rows need a log of their own.")
-        if old["verdict"]["judge"] != judge.name:
             raise EmotraceError(
-                f"{where}, judged by {old['verdict']['judge']!r}, not {judge.name!r}: use another file."
+                f"{place}: {where} is there without a verdict: judged rows need a log of their own: give another file."
             )
-        if old.get("gen_text") != row["gen_text"] or old.get("emotion") != row["emotion"]:
-            raise EmotraceError(f"{where} with another reply or emotion: use another file.")
+        made = ((old.get("meta") or {}).get("made") or {}).get("verdict")
+        made = None if made is None else {**made, "emotion": old.get("emotion")}
+        disk.settle(place, made, {**record(judge, row["gen_text"]), "emotion": row["emotion"]}, what=where)
         if target and "verdict_target" not in old:
-            raise EmotraceError(f"{where} without 'verdict_target': use another file, or target=False.")
-        found[index] = old
+            raise EmotraceError(
+                f"{place}: {where} is there without 'verdict_target': use another file, or target=False."
+            )
+        verdicts = {k: old[k] for k in ("verdict", "verdict_target") if k in old and (target or k == "verdict")}
+        found[index] = _with(row, verdicts, judge)
     return found
+
+
+def _with(row: Mapping[str, Any], verdicts: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+    """The row as it is now, with verdicts, and what they were made from."""
+    meta = dict(row.get("meta") or {})
+    made = {**(meta.get("made") or {}), "verdict": record(judge, row["gen_text"])}
+    return {**row, **verdicts, "meta": {**meta, "made": made}}
 
 
 def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Generator[Any, None, None]:

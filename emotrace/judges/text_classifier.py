@@ -12,7 +12,9 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from emotrace.identity import identity
 from emotrace.labels import EmotraceError
+from emotrace.templates import tokenizer_hash
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -77,6 +79,16 @@ class TextClassifier:
             tokenizer.pad_token = tokenizer.eos_token
             model.config.pad_token_id = tokenizer.pad_token_id
         self._loaded = (tokenizer, model.eval().to(self._device))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What probabilities depend on: configuration, tokenizer and the numbers of the weights."""
+        if self._loaded is None:
+            self.load()
+        assert self._loaded is not None
+        tokenizer, model = self._loaded
+        known = identity(model, self._source, self._revision)
+        return {n: known[n] for n in ("config_hash", "weights_hash")} | {"tokenizer_hash": tokenizer_hash(tokenizer)}
 
     @torch.inference_mode()
     def table(self, texts: Sequence[str], *, desc: str | None = None, progress: bool = False) -> np.ndarray:

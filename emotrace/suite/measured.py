@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from emotrace import judges, scoring
+from emotrace import disk, judges, scoring
 from emotrace.datasets import Prompt
 from emotrace.judges import Judge
+from emotrace.judges.base import record
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.runlog import Log
@@ -52,8 +53,8 @@ def measure(
     Args:
         rows: replies with ``key``, ``method`` and ``gen_text``; with ``emotion`` for what depends on it, ``query`` (or
             ``question``, or ``scenario`` and ``event``) for the topic, ``token_ids`` for perplexity. Never changed.
-        model: un-edited, from `emotrace.load`; rows that have ``meta.perplexity`` keep it.
-        judge: of `emotrace.judges.make`; rows that have a ``verdict`` keep it.
+        model: un-edited, from `emotrace.load`; rows that carry the perplexity of their reply under it keep it.
+        judge: of `emotrace.judges.make`; rows that carry its ``verdict`` on their text keep it.
         topic: of `raters.make`.
         intensity: of `raters.make`.
         classifier: any text classifier; an emotion that it has no label for is an error before anything runs.
@@ -66,7 +67,8 @@ def measure(
         New rows, in order.
 
     Raises:
-        EmotraceError: for rows without what a measure needs.
+        EmotraceError: for rows without what a measure needs, a verdict of another judge or on another text, or a folder whose
+            verdicts and ratings are of other texts, questions or judges (the row and each difference are named).
     """
     found: list[Row] = [{**row, "measures": of_text(row)} for row in rows]
     if not found:
@@ -117,10 +119,14 @@ def plain_prompt(row: Mapping[str, Any]) -> Prompt | None:
 
 
 def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, progress: bool) -> None:
+    for row in found if judge is not None else ():
+        made = ((row.get("meta") or {}).get("made") or {}).get("verdict")
+        if made is not None and "verdict" in row:
+            disk.settle(f"row {row.get('key')!r}", made, record(judge, row["gen_text"]), what="its verdict")
     if judge is not None and todo:
         bare = [{k: v for k, v in found[i].items() if k != "measures"} for i in todo]
         for i, row in zip(todo, judges.judge_rows(bare, judge, log=log("verdicts"), progress=progress), strict=True):
-            found[i]["verdict"] = row["verdict"]
+            found[i] |= {"verdict": row["verdict"], "meta": row["meta"]}
     for row in found:
         if "verdict" in row:
             match = row["verdict"].get("match")
@@ -139,11 +145,8 @@ def _rated(
         row = None if kept is None else stored.get(kept.identity_of(found[i]))
         if row is None:
             continue
-        if (row["text"], row["asked"], row["rating"]["judge"]) != (texts[i], query, rater.name):
-            raise EmotraceError(
-                f"{kept.path if kept else ''} holds a rating of {found[i]['key']!r} for another text, question or rater "
-                f"({row['rating']['judge']}, not {rater.name}): give another folder."
-            )
+        now = {**record(rater, texts[i]), "asked": query}
+        disk.settle(kept.path if kept else "", row.get("made"), now, what=f"the rating of row {found[i]['key']!r}")
         known[texts[i], query] = row["rating"]
     pairs = [
         pair for pair in dict.fromkeys((texts[i], q) for i, q in zip(which, asked, strict=True)) if pair not in known
@@ -162,7 +165,7 @@ def _rated(
                 names = ("key", "method", "draw")
                 fresh += [
                     {**{n: found[i][n] for n in names if n in found[i]}, "text": pair[0], "asked": pair[1],
-                     "rating": known[pair]}
+                     "rating": known[pair], "made": {**record(rater, pair[0]), "asked": pair[1]}}
                     for i in of_pair[pair]
                 ]  # fmt: skip
         if kept is not None and fresh:
@@ -186,24 +189,16 @@ def _classified(found: list[Row], emotions: list[str], classifier: EmotionClassi
 
 
 def _perplexity(found: list[Row], model: Any, prompt_of: PromptOf, batch_size: int, progress: bool) -> None:
-    todo = [row for row in found if "perplexity" not in (row.get("meta") or {})] if model is not None else []
     prompts: list[Prompt] = []
-    for i, row in enumerate(todo):
+    for i, row in enumerate(found if model is not None else ()):
         prompt = prompt_of(row)
         if prompt is None or "token_ids" not in row:
             raise EmotraceError(
                 f"row {row.get('key')!r}: perplexity needs 'token_ids' and the prompt ('query', or 'scenario' and 'event')."
             )
         prompts.append(replace(prompt, key=str(i)))
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
-    ids = model.sites.encoder.ids(prompts) if model is not None and prompts else []
-    for row, before in zip(todo, ids, strict=True):
-        groups.setdefault((tuple(before), tuple(row["token_ids"])), []).append(row)
-    items = [{"key": str(n), "token_ids": a, "reply_ids": b} for n, (a, b) in enumerate(groups)]
-    values = scoring.perplexity(model, items, batch_size, progress) if items else []
-    for value, members in zip(values, groups.values(), strict=True):
-        for row in members:
-            row["meta"] = {**(row.get("meta") or {}), "perplexity": value}
+    if model is not None:
+        scoring.score_rows(model, found, model.sites.encoder.ids(prompts), batch_size, progress)
     for row in found:
         if "perplexity" in (row.get("meta") or {}):
             value = row["meta"]["perplexity"]

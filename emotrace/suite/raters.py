@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypedDict
 
 from emotrace.judges.base import EMPTY, ENDPOINT
+from emotrace.judges.lexicon import lexicon_digest
 from emotrace.judges.openai_compatible import DEFAULT_MODEL, OpenAIJudge
 from emotrace.judges.questions import Question
 from emotrace.labels import EmotraceError, unknown
@@ -62,6 +63,11 @@ class LexiconIntensity:
     """Intensity offline: the score of the emotion's cues in the lexicon. A proxy, on no scale but its own."""
 
     name = "proxy:lexicon"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The cues, which ratings depend on."""
+        return {"lexicon": lexicon_digest()}
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`."""
@@ -118,6 +124,10 @@ class OpenAIRater(OpenAIJudge):
     def __init__(self, question: Question, model: str = DEFAULT_MODEL, **options: Any) -> None:
         super().__init__(model, **options)
         self.question = question
+
+    @property
+    def _questions(self) -> tuple[Question, ...]:
+        return (self.question,)
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`; empty texts are unrated without a request."""

@@ -153,9 +153,9 @@ def test_a_failure_on_the_way_is_returned_but_not_committed() -> None:
 @pytest.mark.parametrize(
     ("change", "judge", "target", "message"),
     [
-        ({"gen_text": "other"}, "first-word", False, "another reply or emotion"),
-        ({"emotion": "sadness"}, "first-word", False, "another reply or emotion"),
-        ({}, "second", False, "judged by 'first-word', not 'second'"),
+        ({"gen_text": "other"}, "first-word", False, r"row {'key': 'b', .*\(text: '\w{16}' there, '\w{16}' now\)"),
+        ({"emotion": "sadness"}, "first-word", False, r"row {'key': 'b', .*emotion: 'fear' there, 'sadness' now"),
+        ({}, "second", False, "judge: 'first-word' there, 'second' now"),
     ],
 )
 def test_a_log_of_other_verdicts_is_refused(change: Row, judge: str, target: bool, message: str) -> None:
@@ -165,6 +165,30 @@ def test_a_log_of_other_verdicts_is_refused(change: Row, judge: str, target: boo
     with pytest.raises(EmotraceError, match=message):
         judge_rows([*ROWS[:1], {**ROWS[1], **change}], asked, log, target, progress=False)
     assert asked.asked == []
+
+
+def test_a_verdict_belongs_to_the_settings_of_its_judge_and_rows_are_those_of_now() -> None:
+    class Set(FirstWord):
+        temperature = 0.0
+
+        @property
+        def identity(self) -> Row:
+            return {"temperature": self.temperature}
+
+    log, judge = Memory(), Set()
+    judge_rows(ROWS, judge, log, progress=False)
+    now = [{**row, "theme": "work", "meta": {"made": {"prompt": "p"}}} for row in ROWS]
+    again = judge_rows(now, judge, log, progress=False)
+    assert [row["theme"] for row in again] == ["work"] * 5
+    assert [row["meta"]["made"]["prompt"] for row in again] == ["p"] * 5
+    assert len(judge.asked) == 5
+    judge.temperature = 1.0
+    with pytest.raises(EmotraceError, match=r"row {'key': 'a', .*judge_settings: '\w{16}' there"):
+        judge_rows(ROWS, judge, log, progress=False)
+    for row in log.held:
+        del row["meta"]["made"]["verdict"]
+    with pytest.raises(EmotraceError, match=r"row {'key': 'a', .*was written by an earlier version"):
+        judge_rows(ROWS, judge, log, progress=False)
 
 
 def test_a_log_of_unjudged_rows_is_refused() -> None:

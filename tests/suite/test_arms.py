@@ -39,6 +39,10 @@ def test_rows_are_paired_and_labelled(tmp_path):
             assert row["token_ids"] == next(p["token_ids"] for p in plain if p["key"] == row["prompt"])
     assert any(a["token_ids"] != b["token_ids"] for a, b in zip(rows[:12], rows[12:24], strict=True))
     assert arms(lm, PROMPTS, vectors(), **options) == rows  # read again
+    with pytest.raises(EmotraceError, match=r"none_0\.jsonl: row 'q0' .*prompt: "):
+        arms(lm, [{**PROMPTS[0], "text": "Good day"}, *PROMPTS[1:]], vectors(), **options)
+    with pytest.raises(EmotraceError, match=r"steer_0\.jsonl: row .*edits: "):
+        arms(lm, PROMPTS, vectors(2.0), **options)
 
 
 def test_where_edits_change_next_to_nothing_a_sampled_reply_is_the_baselines():

@@ -173,8 +173,19 @@ def test_ratings_are_kept_and_not_asked_for_twice(tmp_path):
     assert rater.asked == ["the rage", "joyful bus"]
     assert repr(measure(rows, topic=rater, out=tmp_path, progress=False)) == repr(first)
     assert len(rater.asked) == 2
-    with pytest.raises(EmotraceError, match="another folder"):
+    with pytest.raises(EmotraceError, match=r"ratings_topic\.jsonl: the rating of row 'a' .*text: "):
         measure([{**rows[0], "gen_text": "other"}], topic=rater, out=tmp_path, progress=False)
+
+
+def test_a_verdict_or_perplexity_of_another_text_is_not_kept():
+    lm, judge = loaded(), judges.make("lexicon")
+    rows = [{**ROWS[0], "token_ids": [40, 41]}]
+    found = measure(rows, model=lm, judge=judge, progress=False)
+    other = measure([{**found[0], "token_ids": [50, 41]}], model=lm, judge=judge, progress=False)
+    fresh = measure([{**rows[0], "token_ids": [50, 41]}], model=lm, judge=judge, progress=False)
+    assert other[0]["meta"]["perplexity"] == fresh[0]["meta"]["perplexity"] != found[0]["meta"]["perplexity"]
+    with pytest.raises(EmotraceError, match=r"row 'a': its verdict .*text: "):
+        measure([{**found[0], "gen_text": "joyful bus"}], judge=judge, progress=False)
 
 
 def test_what_a_measure_needs_is_said():
