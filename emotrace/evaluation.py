@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from emotrace import stats
+from emotrace import arguments, stats
 from emotrace.datasets import Prompts, spread
+from emotrace.datasets.overlap import normalised
 from emotrace.labels import METHODS, EmotraceError
 from emotrace.stats.accuracy import match_of
 
@@ -20,19 +21,28 @@ Row = Mapping[str, Any]
 def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
     """Skeletons in two disjoint parts, the second holding about ``share`` of them, spread evenly over themes.
 
+    Skeletons that tell the same scenario under two ids stay in one part.
+
     Raises:
         EmotraceError: if there are fewer than two skeletons, or prompts without one.
     """
-    if not 0 < share < 1:
-        raise EmotraceError(f"split(share={share}): a share lies between 0 and 1.")
+    arguments.share("split(share)", share)
     if any("skeleton_id" not in p.labels for p in prompts):
         raise EmotraceError("split needs prompts with the label 'skeleton_id'.")
+    first: dict[str, str] = {}  # skeletons that tell the same scenario go together, under the first of them
+    group = {}
+    for p in prompts:
+        name = str(p.labels["skeleton_id"])
+        scenario = normalised(str(p.labels.get("scenario") or name))
+        group[name] = group.get(name) or first.setdefault(scenario, name)
     themes = {str(p.labels["skeleton_id"]): str(p.labels.get("theme", "")) for p in prompts}
+    themes = {name: theme for name, theme in themes.items() if group[name] == name}
     if len(themes) < 2:
         raise EmotraceError(f"{len(themes)} skeleton cannot be split into a part to fit and a part to choose doses on.")
     names = np.random.default_rng(seed).permutation(sorted(themes)).tolist()
     held = spread({name: themes[name] for name in names}, min(len(names) - 1, max(1, round(share * len(names)))))
-    return set(themes) - held, held
+    other = {name for name in group if group[name] in held}
+    return set(group) - other, other
 
 
 def layer_windows(n_layers: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,12 @@ def main(
             train_tiny_masked.compose(DATA / "emotion_phrases.json", DATA / "goemotions_sample.csv", seed=seed), folder
         )
     parts = {part: read_goemotions(folder / f"{part}.csv") for part in PARTS if (folder / f"{part}.csv").is_file()}
+    for one, other in itertools.combinations(
+        parts, 2
+    ):  # single texts that occur in two parts are dropped from the later
+        both = et.datasets.shared(parts[other], parts[one])
+        if 2 * len(both) > len(parts[other]):
+            et.datasets.refuse_shared(parts[other], parts[one], f"{other}.csv of {folder}", f"{one}.csv")
     source = model or str(run.path("model"))
     if model is None and not run.path("model", "training.json").is_file():
         train_tiny_masked.fit(parts, run.path("model"), train_tiny_masked.Recipe(seed=seed))

@@ -87,6 +87,7 @@ def main(
     # 1. Queries.
     queries, others = et.datasets.read_queries(train), et.datasets.read_queries(test)
     fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
+    study.say_shared(others, queries, f"--test {test}", f"--train {train}")
     asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
     lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
     templates = {"neutral": neutral, "emotional": emotional}

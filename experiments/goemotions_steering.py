@@ -87,6 +87,8 @@ def main(
     texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=limit)
     tried, asked = (et.datasets.read_queries(path) for path in (trial, test))
     held = et.datasets.emotion_query(tried, part="held_out", limit=limit, seed=seed)
+    study.say_shared(asked, tried, f"--test {test}", f"--trial {trial}")
+    et.datasets.refuse_shared([*tried, *asked], texts, "queries", f"texts of --train {train}")
     final = et.datasets.emotion_query(asked, part="all", exclude=tried)[:limit]
     choices = [] if questions == "none" else et.datasets.read_truthfulqa(questions, "multiple_choice")[:limit]
     fit, unseen = et.datasets.hold_out(texts, HELD_OUT, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,18 @@ class Study:
         out = self.run.path("parts", f"base_{k:g}.jsonl")
         rows = et.generate(self.lm, prompts, edits, method="base", out=out, **self.options)
         return {"dose": k, **stats.response_statistics([row["gen_text"] for row in rows])}
+
+
+def say_shared(test: Sequence[Any], fit: Sequence[Any], tested: str, fitted: str) -> None:
+    """Say which test queries are in the other file, and are left out: the published ones are. Refuse where none is left."""
+    both = et.datasets.shared(test, fit)
+    if len(both) == len(test):
+        et.datasets.refuse_shared(test, fit, tested, fitted)
+    if both:
+        print(
+            f"warning: {len(both)} of {len(test)} queries of {tested} are in {fitted} too, and are left out",
+            file=sys.stderr,
+        )
 
 
 def counts(queries: Any, against: Any = ()) -> dict[str, Any]:

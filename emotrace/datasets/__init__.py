@@ -1,7 +1,7 @@
 """Datasets: SEV, GoEmotions, EmotionQuery, TruthfulQA and your own files → `Prompts`."""
 
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
-from emotrace.datasets.overlap import hold_out
+from emotrace.datasets.overlap import hold_out, refuse_shared, shared
 from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
 from emotrace.datasets.sev import Skeleton, read_sev, sev
@@ -24,7 +24,9 @@ __all__ = [
     "read_queries",
     "read_sev",
     "read_truthfulqa",
+    "refuse_shared",
     "sev",
+    "shared",
     "spread",
     "truthfulqa",
 ]

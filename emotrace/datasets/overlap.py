@@ -1,13 +1,17 @@
-"""Overlap: texts that occur twice, texts of one set that leak into another, and parts that share none."""
+"""Overlap: texts that occur twice, texts of one set that leak into another, sets that must share none, and parts that do not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
+
+SHOWN: Final = 3
+"""Names of what two sets share that a message shows."""
 
 
 def normalised(text: str) -> str:
@@ -31,6 +35,67 @@ def leaked(texts: Sequence[str], other: Iterable[str]) -> list[int]:
     """Places of the texts that are among the others."""
     known = {normalised(text) for text in other}
     return [i for i, text in enumerate(texts) if normalised(text) in known]
+
+
+def shared(test: Iterable[Any], fit: Iterable[Any]) -> list[str]:
+    """What two sets have in common: skeleton ids, and the names of skeletons, prompts, queries and texts that say the same.
+
+    A scenario counts as one text whatever its events and emotions are; texts are compared as `normalised`.
+
+    Args:
+        test: skeletons, prompts, queries, labelled texts or plain texts.
+        fit: the others, of the same or of another kind.
+
+    Returns:
+        Names as in ``test``, each once.
+    """
+    known = [_named(item) for item in fit]
+    ids, texts = {i for i, _, _ in known if i}, {normalised(text) for _, _, text in known}
+    found = [name for i, name, text in map(_named, test) if i in ids or normalised(text) in texts]
+    return list(dict.fromkeys(found))
+
+
+def refuse_shared(
+    test: Iterable[Any], fit: Iterable[Any], tested: str = "the test set", fitted: str = "training"
+) -> None:
+    """Refuse to measure on what was fitted on: the same file, a copy of it, or one that shares a part.
+
+    Args:
+        test: what is measured on; see `shared`.
+        fit: what is fitted on.
+        tested: how messages name the first.
+        fitted: how they name the second.
+
+    Raises:
+        EmotraceError: saying how many are in both, and which.
+    """
+    test = list(test)
+    both = shared(test, fit)
+    if both:
+        n = len({name for _, name, _ in map(_named, test)})
+        some = ", ".join(both[:SHOWN]) + (", …" if len(both) > SHOWN else "")
+        raise EmotraceError(
+            f"{tested} and {fitted} share {len(both)} of {n}: {some}. What is fitted on cannot be tested on; give other data."
+        )
+
+
+def _named(item: Any) -> tuple[str, str, str]:
+    """Skeleton id (or nothing), name and text of whatever holds a text."""
+    if isinstance(item, str):
+        return "", repr(item[:40]), item
+    if isinstance(item, Prompt):
+        skeleton, scenario = (str(item.labels.get(name) or "") for name in ("skeleton_id", "scenario"))
+        return skeleton, skeleton or item.key, scenario or content(item)
+    for ident, text in (
+        ("skeleton_id", "scenario"),
+        ("query_id", "text"),
+        ("text_id", "text"),
+        ("question_id", "question"),
+    ):
+        if hasattr(item, ident) and hasattr(item, text):
+            name = str(getattr(item, ident))
+            return name if ident == "skeleton_id" else "", name, str(getattr(item, text))
+    raise EmotraceError(f"shared: {type(item).__name__} is no skeleton, prompt, query or text.")
 
 
 def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "emotion") -> tuple[Prompts, Prompts]:
