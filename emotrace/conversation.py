@@ -11,12 +11,12 @@ import xarray as xr
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from emotrace import edits as edits_
+from emotrace.capturing.finite import Item
 from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
-from emotrace.generation import _config, run
+from emotrace.generation import _config, ends_of, run
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import inputs
 
 Tell = Callable[[str], None]
 DECODING: Mapping[str, Any] = {
@@ -198,17 +198,16 @@ def _reply(
             f"{sites.model_class}. Forget it (/reset), or ask for fewer tokens."
         )
     config = _config(model, decoding, encoder.pad_id)
-    lowered = edits_.lower(edits, sites, [prompt.about], [len(ids)], [len(ids) + most], len(ids) + most, True)
     options: dict[str, Any] = {}
     streamer = _Streamer(encoder.decode, len(ids), tell or (lambda _: None), stop or (lambda: False))
     if sites.remote is None:
         options["stopping_criteria"] = StoppingCriteriaList([streamer])
     drawn = seed if decoding["do_sample"] else None
-    tokens, fired = run(model, inputs(model, [ids]), lowered, config, drawn, **options)
+    item = Item(prompt.key, ids, about=prompt.about)
+    tokens, fired = run(model, [item], edits, config, drawn, **options)
     edits_.refuse_silent(edits, fired)
     reply = tokens[0, len(ids) :].tolist()
-    ends = config.eos_token_id
-    ends = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+    ends = ends_of(config)
     last = next((i for i, token in enumerate(reply) if token in ends), None)
     kept = reply if last is None else reply[:last]
     streamer.show(kept, whole=True)

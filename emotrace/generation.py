@@ -13,6 +13,7 @@ import torch
 
 from emotrace import arguments, disk
 from emotrace import edits as edits_
+from emotrace.capturing import finite
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.files import to_file
@@ -22,6 +23,7 @@ from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.traced import runs
+from emotrace.traced.finite import Watch
 
 FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 """Fields of a row that are not labels of its prompt."""
@@ -131,13 +133,9 @@ def generate(
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
             for number, batch in todo:
                 lengths = [len(ids[i]) for i in batch]
-                labels = [prompts[i].about for i in batch]
-                columns = max(lengths) + max_new_tokens
-                lowered = edits_.lower(
-                    edits, sites, labels, lengths, [n + max_new_tokens for n in lengths], columns, True
-                )
+                items = [finite.Item(prompts[i].key, ids[i], about=prompts[i].about) for i in batch]
                 drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
-                tokens, counts = run(model, inputs(model, [ids[i] for i in batch]), lowered, config, drawn)
+                tokens, counts = run(model, items, edits, config, drawn)
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
                     _row(
@@ -175,36 +173,53 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, dict[str, Any]], encoder: A
 
 
 def run(
-    model: Any, fed: dict, lowered: edits_.Lowered, config: Any, seed: int | None, **options: Any
+    model: Any, items: Sequence[finite.Item], edits: Sequence[Edit], config: Any, seed: int | None, **options: Any
 ) -> tuple[torch.Tensor, list[int]]:
-    """Generate under edits where the model lives: ids with the prompts in front, and how often each edit was carried out.
+    """Generate one batch under edits where the model lives: ids with the prompts in front, and how often each edit fired.
 
     Args:
         model: from `emotrace.load`.
-        fed: ids and mask of a padded batch.
-        lowered: its edits.
+        items: the prompts.
+        edits: checked.
         config: of the generation.
         seed: of the sampling; None where nothing is drawn.
         options: more for the model's own ``generate``.
 
     Raises:
-        EmotraceError: for a model of which nobody knows which columns a forward computes.
+        EmotraceError: for a model of which nobody knows which columns a forward computes, or one that finds no next token
+            because its numbers are not finite.
     """
-    sites, rows = model.sites, fed["input_ids"].shape[0]
+    sites, most, lengths = model.sites, config.max_new_tokens, [len(item.ids) for item in items]
+    lowered = edits_.lower(
+        edits, sites, [item.about for item in items], lengths, [n + most for n in lengths], max(lengths) + most, True
+    )
+    fed = inputs(model, [item.ids for item in items])
     first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
-    options |= {"generation_config": config}
+    watch = Watch(max(lengths), ends_of(config))
+    options |= {"generation_config": config, "logits_processor": [watch]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
         warnings.filterwarnings("ignore", message=".*unwound.*")
         try:
             return enter(
-                model, runs.generate, fed, lowered.program(), sites.place(*first), config.max_new_tokens, rows,
-                lowered.count, options, seed,
+                model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
+                seed,
             )  # fmt: skip
-        except ValueError as error:
-            if "columns that arrive" not in str(error):
+        except (ValueError, ArithmeticError, EmotraceError) as error:
+            if "columns that arrive" in str(error):
+                raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
+            stopped = finite.stopped(error)
+            if stopped is None:
                 raise
-            raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
+            item = items[stopped[0]]._replace(reply=stopped[1])
+            what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
+            raise finite.refusal(what, model, [item], edits) from error
+
+
+def ends_of(config: Any) -> list[int]:
+    """The tokens that end a reply."""
+    ends = config.eos_token_id
+    return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
 
 
 def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
@@ -265,8 +280,7 @@ def _row(
     draw: int,
     settings: dict,
 ) -> dict[str, Any]:
-    ends = config.eos_token_id
-    ends = set(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+    ends = ends_of(config)
     stop = next((i for i, t in enumerate(tokens) if t in ends), None)
     reply = tokens if stop is None else tokens[:stop]
     text = encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))

@@ -90,6 +90,7 @@ def filled(
             bar.update(len(one.spans))
         left[group.index] -= len(piece)
         if not left[group.index]:
+            job.refuse_lost(group, arrays)
             yield group, filling.pop(group.index)
 
 

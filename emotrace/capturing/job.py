@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
+from emotrace.capturing import finite
 from emotrace.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.capturing.reads import Reads, Sink
 from emotrace.datasets import Prompts
@@ -64,6 +65,28 @@ class Job:
             self._carry_out(forward, targets)
             bar.update(len(forward.spans))
         self.memo.clear()
+        self.refuse_lost(group, buffers)
+
+    def refuse_lost(self, group: Any, buffers: dict[str, np.ndarray]) -> None:
+        """Refuse a row group with numbers that are not finite.
+
+        Raises:
+            EmotraceError: naming site, layer and prompt.
+        """
+        found = finite.lost(self.reads.variables, buffers, self.reads.free)
+        if found is None:
+            return
+        variable, cell, row = found
+        at = dict(zip(variable.cell_dims, variable.labels(cell), strict=True))
+        site = at.get("sublayer", variable.name)
+        what = f"capture of {site}" + (f" of layer {at['layer']}" if "layer" in at else "")
+        of = next(p.prompt for p in group.prompts if p.start <= group.start + row < p.stop)
+        raise finite.refusal(what, self.model, [self.item(of)], self.edits)
+
+    def item(self, i: int) -> finite.Item:
+        """A prompt with its reply."""
+        n, ids = self.prompt_lengths[i], self.sequences[i]
+        return finite.Item(self.prompts[i].key, ids[:n], ids[n:], self.prompts[i].about)
 
     def forwards(self, group: Any) -> Iterator[Forward]:
         """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""

@@ -77,6 +77,9 @@ class Reads:
                 for i, layer in enumerate(chosen):
                     self._add(name, layer, name, (i,))
         self._steps.sort(key=lambda step: step[0].order)
+        self.free = {v.name for v in self.variables if v.name == "logits"} | {
+            name.replace("/", "|") for item, name in zip(wanted, names, strict=True) if isinstance(item, Site)
+        }  # where a model may say −∞
 
     def _layers(self, names: Sequence[str], explicit: list[int] | None) -> list[int]:
         if explicit is not None:

@@ -12,12 +12,14 @@ import torch
 
 from emotrace import edits as edits_
 from emotrace.capturing import afar, memory
+from emotrace.capturing.finite import refusal
 from emotrace.capturing.job import Job
 from emotrace.capturing.prepare import planned
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.model import enter
 from emotrace.sites import Site
+from emotrace.traced.finite import finite
 
 
 def reduced(
@@ -55,18 +57,35 @@ def reduced(
             for counts in fired:
                 job.count(counts)
             edits_.refuse_silent(job.edits, job.fired)
-            yield value
+            yield _checked(value, function, job)
         return
     for job, plan, args in prepared():
         arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
         job.fill(plan.groups[0], arrays, _Silent())
         edits_.refuse_silent(job.edits, job.fired)
-        yield enter(model, function, [_cells(v, arrays[v.name]) for v in plan.variables], *args)
+        found = enter(model, function, [_cells(v, arrays[v.name]) for v in plan.variables], *args)
+        yield _checked(found, function, job)
 
 
 def _cells(variable: Any, array: np.ndarray) -> torch.Tensor:
     """``[cell, row, width]``."""
     return torch.from_numpy(array.reshape(math.prod(variable.cell_shape), -1, math.prod(variable.rest_shape)))
+
+
+def _checked(found: Any, function: Any, job: Job) -> Any:
+    """What a function made of a chunk, if it is finite."""
+    if not all(finite(x) for x in _tensors(found)):
+        raise refusal(function.__name__, job.model, map(job.item, range(len(job.prompts))), job.edits)
+    return found
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    """All tensors of nested containers."""
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (tuple, list, dict)):
+        for part in found.values() if isinstance(found, dict) else found:
+            yield from _tensors(part)
 
 
 class _Silent:

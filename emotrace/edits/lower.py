@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from emotrace.edits.kinds import KINDS, Edit
+from emotrace.edits.sizes import directed, largest, refuse_overflow
 from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
 from emotrace.sites import Address, Site, Sites
 
@@ -42,16 +43,21 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
 
     Raises:
         EmotraceError: for what is not an edit, a site, layer, head or unit that the model lacks, a payload of the wrong
-            width or with NaN, or a label that a prompt does not have.
+            width, with NaN, without a direction or more than the model's dtype holds, or a label that a prompt does not
+            have.
     """
     if isinstance(edits, Edit) or not isinstance(edits, (list, tuple)):
         raise EmotraceError(f"edits is a list of edits ({', '.join(KINDS)}), not {type(edits).__name__}.")
+    most = largest(sites)
     for i, edit in enumerate(edits):
         place = f"edits[{i}]"
         if not isinstance(edit, Edit) or not edit.kind:
             raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(KINDS)}.")
         for address in _addresses(edit, sites, place):
-            vectors = _vector(edit, address, _columns(edit, address, sites, place), place)
+            columns = _columns(edit, address, sites, place)
+            vectors = _vector(edit, address, columns, place)
+            values = vectors.values if isinstance(vectors, _ByLabel) else vectors
+            refuse_overflow(edit, values, columns, most, _at(place, address))
             if isinstance(vectors, _ByLabel):
                 dim, rows, _ = vectors
                 for about in labels:
@@ -186,14 +192,19 @@ def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str)
             labelled = vector.transpose(rest[0], feature)
             values = labelled[rest[0]].values.tolist() if rest[0] in labelled.coords else range(labelled.shape[0])
             rows = {v: i for i, v in enumerate(values)}
-            return _ByLabel(str(rest[0]), rows, _tensor(labelled.values, edit, address, columns, place, 2))
+            return _ByLabel(str(rest[0]), rows, _tensor(labelled.values, edit, address, columns, place, values))
         vector = vector.values
-    return _tensor(vector, edit, address, columns, place, 1)
+    return _tensor(vector, edit, address, columns, place)
+
+
+def _at(place: str, address: Address) -> str:
+    return place if address.layer is None else f"{place} at layer {address.layer}"
 
 
 def _tensor(
-    values: Any, edit: Edit, address: Address, columns: list[int] | None, place: str, ndim: int
+    values: Any, edit: Edit, address: Address, columns: list[int] | None, place: str, names: Sequence[Any] | None = None
 ) -> torch.Tensor:
+    ndim = 1 if names is None else 2
     try:
         tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values)).float().cpu()
     except (TypeError, ValueError) as error:
@@ -207,9 +218,8 @@ def _tensor(
         )
     if not bool(torch.isfinite(tensor).all()):
         raise EmotraceError(f"{place}: the payload has NaN or infinite values at layer {address.layer}.")
-    if getattr(edit, "scale", "raw") != "raw" and bool((tensor.norm(dim=-1) == 0).any()):
-        raise EmotraceError(f"{place}: a zero vector has no direction (scale={getattr(edit, 'scale', '')!r}).")
-    return tensor
+    own = columns if tensor.shape[-1] == address.width else None
+    return directed(tensor, edit, own, _at(place, address), names or ())
 
 
 def refuse_silent(edits: Sequence[Edit], fired: Sequence[int]) -> None:

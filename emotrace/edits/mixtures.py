@@ -48,7 +48,8 @@ def mixture(
         left out.
 
     Raises:
-        EmotraceError: as `emotrace.directions.parse_mix`; for an unknown scale or layer, or vectors without a site.
+        EmotraceError: as `emotrace.directions.parse_mix`; for an unknown scale or layer, vectors without a site, or a
+            mixture that is not finite.
     """
     if scale not in SIZES:
         raise unknown("scale", scale, SIZES, "mixture(scale=…)")
@@ -70,6 +71,9 @@ def mixture(
         if layer not in known:
             raise unknown("layer", layer, known, "mixture(layers=…)")
     part = payload.sel(layer=wanted).transpose("layer", ...)
+    lost = [layer for layer, x in zip(wanted, part.values, strict=True) if not np.isfinite(x).all()]
+    if lost:
+        raise EmotraceError(f"mixture: the vectors have NaN or infinite values at layer {lost[0]}.")
     some = np.abs(part.values).reshape(len(wanted), -1).max(1) > 0
     chosen = [int(layer) for layer, there in zip(wanted, some, strict=True) if there]
     if not chosen or strength == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from emotrace.traced import caches, programs, runs
+from emotrace.traced import caches, finite, programs, runs
 
 
 def forward(model: Any, steps: list, one: tuple, setup: tuple, memo: dict, sink: Any) -> list:
@@ -91,6 +91,30 @@ def shape(model: Any, inputs: dict, program: list) -> list:
 
     runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), 0, keep)
     return list(found[0])
+
+
+def lost(model: Any, inputs: dict, program: list, n_edits: int, free: list) -> tuple:
+    """Which read of a forward of one row is the first that is not finite: ``(number, column)``; ``()`` for none.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids, mask and options.
+        program: sorted steps of edits and reads.
+        n_edits: how many edits to count.
+        free: numbers of the reads in which −∞ is a number like others.
+    """
+    found: list = []
+
+    def keep(number, value):
+        if found or finite.finite(value, number in free):
+            return
+        wrong = ~torch.isfinite(value)
+        if number in free:
+            wrong &= value != -float("inf")
+        found.append((number, int(wrong[0].any(-1).nonzero()[0])))
+
+    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), n_edits, keep)
+    return found[0] if found else ()
 
 
 def pattern(model: Any, inputs: dict, program: list, head: int) -> torch.Tensor:

@@ -8,11 +8,10 @@ import torch
 import transformers
 
 import emotrace as et
-from emotrace import edits as edits_
 from emotrace import generation
 from emotrace import model as model_
+from emotrace.capturing.finite import Item
 from emotrace.conversation import Conversation
-from emotrace.model import inputs
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 from emotrace.traced import passing
@@ -102,10 +101,9 @@ def test_a_conversation_with_a_model_without_a_cache():
 def test_a_prompt_that_comes_in_pieces(positions):
     lm, ids = loaded(), IDS[0]
     edit = [et.Add("resid_post", layers=LAYER, vector=VECTOR.numpy(), positions=positions)]
-    lowered = edits_.lower(edit, lm.sites, [{}], [len(ids)], [len(ids) + NEW], len(ids) + NEW, True)
     config = generation._config(lm, {"max_new_tokens": NEW, "use_cache": True}, 0)
     config.prefill_chunk_size = 2
-    tokens, _ = generation.run(lm, inputs(lm, [ids]), lowered, config, None)
+    tokens, _ = generation.run(lm, [Item("a", ids)], edit, config, None)
     assert tokens[0, len(ids) :].tolist() == reference(lm, ids, positions)
 
 

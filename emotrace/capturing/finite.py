@@ -1,0 +1,119 @@
+"""Finite: what a model makes of prompts is a number, or an error says where it first is not."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from emotrace import edits as edits_
+from emotrace.capturing import caches
+from emotrace.edits import Edit
+from emotrace.labels import SITES, EmotraceError
+from emotrace.model import enter, inputs
+from emotrace.traced import finite, requests
+
+HALF = ("float16", "bfloat16")
+_STOPPED = re.compile(finite.STOPPED + r": row (\d+) after (\[[\d, ]*\])?")
+
+
+class Item(NamedTuple):
+    """A sequence that a model is given.
+
+    Attributes:
+        key: of its prompt.
+        ids: of the prompt.
+        reply: ids that follow it.
+        about: labels, by which payloads are gathered.
+    """
+
+    key: str
+    ids: Sequence[int]
+    reply: Sequence[int] = ()
+    about: Mapping[str, Any] = {}
+
+
+def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> EmotraceError:
+    """The error that says where a model's numbers first are not finite, prompt by prompt; made once something is lost.
+
+    Args:
+        what: what is not finite, for the message.
+        model: from `emotrace.load`.
+        items: sequences one of which is at fault.
+        edits: under which it was.
+    """
+    items = list(items)
+    dtype = str(model._module.dtype).removeprefix("torch.")
+    for item in items:
+        found = _first(model, item, edits)
+        if found is None:
+            continue
+        site, layer, position = found
+        at = site if layer is None else f"{site} of layer {layer}"
+        advice = ""
+        if edits and _first(model, item, ()) is None:
+            advice = " Without the edits it is finite: take a smaller strength."
+        elif dtype in HALF:
+            advice = f" {dtype} may be too small for this model: load it with dtype='float32'."
+        return EmotraceError(f"{what}: {at} is not finite at position {position} of prompt {item.key!r}.{advice}")
+    named = f" of prompt {items[0].key!r}" if len(items) == 1 else f" of {len(items)} prompts" if items else ""
+    return EmotraceError(f"{what}: not finite, though every site{named} is.")
+
+
+def stopped(error: Exception) -> tuple[int, list[int]] | None:
+    """Row and reply of a generation that `traced.finite.Watch` ended, here or on a server; None for another error."""
+    found = _STOPPED.search(str(error))
+    return None if found is None else (int(found[1]), ast.literal_eval(found[2] or "[]"))
+
+
+def unless_finite(values: Any, what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> None:
+    """Refuse results that are not finite.
+
+    Raises:
+        EmotraceError: of `refusal`.
+    """
+    if not np.isfinite(np.asarray(values)).all():
+        raise refusal(what, model, items, edits)
+
+
+def _first(model: Any, item: Item, edits: Sequence[Edit]) -> tuple[str, int | None, int] | None:
+    """Site, layer and position where a forward over one sequence first is not finite."""
+    sites, sequence = model.sites, [*item.ids, *item.reply]
+    reads = [
+        (address.mirror or address, site, layer)
+        for site in SITES
+        if site in sites.addresses and site != "attn_pattern"
+        for layer, address in sites.addresses[site].items()
+    ]
+    reads.sort(key=lambda read: read[0].order)
+    steps = [("read", a.order, a.lower(model), number) for number, (a, *_) in enumerate(reads)]
+    lowered = edits_.lower(
+        edits, sites, [item.about], [len(item.ids)], [len(sequence)], len(sequence), sites.encoder.causal
+    )
+    rank = {"keep": 1, "edit": 0, "read": 2}
+    program = sorted([*lowered.program(), *steps], key=lambda step: (step[1], rank[step[0]]))
+    free = [number for number, (_, site, _) in enumerate(reads) if site == "logits"]
+    fed = inputs(model, [sequence]) | caches.options(model)
+    found = enter(model, requests.lost, fed, program, lowered.count, free)
+    return (*reads[found[0]][1:], found[1]) if found else None
+
+
+def lost(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], free: Collection[str]) -> tuple | None:
+    """The first ``(variable, cell, row)`` of captured arrays that is not finite; None where all are.
+
+    Args:
+        variables: of the plan.
+        arrays: by variable, ``[…cells, row, …]``.
+        free: variables in which −∞ is a number like others.
+    """
+    for v in variables:
+        for cell in v.cells():
+            values = arrays[v.name][cell]
+            if not finite.finite(torch.from_numpy(values), v.name in free):
+                wrong = ~np.isfinite(values) & ~(np.isneginf(values) & (v.name in free))
+                return v, cell, int(np.argwhere(wrong)[0][0])
+    return None

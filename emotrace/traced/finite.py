@@ -1,0 +1,44 @@
+"""Finite: what tells that numbers of a model are no longer numbers, cheaply."""
+
+from __future__ import annotations
+
+import torch
+
+STOPPED = "no finite score"
+
+
+class Watch:
+    """Called by transformers with the scores of the next token; ends a generation in which none of a row can be taken.
+
+    A token that a model rules out has the score −∞; that is a number like others.
+
+    Args:
+        width: columns of the prompts.
+        ends: tokens that end a reply: what a row is after one of them matters to nobody.
+    """
+
+    def __init__(self, width: int, ends: list) -> None:
+        self.width, self.ends = width, ends
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are.
+
+        Raises:
+            ArithmeticError: naming the row, and its reply until then.
+        """
+        best = scores.amax(-1)  # NaN where any score is NaN
+        if bool(torch.isfinite(best).all()):
+            return scores
+        for row, good in enumerate(torch.isfinite(best).tolist()):
+            reply = input_ids[row, self.width :].tolist()
+            if not good and not any(token in self.ends for token in reply):
+                raise ArithmeticError(f"{STOPPED}: row {row} after {reply}")
+        return torch.where(torch.isfinite(best)[:, None], scores, torch.zeros_like(scores))
+
+
+def finite(value: torch.Tensor, rules_out: bool = False) -> bool:
+    """Whether all numbers are finite; ``rules_out`` allows −∞, as among logits."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    low, high = torch.aminmax(value.detach())
+    return bool(torch.isfinite(high)) and (bool(torch.isfinite(low)) or (rules_out and bool(low == -float("inf"))))
