@@ -11,10 +11,10 @@ import xarray as xr
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from emotrace import edits as edits_
-from emotrace.capturing.finite import Item
 from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
+from emotrace.forwards.finite import Item
 from emotrace.generation import _config, ends_of, run
 from emotrace.labels import EmotraceError, unknown
 

@@ -13,11 +13,10 @@ import torch
 
 from emotrace import arguments, disk
 from emotrace import edits as edits_
-from emotrace.capturing import finite
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.files import to_file
-from emotrace.forwards import beginnings
+from emotrace.forwards import beginnings, finite
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log

@@ -10,8 +10,8 @@ import transformers
 import emotrace as et
 from emotrace import generation
 from emotrace import model as model_
-from emotrace.capturing.finite import Item
 from emotrace.conversation import Conversation
+from emotrace.forwards.finite import Item
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 from emotrace.traced import passing

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing import caches
 from emotrace.edits import Edit
+from emotrace.forwards import caches
+from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import SITES, EmotraceError
-from emotrace.model import enter, inputs
 from emotrace.traced import finite, requests
 
 HALF = ("float16", "bfloat16")
@@ -60,8 +60,9 @@ def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] 
         elif dtype in HALF:
             advice = f" {dtype} may be too small for this model: load it with dtype='float32'."
         return EmotraceError(f"{what}: {at} is not finite at position {position} of prompt {item.key!r}.{advice}")
-    named = f" of prompt {items[0].key!r}" if len(items) == 1 else f" of {len(items)} prompts" if items else ""
-    return EmotraceError(f"{what}: not finite, though every site{named} is.")
+    named = f"prompt {items[0].key!r}" if len(items) == 1 else f"each of {len(items)} prompts"
+    advice = f" {dtype} may be too small: load it with dtype='float32', or take batch_size=1." if dtype in HALF else ""
+    return EmotraceError(f"{what}: not finite in its batch, though every site of {named} alone is.{advice}")
 
 
 def stopped(error: Exception) -> tuple[int, list[int]] | None:
