@@ -162,6 +162,8 @@ def wrapped(module: Any, tokenizer: Any) -> TransformersModel:
 
 
 def placeholder() -> Any:
-    """nnsight's pipeline wants a tokenizer; a model without one gets this, and our encoder then refuses text."""
+    """nnsight's pipeline wants a tokenizer, with a mask for masked models; this stands in, and our encoder refuses text."""
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<pad>", mask_token="<pad>"
+    )

@@ -10,12 +10,13 @@ import torch
 import xarray as xr
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from emotrace import decoding as decoding_
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.forwards.finite import Item
-from emotrace.generation import _config, ends_of, run
+from emotrace.generation import run
 from emotrace.labels import EmotraceError, unknown
 
 Tell = Callable[[str], None]
@@ -197,7 +198,7 @@ def _reply(
             f"the conversation has {len(ids)} tokens; with {most} of a reply that is more than the {encoder.max_length} of "
             f"{sites.model_class}. Forget it (/reset), or ask for fewer tokens."
         )
-    config = _config(model, decoding, encoder.pad_id)
+    config = decoding_.configuration(model, decoding, encoder.pad_id)
     options: dict[str, Any] = {}
     streamer = _Streamer(encoder.decode, len(ids), tell or (lambda _: None), stop or (lambda: False))
     if sites.remote is None:
@@ -207,7 +208,7 @@ def _reply(
     tokens, fired = run(model, [item], edits, config, drawn, **options)
     edits_.refuse_silent(edits, fired)
     reply = tokens[0, len(ids) :].tolist()
-    ends = ends_of(config)
+    ends = decoding_.ends_of(config)
     last = next((i for i, token in enumerate(reply) if token in ends), None)
     kept = reply if last is None else reply[:last]
     streamer.show(kept, whole=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from emotrace import arguments, disk
+from emotrace import decoding as decoding_
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
@@ -123,7 +123,7 @@ def generate(
     }  # fmt: skip
     settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
     batches = beginnings.batches(model, [len(i) + max_new_tokens for i in ids], batch_size)
-    config = _config(model, decoding, encoder.pad_id)
+    config = decoding_.configuration(model, decoding, encoder.pad_id)
     made = _made(model, prompts, ids, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made)
@@ -194,16 +194,17 @@ def run(
     )
     fed = inputs(model, [item.ids for item in items])
     first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
-    watch = Watch(max(lengths), ends_of(config))
+    watch = Watch(max(lengths), decoding_.ends_of(config))
     options |= {"generation_config": config, "logits_processor": [watch]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
         warnings.filterwarnings("ignore", message=".*unwound.*")
         try:
-            return enter(
-                model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
-                seed,
-            )  # fmt: skip
+            with decoding_.neutral(model):
+                return enter(
+                    model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
+                    seed,
+                )  # fmt: skip
         except (ValueError, ArithmeticError, EmotraceError) as error:
             if "columns that arrive" in str(error):
                 raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
@@ -213,28 +214,6 @@ def run(
             item = items[stopped[0]]._replace(reply=stopped[1])
             what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
             raise finite.refusal(what, model, [item], edits) from error
-
-
-def ends_of(config: Any) -> list[int]:
-    """The tokens that end a reply."""
-    ends = config.eos_token_id
-    return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
-
-
-def _config(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
-    """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
-    config = copy.deepcopy(model._module.generation_config)
-    keep = {name: getattr(config, name, None) for name in ("eos_token_id", "bos_token_id", "decoder_start_token_id")}
-    config = type(config)(**{k: v for k, v in keep.items() if v is not None})
-    if config.eos_token_id is None:
-        config.eos_token_id = getattr(model.sites.encoder.tokenizer, "eos_token_id", None)
-    config.pad_token_id = pad_id
-    config.update(**{k: v for k, v in decoding.items() if k != "seed"})
-    if decoding.get("do_sample") and not decoding.get("top_k"):
-        config.top_k = 0
-    if not decoding.get("min_new_tokens"):
-        config.min_new_tokens = None
-    return config
 
 
 def _made(
@@ -279,7 +258,7 @@ def _row(
     draw: int,
     settings: dict,
 ) -> dict[str, Any]:
-    ends = ends_of(config)
+    ends = decoding_.ends_of(config)
     stop = next((i for i, t in enumerate(tokens) if t in ends), None)
     reply = tokens if stop is None else tokens[:stop]
     text = encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))

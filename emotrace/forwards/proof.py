@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from emotrace.decoding import neutral
 from emotrace.forwards import caches
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
@@ -93,7 +94,7 @@ def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Ten
         max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=model.sites.encoder.pad_id,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), neutral(model):
         warnings.simplefilter("ignore")  # of generation: about settings that do not matter here
         found = model._module.generate(**inputs(model, sequences), generation_config=config)
     return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in found.logits]

@@ -11,6 +11,7 @@ import emotrace as et
 from emotrace import generation
 from emotrace import model as model_
 from emotrace.conversation import Conversation
+from emotrace.decoding import configuration
 from emotrace.forwards.finite import Item
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
@@ -101,7 +102,7 @@ def test_a_conversation_with_a_model_without_a_cache():
 def test_a_prompt_that_comes_in_pieces(positions):
     lm, ids = loaded(), IDS[0]
     edit = [et.Add("resid_post", layers=LAYER, vector=VECTOR.numpy(), positions=positions)]
-    config = generation._config(lm, {"max_new_tokens": NEW, "use_cache": True}, 0)
+    config = configuration(lm, {"max_new_tokens": NEW, "use_cache": True}, 0)
     config.prefill_chunk_size = 2
     tokens, _ = generation.run(lm, [Item("a", ids)], edit, config, None)
     assert tokens[0, len(ids) :].tolist() == reference(lm, ids, positions)

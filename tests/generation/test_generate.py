@@ -172,3 +172,21 @@ def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
     assert len(kept) == 1
     with Log(out) as log:  # another run may append at once
         log.append({"key": "other", "method": "none"})
+
+
+@pytest.mark.parametrize("remote", [False, "local"])
+def test_settings_beside_the_weights_change_no_reply(remote):
+    """A checkpoint's generation_config.json may ask for beams, penalties and forced or forbidden tokens."""
+    lm = loaded("llama") if not remote else et.load(loaded("llama")._module, remote="local")
+    sampled = {"do_sample": True, "temperature": 1.5, "top_p": 0.95, "seed": 4}
+    plain = [et.generate(lm, IDS, max_new_tokens=NEW, progress=False, **how) for how in ({}, sampled)]
+    own = lm._module.generation_config
+    seen = sorted({t for row in plain[0] + plain[1] for t in row["token_ids"]})
+    own.update(
+        num_beams=3, forced_eos_token_id=2, suppress_tokens=seen[:9], bad_words_ids=[[seen[-1]]], min_length=30, typical_p=0.1,
+        exponential_decay_length_penalty=(1, 5.0), min_p=0.5, epsilon_cutoff=0.1, temperature=0.1,
+        top_k=2, num_return_sequences=2,
+    )  # fmt: skip
+    assert [et.generate(lm, IDS, max_new_tokens=NEW, progress=False, **how) for how in ({}, sampled)] == plain
+    assert lm._module.generation_config is own
+    assert own.num_beams == 3

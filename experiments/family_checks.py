@@ -1,0 +1,391 @@
+"""Family checks: what emotrace reads and changes in one model, against plain torch hooks, one prompt at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import emotrace as et
+from emotrace import scoring
+from emotrace.testing.hooks import replaced, watched
+
+LENGTHS = (12, 5, 9, 9)
+SHARED = 6
+"""Tokens that the last two prompts begin with alike."""
+NEW = 5
+"""Tokens of a generated reply."""
+READ = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "neuron")
+CLOSE = 3e-4
+"""Largest deviation that counts as rounding, relative to the largest value."""
+
+
+@dataclass
+class Found:
+    """What was tried on a model, and how it went."""
+
+    outcome: str = "proven"
+    reason: str = ""
+    sites: list[str] = field(default_factory=list)
+    form: str = ""
+    passed: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def compare(self, what: str, got: Any, want: Any, least: float = CLOSE) -> bool:
+        """Whether two arrays are equal to rounding; what is not is kept."""
+        got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+        if got.shape != want.shape:
+            return self.say(what, f"shape {got.shape}, hooks say {want.shape}")
+        if not np.isfinite(want).all() or not np.isfinite(got).all():
+            return bool(np.array_equal(got, want, equal_nan=True)) or self.say(what, "not finite")
+        largest = max(float(np.abs(want).max(initial=0)), 1e-30)
+        off = float(np.abs(got - want).max(initial=0)) / largest
+        return off <= least or self.say(what, f"off by {off:.1e} of the largest value {largest:.1e}")
+
+    def say(self, what: str, how: str) -> bool:
+        """Note something wrong, the first of its kind."""
+        self.wrong.setdefault(what, how)
+        return False
+
+
+def prompts_of(lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    """Random token ids, the last two beginning alike; none of them is a special token of any family."""
+    draw = torch.Generator().manual_seed(1)
+    ids = [torch.randint(9, 149, (n,), generator=draw).tolist() for n in lengths]
+    return [*ids[:-1], ids[-2][:SHARED] + ids[-1][SHARED:]]
+
+
+def plain_forward(module: Any) -> None:
+    """One prompt of token ids through a model.
+
+    Raises:
+        ValueError: if there are no finite logits for each token.
+        Exception: what the model says.
+    """
+    ids = torch.tensor(prompts_of()[:1])
+    with torch.no_grad():
+        logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    if logits.shape[:2] != ids.shape or not torch.isfinite(logits).all():
+        raise ValueError(f"its logits have shape {tuple(logits.shape)}, or are not finite, for ids {tuple(ids.shape)}")
+
+
+def check(module: Any, *, generates: bool = True) -> Found:
+    """Everything on one transformers model.
+
+    Returns:
+        ``refused`` where `emotrace.load` says that it does not take the model, ``wrong`` where anything deviates from plain
+        hooks or ends in another error, else ``proven``; what a function refuses by name is kept beside it.
+    """
+    found = Found()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = et.load(module)
+        except et.EmotraceError as error:
+            return Found("refused", _line(error))
+        except Exception as error:  # whatever it is, a user would see a traceback
+            return Found("wrong", wrong={"load": f"{type(error).__name__}: {_line(error)}"})
+        found.sites, found.form = list(model.sites.names), model.sites.form
+        truth = Truth(model)
+        if not truth.repeats():
+            return Found("refused", "two plain forwards of one prompt differ, so that nothing can be compared")
+        steps = [("values", _values), ("roles", _roles), ("edits", _edits)]
+        if model.sites.encoder.causal and generates:
+            steps += [("generation", _generation), ("perplexity", _perplexity)]
+        for name, step in steps:
+            before = len(found.wrong)
+            with _kept(found, name):
+                step(model, truth, found)
+                if len(found.wrong) == before:
+                    found.passed.append(name)
+    found.outcome = "wrong" if found.wrong else "proven"
+    return found
+
+
+@contextlib.contextmanager
+def _kept(found: Found, name: str) -> Iterator[None]:
+    """An error becomes an entry: what emotrace refuses by name, or else something wrong."""
+    try:
+        yield
+    except et.EmotraceError as error:
+        found.refused[name] = _line(error)
+    except Exception as error:  # whatever it is, a user would see a traceback
+        found.say(name, f"{type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class Truth:
+    """A transformers model under plain hooks, one un-padded prompt at a time."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.module, self.sites = model, model._module, model.sites
+        self.ids = prompts_of()
+        takes = inspect.signature(self.module.forward).parameters
+        self.options: dict[str, Any] = (
+            {"use_cache": False} if "use_cache" in takes and model.sites.encoder.causal else {}
+        )
+
+    def forward(self, ids: Sequence[int], **more: Any) -> Any:
+        """The model's output for one prompt."""
+        row = torch.tensor([list(ids)])
+        with torch.no_grad():
+            return self.module(input_ids=row, attention_mask=torch.ones_like(row), **self.options, **more)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """``[token, vocabulary]``."""
+        return self.forward(ids).logits[0].float().clone()
+
+    def repeats(self) -> bool:
+        """Whether a forward gives the same twice."""
+        return torch.allclose(self.logits(self.ids[0]), self.logits(self.ids[0]), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    def values(self, ids: Sequence[int], cells: Sequence[tuple[str, int | None]]) -> dict[Any, Tensor]:
+        """``[token, width]`` at each (site, layer)."""
+        with contextlib.ExitStack() as stack:
+            where = {c: self.sites.address(*c) for c in cells}
+            seen = {c: stack.enter_context(watched(self.model, a.mirror or a)) for c, a in where.items()}
+            self.forward(ids)
+        for cell, all_ in seen.items():
+            if len(all_) != 1:
+                raise AssertionError(f"{cell} is visited {len(all_)} times")
+        return {c: s[0].reshape(-1, s[0].shape[-1]) for c, s in seen.items()}
+
+    @contextlib.contextmanager
+    def added(self, layer: int, vector: Tensor, first: int, last: int | None) -> Iterator[None]:
+        """Add a vector to ``resid_post`` at the indices from ``first`` to before ``last``, with a cache or without.
+
+        With a cache a forward holds the tokens that are new; one that holds more tokens than the step before begins anew.
+        """
+        address = self.sites.address("resid_post", layer)
+        state = {"seen": 0, "width": 0}
+
+        def change(value: Tensor) -> Tensor:
+            shape = value.shape
+            rows = value.reshape(-1, shape[-1])
+            n = rows.shape[0]
+            start = state["seen"] if state["seen"] and n < state["width"] else 0
+            state["seen"] = start + n
+            state["width"] = max(state["width"], n) if start else n
+            at = torch.arange(start, start + n)
+            chosen = (at >= first) & (at < (last if last is not None else 1 << 30))
+            return (rows + chosen[:, None] * vector).reshape(shape).to(value.dtype)
+
+        with hooked(self.module, address, change):
+            yield
+
+    def reply(self, ids: Sequence[int], cached: bool) -> tuple[list[int], float]:
+        """Greedy tokens, and the smallest lead of a likeliest token over the next, relative to the spread of logits."""
+        out, lead = list(ids), float("inf")
+        ends = self.ends()
+        if cached:
+            row = torch.tensor([out])
+            config = type(self.module.generation_config)(
+                max_new_tokens=NEW, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=0, use_cache=True
+            )
+            with torch.no_grad():
+                made = self.module.generate(row, attention_mask=torch.ones_like(row), generation_config=config)
+            return _until(made[0, len(out) :].tolist(), ends), lead
+        for _ in range(NEW):
+            logits = self.logits(out)[-1]
+            best = logits.topk(2).values
+            lead = min(lead, float((best[0] - best[1]) / logits.std()))
+            out.append(int(logits.argmax()))
+            if out[-1] in ends:
+                break
+        return _until(out[len(ids) :], ends), lead
+
+    def ends(self) -> set[int]:
+        """End tokens."""
+        found = getattr(self.module.generation_config, "eos_token_id", None)
+        return set(found if isinstance(found, (list, tuple)) else [] if found is None else [found])
+
+
+def _until(tokens: list[int], ends: set[int]) -> list[int]:
+    at = next((i for i, t in enumerate(tokens) if t in ends), len(tokens))
+    return tokens[:at]
+
+
+@contextlib.contextmanager
+def hooked(module: Any, address: Any, change: Any) -> Iterator[None]:
+    """Let a function replace the tensor at an address in every forward."""
+    target = module.get_submodule(address.path)
+
+    def before(_: Any, args: tuple, kwargs: dict) -> tuple:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: change(kwargs[name])}
+
+    def after(_: Any, args: tuple, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return change(output)
+        i = address.index or 0
+        return (*output[:i], change(output[i]), *output[i + 1 :])
+
+    if address.side == "input":
+        handle = target.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = target.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _values(model: Any, truth: Truth, found: Found) -> None:
+    """Every site at every position, alone and in a padded batch, and at the last position with beginnings shared."""
+    sites = model.sites
+    cells = [(s, i) for s in READ if sites.has(s) for i in sites.layers(s)]
+    want = [truth.values(ids, cells) for ids in truth.ids]
+    for site in dict.fromkeys(s for s, _ in cells):
+        layers = list(sites.layers(site))
+        variable = site if site in ("z", "neuron") else "residual"
+        for how, size, positions in (("alone", 1, "all"), ("in a batch", 4, "all"), ("in a batch, last", 4, "last")):
+            acts = et.capture(
+                model, truth.ids, site, layers=layers, positions=positions, batch_size=size, progress=False
+            )
+            got = acts.sel(variable) if variable != "residual" else acts.sel("residual", sublayer=site)
+            rows = slice(None) if positions == "all" else slice(-1, None)
+            for layer in layers:
+                one = got.sel(layer=layer).values
+                right = np.concatenate([w[site, layer].numpy()[rows] for w in want])
+                found.compare(f"{site} {how}", one.reshape(len(one), -1), right)
+
+
+def _roles(model: Any, truth: Truth, found: Found) -> None:
+    """Places are what they are called, by what only the model itself and the arithmetic of hooks say."""
+    sites, ids = model.sites, truth.ids[0]
+    layers = sites.layers("resid_post")
+    names = [s for s in READ if sites.has(s)]
+    value = truth.values(ids, [(s, i) for s in names for i in sites.layers(s)])
+    states = None
+    with contextlib.suppress(Exception):  # a model need not return them
+        states = truth.forward(ids, output_hidden_states=True).hidden_states
+    shape = (1, len(ids), sites.d_model)
+    if (
+        isinstance(states, (tuple, list))
+        and len(states) == sites.n_layers + 1
+        and all(tuple(s.shape) == shape for s in states)
+    ):
+        for layer in layers:
+            found.compare("resid_pre is the model's own hidden state", value["resid_pre", layer], states[layer][0])
+            if layer + 1 < sites.n_layers:
+                found.compare(
+                    "resid_post is the model's own hidden state", value["resid_post", layer], states[layer + 1][0]
+                )
+    for layer in layers:
+        has = [n for n in names if sites.has(n, layer)]
+        if {"attn_out", "mlp_out"} <= set(has):
+            attn, mlp = value["attn_out", layer], value["mlp_out", layer]
+            if torch.equal(attn, mlp):
+                found.say("attn_out and mlp_out", f"are one tensor at layer {layer}")
+            if sites.form in ("sequential", "parallel"):
+                total = value["resid_pre", layer] + sites.scale * (attn + mlp)
+                found.compare("the sum of a layer", total, value["resid_post", layer])
+            _mixes(truth, found, layer, value)
+        for site, whole in (("z", "attn_out"), ("neuron", "mlp_out")):
+            if site in has and whole in has:
+                _makes(truth, found, site, whole, layer, value)
+
+
+def _mixes(truth: Truth, found: Found, layer: int, value: dict[Any, Tensor]) -> None:
+    """What the first token's stream holds reaches later tokens through ``attn_out``, not through the MLP beside it."""
+    sites, ids = truth.sites, truth.ids[0]
+    pre = sites.address("resid_pre", layer)
+    new = value["resid_pre", layer].clone()
+    new[0] += torch.randn(new.shape[1], generator=torch.Generator().manual_seed(2)) * new.std()
+    with watched(truth.model, sites.address("attn_out", layer)) as seen, replaced(truth.model, pre, new):
+        truth.forward(ids)
+    moved = (seen[0].reshape(new.shape[0], -1) - value["attn_out", layer]).abs().amax(-1)
+    if float(moved[1:].max()) <= CLOSE * float(value["attn_out", layer].abs().max()):
+        found.say("attn_out", f"of layer {layer} takes nothing from other tokens")
+
+
+def _makes(truth: Truth, found: Found, site: str, whole: str, layer: int, value: dict[Any, Tensor]) -> None:
+    """With zeros at ``site`` nothing of a token is left in ``whole``: every token gets the same, the biases."""
+    sites = truth.sites
+    address, end = sites.address(site, layer), sites.address(whole, layer)
+    with watched(truth.model, end) as seen, hooked(truth.module, address, torch.zeros_like):
+        truth.forward(truth.ids[0])
+    left = seen[0].reshape(value[whole, layer].shape)
+    size = float(value[whole, layer].abs().max())
+    if float((left - left[:1]).abs().max()) > CLOSE * size:
+        found.say(f"{site} makes {whole}", f"layer {layer}: something of a token is left where {site} is zero")
+    if float((left - value[whole, layer]).abs().max()) <= CLOSE * size:
+        found.say(f"{site} makes {whole}", f"layer {layer}: nothing changes where {site} is zero")
+
+
+def _edit(model: Any, truth: Truth) -> tuple[int, Tensor]:
+    """A layer in the middle, and a vector as long as the stream there."""
+    layers = model.sites.layers("resid_post")
+    layer = layers[len(layers) // 2]
+    stream = truth.values(truth.ids[0], [("resid_post", layer)])["resid_post", layer]
+    vector = torch.randn(stream.shape[1], generator=torch.Generator().manual_seed(3))
+    return layer, vector * stream.float().pow(2).mean().sqrt()
+
+
+def _edits(model: Any, truth: Truth, found: Found) -> None:
+    """Logits under an addition at ``resid_post``, at every token or the last one, in a padded batch."""
+    layer, vector = _edit(model, truth)
+    for positions in ("all", "last"):
+        edit = et.Add("resid_post", layers=[layer], vector=vector.numpy(), positions=positions)
+        acts = et.capture(model, truth.ids, "logits", positions="all", edits=[edit], batch_size=4, progress=False)
+        got, right, plain = acts.sel("logits").values, [], []
+        for ids in truth.ids:
+            plain.append(truth.values(ids, [("logits", None)])["logits", None].numpy())
+            with truth.added(layer, vector, 0 if positions == "all" else len(ids) - 1, None):
+                right.append(truth.values(ids, [("logits", None)])["logits", None].numpy())
+        found.compare(f"logits under an edit at {positions}", got, np.concatenate(right))
+        if np.allclose(np.concatenate(right), np.concatenate(plain)):
+            found.say("the hook's own edit", "changes no logits")
+
+
+def _generation(model: Any, truth: Truth, found: Found) -> None:
+    """Greedy tokens under an edit of the last prompt token or of all from it on, with a cache and without."""
+    layer, vector = _edit(model, truth)
+    for positions in ("last", "steer"):
+        right, sure = {True: [], False: []}, []
+        for ids in truth.ids:
+            last = len(ids) if positions == "last" else None
+            for cached in (False, True):
+                with truth.added(layer, vector, len(ids) - 1, last):
+                    tokens, lead = truth.reply(ids, cached)
+                right[cached].append(tokens)
+                sure += [] if cached else [lead > 1e-3]
+        edit = et.Add("resid_post", layers=[layer], vector=vector.numpy(), positions=positions)
+        for cached, size in ((True, 4), (True, 1), (False, 4)):
+            what = f"tokens at {positions} {'with' if cached else 'without'} a cache{', batch' if size > 1 else ''}"
+            with _kept(found, what):
+                rows = et.generate(
+                    model, truth.ids, [edit], max_new_tokens=NEW, use_cache=cached, batch_size=size, progress=False
+                )
+                for row, literal, theirs, clear in zip(rows, right[False], right[cached], sure, strict=True):
+                    if clear and row["token_ids"] not in (literal, theirs):
+                        found.say(what, f"{row['token_ids']}, hooks say {literal} (in transformers' generate {theirs})")
+
+
+def _perplexity(model: Any, truth: Truth, found: Found) -> None:
+    """Log-probabilities of given replies, alone and in a padded batch."""
+    replies = [ids[::-1][: 2 + i] for i, ids in enumerate(truth.ids)]
+    prompts = [
+        {"key": str(i), "token_ids": ids, "reply_ids": r}
+        for i, (ids, r) in enumerate(zip(truth.ids, replies, strict=True))
+    ]
+    right = []
+    for ids, reply in zip(truth.ids, replies, strict=True):
+        logs = truth.logits([*ids, *reply]).log_softmax(-1)
+        right.append([float(logs[len(ids) - 1 + j, t]) for j, t in enumerate(reply)])
+    for how, size in (("alone", 1), ("in a batch", 4)):
+        got = scoring.reply_logprobs(model, prompts, batch_size=size)
+        found.compare(f"log-probabilities {how}", np.concatenate(got), np.concatenate(right))
