@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from emotrace.generation import generate
     from emotrace.labels import EMOTIONS, EMOTIONS_EV, SITES, SUBLAYERS, VALENCES, EmotraceError
     from emotrace.model import load
+    from emotrace.provenance import adopt
     from emotrace.sites import Site
     from emotrace.store import Activations, open_activations
 
@@ -63,6 +64,7 @@ _NAMES = {
     "generate": "generation",
     **dict.fromkeys(("EMOTIONS", "EMOTIONS_EV", "SITES", "SUBLAYERS", "VALENCES", "EmotraceError"), "labels"),
     "load": "model",
+    "adopt": "provenance",
     "Site": "sites",
     **dict.fromkeys(("Activations", "open_activations"), "store"),
 }
@@ -81,6 +83,7 @@ __all__ = [
     "Project",
     "Scale",
     "Site",
+    "adopt",
     "attribution",
     "capture",
     "circuits",

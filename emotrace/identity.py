@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+SAMPLED = 32
+"""Weight matrices of which a few numbers are noted."""
+
 
 def identity(module: Any, model_id: str, revision: str | None, backend: str = "local") -> dict[str, Any]:
     """What a manifest says of a model: id, revision, hashes of configuration and weights, dtype, attention, where it runs."""
@@ -20,6 +23,7 @@ def identity(module: Any, model_id: str, revision: str | None, backend: str = "l
         "revision": revision or getattr(module.config, "_commit_hash", None) or "",
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "weights_hash": _weights_hash(module),
+        "weights_sample": _weights_sample(module),
         "dtype": str(module.dtype).removeprefix("torch."),
         "attn_implementation": str(getattr(module.config, "_attn_implementation", "")),
         "backend": backend,
@@ -50,6 +54,21 @@ def _bits(parameter: torch.Tensor) -> str:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     bits = parameter.detach().view(integers).reshape(-1)
     return f"{int(bits.sum(dtype=torch.int64))} {int(bits[::3].sum(dtype=torch.int64))} {bits[:16].tolist()}"
+
+
+def _weights_sample(module: Any) -> str:
+    """Some weights as bfloat16 patterns, 4 hexadecimal digits each: nearly the same in whatever dtype they are loaded."""
+    here = [p.detach() for p in module.parameters() if not p.is_meta and p.numel() and p.is_floating_point()]
+    chosen = [p for p in here if p.ndim > 1] or here  # gains and biases of different models are often all 1 or 0
+    chosen = [chosen[i * len(chosen) // SAMPLED] for i in range(SAMPLED)] if len(chosen) > SAMPLED else chosen
+    per = -(-SAMPLED // max(1, len(chosen))) * 4
+    found = []
+    for weight in chosen:
+        flat = weight.reshape(-1)
+        at = [(2 * i + 1) * flat.numel() // (2 * per) for i in range(per)]
+        bits = flat[torch.tensor(at, device=flat.device)].to(torch.bfloat16).view(torch.int16).tolist()
+        found += [f"{b & 0xFFFF:04x}" for b in bits]
+    return "".join(found)
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
 from emotrace.attribution.measured import Edits, Measured, Plan, digest
 from emotrace.attribution.sets import Set, union
@@ -197,6 +198,7 @@ def enhancement_curve(
             "datasets.sev(…, instruction=False)."
         )
     plan = Plan(model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed)
+    provenance.check(differences, model.sites, "enhancement_curve(differences=…)")
     payload = _payload(plan, differences)
     _ = Add(plan.site, vector=0.0, strength=strength)  # refuses a strength that is no number
     settings = {"method": "enhancement_curve", "strength": float(strength), "differences": digest(payload.values())}

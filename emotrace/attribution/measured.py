@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.attribution.files import plain, save
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.reruns import Reruns
@@ -66,6 +67,8 @@ class Plan:
         for name, array in (("contributions", scores), ("directions", directions)):
             if not {label, "layer"} <= set(array.dims):
                 raise EmotraceError(f"the {name} of a curve need the dims {label!r} and 'layer', not {array.dims}.")
+            provenance.check(array, model.sites, f"the {name} of a curve")
+        provenance.check(contributions, model.sites, "the contributions of a curve")
         self.model, self.label = model, label
         self.dim = feature(scores)
         self.site = SITES[self.dim]
@@ -234,7 +237,7 @@ class Measured:
             **self.settings,
             "cluster": self.cluster,
             "level": 0.95,
-            "model_id": plan.model.sites.identity["model_id"],
+            **provenance.of(plan.model.sites.identity),
         }
         attrs["forward"] = "last token" if all(row["by_token"] for row in rows) else "whole prompt"
         return xr.Dataset(data, coords, {k: int(v) if isinstance(v, bool) else v for k, v in attrs.items()})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.labels import EmotraceError, unknown
 
 Block = Sequence[tuple[int, str]]
@@ -104,7 +105,7 @@ def reference_direction(directions: xr.DataArray, block: Block) -> xr.DataArray:
     values = (total / norms).astype(np.float32).reshape(*(directions.sizes[d] for d in outer), -1)
     coords = {d: directions[d].values for d in outer if d in directions.coords}
     attrs = {"method": "reference_direction", "sign": directions.attrs.get("sign", "that of the directions"),
-             "block": json.dumps(wanted), "unit": 1}  # fmt: skip
+             "block": json.dumps(wanted), "unit": 1, **provenance.of(directions)}  # fmt: skip
     return xr.DataArray(values, dims=(*outer, "dim"), coords=coords, name="direction", attrs=attrs)
 
 
@@ -160,6 +161,7 @@ def local_directions(
             "flipped": ((label, "layer", "sublayer"), flipped.reshape(shape)),
         },
         name="direction",
+        attrs=provenance.of(directions),
     )
 
 

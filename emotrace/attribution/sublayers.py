@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
 from emotrace.attribution.central import Central, differentiable
 from emotrace.attribution.files import digest, save
@@ -124,6 +125,7 @@ def sublayer_influence(
         reference, block = reference_direction(directions, places), json.dumps(places)
     elif "block" in reference.attrs:
         block = str(reference.attrs["block"])
+    provenance.check(reference, sites, f"{PLACE}(reference=…)")
     covectors = matched(reference, directions, label, "sublayer_influence(reference=…)")
     without = [layer for layer in chosen if not sites.has("resid_mid", layer)]
     local = local_directions(directions, chosen, without, reference if align else None)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.attribution.streams import fitting, reductions
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
@@ -47,6 +48,7 @@ def top_tokens(model: Any, directions: xr.DataArray, k: int = 10) -> pd.DataFram
         raise EmotraceError("top_tokens takes directions as a DataArray with the dim 'dim'.")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocabulary:
         raise EmotraceError(f"top_tokens(k={k!r}): 1 to {vocabulary}, the tokens of the model.")
+    provenance.check(directions, sites, "top_tokens(directions=…)")
     outer = [d for d in directions.dims if d != "dim"]
     values = np.asarray(directions.transpose(*outer, "dim").values, dtype=np.float64)
     shape, values = values.shape[:-1], values.reshape(-1, values.shape[-1])

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from emotrace import provenance
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import enter
 from emotrace.sites import envoy
@@ -115,6 +116,7 @@ def chosen_layers(
     """
     if not isinstance(directions, xr.DataArray) or "layer" not in directions.dims:
         raise EmotraceError(f"{place}: directions is a DataArray [label, layer, sublayer, dim] of emotrace.directions.")
+    provenance.check(directions, model.sites, f"{place}(directions=…)")
     known = [int(i) for i in directions["layer"].values] if "layer" in directions.coords else []
     if layers is None:
         common = set(known).intersection(*(model.sites.layers(s) for s in sites))

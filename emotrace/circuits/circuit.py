@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.circuits import files, show
 from emotrace.circuits.allocate import KINDS, SITE_OF
 from emotrace.edits import Ablate, Add, Edit
@@ -161,11 +162,13 @@ class Circuit:
         )
 
     def check(self, model: Any) -> None:
-        """Refuse a model that lacks the circuit's places.
+        """Refuse another model than the one it was found in, or one that lacks the circuit's places.
 
         Raises:
-            EmotraceError: for a site, layer, unit or head that the model does not have, or heads of another width.
+            EmotraceError: for another model (see `emotrace.adopt`), a site, layer, unit or head that the model does not have, or
+                heads of another width.
         """
+        provenance.check(self, model.sites, "the circuit")
         for kind in KINDS:
             rows, site = self._rows(kind), SITE_OF[kind]
             for layer in sorted(set(rows["layer"])):
@@ -219,7 +222,8 @@ class Circuit:
                 continue
             vector = (self.payload[SITE_OF[kind]] * factors).where(self.mask(kind), np.float32(0)).sel(layer=layers)
             vector = vector.rename({self.label: label} if label not in (None, self.label) else {})
-            found.append(Add(SITE_OF[kind], layers=layers, positions=positions[kind], vector=vector, strength=times))
+            found.append(Add(SITE_OF[kind], layers=layers, positions=positions[kind], vector=vector, strength=times,
+                             origin=provenance.of(self)))  # fmt: skip
         if not found:
             raise EmotraceError(f"the circuit has no {' or '.join(by_kind) or 'kind'} to edit.")
         return found
@@ -253,7 +257,8 @@ class Circuit:
             for layer, part in rows.groupby("layer"):
                 which: dict[str, Any] = {f"{INDEX[kind]}s": part["index"].tolist()}
                 vector = None if how == "zero" else self.payload[f"{site}_mean"].sel(layer=layer)
-                found.append(Ablate(site, layers=layer, positions=positions, vector=vector, **which))
+                found.append(Ablate(site, layers=layer, positions=positions, vector=vector, **which,
+                                    origin=provenance.of(self)))  # fmt: skip
         if not found:
             raise EmotraceError(f"the circuit of {self.label} {label!r} has no components.")
         return found

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import presets
+from emotrace import presets, provenance
 from emotrace.attribution.files import digest, plain
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -24,8 +24,8 @@ PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.item
 """Published rankings; with them the plan follows the influence of sublayers."""
 HALF: Final = 0.5
 """A circuit that takes more of a layer than this share leaves no room for random circuits of its size."""
-ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "tokenizer_hash", "template_hash", "template_date",
-                "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
+ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_sample", "tokenizer_hash", "template_hash",
+                "template_date", "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
 
 
 def discover(
@@ -112,6 +112,7 @@ def discover(
         available = {k: [_available(model, k, layer) if layer in at[k] else 0 for layer in _all(at)] for k in kinds}
         if preset is not None:
             assert influence is not None
+            provenance.check(influence, model.sites, "discover(influence=…)")
             table = influence["influence"] if isinstance(influence, xr.Dataset) else influence
             plan = published_plan(_within(table, _all(at)), available=available, label=label)
         else:

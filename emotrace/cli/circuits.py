@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emotrace import provenance
 from emotrace.cli.app import app
 from emotrace.cli.options import (
     Bos,
@@ -247,7 +248,8 @@ def curves(
     else:
         assert circuit is not None
         del common["accepted"]
-        payload = et.Circuit.load(circuit).payload
+        added = et.Circuit.load(circuit)
+        payload = added.payload.assign_attrs(provenance.of(added))
         lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
         found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
     table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})

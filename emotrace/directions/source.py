@@ -17,6 +17,8 @@ PROVENANCE: Final = (
     "model_id",
     "revision",
     "config_hash",
+    "weights_hash",
+    "weights_sample",
     "tokenizer_hash",
     "template_hash",
     "template_date",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.capturing import capture
 from emotrace.discovery.nodes import SITE
 from emotrace.discovery.selection import component, nodes_of
@@ -53,6 +54,8 @@ def edits(
         raise unknown("ablation", how, ("zero", "mean"), "discovery.edits(how=…)")
     if how == "mean" and (model is None or prompts is None):
         raise EmotraceError("discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=.")
+    if model is not None:
+        provenance.check(circuit, model.sites, "discovery.edits(circuit=…)")
     inside = nodes_of(circuit)
     everything = nodes_of(circuit.copy(data=np.ones(circuit.size, dtype=bool)))
     chosen = [n for n in everything if n not in set(inside)] if outside else inside
@@ -73,7 +76,8 @@ def edits(
                 model, prompts, SITE[kind], layers=[layer], positions=positions, batch_size=batch_size, progress=False
             )
             vector = _means(acts, SITE[kind], layer)
-        found.append(Ablate(SITE[kind], layers=layer, positions=positions, vector=vector, **which))
+        found.append(Ablate(SITE[kind], layers=layer, positions=positions, vector=vector, **which,
+                            origin=provenance.of(circuit)))  # fmt: skip
     return found
 
 

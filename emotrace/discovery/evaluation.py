@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.discovery import exact
 from emotrace.discovery.batches import ready, span_means
 from emotrace.discovery.edges import graph
@@ -73,6 +74,7 @@ def run_circuits(
     for circuit in several:
         if not np.array_equal(circuit[dim].values, names):
             raise EmotraceError(f"run_circuits: the circuit has other {dim}s than this model has for {metric.name!r}.")
+        provenance.check(circuit, model.sites, "run_circuits(circuits=…)")
     keep = torch.tensor(np.stack([np.zeros(len(names)), *(np.asarray(c.values, dtype=float) for c in several)]))
     means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
     found, full = [], []

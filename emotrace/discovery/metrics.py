@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.discovery.pairs import Pair
 from emotrace.labels import EmotraceError, unknown
 from emotrace.traced import circuits
@@ -73,6 +74,7 @@ class Projection:
 
     def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
         """The site of the direction."""
+        provenance.check(self.directions, model.sites, self.name)
         address = model.sites.address(self.site, self._layer())
         if self.directions.sizes.get("dim") != address.width:
             raise EmotraceError(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.batches import Batch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
@@ -132,7 +133,7 @@ def scores(
     attrs = {
         "method": method, "level": level, "ablation": ablation, "metric": metric.name, "sign": SIGN, "n_pairs": len(pairs),
         "model": model.sites.identity.get("model_id", model.sites.model_class),
-        "config_hash": str(model.sites.identity.get("config_hash", "")),
+        **provenance.of(model.sites.identity),
         "n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads,
     }  # fmt: skip
     if method in approximate.METHODS[1:]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from emotrace import bundles
+from emotrace import bundles, provenance
 from emotrace.edits.kinds import KINDS, Edit
 from emotrace.labels import EmotraceError
 from emotrace.sites import Site
@@ -39,6 +39,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
                 row[f.name] = {"path": value.path, "side": value.side, "index": value.index}
             elif f.name != "vector":
                 row[f.name] = value.item() if isinstance(value, np.generic) else value
+        row["origin"] = provenance.of(edit) or None
         described.append(row)
     bundles.write(path, NAME, tensors, {"edits": described})
 
@@ -82,7 +83,7 @@ def digest(edits: Sequence[Edit]) -> str:
     for edit in edits:
         payload = edit.payload
         values = payload.values if isinstance(payload, xr.DataArray) else payload
-        described = {k: v for k, v in vars(edit).items() if k != "vector"}
+        described = {k: v for k, v in vars(edit).items() if k not in ("vector", "origin")}
         if isinstance(payload, xr.DataArray):  # the same numbers under other labels are another edit
             described["dims"] = [
                 [str(d), payload[d].values.tolist() if d in payload.coords else None] for d in payload.dims

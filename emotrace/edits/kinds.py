@@ -7,7 +7,7 @@ Scale of an addition, h being the value before our edits at that site: ``raw`` h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ class Edit:
         positions: policy or span; ``steer`` = last prompt token and every generated one.
         heads: heads of ``z`` to act on; None for all.
         units: units of ``neuron`` (or columns of any other site) to act on; None for all.
+        origin: what it was made with (`emotrace.provenance`); None: what the vector's attrs say.
     """
 
     site: str | Site
@@ -35,6 +36,7 @@ class Edit:
     positions: Positions = "steer"
     heads: Any = None
     units: Any = None
+    origin: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

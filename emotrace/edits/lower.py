@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.edits.kinds import KINDS, Edit
 from emotrace.edits.sizes import directed, largest, refuse_overflow
 from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
@@ -53,6 +54,7 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
         place = f"edits[{i}]"
         if not isinstance(edit, Edit) or not edit.kind:
             raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(KINDS)}.")
+        provenance.check(edit, sites, place)
         for address in _addresses(edit, sites, place):
             columns = _columns(edit, address, sites, place)
             vectors = _vector(edit, address, columns, place)

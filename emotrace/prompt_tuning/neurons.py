@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
-from emotrace.prompt_tuning.prompts import LABEL, SAME, SoftPrompt, as_edits
+from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readout import refuse_remote
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
@@ -226,4 +227,4 @@ def _grid(x: xr.DataArray, label: str, over: str, stage: str) -> xr.DataArray:
 
 
 def _about(model: Any) -> dict[str, Any]:
-    return {n: str(model.sites.identity.get(n)) for n in ("model_id", *SAME)}
+    return {n: str(model.sites.identity.get(n)) for n in provenance.KEYS}

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import bundles
+from emotrace import bundles, provenance
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
@@ -59,18 +59,14 @@ class SoftPrompt:
         """Refuse a model that the prompt was not tuned for.
 
         Raises:
-            EmotraceError: for another width, configuration or weights.
+            EmotraceError: for another width or other weights.
         """
         width = model.sites.address("embed").width
         if self.vectors.shape[-1] != width:
             raise EmotraceError(
                 f"prompt {self.key}: its vectors have width {self.vectors.shape[-1]}, the model's {width}."
             )
-        other = [n for n in SAME if n in self.model and self.model[n] != model.sites.identity.get(n)]
-        if other:
-            raise EmotraceError(
-                f"prompt {self.key} was tuned for {self.model.get('model_id')!r}, not for this model ({', '.join(other)} differ)."
-            )
+        provenance.check(self.model, model.sites, f"prompt {self.key}")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``prompt.safetensors``, then ``prompt.json``, which carries the digest of the numbers.
@@ -126,6 +122,7 @@ def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
         Ablate(
             "embed", positions=(first + i, first + i + 1),
             vector=xr.DataArray(values[:, i], dims=(LABEL, "dim"), coords={LABEL: keys}),
+            origin=provenance.of(prompts[0].model),
         )
         for i in range(values.shape[1])
     ]  # fmt: skip

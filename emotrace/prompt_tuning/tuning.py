@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from emotrace import provenance
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.optimizer import AdamW
-from emotrace.prompt_tuning.prompts import SAME, SoftPrompt
+from emotrace.prompt_tuning.prompts import SoftPrompt
 from emotrace.prompt_tuning.readout import Readout, accuracy, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
@@ -82,7 +83,7 @@ def tune(model: Any, task: Task, recipe: Recipe | None = None, progress: bool = 
     if task.test is not None:
         margins = readout.margins(laid["test"], kept, recipe.eval_batch)
         scores["test"] = {"accuracy": _accuracy(margins, task.test, recipe), "n": len(task.test)}
-    identity = {name: sites.identity.get(name) for name in ("model_id", *SAME, "dtype")}
+    identity = {name: sites.identity.get(name) for name in provenance.KEYS}
     return SoftPrompt(
         kept.numpy(), vectors.detach().numpy().copy(), task.emotion, task.seed, recipe, answers, identity, scores, history,
         task.digest,

@@ -20,7 +20,7 @@ from emotrace.store.variable import Variable
 
 EAGER_ROWS = 20_000
 """Up to so many rows the labels on ``token`` are read at once; beyond, when they are asked for."""
-SOURCE_ATTRS = ("model_id", "revision", "dtype", "prompts_digest", "plan_digest")
+SOURCE_ATTRS = ("model_id", "revision", "dtype", "weights_hash", "weights_sample", "prompts_digest", "plan_digest")
 
 
 def open_activations(path: str | os.PathLike[str]) -> Activations:

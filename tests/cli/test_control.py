@@ -90,8 +90,12 @@ def test_export_bakes_a_direction_of_a_given_length(place, tmp_path, monkeypatch
 def test_export_says_why_a_model_cannot_hold_an_addition(place, tmp_path, monkeypatch, capsys):
     folder, _, _, _ = place
     tiny.save("gemma", tmp_path / "gemma")  # its MLP has no biases, and no setting for them
-    args = ("--model", tmp_path / "gemma", "--directions", folder / "dirs", "--emotion", "anger", "--strength", 1)
-    error = refused(monkeypatch, capsys, "export", *args, "--out", tmp_path / "m")
+    args = ("--model", tmp_path / "gemma", "--emotion", "anger", "--strength", 1, "--out", tmp_path / "m")
+    error = refused(monkeypatch, capsys, "export", *args, "--directions", folder / "dirs")
+    assert "made with the model model (" in error
+    assert "not for this model, gemma (" in error
+    run("adopt", folder / "dirs", "--model", tmp_path / "gemma", "--out", tmp_path / "adopted")
+    error = refused(monkeypatch, capsys, "export", *args, "--directions", tmp_path / "adopted")
     assert "has no bias, and GemmaConfig cannot give it one" in error
     assert not (tmp_path / "m").exists()
 

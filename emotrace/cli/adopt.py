@@ -1,0 +1,67 @@
+"""Adopt: files of one model, declared fit for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emotrace.cli.app import app
+from emotrace.cli.options import Bos, Device, Dtype, Model, Where, place
+from emotrace.labels import EmotraceError
+
+
+@app.command()
+def adopt(
+    folder: Annotated[
+        Path, typer.Argument(help="directions, vectors, circuit, scores, soft prompt or edits of another model")
+    ],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="folder of the copies")],
+    device: Device = "auto",
+    dtype: Dtype = None,
+    bos: Bos = None,
+    remote: Where = None,
+) -> None:
+    """Copy what was made with another model, declared fit for this one: the deliberate way to use it there."""
+    import emotrace as et
+
+    if out.resolve() == folder.resolve():
+        raise EmotraceError(f"--out {out} is the folder itself: adopted copies lie beside what they were made of.")
+    found = [file for file in sorted(folder.rglob("*.json")) if file.with_suffix(".safetensors").is_file()]
+    if not found:
+        raise EmotraceError(f"{folder} holds nothing of emotrace: no NAME.json with its NAME.safetensors.")
+    loaded = [(file, _load(file)) for file in found]
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    for file, thing in loaded:
+        _save(et.adopt(thing, lm), out / file.parent.relative_to(folder), file.stem)
+        typer.echo(f"{file} → {out / file.relative_to(folder)}")
+
+
+def _load(file: Path) -> Any:
+    from emotrace import attribution, circuits, directions, edits
+    from emotrace.bundles import read
+    from emotrace.prompt_tuning import SoftPrompt
+
+    own = {"circuit": circuits.Circuit.load, "prompt": SoftPrompt.load, "edits": edits.load}
+    about, _ = read(file.parent, file.stem, "a result of emotrace")
+    if "variables" not in about:
+        return own[file.stem](file.parent) if file.stem in own else directions.load(file.parent, file.stem)
+    is_circuit = str(about.get("attrs", {}).get("content", "")).startswith("emotrace circuit")
+    return circuits.Circuit.load(file.parent) if is_circuit else attribution.load(file.parent, file.stem)
+
+
+def _save(thing: Any, folder: Path, name: str) -> None:
+    import xarray as xr
+
+    from emotrace import attribution, directions, edits
+
+    if isinstance(thing, xr.DataArray):
+        directions.save(thing, folder, name)
+    elif isinstance(thing, xr.Dataset):
+        attribution.save(thing, folder, name)
+    elif isinstance(thing, list):
+        edits.save(thing, folder)
+    else:
+        thing.save(folder)

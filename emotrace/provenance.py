@@ -1,0 +1,111 @@
+"""Provenance: which model a thing was made with, and whether a model is that one.
+
+Directions, vectors, scores and circuits carry the entries `KEYS` of their model's identity. The same weights in another folder,
+dtype or on another device are the same model. A thing without these entries (numbers of the user's own) fits every model of its
+width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import xarray as xr
+
+from emotrace.labels import EmotraceError
+
+KEYS: Final = ("model_id", "revision", "dtype", "config_hash", "weights_hash", "weights_sample")
+"""Entries of a model's identity that tell it from others."""
+ALIKE: Final = 0.85
+"""Least share of sampled weights that are equal in bfloat16 where dtypes differ; float16 rounds a few to the other side."""
+
+
+def of(thing: Any) -> dict[str, Any]:
+    """What a thing says of the model that it was made with: of its attrs, its meta, or a mapping; empty where it says nothing."""
+    about = thing
+    for name in ("origin", "attrs", "meta"):
+        found = getattr(thing, name, None)
+        if isinstance(found, Mapping) and found:
+            about = found
+            break
+    else:
+        vector = getattr(thing, "vector", None)
+        if vector is not None:
+            return of(vector)
+    return {k: about[k] for k in KEYS if k in about} if isinstance(about, Mapping) else {}
+
+
+def check(thing: Any, sites: Any, what: str) -> None:
+    """Refuse a thing that was made with another model.
+
+    Args:
+        thing: labelled array, Dataset, circuit, edit, or a mapping with entries of an identity.
+        sites: ``model.sites``.
+        what: the thing, for the message, e.g. ``head_contributions(directions=…)``.
+
+    Raises:
+        EmotraceError: naming both models, and how to use it all the same.
+    """
+    was, now = of(thing), dict(sites.identity)
+    known = "weights_hash" in was or "config_hash" in was  # a name alone, in files of other tools, says too little
+    if known and now and not same(was, now):
+        raise EmotraceError(
+            f"{what}: made with the model {_named(was)}, not for this model, {_named(now)}. If that is meant, say so: "
+            "emotrace.adopt(…, model), or `emotrace adopt FOLDER --model MODEL --out FOLDER` for files."
+        )
+
+
+def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two identities are of the same weights.
+
+    Where both were sampled the numbers decide: hashes in one dtype, sampled weights across dtypes. Where weights are elsewhere,
+    or were not sampled by an older version, an equal hash or else the last part of the names does.
+    """
+    hashes = (was.get("weights_hash"), now.get("weights_hash"))
+    samples = (str(was.get("weights_sample") or ""), str(now.get("weights_sample") or ""))
+    if all(samples):
+        if was.get("dtype") == now.get("dtype") and all(hashes):
+            return hashes[0] == hashes[1]
+        mine, other = ([s[i : i + 4] for i in range(0, len(s), 4)] for s in samples)
+        equal = sum(a == b for a, b in zip(mine, other, strict=False))
+        return len(mine) == len(other) and equal >= ALIKE * len(mine)
+    if any(samples) and all(hashes) and hashes[0] == hashes[1]:
+        return True
+    names = [str(one.get("model_id") or "").rstrip("/").rsplit("/", 1)[-1].lower() for one in (was, now)]
+    revisions = [str(one.get("revision") or "") for one in (was, now)]
+    return not all(names) or (names[0] == names[1] and (not all(revisions) or revisions[0] == revisions[1]))
+
+
+def adopt(thing: Any, model: Any) -> Any:
+    """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
+
+    Args:
+        thing: labelled array, Dataset, circuit, soft prompt, edit, or a list of edits.
+        model: from `emotrace.load`, which it shall be used with; its width is checked at use.
+
+    Returns:
+        A copy that names ``model`` as its own, and under ``adopted_from`` the one that it was made with.
+
+    Raises:
+        EmotraceError: for a thing that names no model and needs none.
+    """
+    identity = {k: model.sites.identity[k] for k in KEYS if k in model.sites.identity}
+    if isinstance(thing, Sequence) and not isinstance(thing, str):
+        return [adopt(one, model) for one in thing]
+    before = of(thing).get("model_id")
+    about = {**identity, **({"adopted_from": before} if before else {})}
+    if isinstance(thing, (xr.DataArray, xr.Dataset)):
+        return thing.assign_attrs(about)
+    fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+    if "origin" in fields:
+        return dataclasses.replace(thing, origin=about)
+    for name in ("meta", "model"):
+        if name in fields:
+            return dataclasses.replace(thing, **{name: {**getattr(thing, name), **about}})
+    raise EmotraceError(f"adopt takes labelled arrays, circuits, soft prompts and edits, not {type(thing).__name__}.")
+
+
+def _named(about: Mapping[str, Any]) -> str:
+    shown = [f"{n} {about[k]}" for n, k in (("revision", "revision"), ("weights", "weights_hash")) if about.get(k)]
+    return f"{about.get('model_id') or '(unnamed)'}" + (f" ({', '.join(shown)})" if shown else "")
