@@ -34,7 +34,7 @@ def from_json(text: str | bytes, **options: Any) -> Any:
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        return json.loads(text, parse_int=_integer, **options)
+        return json.loads(text, parse_int=integer, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -55,5 +55,6 @@ def one_line(text: str, limit: int) -> str:
     return "".join(c if c.isprintable() else REPLACED for c in line[:limit])
 
 
-def _integer(digits: str) -> int | float:
+def integer(digits: str) -> int | float:
+    """The number, as long as Python reads it; infinity beyond what a float holds."""
     return int(digits) if len(digits) < _LONG_INT else float(digits)

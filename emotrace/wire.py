@@ -38,6 +38,12 @@ class Address:
     def __repr__(self) -> str:
         return f"Address({self.url!r})"
 
+    @property
+    def place(self) -> str:
+        """Host and path."""
+        parts = urlsplit(self.url)
+        return f"{parts.hostname}{parts.path}"
+
     @classmethod
     def of(cls, url: str, what: str, example: str) -> Address:
         """The parts of a URL; what is secret in it is masked from now on.
@@ -53,7 +59,7 @@ class Address:
         url = url.strip()
         secrets.remember_url(url)
         if origin(url) is None:
-            raise EmotraceError(f"{what}={url!r} is not a URL such as {example}.")
+            raise EmotraceError(f"{what}={url!r} is no URL of the web; it must look like {example}.")
         parts = urlsplit(url)
         user, at, netloc = parts.netloc.rpartition("@")
         name, _, password = user.partition(":")

@@ -30,7 +30,7 @@ def test_an_address_is_shown_without_its_secrets():
     ],
 )
 def test_what_is_no_address_is_refused_without_its_password(url):
-    with pytest.raises(EmotraceError, match=r"remote=.* is not a URL such as http://h") as caught:
+    with pytest.raises(EmotraceError, match=r"remote=.* is no URL of the web; it must look like http://h") as caught:
         wire.Address.of(url, "remote", "http://h")
     assert "hunter22" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from emotrace import disk
@@ -78,9 +78,10 @@ class StreamingTargetJudge(TargetJudge, Protocol):
         ...
 
 
-def is_final(verdict: Verdict | TargetVerdict) -> bool:
-    """Say whether a verdict stands, or failed on the way and should be asked for again."""
-    return not verdict["reason"].startswith(ENDPOINT)
+def is_final(verdict: Mapping[str, Any]) -> bool:
+    """Say whether a verdict (or a rating) stands, or failed on the way and should be asked for again."""
+    answer = next(verdict[name] for name in ("predicted", "match", "value") if name in verdict)
+    return answer is not None or not verdict["reason"].startswith(ENDPOINT)
 
 
 def record(judge: Any, text: str) -> dict[str, str]:

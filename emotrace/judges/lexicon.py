@@ -219,6 +219,7 @@ def lexicon() -> Lexicon:
     return Lexicon(json.loads(_text()))
 
 
+@cache
 def lexicon_digest() -> str:
     """Hash of the shipped lexicon and of what answers depend on beside it."""
     rest = (TIE_ORDER, MIN_SCORE, MIN_MARGIN, CLEAR_SCORE, BOOST, NEGATION_WINDOW)

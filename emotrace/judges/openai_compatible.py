@@ -1,49 +1,32 @@
 """The OpenAI judge: any endpoint that speaks chat completions; asked concurrently, retried, metered, never guessed.
 
-A text gets a verdict only from a well-formed answer. Failures on the way (429, 5xx, timeouts, lost connections) are
-sent again with exponential backoff and jitter, or after what ``Retry-After`` says. Malformed answers (no JSON, no
-field, a word outside the choices, a refusal, nothing) are asked again with the next seed. After a bounded number of
-either the text is *unjudged*. The key comes from ``OPENAI_API_KEY`` and goes nowhere but into the request header.
+A text gets a verdict only from a well-formed answer. What fails on the way is sent again (`emotrace.judges.endpoint`); malformed
+answers (no JSON, no field, a word outside the choices, a refusal, thinking without an answer) are asked again with the next seed,
+and with more room where they were cut off. After a bounded number of either the text is *unjudged*. The key comes from
+``OPENAI_API_KEY`` and goes nowhere but into the request header.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
-import openai
-import tenacity
 from tqdm import tqdm
 
+from emotrace.judges.answers import FilteredError, MalformedError, read_answer
 from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict
-from emotrace.judges.questions import BLIND, FORMATS, TARGET, MalformedError, Question, read_answer
-from emotrace.judges.retries import AgainError, pause_after, retry_after
+from emotrace.judges.endpoint import LONGEST, Endpoint, RejectedError, StoppedError, UnanswerableError
+from emotrace.judges.questions import BLIND, TARGET, Question
+from emotrace.judges.retries import AgainError
 from emotrace.labels import EMOTIONS, EmotraceError, emotion
+from emotrace.secrets import redacted
+from emotrace.texts import one_line
 
 DEFAULT_MODEL = "gpt-4o-mini"
-DEFAULT_URL = "https://api.openai.com/v1"
-AGAIN = (408, 409, 425, 429)
-FATAL = (401, 402, 403, 404, 405)
-PER_TEXT = ("content_filter", "context_length_exceeded", "string_above_max_length")
 _T = TypeVar("_T", Verdict, TargetVerdict)
-
-
-class _RejectedError(Exception):
-    """The endpoint will not take this request, whenever it is sent."""
-
-
-class _UnanswerableError(Exception):
-    """The endpoint will not judge this one text."""
-
-
-class _StoppedError(Exception):
-    """The run ended while this text was waiting."""
 
 
 class OpenAIJudge:
@@ -82,27 +65,15 @@ class OpenAIJudge:
         price: tuple[float, float] | None = None,
     ) -> None:
         self.model, self.name = model, f"openai:{model}"
-        self._key = _key(self.name)
-        self._url = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
-        if urlsplit(self._url).scheme not in ("http", "https") or not urlsplit(self._url).hostname:
-            raise EmotraceError(f"{self.name}: the base URL (OPENAI_BASE_URL) must look like https://HOST/v1.")
         least = {"concurrency": concurrency, "attempts": attempts, "answers": answers, "give_up": give_up}
         for name, value in least.items():
             if value < 1:
                 raise EmotraceError(f"{self.name}: {name}={value!r} must be at least 1.")
-        if price is not None and (len(price) != 2 or min(price) < 0):
+        if price is not None and (len(price) != 2 or not all(math.isfinite(p) and p >= 0 for p in price)):
             raise EmotraceError(f"{self.name}: price={price!r} must be two figures, US dollars per million tokens.")
-        self.concurrency, self.attempts, self.answers, self.give_up = concurrency, attempts, answers, give_up
-        self.backoff, self.max_wait, self.seed, self.price = backoff, max_wait, seed, price
-        self._client = openai.OpenAI(api_key=self._key, base_url=self._url, max_retries=0, timeout=timeout)
-        self._create: Any = self._client.chat.completions.with_raw_response.create
-        self._slots = threading.BoundedSemaphore(concurrency)
+        self.concurrency, self.answers, self.give_up, self.price = concurrency, answers, give_up, price
+        self._endpoint = Endpoint(self.name, model, base_url, concurrency, attempts, timeout, backoff, max_wait, seed)
         self._lock = threading.Lock()
-        self._meter: dict[str, int] = dict.fromkeys(
-            ("prompt_tokens", "completion_tokens", "requests", "retries", "unreported"), 0
-        )
-        self._form = 0  # index in FORMATS of what the endpoint is known to take
-        self._options: dict[str, float] = {"temperature": 0.0, "seed": seed}
         self._failing = 0
 
     @property
@@ -120,21 +91,20 @@ class OpenAIJudge:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._endpoint.close()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a manifest says of this judge; no key, and no user or query part of the URL."""
-        parts = urlsplit(self._url)
-        url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        return {"judge": self.name, "base_url": self._clean(url), "seed": self.seed, "format": FORMATS[self._form]} | {
-            "options": dict(self._options)
-        }
+        return {"judge": self.name, **self._endpoint.settings}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on beside the model's name: endpoint, seed, temperature and the wording of the questions."""
-        asked = {"url": self.settings["base_url"], "seed": self.seed, "temperature": 0.0}
+        """What the answers depend on beside the model's name: endpoint, seed, temperature and the wording of the questions.
+
+        The endpoint is known by host and path: a local one has another port each time it is started.
+        """
+        asked = {"url": self._endpoint.address.place, "seed": self._endpoint.seed, "temperature": 0.0}
         return {**asked, "questions": [[q.system, q.user, list(q.choices)] for q in self._questions]}
 
     @property
@@ -143,8 +113,7 @@ class OpenAIJudge:
 
         ``unreported`` counts answers that came without a token count; the cost is None then, and without a price.
         """
-        with self._lock:
-            meter = dict(self._meter)
+        meter = dict(self._endpoint.meter)
         tokens = (meter["prompt_tokens"], meter["completion_tokens"])
         known = self.price is not None and not meter["unreported"]
         cost = sum(n * p for n, p in zip(tokens, self.price or (), strict=True)) / 1e6 if known else None
@@ -190,7 +159,7 @@ class OpenAIJudge:
         def guarded(item: Any) -> _T:
             try:
                 return one(item, stop)
-            except _StoppedError:
+            except StoppedError:
                 raise
             except BaseException as error:
                 fatal.append(error)
@@ -202,10 +171,10 @@ class OpenAIJudge:
         try:
             with tqdm(total=len(items), desc=f"judge {self.name}", unit="text", disable=not progress) as bar:
                 for verdict in pool.map(guarded, items):
-                    bar.set_postfix(self._meter, refresh=False)
+                    bar.set_postfix(self._endpoint.meter, refresh=False)
                     bar.update()
                     yield verdict
-        except _StoppedError:
+        except StoppedError:
             raise fatal[0] from None
         finally:
             stop.set()
@@ -219,18 +188,22 @@ class OpenAIJudge:
         why = ""
         for nth in range(self.answers):
             try:
-                payload = self._deliver(question, messages, nth, stop)
-                answer, reason = read_answer(question, payload)
+                choice = self._endpoint.choice(question, messages, nth, stop)
+                with self._lock:
+                    self._failing = 0
+                answer, reason = read_answer(question, choice)
             except MalformedError as error:
                 why = str(error)
-                self._count(retries=int(nth + 1 < self.answers))
-                continue
-            except _UnanswerableError as error:
-                return None, self._clean(f"not judged by the endpoint: {error}")
-            except (AgainError, _RejectedError) as error:
+                if error.cut:
+                    self._endpoint.more_room()
+                self._endpoint.count(retries=int(nth + 1 < self.answers))
+            except (UnanswerableError, FilteredError) as error:
+                return None, _clean(f"not judged by the endpoint: {error}")
+            except (AgainError, RejectedError) as error:
                 return None, self._failed(str(error))
-            return answer, self._clean(reason)
-        return None, self._clean(f"malformed answer, {self.answers} times: {why}")
+            else:
+                return answer, _clean(reason)
+        return None, _clean(f"malformed answer, {self.answers} times: {why}")
 
     def _failed(self, why: str) -> str:
         """The reason of a text that failed on the way; ends the run when nothing else happens any more."""
@@ -239,124 +212,12 @@ class OpenAIJudge:
             failing = self._failing
         if failing >= self.give_up:
             raise EmotraceError(
-                self._clean(
-                    f"{self.name}: {failing} texts in a row failed at {self.settings['base_url']}, last: {why}."
-                )
+                _clean(f"{self.name}: {failing} texts in a row failed at {self.settings['base_url']}, last: {why}.")
                 + " What was judged is kept; the same command continues."
             )
-        return self._clean(ENDPOINT + why)
-
-    def _deliver(self, question: Question, messages: Any, nth: int, stop: threading.Event) -> Any:
-        """The endpoint's JSON, however often it must be asked for it."""
-
-        def before_sleep(_: tenacity.RetryCallState) -> None:
-            self._count(retries=1)
-
-        def sleep(seconds: float) -> None:
-            stop.wait(seconds)
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            return pause_after(state.attempt_number, getattr(error, "wait", None), self.backoff, self.max_wait)
-
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=pause,
-            retry=tenacity.retry_if_exception_type(AgainError),
-            sleep=sleep,
-            before_sleep=before_sleep,
-            reraise=True,
-        )
-        return retrying(self._request, question, messages, nth, stop)
-
-    def _request(self, question: Question, messages: Any, nth: int, stop: threading.Event) -> Any:
-        """One delivered request; an option or format that the endpoint rejects with 400 is left out from then on."""
-        form, options = self._form, dict(self._options)
-        while True:
-            if "seed" in options:
-                options["seed"] = self.seed + nth
-            try:
-                with self._slots:
-                    if stop.is_set():
-                        raise _StoppedError
-                    self._count(requests=1)
-                    asked_form = question.response_format(FORMATS[form])
-                    body = self._create(model=self.model, messages=messages, **asked_form, **options).text
-            except openai.APIStatusError as error:
-                why = self._rejected(error)
-                named = [name for name in options if re.search(rf"\b{name}\b", why)]
-                if named:
-                    options.pop(named[0])
-                elif form + 1 < len(FORMATS):
-                    form += 1
-                else:
-                    raise _RejectedError(why) from None
-                continue
-            except openai.APITimeoutError:
-                raise AgainError("timeout") from None
-            except openai.APIConnectionError:
-                raise AgainError("connection lost or refused") from None
-            with self._lock:
-                self._form, self._failing = max(self._form, form), 0
-                self._options = {name: value for name, value in self._options.items() if name in options}
-            return self._metered(self._scrubbed(body))
-
-    def _rejected(self, error: openai.APIStatusError) -> str:
-        """What a 400 says; raises where the status, or its code, settles what to do."""
-        body = error.body if isinstance(error.body, dict) else {}
-        said = body.get("message") or (error.body if isinstance(error.body, str) else "")
-        why = self._clean(f"HTTP {error.status_code} {body.get('code') or ''} {said}")
-        if error.status_code in (401, 403):
-            raise EmotraceError(
-                f"{self.name}: {self.settings['base_url']} refused the key in OPENAI_API_KEY (HTTP {error.status_code})."
-            ) from None
-        if error.status_code in FATAL or body.get("code") == "insufficient_quota":
-            raise EmotraceError(f"{self.name} at {self.settings['base_url']}: {why}") from None
-        if error.status_code in AGAIN or error.status_code >= 500:
-            raise AgainError(why, retry_after(error.response.headers)) from None
-        if body.get("code") in PER_TEXT:
-            raise _UnanswerableError(why) from None
-        if error.status_code not in (400, 422):
-            raise _RejectedError(why) from None
-        return why
-
-    def _metered(self, body: str) -> Any:
-        """The JSON of an answer, its tokens counted; also the tokens of malformed answers are paid for."""
-        try:
-            payload = json.loads(body)
-        except ValueError:
-            payload = None
-        used = payload.get("usage") if isinstance(payload, dict) else None
-        match used:
-            case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)}:
-                self._count(prompt_tokens=prompt, completion_tokens=completion)
-            case _:
-                self._count(unreported=1)
-        if payload is None:
-            raise MalformedError(f"the body is not JSON: {body[:80]!r}")
-        return payload
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, n in more.items():
-                self._meter[name] += n
-
-    def _clean(self, text: str) -> str:
-        """A text of the endpoint's, fit to be kept: without the key, on one line, not endless."""
-        return " ".join(self._scrubbed(text).split())[:300]
-
-    def _scrubbed(self, text: str) -> str:
-        """The text without the key (a shorter one, such as a local endpoint's ``none``, is a word, not a secret)."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+        return _clean(ENDPOINT + why)
 
 
-def _key(name: str) -> str:
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key:
-        raise EmotraceError(
-            f"judge {name!r} needs a key: set the environment variable OPENAI_API_KEY (any word for a local endpoint, "
-            "whose address goes into OPENAI_BASE_URL)."
-        )
-    if not key.isascii() or not key.isprintable():
-        raise EmotraceError(f"judge {name!r}: OPENAI_API_KEY holds a character that no key has.")
-    return key
+def _clean(text: str) -> str:
+    """A text of the endpoint's, fit to be kept: without secrets, on one line, not endless."""
+    return one_line(redacted(text[:LONGEST]), 300)

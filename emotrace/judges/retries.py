@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+_UNITS: Final = {"ms": 0.001, "mil": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+"""Beginning of a unit → seconds; the first that fits."""
+_SPAN: Final = r"(\d+(?:\.\d+)?)\s*(ms|millisec\w*|s|sec\w*|m|min\w*|h|hour\w*)(?![a-z])"
+_SPANS: Final = re.compile(rf"(?:{_SPAN}\s*)+", re.IGNORECASE)
+_SENTENCE: Final = re.compile(rf"(?:again|retry|wait)\D{{0,30}}({_SPANS.pattern})", re.IGNORECASE)
 
 
 class AgainError(Exception):
@@ -24,18 +32,46 @@ def pause_after(attempt: int, asked: float | None, backoff: float, max_wait: flo
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or an HTTP date) asks for; None where neither does."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+    for name in ("retry-after-ms", "retry-after"):
         value = headers.get(name)
         if value is None:
             continue
-        try:
-            seconds = float(value) / unit
-        except ValueError:
+        seconds = seconds_in(value, name)
+        if seconds is None:
             try:
                 date = parsedate_to_datetime(value)
-            except ValueError:
+                seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+            except (ValueError, OverflowError, TypeError):
                 continue
-            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-        if seconds == seconds:  # not NaN
-            return max(0.0, seconds)
+        return max(0.0, seconds)
     return None
+
+
+def seconds_in(value: Any, name: str) -> float | None:
+    """Seconds that a field asks for: a number, or spans such as ``17s`` and ``1m30s``.
+
+    Args:
+        value: of the field.
+        name: of the field; a number in one that ends in ``ms`` counts milliseconds.
+    """
+    if isinstance(value, str):
+        if _SPANS.fullmatch(value.strip()):
+            return _added(value)
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return None
+    return max(0.0, float(value)) * (0.001 if name.endswith("ms") else 1.0)
+
+
+def seconds_said(sentence: str) -> float | None:
+    """Seconds after which a sentence says to try again."""
+    found = _SENTENCE.search(sentence)
+    return None if found is None else _added(found[1])
+
+
+def _added(spans: str) -> float:
+    found = re.findall(_SPAN, spans, re.IGNORECASE)
+    return sum(float(n) * next(s for u, s in _UNITS.items() if unit.lower().startswith(u)) for n, unit in found)

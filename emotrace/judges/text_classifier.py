@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class TextClassifier:
             model.config.pad_token_id = tokenizer.pad_token_id
         self._loaded = (tokenizer, model.eval().to(self._device))
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What probabilities depend on: configuration, tokenizer and the numbers of the weights."""
         if self._loaded is None:

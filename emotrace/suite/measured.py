@@ -13,7 +13,7 @@ import numpy as np
 
 from emotrace import disk, judges, scoring
 from emotrace.datasets import Prompt
-from emotrace.judges import Judge
+from emotrace.judges import Judge, is_final
 from emotrace.judges.base import record
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
@@ -21,7 +21,7 @@ from emotrace.runlog import Log
 from emotrace.stats.responses import cleaned
 from emotrace.suite.measures import of_text
 from emotrace.suite.probability import EmotionClassifier
-from emotrace.suite.raters import Rater, is_final, unrated
+from emotrace.suite.raters import Rater, unrated
 
 Row = dict[str, Any]
 PromptOf = Callable[[Mapping[str, Any]], Prompt | None]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypedDict
 
-from emotrace.judges.base import EMPTY, ENDPOINT
+from emotrace.judges.base import EMPTY
 from emotrace.judges.lexicon import lexicon_digest
 from emotrace.judges.openai_compatible import DEFAULT_MODEL, OpenAIJudge
 from emotrace.judges.questions import Question
@@ -161,11 +161,6 @@ def make(what: str, spec: str = "proxy", **options: Any) -> Rater:
         question = TOPIC if what == "topic" else INTENSITY
         return OpenAIRater(question, *([rest] if rest else []), **options)
     raise unknown("rater", spec, ("proxy", "openai[:MODEL]"), f"--{what}")
-
-
-def is_final(rating: Rating) -> bool:
-    """Whether a rating stands, or failed on the way and should be asked for again."""
-    return rating["value"] is not None or not rating["reason"].startswith(ENDPOINT)
 
 
 def unrated(reason: str = EMPTY) -> Rating:

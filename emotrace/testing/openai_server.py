@@ -71,6 +71,11 @@ def matches(match: Any, reason: str = "because") -> Reply:
     return completion(json.dumps({"match": match, "reason": reason}))
 
 
+def told(body: Any, status: int = 200) -> Reply:
+    """Any JSON, by default with 200: how routers tell of failures."""
+    return Reply(status, json.dumps(body).encode())
+
+
 def fails(status: int, message: str = "no", code: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
     """An error in OpenAI's schema."""
     error = {"error": {"message": message, "type": "error", "param": None, "code": code}}
@@ -205,7 +210,7 @@ class OpenAIServer:
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
             step = next(self._script, self._default)
         reply = step(request) if callable(step) else step
-        if request.path != "/v1/chat/completions":
+        if request.path.partition("?")[0] != "/v1/chat/completions":
             reply = fails(404, f"no such path: {request.path}")
         if reply.delay:
             self._closing.wait(reply.delay)

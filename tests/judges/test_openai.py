@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from emotrace.judges.base import StreamingTargetJudge, is_final
 from emotrace.judges.openai_compatible import OpenAIJudge
 from emotrace.judges.questions import BLIND
 from emotrace.judges.retries import pause_after, retry_after
+from emotrace.judges.rows import judge_rows
 from emotrace.labels import ANSWERS, EmotraceError
+from emotrace.runlog import Log
 from emotrace.testing import openai_server as srv
 
 KEY = "sk-test-0123456789abcdef"
@@ -94,6 +97,13 @@ PASSING = {
     "500": srv.server_error(),
     "503": srv.server_error(503),
     "drop": srv.drop(),
+    "429 in a 200": srv.told({"error": {"message": "slow down", "code": 429}}),
+    "503 in a choice": srv.told(
+        {"choices": [{"error": {"message": "upstream", "code": "503"}, "finish_reason": "error"}]}
+    ),
+    "an error without a code": srv.told({"error": "overloaded"}),
+    "no choices": srv.told({"choices": []}),
+    "a body that breaks off": srv.malformed_body(),
 }
 
 
@@ -105,6 +115,20 @@ def test_failures_on_the_way_are_sent_again(make: Make, failure: srv.Reply) -> N
     assert judge.usage["requests"] == 3
     assert judge.usage["retries"] == 2
     assert len({r.body["seed"] for r in server.requests}) == 1
+
+
+def test_one_page_among_answers_is_asked_again(make: Make) -> None:
+    page = srv.wrong_content_type(srv.Reply(body=b"<html>moving</html>"))
+    judge, _ = make(page, page, srv.says("fear"), page, page, page, srv.says("anger"), concurrency=1)
+    assert [v["predicted"] for v in judge.judge(["a", "b"])] == ["fear", "anger"]
+
+
+@pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>log in", b'{"status": "up"}', b"OK", b"null", b"[]", b'"hello"'])
+def test_an_address_that_is_no_api_ends_the_run(make: Make, body: bytes) -> None:
+    judge, server = make(default=srv.Reply(body=body))
+    with pytest.raises(EmotraceError, match="is the address of no API"):
+        judge.judge(list("abcdefghij"))
+    assert server.count <= 24
 
 
 def test_a_hanging_endpoint_is_timed_out_and_asked_again(make: Make) -> None:
@@ -152,7 +176,6 @@ def test_retry_after_headers() -> None:
 
 
 MALFORMED = {
-    "malformed body": (srv.malformed_body(), "not JSON"),
     "malformed content": (srv.malformed_content(), "not a JSON object"),
     "missing field": (srv.missing_field(), "no field 'emotion'"),
     "outside the choices": (srv.outside_enum(), "'melancholy' is none of anger"),
@@ -162,9 +185,6 @@ MALFORMED = {
     "refusal": (srv.refusal(), "refusal: I cannot help"),
     "empty content": (srv.empty(), "empty content"),
     "cut off": (srv.completion('{"emot', finish="length"), "not a JSON object"),
-    "error in a 200": (srv.Reply(body=b'{"error": {"message": "overloaded"}}'), "overloaded"),
-    "no choices": (srv.Reply(body=b'{"choices": []}'), "no message"),
-    "HTML page": (srv.Reply(body=b"<html>login</html>", content_type="text/html"), "not JSON"),
 }
 
 
@@ -227,6 +247,83 @@ def test_rejected_response_format_falls_back_and_is_remembered(make: Make, step:
     assert judge.settings["format"] == forms[-1]
 
 
+REFUSALS = {
+    "param": lambda o: (400, {"error": {"message": "Unsupported value.", "param": o}}),
+    "detail": lambda o: (
+        422,
+        {"detail": [{"loc": ["body", o], "msg": "Extra inputs", "type": "extra_forbidden"}]},
+    ),
+    "list": lambda o: (400, [{"error": {"code": 400, "message": f'Unknown name "{o}": cannot find field'}}]),
+    "violation": lambda o: (
+        400,
+        {"error": {"code": 400, "details": [{"fieldViolations": [{"field": f"request.{o}"}]}]}},
+    ),
+    "backticks": lambda o: (
+        400,
+        {"message": f"`{o}` is not supported, unlike temperature and seed", "code": "BadRequest"},
+    ),
+    "plain text": lambda o: (400, f"unexpected keyword argument '{o}'"),
+    "wrapped": lambda o: (
+        400,
+        {"error": {"message": "upstream", "metadata": {"raw": json.dumps({"error": {"param": o}})}}},
+    ),
+    "in a 200": lambda o: (200, {"error": {"message": f"Unsupported parameter: {o}", "code": 400}}),
+    "in a 200 without a code": lambda o: (200, {"error": {"message": f"Unsupported parameter: {o}"}}),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_options_are_left_out_one_after_another_however_they_are_named(make: Make, refusal: Any) -> None:
+    def picky(request: srv.Request) -> srv.Reply:
+        for option in ("temperature", "seed", "response_format"):
+            if option in request.body and (
+                option != "response_format" or request.body[option]["type"] == "json_schema"
+            ):
+                status, body = refusal("response_format.json_schema" if option == "response_format" else option)
+                return srv.Reply(status, body.encode()) if isinstance(body, str) else srv.told(body, status)
+        return srv.says("fear")
+
+    judge, server = make(default=picky, concurrency=1)
+    assert [v["predicted"] for v in judge.judge(["x", "y"])] == ["fear", "fear"]
+    assert server.count == 5
+    assert judge.settings["options"] == {}
+    assert judge.settings["format"] == "json_object"
+
+
+def test_an_answer_that_was_cut_is_asked_for_with_more_room(make: Make) -> None:
+    def short(request: srv.Request) -> srv.Reply:
+        if "max_tokens" in request.body:
+            return srv.fails(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if request.body.get("max_completion_tokens", 0) < 10_000:
+            return srv.completion('<think>It may be {"emotion": "anger"}, but', finish="length")
+        return srv.says("fear")
+
+    judge, server = make(default=short, concurrency=1)
+    assert [v["predicted"] for v in judge.judge(["x", "y"])] == ["fear", "fear"]
+    assert [r.body.get("max_completion_tokens") for r in server.requests if "max_tokens" not in r.body] == [
+        None,
+        4096,
+        16384,
+        16384,
+    ]
+    assert "seed" in judge.settings["options"]
+
+
+def test_more_room_than_there_is_is_not_asked_for(make: Make) -> None:
+    def small(request: srv.Request) -> srv.Reply:
+        if "max_tokens" in request.body or "max_completion_tokens" in request.body:
+            return srv.fails(
+                400, "max_tokens is too large: the maximum context length is 512 tokens", "context_length_exceeded"
+            )
+        return srv.completion("<think>long", finish="length")
+
+    judge, _ = make(default=small, concurrency=1)
+    (verdict,) = judge.judge(["x"])
+    assert verdict["predicted"] is None
+    assert verdict["reason"].startswith("malformed answer, 3 times: the thinking does not end")
+    assert is_final(verdict)
+
+
 @pytest.mark.parametrize("parameter", ["temperature", "seed"])
 def test_rejected_options_are_left_out(make: Make, parameter: str) -> None:
     judge, server = make(default=srv.rejects(parameter, srv.says("fear")), concurrency=1)
@@ -243,6 +340,40 @@ def test_a_filtered_text_is_unjudged_for_good(make: Make) -> None:
     assert "filtered" in verdict["reason"]
     assert is_final(verdict)
     assert server.count == 1
+
+
+def test_an_answer_that_was_taken_back_is_unjudged_for_good(make: Make) -> None:
+    judge, server = make(srv.completion('{"emotion": "fear"}', finish="content_filter"))
+    (verdict,) = judge.judge(["x"])
+    assert verdict["predicted"] is None
+    assert is_final(verdict)
+    assert server.count == 1
+
+
+def test_odd_text_is_sent_and_kept(make: Make) -> None:
+    judge, server = make(srv.completion('{"emotion": "fear", "reason": "half \\ud83d,\\u0000 \\u202e"}'))
+    assert judge.judge(["half \ud83d and \x00"]) == [
+        {"predicted": "fear", "judge": "openai:gpt-4o-mini", "reason": "half \ufffd,\ufffd \ufffd"}
+    ]
+    assert server.requests[0].text == "Text:\nhalf \ufffd and \x00"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_carries_no_text_elsewhere(make: Make, status: int) -> None:
+    with srv.OpenAIServer(default=srv.says("fear")) as other:
+        judge, server = make(default=srv.Reply(status, headers={"Location": f"{other.url}/chat/completions"}))
+        with pytest.raises(EmotraceError, match=f"{server.url} sends its requests on to {other.url[:-3]}") as caught:
+            judge.judge(["a secret text"])
+        assert caught.value.__cause__ is None
+        assert other.count == 0
+    assert server.count == 1
+
+
+def test_a_redirect_on_the_same_server_is_followed(make: Make) -> None:
+    moved = srv.Reply(307, headers={"Location": "/v1/chat/completions"})
+    judge, server = make(moved, srv.says("fear"))
+    assert judge.judge(["x"])[0]["predicted"] == "fear"
+    assert server.requests[1].text == "Text:\nx"
 
 
 def test_concurrency_is_used_and_bounded_and_order_kept(make: Make) -> None:
@@ -269,8 +400,11 @@ def test_concurrency_is_used_and_bounded_and_order_kept(make: Make) -> None:
         (srv.fails(401, f"Incorrect API key: {KEY}"), "refused the key in OPENAI_API_KEY"),
         (srv.fails(404, "no model 'gpt-4o-mini'"), "no model 'gpt-4o-mini'"),
         (srv.fails(429, "pay first", "insufficient_quota"), "pay first"),
+        (srv.told({"error": {"message": "no credentials", "code": 401}}), "refused the key in OPENAI_API_KEY"),
+        (srv.told({"error": {"message": "pay first", "code": "402"}}), "pay first"),
+        (srv.told({"error": "Invalid API key"}), "refused the key in OPENAI_API_KEY"),
     ],
-    ids=["key", "model", "quota"],
+    ids=["key", "model", "quota", "key in a 200", "credits in a 200", "key in words"],
 )
 def test_hopeless_errors_end_the_run(make: Make, reply: srv.Reply, message: str) -> None:
     judge, server = make(default=reply, concurrency=2)
@@ -333,6 +467,29 @@ def test_cost_is_never_guessed(make: Make) -> None:
     assert judge.usage["cost"] is None
 
 
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": "100", "completion_tokens": 10.0}, (100, 10)),
+        ({"input_tokens": 100, "output_tokens": 10}, (100, 10)),
+        (None, None),
+        ({"prompt_tokens": 100, "completion_tokens": None}, None),
+        ({"prompt_tokens": -1, "completion_tokens": 10}, None),
+        ({"prompt_tokens": True, "completion_tokens": 10}, None),
+        ({"prompt_tokens": 1e400, "completion_tokens": 10}, None),
+        ([100, 10], None),
+    ],
+)
+def test_odd_counts_of_tokens_are_read_or_reported_missing(
+    make: Make, usage: Any, counted: tuple[int, int] | None
+) -> None:
+    body = json.loads(srv.says("fear").body) | {"usage": usage}
+    judge, _ = make(srv.told(body), price=(1, 1))
+    assert judge.judge(["a"])[0]["predicted"] == "fear"
+    assert judge.usage["unreported"] == int(counted is None)
+    assert judge.usage["cost"] == (None if counted is None else sum(counted) / 1e6)
+
+
 def test_progress_goes_to_stderr(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     judge, _ = make()
     judge.judge(["a", "b"], progress=True)
@@ -384,6 +541,8 @@ def test_settings_hide_the_password_of_a_url(monkeypatch: pytest.MonkeyPatch) ->
         ({"concurrency": 0}, "concurrency=0 must be at least 1"),
         ({"attempts": 0}, "attempts=0 must be at least 1"),
         ({"price": (1,)}, "price="),
+        ({"price": (1, float("nan"))}, "price="),
+        ({"price": (1, float("inf"))}, "price="),
         ({"base_url": "localhost"}, "must look like https"),
     ],
 )
@@ -394,12 +553,40 @@ def test_settings_out_of_range(monkeypatch: pytest.MonkeyPatch, options: dict[st
 
 
 def test_a_key_with_a_strange_character_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-sécret")
-    with pytest.raises(EmotraceError, match="OPENAI_API_KEY holds") as caught:
-        OpenAIJudge()
-    assert "cret" not in str(caught.value)
+    for key in ("sk-sécret", "sk-s\ncret", "sk-s cret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(EmotraceError, match="OPENAI_API_KEY holds") as caught:
+            OpenAIJudge()
+        assert "cret" not in str(caught.value)
+
+
+def test_a_key_in_the_query_and_a_password_are_sent_and_not_shown(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    _, server = make()
+    url = server.url.replace("//", "//me:Tr0ub4dor@") + "?api_key=0a1b2c3d4e&version=2"
+    with caplog.at_level(logging.DEBUG), OpenAIJudge(base_url=url) as judge:
+        assert judge.judge(["x"])[0]["predicted"] == "neutral"
+    (request,) = server.requests
+    assert request.path == "/v1/chat/completions?api_key=0a1b2c3d4e&version=2"
+    assert request.headers["authorization"] == "Basic bWU6VHIwdWI0ZG9y"
+    shown = caplog.text + repr(judge) + json.dumps(judge.settings)
+    assert not [secret for secret in ("Tr0ub4dor", "0a1b2c3d4e", "bWU6VHIw") if secret in shown]
 
 
 def test_the_blind_question_names_no_target() -> None:
     assert "{emotion}" not in BLIND.user
     assert all(answer in BLIND.system for answer in ANSWERS)
+
+
+def test_what_was_judged_before_an_outage_is_kept_and_the_rest_is_asked_for_elsewhere(
+    make: Make, tmp_path: Path
+) -> None:
+    rows = [{"key": k, "method": "none", "emotion": "fear", "gen_text": f"half \ud83d {k}"} for k in "abcdef"]
+    ok, down = srv.says("fear", "half \\ud83d"), srv.told({"error": {"message": "slow down", "code": 429}})
+    judge, _ = make(ok, ok, default=down, concurrency=1, attempts=2, give_up=3)
+    with Log(tmp_path / "log.jsonl") as log, pytest.raises(EmotraceError, match="3 texts in a row failed"):
+        judge_rows(rows, judge, log=log, progress=False)
+    judge, server = make(default=ok)
+    with Log(tmp_path / "log.jsonl") as log:
+        judged = judge_rows(rows, judge, log=log, progress=False)
+    assert [row["verdict"]["predicted"] for row in judged] == ["fear"] * 6
+    assert server.count == 4
