@@ -17,14 +17,13 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import directions
+from emotrace import directions, disk
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts, hold_out
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
 from emotrace.directions.vectors import Method
 from emotrace.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
-from emotrace.runlog import write_json
 
 TEMPLATES: Final[Mapping[str, str]] = {
     NEUTRAL: "Keep the reply to at most two sentences.",
@@ -133,7 +132,10 @@ def answer_vectors(
         full = [{"key": p.key, "token_ids": [0] * options["max_new_tokens"]} for p in prompts]
         return capture(model, prompts.with_replies(full), site, out=out and Path(out), dry_run=True, **where)
     with _folder(out) as folder:
-        _settle(folder, {"site": site, "over": over, "templates": dict(templates), "prompts": prompts.digest})
+        disk.settle_file(
+            folder / "extraction.json",
+            {"site": site, "over": over, "templates": dict(templates), "prompts": prompts.digest},
+        )
         rows = generate(
             model,
             prompts,
@@ -216,7 +218,7 @@ def text_vectors(
     if dry_run:
         return capture(model, prompts, sites, out=out and Path(out), dry_run=True, **where)
     with _folder(out) as folder:
-        _settle(folder, {
+        disk.settle_file(folder / "extraction.json", {
             "site": site, "against": against, "method": method, "remove_neutral": remove_neutral, "held_out": held_out,
             "seed": seed, "final_norm_last_row": final_norm_last_row, "prompts": prompts.digest,
         })  # fmt: skip
@@ -258,24 +260,6 @@ def of_site(found: xr.DataArray, site: str) -> xr.DataArray:
         found = found.rename(unit="dim")
     dims = [d for d in ("emotion", "layer", "dim") if d in found.dims]
     return found.drop_vars("sublayer", errors="ignore").transpose(*dims).assign_attrs(site=site)
-
-
-def _settle(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings that neither the answers nor the store know, or refuse others than noted."""
-    path = folder / "extraction.json"
-    if not path.is_file():
-        write_json(path, settings)
-        return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise EmotraceError(f"{path} is damaged. Give another folder.") from None
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise EmotraceError(
-                f"{folder} was begun with {name}={before.get(name)!r}, not {value!r}. Give another folder, or the "
-                "settings it was begun with."
-            )
 
 
 @contextmanager

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emotrace import disk
+from emotrace.disk import write_json
 from emotrace.labels import EmotraceError
 from emotrace.model import versions
-from emotrace.runlog import write_json
 from emotrace.secrets import command_line
 
-SHOWN = 160
-"""Characters of a setting that a message shows."""
 FREE = ("command", "versions", "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
 
@@ -38,9 +38,13 @@ class Run:
         taken = next((p for p in (self.out, *self.out.parents) if p.exists()), None)
         if taken is not None and not taken.is_dir():
             raise EmotraceError(f"--out {self.out}: {taken} is a file; give a folder.")
+        disk.clear_leftovers(self.out, manifest.name)
         if manifest.is_file():
             self._compare(manifest)
-        elif self.out.is_dir() and any(p.name != ".manifest.json.partial" for p in self.out.iterdir()):
+            for folder, inside, _ in os.walk(self.out):
+                inside[:] = [name for name in inside if not name.endswith(".zarr")]  # stores see to their own
+                disk.clear_leftovers(folder)
+        elif self.out.is_dir() and any(self.out.iterdir()):
             raise EmotraceError(f"--out {self.out} is not empty and holds no run of emotrace. Give a new folder.")
         self.out.mkdir(parents=True, exist_ok=True)
         self.manifest: dict[str, Any] = {
@@ -60,16 +64,7 @@ class Run:
             raise EmotraceError(
                 f"{manifest} is damaged. Give a new folder, or delete that file to start over."
             ) from None
-        differences = [
-            f"{name}: {_short(before.get(name))} there, {_short(self.settings.get(name))} now"
-            for name in sorted({*before, *self.settings} - set(FREE))
-            if before.get(name) != self.settings.get(name)
-        ]
-        if differences:
-            raise EmotraceError(
-                f"--out {self.out} holds a run with other settings ({'; '.join(differences)}). "
-                "Give another folder, or the settings it was begun with."
-            )
+        disk.settle(f"--out {self.out}", before, self.settings, FREE)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder, its parents created."""
@@ -82,9 +77,3 @@ class Run:
         self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
         write_json(self.path("manifest.json"), self.manifest)
-
-
-def _short(value: Any) -> str:
-    """A setting in a message: of a long one the start."""
-    shown = repr(value)
-    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"

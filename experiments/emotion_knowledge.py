@@ -20,6 +20,7 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +31,8 @@ import train_tiny_masked
 import typer
 
 import emotrace as et
+from emotrace import disk, report, rsa
 from emotrace import prompt_tuning as pt
-from emotrace import report, rsa
 from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.prompt_tuning.tasks import PARTS
@@ -95,10 +96,13 @@ def main(
     asked = {"limit": limit, "length": prompt_length, "epochs": epochs, "learning_rate": learning_rate,
              "words": tuple(words.split(",")) if words else None}  # fmt: skip
     recipe = pt.Recipe.of(preset, **ours | {name: value for name, value in asked.items() if value is not None})
+    own = [DATA / "emotion_phrases.json", DATA / "goemotions_sample.csv"]  # what the texts are composed of
+    files = own if texts is None else [texts / f"{part}.csv" for part in PARTS if (texts / f"{part}.csv").is_file()]
     settings = {
         "experiment": "emotion_knowledge", "model": model or "tiny masked model, trained here", "texts": str(texts or "own"),
-        "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist()},
-        "human": human.name if human else "space of all attributes", "preset": preset, "recipe": recipe.record,
+        "texts_digest": disk.digest([_content(file) for file in files]),
+        "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist(), "digest": disk.digest(scores)},
+        "human": human.name if human else "space of all attributes", "human_digest": human and _content(human), "preset": preset, "recipe": recipe.record,
         **plan.record, "emotions": emotions, "dtype": dtype, "bos": bos, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
@@ -218,6 +222,11 @@ def main(
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
               f"hurts more than {row['hurts_more']:4.0%} of {row['n_draws']} draws")  # fmt: skip
     print(f"report: {page}")
+
+
+def _content(file: Path) -> str | None:
+    """Hash of a file; None where there is none, which its reader says."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def test_answers_in_a_folder_are_made_once(tmp_path):
     assert (saved.values == first.values).all()
     assert saved.attrs["site"] == "o_proj_out"
     for change, message in (
-        ({"over": "last"}, "begun with over='mean_generated', not 'last'"),
+        ({"over": "last"}, "over: 'mean_generated' there, 'last' now"),
         ({"decoding": {"max_new_tokens": 5}}, "decoding"),
-        ({"queries": QUERIES[:4]}, "begun with prompts"),
+        ({"queries": QUERIES[:4]}, "prompts: "),
     ):
         settings = {"queries": QUERIES, "decoding": TOKENS} | change
         with pytest.raises(EmotraceError, match=message):
@@ -130,7 +130,7 @@ def test_text_vectors_are_fitted_on_one_part_and_scored_on_the_other(tmp_path):
         "statistics",
         "extraction.json",
     }
-    with pytest.raises(EmotraceError, match="begun with method='difference'"):
+    with pytest.raises(EmotraceError, match="method: 'difference' there"):
         extraction.text_vectors(lm, TEXTS, method="probe", out=tmp_path / "t", progress=False)
 
 

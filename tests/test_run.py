@@ -47,7 +47,7 @@ def test_other_settings_are_refused_naming_each_difference(tmp_path):
         "doses: [0.1, 0.2] there, [0.1] now",
         "seed: 0 there, 1 now",
         "limit: None there, 5 now",
-        "new: None there",
+        "new: '(nothing)' there",
     ):
         assert part in message
     assert "model" not in message.split("(")[1]

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import disk, provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
-from emotrace.attribution.measured import Edits, Measured, Plan, digest
+from emotrace.attribution.measured import Edits, Measured, Plan
 from emotrace.attribution.sets import Set, union
 from emotrace.attribution.streams import accepted_only, codes
 from emotrace.datasets import Prompts
@@ -201,7 +201,11 @@ def enhancement_curve(
     provenance.check(differences, model.sites, "enhancement_curve(differences=…)")
     payload = _payload(plan, differences)
     _ = Add(plan.site, vector=0.0, strength=strength)  # refuses a strength that is no number
-    settings = {"method": "enhancement_curve", "strength": float(strength), "differences": digest(payload.values())}
+    settings = {
+        "method": "enhancement_curve",
+        "strength": float(strength),
+        "differences": disk.digest(list(payload.values())),
+    }
     parts = [(plan.labels, list(range(len(plain))))]
     measured = Measured(plan, plain, parts, settings, batch_size, cluster, out)
     if dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,14 +67,6 @@ def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EmotraceError(f"{folder}/{name}.json is no manifest of a Dataset ({error!r}).") from error
-
-
-def digest(array: xr.DataArray) -> str:
-    """Hash of an array's numbers, dims and labels, not of its attrs."""
-    sha = hashlib.sha256(np.ascontiguousarray(array.values).tobytes())
-    labels = {str(d): array[d].values.tolist() for d in array.dims if d in array.coords}
-    sha.update(json.dumps([[str(d) for d in array.dims], array.shape, labels], sort_keys=True).encode())
-    return sha.hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from emotrace.attribution.files import digest, plain, save
+from emotrace import disk
+from emotrace.attribution.files import plain, save
 from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
@@ -109,7 +110,7 @@ def head_contributions(
         dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
         size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)
         return replace(dry, bytes=size, row_groups=-(-len(prompts) // per_chunk))
-    source = {**origin(model, prompts), "directions_digest": digest(directions)}
+    source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     settings = {"label": label, "labels": values, "layers": chosen, "readout": readout, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
     post_norm = any(weighed(model, contributions.post_normed, [part[0] for part in parts]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import disk, provenance
 from emotrace.attribution.files import plain, save
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.reruns import Reruns
@@ -19,7 +17,8 @@ from emotrace.attribution.sets import SITES, Set, choose
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.labels import EmotraceError, unknown
-from emotrace.runlog import Log, write_json
+from emotrace.model import made_by
+from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.stats import bootstrap_ci
 
@@ -91,8 +90,8 @@ class Plan:
         self.settings = {
             "label": label, "by": by, "site": self.site, "readout_site": "resid_post", "readout_layer": self.layer,
             "positions": "last", **choice, "ks": sorted({s.k for s in self.names}),
-            "directions": digest([self.vectors]), "scores": digest([scores.transpose(label, "layer", self.dim).values]),
-            "weights": model.sites.identity.get("weights_hash"),
+            "directions": disk.digest(self.vectors), "scores": disk.digest(scores.transpose(label, "layer", self.dim).values),
+            "weights": model.sites.identity.get("weights_hash"), "model": disk.digest(made_by(model)),
         }  # fmt: skip
 
     def _readout(self, directions: xr.DataArray, readout: int | None) -> tuple[int, np.ndarray]:
@@ -141,20 +140,21 @@ class Measured:
         if any(p.labels.get(cluster) is None for p in prompts):
             raise unknown("label", cluster, prompts.label_names, "curve(cluster=…), which every prompt needs")
         self.plan, self.prompts, self.cluster = plan, prompts, cluster
-        self.settings = plain({**settings, **plan.settings, "batch_size": batch_size, "prompts": prompts.digest})
         self.reruns = Reruns(plan.model, prompts, "resid_post", plan.layer)
+        asked = {"batch_size": batch_size, "prompts": prompts.digest, "tokens": disk.digest(self.reruns.ids)}
+        self.settings = plain({**settings, **plan.settings, **asked})
         self.work = [(labels, rows) for labels, part in parts for rows in self.reruns.batches(part, batch_size)]
         total = sum(len(labels) * len(rows) for labels, rows in self.work) * len(plan.names)
         self.dry = Dry(len(prompts), len(plan.names), total)
         self.out = None if out is None else Path(out)
         if self.out is not None:
-            _refuse_others(self.out / "settings.json", self.settings)
+            disk.settle_file(self.out / "settings.json", self.settings, note=False)
 
     def run(self, make: Callable[[], Edits], progress: bool) -> xr.Dataset:
         """The curve; ``make`` is called only if something is left to compute."""
         if self.out is None:
             return self._summary(self._rows([], None, make, progress))
-        write_json(self.out / "settings.json", self.settings)
+        disk.settle_file(self.out / "settings.json", self.settings)
         with Log(self.out / "scores.jsonl", ("batch", "label")) as log:
             return self._summary(self._rows(log.rows(), log, make, progress))
 
@@ -166,6 +166,9 @@ class Measured:
 
     def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
         """Rows of all batches and labels: those that are there, and the others as they are computed."""
+        for row in rows:
+            members = self.work[row["batch"]][1] if row["batch"] < len(self.work) else None
+            disk.settle(log.path if log else "", {"rows": row["rows"]}, {"rows": members}, what=f"batch {row['batch']}")
         done = {(row["batch"], row["label"]) for row in rows}
         todo = [
             (number, [e for e in labels if (number, e) not in done], members)
@@ -241,28 +244,3 @@ class Measured:
         }
         attrs["forward"] = "last token" if all(row["by_token"] for row in rows) else "whole prompt"
         return xr.Dataset(data, coords, {k: int(v) if isinstance(v, bool) else v for k, v in attrs.items()})
-
-
-def digest(arrays: Iterable[Any]) -> str:
-    """Hash of the numbers of some arrays."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        values = np.ascontiguousarray(array)
-        sha.update(json.dumps([values.shape, str(values.dtype)]).encode())
-        sha.update(values.tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _refuse_others(path: Path, settings: dict[str, Any]) -> None:
-    if not path.is_file():
-        return
-    try:
-        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise EmotraceError(f"{path} is damaged ({error}); remove its folder to start again.") from error
-    for name in sorted({*theirs, *settings}):
-        if theirs.get(name) != settings.get(name):
-            raise EmotraceError(
-                f"{path.parent} holds a curve of another run: {name} is {theirs.get(name)!r} there and "
-                f"{settings.get(name)!r} here. Choose another folder, or remove it."
-            )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from emotrace import disk
 from emotrace.capturing import capture, reduced
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import is_accepted
@@ -146,7 +147,9 @@ def fitting(row_bytes: int) -> int:
 
 def origin(model: Any, prompts: Prompts) -> dict[str, Any]:
     """What activations of a model at prompts depend on, for the identity of sums and the attrs of results."""
-    return {**model.sites.identity, **model.sites.encoder.record, "prompts_digest": prompts.digest}
+    encoder = model.sites.encoder
+    tokens = disk.digest([encoder.ids(prompts), [p.reply_ids or () for p in prompts]])
+    return {**model.sites.identity, **encoder.record, "prompts_digest": prompts.digest, "tokens_digest": tokens}
 
 
 def accepted_only(prompts: Any, accepted: Iterable[str] | None) -> Prompts:

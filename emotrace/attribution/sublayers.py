@@ -14,7 +14,6 @@ Source: arXiv 2510.11328 (sublayer importance).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,11 +22,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import disk, provenance
 from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
 from emotrace.attribution.central import Central, differentiable
-from emotrace.attribution.files import digest, save
 from emotrace.attribution.files import plain as json_of
+from emotrace.attribution.files import save
 from emotrace.attribution.finite import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.streams import origin
@@ -135,10 +134,10 @@ def sublayer_influence(
     sequences, counts = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
     if dry_run:
         return Passes(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
-    source = {**origin(model, prompts), "directions_digest": digest(directions)}
+    source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     identity = {
         **source, "method": PLACE, "versions": versions(), "readout": readout, "labels": values, "layers": chosen,
-        "counts": _hash(json.dumps([sequences, counts.tolist()]).encode()), "reference": _hash(covectors.tobytes()),
+        "counts": disk.digest([sequences, counts]), "reference": disk.digest(covectors),
         "align": align, "batch_size": batch_size,
     }  # fmt: skip
     exact = differentiable(model)
@@ -279,7 +278,3 @@ def _shift(sites: Sites) -> str:
     shift += {"post-ln": " (the output of its norm)", "parallel": " (resid_post for both)"}.get(sites.form, "")
     scaled = sites.form != "post-ln" and sites.scale != 1.0
     return shift + (f", by 1/c at its output (c = {sites.scale:.6g})" if scaled else "")
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
+from emotrace import disk
 from emotrace.attribution.files import plain
-from emotrace.bundles import read_pair, replace_file
+from emotrace.bundles import read_pair
+from emotrace.disk import replace_file, write_json
 from emotrace.labels import EmotraceError
 
 FREE = ("command", "versions")
@@ -55,6 +57,7 @@ class Sums:
         self._arrays: dict[str, np.ndarray] = {}
         if self.out is not None and self._manifest.is_file():
             self._open()
+            disk.clear_leftovers(self.out, self.name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A total, float64."""
@@ -87,7 +90,7 @@ class Sums:
         """
         if done <= self.done:
             raise EmotraceError(f"commit({done}): {self.done} prompts are committed already.")
-        before, self.done = self.done, done
+        self.done = done
         if self.out is None:
             return
         blob = save_tensors(self._arrays)
@@ -98,9 +101,10 @@ class Sums:
             "identity": self.identity,
         }
         replace_file(self._numbers(done), blob)
-        replace_file(self._manifest, (json.dumps(manifest, indent=1) + "\n").encode())
-        if before:
-            self._numbers(before).unlink(missing_ok=True)
+        write_json(self._manifest, manifest)
+        for path in self.out.glob(f"{self.name}.*.safetensors"):  # of the commit before, and of one that was killed
+            if path.suffixes[-2][1:].isdigit() and path != self._numbers(done):
+                path.unlink(missing_ok=True)
 
     @property
     def _manifest(self) -> Path:
@@ -118,12 +122,7 @@ class Sums:
             numbers = self._manifest.with_name(Path(found["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:
             raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
-        for field in sorted({*identity, *self.identity} - set(FREE)):
-            if identity.get(field) != self.identity.get(field):
-                raise EmotraceError(
-                    f"{self.out} holds sums of another run: {field} is {identity.get(field)!r} there and "
-                    f"{self.identity.get(field)!r} here. Choose another folder, or remove it."
-                )
+        disk.settle(self.out or "", identity, self.identity, FREE, what=f"{self.name}.json")
         _, arrays = read_pair(self._manifest, numbers)
         self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}
         self.done = done

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from emotrace import disk, store
 from emotrace import edits as edits_
-from emotrace import store
 from emotrace.capturing.groups import fitted
 from emotrace.capturing.job import Job
 from emotrace.capturing.reads import Reads
@@ -57,6 +57,7 @@ def planned(
     )
     attrs = {
         **table.identity, **encoder.record, "versions": versions(), "prompts_digest": prompts.digest, "seed": seed,
+        "tokens_digest": disk.digest([ids, [p.reply_ids or () for p in prompts]]),
         "command": command_line(), "sites": [s.name if isinstance(s, Site) else s for s in wanted],
         "positions": list(positions) if isinstance(positions, tuple) else positions,
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),

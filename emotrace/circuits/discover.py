@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import presets, provenance
-from emotrace.attribution.files import digest, plain
+from emotrace import disk, presets, provenance
+from emotrace.attribution.files import plain
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import top
@@ -149,7 +149,7 @@ def discover(
     scores, differences = measure(False)
     found = assemble(
         scores, differences, plan, by=by, label=label,
-        meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": digest(directions),
+        meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions),
               "warnings": missing},
     )  # fmt: skip
     found.check(model)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace.disk.whole import write_json
+from emotrace.disk.whole import clear_leftovers, write_json
 from emotrace.labels import EmotraceError
 
 Made = Mapping[str, Any]
@@ -66,8 +66,14 @@ def settle(
         )
 
 
-def settle_file(path: str | os.PathLike[str], now: Made, may_differ: Collection[str] = ()) -> bool:
+def settle_file(path: str | os.PathLike[str], now: Made, may_differ: Collection[str] = (), note: bool = True) -> bool:
     """Settle the settings that a JSON file notes, or note them where there is none.
+
+    Args:
+        path: of the file; what it speaks of is its folder.
+        now: what is wanted.
+        may_differ: names that are not compared.
+        note: write the file where it does not exist.
 
     Returns:
         Whether the file was there.
@@ -77,7 +83,9 @@ def settle_file(path: str | os.PathLike[str], now: Made, may_differ: Collection[
     """
     path = Path(path)
     if not path.is_file():
-        write_json(path, now)
+        if note:
+            clear_leftovers(path.parent, path.name)
+            write_json(path, now)
         return False
     try:
         was = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -63,7 +63,7 @@ def clear_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> 
 
     Args:
         folder: searched, not its folders.
-        name: of the one file (or folder) whose leftovers go; None: of all.
+        name: of the one file (or folder) whose leftovers go, with those of ``name.…``; None: of all.
 
     Returns:
         What was removed. What a living process writes stays, and folders whose name tells no process.
@@ -72,7 +72,7 @@ def clear_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> 
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in sorted(Path(folder).iterdir()):
             left = _LEFT.fullmatch(entry.name)
-            if left is None or name not in (None, left["name"]):
+            if left is None or not (name is None or f"{left['name']}.".startswith(f"{name}.")):
                 continue
             if entry.is_dir() if left["pid"] is None else _alive(int(left["pid"])):
                 continue

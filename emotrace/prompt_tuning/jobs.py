@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import pandas as pd
 
-from emotrace.bundles import replace_file
+from emotrace import disk
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError
+from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Layout
-from emotrace.prompt_tuning.prompts import NAME, SAME, SoftPrompt, key_of
+from emotrace.prompt_tuning.prompts import NAME, SoftPrompt, key_of
 from emotrace.prompt_tuning.readout import refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
@@ -141,12 +142,15 @@ def _finished(folder: Path, model: Any, task: Task, recipe: Recipe) -> SoftPromp
     if not (folder / f"{NAME}.json").is_file():
         return None
     prompt = SoftPrompt.load(folder)
-    there, now = prompt.recipe.record, recipe.record
-    other = [f"{k}: {there[k]!r} there, {now[k]!r} now" for k in now if there[k] != now[k]]
-    other += [f"model {n}" for n in SAME if prompt.model.get(n) != model.sites.identity.get(n)]
-    other += [] if prompt.task == task.digest else ["the texts of its task"]
-    if other:
-        raise EmotraceError(f"{folder} holds a prompt of other settings ({'; '.join(other)}). Give another folder.")
+    now = {"emotion": task.emotion, "seed": task.seed, "recipe": recipe.record, **made_by(model), "task": task.digest}
+    was = {
+        **prompt.model,
+        "emotion": prompt.emotion,
+        "seed": prompt.seed,
+        "recipe": prompt.recipe.record,
+        "task": prompt.task,
+    }
+    disk.settle(folder, was, now, may_differ=set(was) - set(now))
     return prompt
 
 
@@ -169,7 +173,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _write(out: Path, table: pd.DataFrame) -> None:
-    replace_file(out / TABLE, as_bytes(table.to_csv(index=False)))
+    disk.replace_file(out / TABLE, as_bytes(table.to_csv(index=False)))
 
 
 def _seconds(file: Path) -> dict[tuple[str, int], float]:

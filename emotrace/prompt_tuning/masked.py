@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +11,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError, unknown
+from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.jobs import task_of
 from emotrace.prompt_tuning.masking import DONOR, HOWS, mask_edits, reference_values
-from emotrace.prompt_tuning.prompts import SAME, SoftPrompt
+from emotrace.prompt_tuning.prompts import SoftPrompt
 from emotrace.prompt_tuning.readout import accuracy, readout, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.rsa.masks import Masks
-from emotrace.runlog import Log, write_json
+from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 
 IDENTITY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
@@ -103,13 +103,18 @@ def masked_accuracy(
     factors = masks.multipliers(seed) if how == "multiply" else None
     shared = _Shared(masks.masked, factors, how, part, batch_size, seed, eval_batch)
     folder = Path(out)
-    _settle(folder / "masked.json", {
-        "how": how, "part": part, "seed": seed, "masks": _digest(masks.masked), "format": 1,
+    disk.settle_file(folder / "masked.json", {
+        "how": how, "part": part, "seed": seed, "masks": disk.digest(masks.masked), "format": 2,
         "eval_batch": eval_batch,
-        "model": {n: loaded.sites.identity.get(n) for n in SAME},
+        "model": disk.digest(made_by(loaded)),
     })  # fmt: skip
     names = [labels for labels, _ in masks]
+    wanted = {_identity(p, about): p for p in tuned for about in (None, *names)}
     with Log(folder / "masked.jsonl", IDENTITY) as log:
+        for row in log.rows():
+            name = log.identity_of(row)
+            if name in wanted:
+                disk.same_row(log.path, row, {"soft_prompt": wanted[name].digest}, f"row {name}")
         pieces = list(_pieces(tuned, tasks, names, log))
         total = len(tuned) * (len(names) + 1)
         with progress_bar(total=total, desc="masked", unit="mask", enabled=progress) as bar:
@@ -117,8 +122,8 @@ def masked_accuracy(
             for _, rows in workers.spread(_measured, pieces, shared, model, loaded, processes, load):
                 log.append(rows)
                 bar.update(len(rows))
-        wanted = {_identity(p, about) for p in tuned for about in (None, *names)}
-        return pd.DataFrame([row for row in log.rows() if log.identity_of(row) in wanted])
+        rows = [row for row in log.rows() if log.identity_of(row) in wanted]
+        return pd.DataFrame([{k: v for k, v in row.items() if k != "meta"} for row in rows])
 
 
 def _measured(model: Any, shared: _Shared, piece: tuple[SoftPrompt, Task, list[int]]) -> list[dict[str, Any]]:
@@ -141,7 +146,9 @@ def _measured(model: Any, shared: _Shared, piece: tuple[SoftPrompt, Task, list[i
         margins = reader.margins(laid, vectors, shared.batch_size, edits, about)
         batch = prompt.recipe.eval_batch if names is None or shared.eval_batch is None else shared.eval_batch
         rows.append(
-            dict(zip(IDENTITY, _identity(prompt, names), strict=True)) | _score(margins, items, prompt.recipe, batch)
+            dict(zip(IDENTITY, _identity(prompt, names), strict=True))
+            | _score(margins, items, prompt.recipe, batch)
+            | {"meta": {"made": {"soft_prompt": prompt.digest}}}
         )
     return rows
 
@@ -202,28 +209,3 @@ def _check(masks: Masks, how: str, model: Any) -> None:
     values = xr.ones_like(every, dtype=np.float32)
     reference = xr.Dataset({"mean": values, "values": values.expand_dims({DONOR: [0]})})
     edits_.check(mask_edits(every, how, reference=reference, factors=values), model.sites, [{DONOR: 0}])
-
-
-def _digest(masked: xr.DataArray) -> str:
-    labels = {str(n): c.values.tolist() for n, c in masked.coords.items()}
-    sha = hashlib.sha256(json.dumps(labels, sort_keys=True).encode())
-    sha.update(np.packbits(masked.values).tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _settle(file: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a folder, or refuse to continue one with others.
-
-    Raises:
-        EmotraceError: naming what differs.
-    """
-    if not file.is_file():
-        write_json(file, settings)
-        return
-    try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise EmotraceError(f"{file} is damaged ({error}); give another folder.") from error
-    other = [f"{k}: {before.get(k)!r} there, {settings[k]!r} now" for k in settings if before.get(k) != settings[k]]
-    if other:
-        raise EmotraceError(f"{file.parent} holds rows of other settings ({'; '.join(other)}). Give another folder.")

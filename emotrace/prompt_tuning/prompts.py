@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import bundles, provenance
+from emotrace import bundles, disk, provenance
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
@@ -54,6 +54,11 @@ class SoftPrompt:
     def key(self) -> str:
         """``{emotion}-{seed}``: its folder, and its name in tables."""
         return key_of(self.emotion, self.seed)
+
+    @property
+    def digest(self) -> str:
+        """Hash of its vectors, recipe, answers and the texts of its task."""
+        return disk.digest([self.vectors, self.recipe.record, self.answers, self.task])
 
     def check(self, model: Any) -> None:
         """Refuse a model that the prompt was not tuned for.

@@ -12,6 +12,7 @@ import torch
 
 from emotrace import provenance
 from emotrace.labels import EmotraceError
+from emotrace.model import made_by
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.optimizer import AdamW
@@ -83,7 +84,7 @@ def tune(model: Any, task: Task, recipe: Recipe | None = None, progress: bool = 
     if task.test is not None:
         margins = readout.margins(laid["test"], kept, recipe.eval_batch)
         scores["test"] = {"accuracy": _accuracy(margins, task.test, recipe), "n": len(task.test)}
-    identity = {name: sites.identity.get(name) for name in provenance.KEYS}
+    identity = {**{name: sites.identity.get(name) for name in provenance.KEYS}, **made_by(model)}
     return SoftPrompt(
         kept.numpy(), vectors.detach().numpy().copy(), task.emotion, task.seed, recipe, answers, identity, scores, history,
         task.digest,

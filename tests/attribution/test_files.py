@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from emotrace import bundles
-from emotrace.attribution import files, load, save
+from emotrace import bundles, disk
+from emotrace.attribution import load, save
 from emotrace.labels import EMOTIONS, EmotraceError
 
 
@@ -139,6 +139,6 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path):
 
 def test_the_digest_sees_numbers_and_labels_but_not_attrs():
     x = some()["mean"]
-    assert files.digest(x) == files.digest(x.assign_attrs(other=1))
+    assert disk.digest(x) == disk.digest(x.assign_attrs(other=1))
     different = (x + 1, x.rename(unit="head"), x.assign_coords(layer=[3, 8]), x.isel(unit=slice(4)))
-    assert len({files.digest(y) for y in (x, *different)}) == 5
+    assert len({disk.digest(y) for y in (x, *different)}) == 5

@@ -404,9 +404,9 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
         got = influence(lm, doses=(0.5,), out=tmp_path)
     xr.testing.assert_identical(got, want)
     xr.testing.assert_identical(files_.load(tmp_path, "influence"), want)
-    with pytest.raises(EmotraceError, match="another run: batch_size"):
+    with pytest.raises(EmotraceError, match=r"other settings \(batch_size: "):
         influence(lm, batch_size=2, out=tmp_path)
-    with pytest.raises(EmotraceError, match="another run: readout"):
+    with pytest.raises(EmotraceError, match=r"other settings \(.*readout: "):
         influence(lm, readout="final_norm", out=tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import emotrace as et
-from emotrace import attribution
+from emotrace import attribution, disk
 from emotrace.attribution.sublayers import sublayer_influence
 from emotrace.circuits import Circuit, assemble, discover, even_plan, published_plan
 from emotrace.circuits.allocate import empty_plan
@@ -103,7 +103,7 @@ def test_shipped_model_end_to_end(model, tmp_path):
     assert (circuit.labels, circuit.layers) == (list(EMOTIONS), list(range(6)))
     about = circuit.meta
     assert about["weights_hash"] == model.sites.identity["weights_hash"]
-    assert about["directions_digest"] == attribution.files.digest(directions)
+    assert about["directions_digest"] == disk.digest(directions)
     assert (about["prompts_digest"], about["by"], about["readout"]) == (given.digest, "contrast", "residual")
     assert about["n"] == dict.fromkeys(EMOTIONS, 12)
     assert about["plan"] == {"method": "even", "neurons_per_layer": 20, "heads_per_layer": 2}

@@ -123,7 +123,7 @@ def test_a_finished_stage_stays_and_refuses_other_settings(place, monkeypatch, c
     before = state(folder / name)
     assert run(name, *commands[name]) == said[name]
     assert state(folder / name) == before
-    assert "of another run" in refused(monkeypatch, capsys, name, *commands[name], "--limit", 1)
+    assert "other settings" in refused(monkeypatch, capsys, name, *commands[name], "--limit", 1)
     assert state(folder / name) == before
 
 

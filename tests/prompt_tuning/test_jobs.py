@@ -103,11 +103,11 @@ def test_prompts_of_other_settings_are_not_mixed(tmp_path):
     run(tmp_path, emotions=("joy",), seeds=(1,))
     with pytest.raises(EmotraceError, match="epochs: 1 there, 2 now"):
         run(tmp_path, emotions=("joy",), seeds=(1,), recipe=replace(RECIPE, epochs=2))
-    with pytest.raises(EmotraceError, match="model weights_hash"):
+    with pytest.raises(EmotraceError, match="weights_hash: "):
         run(tmp_path, loaded("roberta", seed=3), emotions=("joy",), seeds=(1,))
     file = tmp_path / "joy-1" / "prompt.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "task": "another"}))
-    with pytest.raises(EmotraceError, match="the texts of its task"):
+    with pytest.raises(EmotraceError, match="task: 'another' there"):
         run(tmp_path, emotions=("joy",), seeds=(1,))
 
 
