@@ -102,7 +102,8 @@ def main(
         "experiment": "emotion_knowledge", "model": model or "tiny masked model, trained here", "texts": str(texts or "own"),
         "texts_digest": disk.digest([_content(file) for file in files]),
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist(), "digest": disk.digest(scores)},
-        "human": human.name if human else "space of all attributes", "human_digest": human and _content(human), "preset": preset, "recipe": recipe.record,
+        "human": human.name if human else "space of all attributes", "human_digest": human and _content(human),
+        "preset": preset, "recipe": recipe.record,
         **plan.record, "emotions": emotions, "dtype": dtype, "bos": bos, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)

@@ -96,7 +96,8 @@ def main(
     settings = {
         "experiment": "goemotions_steering", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": Path(train).name, "digest": texts.digest}, "trial": {"file": trial.name, "digest": held.digest},
-        "test": {"file": test.name, "digest": final.digest}, "questions": [Path(questions).name, len(choices), disk.digest([repr(q) for q in choices])],
+        "test": {"file": test.name, "digest": final.digest},
+        "questions": [Path(questions).name, len(choices), disk.digest([repr(q) for q in choices])],
         "judge": the_judge.name, "label_map": label_map, "emotions": emotions, "against": against, "grouping": grouping,
         "keep": keep, "scale": scale, "layers": layers, "doses": wanted, "system": system, "emotional": emotional,
         "limit": limit, "draws": draws, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
