@@ -18,8 +18,6 @@ from emotrace.prompt_tuning.recipe import Recipe
 NAME: Final = "prompt"
 LABEL: Final = "soft_prompt"
 """Label by which a capture knows the tuned prompt of a sequence (its key)."""
-SAME: Final = ("config_hash", "weights_hash")
-"""Entries of a model's identity that a prompt belongs to."""
 
 
 @dataclass(frozen=True, eq=False)
