@@ -12,6 +12,7 @@ import transformers
 from nnsight import TransformersModel
 from safetensors import SafetensorError
 
+from emotrace.configs import field
 from emotrace.labels import EmotraceError
 
 
@@ -72,7 +73,9 @@ def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, 
     return config, _auto_class(config)
 
 
-_UNREADABLE = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
+_UNREADABLE = (
+    OSError, ValueError, ImportError, RuntimeError, LookupError, AttributeError, TypeError, ArithmeticError, SafetensorError
+)  # fmt: skip
 
 
 def _unreadable(source: str, error: Exception) -> EmotraceError:
@@ -108,7 +111,7 @@ def _dtype(dtype: Any, where: torch.device) -> Any:
 
 
 def _auto_class(config: Any) -> Any:
-    architectures = " ".join(config.architectures or ())
+    architectures = " ".join(field(config, "architectures", ()))
     if "ForMaskedLM" in architectures:
         return transformers.AutoModelForMaskedLM
     if "ForCausalLM" in architectures or "LMHead" in architectures:
@@ -121,14 +124,14 @@ def _auto_class(config: Any) -> Any:
 
 def refuse_config(config: Any, name: str) -> None:
     """Refuse a model that is quantized, or an encoder-decoder."""
-    quantized = getattr(config, "quantization_config", None)
+    quantized = field(config, "quantization_config")
     if quantized:
         quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
         raise EmotraceError(
             f"model {name!r} is quantized ({quantized.get('quant_method', '4/8-bit')}): its sites are "
             "proven on plain weights. Load an unquantized checkpoint, or dtype='bfloat16' to halve the memory."
         )
-    if getattr(config, "is_encoder_decoder", False):
+    if field(config, "is_encoder_decoder"):
         raise EmotraceError(f"model {name!r} is an encoder-decoder; emotrace takes causal and masked models.")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from emotrace import configs
+
 SAMPLED = 32
 """Weight matrices of which a few numbers are noted."""
 
@@ -20,12 +22,12 @@ def identity(module: Any, model_id: str, revision: str | None, backend: str = "l
     config = {k: v for k, v in module.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return {
         "model_id": model_id if not Path(model_id).exists() else Path(model_id).name,
-        "revision": revision or getattr(module.config, "_commit_hash", None) or "",
+        "revision": revision or configs.field(module.config, "_commit_hash") or "",
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "weights_hash": _weights_hash(module),
         "weights_sample": _weights_sample(module),
         "dtype": str(module.dtype).removeprefix("torch."),
-        "attn_implementation": str(getattr(module.config, "_attn_implementation", "")),
+        "attn_implementation": str(configs.field(module.config, "_attn_implementation", "")),
         "backend": backend,
         "device": str(next(module.parameters()).device) if here else "remote",
         "threads": torch.get_num_threads() if here else None,

@@ -10,7 +10,7 @@ import nnsight
 import torch
 from nnsight import TransformersModel
 
-from emotrace import checkpoints, traced
+from emotrace import checkpoints, configs, traced
 from emotrace import sites as sites_
 from emotrace.forwards import beginnings
 from emotrace.forwards.entering import enter, inputs, lock, locked
@@ -120,16 +120,17 @@ def load(
         tokenizer = tokenizer if tokenizer is not None else getattr(nnsight_model, "tokenizer", None)
         tokenizer = checkpoints.tokenizer_of(tokenizer, revision, trust_remote_code)
         config = getattr(module, "config", None)
-        model_id = str(getattr(config, "_name_or_path", "") or f"in memory: {type(module).__name__}")
+        model_id = str(configs.field(config, "_name_or_path") or f"in memory: {type(module).__name__}")
         traced_model = nnsight_model
     checkpoints.refuse_unsupported(module, model_id)
     found = sites_.find(module)
     causal = is_causal(module)
     traced_model = traced_model or checkpoints.wrapped(module, tokenizer)
-    limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    text = configs.text_config(module.config)
+    limit = configs.number(text, "max_position_embeddings")
     encoder = Encoder(
         tokenizer, causal=causal, date=date, double_bos=double_bos, bos=bos, max_length=_positions(module, limit),
-        vocab_size=getattr(module.config.get_text_config(), "vocab_size", None),
+        vocab_size=configs.number(text, "vocab_size"),
     )  # fmt: skip
     for notice in encoder.notices:
         warnings.warn(notice, stacklevel=2)
@@ -165,10 +166,8 @@ def is_causal(module: Any) -> bool:
     return bool(module.can_generate()) and "MaskedLM" not in type(module).__name__
 
 
-def _positions(module: Any, limit: Any) -> int | None:
+def _positions(module: Any, limit: int | None) -> int | None:
     """Longest sequence; RoBERTa's table starts after its padding index."""
-    if not isinstance(limit, int):
-        return None
-    pad = getattr(module.config, "pad_token_id", None)
-    is_roberta = "roberta" in str(getattr(module.config, "model_type", ""))
-    return limit - pad - 1 if is_roberta and isinstance(pad, int) else limit
+    pad = configs.number(module.config, "pad_token_id")
+    is_roberta = "roberta" in str(configs.field(module.config, "model_type", ""))
+    return limit - pad - 1 if is_roberta and limit is not None and pad is not None else limit

@@ -240,7 +240,7 @@ def _payload(plan: Plan, differences: xr.Dataset) -> dict[tuple[Any, int], np.nd
             if value not in held:
                 raise unknown(f"{name} of the differences", value, held, "enhancement_curve")
     array = array.sel({plan.label: plan.labels, "layer": plan.layers}).transpose(*wanted)
-    width = plan.model.sites.address(plan.site, plan.layers[0]).width
+    width = int(np.prod([*plan.model.sites.size(plan.site, plan.layers).values()]))
     if array.sizes[plan.dim] * array.sizes["head_dim"] != width:
         raise EmotraceError(f"{plan.site} is {width} wide in this model; the differences have {dict(array.sizes)}.")
     values = np.asarray(array.values, dtype=np.float32)

@@ -104,8 +104,8 @@ def head_contributions(
     ]
     read = {reads for _, _, reads, _ in parts if reads is not None}
     sites = ["z", *(s for s in SUBLAYERS if s in read)]
+    n_heads = model.sites.size("z", chosen)["head"]
     per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + width))
-    n_heads = model.sites.n_heads
     if dry_run:
         dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
         size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)

@@ -78,8 +78,7 @@ class Plan:
         if not self.layers:
             raise EmotraceError(f"no layer of the contributions lies at or before the read-out layer {self.layer}.")
         for layer in self.layers:
-            width = model.sites.address(self.site, layer).width
-            width = model.sites.n_heads if self.dim == "head" else width
+            width = model.sites.size(self.site, layer)[self.dim]
             if width != scores.sizes[self.dim]:
                 raise EmotraceError(
                     f"the contributions have {scores.sizes[self.dim]} {self.dim}s in a layer; layer {layer} of "

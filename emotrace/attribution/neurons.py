@@ -88,7 +88,7 @@ def neuron_contributions(
     code = codes(prompts, label, values, PLACE)
     if len(values) < 2:
         raise EmotraceError(f"{PLACE}: a contrast needs two or more values of {label!r}; the directions have {values}.")
-    width = int(model.sites.d_ff)
+    width = model.sites.size("neuron", chosen)["unit"]
     per_chunk = fitting(4 * width * len(chosen) * len(sites))
     if dry_run:
         dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)

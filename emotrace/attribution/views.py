@@ -101,8 +101,9 @@ def attention(model: Any, prompt: Any, layer: int, head: int) -> xr.DataArray:
     """
     sites, encoder = model.sites, model.sites.encoder
     address = sites.address("attn_pattern", layer)
-    if not 0 <= head < sites.n_heads:
-        raise EmotraceError(f"attention(head={head}): the model has heads 0 to {sites.n_heads - 1}.")
+    n_heads = sites.heads(layer, "attn_pattern")
+    if not 0 <= head < n_heads:
+        raise EmotraceError(f"attention(head={head}): layer {layer} of the model has heads 0 to {n_heads - 1}.")
     prompts = prompt if isinstance(prompt, Prompts) else Prompts.of([prompt])
     if len(prompts) != 1:
         raise EmotraceError(f"attention shows one prompt, not {len(prompts)}: choose one, e.g. prompts[0].")

@@ -72,7 +72,8 @@ class Reads:
                 self.variables.append(Variable(name, tuple(size), {}, size, dtype, codec))
                 self._add(item, None, name, ())
             else:
-                chosen, size = self._layers([name], explicit), sites.size(name)
+                chosen = self._layers([name], explicit)
+                size = sites.size(name, chosen)
                 self.variables.append(Variable(name, ("layer", *size), {"layer": chosen}, size, dtype, codec))
                 for i, layer in enumerate(chosen):
                     self._add(name, layer, name, (i,))

@@ -175,7 +175,7 @@ class Circuit:
                 model.sites.address(site, layer)
             if len(rows):
                 mine = {d: self.payload.sizes[d] for d in FEATURES[kind]}
-                theirs = model.sites.size(site)
+                theirs = model.sites.size(site, sorted(set(rows["layer"])))
                 if mine != theirs:
                     raise EmotraceError(f"the circuit was made for {site!r} of size {mine}; this model has {theirs}.")
 

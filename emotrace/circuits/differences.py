@@ -93,7 +93,7 @@ def difference_vectors(
             sites_.address(site, layer)
     groups = group(prompts.table, label, within, accepted, complete)
     used = Prompts([prompts[int(i)] for i in groups.rows])
-    row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sites_.size(s).values()])) for s in wanted)
+    row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sites_.size(s, at[s]).values()])) for s in wanted)
     per_chunk = fitting(row_bytes) if prompts_per_chunk is None else prompts_per_chunk
     if dry_run:
         dry = capture(model, used, wanted, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
@@ -144,7 +144,7 @@ def _dataset(
     layers = sorted(set().union(*at.values()))
     found = xr.Dataset(coords={label: list(groups.labels), "layer": layers})
     for site, total in sums.items():
-        size = model.sites.size(site)
+        size = model.sites.size(site, at[site])
         whole = np.zeros((len(total), len(layers), *size.values()), dtype=np.float32)
         whole[:, [layers.index(layer) for layer in at[site]]] = total.reshape(len(total), -1, *size.values())
         found[site] = (label, "layer", *size), whole[:-1]

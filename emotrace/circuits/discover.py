@@ -272,7 +272,7 @@ def _all(at: Mapping[str, list[int]]) -> list[int]:
 
 
 def _available(model: Any, kind: str, layer: int) -> int:
-    return int(model.sites.n_heads if kind == "head" else model.sites.address("neuron", layer).width)
+    return int(model.sites.size(SITE_OF[kind], layer)[INDEX[kind]])
 
 
 def _within(influence: xr.DataArray, layers: Sequence[int]) -> xr.DataArray:

@@ -31,6 +31,9 @@ def sites(
     typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))
     for layer, reason in table.unproven.items():
         typer.echo(f"layer {layer}: {reason}")
+    for layer, proof in table.proofs.items():
+        for site, reason in proof.lacking.items():
+            typer.echo(f"layer {layer} has no {site}: {reason}")
 
 
 @app.command()

@@ -110,7 +110,7 @@ def graph(model: Any, metric: Metric) -> Graph:
             names = [f"a{i}.{'h' if part == 'q' else 'g'}{j}.{part}" for j in range(len(columns))]
             readers += names
             before += [len(writers)] * len(names)
-        writers += [f"a{i}.h{h}" for h in range(sites.n_heads)]
+        writers += [f"a{i}.h{h}" for h in range(sites.heads(i))]
         if whole or i < last:
             watched.append(
                 Place("mlp reads", i, layer.norm_orders[1], read_at(model, "resid_mid", i).lower(model), -1, 1)

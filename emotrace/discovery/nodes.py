@@ -133,7 +133,7 @@ def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = N
         for layer in sites.layers(SITE[kind]):
             a = sites.address(SITE[kind], layer)
             if a.order < last and (up_to is None or layer < up_to):
-                n = {"head": sites.n_heads, "neuron": a.width}.get(kind, 1)
+                n = sites.heads(layer) if kind == "head" else a.width if kind == "neuron" else 1
                 found.append(Place(kind, layer, a.order, sites.place(a.site, layer), a.width, n))
     if not found:
         raise EmotraceError(f"no {' or '.join(wanted)} runs before the metric reads ({metric.name}).")

@@ -133,8 +133,7 @@ def scores(
     attrs = {
         "method": method, "level": level, "ablation": ablation, "metric": metric.name, "sign": SIGN, "n_pairs": len(pairs),
         "model": model.sites.identity.get("model_id", model.sites.model_class),
-        **provenance.of(model.sites.identity),
-        "n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads,
+        **provenance.of(model.sites.identity), **_counts(model, g),
     }  # fmt: skip
     if method in approximate.METHODS[1:]:
         attrs["steps"] = steps
@@ -143,6 +142,14 @@ def scores(
     if threshold is not None and method == "acdc":
         attrs |= {"threshold": threshold, "absolute": absolute}
     return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def _counts(model: Any, g: Graph | None) -> dict[str, int]:
+    """Query and key-value heads: those of the layers of a graph, which have as many of both in the same proportion."""
+    if g is None:
+        return {"n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads}
+    queries, keys, _ = g.layers[0].columns
+    return {"n_heads": len(queries), "n_kv_heads": len(keys)}
 
 
 def _kept(model: Any, batch: Batch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:

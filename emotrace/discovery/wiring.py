@@ -77,7 +77,14 @@ def wiring(model: Any, n_layers: int | None = None) -> list[Layer]:
             f"{sites.form}. Score nodes (level='node') instead."
         )
     recording = record_ids(model._module)
-    return [_layer(model, recording, i) for i in range(sites.n_layers if n_layers is None else n_layers)]
+    found = [_layer(model, recording, i) for i in range(sites.n_layers if n_layers is None else n_layers)]
+    shared = [len(layer.columns[0]) // len(layer.columns[1]) for layer in found]
+    if len(set(shared)) > 1:
+        raise EmotraceError(
+            f"layers of {sites.model_class} differ in how many heads share a key: {shared}. Edges need one number; score "
+            "nodes (level='node') instead."
+        )
+    return found
 
 
 def _layer(model: Any, recording: Recording, layer: int) -> Layer:
@@ -105,9 +112,10 @@ def _layer(model: Any, recording: Recording, layer: int) -> Layer:
             "input cannot be split. Score nodes (level='node') instead."
         )
     found = [c for c in between if c.order_in > norm.order_in and _matrix(c.module) and _same(c.inp, norm.out)]
-    matrix = out.matrix.detach().unflatten(0, (sites.n_heads, -1)) * out.scale
+    heads = sites.heads(layer)
+    matrix = out.matrix.detach().unflatten(0, (heads, -1)) * out.scale
     order = {c.path: later + c.order_out for c in found}
-    for paths, columns in _layouts(found, sites.n_heads, sites.n_kv_heads, matrix.shape[1]):
+    for paths, columns in _layouts(found, heads, matrix.shape[1]):
         if any(_shown(model, layer, paths, columns, order, amplitude) for amplitude in AMPLITUDES):
             norm_orders = (later + norm.order_in, later + recording.at(reading)[0].order_in)
             orders = (order[paths[0]], order[paths[1]], order[paths[2]])
@@ -115,7 +123,7 @@ def _layer(model: Any, recording: Recording, layer: int) -> Layer:
     listed = ", ".join(f"{c.path} ({c.out.shape[-1]})" for c in found if c.out is not None) or "none"
     raise EmotraceError(
         f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "
-        f"{sites.n_heads} heads ({sites.n_kv_heads} KV) of {matrix.shape[1]}; there are: {listed}. Score nodes "
+        f"{heads} heads of {matrix.shape[1]}; there are: {listed}. Score nodes "
         "(level='node') instead."
     )
 
@@ -143,11 +151,20 @@ def lowered(model: Any, layers: list[Layer], whole: bool = True) -> list[tuple]:
 
 
 def _layouts(
-    calls: list[Call], heads: int, groups: int, size: int
+    calls: list[Call], heads: int, size: int
 ) -> Iterator[tuple[tuple[str, str, str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Paths and columns that queries, keys and values may have, the likeliest first."""
+    """Paths and columns that queries, keys and values may have, for any number of heads that share a key."""
+    for each in range(1, heads + 1):
+        if heads % each == 0:
+            yield from _grouped(calls, heads, each, size)
+
+
+def _grouped(
+    calls: list[Call], heads: int, each: int, size: int
+) -> Iterator[tuple[tuple[str, str, str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Likewise where so many heads share a key, the likeliest first."""
     widths = {c.path: c.out.shape[-1] for c in calls if c.out is not None}
-    each = heads // groups
+    groups = heads // each
 
     def rows(n: int, start: int = 0) -> torch.Tensor:
         return start + torch.arange(n * size).reshape(n, size)
@@ -189,11 +206,11 @@ def _shown(
             row += 1
     places = [(sites.place(Site(p)), given[p]) for p in unique]
     z = enter(model, circuits.following, inputs(model, [ids] * n), places, sites.place("z", layer))
-    z = z.unflatten(-1, (sites.n_heads, -1))
+    z = z.unflatten(-1, (counts[0], -1))
     moved = z - z[:1]
     small = 1e-4 * float(z.abs().max()) + 1e-6
-    heads = torch.arange(sites.n_heads)
-    each = sites.n_heads // sites.n_kv_heads
+    heads = torch.arange(counts[0])
+    each = counts[0] // counts[1]
     row = 1
     for part, count in enumerate(counts):
         for i in range(count):

@@ -147,10 +147,16 @@ def _columns(edit: Edit, address: Address, sites: Sites, place: str) -> list[int
     if edit.heads is not None:
         if address.site != "z":
             raise EmotraceError(f"{place}: heads belong to site 'z', not to {address.site!r}; use units=.")
-        size = address.width // sites.n_heads
-        wrong = [h for h in edit.heads if not 0 <= h < sites.n_heads]
+        try:
+            n = sites.heads(int(address.layer or 0))
+        except EmotraceError as error:
+            raise EmotraceError(f"{place}: {error}") from None
+        size = address.width // n
+        wrong = [h for h in edit.heads if not 0 <= h < n]
         if wrong:
-            raise EmotraceError(f"{place}: no head {wrong[0]}; the model has heads 0 to {sites.n_heads - 1}.")
+            raise EmotraceError(
+                f"{place}: no head {wrong[0]}; layer {address.layer} of the model has heads 0 to {n - 1}."
+            )
         return [h * size + i for h in edit.heads for i in range(size)]
     if edit.units is not None:
         wrong = [u for u in edit.units if not 0 <= u < address.width or address.width < 0]

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from emotrace import checkpoints
+from emotrace.configs import field, text_config
 from emotrace.forwards import proof
 from emotrace.labels import EmotraceError
 from emotrace.sites import twin as twins
@@ -165,7 +166,7 @@ _TWINS: dict[tuple[Any, ...], Beginnings] = {}
 def _of_twin(model: Any, twin: nn.Module) -> Beginnings:
     """What a twin shows, once per configuration; where windows are the reason, its limit is a window of the model."""
     module, encoder = model._module, model.sites.encoder
-    about = (module.config.to_json_string(), str(getattr(module.config, "_attn_implementation", "")))
+    about = (module.config.to_json_string(), str(field(module.config, "_attn_implementation", "")))
     key = (type(module), *about, encoder.causal, encoder.pad_id)
     if key not in _TWINS:
         found = _shown(_attached(model, twin), proof.LENGTHS)
@@ -221,7 +222,7 @@ def _attached(model: Any, twin: nn.Module) -> Any:
 def _reach(module: nn.Module) -> float:
     """Tokens that no window of a model cuts."""
     config = module.config
-    parts = {id(c): c for c in (config, config.get_text_config())}.values()  # type: ignore[operator, union-attr]
+    parts = {id(c): c for c in (config, text_config(config))}.values()
     return min((size // 2 for part in parts for _, _, size in twins.windows_of(part)), default=math.inf)
 
 

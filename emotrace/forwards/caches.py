@@ -7,6 +7,8 @@ from typing import Any
 
 import transformers
 
+from emotrace.configs import text_config
+
 
 def setup(model: Any, program: list) -> tuple[Any, list, bool]:
     """What `emotrace.traced.caches` needs.
@@ -15,7 +17,7 @@ def setup(model: Any, program: list) -> tuple[Any, list, bool]:
         model: the nnsight model.
         program: of the forwards; layers after its last step are not computed for the beginnings either.
     """
-    empty = transformers.DynamicCache(config=model._module.config.get_text_config())
+    empty = transformers.DynamicCache(config=text_config(model._module.config))
     return empty, program[-1:], "position_ids" in inspect.signature(model._module.forward).parameters
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from emotrace.configs import field, text_config
 from emotrace.decoding import neutral
 from emotrace.forwards import caches
 from emotrace.forwards.entering import enter, inputs
@@ -102,8 +103,8 @@ def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Ten
 
 def ids(model: Any, n: int, seed: int) -> list[int]:
     """Token ids that are not special ones: those change masks and positions in some families."""
-    config, size = model._module.config.get_text_config(), model.sites.vocab_size
-    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
+    config, size = text_config(model._module.config), model.sites.vocab_size
+    special = [field(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
     avoid = {t for held in special for t in (held if isinstance(held, (list, tuple)) else [held]) if t is not None}
     allowed = [i for i in range(min(size, 4096)) if i not in {*avoid, model.sites.encoder.pad_id}]
     drawn = torch.randint(len(allowed), (n,), generator=torch.Generator().manual_seed(seed))

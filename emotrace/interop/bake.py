@@ -28,6 +28,7 @@ import xarray as xr
 from emotrace import edits as edits_
 from emotrace.attribution.weights import projection
 from emotrace.capturing import capture
+from emotrace.configs import text_config
 from emotrace.datasets import Prompts
 from emotrace.edits import Add, Edit
 from emotrace.labels import EmotraceError
@@ -194,12 +195,12 @@ def _config(root: Any, lacking: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
         return copy.deepcopy(root.config), ()
     before = {name: t.shape for name, t in root.state_dict().items()}
     wanted = {f"{path}.bias" for path in lacking}
-    names = sorted(k for k, v in root.config.get_text_config().to_dict().items() if v is False and "bias" in k)
+    names = sorted(k for k, v in text_config(root.config).to_dict().items() if v is False and "bias" in k)
     for size in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, size):
             config = copy.deepcopy(root.config)
             for name in chosen:
-                setattr(config.get_text_config(), name, True)
+                setattr(text_config(config), name, True)
             after = {name: t.shape for name, t in _hollow(root, config).state_dict().items()}
             new = set(after) - set(before)
             same = all(after.get(name) == shape for name, shape in before.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ def confirm(model: Any, inputs: dict[str, Any]) -> None:
         EmotraceError: where no layer closes.
     """
     sites = model.sites
+    if sites.form == "stream":
+        raise EmotraceError(
+            f"{sites.model_class}: no sum of its layers is known that could be confirmed on the server's weights "
+            f"({sites.unproven[0]}). Load it here."
+        )
     reads, layers = [], []
     for proof in sites.proofs.values():
         numbers = list(range(len(reads), len(reads) + 4))
@@ -50,6 +56,9 @@ def confirm(model: Any, inputs: dict[str, Any]) -> None:
     errors, roundings, (held, weights), copies = sites.remote.call(model, leaf.closures, (inputs, reads, layers))
     dtype, stored = (getattr(torch, name.removeprefix("torch.")) for name in (held, weights))
     allowed = [TOLERANCE + 4 * torch.finfo(dtype).eps * r for r in roundings]
+    odd = [layer for layer, e in zip(sites.proofs, errors, strict=True) if not math.isfinite(e)]
+    if odd:
+        raise EmotraceError(f"{sites.model_class}: on the server the activations of layer {odd[0]} are not finite.")
     good = {layer: e for (layer, e, a) in zip(sites.proofs, errors, allowed, strict=True) if e <= a}
     if not good:
         raise EmotraceError(

@@ -65,6 +65,7 @@ class Address:
         mirror: the module input that carries the same value a little later, for reading only (kind ``"mid"``).
         overwritten: the model changes this very tensor in place later on, so a reader must not share it.
         writable: False for ``attn_pattern``.
+        heads: of ``z``, into which its width is divided equally, and of ``attn_pattern``; 0 where they are not known.
     """
 
     site: str
@@ -82,6 +83,7 @@ class Address:
     mirror: Address | None = None
     overwritten: bool = False
     writable: bool = True
+    heads: int = 0
 
     def plain(self) -> tuple[Any, ...]:
         """The address as `emotrace.traced.table` takes it, without envoys."""

@@ -12,7 +12,7 @@ possibly times another projection.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from emotrace.sites.address import Address
 from emotrace.sites.probe import Call, Recording
 
-Form = Literal["sequential", "parallel", "post-ln"]
+Form = Literal["sequential", "parallel", "post-ln", "stream"]
 TOLERANCE = 1e-4
 """Largest relative deviation that float32 arithmetic may leave on a probe; lower precision adds its own rounding."""
 CONFIRMED = 1e-2
@@ -40,6 +40,7 @@ class LayerProof:
         error: deviation of the closure.
         sites: addresses.
         norms: paths of LN1 and LN2 of a post-LN layer.
+        lacking: site → why a proof that the architecture promised failed on the weights.
         gate: ``(path, part)`` of what multiplies the activation: the whole output (part None) of a projection, or one
             of its two halves; None where the activation is the neuron.
     """
@@ -50,6 +51,7 @@ class LayerProof:
     sites: dict[str, Address] = field(default_factory=dict)
     norms: tuple[str, str] | None = None
     gate: tuple[str, int | None] | None = None
+    lacking: dict[str, str] = field(default_factory=dict)
 
 
 def rows(value: Tensor) -> Tensor:
@@ -108,23 +110,36 @@ def confirm(recording: Recording, proof: LayerProof) -> LayerProof | str:
 
     Sites whose equation fails are left out; where the closure itself fails, the reason is returned.
     """
-    value = {name: held(recording, a) for name, a in proof.sites.items() if a.kind != "mid"}
-    pre, attn, mlp, post = (value[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
-    if pre is None or attn is None or mlp is None or post is None:
+    found = closure(recording, proof)
+    if found is None:
         return "a module that the twin calls is not called"
-    if proof.norms is None:
-        error, tolerance = deviation(rows(pre) + proof.scale * (rows(attn) + rows(mlp)), post, rows(post) - rows(pre))
-    else:
-        error, tolerance = post_ln(recording, proof.norms, pre, attn, mlp, post)
+    error, tolerance = found
     if error > tolerance:
         return f"the residual closes on the twin but not on the weights (error {error:.1e} > {tolerance:.1e})"
     shown = LayerProof(proof.form, proof.scale, error, norms=proof.norms, gate=proof.gate)
     for site, address in proof.sites.items():
-        found = _site_error(recording, proof, site, address, error)
+        off = _site_error(recording, proof, site, address, error)
         tensor = held(recording, address)
-        if found <= max(CONFIRMED, tolerance) and tensor is not None:
-            shown.sites[site] = Address(**{**vars(address), "width": tensor.shape[-1], "error": found})
+        if off <= max(CONFIRMED, tolerance) and tensor is not None:
+            heads = tensor.shape[1] if site == "attn_pattern" else address.heads
+            shown.sites[site] = replace(address, width=tensor.shape[-1], error=off, heads=heads)
+        else:
+            shown.lacking[site] = f"its equation holds on the twin but not on the weights (error {off:.1e})"
     return shown
+
+
+def closure(recording: Recording, proof: LayerProof) -> tuple[float, float] | None:
+    """Deviation and tolerance of a layer's closure on a recording; None where one of its modules is not called."""
+    if proof.form == "stream":
+        ends = [held(recording, proof.sites[name]) for name in ("resid_pre", "resid_post")]
+        return None if any(value is None for value in ends) else (0.0, TOLERANCE)
+    value = {name: held(recording, proof.sites[name]) for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")}
+    pre, attn, mlp, post = value.values()
+    if pre is None or attn is None or mlp is None or post is None:
+        return None
+    if proof.norms is None:
+        return deviation(rows(pre) + proof.scale * (rows(attn) + rows(mlp)), post, rows(post) - rows(pre))
+    return post_ln(recording, proof.norms, pre, attn, mlp, post)
 
 
 def _site_error(recording: Recording, proof: LayerProof, site: str, address: Address, closure: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from emotrace.labels import EmotraceError
 
 BATCH, TOKENS = 2, 5
+Place = tuple[str, str]
+"""``(module path, side)``: the first input of a module, or its output (element 0 of a tuple)."""
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -72,22 +76,32 @@ class Recording:
             call.live.clear()
 
 
-def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -> Recording:
-    """Run a 2 × 5 token forward with temporary hooks and return copies of what passed through each module.
+def draw(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -> Tensor:
+    """2 × 5 random token ids, on the device of a model.
 
     Args:
         module: a transformers model with weights.
-        vocab_size: token ids are drawn below it.
+        vocab_size: ids are below it.
         avoid: ids not to draw (padding and other special tokens change masks and positions in some families).
-        seed: of the token ids.
+        seed: of the ids.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    allowed = [i for i in range(min(vocab_size, 4096)) if i not in avoid]
+    chosen = torch.randint(len(allowed), (BATCH, TOKENS), generator=generator)
+    return torch.tensor(allowed)[chosen].to(next(module.parameters()).device)
+
+
+def record(module: nn.Module, ids: Tensor, changes: Mapping[Place, Change] | None = None) -> Recording:
+    """Run a small forward with temporary hooks and return copies of what passed through each module.
+
+    Args:
+        module: a transformers model with weights.
+        ids: ``[batch, token]``.
+        changes: of values on their way; what is recorded is the changed value.
 
     Raises:
         EmotraceError: if the forward fails.
     """
-    generator = torch.Generator().manual_seed(seed)
-    allowed = [i for i in range(min(vocab_size, 4096)) if i not in avoid]
-    draw = torch.randint(len(allowed), (BATCH, TOKENS), generator=generator)
-    ids = torch.tensor(allowed)[draw].to(next(module.parameters()).device)
     clock = itertools.count()
     recording = Recording()
     stack: list[Call] = []
@@ -112,27 +126,71 @@ def record(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -
         if outputs and isinstance(outputs[0], Tensor):
             call.live.append(("output", outputs[0], outputs[0]._version))
 
-    handles = []
+    handles = [_changing(module, place, change) for place, change in (changes or {}).items()]
     for path, mod in module.named_modules():
         if path and not isinstance(mod, (nn.ModuleList, nn.ModuleDict)):
             handles.append(mod.register_forward_pre_hook(before(path), with_kwargs=True))
             handles.append(mod.register_forward_hook(after))
+    run(module, ids, handles)
+    recording.close()
+    return recording
+
+
+def watched(module: nn.Module, ids: Tensor, changes: Mapping[Place, Change], watch: Mapping[Place, Callable]) -> None:
+    """Run a forward in which some values are changed and others looked at, and nothing is kept.
+
+    Raises:
+        EmotraceError: if the forward fails.
+    """
+    handles = [_changing(module, place, change) for place, change in changes.items()]
+    handles += [_changing(module, place, look) for place, look in watch.items()]
+    run(module, ids, handles)
+
+
+def run(module: nn.Module, ids: Tensor, handles: list[Any]) -> None:
+    """One forward in eval mode without gradients; hooks are removed after it, and the mode is put back.
+
+    Raises:
+        EmotraceError: if the forward fails.
+    """
     training = module.training
     try:
         module.eval()
         with torch.no_grad():
             module(input_ids=ids, attention_mask=torch.ones_like(ids))
-            recording.close()
     except Exception as error:
         raise EmotraceError(
-            f"{type(module).__name__} cannot be probed: a forward of {BATCH} × {TOKENS} token ids failed with "
-            f"{type(error).__name__}: {error}"
+            f"{type(module).__name__} cannot be probed: a forward of {ids.shape[0]} × {ids.shape[1]} token ids failed "
+            f"with {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
         module.train(training)
-    return recording
+
+
+def _changing(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """A hook that puts ``change(value)`` in the place of a value; where it returns None, the value stays."""
+    path, side = place
+    target = module.get_submodule(path)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = None if args else next(iter(kwargs), None)
+        value = args[0] if args else kwargs.get(name)  # type: ignore[arg-type]
+        new = change(value) if isinstance(value, Tensor) else None
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        several = isinstance(output, (tuple, list))
+        value = output[0] if several and output else output
+        new = change(value) if isinstance(value, Tensor) else None
+        return new if new is None or not several else type(output)((new, *output[1:]))
+
+    if side == "input":
+        return target.register_forward_pre_hook(before, with_kwargs=True)
+    return target.register_forward_hook(after)
 
 
 def _copy(value: Any) -> Tensor | None:

@@ -6,7 +6,7 @@ A site is what an equation of `emotrace.sites.equations` shows; what none of the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from emotrace.sites.address import Address, Side
 from emotrace.sites.equations import Form, LayerProof, deviation, linear, rows
 from emotrace.sites.probe import BATCH, TOKENS, Call, Recording
+
+WITHOUT = "has no attention module with a projection"
+Pair = tuple[str, str]
+"""Module paths of an attention's branch and an MLP's."""
 
 
 @dataclass
@@ -30,14 +34,14 @@ class _Closure:
     norms: tuple[str, str] | None = None
 
 
-def prove_layer(recording: Recording, layer: int, path: str, n_heads: int) -> LayerProof | str:
+def prove_layer(recording: Recording, layer: int, path: str, unlike: Collection[Pair] = ()) -> LayerProof | str:
     """The proven sites of one layer, or the reason why its residual does not close.
 
     Args:
         recording: of the whole model.
         layer: 0-based index of the block.
         path: module path of the block.
-        n_heads: query heads, for the shape of z.
+        unlike: branches that close the residual but do not do what attention and MLP do.
     """
     (block,) = recording.at(path)
     calls = recording.under(path)
@@ -45,10 +49,10 @@ def prove_layer(recording: Recording, layer: int, path: str, n_heads: int) -> La
         return f"{path} takes or returns no floating-point tensor"
     root = _attention_root(calls)
     if root is None:
-        return f"{path} has no attention module with a projection"
+        return f"{path} {WITHOUT}"
     inside = [c for c in calls if c.path == root.path or c.path.startswith(root.path + ".")]
     outside = [c for c in calls if not (c.path == root.path or c.path.startswith(root.path + "."))]
-    closure = _close(block, root, inside, outside) or _close_post_ln(block, inside, outside)
+    closure = _close(block, root, inside, outside, unlike) or _close_post_ln(block, inside, outside, unlike)
     if closure is None:
         return f"no pair of module outputs in {path} closes resid_pre + c·(attn_out + mlp_out) == resid_post"
     proof = LayerProof(closure.form, closure.scale, closure.error, norms=closure.norms)
@@ -76,23 +80,50 @@ def prove_layer(recording: Recording, layer: int, path: str, n_heads: int) -> La
             "resid_mid", layer, attn.path, "output", attn.index, attn.flat, attn.order, width, error,
             kind="mid", scale=closure.scale, base=pre, mirror=plain("resid_mid", closure.mid, "input", error),
         )  # fmt: skip
-    _add_z(proof, plain, inside, closure, width, n_heads)
+    _add_z(proof, plain, inside, closure, width)
     _add_neurons(proof, plain, outside, closure.mlp, width)
-    _add_pattern(proof, inside, layer, n_heads)
+    _add_pattern(proof, inside, layer)
     return proof
 
 
-def _add_z(
-    proof: LayerProof, plain: Callable[..., Address], inside: list[Call], closure: _Closure, width: int, n_heads: int
-) -> None:
+def prove_stream(recording: Recording, layers: Mapping[int, str]) -> dict[int, LayerProof]:
+    """The residual stream alone: what each layer is given, where it is to the last bit what the one before returned.
+
+    Args:
+        recording: of the whole model.
+        layers: module paths of the blocks.
+
+    Returns:
+        Proofs with ``resid_pre`` and ``resid_post``; none where one layer is not given what the last one returned.
+    """
+    calls = [recording.at(path)[0] for path in layers.values()]
+    for call, after in zip(calls, [*calls[1:], None], strict=True):
+        if call.inp is None or not _same_shape(call, calls[0]) or call.inp.shape[-1] != width_of(call):
+            return {}
+        if after is not None and (
+            after.inp is None or call.out is None or not torch.equal(rows(after.inp), rows(call.out))
+        ):
+            return {}
+    found: dict[int, LayerProof] = {}
+    for layer, call in zip(layers, calls, strict=True):
+        flat = call.inp is not None and call.inp.ndim == 2
+        pre = Address("resid_pre", layer, call.path, "input", None, flat, call.order_in, width_of(call),
+                      overwritten="input" in call.overwritten)  # fmt: skip
+        post = Address("resid_post", layer, call.path, "output", call.index, flat, call.order_out, width_of(call),
+                       overwritten="output" in call.overwritten)  # fmt: skip
+        found[layer] = LayerProof("stream", 1.0, 0.0, {"resid_pre": pre, "resid_post": post})
+    return found
+
+
+def width_of(call: Call) -> int:
+    """Last dim of what a call returned."""
+    return 0 if call.out is None else call.out.shape[-1]
+
+
+def _add_z(proof: LayerProof, plain: Callable[..., Address], inside: list[Call], closure: _Closure, width: int) -> None:
     hits = [c for c in inside if _is_projection(c.module) and c.out is not None and c.out.shape[-1] == width]
-    o_proj = max(hits, key=lambda c: c.order_out, default=None)
-    if (
-        o_proj is None
-        or o_proj.inp is None
-        or o_proj.inp.shape[-1] % n_heads
-        or o_proj.order_out > closure.attn.order_out
-    ):
+    o_proj = max((c for c in hits if c.order_out <= closure.attn.order_out), key=lambda c: c.order_out, default=None)
+    if o_proj is None or o_proj.inp is None:
         return
     error, tolerance = linear(o_proj)
     if error <= tolerance:
@@ -114,17 +145,21 @@ def _add_neurons(proof: LayerProof, plain: Callable[..., Address], outside: list
         proof.sites["neuron_pre"] = plain("neuron_pre", act, "input", error)
 
 
-def _add_pattern(proof: LayerProof, inside: list[Call], layer: int, n_heads: int) -> None:
+def _add_pattern(proof: LayerProof, inside: list[Call], layer: int) -> None:
     """The shallowest extra output of shape ``[batch, head, token, token]`` whose rows are distributions."""
     for call in sorted(inside, key=lambda c: c.depth):
         for i, value in enumerate(call.outs[1:], start=1):
-            if value is None or value.shape != (BATCH, n_heads, TOKENS, TOKENS) or float(value.min()) < 0:
+            square = (
+                value is not None and value.ndim == 4 and (value.shape[0], *value.shape[2:]) == (BATCH, TOKENS, TOKENS)
+            )
+            if value is None or not square or float(value.min()) < 0:
                 continue
             error = float((value.double().sum(-1) - 1).abs().max())
             if error <= deviation(value.sum(-1), torch.ones_like(value[..., 0]))[1]:
                 proof.sites["attn_pattern"] = Address(
-                    "attn_pattern", layer, call.path, "output", i, False, call.order_out, TOKENS, error, writable=False
-                )
+                    "attn_pattern", layer, call.path, "output", i, False, call.order_out, TOKENS, error, writable=False,
+                    heads=value.shape[1],
+                )  # fmt: skip
                 return
 
 
@@ -148,7 +183,18 @@ def _same_shape(call: Call, block: Call) -> bool:
     return out is not None and ref is not None and out.shape[-1] == ref.shape[-1] and out.numel() == ref.numel()
 
 
-def _close(block: Call, root: Call, inside: list[Call], outside: list[Call]) -> _Closure | None:
+def _differ(attn: Call, mlp: Call, unlike: Collection[Pair]) -> bool:
+    """Whether two calls may be two branches: two values, neither made inside the other, and not refused before."""
+    if attn is mlp or (attn.path, mlp.path) in unlike or attn.out is None or mlp.out is None:
+        return False
+    if f"{mlp.path}.".startswith(f"{attn.path}.") or f"{attn.path}.".startswith(f"{mlp.path}."):
+        return False
+    return not torch.equal(rows(attn.out), rows(mlp.out))
+
+
+def _close(
+    block: Call, root: Call, inside: list[Call], outside: list[Call], unlike: Collection[Pair]
+) -> _Closure | None:
     """The pair (attention's branch, MLP's branch) of module outputs that closes the residual, or None.
 
     The attention's branch is an output inside the attention, or of a post-norm after it that comes before the MLP's.
@@ -164,7 +210,7 @@ def _close(block: Call, root: Call, inside: list[Call], outside: list[Call]) -> 
     for attn in attns:
         for mlp in mlps:
             is_inside = attn in inside
-            if attn is mlp or (not is_inside and mlp.order_out < attn.order_out):
+            if not _differ(attn, mlp, unlike) or (not is_inside and mlp.order_out < attn.order_out):
                 continue
             assert attn.out is not None
             assert mlp.out is not None
@@ -202,7 +248,7 @@ def _exact_scale(pre: Tensor, attn: Tensor, mid: Tensor, scale: float) -> float:
     return min(near, key=lambda c: int((pre + c * attn != mid).sum()))
 
 
-def _close_post_ln(block: Call, inside: list[Call], outside: list[Call]) -> _Closure | None:
+def _close_post_ln(block: Call, inside: list[Call], outside: list[Call], unlike: Collection[Pair]) -> _Closure | None:
     assert block.inp is not None
     assert block.out is not None
     pre = rows(block.inp)
@@ -217,7 +263,8 @@ def _close_post_ln(block: Call, inside: list[Call], outside: list[Call]) -> _Clo
             error1, tolerance = deviation(pre + rows(attn.out), first.inp)
             if error1 > tolerance:
                 continue
-            for mlp in (c for c in outside if _same_shape(c, block) and c.order_in > first.order_out):
+            after = (c for c in outside if _same_shape(c, block) and c.order_in > first.order_out)
+            for mlp in (c for c in after if _differ(attn, c, unlike)):
                 for second in (c for c in outside if _same_shape(c, block) and c.order_in > mlp.order_out):
                     assert first.out is not None
                     assert mlp.out is not None

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from emotrace.configs import field, number, text_config
+
 T = TypeVar("T")
 
 HEAD_DIM = 16
@@ -43,25 +45,53 @@ def shrunken(
         ``(twin, what the probe returned, "")``, or ``(None, None, reason)``.
     """
     reason = "its configuration cannot be narrowed"
-    heads = getattr(module.config.get_text_config(), "head_dim", None)  # type: ignore[operator, union-attr]
-    for head_dim in (HEAD_DIM, heads if isinstance(heads, int) else 64, None):
-        config: Any = copy.deepcopy(module.config)
-        for part in {id(c): c for c in (config, config.get_text_config())}.values():
-            if head_dim is not None:
-                _narrow(part, head_dim)
-            if windows:
-                for within, name, _ in windows_of(part):
-                    _shorten(within, name)
-            _set(part, "vocab_size", min(int(getattr(part, "vocab_size", VOCAB)), VOCAB))
-            _special_tokens(part)
-        if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
-            config._attn_implementation = "sdpa"
+    for head_dim in (HEAD_DIM, number(text_config(module.config), "head_dim") or 64, None):
         try:
+            config = _narrowed(module.config, head_dim, windows)
             twin = _build(type(module), config)
             return twin, probe(twin), ""
         except Exception as error:  # sizes of this family depend on each other in its own way: the next one is wider
             reason = f"{type(error).__name__}: {error}"
     return None, None, reason
+
+
+def _narrowed(original: Any, head_dim: int | None, windows: bool) -> Any:
+    """A copy of a configuration with a small vocabulary and, where a head_dim is given, few narrow heads."""
+    config: Any = copy.deepcopy(original)
+    for part in {id(c): c for c in (config, text_config(config))}.values():
+        own = _overrides(part)
+        if own:  # fields of single layers: they are put back, narrowed in the same proportion, when the others are
+            part.per_layer_config = None
+        before = {name: number(part, name) for name in {n for layer in own.values() for n in layer}}
+        if head_dim is not None:
+            _narrow(part, head_dim)
+        if windows:
+            for within, name, _ in windows_of(part):
+                _shorten(within, name)
+        _set(part, "vocab_size", min(number(part, "vocab_size") or VOCAB, VOCAB))
+        _set(part, "vocab_size_per_layer_input", min(number(part, "vocab_size_per_layer_input") or VOCAB, VOCAB))
+        _special_tokens(part)
+        if own:
+            part.per_layer_config = {
+                layer: {n: _in_proportion(value, before[n], number(part, n)) for n, value in fields.items()}
+                for layer, fields in own.items()
+            }
+    if field(config, "_attn_implementation") not in ("eager", "sdpa"):
+        config._attn_implementation = "sdpa"
+    return config
+
+
+def _overrides(config: Any) -> dict[int, dict[str, Any]]:
+    """Of a configuration whose layers differ, the fields of each layer that has some of its own."""
+    spec = field(config, "_heterogeneity_spec")
+    return {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
+
+
+def _in_proportion(value: Any, before: int | None, after: int | None) -> Any:
+    """One layer's number, as much larger or smaller than that of the other layers as it was before they changed."""
+    if not isinstance(value, int) or isinstance(value, bool) or before is None or after is None or before == after:
+        return value
+    return max(1, value * after // before)
 
 
 def _build(cls: Any, config: Any) -> nn.Module:
@@ -112,17 +142,16 @@ def _shorten(within: Any, name: str) -> None:
 
 
 def _narrow(config: Any, head_dim: int) -> None:
-    heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "hidden_size", None)
-    if not isinstance(heads, int) or not isinstance(width, int):
+    heads, width = number(config, "num_attention_heads"), number(config, "hidden_size")
+    if heads is None or width is None:
         return
     few = min(heads, 4)
     for name in ("num_key_value_heads", "num_kv_heads"):
-        kv = getattr(config, name, None)
-        if isinstance(kv, int) and 0 < kv < heads:
+        kv = number(config, name)
+        if kv is not None and 0 < kv < heads:
             few = 4 if (heads // kv) % 2 == 0 else heads // kv
             _set(config, name, max(1, few * kv // heads))
-        elif isinstance(kv, int):
+        elif kv is not None:
             _set(config, name, few)
     sizes = {
         "num_attention_heads": few,
@@ -138,26 +167,31 @@ def _narrow(config: Any, head_dim: int) -> None:
         "kv_lora_rank": 16,
         "rotary_dim": head_dim,
     }
-    if getattr(config, "qk_rope_head_dim", None) is not None:  # multi-head latent attention
+    keys, values = number(config, "linear_num_key_heads"), number(config, "linear_num_value_heads")
+    if keys and values and values % keys == 0:  # linear attention: two key heads, each with as many values as before
+        sizes |= {"linear_num_key_heads": 2, "linear_num_value_heads": 2 * (values // keys)}
+        sizes |= {"linear_key_head_dim": head_dim // 2, "linear_value_head_dim": 3 * head_dim // 4}  # told apart
+    if number(config, "qk_rope_head_dim") is not None:  # multi-head latent attention
         sizes |= dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), head_dim)
-    if getattr(config, "embedding_size", None) == width:  # electra
-        sizes["embedding_size"] = few * head_dim
-    if getattr(config, "word_embed_proj_dim", None) == width:  # opt
-        sizes["word_embed_proj_dim"] = few * head_dim
+    for name in ("embedding_size", "word_embed_proj_dim"):  # electra, opt
+        if number(config, name) == width:
+            sizes[name] = few * head_dim
     feed_forward = ["intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size"]
-    feed_forward += [] if getattr(config, "intermediate_size", None) is not None else ["hidden_dim"]  # distilbert
+    feed_forward += [] if field(config, "intermediate_size") is not None else ["hidden_dim"]  # distilbert
     sizes |= dict.fromkeys(feed_forward, 48)
     for name, size in sizes.items():
-        old = getattr(config, name, None)
+        old = field(config, name)
         if isinstance(old, int) and not isinstance(old, bool):
             _set(config, name, size if name in ("num_attention_heads", "hidden_size") else min(old, size))
-    if isinstance(getattr(config, "head_dim", None), int):
+        elif isinstance(old, list) and old and all(isinstance(n, int) for n in old):  # one for every layer
+            _set(config, name, [max(1, min(n, size * n // max(old))) for n in old])
+    if isinstance(field(config, "head_dim"), int):
         _set(config, "head_dim", head_dim)
 
 
 def _special_tokens(config: Any) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
-        token = getattr(config, name, None)
+        token = field(config, name)
         if isinstance(token, int) and token >= VOCAB:
             _set(config, name, VOCAB - 1)
         elif isinstance(token, (list, tuple)):
@@ -165,6 +199,6 @@ def _special_tokens(config: Any) -> None:
 
 
 def _set(config: Any, name: str, value: Any) -> None:
-    if getattr(config, name, None) is not None:
+    if field(config, name) is not None:
         with contextlib.suppress(AttributeError):  # computed from the others, as head_dim is in some families
             setattr(config, name, value)

@@ -15,6 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from emotrace.configs import number, text_config
 from emotrace.labels import unknown
 from emotrace.sites.twin import randomise
 
@@ -145,7 +146,7 @@ def batch(model: transformers.PreTrainedModel, *, lengths: tuple[int, ...] = (7,
     """Random ids and mask of several lengths: padded on the left for decoders, on the right for encoders."""
     generator = torch.Generator().manual_seed(seed)
     longest, causal = max(lengths), model.can_generate()
-    ids = torch.full((len(lengths), longest), int(model.config.get_text_config().pad_token_id or 0))
+    ids = torch.full((len(lengths), longest), number(text_config(model.config), "pad_token_id") or 0)
     mask = torch.zeros_like(ids)
     for row, n in enumerate(lengths):
         span = slice(longest - n, longest) if causal else slice(0, n)
