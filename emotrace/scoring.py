@@ -12,7 +12,7 @@ from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
-from emotrace.forwards import beginnings, caches
+from emotrace.forwards import beginnings, caches, finite
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import progress as progress_bar
@@ -36,7 +36,10 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
         batch_size: sequences per forward.
 
     Returns:
-        One float64 array per prompt, ``[reply token]``.
+        One float64 array per prompt, ``[reply token]``; −∞ for a token that the model rules out.
+
+    Raises:
+        EmotraceError: for a masked model, or one whose numbers are not finite.
     """
     prompts = Prompts.of(prompts)
     encoder = model.sites.encoder
@@ -61,6 +64,8 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
             fed = inputs(model, [ids[i] + replies[i] for i in batch]) | options
             found = enter(model, scores.logprobs, fed, read, [replies[i] for i in batch])
             for i, picked in zip(batch, found, strict=True):
+                item = finite.Item(prompts[i].key, ids[i], replies[i])
+                finite.unless_finite(picked, "the likelihood of a reply", model, [item], free=True)
                 out[i] = picked.numpy()
             bar.update(len(batch))
     return out
@@ -200,6 +205,9 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
             firsts = [longest - len(replies[i]) - 1 for i in batch]
             out[batch], counts = enter(model, scores.divergences, fed, read, program, lowered.count, firsts)
             fired = [a + b for a, b in zip(fired, counts, strict=True)]
+            lost = [finite.Item(prompts[i].key, ids[i], replies[i], labels[i]) for i in batch if np.isnan(out[i])]
+            if lost:
+                raise finite.refusal("KL", model, lost, edits)
             bar.update(len(batch))
     edits_.refuse_silent(edits, fired)
     wrong = [prompts[i].key for i in np.flatnonzero(~np.isfinite(out)) if replies[i]]

@@ -8,18 +8,20 @@ not allow this (`emotrace.forwards.beginnings`), masked models and prompts of on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from emotrace.forwards import beginnings, caches
-from emotrace.labels import EmotraceError
+from emotrace.forwards import beginnings, caches, finite
 from emotrace.model import enter, inputs, locked
 from emotrace.sites import Sites
 from emotrace.traced import gradients
+
+Names = Mapping[tuple[int, ...], str]
+"""Token ids of a prompt → its key."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,17 @@ class Passes:
         )
 
 
+def refuse_lost(what: str, model: Any, batch: Sequence[Sequence[int]], names: Names, *values: Any) -> None:
+    """Refuse what was made of a batch where it is not finite.
+
+    Raises:
+        EmotraceError: naming site, layer and prompt.
+    """
+    for value in values:
+        items = (finite.Item(names.get(tuple(ids), str(list(ids))), ids) for ids in batch)
+        finite.unless_finite(value, what, model, items)
+
+
 class Backward:
     """Derivatives of ⟨read-out at the last prompt token, covector⟩ along shifts of all cells.
 
@@ -106,13 +119,15 @@ class Backward:
         covectors: ``[label, width]``.
         along: ``[cell, label, width]``, the direction of each shift.
         sequences: token ids of every prompt that will be asked.
+        names: their keys, for messages.
     """
 
     @torch.inference_mode(False)  # what is made in that mode cannot be part of a graph
     def __init__(
         self, model: Any, wanted: Sequence[Cell], readout: tuple[str, int | None], covectors: np.ndarray,
-        along: np.ndarray, sequences: Sequence[Sequence[int]],
+        along: np.ndarray, sequences: Sequence[Sequence[int]], names: Names | None = None,
     ) -> None:  # fmt: skip
+        self.names = names or {}
         self.model, self.encoder = model, model.sites.encoder
         table: Sites = model.sites
         at = [table.address(cell.site, cell.layer) for cell in wanted]
@@ -141,11 +156,10 @@ class Backward:
         The residuals are in the order of `residuals`.
 
         Raises:
-            EmotraceError: where a derivative is not finite.
+            EmotraceError: where a derivative is not finite, naming site, layer and prompt.
         """
         slopes, scores, sizes = (x.double().numpy() for x in (self._last if self.by_token else self._whole)(batch))
-        if not (np.isfinite(slopes).all() and np.isfinite(scores).all()):
-            raise EmotraceError("the gradient is not finite: the model overflows (try dtype='float32' or 'bfloat16').")
+        refuse_lost("the gradient", self.model, batch, self.names, slopes, scores, sizes)
         return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
 
     def _run(self, fed: dict[str, Any], recipe: tuple | None, at: list[int]) -> tuple:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from emotrace.attribution.backward import Cell, residuals
+from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
 from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards import caches
-from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
 from emotrace.sites import Sites
 from emotrace.traced import central, gradients
@@ -54,6 +53,7 @@ class Central:
         readout: ``(site, layer)`` at which the projection is read.
         covectors: ``[label, width]``.
         along: ``[cell, label, width]``, the direction of each shift.
+        names: keys of the prompts, for messages.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Central:
         readout: tuple[str, int | None],
         covectors: np.ndarray,
         along: np.ndarray,
+        names: Names | None = None,
     ) -> None:
+        self.names = names or {}
         self.model, sites = model, model.sites
         self.step = STEPS[model._module.dtype]
         self.covectors = torch.as_tensor(covectors, dtype=torch.float64)
@@ -83,7 +85,7 @@ class Central:
         """Of a batch: derivatives ``[label, cell, prompt]``, projections ``[label, prompt]``, RMS ``[residual, prompt]``.
 
         Raises:
-            EmotraceError: where a derivative is not finite.
+            EmotraceError: where a derivative is not finite, naming site, layer and prompt.
         """
         fed = inputs(self.model, batch) | caches.options(self.model)
         width = fed["input_ids"].shape[1]
@@ -100,6 +102,5 @@ class Central:
             some = work[start : start + step]
             found += enter(self.model, central.slopes, fed, some, self.read, at, self.covectors)
         slopes = torch.stack(found).reshape(len(self.covectors), len(self.places), len(batch)).numpy()
-        if not (np.isfinite(slopes).all() and np.isfinite(scores.numpy()).all()):
-            raise EmotraceError("the read-out is not finite: the model overflows.")
+        refuse_lost("the read-out", self.model, batch, self.names, slopes, scores, sizes)
         return slopes, scores.numpy(), sizes.numpy()

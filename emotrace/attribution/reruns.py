@@ -18,7 +18,7 @@ from emotrace import edits as edits_
 from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
-from emotrace.forwards import beginnings, caches
+from emotrace.forwards import beginnings, caches, finite
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, locked
 from emotrace.traced import requests
@@ -124,10 +124,12 @@ class Batch:
                 found, fired = enter(model, requests.reduced, *self._arguments(some), *reduce)
                 for edits, counts in zip(some, fired, strict=True):
                     edits_.refuse_silent(edits, counts)
-            for scores in found:
-                if not bool(torch.isfinite(scores).all()):
-                    key = self.labels[0].get("key")
-                    raise EmotraceError(f"the read-out of {key!r} or its batch is not finite: the model overflows.")
+            for edits, scores in zip(some, found, strict=True):
+                items = (
+                    finite.Item(str(a.get("key")), self.reruns.ids[i], about=a)
+                    for i, a in zip(self.rows, self.labels, strict=True)
+                )
+                finite.unless_finite(scores, "the read-out", model, items, edits)
                 yield scores.numpy()
 
     def _last(self) -> tuple[list[int], list[int]]:

@@ -132,6 +132,7 @@ def sublayer_influence(
     given = None if sigma is None else _sigma(sigma, wanted)
     values = local[label].values.tolist()
     sequences, counts = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
+    names = {tuple(ids): p.key for p, ids in zip(prompts, sites.encoder.ids(prompts), strict=True)}
     if dry_run:
         return Passes(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
@@ -145,9 +146,9 @@ def sublayer_influence(
     sums = Sums(out, identity, "influence_sums")
     if sums.done < len(sequences):
         if exact:
-            slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences)
+            slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences, names)
         else:
-            slopes = Central(model, wanted, at, covectors, along)
+            slopes = Central(model, wanted, at, covectors, along, names)
         _accumulate(slopes, sequences, counts, sums, batch_size, progress)
     n = counts.sum(1)
     shape = (len(values), len(chosen), 2)

@@ -15,7 +15,7 @@ import torch
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS, Pair, Pairs
-from emotrace.forwards import beginnings
+from emotrace.forwards import beginnings, finite
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import enter, inputs
 from emotrace.traced import circuits
@@ -61,6 +61,19 @@ class Batch:
         """Clean values minus what stands for them; 0 at padding."""
         return [a - b for a, b in zip(self.values, self.others, strict=True)]
 
+    def refuse_lost(self, model: Any, value: torch.Tensor, what: str) -> None:
+        """Refuse what was made of the batch, ``[row, …]``, where it is not finite.
+
+        Raises:
+            EmotraceError: naming the pair, and site and layer where the model itself is at fault.
+        """
+        good = torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
+        if bool(good.all()):
+            return
+        pair = self.pairs[int((~good).nonzero()[0])]
+        items = [finite.Item(pair.key, pair.clean), finite.Item(f"{pair.key} (counterfactual)", pair.counterfactual)]
+        raise finite.refusal(f"{what} of {pair.key!r} is not a finite number", model, items)
+
     def repeated(self, times: int) -> tuple[dict[str, Any], torch.Tensor, Any]:
         """Inputs, columns and metric of the batch several times over, whole batches one after the other."""
         if times == 1:
@@ -104,9 +117,8 @@ def ready(
         batch.clean = lowered[0](clean["metric"], *lowered[1]).detach()
         other = run(model, batch.other, seen, batch.at[1], None, wanted=("values",))
         batch.counterfactual = lowered[0](other["metric"], *lowered[1]).detach()
-        if not bool(torch.isfinite(batch.clean).all()):
-            row = int((~torch.isfinite(batch.clean)).nonzero()[0])
-            raise EmotraceError(f"the metric of {batch.pairs[row].key!r} is {float(batch.clean[row])}.")
+        for value in (batch.clean, batch.counterfactual):
+            batch.refuse_lost(model, value, "the metric")
         batch.others = [
             _stands(batch, i, value, aligned, ablation, means)
             for i, (value, aligned) in enumerate(zip(batch.values, other["values"], strict=True))

@@ -84,6 +84,7 @@ def run_circuits(
                 found.append(exact.kept_nodes(model, batch, places, keep, batch_size))
             else:
                 found.append(exact.kept_edges(model, batch, g, keep, batch_size))
+            batch.refuse_lost(model, found[-1].T, "the metric of a circuit")
             full.append(batch.clean)
             bar.update(len(batch))
     table = torch.cat(found, 1).numpy()

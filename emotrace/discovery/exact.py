@@ -81,6 +81,8 @@ def acdc(
     for edge in order:
         gone[0, edge] = 1
         tried = [rewired(model, g, b, g.cut(gone.expand(len(b), -1)), layers=layers)["metric"] for b in batches]
+        for batch, metric in zip(batches, tried, strict=True):
+            batch.refuse_lost(model, metric, "the metric")
         loss = torch.cat(now) - torch.cat(tried)
         losses[:, edge] = loss
         mean = float(loss.mean())

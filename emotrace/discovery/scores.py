@@ -114,6 +114,7 @@ def scores(
                 else:
                     kept_only = partial(_kept, model, batch, places if g is None else g, batch_size)
                     score = exact.without_each(kept_only, batch.clean, n)
+                batch.refuse_lost(model, score, f"a score ({method})")
                 found["score"].append(score.numpy())
                 found["clean"].append(batch.clean.numpy())
                 found["counterfactual"].append(batch.counterfactual.numpy())

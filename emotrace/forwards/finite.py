@@ -47,6 +47,23 @@ def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] 
         edits: under which it was.
     """
     items = list(items)
+    found = located(model, items, edits)
+    if found is not None:
+        return EmotraceError(f"{what}: {found}")
+    dtype = str(model._module.dtype).removeprefix("torch.")
+    named = f"prompt {items[0].key!r}" if len(items) == 1 else f"each of {len(items)} prompts"
+    advice = f" {dtype} may be too small: load it with dtype='float32', or take batch_size=1." if dtype in HALF else ""
+    return EmotraceError(f"{what}: not finite in its batch, though every site of {named} alone is.{advice}")
+
+
+def located(model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> str | None:
+    """Where the numbers of a model first are not finite, in a sentence; None where they are, each sequence alone.
+
+    Args:
+        model: from `emotrace.load`.
+        items: sequences, which run one by one until one is at fault.
+        edits: under which they run.
+    """
     dtype = str(model._module.dtype).removeprefix("torch.")
     for item in items:
         found = _first(model, item, edits)
@@ -59,10 +76,8 @@ def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] 
             advice = " Without the edits it is finite: take a smaller strength."
         elif dtype in HALF:
             advice = f" {dtype} may be too small for this model: load it with dtype='float32'."
-        return EmotraceError(f"{what}: {at} is not finite at position {position} of prompt {item.key!r}.{advice}")
-    named = f"prompt {items[0].key!r}" if len(items) == 1 else f"each of {len(items)} prompts"
-    advice = f" {dtype} may be too small: load it with dtype='float32', or take batch_size=1." if dtype in HALF else ""
-    return EmotraceError(f"{what}: not finite in its batch, though every site of {named} alone is.{advice}")
+        return f"{at} is not finite at position {position} of prompt {item.key!r}.{advice}"
+    return None
 
 
 def stopped(error: Exception) -> tuple[int, list[int]] | None:
@@ -71,13 +86,15 @@ def stopped(error: Exception) -> tuple[int, list[int]] | None:
     return None if found is None else (int(found[1]), ast.literal_eval(found[2] or "[]"))
 
 
-def unless_finite(values: Any, what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> None:
-    """Refuse results that are not finite.
+def unless_finite(
+    values: Any, what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = (), *, free: bool = False
+) -> None:
+    """Refuse results that are not finite; ``free`` allows −∞, the log-probability of a token that a model rules out.
 
     Raises:
         EmotraceError: of `refusal`.
     """
-    if not np.isfinite(np.asarray(values)).all():
+    if not finite.finite(torch.as_tensor(values), free):
         raise refusal(what, model, items, edits)
 
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emotrace.judges.base import EMPTY, Verdict
 from emotrace.judges.text_classifier import TextClassifier
 from emotrace.labels import ALIASES, ANSWERS, EmotraceError, emotion
+
+LOST = "the classifier's scores are not finite"
 
 
 class ClassifierJudge:
@@ -52,10 +56,12 @@ class ClassifierJudge:
         return {**self._classifier.identity, "answers": self.answers}
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
-        """Judge each text; blank ones are unjudged. Texts beyond the model's length are cut."""
+        """Judge each text; blank ones, and those whose scores are NaN, are unjudged. Texts beyond the model's length are cut."""
         table = self._classifier.table(texts, desc=f"judge {self.name}", progress=progress)
         return [
-            self._verdict(p.tolist()) if text.strip() else {"predicted": None, "judge": self.name, "reason": EMPTY}
+            self._verdict(p.tolist())
+            if text.strip() and not np.isnan(p).any()
+            else {"predicted": None, "judge": self.name, "reason": LOST if text.strip() else EMPTY}
             for text, p in zip(texts, table, strict=True)
         ]
 

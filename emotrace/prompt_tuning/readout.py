@@ -11,7 +11,7 @@ import torch
 
 from emotrace import edits as edits_
 from emotrace.edits import Edit
-from emotrace.forwards import beginnings
+from emotrace.forwards import beginnings, finite
 from emotrace.labels import EmotraceError
 from emotrace.model import locked
 from emotrace.prompt_tuning.layout import Laid, Layout
@@ -109,8 +109,9 @@ class Readout:
                 out[rows] = (found[:, 1] - found[:, 0]).numpy()
         if len(laid):
             edits_.refuse_silent(edits, fired)
-        if not np.isfinite(out).all():
-            raise EmotraceError("the model gives an answer no finite logit under this prompt.")
+        lost = [finite.Item(f"text {i}", laid[i].ids) for i in np.flatnonzero(~np.isfinite(out)).tolist()]
+        if lost:
+            raise finite.refusal("the model gives an answer no finite logit under this prompt", self.model, lost)
         return out
 
 

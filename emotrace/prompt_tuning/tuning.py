@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from emotrace import provenance
+from emotrace.forwards import finite
 from emotrace.labels import EmotraceError
 from emotrace.model import made_by
 from emotrace.prompt_tuning.answers import answer_ids
@@ -65,10 +66,9 @@ def tune(model: Any, task: Task, recipe: Recipe | None = None, progress: bool = 
             with _training(model, recipe.dropout):
                 loss = _epoch(readout, laid["train"], task.train, vectors, optimizer, recipe, rng)
             if not np.isfinite(loss):
-                raise EmotraceError(
-                    f"{task.emotion}, seed {task.seed}: the loss is {loss} in epoch {epoch + 1}; "
-                    f"learning_rate={recipe.learning_rate} is too high for this model."
-                )
+                where = finite.located(model, (finite.Item(f"text {i}", x.ids) for i, x in enumerate(laid["train"])))
+                why = where or f"learning_rate={recipe.learning_rate} is too high for this model."
+                raise EmotraceError(f"{task.emotion}, seed {task.seed}: the loss is {loss} in epoch {epoch + 1}; {why}")
             margins = readout.margins(laid["dev"], vectors.detach(), recipe.eval_batch)
             now = _accuracy(margins, task.dev, recipe)
             dev_loss = _loss(margins, task.dev.labels)

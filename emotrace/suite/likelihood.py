@@ -12,7 +12,7 @@ import numpy as np
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
-from emotrace.forwards import beginnings, caches
+from emotrace.forwards import beginnings, caches, finite
 from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs
 from emotrace.runlog import progress as progress_bar
@@ -65,7 +65,8 @@ def reply_scores(
         One `Scores` per prompt, in order.
 
     Raises:
-        EmotraceError: for a masked model, or edits that do not fit, miss a scored position, or never fire.
+        EmotraceError: for a masked model, edits that do not fit, miss a scored position, or never fire, or numbers that are
+            not finite.
     """
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
@@ -101,6 +102,8 @@ def reply_scores(
                 model, likelihoods.edited, fed, program, lowered.count, [replies[i] for i in batch]
             )
             for i, found, best in zip(batch, scores, likeliest, strict=True):
+                item = finite.Item(prompts[i].key, ids[i], replies[i], labels[i])
+                finite.unless_finite(found, "the likelihood of a reply", model, [item], edits, free=True)
                 out[i] = Scores(found.numpy(), best.numpy())
             fired = [a + b for a, b in zip(fired, counts, strict=True)]
             bar.update(len(batch))

@@ -9,7 +9,7 @@ import numpy as np
 
 from emotrace.judges.classifier import answers_of
 from emotrace.judges.text_classifier import TextClassifier
-from emotrace.labels import ALIASES, ANSWERS, NEUTRAL, unknown
+from emotrace.labels import ALIASES, ANSWERS, NEUTRAL, EmotraceError, unknown
 
 
 class EmotionClassifier:
@@ -74,8 +74,16 @@ class EmotionClassifier:
         return any((self._named.get(label) or label).strip().lower() == NEUTRAL for label in self.labels)
 
     def table(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """``[text, label]`` float64: softmax over the labels, or sigmoids; NaN for an empty text."""
-        return self._classifier.table(texts, progress=progress)
+        """``[text, label]`` float64: softmax over the labels, or sigmoids; NaN for an empty text.
+
+        Raises:
+            EmotraceError: for a classifier whose scores are not finite.
+        """
+        found = self._classifier.table(texts, progress=progress)
+        lost = [text for text, p in zip(texts, found, strict=True) if text.strip() and np.isnan(p).any()]
+        if lost:
+            raise EmotraceError(f"{self.name}: the classifier's scores of {lost[0][:60]!r} are not finite.")
+        return found
 
     def probability(self, texts: Sequence[str], emotions: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """``[text]``: of each text the probability of its own emotion; every emotion is looked up before anything runs.

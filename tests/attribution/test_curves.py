@@ -490,7 +490,7 @@ def test_a_model_that_overflows_is_an_error(monkeypatch):
     lm, table = loaded(), prompts(n=1)
     directions, scores, _ = made(lm, "unit")
     monkeypatch.setattr(reruns.Batch, "run", lambda self, some: np.full((len(self.rows), 32), np.inf if some else 1.0))
-    with pytest.raises(EmotraceError, match="not finite: the model overflows"):
+    with pytest.raises(EmotraceError, match="the read-out: not finite in its batch"):
         ablation_curve(lm, table, directions, scores, **QUIET)
 
 
