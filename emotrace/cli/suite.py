@@ -93,10 +93,11 @@ def evaluate(
 ) -> None:
     """Every measure of replies, by method, with intervals and paired differences from the baseline."""
     import emotrace as et
-    from emotrace import judges
+    from emotrace import disk, judges
     from emotrace.datasets.rows import read_rows
-    from emotrace.runlog import write_json, write_rows
+    from emotrace.disk import write_json, write_rows
     from emotrace.suite import EmotionClassifier, measure, raters, summarise
+    from emotrace.texts import as_bytes
 
     to_folder(out, "--out")
     replies = read_rows(rows, "key", "gen_text", what="a reply to measure")
@@ -115,7 +116,7 @@ def evaluate(
     measured = measure(replies, model=lm, batch_size=batch_size, out=out, **tools)
     table = summarise(measured, cluster=cluster, baseline=baseline, seed=seed)
     write_rows(out / "measured.jsonl", [_plain(row) for row in measured])
-    table.to_csv(out / "summary.csv", index=False, errors="backslashreplace")
+    disk.replace_file(out / "summary.csv", as_bytes(table.to_csv(index=False)))
     named = {name: getattr(tool, "name", None) for name, tool in tools.items()}
     write_json(out / "evaluation.json", {**settings, "signed": named, "n": len(measured)})
     typer.echo(shown(table))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import itertools
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ import torch
 import transformers
 import xarray as xr
 
+from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.attribution.weights import projection
 from emotrace.capturing import capture
@@ -33,7 +33,6 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Add, Edit
 from emotrace.labels import EmotraceError
 from emotrace.model import is_causal, versions
-from emotrace.runlog import write_json
 
 PROJECTION: Final = {
     "z": "z", "o_proj_out": "z", "attn_out": "z", "resid_mid": "z",
@@ -87,12 +86,14 @@ def bake(model: Any, edits: Sequence[Edit], out: str | Path, *, probe: Any = Non
     config, settings = _config(root, lacking)
     probe = Prompts.of(_probe(model.sites.vocab_size) if probe is None else probe)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    disk.clear_leftovers(out.parent, out.name)
+    partial = disk.partial(out)
+    partial.mkdir()
     try:
         _save(model, config, biases, partial)
         error, changed = _compare(model, edits, probe, partial)
         edits_.save(edits, partial / "emotrace")
-        write_json(
+        disk.write_json(
             partial / "emotrace" / "bake.json",
             {
                 "from": {k: v for k, v in model.sites.identity.items() if k not in ("device", "threads")},
@@ -103,7 +104,6 @@ def bake(model: Any, edits: Sequence[Edit], out: str | Path, *, probe: Any = Non
         )  # fmt: skip
         if out.is_dir():
             out.rmdir()
-        partial.chmod(0o755)  # mkdtemp's own would keep others out
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from emotrace import disk
 from emotrace.labels import ANSWERS, EMOTIONS, METHODS, VALENCES, EmotraceError
 
 WIDTH: Final = 9.0
@@ -62,10 +63,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise EmotraceError(f"save(path={str(path)!r}): figures are written as .png.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp")
-    figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None, "Title": claim(figure)})
-    os.replace(part, path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None, "Title": claim(figure)})
+    disk.replace_file(path, drawn.getvalue())
     return path
 
 

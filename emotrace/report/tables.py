@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from emotrace import disk
 from emotrace.report import style
 from emotrace.report.components import frames
 from emotrace.report.parts import CircuitParts
+from emotrace.texts import as_bytes
 
 SCORES = ("accuracy", "accuracy_fluent", "accuracy_target")
 
@@ -140,9 +141,7 @@ def write(
     out = []
     for name, frame in named.items():
         if len(frame):
-            part = folder / f"{name}.csv.tmp"
-            frame.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace", lineterminator="\n")
-            os.replace(part, folder / f"{name}.csv")
+            disk.replace_file(folder / f"{name}.csv", as_bytes(frame.to_csv(index=False, lineterminator="\n")))
             out.append(folder / f"{name}.csv")
     return out
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from emotrace import disk
 from emotrace.directions import similarity
 from emotrace.labels import ANSWERS, emotion
 from emotrace.report import style
@@ -163,17 +163,14 @@ def page(
     shown = []
     for name, (table, caption) in tables.items():
         path = out / "tables" / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_bytes(table.to_csv(index=False)))
+        disk.replace_file(path, as_bytes(table.to_csv(index=False)))
         rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
         shown.append({"name": name, "caption": caption, "head": list(table.columns), "rows": rows})
     pictures = [{"name": name, "claim": style.claim(f), "caption": caption} for name, (f, caption) in figures.items()]
     html = _ENV.get_template("vectors.html").render(
         title=title, pictures=pictures, tables=shown, facts=facts, warnings=warnings, samples=samples
     )
-    part = out / "report.html.tmp"
-    part.write_bytes(as_bytes(html))
-    os.replace(part, out / "report.html")
+    disk.replace_file(out / "report.html", as_bytes(html))
     return out / "report.html"
 
 
