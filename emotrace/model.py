@@ -145,6 +145,8 @@ def load(
         found.remote = Simulated()
     found.beginnings = beginnings.prove(traced_model)
     found.identity = identity(module, model_id, revision, "local" if found.remote is None else found.remote.name)
+    if not found.beginnings.padded:  # what was made in padded batches is another thing
+        found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"
     return traced_model
 
 

@@ -21,12 +21,15 @@ def sites(
     bos: Bos = None,
     remote: Where = None,
 ) -> None:
-    """The sites a model has, where they are, and the error their proof left."""
+    """The sites a model has, where they are, and the error their proof left; which prompts may share a forward."""
     import emotrace as et
+    from emotrace.forwards import beginnings
 
-    table = et.load(
+    loaded = et.load(
         model, device=device, dtype=dtype, bos=bos, remote=place(remote), attn_implementation=attn_implementation
-    ).sites
+    )
+    beginnings.shared_up_to(loaded)  # has it confirmed
+    table = loaded.sites
     typer.echo(table.describe())
     typer.echo(table.table().to_string(index=False, formatters={"error": "{:.1e}".format}))
     for layer, reason in table.unproven.items():

@@ -44,6 +44,11 @@ class Beginnings:
     shared: float = math.inf
     confirmed: bool = False
 
+    def allows(self, lengths: Sequence[int]) -> bool:
+        """Whether prompts of these lengths, in one padded batch, come out as each does alone."""
+        one_length = len(set(lengths)) == 1
+        return len(lengths) == 1 or (self.batched and (one_length or max(lengths) <= self.padded))
+
     def __str__(self) -> str:
         if not self.batched:
             return "one prompt at a time (prompts of a batch change each other)"

@@ -292,7 +292,14 @@ class Sites:
         """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
         if self.encoder is None:
             raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
-        return self.encoder(prompts)
+        fed = self.encoder(prompts)
+        rows, width = fed["input_ids"].shape
+        if self.beginnings is not None and not self.beginnings.allows([int(n) for n in fed["attention_mask"].sum(1)]):
+            raise EmotraceError(
+                f"encode: in {self.model_class} {self.beginnings}: {rows} prompts of up to {width} tokens would not come out "
+                "as each does alone. Encode prompts of one length, or one at a time; capture and generate do."
+            )
+        return fed
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a request the table takes its plain form, which ships with it: this class does not exist on a server."""
