@@ -176,13 +176,13 @@ def _of_twin(model: Any, twin: nn.Module) -> Beginnings:
     if key not in _TWINS:
         found = _shown(_attached(model, twin), proof.LENGTHS)
         reach = _reach(module)
-        if (not found.padded or not found.shared) and math.isfinite(reach):
+        if not (found.padded and (found.shared or not encoder.causal)) and math.isfinite(reach):
             wide = twins.shrunken(module, record_ids, windows=False)[0]
             if wide is not None:
-                within = _shown(_attached(model, wide), proof.LENGTHS)
-                padded = found.padded or (reach if within.padded else 0)
-                shared = found.shared or (reach if within.shared else 0)
-                found = Beginnings(padded, found.batched and within.batched, min(padded, shared))
+                within = _attached(model, wide)
+                padded = found.padded or (reach if _neutral(within, proof.LENGTHS) else 0)
+                shared = found.shared or (reach if padded and encoder.causal and _shares(within) else 0)
+                found = Beginnings(padded, found.batched, min(padded, shared))
         _TWINS[key] = found
     return replace(_TWINS[key])
 

@@ -12,9 +12,12 @@ from emotrace import model as model_
 from emotrace.attribution import backward, finite, reference, sublayers
 from emotrace.attribution import files as files_
 from emotrace.attribution.sublayers import sublayer_influence
+from emotrace.forwards import beginnings
+from emotrace.forwards.beginnings import Beginnings
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from emotrace.testing.hooks import recorded, replaced, watched
+from emotrace.traced import caches
 
 LABELS = ("anger", "fear")
 IDS = [[11, 12, 13, 14, 15, 16], [21, 22, 23], [31, 32, 33, 34]]
@@ -183,7 +186,7 @@ def test_computing_the_last_token_alone_changes_nothing(name, monkeypatch):
     lm = loaded(name)
     shared = [[*range(60, 72), *ids] for ids in IDS]
     by_token = influence(lm, shared)
-    monkeypatch.setattr(backward.Backward, "_by_token_is_exact", lambda *_: False)
+    monkeypatch.setattr(beginnings, "shared_up_to", lambda model: 0)
     whole = influence(lm, shared)
     assert not np.array_equal(by_token["influence"], whole["influence"]), "both were computed in the same way"
     xr.testing.assert_allclose(by_token, whole, rtol=1e-4, atol=1e-5)
@@ -193,16 +196,18 @@ def test_computing_the_last_token_alone_changes_nothing(name, monkeypatch):
 def test_a_family_whose_cache_is_not_exact_is_computed_whole(how, monkeypatch):
     lm = loaded()
     want = influence(lm)
-    original = backward.Backward._last
+    original = caches.inputs
 
-    def broken(self, batch, labels=None):
+    def broken(begun, batch, setup):
         if how == "raises":
             raise NotImplementedError("no cache")
-        slopes, scores, sizes = original(self, batch, labels)
-        return slopes * 1.01, scores, sizes
+        fed = original(begun, batch, setup)
+        return fed | {"position_ids": fed["position_ids"] + (begun[1].shape[1] > 0) * batch["input_ids"] % 3}
 
-    monkeypatch.setattr(backward.Backward, "_last", broken)
+    monkeypatch.setattr(caches, "inputs", broken)
+    monkeypatch.setattr(lm.sites, "beginnings", Beginnings())
     xr.testing.assert_allclose(influence(lm), want, rtol=1e-4, atol=1e-5)
+    assert lm.sites.beginnings == Beginnings(shared=0, confirmed=True)
 
 
 def test_a_common_beginning_is_computed_once():
@@ -212,6 +217,7 @@ def test_a_common_beginning_is_computed_once():
         lm, backward.cells(lm.sites, [0]), ("resid_post", 2), np.ones((2, 32)), np.ones((2, 2, 32)), shared
     )
     assert (job.by_token, len(job.stem)) == (True, 12)
+    job(shared)
     _, mask = job.memo[job.stem]
     assert mask.shape == (1, 12)
 
