@@ -25,7 +25,12 @@ from emotrace.testing import tiny
 
 BERT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 2}
-BART |= {"encoder_attention_heads": 4, "encoder_ffn_dim": 48, "max_position_embeddings": 64}
+BART |= {
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "forced_eos_token_id": None,
+}
 GQA = {**BERT, "num_key_value_heads": 2}
 OTHERS = {  # class, settings, path of the last layer
     "bart": ("BartForCausalLM", BART, "model.decoder.layers.1"),
