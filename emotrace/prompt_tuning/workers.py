@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,7 @@ def spread(
     """Results of jobs as they become ready.
 
     Processes are spawned, with one torch thread each. No more jobs are handed out than there are processes, so that little
-    is lost when the run is stopped.
+    is lost when the run is stopped. They end with the run, however it ends: each watches a pipe whose other end closes with it.
 
     Args:
         work: see `Work`.
@@ -71,7 +75,8 @@ def spread(
             yield job, work(loaded, shared, job)
         return
     context = multiprocessing.get_context("spawn")
-    start = (str(model), dict(options or {}), shared)
+    ended, lifeline = context.Pipe(duplex=False)
+    start = (ended, str(model), dict(options or {}), shared)
     pool = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, start)
     waiting, running = list(reversed(jobs)), {}
     try:
@@ -88,12 +93,22 @@ def spread(
             "with fewer processes to continue."
         ) from error
     finally:
+        lifeline.close()  # whoever still works stops at once
         pool.shutdown(wait=True, cancel_futures=True)
+        ended.close()
 
 
-def _begin(model: str, options: dict[str, Any], shared: Any) -> None:
+def _begin(ended: Connection, model: str, options: dict[str, Any], shared: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the run decides what ends
+    threading.Thread(target=_end_with, args=(ended,), name="emotrace-lifeline", daemon=True).start()
     torch.set_num_threads(1)
     _HERE.update(model=model_.load(model, **options), shared=shared)
+
+
+def _end_with(run: Connection) -> None:
+    """End this process as soon as the other end of a pipe is closed, by whatever ends the run."""
+    run.poll(None)
+    os._exit(1)
 
 
 def _carry_out(work: Work, job: Any) -> Any:
