@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from emotrace.disk import replace_file
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, filename
 from emotrace.texts import to_json
 
 FORMAT = 1
@@ -37,9 +37,10 @@ def write(folder: str | Path, name: str, tensors: Mapping[str, np.ndarray], abou
         The path of the JSON file.
 
     Raises:
-        EmotraceError: if a file cannot be written.
+        EmotraceError: if a file cannot be written, or the name is not one of a file.
     """
     folder = Path(folder)
+    filename(name, f"{folder}")
     blob = save_tensors({k: np.array(v, order="C") for k, v in tensors.items()})
     described = {"format": FORMAT, **about, "sha256": hashlib.sha256(blob).hexdigest()}
     text = to_json(described, indent=1) + "\n"

@@ -6,6 +6,7 @@ Every other room takes its words from here, so that one thing has one name in co
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -47,6 +48,11 @@ Positions = str | tuple[int, int]
 """A policy name or a half-open, 0-based span ``(start, stop)`` of the un-padded sequence."""
 
 
+NAME_BYTES: Final = 150
+"""Longest label in a file's name; with what is put before and after it stays below what file systems take."""
+_DEVICES: Final = {"CON", "PRN", "AUX", "NUL", *(f"{d}{i}" for d in ("COM", "LPT") for i in range(10))}
+
+
 class EmotraceError(ValueError):
     """The one error of emotrace: says which value, at which place, and what would have been right; never a key or a password."""
 
@@ -72,6 +78,49 @@ def unknown(what: str, value: object, choices: Iterable[object], place: str = ""
     hint = f" Did you mean {close[0]!r}?" if close else ""
     where = f" in {place}" if place else ""
     return EmotraceError(f"unknown {what} {value!r}{where}.{hint} Choices: {', '.join(names) or 'none'}.")
+
+
+def filename(label: object, place: str) -> str:
+    """A label as (part of) a file's name, as it is: nothing that points elsewhere, or that a system reads otherwise.
+
+    Args:
+        label: any text, in any script.
+        place: who asks, for the message.
+
+    Raises:
+        EmotraceError: for an empty label, one with ``/``, ``\\``, ``: * ? " < > |`` or control characters, one that begins or
+            ends with a dot or a blank, a name that Windows keeps for devices, or more than `NAME_BYTES` bytes.
+    """
+    name = str(label)
+    why = None
+    if not name.strip() or name != name.strip() or name.startswith(".") or name.endswith("."):
+        why = "it is empty, or begins or ends with a dot or a blank"
+    elif bad := sorted({c for c in name if c in '/\\:*?"<>|' or not c.isprintable()}):
+        why = f"it has {', '.join(map(repr, bad))}"
+    elif name.split(".")[0].upper() in _DEVICES:
+        why = "some systems keep it for a device"
+    elif len(name.encode()) > NAME_BYTES:
+        why = f"it is longer than {NAME_BYTES} bytes"
+    if why is not None:
+        shown = repr(name) if len(name) <= 80 else f"{name[:80]!r}…"
+        raise EmotraceError(f"{place}: {shown} cannot be the name of a file: {why}. Rename the label.")
+    return name
+
+
+def filenames(labels: Iterable[object], place: str) -> list[str]:
+    """Labels as names of files, each of its own also where systems do not tell cases or accents' spellings apart.
+
+    Raises:
+        EmotraceError: as `filename`, and for two labels that some systems take for one name.
+    """
+    names = [filename(label, place) for label in labels]
+    seen: dict[str, str] = {}
+    for name in names:
+        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if alike in seen:
+            raise EmotraceError(f"{place}: {seen[alike]!r} and {name!r} would be one file on some systems. Rename one.")
+        seen[alike] = name
+    return names
 
 
 def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "") -> str:

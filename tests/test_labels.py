@@ -87,3 +87,39 @@ def test_policies_partition_the_sequence(prompt, reply):
     assert not parts["prompt"] & parts["generated"]
     assert parts["last"] | parts["generated"] == parts["steer"]
     assert parts["last"] == {prompt - 1}
+
+
+@pytest.mark.parametrize("label", ["Wut", "喜び", "mild joy", "a.b", "joy=1", "naïve", "constant"])
+def test_plain_labels_are_names_of_files_as_they_are(label):
+    assert labels.filename(label, "here") == label
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "",
+        " ",
+        "..",
+        "a/b",
+        "../x",
+        "/tmp/x",
+        "a\\b",
+        "C:x",
+        "a\0b",
+        "a\nb",
+        "x.",
+        "CON",
+        "nul.txt",
+        "x" * 151,
+        "\u202eb",
+    ],
+)
+def test_labels_that_point_elsewhere_are_no_names_of_files(label):
+    with pytest.raises(EmotraceError, match=r"^here: .*cannot be the name of a file"):
+        labels.filename(label, "here")
+
+
+@pytest.mark.parametrize("pair", [("Joy", "joy"), ("é", "e\u0301"), ("STRASSE", "straße"), ("joy", "joy")])
+def test_two_labels_that_some_system_takes_for_one_file_are_refused(pair):
+    with pytest.raises(EmotraceError, match="would be one file"):
+        labels.filenames(pair, "here")

@@ -15,7 +15,7 @@ from emotrace import disk
 from emotrace.attribution.files import plain
 from emotrace.bundles import read_pair
 from emotrace.disk import replace_file, write_json
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, filename
 
 FREE = ("command", "versions")
 """Fields of an identity that may differ when a run is continued."""
@@ -48,7 +48,7 @@ class Sums:
 
     def __init__(self, out: str | Path | None, identity: Mapping[str, Any], name: str = "sums") -> None:
         self.out = None if out is None else Path(out)
-        self.name = name
+        self.name = filename(name, "Sums(name=…)")
         try:
             self.identity = json.loads(json.dumps(plain(identity)))
         except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ import xarray as xr
 
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import SOURCE, by_head, from_zero, numbers, ordered
-from emotrace.labels import EMOTIONS, EmotraceError, emotion
+from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames
 
 FOLDER: Final = {"z": "attention_emotion_diff", "neuron": "mlp_emotion_diff"}
 NPZ_KEY: Final = "{emotion}/diff/L{layer}"
@@ -100,7 +100,7 @@ def write_differences(differences: xr.Dataset, folder: str | Path) -> list[Path]
         n_layers = from_zero(array, f"write_differences({name!r})")
         array = array.transpose(*wanted)
         rows = array.values.reshape(*array.shape[:2], -1).astype(np.float32)
-        labels = [str(e) for e in array["emotion"].values]
+        labels = filenames(array["emotion"].values.tolist(), f"write_differences({name!r})")
         base = Path(folder) / FOLDER[name]
         for i, label in enumerate(labels):
             for layer in range(n_layers):

@@ -13,7 +13,7 @@ import xarray as xr
 
 from emotrace.interop.files import load_json, write
 from emotrace.interop.layout import OUTPUT, SOURCE, Paths, emotion_in, files_of, from_zero, ordered
-from emotrace.labels import EMOTIONS, EmotraceError, emotion, unknown
+from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames, unknown
 from emotrace.texts import as_bytes
 
 KINDS: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
@@ -204,6 +204,7 @@ def write_circuit(
         raise EmotraceError("write_circuit: a component occurs twice.")
     if len(components) and not components["layer"].between(0, n_layers - 1).all():
         raise EmotraceError(f"write_circuit: a layer is not among the {n_layers} of the model.")
+    filenames(components["emotion"].unique(), "write_circuit")
     written = []
     for name, mine in components.sort_values("rank", kind="stable").groupby("emotion", sort=False):
         found = {(str(k), int(i)): [int(u) for u in g["index"]] for (k, i), g in mine.groupby(["kind", "layer"])}  # type: ignore[misc]
@@ -286,6 +287,7 @@ def _write(data: xr.Dataset, folder: str | Path, unit: str, columns: Mapping[str
             f"{name.format('…')} needs the variables {', '.join(columns.values())}; {missing[0]!r} is missing."
         )
     from_zero(data, name.format("…"))
+    filenames(data["emotion"].values.tolist(), name.format("…"))
     written = []
     for label in data["emotion"].values.tolist():
         mine = data[list(columns.values())].sel(emotion=label, drop=True).reset_coords(drop=True)

@@ -16,7 +16,7 @@ import xarray as xr
 
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import from_zero
-from emotrace.labels import EMOTIONS_EV, EmotraceError, unknown
+from emotrace.labels import EMOTIONS_EV, EmotraceError, filename, filenames, unknown
 
 SOURCE = "Emotion Vectors, arXiv 2502.04075"
 
@@ -66,8 +66,10 @@ def write_emotion_vectors(vectors: xr.DataArray, folder: str | Path, prefix: str
     """
     _dims(vectors, ("emotion", "layer", "dim"), "write_emotion_vectors")
     from_zero(vectors, "write_emotion_vectors")
+    names = filenames(vectors["emotion"].values.tolist(), "write_emotion_vectors")
+    filename(prefix, "write_emotion_vectors(prefix=…)")
     out = []
-    for name in vectors["emotion"].values.tolist():
+    for name in names:
         rows = vectors.sel(emotion=name).transpose("layer", "dim").values.astype(np.float32)
         held = {str(i): [row.astype(np.float64).tolist()] for i, row in enumerate(rows)}
         out.append(Path(folder) / f"{prefix}_{name}.json")

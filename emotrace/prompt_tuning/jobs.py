@@ -13,7 +13,7 @@ import pandas as pd
 
 from emotrace import disk
 from emotrace.datasets.goemotions import LabelledText
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, filenames
 from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
@@ -94,6 +94,7 @@ def tune_all(
     jobs = [Job(str(e), int(s)) for e in emotions for s in seeds] if not isinstance(emotions, str) else []
     if not jobs or len(set(jobs)) < len(jobs):
         raise EmotraceError(f"tune_all(emotions={emotions!r}): a list of emotions and seeds, none of them twice.")
+    filenames({job.emotion: None for job in jobs}, "tune_all(emotions=…)")
     tasks = {job: task_of(texts, job.emotion, job.seed, recipe) for job in jobs}
     loaded = workers.model_of(model, load)
     refuse_remote(loaded)

@@ -103,7 +103,7 @@ class SoftPrompt:
 
 def key_of(emotion: str, seed: int) -> str:
     """``{emotion}-{seed}``."""
-    return f"{emotion}-{seed}".replace("/", "_")
+    return f"{emotion}-{seed}"
 
 
 def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:

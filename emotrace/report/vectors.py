@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from emotrace import disk
 from emotrace.directions import similarity
-from emotrace.labels import ANSWERS, emotion
+from emotrace.labels import ANSWERS, emotion, filenames
 from emotrace.report import style
 from emotrace.report.style import INK, MARKERS, SERIES
 from emotrace.stats import diagonal
@@ -158,6 +158,8 @@ def page(
         warnings: sentences beside them.
         samples: replies, mappings with the same fields.
     """
+    for names in (figures, tables):
+        filenames(names, str(out))
     for name, (figure, _) in figures.items():
         style.save(figure, out / "figures" / f"{name}.png")
     shown = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emotrace.labels import EmotraceError
+from emotrace.labels import NAME_BYTES, EmotraceError
 
 COLUMNS = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
 """Columns of every token table, before the labels of the prompts."""
@@ -43,7 +43,8 @@ class Rows:
         for name in ("key", "token_text"):
             object.__setattr__(self, name, column(name, getattr(self, name), strings=True))
         for name in self.labels:
-            if name in (*COLUMNS, "variable", "token") or not name or name.startswith((".", "__")) or "/" in name:
+            odd = not name or name.startswith((".", "__")) or "/" in name or "\0" in name or len(name.encode()) > NAME_BYTES
+            if odd or name in (*COLUMNS, "variable", "token"):
                 raise EmotraceError(
                     f"a label cannot be called {name!r}: the store uses that name, or zarr cannot hold it."
                 )

@@ -1,6 +1,10 @@
 """Jobs: the table, continuing, refusing other settings, several processes."""
 
 import json
+import multiprocessing
+import os
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError
-from emotrace.prompt_tuning import Recipe, find, jobs, tune_all
+from emotrace.prompt_tuning import Recipe, find, jobs, tune_all, workers
 from emotrace.prompt_tuning.jobs import COLUMNS
 from emotrace.testing import tiny
 from tests.helpers import loaded
@@ -114,3 +118,29 @@ def test_prompts_of_other_settings_are_not_mixed(tmp_path):
 def test_a_folder_without_prompts_is_said_to_have_none(tmp_path):
     with pytest.raises(EmotraceError, match="holds no soft prompts"):
         find(tmp_path)
+
+
+def test_a_worker_ends_with_the_run_that_it_works_for():
+    ours, theirs = os.pipe(), multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if not child:  # a worker that is busy for ever
+        os.close(ours[0])
+        theirs[1].close()
+        threading.Thread(target=workers._end_with, args=(theirs[0],), daemon=True).start()
+        os.write(ours[1], b"!")
+        time.sleep(60)
+        os._exit(0)
+    assert os.read(ours[0], 1) == b"!"
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    theirs[1].close()
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended[1]) == 1
+
+
+def test_labels_that_cannot_be_folders_are_refused_before_anything_is_tuned(tmp_path):
+    texts = {p: [replace(t, labels=("a/b",)) if "joy" in t.labels else t for t in some] for p, some in TEXTS.items()}
+    with pytest.raises(EmotraceError, match="cannot be the name of a file"):
+        tune_all(tmp_path / "no model", texts, ["fear", "a/b"], [0], RECIPE, out=tmp_path / "out", progress=False)
+    assert list(tmp_path.iterdir()) == []
