@@ -92,7 +92,7 @@ def replies(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
 def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Logits of every step, ``[row, vocabulary]``."""
     config = GenerationConfig(
-        max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=model.sites.encoder.pad_id,
+        max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, num_beams=1, pad_token_id=model.sites.encoder.pad_id,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     with warnings.catch_warnings(), torch.no_grad(), neutral(model):
