@@ -65,7 +65,7 @@ def number(
     """
     found = _real(value)
     if found is None:
-        raise EmotraceError(f"{said(name, value)}: a finite number is due.")
+        raise EmotraceError(f"{said(name, value)} is not a finite number.")
     if (least is not None and found < least) or (most is not None and found > most):
         raise EmotraceError(f"{said(name, value)}: {_bounds(least, most)}.")
     if above is not None and found <= above:
@@ -124,7 +124,7 @@ def wholes(
         EmotraceError: for anything else, or one that occurs twice.
     """
     if isinstance(value, slice):
-        raise EmotraceError(f"{said(name, value)}: a slice; give range({value.start or 0}, …) or a list.")
+        raise EmotraceError(f"{said(name, value)}: a slice; give integers, e.g. range({value.start or 0}, …).")
     items = _items(name, value, "whole numbers") if isinstance(value, Iterable) and _listed(value) else [value]
     return _once(name, value, [whole(name, item, least, most) for item in items], empty)
 
@@ -204,7 +204,9 @@ def said(name: str, value: Any) -> str:
     """An argument with its value, for a message: ``capture(batch_size=0)`` for the name ``capture(batch_size)``."""
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
-    return f"{name[:-1]}={shown})" if name.endswith(")") else f"{name}={shown}"
+    if name.endswith(")"):
+        return f"{name[:-1]}={shown})"
+    return f"{name} is {shown}" if " " in name else f"{name}={shown}"
 
 
 def _real(value: Any) -> float | None:

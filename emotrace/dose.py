@@ -10,10 +10,12 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import disk, judges, scoring, stats
+from emotrace import arguments, disk, judges, scoring, stats
+from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import digest as edits_digest
 from emotrace.edits import mixture
+from emotrace.files import to_folder
 from emotrace.generation import generate
 from emotrace.labels import EmotraceError
 from emotrace.model import made_by
@@ -74,13 +76,19 @@ def dose_response(
         EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs; for a
             folder of other prompts, vectors, settings or judge (the row and each difference are named).
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     prompts = Prompts.of(prompts)
     names = [str(v) for v in (vectors["emotion"].values if emotions is None else emotions)]
-    wanted = sorted({0.0, *map(float, doses)})
-    if not np.isfinite(wanted).all():
-        raise EmotraceError(f"doses={list(doses)}: numbers are due.")
+    wanted = sorted({0.0, *arguments.numbers("dose_response(doses)", doses)})
+    known = [str(v) for v in vectors["emotion"].values]
+    arguments.names("emotion", names, known, place="dose_response(emotions=…)")
     vectors = vectors.sel(emotion=names)
     edits = {dose: mixture(vectors, None, strength=dose, **where) for dose in wanted}
+    for some in edits.values():
+        edits_.check(some, model.sites)
     folder = None if out is None else Path(out)
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
     aimed = prompts.for_each(emotion=names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import directions, disk
+from emotrace import arguments, directions, disk
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts, hold_out
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
-from emotrace.directions.vectors import Method
+from emotrace.directions.vectors import METHODS, Method
+from emotrace.files import to_folder
 from emotrace.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
 
@@ -122,10 +124,14 @@ def answer_vectors(
     Raises:
         EmotraceError: for queries, sites or settings that do not fit, before anything runs.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     variable = _variable(model, site)
     prompts = answer_prompts(queries, templates)
-    if over not in OVER:
-        raise unknown("mean", over, OVER, "answer_vectors(over=…)")
+    arguments.choice("mean", over, OVER, "answer_vectors(over=…)")
+    layers = _layers(model, site, layers)
     options: dict[str, Any] = {"max_new_tokens": 60, "seed": seed, **(decoding or {})}
     where: dict[str, Any] = {"layers": layers, "positions": OVER[over], "batch_size": batch_size}
     if dry_run:
@@ -204,6 +210,11 @@ def text_vectors(
     Raises:
         EmotraceError: for texts, sites or settings that do not fit, before anything runs.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    arguments.share("held_out", held_out)
+    if out is not None:
+        to_folder(out)
     variable = _variable(model, site)
     prompts = Prompts.of(texts)
     if "emotion" not in prompts.label_names:
@@ -211,6 +222,18 @@ def text_vectors(
     wanted = None if emotions is None else [*emotions, against]
     prompts = prompts if wanted is None else prompts.where(emotion=wanted)
     fit, held = hold_out(prompts, held_out, seed)
+    layers = _layers(model, site, layers)
+    arguments.choice("method", method, METHODS, "text_vectors(method=…)")
+    of_label = Counter(p.labels["emotion"] for p in fit)
+    if against not in of_label:
+        raise unknown("emotion", against, of_label, "text_vectors(against=…)")
+    if len(of_label) < 2:
+        raise EmotraceError(f"text_vectors: nothing but {against!r} against {against!r}.")
+    few = next((e for e in of_label if of_label[e] < 2), None)
+    if few is not None:
+        raise EmotraceError(f"text_vectors: {few!r} has {of_label[few]} text to fit on; a contrast needs 2 or more.")
+    most = min(of_label[against] - 1, model.sites.address(site, (layers or model.sites.layers(site))[0]).width)
+    arguments.whole("text_vectors(remove_neutral)", remove_neutral, 0, most)
     if final_norm_last_row and (site != "resid_post" or method != "difference" or remove_neutral):
         raise EmotraceError("final_norm_last_row=True belongs to resid_post, method 'difference', remove_neutral 0.")
     sites = [site, "final_norm"] if final_norm_last_row else [site]
@@ -250,6 +273,16 @@ def _variable(model: Any, site: str) -> str:
     if site == "z":
         raise EmotraceError("extraction at 'z': its heads make o_proj_out together; take that, or attribution.")
     return VARIABLES.get(site, site)
+
+
+def _layers(model: Any, site: str, layers: Any) -> list[int] | None:
+    """The layers asked for, which the model must have with that site; None for all."""
+    if layers is None:
+        return None
+    found = list(arguments.wholes("layers", layers))
+    for layer in found:
+        model.sites.address(site, layer)
+    return found
 
 
 def of_site(found: xr.DataArray, site: str) -> xr.DataArray:

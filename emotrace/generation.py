@@ -110,6 +110,7 @@ def generate(
     edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
     ids = encoder.ids(prompts)
+    edits_.refuse_unreached(edits, list(map(len, ids)), [len(i) + max_new_tokens - 1 for i in ids])
     longest = max(map(len, ids)) + max_new_tokens
     if encoder.max_length is not None and longest > encoder.max_length:
         raise EmotraceError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emotrace import disk
+from emotrace import arguments, disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
@@ -43,8 +43,7 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     """
     prompts = Prompts.of(prompts)
     encoder = model.sites.encoder
-    if batch_size < 1:
-        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
+    arguments.whole("batch_size", batch_size, 1)
     if not encoder.causal:
         raise EmotraceError(f"{model.sites.model_class} is a masked model: its replies have no perplexity.")
     ids = encoder.ids(prompts)
@@ -173,8 +172,7 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
     """
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
-    if batch_size < 1:
-        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
+    arguments.whole("batch_size", batch_size, 1)
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it has no replies to compare predictions along.")
     labels = [p.about for p in prompts]

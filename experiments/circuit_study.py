@@ -185,7 +185,8 @@ class Study:
             for emotion in neurons["emotion"].values.tolist():
                 layer, unit = _best(neurons["contrast"].sel(emotion=emotion))
                 found = attribution.top_prompts(self.lm, some, layer, [unit], k=4, progress=False)
-                frames.append(found.assign(emotion=emotion))
+                weight = float(neurons["beta"].sel(emotion=emotion, layer=layer, unit=unit))
+                frames.append(found.rename(columns={"emotion": "asked"}).assign(emotion=emotion, beta=weight))
             out["top_prompts"] = pd.concat(frames, ignore_index=True)
         return out
 
@@ -198,7 +199,7 @@ def paired(rows: Rows, bounds: dict[str, Any]) -> list[dict[str, Any]]:
         if by_method.get(a) and by_method.get(b):
             test = stats.paired_test(by_method[a], by_method[b], bounds=bounds)
             found.append(
-                {"a": a, "b": b, "difference": test["value"], "ci95": test["ci95"], "p": test["p"],
+                {"a": a, "b": b, "difference": test["value"], "ci95": test["ci95"], "p": test["p"], "p_floor": test["p_floor"],
                  "n_skeletons": test["n_clusters"], "score": "accuracy_fluent"}
             )  # fmt: skip
     return found

@@ -218,7 +218,8 @@ def main(
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {float(fit['p_mantel']):.4f}; {float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
+          f"Mantel p {study.mantel_p(float(fit['p_mantel']))}; "
+          f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
               f"hurts more than {row['hurts_more']:4.0%} of {row['n_draws']} draws")  # fmt: skip

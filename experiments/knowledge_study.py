@@ -192,6 +192,11 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def mantel_p(p: float) -> str:
+    """``= 0.0312``; ``≤ 0.0001`` where no shuffle came as far, so that more of them might give less."""
+    return f"{'≤' if p <= (1 + 1e-9) / (1 + PERMUTATIONS) else '='} {p:.4f}"
+
+
 def figures(
     whole: xr.DataArray, people: xr.DataArray, fit: xr.Dataset, control: xr.Dataset, significant: xr.DataArray,
     masks: rsa.Masks, drops: pd.DataFrame, tests: pd.DataFrame, human_side: xr.DataArray, link: pd.DataFrame,
@@ -214,7 +219,7 @@ def figures(
             "rdms", "Emotion concepts in the model and in people",
             "Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their "
             f"Pearson correlation is {r:+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}] (bootstrap over emotions and "
-            f"seeds), Mantel p = {p:.4f} ({PERMUTATIONS:,} shuffles of the emotions). Of r² the words of the texts and the "
+            f"seeds), Mantel p {mantel_p(p)} ({PERMUTATIONS:,} shuffles of the emotions). Of r² the words of the texts and the "
             f"embeddings of the names give {float(control['explained']):.0%}; with them held constant r is "
             f"{float(control['partial']):+.3f}.",
             knowledge.rdm_maps(maps, f"Model and human side correlate at r = {r:+.2f}"),

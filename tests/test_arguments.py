@@ -15,7 +15,7 @@ REFUSED = {
     "too few": (lambda: a.whole("capture(batch_size)", 0, 1), r"capture\(batch_size=0\): at least 1"),
     "too many": (lambda: a.whole("n", 5, 1, 4), "n=5: 1 to 4"),
     "a seed of 20 digits": (lambda: a.seed("seed", 10**20), "0 to 9223372036854775807"),
-    "NaN": (lambda: a.number("x", float("nan")), "x=nan: a finite number is due"),
+    "NaN": (lambda: a.number("x", float("nan")), "x=nan is not a finite number"),
     "infinity": (lambda: a.number("x", -np.inf), "finite"),
     "a bool for a number": (lambda: a.number("x", True), "finite number"),
     "a complex number": (lambda: a.number("x", 1j), "finite number"),

@@ -22,13 +22,14 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from emotrace import disk, provenance
+from emotrace import arguments, disk, provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
 from emotrace.attribution.measured import Edits, Measured, Plan
 from emotrace.attribution.sets import Set, union
 from emotrace.attribution.streams import accepted_only, codes
 from emotrace.datasets import Prompts
 from emotrace.edits import Ablate, Add, Edit
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
 HOW = ("zero", "mean", "resample")
@@ -93,6 +94,10 @@ def ablation_curve(
     Raises:
         EmotraceError: before anything runs, for labels, layers, widths or sizes that do not fit, or a folder of another run.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     if how not in HOW:
         raise unknown("ablation", how, HOW, "ablation_curve(how=…)")
     prompts = accepted_only(prompts, accepted)
@@ -191,6 +196,10 @@ def enhancement_curve(
     Raises:
         EmotraceError: as `ablation_curve`; for prompts that carry the label already, or differences that do not fit.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     plain = Prompts.of(plain)
     if label in plain.label_names:
         raise EmotraceError(

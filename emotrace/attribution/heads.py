@@ -16,12 +16,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from emotrace import disk
+from emotrace import arguments, disk
 from emotrace.attribution.files import plain, save
 from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
 from emotrace.capturing import capture
+from emotrace.files import to_folder
 from emotrace.labels import SUBLAYERS, EmotraceError, unknown
 from emotrace.sites import envoy
 from emotrace.traced import contributions
@@ -82,6 +83,9 @@ def head_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    if out is not None:
+        to_folder(out)
     if readout not in READOUTS:
         raise unknown("readout", readout, READOUTS, PLACE)
     chosen = chosen_layers(model, ["z"], layers, directions, PLACE)

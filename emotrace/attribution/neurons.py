@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.attribution.files import plain, save
 from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
 from emotrace.capturing import capture
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.traced import contributions
 
@@ -77,6 +79,9 @@ def neuron_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    if out is not None:
+        to_folder(out)
     if variable not in VARIABLES:
         raise unknown("variable", variable, VARIABLES, PLACE)
     sites = ["neuron"] if variable == "neuron" else ["neuron", "neuron_pre"]

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending, tied
 
@@ -40,8 +41,7 @@ def top(contributions: xr.Dataset | xr.DataArray, k: int, by: str = "contrast") 
         scores = contributions
     dim = feature(scores)
     size = scores.sizes[dim]
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= size:
-        raise EmotraceError(f"top(k={k!r}): the scores have {size} components along {dim!r}, so 1 to {size}.")
+    arguments.whole("top(k)", k, 1, size)
     scores = scores.transpose(..., dim)
     values = np.asarray(scores.values, dtype=np.float64)
     if np.isnan(values).any():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.attribution.ranks import feature
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending, tied
@@ -64,8 +65,7 @@ def choose(
         raise EmotraceError(f"sets are chosen from scores [label, layer, {dim}], not from {scores.dims}.")
     if per not in ("layer", "model"):
         raise unknown("choice", per, ("layer", "model"), "curve(per=…)")
-    if isinstance(draws, bool) or not isinstance(draws, (int, np.integer)) or draws < 0:
-        raise EmotraceError(f"curve(draws={draws!r}): a number of random sets, 0 or more.")
+    arguments.whole("curve(draws)", draws, 0)
     values = np.asarray(scores.transpose(label, "layer", dim).values, dtype=np.float64)
     if not np.isfinite(values).all():
         raise EmotraceError(f"the scores {str(scores.name)!r} are not finite everywhere, so they rank nothing.")
@@ -91,13 +91,8 @@ def union(sets: Mapping[Any, Mapping[Set, Components]]) -> dict[int, list[int]]:
 def _sizes(ks: Sequence[int] | None, most: int, of: str) -> tuple[int, ...]:
     if ks is None:
         return tuple(k for k in KS if k <= most)
-    sizes = tuple(int(k) for k in ks if isinstance(k, (int, np.integer)) and not isinstance(k, bool))
-    if (
-        not sizes
-        or len(sizes) != len(ks)
-        or list(sizes) != sorted(set(sizes))
-        or not 1 <= sizes[0] <= sizes[-1] <= most
-    ):
+    sizes = arguments.wholes("curve(ks)", ks)
+    if list(sizes) != sorted(sizes) or not 1 <= sizes[0] <= sizes[-1] <= most:
         raise EmotraceError(f"curve(ks={list(ks)}): rising integers from 1 to {most}, since there are {most} {of}.")
     return sizes
 

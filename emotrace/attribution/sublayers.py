@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from emotrace import disk, provenance
+from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
 from emotrace.attribution.central import Central, differentiable
 from emotrace.attribution.files import plain as json_of
@@ -33,6 +33,7 @@ from emotrace.attribution.streams import origin
 from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts
+from emotrace.files import to_folder
 from emotrace.forwards import beginnings
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import versions
@@ -101,6 +102,9 @@ def sublayer_influence(
         EmotraceError: before anything runs, for prompts, directions, layers or doses that do not fit the model or each
             other; for sums of another run in ``out``.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    if out is not None:
+        to_folder(out)
     prompts, sites = Prompts.of(plain), model.sites
     if batch_size < 1:
         raise EmotraceError(f"sublayer_influence(batch_size={batch_size}): at least 1.")

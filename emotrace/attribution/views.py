@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import arguments, provenance
 from emotrace.attribution.streams import fitting, reductions
 from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
@@ -46,8 +46,7 @@ def top_tokens(model: Any, directions: xr.DataArray, k: int = 10) -> pd.DataFram
     vocabulary = sites.address("logits").width
     if not isinstance(directions, xr.DataArray) or "dim" not in directions.dims:
         raise EmotraceError("top_tokens takes directions as a DataArray with the dim 'dim'.")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocabulary:
-        raise EmotraceError(f"top_tokens(k={k!r}): 1 to {vocabulary}, the tokens of the model.")
+    arguments.whole("top_tokens(k)", k, 1, vocabulary)
     provenance.check(directions, sites, "top_tokens(directions=…)")
     outer = [d for d in directions.dims if d != "dim"]
     values = np.asarray(directions.transpose(*outer, "dim").values, dtype=np.float64)
@@ -150,13 +149,13 @@ def top_prompts(
     """
     prompts = Prompts.of(prompts)
     address = model.sites.address("neuron", layer)
-    chosen = list(dict.fromkeys([units] if isinstance(units, (int, np.integer)) else units))
-    wrong = [u for u in chosen if isinstance(u, bool) or not 0 <= u < address.width]
-    if wrong or not chosen:
-        asked = wrong[0] if wrong else "none"
+    chosen = list(arguments.wholes("top_prompts(units)", units))
+    wrong = [u for u in chosen if not 0 <= u < address.width]
+    if wrong:
+        asked = wrong[0]
         raise EmotraceError(f"top_prompts(units={asked}): layer {layer} has units 0 to {address.width - 1}.")
-    if k < 1:
-        raise EmotraceError(f"top_prompts(k={k}): at least 1.")
+    arguments.whole("top_prompts(k)", k, 1)
+    arguments.whole("top_prompts(batch_size)", batch_size, 1)
     activations = np.zeros((len(prompts), len(chosen)), dtype=np.float32)
     for rows, (values,) in reductions(
         model, prompts, "neuron", contributions.picked, lambda _: ([chosen],), layers=[layer],

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from emotrace import provenance
+from emotrace import arguments, provenance
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import enter
 from emotrace.sites import envoy
@@ -123,11 +123,7 @@ def chosen_layers(
         if not common:
             raise EmotraceError(f"{place}: no layer has a direction and all of {', '.join(sites)}.")
         return sorted(common)
-    if isinstance(layers, slice):
-        raise EmotraceError(f"{place}: give range({layers.start}, {layers.stop}) – layers take no slices.")
-    asked = sorted({int(i) for i in ([layers] if isinstance(layers, int) else layers)})
-    if not asked:
-        raise EmotraceError(f"{place}: layers is empty.")
+    asked = sorted(arguments.wholes(f"{place}(layers)", layers))
     for layer in asked:
         for site in sites:
             model.sites.address(site, layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from emotrace import disk, store
+from emotrace import arguments, disk, store
 from emotrace import edits as edits_
 from emotrace.capturing.groups import fitted
 from emotrace.capturing.job import Job
@@ -27,15 +27,19 @@ def planned(
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
     check_positions(positions, "capture(positions=…)")
-    if batch_size < 1:
-        raise EmotraceError(f"capture(batch_size={batch_size}): at least 1.")
+    arguments.whole("capture(batch_size)", batch_size, 1)
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
+    if any(isinstance(s, Site) and not s.path.strip() for s in wanted):
+        raise EmotraceError(
+            "capture(sites=…): Site('') is the whole model, whose output is no tensor; see the site 'logits'."
+        )
     edits = [] if edits is None else edits
     edits_.check(edits, table, [p.about for p in prompts])
     edits = list(edits)
     ids = encoder.ids(prompts)
     prompt_lengths = [len(i) for i in ids]
     sequences = [i + list(p.reply_ids or ()) for i, p in zip(ids, prompts, strict=True)]
+    edits_.refuse_unreached(edits, prompt_lengths, list(map(len, sequences)))
     if positions == "generated" and not any(p.reply_ids for p in prompts):
         raise EmotraceError(
             "capture(positions='generated') needs prompts that carry replies: capture never generates. "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emotrace import arguments
 from emotrace.labels import SUBLAYERS, EmotraceError
 from emotrace.sites import Address, Site, Sites
 from emotrace.store import Variable
@@ -44,13 +45,7 @@ class Reads:
                 raise EmotraceError(f"capture(sites=…) names {name!r} twice.")
         if "attn_pattern" in names:
             raise EmotraceError("attn_pattern is shown, not stored: read it in a trace with model.sites.read.")
-        if isinstance(layers, slice):
-            raise EmotraceError(f"capture(layers={layers}): give integers, e.g. range({layers.start or 0}, …).")
-        explicit = (
-            None if layers is None else sorted({int(i) for i in ([layers] if isinstance(layers, int) else layers)})
-        )
-        if explicit == []:
-            raise EmotraceError("capture(layers=()) is empty.")
+        explicit = None if layers is None else sorted(arguments.wholes("capture(layers)", layers))
         residual = [s for s in SUBLAYERS if s in names]
         if residual:
             chosen = self._layers(residual, explicit)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emotrace import arguments, store
 from emotrace import edits as edits_
-from emotrace import store
 from emotrace.capturing import afar, memory
 from emotrace.capturing.job import Job
 from emotrace.capturing.prepare import planned
 from emotrace.edits import Edit
+from emotrace.files import to_folder
 from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
@@ -88,6 +89,13 @@ def capture(
         EmotraceError: before anything runs, for prompts, sites, positions or edits that do not fit the model; for a
             store made with other settings; for a disk without room.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.whole("row_group_bytes", row_group_bytes, 1)
+    for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("dry_run", dry_run)):
+        arguments.flag(name, value)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     job, plan = planned(
         model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.attribution.files import plain, save
 from emotrace.attribution.streams import fitting, origin, reductions
 from emotrace.attribution.sums import Sums
@@ -18,6 +19,7 @@ from emotrace.capturing import capture
 from emotrace.datasets import Prompts
 from emotrace.directions.estimate import centering_weights
 from emotrace.directions.groups import Groups, group
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.traced import contributions
 
@@ -78,6 +80,9 @@ def difference_vectors(
 
     Source: arXiv 2510.11328.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    if out is not None:
+        to_folder(out)
     prompts = Prompts.of(prompts)
     sites_ = model.sites
     wanted = [s for s in SITES if sites_.has(s)] if sites is None else list(dict.fromkeys(sites))

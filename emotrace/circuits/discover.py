@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import disk, presets, provenance
+from emotrace import arguments, disk, presets, provenance
 from emotrace.attribution.files import plain
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -18,6 +18,7 @@ from emotrace.attribution.ranks import top
 from emotrace.circuits.allocate import KINDS, SITE_OF, even_plan, published_plan
 from emotrace.circuits.circuit import INDEX, Circuit
 from emotrace.circuits.differences import difference_vectors
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
@@ -89,6 +90,10 @@ def discover(
 
     Source: arXiv 2510.11328.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    if out is not None:
+        to_folder(out)
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS, "discover")
     chosen = PRESETS[preset] if preset is not None else {"by": "contrast", "readout": "residual"}
@@ -257,7 +262,7 @@ def _layers(
     if "layer" not in getattr(directions, "dims", ()):
         raise unknown("dim", "layer", getattr(directions, "dims", ()), "discover(directions=…)")
     known = [int(i) for i in directions["layer"].values]
-    wanted = known if layers is None else sorted({int(i) for i in ([layers] if isinstance(layers, int) else layers)})
+    wanted = known if layers is None else sorted(arguments.wholes("discover(layers)", layers))
     for layer in wanted:
         if layer not in known:
             raise unknown("layer", layer, known, "discover(layers=…), of the directions")

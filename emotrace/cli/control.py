@@ -33,6 +33,7 @@ from emotrace.cli.options import (
     span,
     value_of,
 )
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")]
@@ -134,6 +135,7 @@ def export(
     import emotrace as et
     from emotrace.interop import bake
 
+    to_folder(out, "--out")
     if (directions is None) == (circuit is None):
         raise EmotraceError("emotrace export bakes either --directions or a --circuit: give one of them.")
     if circuit is not None:
@@ -213,10 +215,12 @@ def _side_by_side(
     lm: Any, prompts: Sequence[str], system: str | None, edits: Sequence[Any], name: str, options: dict[str, Any]
 ) -> None:
     """Print every prompt, the reply to it, and the reply under edits."""
+    from emotrace.edits import check
     from emotrace.generation import generate
 
     first = [{"role": "system", "content": system}] if system else []
     turns = [[*first, {"role": "user", "content": text}] for text in prompts]
+    check(edits, lm.sites)
     plain, edited = (generate(lm, turns, some, progress=False, **options) for some in ([], edits))
     for text, a, b in zip(prompts, plain, edited, strict=True):
         typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{name + ':':<10}{b['gen_text']}\n")

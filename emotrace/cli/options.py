@@ -120,7 +120,7 @@ def finite(value: Any, flag: str) -> float:
 
 def said(texts: Sequence[str]) -> list[str]:
     """What is to be replied to, none of it blank."""
-    return [arguments.text(f"text {i} to reply to", text) for i, text in enumerate(texts, 1)]
+    return [arguments.text(f"text {i}, to be replied to,", text) for i, text in enumerate(texts, 1)]
 
 
 @contextmanager

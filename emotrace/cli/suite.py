@@ -97,7 +97,8 @@ def evaluate(
     from emotrace.datasets.rows import read_rows
     from emotrace.disk import write_json, write_rows
     from emotrace.suite import EmotionClassifier, measure, raters, summarise
-    from emotrace.texts import as_bytes
+from emotrace.texts import as_bytes
+from emotrace.suite.summary import check_rows
 
     to_folder(out, "--out")
     replies = read_rows(rows, "key", "gen_text", what="a reply to measure")
@@ -105,6 +106,7 @@ def evaluate(
         "rows": str(rows), "model": model, "judge": judge, "topic": topic, "intensity": intensity,
         "classifier": classifier, "baseline": baseline, "cluster": cluster, "seed": seed,
     }  # fmt: skip
+    check_rows(replies, cluster, baseline)
     label = judges.flags(label_map).get("label_map")
     tools: dict[str, Any] = {
         "judge": None if judge == "none" else judges.make(judge),
@@ -149,7 +151,7 @@ def truthfulqa(
     import emotrace as et
     from emotrace.datasets import read_truthfulqa
     from emotrace.datasets.truthfulqa import TEMPLATE
-    from emotrace.edits import mixture
+    from emotrace.edits import check, mixture
     from emotrace.runlog import write_json, write_rows
     from emotrace.suite import truthful
 
@@ -160,6 +162,7 @@ def truthfulqa(
     questions = read_truthfulqa(data, "multiple_choice")[:limit]
     steered = [] if vectors is None else mixture(vectors_of(vectors), mix, strength=strength_of(strength), **where)
     lm = et.load(model, device=device, dtype=dtype, bos=bos)
+    check(steered, lm.sites)
     rows: list[dict[str, Any]] = []
     for method, edits in (("none", []), ("steer", steered))[: 1 if vectors is None else 2]:
         found = truthful.multiple_choice(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace import labels
+from emotrace import arguments, labels
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import Table, open_table, text_of
 from emotrace.labels import NEUTRAL, EmotraceError, unknown
@@ -127,10 +127,9 @@ def goemotions(
     texts = read_goemotions(source, split=split) if isinstance(source, (str, Path)) else list(source)
     group_of = _grouping(grouping)
     names = tuple(dict.fromkeys(group_of[name] for name in LABELS if name in group_of))
-    if isinstance(emotions, str):
-        raise EmotraceError(f"goemotions(emotions={emotions!r}) takes a list of names, e.g. [{emotions!r}].")
+    emotions = None if emotions is None else arguments.names("goemotions(emotions)", emotions)
     wanted = None if emotions is None else {labels.emotion(e, names, "goemotions(emotions=…)") for e in emotions}
-    if limit is not None and (limit < 1 or not single_label):
+    if limit is not None and (arguments.whole("goemotions(limit)", limit) < 1 or not single_label):
         raise EmotraceError(f"goemotions(limit={limit}): at least 1 text of each emotion, and only of single labels.")
     taken: dict[str, int] = {}
     prompts = []
@@ -199,7 +198,7 @@ def _names(row: Mapping[str, Any], where: str, table: Table) -> Iterator[str]:
 
 def _place(item: Any, known: Sequence[str], where: str) -> int:
     """The place in `LABELS` of a class id of the source, or of a name."""
-    if isinstance(item, str) and not item.isdigit():
+    if isinstance(item, str) and not (item.isascii() and item.isdigit() and len(item) < 10):
         name = item
     else:
         if isinstance(item, bool) or not isinstance(item, (int, str)) or not 0 <= int(item) < len(known):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from emotrace import arguments
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
 
@@ -113,8 +114,7 @@ def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "em
     Raises:
         EmotraceError: for a share outside (0, 1), an unknown label, or a value with fewer than two distinct texts.
     """
-    if not 0 < share < 1:
-        raise EmotraceError(f"hold_out(share={share}): a share lies between 0 and 1.")
+    arguments.share("hold_out(share)", share)
     if by not in prompts.label_names:
         raise unknown("label", by, prompts.label_names, "hold_out(by=…)")
     texts = [normalised(content(p)) for p in prompts]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from emotrace import labels
+from emotrace import arguments, labels
 from emotrace.datasets.overlap import hold_out, leaked, normalised, repeated
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
@@ -110,10 +110,9 @@ def emotion_query(
     queries = read_queries(source) if isinstance(source, (str, Path)) else list(source)
     if part not in PARTS:
         raise unknown("part", part, PARTS, "emotion_query(part=…)")
-    if isinstance(emotions, str):
-        raise EmotraceError(f"emotion_query(emotions={emotions!r}) takes a list of names, e.g. [{emotions!r}].")
-    if limit is not None and limit < 1:
-        raise EmotraceError(f"emotion_query(limit={limit}): at least 1 query of each emotion.")
+    emotions = None if emotions is None else arguments.names("emotion_query(emotions)", emotions)
+    if limit is not None:
+        arguments.whole("emotion_query(limit)", limit, 1)
     drop = set(leaked([q.text for q in queries], [q.text for q in exclude]))
     drop |= set() if duplicates else set(repeated([q.text for q in queries]))
     queries = [q for i, q in enumerate(queries) if i not in drop]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from emotrace import arguments
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
 from emotrace.labels import EmotraceError, unknown
@@ -130,8 +131,8 @@ def truthfulqa(
     """
     if template is not None and "{question}" not in template:
         raise EmotraceError(f"truthfulqa(template={template!r}): it has no {{question}}.")
-    if limit is not None and limit < 1:
-        raise EmotraceError(f"truthfulqa(limit={limit}): at least 1 question.")
+    if limit is not None:
+        arguments.whole("truthfulqa(limit)", limit, 1)
     questions = read_truthfulqa(source, form, split=split) if isinstance(source, (str, Path)) else list(source)
     prompts = []
     for q in questions[:limit]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from emotrace import arguments
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS, Pair, Pairs
@@ -107,7 +108,7 @@ def ready(
     """
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS, "ablation=…")
-    if batch_size < 1:
+    if arguments.whole("batch_size", batch_size) < 1:
         raise EmotraceError(f"batch_size={batch_size}: at least 1.")
     for rows in _neighbours(model, pairs, batch_size):
         batch = _batch(model, pairs[rows.start : rows.stop])

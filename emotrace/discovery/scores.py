@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.batches import Batch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
@@ -166,8 +166,7 @@ def _check(metric: Metric, method: str, level: str, steps: int, threshold: float
         other = "edge" if level == "node" else "node"
         hint = f" ({method!r} is for level={other!r}.)" if method in METHODS[other] else ""
         raise EmotraceError(f"{unknown('method', method, METHODS[level], f'scores(level={level!r})')}{hint}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise EmotraceError(f"scores(steps={steps!r}): at least 1.")
+    arguments.whole("scores(steps)", steps, 1)
     if method == "acdc" and (threshold is None or not threshold > 0):
         raise EmotraceError(f"scores(method='acdc', threshold={threshold}): a positive number, in units of the metric.")
     if getattr(metric, "flat_at_clean", False) and method == "eap":

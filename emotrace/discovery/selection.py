@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending, tied, tolerance
 
@@ -76,8 +77,11 @@ def select(
         raise unknown("rule", rule, RULES, "select(rule=…)")
     if (n is None) == (threshold is None):
         raise EmotraceError(f"select(n={n}, threshold={threshold}): give one of them.")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 <= n <= score.size):
-        raise EmotraceError(f"select(n={n!r}): 0 to {score.size}, the {dim}s there are.")
+    if n is not None:
+        n = arguments.whole("select(n)", n, 0, score.size)
+    if threshold is not None:
+        threshold = arguments.number("select(threshold)", threshold)
+    arguments.flag("select(absolute)", absolute)
     if rule == "greedy" and dim == "node":
         raise EmotraceError(
             "select(rule='greedy'): nodes are not joined to one another; take rule='top', or score edges."

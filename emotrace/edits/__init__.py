@@ -2,7 +2,7 @@
 
 from emotrace.edits.files import digest, load, save
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
-from emotrace.edits.lower import Lowered, check, lower, refuse_silent
+from emotrace.edits.lower import Lowered, check, lower, refuse_silent, refuse_unreached
 from emotrace.edits.mixtures import mixture
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "lower",
     "mixture",
     "refuse_silent",
+    "refuse_unreached",
     "save",
 ]

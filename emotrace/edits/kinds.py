@@ -6,12 +6,11 @@ Scale of an addition, h being the value before our edits at that site: ``raw`` h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
+from emotrace import arguments
 from emotrace.labels import EmotraceError, Positions, check_positions, unknown
 from emotrace.sites import Site
 
@@ -50,7 +49,7 @@ class Edit:
                     f"range({value.start or 0}, {last})."
                 )
             if value is not None:
-                object.__setattr__(self, attr, _ints(value, f"{name}({attr}=…)"))
+                object.__setattr__(self, attr, arguments.wholes(f"{name}({attr})", value))
         check_positions(self.positions, f"{name}(positions=…)")
 
     @property
@@ -81,7 +80,7 @@ class Add(Edit):
             raise EmotraceError("Add(vector=None): an addition needs a vector.")
         if self.scale not in ("raw", "unit", "rms"):
             raise unknown("scale", self.scale, ("raw", "unit", "rms"), "Add(scale=…)")
-        _finite(self.strength, "Add(strength=…)")
+        arguments.number("Add(strength)", self.strength)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Scale(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _finite(self.strength, "Scale(strength=…)")
+        arguments.number("Scale(strength)", self.strength)
 
 
 @dataclass(frozen=True)
@@ -122,26 +121,7 @@ class Project(Edit):
         super().__post_init__()
         if self.vector is None:
             raise EmotraceError("Project(vector=None): a projection needs a vector.")
-        _finite(self.strength, "Project(strength=…)")
+        arguments.number("Project(strength)", self.strength)
 
 
 KINDS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}
-
-
-def _ints(value: Any, place: str) -> tuple[int, ...]:
-    items = [value] if isinstance(value, (int, np.integer)) else value
-    if not isinstance(items, Iterable) or isinstance(items, str):
-        raise EmotraceError(f"{place} takes integers, not {value!r}.")
-    out = []
-    for item in items:
-        if not isinstance(item, (int, np.integer)) or isinstance(item, bool):
-            raise EmotraceError(f"{place} takes integers, not {item!r}.")
-        out.append(int(item))
-    if not out:
-        raise EmotraceError(f"{place} is empty.")
-    return tuple(out)
-
-
-def _finite(value: Any, place: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
-        raise EmotraceError(f"{place[:-2]}{value!r}) is not a finite number.")

@@ -132,6 +132,10 @@ def _addresses(edit: Edit, sites: Sites, place: str) -> list[Address]:
             raise EmotraceError(
                 f"{place}: a place of your own ({edit.site.name}) names its module; layers must be None."
             )
+        if not edit.site.path.strip():
+            raise EmotraceError(
+                f"{place}: Site('') is the whole model, whose output is no tensor; see the site 'logits'."
+            )
         return [sites.resolve(edit.site)]
     if edit.layers is None and edit.site in sites.addresses and sites.layers(edit.site):
         raise EmotraceError(f"{place}: site {edit.site!r} needs layers, e.g. range({sites.n_layers}).")
@@ -181,6 +185,12 @@ def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str)
         return None
     if isinstance(vector, xr.DataArray):
         for dim, wanted in (("layer", address.layer), ("sublayer", address.site)):
+            if (
+                dim in vector.dims
+                and dim in vector.coords
+                and len(set(vector[dim].values.tolist())) < vector.sizes[dim]
+            ):
+                raise EmotraceError(f"{place}: the payload has a {dim} twice: {vector[dim].values.tolist()}.")
             if dim in vector.dims:
                 if wanted not in vector[dim].values:
                     raise unknown(f"{dim} in the payload", wanted, vector[dim].values.tolist(), place)
@@ -200,6 +210,9 @@ def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str)
             labelled = vector.transpose(rest[0], feature)
             values = labelled[rest[0]].values.tolist() if rest[0] in labelled.coords else range(labelled.shape[0])
             rows = {v: i for i, v in enumerate(values)}
+            if len(rows) < len(values):
+                twice = next(v for i, v in enumerate(values) if v in list(values)[:i])
+                raise EmotraceError(f"{place}: the payload has two vectors of {rest[0]} {twice!r}; a label names one.")
             return _ByLabel(str(rest[0]), rows, _tensor(labelled.values, edit, address, columns, place, values))
         vector = vector.values
     return _tensor(vector, edit, address, columns, place)
@@ -214,9 +227,12 @@ def _tensor(
 ) -> torch.Tensor:
     ndim = 1 if names is None else 2
     try:
-        tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values)).float().cpu()
+        given = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values))
     except (TypeError, ValueError) as error:
         raise EmotraceError(f"{place}: the payload is no array of numbers ({error}).") from None
+    if given.dtype == torch.bool or given.is_complex():
+        raise EmotraceError(f"{place}: the payload holds {given.dtype}; real numbers are due.")
+    tensor = given.float().cpu()
     allowed = {address.width, len(columns) if columns else address.width}  # whole, or the edited columns in their order
     if tensor.ndim != ndim or (address.width >= 0 and tensor.shape[-1] not in allowed):
         named = f", {len(columns)} of it edited" if columns else ""
@@ -228,6 +244,26 @@ def _tensor(
         raise EmotraceError(f"{place}: the payload has NaN or infinite values at layer {address.layer}.")
     own = columns if tensor.shape[-1] == address.width else None
     return directed(tensor, edit, own, _at(place, address), names or ())
+
+
+def refuse_unreached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengths: Sequence[int]) -> None:
+    """Refuse edits at spans that no sequence reaches, before anything runs.
+
+    Args:
+        edits: checked.
+        prompt_lengths: tokens of each prompt.
+        lengths: most tokens that are fed for each, its reply among them.
+
+    Raises:
+        EmotraceError: naming the edit, its span and the longest sequence.
+    """
+    for i, edit in enumerate(edits):
+        reached = (len(positions_in(edit.positions, p, n)) for p, n in zip(prompt_lengths, lengths, strict=True))
+        if not isinstance(edit.positions, str) and not any(reached):
+            raise EmotraceError(
+                f"edits[{i}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r}) would never fire: the "
+                f"longest sequence has {max(lengths, default=0)} tokens."
+            )
 
 
 def refuse_silent(edits: Sequence[Edit], fired: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emotrace import arguments
 from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final
 from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
@@ -86,6 +87,8 @@ def flags(label_map: str | None = None, price: str | None = None) -> dict[str, A
             raise EmotraceError(
                 f"--price {price!r}: give two numbers, prompt and completion, as in 0.15,0.6."
             ) from None
+        for value in (prompt, completion):
+            arguments.number("--price", value, least=0)
         options["price"] = (prompt, completion)
     return options
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pandas as pd
 
-from emotrace import disk
+from emotrace import arguments, disk
 from emotrace.datasets.goemotions import LabelledText
-from emotrace.labels import EmotraceError, filenames
+from emotrace.files import to_folder
+from emotrace.labels import filenames
 from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
@@ -91,9 +92,9 @@ def tune_all(
     """
     recipe, out = recipe or Recipe(), Path(out)
     workers.check(model, processes)
-    jobs = [Job(str(e), int(s)) for e in emotions for s in seeds] if not isinstance(emotions, str) else []
-    if not jobs or len(set(jobs)) < len(jobs):
-        raise EmotraceError(f"tune_all(emotions={emotions!r}): a list of emotions and seeds, none of them twice.")
+    emotions, seeds = arguments.names("tune_all(emotions)", emotions), arguments.wholes("tune_all(seeds)", seeds, 0)
+    to_folder(out)
+    jobs = [Job(e, s) for e in emotions for s in seeds]
     filenames({job.emotion: None for job in jobs}, "tune_all(emotions=…)")
     tasks = {job: task_of(texts, job.emotion, job.seed, recipe) for job in jobs}
     loaded = workers.model_of(model, load)

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import disk
+from emotrace import arguments, disk
 from emotrace import edits as edits_
 from emotrace.datasets.goemotions import LabelledText
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
@@ -94,6 +95,9 @@ def masked_accuracy(
         raise unknown("masking", how, HOWS, "masked_accuracy(how=…)")
     if part not in ("dev", "test"):
         raise unknown("part", part, ("dev", "test"), "masked_accuracy(part=…)")
+    arguments.whole("masked_accuracy(batch_size)", batch_size, 1)
+    arguments.seed("seed", seed)
+    to_folder(out)
     workers.check(model, processes)
     loaded = workers.model_of(model, load)
     refuse_remote(loaded)

@@ -25,7 +25,7 @@ def accuracy(report: Mapping[str, Any]) -> str:
         text += """ Hatched bars, and the ticks below, count a reply only if it matches and its perplexity, length and
             repetition lie within the 1st to 99th percentile of the same model's prompted replies to the training skeletons."""
     if any("draws" in (part.get("overall") or {}) for part in report["accuracy"].values()):
-        text += " Controls were drawn several times: a bar is the highest draw, each dot one draw."
+        text += " Controls were drawn several times: a bar is the draw that its label names, each dot one draw."
     return _line(text)
 
 

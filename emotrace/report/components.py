@@ -120,7 +120,10 @@ def token_rows(tokens: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def prompt_rows(found: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The prompts that activate the top neurons most: three neurons per emotion and three prompts each, in the given order."""
+    """The prompts that activate the top neurons most: three neurons per emotion and three prompts each, in the given order.
+
+    ``writes`` says whether a neuron writes ``for`` or ``against`` its emotion (the sign of ``beta``), where that is known.
+    """
     units: dict[tuple[str, int, int], list[dict[Any, Any]]] = {}
     for row in [] if found is None else found.to_dict("records"):
         units.setdefault((str(row["emotion"]), int(row["layer"]), int(row["unit"])), []).append(row)
@@ -128,7 +131,10 @@ def prompt_rows(found: pd.DataFrame | None) -> list[dict[str, Any]]:
     for (emotion, layer, unit), rows in units.items():
         if sum(u["emotion"] == emotion for u in out) < NEURONS_SHOWN:
             best = sorted(rows, key=lambda r: r["rank"])[:PROMPTS_SHOWN]
-            out.append({"emotion": emotion, "layer": layer, "unit": unit, "prompts": [_prompt(r) for r in best]})
+            weight = best[0].get("beta")
+            writes = "" if weight is None or weight != weight else "for" if weight > 0 else "against"
+            shown = {"emotion": emotion, "layer": layer, "unit": unit, "writes": writes}
+            out.append({**shown, "prompts": [_prompt(r) for r in best]})
     return out
 
 

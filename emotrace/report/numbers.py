@@ -35,7 +35,8 @@ def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
     overall = {m: found["overall"] for m, found in style.lifts_of(report).items() if "overall" in found}
     for method in [m for m in CONTROLLED if m in overall][:1]:
         lift = overall[method]
-        note = f"p = {_p(lift.get('p'))}"
+        found_p = _p(lift)
+        note = f"p {found_p}" if found_p.startswith("≤") else f"p = {found_p}"
         out.append({"name": f"{method} over none", "value": _points(lift), "interval": bounds(lift), "note": note})
     return out
 
@@ -69,7 +70,7 @@ def lifts(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": n,
             "value": _points(leaf),
             "interval": bounds(leaf),
-            "p": _p(leaf.get("p")),
+            "p": _p(leaf),
             "n": str(leaf.get("n", "–")),
         }
         for m in found
@@ -89,7 +90,7 @@ def paired(report: Mapping[str, Any]) -> list[dict[str, str]]:
                 "score": str(test.get("score", "")).replace("_", " "),
                 "difference": _points(value),
                 "interval": bounds(test),
-                "p": _p(test.get("p")),
+                "p": _p(test),
                 "n": str(test.get("n_skeletons", test.get("n_clusters", "–"))),
             }
         )
@@ -124,6 +125,7 @@ def _points(leaf: Any) -> str:
     return f"{100 * value:+.1f} points".replace("-", "−") if value == value else "–"
 
 
-def _p(p: Any) -> str:
-    value = style.number(p)
-    return "–" if value != value else f"{value:.2g}"
+def _p(test: Mapping[str, Any]) -> str:
+    """p, or ``≤`` and the least p that as many random patterns can give."""
+    value, floor = style.number(test.get("p")), style.number(test.get("p_floor"))
+    return "–" if value != value else f"≤ {value:.2g}" if value <= floor * (1 + 1e-9) else f"{value:.2g}"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from emotrace.evaluation import LOWEST
 from emotrace.labels import ANSWERS
 from emotrace.report import style
 from emotrace.report.style import COLOURS, FAINT, INK, span
@@ -36,7 +37,8 @@ def ablation_bars(report: Mapping[str, Any]) -> Figure:
 def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
 
-    Controls with several draws show the highest as the bar and every draw as a dot. Whiskers are the 95 % intervals of the
+    Controls with several draws show the highest as the bar (ablated random components: the lowest), and every draw as a dot.
+    Whiskers are the 95 % intervals of the
     leaves; the dashed line is chance, 1 / number of emotions: what replies reach that ignore the asked emotion.
 
     Args:
@@ -192,11 +194,16 @@ def _by_emotion(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[
     )
 
 
+def shown_draw(method: str) -> str:
+    """Which of several draws a bar shows: the one that is hardest to tell from the real thing."""
+    return "lowest" if method in LOWEST else "highest"
+
+
 def _method_label(method: str, leaf: Mapping[str, Any]) -> str:
     lines = [method]
     draws = _draws(leaf)
     if len(draws) > 1:
-        lines.append(f"top of {len(draws)} draws")
+        lines.append(f"{shown_draw(method)} of {len(draws)} draws")
     if "n" in leaf:
         lines.append(f"n = {leaf['n']:,}")
     if leaf.get("n_unjudged"):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError
 
 Side = Literal["input", "output"]
@@ -30,6 +31,12 @@ class Site:
     index: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            raise EmotraceError(
+                f"Site(path={self.path!r}): the dotted path of a module is due, as named_modules spells it."
+            )
+        if self.index is not None:
+            object.__setattr__(self, "index", arguments.whole("Site(index)", self.index, 0))
         if self.side not in ("input", "output"):
             raise EmotraceError(f"Site(path={self.path!r}, side={self.side!r}): side is 'input' or 'output'.")
 

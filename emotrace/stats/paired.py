@@ -52,7 +52,8 @@ def paired_test(
         seed: of both.
 
     Returns:
-        ``{value, n, n_clusters, n_unpaired, ci95: [lo, hi], p, exact}``; n_unpaired = keys without a judged partner.
+        ``{value, n, n_clusters, n_unpaired, ci95: [lo, hi], p, exact, p_floor}``; n_unpaired = keys without a judged partner;
+        p_floor: a p that random patterns cannot go below (p = p_floor says p ≤ p_floor), 0 where it is exact.
 
     Raises:
         EmotraceError: if no key is judged in both, a key changes its cluster, or a row lacks a label.
@@ -76,6 +77,7 @@ def paired_test(
         "ci95": list(_interval(d, code, len(names), n, seed)),
         "p": p,
         "exact": exact,
+        "p_floor": 0.0 if exact else 1 / (1 + permutations),
     }
 
 

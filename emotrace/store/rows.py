@@ -43,7 +43,13 @@ class Rows:
         for name in ("key", "token_text"):
             object.__setattr__(self, name, column(name, getattr(self, name), strings=True))
         for name in self.labels:
-            odd = not name or name.startswith((".", "__")) or "/" in name or "\0" in name or len(name.encode()) > NAME_BYTES
+            odd = (
+                not name
+                or name.startswith((".", "__"))
+                or "/" in name
+                or "\0" in name
+                or len(name.encode()) > NAME_BYTES
+            )
             if odd or name in (*COLUMNS, "variable", "token"):
                 raise EmotraceError(
                     f"a label cannot be called {name!r}: the store uses that name, or zarr cannot hold it."

@@ -44,7 +44,12 @@ class Variable:
     absent: tuple[tuple[Any, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name or self.name.startswith((".", "__")) or "/" in self.name or len(self.name.encode()) > NAME_BYTES:
+        if (
+            not self.name
+            or self.name.startswith((".", "__"))
+            or "/" in self.name
+            or len(self.name.encode()) > NAME_BYTES
+        ):
             raise EmotraceError(f"variable name {self.name!r}: no '/', and neither '.' nor '__' at the start.")
         cells = tuple(d for d in self.dims if d in CELL_DIMS)
         if self.dims[: len(cells)] != cells or "token" in self.dims or len(set(self.dims)) != len(self.dims):

@@ -9,10 +9,13 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from emotrace import arguments
+from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.directions.mixtures import Mix, mixed, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.evaluation import deranged, random_like
+from emotrace.files import to_folder
 from emotrace.generation import generate
 from emotrace.labels import EmotraceError, unknown
 from emotrace.suite.measured import query_of
@@ -69,16 +72,17 @@ def arms(
     Raises:
         EmotraceError: for controls, vectors or settings that do not fit, before anything runs.
     """
+    arguments.whole("batch_size", batch_size, 1)
+    arguments.seed("seed", seed)
+    arguments.whole("arms(draws)", draws, 1)
+    if out is not None:
+        to_folder(out)
     prompts = Prompts.of(prompts)
-    for name in controls:
-        if name not in CONTROLS:
-            raise unknown("control", name, CONTROLS, "arms(controls=…)")
+    arguments.names("control", controls, CONTROLS, empty=True, place="arms(controls=…)")
     if "shuffled" in controls and not shuffled:
         raise EmotraceError(
             "arms(controls=['shuffled']) needs shuffled=: vectors made from shuffled labels (`relabelled`)."
         )
-    if draws < 1:
-        raise EmotraceError(f"arms(draws={draws}): at least 1.")
     true = aimed_at(vectors, mix)
     names = [str(v) for v in true["emotion"].values]
     arrays: list[tuple[str, int, xr.DataArray]] = [(STEER, 0, true)]
@@ -88,6 +92,8 @@ def arms(
             arrays.append((name, draw, array))
     edits: list[tuple[str, int, list[Edit]]] = [(BASE, 0, [])]
     edits += [(m, d, mixture(array, None, strength=strength, **where)) for m, d, array in arrays]
+    for _, _, some in edits:
+        edits_.check(some, model.sites)
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
     queries = {p.key: query_of(p.labels) or _asked(p) for p in prompts}
     rows: Rows = []

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from emotrace import arguments
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
@@ -70,8 +71,7 @@ def reply_scores(
     """
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
-    if batch_size < 1:
-        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
+    arguments.whole("batch_size", batch_size, 1)
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it gives replies no likelihood.")
     edits = [] if edits is None else edits

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from emotrace import disk, judges, scoring
+from emotrace import arguments, disk, judges, scoring
 from emotrace.datasets import Prompt
+from emotrace.files import to_folder
 from emotrace.judges import Judge, is_final
 from emotrace.judges.base import record
 from emotrace.labels import EmotraceError
@@ -70,6 +71,9 @@ def measure(
         EmotraceError: for rows without what a measure needs, a verdict of another judge or on another text, or a folder whose
             verdicts and ratings are of other texts, questions or judges (the row and each difference are named).
     """
+    arguments.whole("batch_size", batch_size, 1)
+    if out is not None:
+        to_folder(out)
     found: list[Row] = [{**row, "measures": of_text(row)} for row in rows]
     if not found:
         raise EmotraceError("measure: there are no rows.")

@@ -54,9 +54,7 @@ def summarise(
     Raises:
         EmotraceError: for no rows, rows without measures, or two rows of one key, method and draw.
     """
-    if not rows:
-        raise EmotraceError("summarise: there are no rows.")
-    label = cluster_of(rows, cluster)
+    label = check_rows(rows, cluster, baseline)
     flat = []
     for row in rows:
         if "measures" not in row:
@@ -64,10 +62,6 @@ def summarise(
         about = {"key": row["key"], "method": row.get("method", "none"), "draw": row.get("draw", 0)}
         flat.append({**about, "emotion": row.get("emotion") or "", "cluster": str(row[label]), **row["measures"]})
     table = pd.DataFrame(flat)
-    twice = np.flatnonzero(table.duplicated(["key", "method", "draw"]))
-    if len(twice):
-        one = table.iloc[twice[0]]
-        raise EmotraceError(f"two rows have key {one['key']!r}, method {one['method']!r} and draw {one['draw']}.")
     names = [c for c in table.columns if c not in ("key", "method", "draw", "emotion", "cluster")]
     emotions = [e for e in dict.fromkeys(table["emotion"]) if e] if by_emotion else []
     out = []
@@ -86,6 +80,28 @@ def summarise(
     if bool(known.any()):
         found.loc[known, "q"] = fdr_bh(np.asarray(found.loc[known, "p"]))
     return found
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], cluster: str | None, baseline: str) -> str:
+    """The label that `summarise` would draw, after checking what it needs of rows; nothing need be measured yet.
+
+    Raises:
+        EmotraceError: for no rows, a label that a row lacks, a baseline (other than ``none``) that no row is of, or two
+            rows of one key, method and draw.
+    """
+    if not rows:
+        raise EmotraceError("summarise: there are no rows.")
+    label = cluster_of(rows, cluster)
+    methods = list(dict.fromkeys(str(row.get("method", "none")) for row in rows))
+    if baseline not in ("none", *methods):
+        raise unknown("baseline", baseline, methods, "summarise(baseline=…)")
+    seen: set[tuple[Any, ...]] = set()
+    for row in rows:
+        one = (row["key"], row.get("method", "none"), row.get("draw", 0))
+        if one in seen:
+            raise EmotraceError(f"two rows have key {one[0]!r}, method {one[1]!r} and draw {one[2]}.")
+        seen.add(one)
+    return label
 
 
 def value_of(table: pd.DataFrame, method: str, measure: str, emotion: str = ALL) -> pd.Series:

@@ -179,7 +179,7 @@ ERRORS = {
     "policy": (lambda: et.Add("resid_post", layers=[1], vector=V, positions="lst"), "Did you mean 'last'"),
     "span": (lambda: et.Add("resid_post", layers=[1], vector=V, positions=(4, 2)), "half-open"),
     "empty layers": (lambda: et.Add("resid_post", layers=[], vector=V), "empty"),
-    "bool layer": (lambda: et.Scale("resid_post", layers=[True]), "integers"),
+    "bool layer": (lambda: et.Scale("resid_post", layers=[True]), "whole number"),
 }
 
 

@@ -20,7 +20,7 @@ def test_accuracy_has_two_bars_per_method_and_one_per_emotion_and_method(report)
     assert texts(below.xaxis) == list(EMOTIONS)
     assert [t.splitlines()[0] for t in texts(above.xaxis)] == ["none", "prompt", "steer", "random_steer", "shuffled"]
     assert "n = 2,880" in texts(above.xaxis)[0]
-    assert "top of 3 draws" in texts(above.xaxis)[3]
+    assert "highest of 3 draws" in texts(above.xaxis)[3]
 
 
 def test_accuracy_bars_stand_at_the_values_of_their_emotion(report):
