@@ -97,8 +97,8 @@ def evaluate(
     from emotrace.datasets.rows import read_rows
     from emotrace.disk import write_json, write_rows
     from emotrace.suite import EmotionClassifier, measure, raters, summarise
-from emotrace.texts import as_bytes
-from emotrace.suite.summary import check_rows
+    from emotrace.suite.summary import check_rows
+    from emotrace.texts import as_bytes
 
     to_folder(out, "--out")
     replies = read_rows(rows, "key", "gen_text", what="a reply to measure")
