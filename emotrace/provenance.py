@@ -98,11 +98,12 @@ def adopt(thing: Any, model: Any) -> Any:
     if isinstance(thing, (xr.DataArray, xr.Dataset)):
         return thing.assign_attrs(about)
     fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
+    replace: Any = dataclasses.replace
     if "origin" in fields:
-        return dataclasses.replace(thing, origin=about)
+        return replace(thing, origin=about)
     for name in ("meta", "model"):
         if name in fields:
-            return dataclasses.replace(thing, **{name: {**getattr(thing, name), **about}})
+            return replace(thing, **{name: {**getattr(thing, name), **about}})
     raise EmotraceError(f"adopt takes labelled arrays, circuits, soft prompts and edits, not {type(thing).__name__}.")
 
 

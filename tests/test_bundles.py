@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from emotrace import bundles
+from emotrace import bundles, directions
 from emotrace.labels import EmotraceError
 
 NUMBERS = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array([True, False])}
@@ -45,3 +46,14 @@ def test_a_write_that_fails_leaves_the_old_bundle(tmp_path, monkeypatch):
     assert about == {"n": 1}
     assert tensors["a"].shape == (3, 2)
     assert len(list(tmp_path.iterdir())) == 2  # nothing half-written is left beside it
+
+
+def test_directions_whose_manifest_does_not_fit_are_one_error(tmp_path):
+    array = xr.DataArray(np.ones((2, 3), "float32"), dims=("emotion", "dim"), coords={"emotion": ["joy", "fear"]})
+    file = directions.save(array, tmp_path)
+    whole = file.read_text()
+    for old, new in (('"coords": {', '"coord": {'), ('"fear"', '"fear", "joy"'), ('"dims": [', '"dims": ["x", ')):
+        assert old in whole
+        file.write_text(whole.replace(old, new, 1))
+        with pytest.raises(EmotraceError, match="does not describe its numbers"):
+            directions.load(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import bundles
+from emotrace.labels import EmotraceError
 
 
 def save(directions: xr.DataArray, path: str | Path, name: str = "directions") -> Path:
@@ -48,11 +49,14 @@ def load(path: str | Path, name: str = "directions") -> xr.DataArray:
         EmotraceError: where a file is missing, of another format, or the numbers are not those of the manifest.
     """
     manifest, tensors = bundles.read(path, name, "directions")
-    coords: dict[str, Any] = {k: (tuple(c["dims"]), np.array(c["values"])) for k, c in manifest["coords"].items()}
-    coords |= {k: (tuple(dims), tensors[f"coord.{k}"]) for k, dims in manifest["tensors"].items()}
-    return xr.DataArray(
-        tensors["values"], dims=manifest["dims"], coords=coords, name=manifest["name"], attrs=manifest["attrs"]
-    )
+    try:
+        coords: dict[str, Any] = {k: (tuple(c["dims"]), np.array(c["values"])) for k, c in manifest["coords"].items()}
+        coords |= {k: (tuple(dims), tensors[f"coord.{k}"]) for k, dims in manifest["tensors"].items()}
+        return xr.DataArray(
+            tensors["values"], dims=manifest["dims"], coords=coords, name=manifest["name"], attrs=manifest["attrs"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EmotraceError(f"{path}/{name}.json does not describe its numbers ({error!r}).") from error
 
 
 def _plain(value: Any) -> Any:
