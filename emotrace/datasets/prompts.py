@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, overload
 
 import numpy as np
@@ -40,6 +41,9 @@ class Prompt:
     labels: Mapping[str, Label] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("token_ids", "reply_ids"):
+            if isinstance(getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, tuple(getattr(self, name).tolist()))
         if not isinstance(self.key, str):
             raise EmotraceError(f"prompt {self.key!r}: a key is a text.")
         arguments.encodable("the key of a prompt", self.key)
@@ -58,12 +62,16 @@ class Prompt:
         arguments.encodable(f"prompt {self.key!r}", self.text or "")
         for name in ("token_ids", "reply_ids"):
             ids = getattr(self, name)
-            wrong = [i for i in ids or () if isinstance(i, bool) or not isinstance(i, int) or i < 0]
+            wrong = [i for i in ids or () if isinstance(i, bool) or not isinstance(i, Integral) or i < 0]
             if isinstance(ids, (str, bytes)) or wrong:
                 raise EmotraceError(
                     f"prompt {self.key!r}: {name} are integers from 0, not {wrong[0] if wrong else ids!r}."
                 )
-        for name, value in self.labels.items():
+            if ids is not None:
+                object.__setattr__(self, name, tuple(int(i) for i in ids))
+        labels = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.labels.items()}
+        object.__setattr__(self, "labels", labels)
+        for name, value in labels.items():
             if not isinstance(name, str) or not isinstance(value, (str, int, float, type(None))):
                 raise EmotraceError(f"prompt {self.key!r}: label {name!r} is {value!r}; labels are texts and numbers.")
             if isinstance(value, str):

@@ -110,7 +110,9 @@ class _Reader:
             name, n_dims = self.text(), self.take("I")
             shape = [self.take("Q") for _ in range(n_dims)]
             held.append((name, shape, self.take("I"), self.take("Q")))
-        align = int(values.get("general.alignment", ALIGNMENT))
+        align = values.get("general.alignment", ALIGNMENT)
+        if not isinstance(align, int) or isinstance(align, bool) or align < 1:
+            raise ValueError(f"general.alignment is {align!r}")
         start = self.at + -self.at % align
         tensors = {}
         for name, shape, kind, offset in held:

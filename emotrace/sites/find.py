@@ -79,10 +79,11 @@ def _config(module: nn.Module) -> Any:
 
 def record_ids(module: nn.Module) -> Recording:
     """A probe of a model on ids that are no special tokens."""
-    return record(module, _ids(module))
+    return record(module, probe_ids(module))
 
 
-def _ids(module: nn.Module) -> torch.Tensor:
+def probe_ids(module: nn.Module) -> torch.Tensor:
+    """The ids of that probe."""
     config = _config(module)
     special = [field(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
     avoid = {t for value in special for t in (value if isinstance(value, (list, tuple)) else [value]) if t is not None}
@@ -153,7 +154,7 @@ def _of_their_roles(probed: nn.Module, recording: Recording, blocks: Mapping[int
             found[layer] = reason.get(layer, proof) if isinstance(proof, str) else proof
         proofs = {i: p for i in pending if isinstance(p := found[i], LayerProof)}
         pending = []
-        for layer, reasons in refused(probed, _ids(probed), proofs).items():
+        for layer, reasons in refused(probed, probe_ids(probed), proofs).items():
             proof = proofs[layer]
             branch = next((site for site in CLOSURE if site in reasons), None)
             if branch is None:
@@ -230,7 +231,7 @@ def _heads(
     """Heads of ``z`` and ``attn_pattern`` by layer: those of the probed model, or what they say of the real one."""
     z = {layer: a for layer, a in found.get("z", {}).items() if layer is not None}
     heads: dict[int, int] = {}
-    for layer, n in heads_in(probed, _ids(probed), recording, z, blocks).items():
+    for layer, n in heads_in(probed, probe_ids(probed), recording, z, blocks).items():
         at, block = z[layer].path, blocks[layer]
         here = layer_numbers(probed, block, at, _config(probed), layer)
         if n == 1 and not any(value == 1 and "head" in name for name, value in here[1].items()):

@@ -20,8 +20,13 @@ import nnsight
 import torch
 from torch import Tensor
 
+from emotrace.capturing import capture
+from emotrace.edits import Ablate, Add
+from emotrace.forwards import beginnings
+from emotrace.generation import generate
 from emotrace.labels import SITES, EmotraceError
-from emotrace.sites import Site
+from emotrace.sites import Site, heads
+from emotrace.sites.find import probe_ids, record_ids
 from emotrace.testing import tiny
 from emotrace.testing.hooks import forward, forward_inputs, recorded, replaced, watched
 
@@ -44,6 +49,9 @@ def check(model: Any, batch: dict[str, Tensor] | None = None) -> None:
     check_read_then_write(model, batch)
     check_invokes(model, batch)
     check_padding(model)
+    check_shared(model)
+    check_heads(model)
+    check_generation(model)
     check_absent(model)
     check_own_places(model, batch)
     if model.sites.has("attn_pattern"):
@@ -63,6 +71,8 @@ def check_equations(model: Any, batch: dict[str, Tensor]) -> None:
         return model._module.get_submodule(sites.address(site, layer).path)
 
     for layer in sites.layers("resid_post"):
+        if not sites.has("attn_out", layer):  # only the stream is known
+            continue
         pre, attn, mlp, post = (value[s, layer] for s in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
         where = f"at layer {layer}"
         with torch.no_grad():
@@ -131,7 +141,7 @@ def check_writes(model: Any, batch: dict[str, Tensor]) -> None:
 
 def check_read_then_write(model: Any, batch: dict[str, Tensor]) -> None:
     """``write(read() + v)`` in one trace equals a hook that adds v, at each writable site of the middle layer."""
-    middle = model.sites.n_layers // 2
+    middle = _middle(model)
     inputs = forward_inputs(model, batch)
     plain = forward(model, inputs)
     for (site, layer), value in recorded(model, inputs).items():
@@ -154,7 +164,7 @@ def check_invokes(model: Any, batch: dict[str, Tensor]) -> None:
     both = {k: v[:2] for k, v in batch.items()}
     inputs = forward_inputs(model, both)
     plain = forward(model, inputs)
-    middle = model.sites.n_layers // 2
+    middle = _middle(model)
     for (site, layer), value in recorded(model, inputs).items():
         address = model.sites.address(site, layer)
         if layer not in (None, middle) or not address.writable:
@@ -195,7 +205,7 @@ def check_absent(model: Any) -> None:
 def check_own_places(model: Any, batch: dict[str, Tensor]) -> None:
     """The first and last projection of the middle layer, as `Site`, read and write like hooks; a wrong path is refused."""
     sites = model.sites
-    layer = sites.layers("resid_post")[sites.n_layers // 2]
+    layer = _middle(model)
     stack = sites.address("resid_post", layer).path
     block = model._module.get_submodule(stack)
     inputs = forward_inputs(model, batch)
@@ -251,7 +261,15 @@ def check_pattern(model: Any, batch: dict[str, Tensor]) -> None:
 
 
 def check_padding(model: Any, lengths: tuple[int, ...] = (7, 4)) -> None:
-    """Each prompt of a padded batch has the values that it has alone, to rounding, at every site."""
+    """Each prompt of a batch has the values that it has alone, to rounding, at every site.
+
+    Prompts of several lengths where the model was loaded as one whose padding is neutral, else of one length.
+    """
+    rule = beginnings.of(model)
+    if not rule.batched:
+        return
+    if rule.padded < max(lengths):
+        lengths = (max(lengths),) * len(lengths)
     batch = tiny.batch(model._module, lengths=lengths)
     together = recorded(model, forward_inputs(model, batch))
     for row in range(len(lengths)):
@@ -261,6 +279,91 @@ def check_padding(model: Any, lengths: tuple[int, ...] = (7, 4)) -> None:
         for (site, layer), value in together.items():
             if site != "attn_pattern":
                 _close(value[row : row + 1, keep], single[site, layer], f"{site} at layer {layer} of a padded prompt")
+
+
+def check_heads(model: Any) -> None:
+    """The heads of each layer are those that the model itself shows, and one is set to zero as by a hook on its columns."""
+    sites, module = model.sites, model._module
+    known = {
+        i: sites.address("z", i) for i in (sites.layers("z") if sites.has("z") else ()) if sites.addresses["z"][i].heads
+    }
+    blocks = {i: sites.address("resid_post", i).path for i in known}
+    shown = heads.heads(module, probe_ids(module), record_ids(module), known, blocks)
+    for layer, address in known.items():
+        n = address.heads
+        assert shown.get(layer, n) == n, f"heads of layer {layer}: the table says {n}, the model shows {shown[layer]}"
+        head, width, ids = n - 1, address.width // n, _ids(model, 6)
+        edit = Ablate("z", layers=layer, heads=[head], positions="all")
+        got = capture(model, [ids], "logits", positions="last", edits=[edit], progress=False)["logits"].values
+        fed = _fed(model, ids)
+        with watched(model, address) as seen:
+            forward(model, fed)
+        cut = seen[0].clone()
+        cut[..., head * width : (head + 1) * width] = 0
+        with replaced(model, address, cut):
+            want = forward(model, fed)[:, -1]
+        _close(torch.as_tensor(got).reshape(want.shape).to(want), want, f"head {head} of layer {layer}")
+
+
+def check_generation(model: Any, steps: int = 3) -> None:
+    """An edit of the prompt's positions makes the reply that hooks make which run the whole sequence anew at every step."""
+    if not model.sites.encoder.causal:
+        return
+    layer, ids = _middle(model), _ids(model, 6)
+    v = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(1))
+    address, n = model.sites.address("resid_post", layer), len(ids)
+    with watched(model, address) as seen:
+        forward(model, _fed(model, ids))
+    v = v * float(seen[0].float().std())
+    edit = Add("resid_post", layers=layer, vector=v.numpy(), positions="prompt")
+    replies = generate(model, [ids], [edit], max_new_tokens=steps, min_new_tokens=steps, progress=False)
+    got, want = list(replies[0]["token_ids"]), list(ids)
+    for step in range(len(got)):
+        inputs = _fed(model, want)
+        with watched(model, address) as seen:
+            forward(model, inputs)
+        new = seen[0].clone()
+        new[..., :n, :] += v.to(new.dtype)
+        with replaced(model, address, new):
+            logits = forward(model, inputs)[0, -1]
+        best = float(logits.max())
+        assert best - float(logits[got[step]]) <= 1e-3 * max(abs(best), 1.0), (
+            f"token {step} of an edited reply is {got[step]}, a plain hook at layer {layer} says {int(logits.argmax())}"
+        )
+        want.append(got[step])
+
+
+def check_shared(model: Any) -> None:
+    """Prompts that begin alike have the values that each has alone, however their beginnings are computed."""
+    stem, layer = _ids(model, 24), _middle(model)
+    prompts = [stem + _ids(model, 4, seed) for seed in (1, 2, 3)]
+    limit = model.sites.encoder.max_length
+    prompts = [ids[: limit or len(ids)] for ids in prompts]
+    acts = capture(model, prompts, "resid_post", layers=[layer], positions="last", progress=False)
+    got = torch.as_tensor(acts.sel(layer=layer, sublayer="resid_post").values)
+    address = model.sites.address("resid_post", layer)
+    for row, ids in enumerate(prompts):
+        with watched(model, address) as seen:
+            forward(model, _fed(model, ids))
+        want = seen[0].reshape(len(ids), -1)[-1].float()
+        _close(got[row].reshape(-1).float(), want, f"resid_post at layer {layer} of a prompt that begins like others")
+
+
+def _fed(model: Any, ids: list[int]) -> dict[str, Tensor]:
+    here = torch.tensor([ids], device=next(model._module.parameters()).device)
+    return {"input_ids": here, "attention_mask": torch.ones_like(here)}
+
+
+def _ids(model: Any, n: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    low = min(len(tiny.SPECIALS), model.sites.vocab_size - 1)
+    return torch.randint(low, model.sites.vocab_size, (n,), generator=generator).tolist()
+
+
+def _middle(model: Any) -> int:
+    """The middle one of the layers that have sites."""
+    layers = model.sites.layers("resid_post")
+    return layers[len(layers) // 2]
 
 
 def _noise(value: Tensor) -> Tensor:

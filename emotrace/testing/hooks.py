@@ -105,11 +105,11 @@ def _hook(module: torch.nn.Module, address: Address, act: Any) -> Any:
         return args, {**kwargs, next(iter(kwargs)): new}
 
     def after(_: Any, args: tuple, output: Any) -> Any:
-        if not isinstance(output, tuple):
+        if not isinstance(output, (tuple, list)):
             return act(output)
         i = address.index or 0
         new = act(output[i])
-        return None if new is None else (*output[:i], new, *output[i + 1 :])
+        return None if new is None else type(output)([*output[:i], new, *output[i + 1 :]])
 
     if address.side == "input":
         return target.register_forward_pre_hook(before, with_kwargs=True)

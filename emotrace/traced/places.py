@@ -104,7 +104,8 @@ def _with(whole: Any, index: int | None, new: torch.Tensor) -> Any:
     if not isinstance(whole, (tuple, list)):
         return new
     i = 0 if index is None else index
-    return (*tuple(whole[:i]), new, *tuple(whole[i + 1 :]))
+    changed = (*tuple(whole[:i]), new, *tuple(whole[i + 1 :]))
+    return list(changed) if isinstance(whole, list) else changed
 
 
 def _mediator() -> Any:
