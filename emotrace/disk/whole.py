@@ -94,8 +94,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise EmotraceError(
-                f"the disk is full ({error.strerror}; {free_bytes(path):,} bytes free) while writing {path}. Everything "
-                "committed is kept: make room and repeat the same command to continue."
+                f"the disk is full ({error.strerror}; {free_bytes(path):,} bytes free) while writing "
+                f"{error.filename or path}. Everything committed is kept: make room and repeat the same command to continue."
             ) from error
         raise EmotraceError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -1,8 +1,8 @@
 """Store: labelled activations on disk; planned, written in committed row groups, opened lazily, selected by label."""
 
+from emotrace.disk import free_bytes
 from emotrace.store.activations import Activations, open_activations
 from emotrace.store.checks import Damage
-from emotrace.store.layout import free_bytes
 from emotrace.store.mending import repair
 from emotrace.store.plan import Plan, PromptRows, RowGroup
 from emotrace.store.rows import Rows

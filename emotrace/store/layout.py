@@ -13,19 +13,17 @@ activations.zarr/
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.store.plan import Plan
 from emotrace.store.variable import Variable
@@ -42,7 +40,6 @@ COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
 PARTIAL = ".partial"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def commit_record(group: int) -> str:
@@ -123,60 +120,14 @@ def committed_groups(path: Path) -> list[int]:
     return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
 
-def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Free bytes of the disk on which ``path`` lies or would lie."""
-    at = Path(path).absolute()
-    while not at.exists():
-        at = at.parent
-    return shutil.disk_usage(at).free
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into an error that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise EmotraceError(
-            f"the disk is full ({error.strerror}; {free_bytes(path):,} bytes free) while writing {error.filename or path}. "
-            "Everything committed is kept: make room and repeat the same command to continue."
-        ) from error
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file so that it is either wholly there or not at all: temporary name, fsync, rename, fsync of the folder."""
-    partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def lock(root: Path, shown: Path) -> int:
     """Take the writer's lock of the store in ``root``; held until the descriptor is closed or the process ends.
 
     Raises:
         EmotraceError: if another writer holds it.
     """
-    fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise EmotraceError(f"another process is writing to {shown}; wait for it, or choose another path.") from None
+    fd = disk.lock(root / LOCK, shown)
+    disk.clear_leftovers(root / COMMITS)
     return fd
 
 
@@ -194,10 +145,10 @@ def create(path: Path, plan: Plan) -> int:
             shutil.rmtree(building)
             raise EmotraceError(f"another process has just created {path}; repeat the command to continue it.")
         clear(building)
-        with disk_errors(path):
+        with disk.writing(path):
             build(building, plan, {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()})
             os.rename(building, path)
-            sync_folder(path.parent)
+            disk.sync_folder(path.parent)
     except BaseException:
         os.close(fd)
         raise
@@ -230,8 +181,8 @@ def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
     for folder in {p.parent for p in files.values()}:
-        sync_folder(folder)
-    write_synced(root / TABLE_RECORD, dump({"files": record, "attributes": attrs}))
+        disk.sync_folder(folder)
+    disk.replace_file(root / TABLE_RECORD, dump({"files": record, "attributes": attrs}))
 
 
 def _array(group: Any, name: str, values: np.ndarray, dim: str) -> None:

@@ -42,7 +42,7 @@ def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     lock = layout.lock(root, root)
     try:
         found = examine(root, attrs, progress)
-        with layout.disk_errors(root):
+        with disk.writing(root):
             take_back(root, found)
             if any(item.group is None for item in found):
                 plan = _plan(root, attrs)
@@ -112,7 +112,7 @@ def take_back(root: Path, damage: Sequence[Damage]) -> None:
     for group in groups:
         (root / layout.commit_record(group)).unlink(missing_ok=True)
     if groups:
-        layout.sync_folder(root / layout.COMMITS)
+        disk.sync_folder(root / layout.COMMITS)
     for item in damage:
         if item.group is not None:
             (root / item.path).unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
     building = disk.partial(root)
     (building / layout.COMMITS).mkdir(parents=True)
     try:
-        with layout.disk_errors(root):
+        with disk.writing(root):
             layout.build(building, plan, attrs)
             record = building / layout.TABLE_RECORD
             files = [p for p in sorted(building.rglob("*")) if p.is_file() and p != record]
@@ -133,7 +133,7 @@ def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
             for folder in {file.parent for file in files}:
-                layout.sync_folder(root / folder.relative_to(building))
+                disk.sync_folder(root / folder.relative_to(building))
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.store import layout, mending
 from emotrace.store.plan import Plan, RowGroup
@@ -200,20 +201,20 @@ class Writer:
             raise EmotraceError(f"row group {group.index} of {self.path} is committed already.")
         chunks: dict[str, list[Any]] = {}
         try:
-            with layout.disk_errors(self.path):
+            with disk.writing(self.path):
                 for variable in self.plan.variables:
                     for cell in variable.cells():
                         name = variable.chunk(cell, group.index)
                         chunks[name] = [0, ""]
                         chunks[name] = self._chunk(name, variable, arrays[variable.name][cell])
                 for name in chunks:
-                    _sync(self.path / (name + layout.PARTIAL))
+                    disk.sync_file(self.path / (name + layout.PARTIAL))
                 for name in chunks:
                     os.rename(self.path / (name + layout.PARTIAL), self.path / name)
                 for variable in self.plan.variables:
-                    layout.sync_folder(self.path / variable.name / variable.name)
+                    disk.sync_folder(self.path / variable.name / variable.name)
                 record = {"group": group.index, "rows": [group.start, group.stop], "chunks": chunks}
-                layout.write_synced(self.path / layout.commit_record(group.index), layout.dump(record))
+                disk.replace_file(self.path / layout.commit_record(group.index), layout.dump(record))
         except EmotraceError:
             for name in (*chunks, layout.commit_record(group.index)):  # give the room back
                 (self.path / (name + layout.PARTIAL)).unlink(missing_ok=True)
@@ -245,11 +246,3 @@ def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Unset memory in small pages; ``np.empty`` asks for huge ones, which stall where memory is fragmented."""
     count = math.prod(shape)
     return np.frombuffer(mmap.mmap(-1, max(1, count * dtype.itemsize)), dtype, count).reshape(shape)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
-from emotrace import store
+from emotrace import disk, store
 from emotrace.labels import EmotraceError
 from emotrace.store import checks, layout
 
@@ -130,7 +130,7 @@ def test_a_store_without_its_record_of_attributes_is_as_before(make, stored):
     """The version before wrote no copy of the attributes."""
     path, plan, whole = stored
     record = {"files": checks.of_table(path)}
-    layout.write_synced(path / layout.TABLE_RECORD, layout.dump(record))
+    disk.replace_file(path / layout.TABLE_RECORD, layout.dump(record))
     assert read(path).shape == (3, 2, 21, 8)
     assert store.verify(path) == []
     assert resume(make, path, plan, whole) == ([], "")
