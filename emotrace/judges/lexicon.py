@@ -124,7 +124,9 @@ def tokenize(text: str, aliases: Mapping[str, str]) -> tuple[list[str], list[int
     for raw in _TOKEN.findall(spell_out(text)):
         if raw[0] in ".!?…":
             mark = "?!" if {"?", "!"} <= set(raw) else "..." if raw.startswith(("…", "..")) else raw[0]
-            tokens, clauses, clause = [*tokens, mark, "^"], [*clauses, clause + 1, clause + 1], clause + 1
+            clause += 1
+            tokens += [mark, "^"]
+            clauses += [clause, clause]
         elif raw in _BREAKS:
             clause += 1
         else:
@@ -152,10 +154,11 @@ class Lexicon:
                 self._words.setdefault(word, []).append(cue)
             for stem in cue.pieces[0].prefixes:
                 self._stems.setdefault(stem, []).append(cue)
+        self._longest = max(map(len, self._stems))
         self._openers = lru_cache(maxsize=50_000)(self._find_openers)
 
     def _find_openers(self, token: str, following: str) -> tuple[Cue, ...]:
-        stems = (self._stems.get(token[:size], []) for size in range(2, len(token) + 1))
+        stems = (self._stems.get(token[:size], []) for size in range(2, min(len(token), self._longest) + 1))
         cues = (*self._words.get(token, []), *(cue for cues in stems for cue in cues))
         return tuple(cue for cue in cues if _match(cue.pieces[:2], 1, (following,), 0) >= 0)
 
@@ -173,7 +176,8 @@ class Lexicon:
         cancelled = {i for h in hits if h.cue.group == "cancel" for i in range(h.start, h.end)}
         bound = cancelled | {i for h in hits if h.cue.group == "not_negating" for i in range(h.start, h.end)}
         cues = [h for h in hits if h.cue.group in EMOTIONS and cancelled.isdisjoint(range(h.start, h.end))]
-        cues = [h for h in cues if not any(_inside(h, other) for other in cues)]
+        cues = _outermost(cues)
+        ends = _first_ends(cues)
         scores: dict[str, float] = dict.fromkeys(EMOTIONS, 0.0)
         fired: dict[str, list[str]] = {e: [] for e in EMOTIONS}
         times: dict[int, int] = {}
@@ -184,7 +188,7 @@ class Lexicon:
             weight *= BOOST if first and tokens[first - 1] in self.intensifiers else 1.0
             before = [i for i in range(max(0, first - NEGATION_WINDOW), first) if tokens[i] in self.negators]
             before = [i for i in before if clauses[i] == clauses[first] and i not in bound]
-            negated = any(not any(h.start <= i < h.end <= first for h in cues) for i in before)
+            negated = any(ends.get(i, first + 1) > first for i in before)  # no cue before this one holds the negator
             for emotion, share in (self.flip[cue.group] if negated else {cue.group: 1.0}).items():
                 scores[emotion] += share * weight
                 fired[emotion].append(f"not {cue.text}" if negated else cue.text)
@@ -195,8 +199,24 @@ class Lexicon:
         return scores, fired
 
 
-def _inside(hit: Hit, other: Hit) -> bool:
-    return other.start <= hit.start and hit.end <= other.end and other.end - other.start > hit.end - hit.start
+def _outermost(hits: list[Hit]) -> list[Hit]:
+    """Hits, in order of their starts, that no longer one holds."""
+    widest: dict[int, int] = {}
+    for hit in hits:
+        widest[hit.start] = max(hit.end, widest.get(hit.start, 0))
+    reach, before = 0, {}
+    for start, end in widest.items():
+        before[start], reach = reach, max(reach, end)
+    return [h for h in hits if before[h.start] < h.end == widest[h.start]]
+
+
+def _first_ends(hits: list[Hit]) -> dict[int, int]:
+    """Token → the first end of a hit that holds it."""
+    ends: dict[int, int] = {}
+    for hit in hits:
+        for i in range(hit.start, hit.end):
+            ends[i] = min(hit.end, ends.get(i, hit.end))
+    return ends
 
 
 def _match(pieces: tuple[Piece, ...], at: int, tokens: Sequence[str], pos: int) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.templates import tokenizer_hash
+from emotrace.texts import whole
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -93,7 +94,7 @@ class TextClassifier:
 
     @torch.inference_mode()
     def table(self, texts: Sequence[str], *, desc: str | None = None, progress: bool = False) -> np.ndarray:
-        """``[text, label]`` float64: softmax over the labels, or sigmoids; NaN for a blank text, long ones are cut."""
+        """``[text, label]`` float64: softmax over the labels, or sigmoids; NaN for a text without a token, long ones are cut."""
         if self._loaded is None:
             self.load()
         assert self._loaded is not None
@@ -105,10 +106,18 @@ class TextClassifier:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 coded = tokenizer(
-                    [texts[i] for i in batch], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+                    [whole(texts[i]) for i in batch],
+                    padding=True,
+                    truncation=True,
+                    max_length=limit,
+                    return_tensors="pt",
                 )
-                logits = model(**coded.to(self._device)).logits.double().cpu()
-                out[batch] = (logits.sigmoid() if self.multi else logits.softmax(-1)).numpy()
+                some = [i for i, row in enumerate(coded["attention_mask"]) if row.any()]  # others hold no token at all
+                if some:
+                    coded = coded.to(self._device)
+                    logits = model(**{name: values[some] for name, values in coded.items()}).logits.double().cpu()
+                    probabilities = logits.sigmoid() if self.multi else logits.softmax(-1)
+                    out[[batch[i] for i in some]] = probabilities.numpy()
                 bar.update(len(batch))
         return out
 

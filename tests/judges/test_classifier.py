@@ -8,6 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
@@ -163,3 +164,26 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
         ClassifierJudge(tmp_path)
     with pytest.raises(EmotraceError, match="batch_size=0"):
         ClassifierJudge(tmp_path, batch_size=0)
+
+
+def test_odd_texts_are_judged_and_scores_that_are_no_numbers_are_not(tmp_path: Path) -> None:
+    judge = ClassifierJudge(build(tmp_path, LABELS, plant=PLANT))
+    odd = ["rage \ud83d", "rage \x00", "😱", "\u200b", "rage " * 50_000, " \n"]
+    assert [v["predicted"] for v in judge.judge(odd)][::4] == ["anger", "anger"]
+    assert judge.judge(odd)[5]["reason"] == "empty text"
+    assert judge._classifier._loaded is not None
+    with torch.no_grad():
+        judge._classifier._loaded[1].classifier.bias.fill_(float("nan"))
+    (verdict,) = judge.judge(["rage"])
+    assert verdict["predicted"] is None
+    assert "not finite" in verdict["reason"]
+
+
+def test_a_text_without_a_token_is_unjudged(tmp_path: Path) -> None:
+    judge = ClassifierJudge(build(tmp_path, LABELS, plant=PLANT))
+    assert judge._classifier._loaded is not None
+    bare: Any = judge._classifier._loaded[0].backend_tokenizer
+    bare.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    bare.normalizer = Replace("~", "")
+    assert [v["predicted"] for v in judge.judge(["~", "rage", "~~"])] == [None, "anger", None]
+    assert [v["predicted"] for v in judge.judge(["~"])] == [None]

@@ -1,5 +1,7 @@
 """The lexicon judge: own sentences for each answer, negation, cancelling, the pattern language."""
 
+import random
+
 import pytest
 
 from emotrace.judges import lexicon as room
@@ -143,3 +145,22 @@ def test_bad_entry_is_named(pattern: str, weight: float, message: str) -> None:
         room.compile_pattern("fear", pattern, weight)
     assert repr(pattern) in str(error.value)
     assert "fear" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a. ", "angry ", "not angry! ", "a", "😱", "\x00", "\ud83d"])
+def test_a_long_odd_text_is_judged_as_a_short_one(text: str) -> None:
+    short, long = (room.predict(text * n)[0] for n in (3, 20_000))
+    assert short == long
+
+
+def test_spans_are_those_of_a_search_through_all_pairs() -> None:
+    rng = random.Random(0)
+    cue = room.Cue("anger", "x", 1.0, ())
+    for _ in range(200):
+        spans = sorted((s, s + rng.randrange(1, 5)) for s in (rng.randrange(12) for _ in range(rng.randrange(9))))
+        hits = [room.Hit(cue, *span) for span in sorted(spans, key=lambda span: span[0])]
+        slow = [h for h in hits if not any(o.start <= h.start and h.end <= o.end and o[1:] != h[1:] for o in hits)]
+        assert room._outermost(hits) == slow
+        for token in range(17):
+            over = [h.end for h in hits if h.start <= token < h.end]
+            assert room._first_ends(hits).get(token) == (min(over) if over else None)
