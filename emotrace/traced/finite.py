@@ -40,5 +40,5 @@ def finite(value: torch.Tensor, rules_out: bool = False) -> bool:
     """Whether all numbers are finite; ``rules_out`` allows −∞, as among logits."""
     if not value.is_floating_point() or not value.numel():
         return True
-    low, high = torch.aminmax(value.detach())
-    return bool(torch.isfinite(high)) and (bool(torch.isfinite(low)) or (rules_out and bool(low == -float("inf"))))
+    ends = torch.stack(torch.aminmax(value.detach()))
+    return bool((torch.isfinite(ends) | (ends == -float("inf")) if rules_out else torch.isfinite(ends)).all())
