@@ -1,4 +1,5 @@
-"""Decoding: a generation configuration in which nothing is left to the files beside the weights but the end tokens."""
+"""Decoding: a generation configuration in which nothing is left to the files beside the weights but the tokens a reply must
+begin and end with."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ OFF: Final = {
 }  # fmt: skip
 """What a checkpoint's generation_config.json would otherwise fill in, off."""
 FILLED: Final = (
-    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
-    "exponential_decay_length_penalty", "force_words_ids", "constraints", "stop_strings", "watermarking_config", "penalty_alpha",
-    "dola_layers", "token_healing", "prompt_lookup_num_tokens", "top_h", "max_time",
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "exponential_decay_length_penalty",
+    "force_words_ids", "constraints", "stop_strings", "watermarking_config", "penalty_alpha", "dola_layers", "token_healing",
+    "prompt_lookup_num_tokens", "top_h", "max_time",
 )  # fmt: skip
 """What transformers takes from that file wherever nothing is said, and no value switches off."""
+OF_THE_MODEL: Final = (
+    "eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"
+)  # fmt: skip
+"""What belongs to the model as its vocabulary does: Bart's replies begin and end as it was trained, as in transformers."""
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def neutral(model: Any) -> Iterator[None]:
 def configuration(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
     """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
     config = copy.deepcopy(model._module.generation_config)
-    keep = {name: getattr(config, name, None) for name in ("eos_token_id", "bos_token_id", "decoder_start_token_id")}
+    keep = {name: getattr(config, name, None) for name in OF_THE_MODEL}
     config = type(config)(**{k: v for k, v in keep.items() if v is not None})
     if config.eos_token_id is None:
         config.eos_token_id = getattr(model.sites.encoder.tokenizer, "eos_token_id", None)

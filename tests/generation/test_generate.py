@@ -137,7 +137,7 @@ def test_sampling_is_seeded_and_batches_have_their_own_stream():
 def test_an_edit_that_never_fires_is_an_error():
     lm = loaded()
     edit = et.Add("resid_post", layers=[1], vector=VECTOR, positions=(500, 600))
-    with pytest.raises(EmotraceError, match="never fired"):
+    with pytest.raises(EmotraceError, match="would never fire"):
         et.generate(lm, IDS, [edit], max_new_tokens=3, progress=False)
 
 
@@ -176,17 +176,31 @@ def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("remote", [False, "local"])
 def test_settings_beside_the_weights_change_no_reply(remote):
-    """A checkpoint's generation_config.json may ask for beams, penalties and forced or forbidden tokens."""
+    """A checkpoint's generation_config.json may ask for beams, penalties and forbidden tokens."""
     lm = loaded("llama") if not remote else et.load(loaded("llama")._module, remote="local")
     sampled = {"do_sample": True, "temperature": 1.5, "top_p": 0.95, "seed": 4}
     plain = [et.generate(lm, IDS, max_new_tokens=NEW, progress=False, **how) for how in ({}, sampled)]
     own = lm._module.generation_config
     seen = sorted({t for row in plain[0] + plain[1] for t in row["token_ids"]})
     own.update(
-        num_beams=3, forced_eos_token_id=2, suppress_tokens=seen[:9], bad_words_ids=[[seen[-1]]], min_length=30, typical_p=0.1,
+        num_beams=3, suppress_tokens=seen[:9], bad_words_ids=[[seen[-1]]], min_length=30, typical_p=0.1,
         exponential_decay_length_penalty=(1, 5.0), min_p=0.5, epsilon_cutoff=0.1, temperature=0.1,
         top_k=2, num_return_sequences=2,
     )  # fmt: skip
     assert [et.generate(lm, IDS, max_new_tokens=NEW, progress=False, **how) for how in ({}, sampled)] == plain
     assert lm._module.generation_config is own
     assert own.num_beams == 3
+
+
+def test_a_reply_of_full_length_ends_with_the_token_that_the_model_forces():
+    """As transformers' own ``generate``: Bart's configuration forces an end, and that is no setting of the sampling."""
+    lm = loaded("llama")
+    plain = et.generate(lm, IDS, max_new_tokens=NEW, progress=False)
+    forced = next(t for t in range(3, 90) if all(t not in row["token_ids"] for row in plain))
+    lm._module.generation_config.forced_eos_token_id = forced
+    got = et.generate(lm, IDS, max_new_tokens=NEW, progress=False)
+    full = [row for row in plain if len(row["token_ids"]) == NEW]
+    assert full
+    for row, was in zip(got, plain, strict=True):
+        expected = [*was["token_ids"][:-1], forced] if was in full else was["token_ids"]
+        assert row["token_ids"] == expected
