@@ -1,5 +1,7 @@
 """What is not finite is refused where it arises, with site, layer and prompt; a token that a model rules out is allowed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from tests.helpers import loaded
 
 PROMPTS = [{"key": f"k{i}", "token_ids": [11 + i, 12, 13], "emotion": e} for i, e in enumerate(("fear", "joy"))]
 REPLIES = [{**p, "reply_ids": [20, 21]} for p in PROMPTS]
-QUIET = {"progress": False}
+QUIET: dict[str, Any] = {"progress": False}
 TWICE = [et.Scale("resid_post", layers=[1], strength=1e30, positions="steer")] * 2
 TOO_MUCH = r"resid_post of layer 1 is not finite at position 2 of prompt 'k0'. Without the edits it is finite"
 LOST = r"mlp_out of layer 1 is not finite at position 0 of prompt 'k0'"
