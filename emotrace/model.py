@@ -143,7 +143,13 @@ def load(
         )
     elif remote == "local":
         found.remote = Simulated()
-    found.beginnings = beginnings.prove(traced_model)
+    try:
+        found.beginnings = beginnings.prove(traced_model)
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise EmotraceError(
+            f"{found.model_class} cannot run prompts of 1 to 11 tokens: {type(error).__name__}: {first[:200]}"
+        ) from error
     found.identity = identity(module, model_id, revision, "local" if found.remote is None else found.remote.name)
     if not found.beginnings.padded:  # what was made in padded batches is another thing
         found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"

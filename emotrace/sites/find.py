@@ -87,8 +87,23 @@ def probe_ids(module: nn.Module) -> torch.Tensor:
     config = _config(module)
     special = [field(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
     avoid = {t for value in special for t in (value if isinstance(value, (list, tuple)) else [value]) if t is not None}
+    return draw(module, _vocabulary(module), avoid)
+
+
+def _vocabulary(module: nn.Module) -> int:
+    """Rows of the input embedding.
+
+    Raises:
+        EmotraceError: for a model that has no embedding of one vocabulary (several codebooks, latents, patches).
+    """
     embedding = module.get_input_embeddings()  # type: ignore[operator]
-    return draw(module, embedding.weight.shape[0], avoid)
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        raise EmotraceError(
+            f"{type(module).__name__} has no input embedding of one vocabulary ({type(embedding).__name__}); emotrace takes "
+            "models of token ids."
+        )
+    return int(weight.shape[0])
 
 
 def _prove(probed: nn.Module, real: nn.Module, recording: Recording, stream: bool = True) -> Sites:
@@ -133,7 +148,7 @@ def _prove(probed: nn.Module, real: nn.Module, recording: Recording, stream: boo
         n_layers=n_layers,
         n_heads=heads,
         n_kv_heads=_kv_heads(config, heads),
-        vocab_size=int(real.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
+        vocab_size=_vocabulary(real),
         addresses=addresses,
         unproven={i: p for i, p in proofs.items() if isinstance(p, str)},
         overwritten=frozenset((c.path, side) for c in recording.calls for side in c.overwritten),

@@ -87,6 +87,13 @@ def test_files_that_are_no_control_vectors_are_refused(tmp_path):
         (b"PK", "no GGUF file"),
         (good[:60], "damaged"),
         (good[:-40], "damaged"),
+        (
+            good.replace(
+                text("odd.list") + struct.pack("<IIQII", 9, 4, 2, 7, 8),
+                text("general.alignment") + struct.pack("<II", 4, 0),
+            ),
+            "damaged.*general.alignment is 0",
+        ),
         (by_hand({1: [1.0]}, version=99), "version 99"),
         (by_hand({1: [1.0]}, architecture="llama"), "architecture 'llama'"),
         (by_hand({}), "0 directions"),

@@ -162,3 +162,19 @@ def test_layers_of_their_own_configuration():
     config = configs.text_config(model.config)
     assert configs.number(config, "head_dim") is None
     assert (configs.number(config, "head_dim", 0), configs.number(config, "head_dim", 1)) == (16, 32)
+
+
+def test_what_is_no_model_of_token_ids_is_refused():
+    sizes = {"num_latents": 4, "d_latents": 32, "d_model": 32, "num_blocks": 1, "num_self_attends_per_block": 2}
+    heads = {"num_self_attention_heads": 4, "num_cross_attention_heads": 4}
+    with pytest.raises(EmotraceError, match="no input embedding of one vocabulary"):
+        find(build("PerceiverForMaskedLM", **sizes, **heads))
+
+
+def test_a_site_that_the_weights_do_not_confirm_says_why():
+    model = tiny.build("llama")
+    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(
+        EmotraceError, match=r"layer 0 .* has no site 'neuron'.*holds on the twin but not on the weights"
+    ):
+        find(model).address("neuron", 0)
