@@ -95,7 +95,7 @@ def test_tokens_that_a_model_rules_out_are_no_fault():
 
 
 def test_half_precision_that_is_too_small_says_so():
-    lm = model_.load(tiny.build("llama").to(torch.float16), tokenizer=tiny.tiny_tokenizer())
+    lm = model_.load(tiny.build("llama").half(), tokenizer=tiny.tiny_tokenizer())
     with torch.no_grad():
         lm._module.model.layers[1].mlp.down_proj.weight.mul_(6e4)
     with pytest.raises(EmotraceError, match=r"of layer 1 is not finite.*float16 may be too small .*dtype='float32'"):
