@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo study test lint clean setup
+.PHONY: demo study sweep test lint clean setup
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ demo: $(READY)
 # The main job on all of the data.
 study: $(READY)
 	$(BIN)/python experiments/emotion_circuits.py --draws 3 --curve-draws 20 --attn-implementation eager --out runs/study
+
+# Every causal and masked class of the installed transformers against plain hooks (half an hour on one core).
+sweep: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/sweep_families.py --jobs 2 --out runs/sweep
 
 # Two workers with one torch thread each: more threads than cores stand in each other's way.
 test: $(READY)

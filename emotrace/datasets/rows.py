@@ -57,12 +57,11 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _text(value: Any) -> bool:
-    """A text that a tokenizer takes; what a judge said may hold half of a surrogate pair, a reply may not."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str)
 
 
 def _name(value: Any) -> bool:
-    return _text(value) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _ids(value: Any) -> bool:
@@ -85,7 +84,7 @@ def _verdict(value: Any) -> bool:
     """Blind and target-aware verdicts, and the published ones."""
     if not isinstance(value, Mapping):
         return False
-    texts = all(value.get(name) is None or isinstance(value[name], str) for name in ("predicted", "judge", "reason"))
+    texts = all(value.get(name) is None or _text(value[name]) for name in ("predicted", "judge", "reason"))
     match = value.get("match")
     return texts and (match is None or (isinstance(match, int) and match in (0, 1)))
 

@@ -24,8 +24,8 @@ AGREEMENT = 1e-3
 """Largest relative deviation of any token in float32."""
 ROUNDING = 16
 """In lower precision the median over tokens and layers is compared, with so many times the rounding of the dtype."""
-LENGTHS, ALIKE, SHORT = (11, 1, 4), (7, 7, 7), (9, 4)
-"""Tokens of the prompts: of a twin, of a batch of one length, and of the real weights."""
+LENGTHS, ALIKE, SHORT = (11, 1, 6), (7, 7, 7), (9, 4)
+"""Tokens of the prompts: of a twin (one of them padded and longer than its windows), of a batch of one length, of the weights."""
 STEM, TWIGS, TOTALS = 6, (9, 7), (16, 10)
 """Tokens that two prompts share, those that a further forward computes behind them, and all of theirs."""
 STEPS = 3

@@ -23,7 +23,8 @@ LARGEST = 100_000_000
 WINDOW = 4
 """Tokens of a window or chunk of a twin, so that a short probe sees what it hides."""
 _WINDOWS = re.compile(
-    r"window(_size)?$|chunk_(size|length)$|^local_attention$|^block_size$|^original_max_position_embeddings$"
+    r"window(_size)?$|chunk_(size|length)$|^local_attention$|^(index_)?block_size$|^original_max_position_embeddings$"
+    r"|^index_topk(_blocks)?$|^indexer_budget$"
 )
 
 
