@@ -148,4 +148,8 @@ def build(kind: str, name: str, seed: int = 0) -> Any:
             torch.manual_seed(seed)
             model = cls._from_config(config, dtype=torch.float32)
     randomise(model, seed)
+    if (
+        getattr(model, "generation_config", None) is not None
+    ):  # Bart's replies end with a token, whatever the logits say
+        model.generation_config.forced_bos_token_id = model.generation_config.forced_eos_token_id = None
     return model.eval()

@@ -102,13 +102,16 @@ def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Ten
 
 
 def ids(model: Any, n: int, seed: int) -> list[int]:
-    """Token ids that are not special ones: those change masks and positions in some families."""
+    """Token ids, none of them special (those change masks and positions in some families), the first third again at the end.
+
+    Equal tokens are equal choices to what selects tokens by their content, and the width of a batch decides between them.
+    """
     config, size = text_config(model._module.config), model.sites.vocab_size
     special = [field(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
     avoid = {t for held in special for t in (held if isinstance(held, (list, tuple)) else [held]) if t is not None}
     allowed = [i for i in range(min(size, 4096)) if i not in {*avoid, model.sites.encoder.pad_id}]
-    drawn = torch.randint(len(allowed), (n,), generator=torch.Generator().manual_seed(seed))
-    return [allowed[i] for i in drawn.tolist()]
+    drawn = torch.randint(len(allowed), (n - n // 3,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [allowed[i] for i in [*drawn, *drawn[: n // 3]]]
 
 
 def _forward(fed: dict[str, Any], spans: tuple, recipe: tuple | None = None) -> tuple:
