@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from emotrace import arguments
 from emotrace import decoding as decoding_
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt
@@ -81,6 +82,8 @@ class Conversation:
         for name in decoding or {}:
             if name not in known:
                 raise unknown("option", name, known, "Conversation(decoding=…)")
+        if system is not None:
+            arguments.encodable("Conversation(system)", system)
         self.model, self.vectors, self.system, self.seed = model, vectors, system, seed
         self.decoding = {**DECODING, **(decoding or {})}
         self.where = where

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from emotrace.labels import EmotraceError
 
+COLDEST: Final = 1e-4
+"""Lowest temperature of sampling: what logits are divided by, in float16 too."""
 OFF: Final = {
     "num_beams": 1, "num_return_sequences": 1, "min_length": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "remove_invalid_values": False,

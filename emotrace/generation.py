@@ -97,9 +97,10 @@ def generate(
         arguments.flag(name, value)
     for name, value in (("temperature", temperature), ("repetition_penalty", repetition_penalty), ("top_p", top_p)):
         arguments.number(name, value)
-    if do_sample and (temperature <= 0 or not 0 < top_p <= 1):
+    if do_sample and (temperature < decoding_.COLDEST or not 0 < top_p <= 1):
         raise EmotraceError(
-            f"temperature={temperature}, top_p={top_p}: sampling needs temperature > 0 and 0 < top_p <= 1."
+            f"temperature={temperature}, top_p={top_p}: sampling needs temperature >= {decoding_.COLDEST:g} (below, logits "
+            "overflow; do_sample=False takes the likeliest token) and 0 < top_p <= 1."
         )
     arguments.number("repetition_penalty", repetition_penalty, above=0)
     arguments.seed("seed", seed)

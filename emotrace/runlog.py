@@ -163,6 +163,8 @@ def repair(path: str | os.PathLike[str]) -> list[int]:
         with open(target, "rb") as file:
             lines = list(file)
         wrong = [i for i, line in enumerate(lines) if not (line.endswith(b"\n") and _is_row(line))]
+        if lines and len(wrong) == len(lines) and not lines[0].startswith(b"{"):
+            raise EmotraceError(f"{target} is no file of rows: none of its {len(lines)} lines is one.")
         if wrong:
             aside = target.with_name(f"{target.name}.damaged")
             with disk.writing(aside), open(aside, "ab") as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import discovery, extraction, prompt_tuning, stats
+from emotrace.conversation import Conversation
 from emotrace.datasets import Prompts
 from emotrace.edits import check, refuse_unreached
 from emotrace.judges import flags
 from emotrace.suite import arms, measure
+from emotrace.suite.raters import LexiconIntensity
 from emotrace.suite.summary import check_rows
 from tests.helpers import loaded
 
@@ -45,6 +48,15 @@ def add(**given):
     return et.Add("resid_post", **{"layers": [1], "vector": np.ones(model().sites.d_model), **given})
 
 
+def never():
+    """Something that judges or rates, and must not be asked."""
+
+    def refuse(*_, **__):
+        raise AssertionError("was asked")
+
+    return SimpleNamespace(name="never", judge=refuse, rate=refuse)
+
+
 def texts(*labels):
     return Prompts.of([{"key": str(i), "text": f"word {i}", "emotion": label} for i, label in enumerate(labels)])
 
@@ -54,6 +66,17 @@ capture = partial(et.capture, progress=False)
 IDS = [[5, 6, 7]]
 ROW = {"key": "a", "method": "m", "gen_text": "x"}
 BAD = {
+    "colder than logits bear": (lambda p: generate(model(), IDS, do_sample=True, temperature=1e-300), "temperature"),
+    "controls used up": (lambda p: arms(model(), texts("anger"), vectors(), controls=iter(["randon"])), "'random'"),
+    "perplexity without ids": (lambda p: measure([ROW | {"query": "q"}], model=model(), judge=never()), "token_ids"),
+    "no query for the topic": (lambda p: measure([ROW | {"emotion": "fear"}], judge=never(), topic=never()), "'query'"),
+    "an intensity of neutral": (
+        lambda p: measure([ROW | {"emotion": "neutral"}], judge=never(), intensity=LexiconIntensity()), "'neutral'"
+    ),
+    "a perplexity of 0": (lambda p: measure([ROW | {"meta": {"perplexity": 0}}], judge=never()), "above 0"),
+    "half a character of a system message": (
+        lambda p: Conversation(model(), vectors(), system="\udcff"), "surrogate"
+    ),
     "layers in a text": (lambda p: capture(model(), IDS, "resid_post", layers="12"), "a list of whole numbers"),
     "half a layer": (lambda p: capture(model(), IDS, "resid_post", layers=[0.5]), "whole number"),
     "True for a layer": (lambda p: capture(model(), IDS, "resid_post", layers=True), "layers=True"),

@@ -9,6 +9,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.options import Bos, Device, Dtype, Model, Where, place
+from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
 
@@ -29,6 +30,7 @@ def adopt(
 
     if out.resolve() == folder.resolve():
         raise EmotraceError(f"--out {out} is the folder itself: adopted copies lie beside what they were made of.")
+    to_folder(out, "--out")
     found = [file for file in sorted(folder.rglob("*.json")) if file.with_suffix(".safetensors").is_file()]
     if not found:
         raise EmotraceError(f"{folder} holds nothing of emotrace: no NAME.json with its NAME.safetensors.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emotrace import arguments
 from emotrace.cli.app import app
 from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
 from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, Seed, System, TopK, decoding
@@ -121,7 +122,9 @@ class Terminal:
             self.side = rest == "on"
             typer.echo(f"side by side: {rest}")
         elif word == "/seed":
-            self.talk.seed = int(_number(rest, word))
+            if not (rest.isascii() and rest.isdigit()):
+                raise EmotraceError(f"/seed {rest!r}: a whole number from 0 is due.")
+            self.talk.seed = arguments.seed("/seed", int(rest[:20]))
             typer.echo(f"seed {self.talk.seed}")
         else:
             if word == "/strength":
@@ -166,6 +169,7 @@ def _tell(piece: str) -> None:
 
 def _number(text: str, word: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise EmotraceError(f"{word} {text!r}: a number is due.") from None
+    return arguments.number(word, value)

@@ -36,7 +36,7 @@ from emotrace.texts import as_bytes
 
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
 Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
-Draws = Annotated[int, typer.Option(min=0, help="random sets of each size")]
+Draws = Annotated[int, typer.Option(min=0, max=10_000, help="random sets of each size")]
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from emotrace import arguments
+from emotrace.decoding import COLDEST
 from emotrace.labels import EmotraceError, check_positions, emotion, unknown
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
@@ -140,8 +141,11 @@ def decoding(
         finite(value, name)
     if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
         raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
-    if temperature <= 0 or not 0 < top_p <= 1:
-        raise EmotraceError(f"--temperature {temperature}, --top-p {top_p}: above 0, and --top-p at most 1.")
+    if temperature < COLDEST or not 0 < top_p <= 1:
+        raise EmotraceError(
+            f"--temperature {temperature}, --top-p {top_p}: a temperature of at least {COLDEST:g}, and --top-p above 0 and at "
+            "most 1."
+        )
     found: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, "seed": seed}
     return found | ({"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {})
 

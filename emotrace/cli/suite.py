@@ -13,6 +13,7 @@ from emotrace.cli.options import Bos, Count, Device, Dtype, Few, Folder, Model, 
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
+Draws = Annotated[int, typer.Option(min=1, max=1000, help="of each random control")]
 Mix = Annotated[str | None, typer.Option(help="a mixture, aimed at its largest emotion; default each emotion alone")]
 Template = Annotated[str | None, typer.Option(help="plain text with {question}; default the GoEmotions pipeline's")]
 
@@ -33,7 +34,7 @@ def arms(
     controls: Annotated[
         str, typer.Option(help="of random, wrong_emotion, shuffled (labels); or none")
     ] = "random,wrong_emotion",
-    draws: Count = 3,
+    draws: Draws = 3,
     limit: Few = None,
     max_new_tokens: Count = 60,
     sample: Sample = False,
@@ -107,6 +108,8 @@ def evaluate(
         "classifier": classifier, "baseline": baseline, "cluster": cluster, "seed": seed,
     }  # fmt: skip
     check_rows(replies, cluster, baseline)
+    if label_map is not None and classifier is None:
+        raise EmotraceError(f"--label-map {label_map} is of --classifier, which is not given.")
     label = judges.flags(label_map).get("label_map")
     tools: dict[str, Any] = {
         "judge": None if judge == "none" else judges.make(judge),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emotrace import arguments
 from emotrace.cli.app import app
 from emotrace.cli.options import (
     Bos,
@@ -29,12 +30,17 @@ from emotrace.directions.vectors import METHODS
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
+QUERIES_ONLY = (
+    "part", "over", "neutral", "emotional", "max_new_tokens", "sample", "temperature", "top_p", "top_k",
+)  # fmt: skip
+TEXTS_ONLY = ("against", "grouping", "method", "remove_neutral")
 RANKS = ("value", "d")
 ONE_OF = "give --queries (answers of the model itself) or --texts (labelled texts), and not both."
 
 
 @app.command()
 def vectors(
+    ctx: typer.Context,
     model: Model,
     out: Folder,
     queries: Annotated[Path | None, typer.Option(help="emotion → queries, or rows with 'query' and 'emotion'")] = None,
@@ -79,11 +85,17 @@ def vectors(
     ):  # fmt: skip
         if value not in choices:
             raise unknown(name, value, choices, flag)
+    unused = _unused(ctx, QUERIES_ONLY if queries is None else TEXTS_ONLY)
+    if unused:
+        one, other = ("--queries", "--texts") if queries is None else ("--texts", "--queries")
+        raise EmotraceError(f"{', '.join(unused)}: of {one}, and nothing that vectors from {other} take.")
     if rank == "d" and (texts is None or keep is None):
         raise EmotraceError("--rank d needs --texts (answers have no d) and --keep.")
     wanted = None if emotions is None else names(emotions)
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     drawn = options.pop("seed")
+    if site is not None:
+        arguments.text("--site", site)
     place = site or ("o_proj_out" if texts is None else "resid_post")
     common: dict[str, Any] = {
         "site": place, "layers": None if layers is None else layer_list(layers), "batch_size": batch_size, "seed": drawn,
@@ -128,6 +140,12 @@ def vectors(
     typer.echo(
         f"vectors of {counts} {what} at {kept.attrs['site']} in {out}; try: emotrace chat {model} --vectors {out}"
     )
+
+
+def _unused(ctx: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Those of the flags that the command line gives."""
+    given = [name for name in names if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _several(prompts: Any, without_base: bool, against: str = "") -> None:

@@ -92,7 +92,13 @@ def _verdict(value: Any) -> bool:
 def _meta(value: Any) -> bool:
     """Numbers under the names that emotrace gives them; anything under others."""
     measured = ("perplexity", "length", "repetition", "kl", "prompt_length")
-    return isinstance(value, Mapping) and all(value.get(n) is None or _number(value[n]) for n in measured)
+    if not isinstance(value, Mapping) or not all(value.get(n) is None or _number(value[n]) for n in measured):
+        return False
+    return value.get("perplexity") is None or value["perplexity"] > 0
+
+
+def _ratings(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(rating, Mapping) for rating in value.values())
 
 
 _A_VERDICT: Final = "{predicted, match: 0 | 1 | null, judge, reason}"
@@ -106,7 +112,8 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "verdict": (_A_VERDICT, _verdict),
     "verdict_target": (_A_VERDICT, _verdict),
     "judge": (_A_VERDICT, _verdict),
-    "meta": ("an object with numbers", _meta),
+    "meta": ("an object with numbers, perplexity above 0,", _meta),
+    "ratings": ("an object with one rating under each name", _ratings),
     **dict.fromkeys(
         ("skeleton_id", "theme", "valence", "query_id", "question_id", "prompt"), ("a text or a number", _label)
     ),

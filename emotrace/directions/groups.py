@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emotrace import arguments
 from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
 
 
@@ -138,7 +139,7 @@ def is_accepted(table: pd.DataFrame, accepted: Iterable[str]) -> np.ndarray:
 
 def check_within(table: pd.DataFrame, label: str, within: str | Sequence[str]) -> tuple[str, ...]:
     """The grouping as a tuple, after checking that rows carry it and the label."""
-    within = (within,) if isinstance(within, str) else tuple(within)
+    within = arguments.names("within", (within,) if isinstance(within, str) else within, empty=True)
     for name in (label, *within):
         if name not in table:
             raise unknown("label", name, table.columns, "directions")

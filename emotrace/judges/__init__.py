@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emotrace import arguments
-from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final
+from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final, texts_of
 from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
 from emotrace.labels import EmotraceError, unknown
@@ -112,7 +112,7 @@ class _Lexicon:
         return {"lexicon": lexicon_digest()}
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
-        lexicon = LexiconJudge()
+        lexicon, texts = LexiconJudge(), texts_of(self.name, texts)
         answers = (
             lexicon.judge([text])[0] for text in tqdm(texts, f"judge {self.name}", unit="text", disable=not progress)
         )

@@ -19,7 +19,10 @@ from emotrace.texts import integer
 CUT: Final = ("length", "max_tokens", "model_length", "max_output_tokens", "token_limit")
 """Reasons to finish that mean: the answer was longer than allowed."""
 FILTERED: Final = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content")
-_NAME = r"(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_NAME = (
+    r"(?:think|thinking|thoughts?|reasoning|rationale|reflection|analysis|scratchpad|cot|chain[-_]of[-_]thought|deliberation"
+    r"|(?:internal|inner)[-_]?(?:monologue|thoughts?)|monologue|draft|planning|brainstorm\w*)"
+)
 _LESS, _MORE = r"(?:<|&lt;)\|?", r"\|?(?:>|&gt;)"
 _OPENS = re.compile(
     rf"(?i:{_LESS}(?:start_|begin_of_)?(?:seed:)?{_NAME}(?:\s[^<>]*)?{_MORE}|◁{_NAME}▷|<unused94>)|\[THINK\]"
@@ -101,6 +104,8 @@ def _content(content: Any, question: Question) -> str | dict[str, Any]:
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
             out.append(part)
+        elif isinstance(part, dict) and part.get("thought") is True:
+            continue
         elif isinstance(part, dict) and part.get("type", "text") in ("text", "output_text", "message"):
             text = part.get("text", part.get("content"))
             text = text.get("value") if isinstance(text, dict) else text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
-from emotrace import disk
+import numpy as np
+
+from emotrace import arguments, disk
+from emotrace.labels import ANSWERS, EmotraceError, emotion
 
 EMPTY = "empty text"
 """The reason of a text that no judge was asked about."""
@@ -82,6 +85,74 @@ def is_final(verdict: Mapping[str, Any]) -> bool:
     """Say whether a verdict (or a rating) stands, or failed on the way and should be asked for again."""
     answer = next(verdict[name] for name in ("predicted", "match", "value") if name in verdict)
     return answer is not None or not verdict["reason"].startswith(ENDPOINT)
+
+
+def texts_of(who: str, texts: Any) -> list[str]:
+    """The texts that somebody is to judge, as a list.
+
+    Raises:
+        EmotraceError: for one text alone, or anything among them that is none.
+    """
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise EmotraceError(f"{arguments.said(f'{who}: texts', texts)}: a list of texts is due.")
+    found = list(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise EmotraceError(f"{arguments.said(f'{who}: text {i}', text)}: a text is due.")
+    return [str(text) for text in found]
+
+
+def in_order(found: Any, n: int, who: str) -> Iterator[dict[str, Any]]:
+    """The answers of a judge or rater of anyone's, one for each of ``n`` texts, as JSON holds them.
+
+    Args:
+        found: what it gave, as a list or one by one.
+        n: how many texts it was given.
+        who: its name.
+
+    Raises:
+        EmotraceError: for fewer or more answers than texts, before any of a list is taken for a text's, and for an answer that is
+            none: no mapping, another word than `labels.ANSWERS`, a match other than 0 or 1, a rating that is no number.
+    """
+    if isinstance(found, Sized) and len(found) != n:
+        raise EmotraceError(f"judge {who!r} gave {len(found)} answers to {n} texts; one for each, in order, is due.")
+    if not isinstance(found, Iterable):
+        raise EmotraceError(f"judge {who!r} gave {found!r}; one answer for each text, in order, is due.")
+    end = object()
+    given = iter(found)
+    for i in range(n):
+        answer = next(given, end)
+        if answer is end:
+            raise EmotraceError(f"judge {who!r} gave fewer answers than it was given texts: {i} to {n}.")
+        if i + 1 == n and next(given, end) is not end:
+            raise EmotraceError(f"judge {who!r} gave more answers than it was given texts ({n}).")
+        yield _plain(answer, who, f"answer {i} of judge {who!r}")
+
+
+def _plain(answer: Any, who: str, where: str) -> dict[str, Any]:
+    if not isinstance(answer, Mapping) or not (names := [name for name in _ANSWERS if name in answer]):
+        raise EmotraceError(f"{arguments.said(where, answer)}: an object with {' or '.join(_ANSWERS)} is due.")
+    found = dict(answer)
+    for name in names:
+        value = found[name]
+        if value is not None:
+            found[name] = _ANSWERS[name](f"{where}: {name}", value)
+    return {**found, "judge": str(found.get("judge") or who), "reason": str(found.get("reason") or "")}
+
+
+def _predicted(name: str, value: Any) -> str:
+    return emotion(value, ANSWERS, name)
+
+
+def _match(name: str, value: Any) -> int:
+    return int(value) if isinstance(value, (bool, np.bool_)) else arguments.whole(name, value, 0, 1)
+
+
+_ANSWERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "predicted": _predicted,
+    "match": _match,
+    "value": arguments.number,
+}
 
 
 def record(judge: Any, text: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emotrace.judges.base import EMPTY, Verdict
+from emotrace.judges.base import EMPTY, Verdict, texts_of
 from emotrace.judges.text_classifier import TextClassifier
 from emotrace.labels import ALIASES, ANSWERS, EmotraceError, emotion
 
@@ -57,6 +57,7 @@ class ClassifierJudge:
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         """Judge each text; blank ones, and those whose scores are NaN, are unjudged. Texts beyond the model's length are cut."""
+        texts = texts_of(self.name, texts)
         table = self._classifier.table(texts, desc=f"judge {self.name}", progress=progress)
         return [
             self._verdict(p.tolist())

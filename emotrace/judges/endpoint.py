@@ -7,9 +7,11 @@ this address only, whatever it answers.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import openai
@@ -172,7 +174,7 @@ class Endpoint:
             blamed = found.names({name: _MEANT[name] for name in asked if name in _MEANT})
             if room and names and found.kind == "text":  # more room than the model's context has
                 blamed = [names[0]]
-            elif found.kind != "request":
+            elif found.kind != "request" and not (found.unsure and blamed):
                 self._give_up(found)
             if names and names[0] in blamed:
                 names.pop(0)
@@ -209,10 +211,7 @@ class Endpoint:
 
     def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any] | Failure:
         """The choice that an answer brings, or what it says instead."""
-        try:
-            payload = from_json(body)
-        except ValueError:
-            payload = None
+        payload = _json(body)
         text = body[:LONGEST].decode(errors="replace").strip()
         if status >= 300:
             plain = None if text.startswith("<") else text
@@ -277,13 +276,23 @@ class Endpoint:
             self.count(prompt_tokens=found[0] or 0, completion_tokens=found[1] or 0)
 
 
+def _json(body: bytes) -> Any:
+    """JSON of a body in any encoding that JSON may have, bytes that are none replaced; None for what is no JSON."""
+    try:
+        return from_json(body)
+    except ValueError:
+        with suppress(ValueError):
+            return from_json(body.decode(json.detect_encoding(body), "replace"))
+    return None
+
+
 def _failed(part: Any) -> bool:
     """Whether a body or a choice tells of an error."""
     if not isinstance(part, dict):
         return False
     told = any(part.get(name) for name in ("error", "errors", "detail", "fault")) or part.get("object") == "error"
     chosen = bool(part.keys() & {"choices", "index", "finish_reason"})
-    bare = isinstance(part.get("message"), str) and bool(part.keys() & {"code", "status", "type"})
+    bare = any(isinstance(part.get(name), str) for name in ("message", "msg", "error_msg")) or "base_resp" in part
     return told or (bare and not chosen) or str(part.get("finish_reason")).lower() == "error"
 
 

@@ -53,7 +53,7 @@ _WORDS: Final[tuple[tuple[Kind, re.Pattern[str]], ...]] = (
     )),
     ("request", re.compile(
         r"invalid_(request|arg|param|value|input|type)|bad_request|unsupported|unknown_(name|param|arg|field|option|key)|unrecogni"
-        r"|not_supported|not_permitted|extra_|validation|unprocessable"
+        r"|not_supported|unexpected_(param|arg|field|option|key|keyword)|not_permitted|extra_|validation|unprocessable"
     )),
 )  # fmt: skip
 
@@ -66,13 +66,16 @@ class Failure:
         kind: see `Kind`.
         why: for the user: the code and what was said.
         wait: seconds that were asked for.
+        unsure: neither code nor words say what kind it is, so that it is sent again.
     """
 
     kind: Kind
     why: str
     wait: float | None
+    unsure: bool
     _named: tuple[str, ...]
     _said: str
+    _keys: frozenset[str]
 
     def names(self, options: Mapping[str, Collection[str]]) -> list[str]:
         """Options that the failure blames: those it names in a field for it, else the first that its words mention.
@@ -94,7 +97,8 @@ class Failure:
             )
             for option, words in options.items()
         }
-        return sorted((option for option, at in places.items() if at >= 0), key=lambda option: places[option])[:1]
+        said = sorted((option for option, at in places.items() if at >= 0), key=lambda option: places[option])[:1]
+        return said or [option for option in options if option in self._keys]
 
 
 def read_failure(status: int, payload: Any, headers: Mapping[str, str]) -> Failure:
@@ -118,14 +122,16 @@ def read_failure(status: int, payload: Any, headers: Mapping[str, str]) -> Failu
     ]
     word = next((value for value in codes if isinstance(value, str) and _number(value) is None), "")
     about = " ".join(said[:2]) or " ".join(str(value) for _, value in leaves[:6] if isinstance(value, (str, int)))
+    kind = _kind(code, words, [_snake(text) for text in said])
     return Failure(
-        _kind(code, words, [_snake(text) for text in said]), f"HTTP {code or status} {word} {about}".strip(),
-        next((wait for wait in waits if wait is not None), None),
+        kind or "again", f"HTTP {code or status} {word} {about}".strip(),
+        next((wait for wait in waits if wait is not None), None), kind is None,
         tuple(str(value) for key, value in leaves if key in _NAMING), " ".join(said).lower(),
+        frozenset(key for key, _ in leaves),
     )  # fmt: skip
 
 
-def _kind(code: int, words: list[str], said: list[str]) -> Kind:
+def _kind(code: int, words: list[str], said: list[str]) -> Kind | None:
     """Words are more exact than numbers, and numbers than sentences; a sentence tells refusals of a text, though."""
     by_words: Kind | None = next((kind for kind, pattern in _WORDS if any(map(pattern.search, words))), None)
     text = _WORDS[0][1]
@@ -144,7 +150,7 @@ def _kind(code: int, words: list[str], said: list[str]) -> Kind:
     if code >= 400:
         return "request"
     by_sentence: Kind | None = next((kind for kind, pattern in _WORDS if any(map(pattern.search, said))), None)
-    return by_words or by_sentence or "again"
+    return by_words or by_sentence
 
 
 def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:

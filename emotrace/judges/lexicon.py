@@ -22,6 +22,8 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from emotrace.judges.base import texts_of
+
 ANSWERS = ("anger", "sadness", "happiness", "fear", "surprise", "disgust", "neutral")
 EMOTIONS = ANSWERS[:-1]
 TIE_ORDER = ("disgust", "fear", "sadness", "surprise", "anger", "happiness")
@@ -276,5 +278,5 @@ class LexiconJudge:
 
     def judge(self, texts: Sequence[str]) -> list[dict[str, str]]:
         """Judge each text: the answer, this judge's name and the reason."""
-        answers = [predict(text) for text in texts]
+        answers = [predict(text) for text in texts_of(self.name, texts)]
         return [{"predicted": a, "judge": self.name, "reason": reason} for a, _, reason in answers]

@@ -8,7 +8,6 @@ and with more room where they were cut off. After a bounded number of either the
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from emotrace import arguments
 from emotrace.judges.answers import FilteredError, MalformedError, read_answer
-from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict
+from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict, texts_of
 from emotrace.judges.endpoint import LONGEST, Endpoint, RejectedError, StoppedError, UnanswerableError
 from emotrace.judges.questions import BLIND, TARGET, Question
 from emotrace.judges.retries import AgainError
@@ -64,13 +64,21 @@ class OpenAIJudge:
         seed: int = 0,
         price: tuple[float, float] | None = None,
     ) -> None:
-        self.model, self.name = model, f"openai:{model}"
+        self.model, self.name = arguments.text("OpenAIJudge(model)", model), f"openai:{model}"
         least = {"concurrency": concurrency, "attempts": attempts, "answers": answers, "give_up": give_up}
         for name, value in least.items():
-            if value < 1:
-                raise EmotraceError(f"{self.name}: {name}={value!r} must be at least 1.")
-        if price is not None and (len(price) != 2 or not all(math.isfinite(p) and p >= 0 for p in price)):
-            raise EmotraceError(f"{self.name}: price={price!r} must be two figures, US dollars per million tokens.")
+            arguments.whole(f"OpenAIJudge({name})", value, 1)
+        arguments.number("OpenAIJudge(timeout)", timeout, above=0)
+        for name, number in (("backoff", backoff), ("max_wait", max_wait)):
+            arguments.number(f"OpenAIJudge({name})", number, least=0)
+        arguments.seed("OpenAIJudge(seed)", seed)
+        if base_url is not None:
+            arguments.text("OpenAIJudge(base_url)", base_url)
+        if price is not None:
+            if not isinstance(price, Sequence) or isinstance(price, (str, bytes)) or len(price) != 2:
+                raise EmotraceError(f"{self.name}: price={price!r} must be two figures, US dollars per million tokens.")
+            for figure in price:
+                arguments.number("OpenAIJudge(price)", figure, least=0)
         self.concurrency, self.answers, self.give_up, self.price = concurrency, answers, give_up, price
         self._endpoint = Endpoint(self.name, model, base_url, concurrency, attempts, timeout, backoff, max_wait, seed)
         self._lock = threading.Lock()
@@ -136,12 +144,13 @@ class OpenAIJudge:
             answer, reason = self._ask(BLIND, text, "", stop)
             return {"predicted": answer, "judge": self.name, "reason": reason}
 
-        return self._each(one, list(texts), progress)
+        return self._each(one, texts_of(self.name, texts), progress)
 
     def iter_judge_target(
         self, texts: Sequence[str], targets: Sequence[str], *, progress: bool = False
     ) -> Iterator[TargetVerdict]:
         """The verdicts of `judge_target`, in order, as they arrive."""
+        texts, targets = texts_of(self.name, texts), texts_of(f"{self.name}, targets", targets)
         if len(texts) != len(targets):
             raise EmotraceError(f"{self.name}: {len(texts)} texts but {len(targets)} targets.")
         asked = [emotion(target, EMOTIONS, f"target {i} of {self.name}") for i, target in enumerate(targets)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
 from emotrace import disk
-from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, is_final, record
+from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, in_order, is_final, record
 from emotrace.labels import ANSWERS, EmotraceError, emotion
 
 IDENTITY = ("key", "method", "draw")
@@ -80,7 +80,7 @@ def judge_rows(
                 continue
             text, asked = wanted[index]
             if text not in blind:  # texts are in order of first appearance, so the next verdict is this text's
-                blind[text] = _next(blind_stream, judge)
+                blind[text] = next(blind_stream)
             found = blind[text]
             match = None if found["predicted"] is None else int(found["predicted"] == asked)
             verdict = {"predicted": found["predicted"], "match": match}
@@ -88,7 +88,7 @@ def judge_rows(
             final = is_final(found)
             if target:
                 if (text, asked) not in aware:
-                    aware[text, asked] = _next(aware_stream, judge)
+                    aware[text, asked] = next(aware_stream)
                 new["verdict_target"] = dict(aware[text, asked])
                 final &= is_final(aware[text, asked])
             out.append(new)
@@ -106,6 +106,11 @@ def _checked(row: Mapping[str, Any], index: int) -> tuple[str, str]:
     for field in ("gen_text", "emotion"):
         if not isinstance(row.get(field), str):
             raise EmotraceError(f"{where}: {field!r} must be a text, not {row.get(field)!r}; it has {', '.join(row)}.")
+    about: Any = row
+    for field in ("meta", "made"):
+        about = about.get(field) or {}
+        if not isinstance(about, Mapping):
+            raise EmotraceError(f"{where}: {field!r} is {about!r}; an object is due.")
     return row["gen_text"], emotion(row["emotion"], ANSWERS, where)
 
 
@@ -155,20 +160,16 @@ def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Gener
     if not items:
         return
     if target and isinstance(judge, StreamingTargetJudge):
-        yield from judge.iter_judge_target([t for t, _ in items], [e for _, e in items])
+        yield from in_order(
+            judge.iter_judge_target([t for t, _ in items], [e for _, e in items]), len(items), judge.name
+        )
     elif not target and isinstance(judge, StreamingJudge):
-        yield from judge.iter_judge(items)
+        yield from in_order(judge.iter_judge(items), len(items), judge.name)
     else:
         for start in range(0, len(items), CHUNK):
             part = items[start : start + CHUNK]
             if target:
-                yield from cast(TargetJudge, judge).judge_target([t for t, _ in part], [e for _, e in part])
+                given: Any = cast(TargetJudge, judge).judge_target([t for t, _ in part], [e for _, e in part])
             else:
-                yield from judge.judge(part)
-
-
-def _next(stream: Iterator[Any], judge: Judge) -> Any:
-    found = next(stream, None)
-    if found is None:
-        raise EmotraceError(f"judge {judge.name!r} gave fewer verdicts than it was given texts.")
-    return found
+                given = judge.judge(part)
+            yield from in_order(given, len(part), judge.name)

@@ -78,7 +78,7 @@ def arms(
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
-    arguments.names("control", controls, CONTROLS, empty=True, place="arms(controls=…)")
+    controls = arguments.names("control", controls, CONTROLS, empty=True, place="arms(controls=…)")
     if "shuffled" in controls and not shuffled:
         raise EmotraceError(
             "arms(controls=['shuffled']) needs shuffled=: vectors made from shuffled labels (`relabelled`)."

@@ -13,9 +13,10 @@ import numpy as np
 
 from emotrace import arguments, disk, judges, scoring
 from emotrace.datasets import Prompt
+from emotrace.datasets.rows import check_row
 from emotrace.files import to_folder
 from emotrace.judges import Judge, is_final
-from emotrace.judges.base import record
+from emotrace.judges.base import in_order, record
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.runlog import Log
@@ -74,6 +75,8 @@ def measure(
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
+    for i, row in enumerate(rows):
+        check_row(row, f"row {i} (key {row.get('key')!r})")
     found: list[Row] = [{**row, "measures": of_text(row)} for row in rows]
     if not found:
         raise EmotraceError("measure: there are no rows.")
@@ -82,6 +85,12 @@ def measure(
     if classifier is not None:
         for name in dict.fromkeys(emotions[i] for i in aimed):
             classifier.columns(name)
+    told = [i for i, row in enumerate(found) if query_of(row)]
+    if topic is not None and not told:
+        raise EmotraceError("topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event').")
+    if hasattr(intensity, "check"):
+        intensity.check([emotions[i] for i in aimed])
+    prompts = None if model is None else _plain_ids(found, model, prompt_of or plain_prompt)
     folder = None if out is None else Path(out)
     with ExitStack() as stack:
 
@@ -90,17 +99,12 @@ def measure(
 
         _judged(found, [i for i in aimed if "verdict" not in found[i]], judge, log, progress)
         if topic is not None:
-            told = [i for i, row in enumerate(found) if query_of(row)]
-            if not told:
-                raise EmotraceError(
-                    "topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event')."
-                )
             _rated(found, told, [query_of(found[i]) for i in told], "topic", topic, log, progress)
         if intensity is not None and aimed:
             _rated(found, aimed, [emotions[i] for i in aimed], "intensity", intensity, log, progress)
     if classifier is not None:
         _classified(found, emotions, classifier, progress)
-    _perplexity(found, model, prompt_of or plain_prompt, batch_size, progress)
+    _perplexity(found, model, prompts, batch_size, progress)
     return found
 
 
@@ -161,7 +165,8 @@ def _rated(
     for start in range(0, len(pairs), COMMIT):
         part = pairs[start : start + COMMIT]
         live = [pair for pair in part if pair[0]]
-        answers = iter(rater.rate([t for t, _ in live], [q for _, q in live], progress=progress) if live else [])
+        given = rater.rate([t for t, _ in live], [q for _, q in live], progress=progress) if live else []
+        answers = in_order(given, len(live), rater.name)
         fresh = []
         for pair in part:
             known[pair] = next(answers) if pair[0] else {**unrated(), "judge": rater.name}
@@ -192,17 +197,24 @@ def _classified(found: list[Row], emotions: list[str], classifier: EmotionClassi
             row["measures"]["emotional_probability"] = 1.0 - classifier.picked(p, neutral)
 
 
-def _perplexity(found: list[Row], model: Any, prompt_of: PromptOf, batch_size: int, progress: bool) -> None:
+def _plain_ids(found: list[Row], model: Any, prompt_of: PromptOf) -> list[list[int]]:
+    """The token ids of every row's plain prompt, after checking that its reply can be scored after it."""
+    if not model.sites.encoder.causal:
+        raise EmotraceError(f"{model.sites.model_class} is a masked model: replies have no perplexity under it.")
     prompts: list[Prompt] = []
-    for i, row in enumerate(found if model is not None else ()):
+    for i, row in enumerate(found):
         prompt = prompt_of(row)
-        if prompt is None or "token_ids" not in row:
+        if prompt is None or row.get("token_ids") is None:
             raise EmotraceError(
                 f"row {row.get('key')!r}: perplexity needs 'token_ids' and the prompt ('query', or 'scenario' and 'event')."
             )
-        prompts.append(replace(prompt, key=str(i)))
+        prompts.append(replace(prompt, key=str(i), reply_ids=tuple(row["token_ids"])))
+    return model.sites.encoder.ids(prompts)
+
+
+def _perplexity(found: list[Row], model: Any, prompts: Any, batch_size: int, progress: bool) -> None:
     if model is not None:
-        scoring.score_rows(model, found, model.sites.encoder.ids(prompts), batch_size, progress)
+        scoring.score_rows(model, found, prompts, batch_size, progress)
     for row in found:
         if "perplexity" in (row.get("meta") or {}):
             value = row["meta"]["perplexity"]

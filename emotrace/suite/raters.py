@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypedDict
 
-from emotrace.judges.base import EMPTY
+from emotrace.judges.base import EMPTY, texts_of
 from emotrace.judges.lexicon import lexicon_digest
 from emotrace.judges.openai_compatible import DEFAULT_MODEL, OpenAIJudge
 from emotrace.judges.questions import Question
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EMOTIONS, EmotraceError, emotion, unknown
 from emotrace.suite.measures import intensity, overlap
 
 WHAT: Final = ("topic", "intensity")
@@ -68,6 +68,11 @@ class LexiconIntensity:
     def identity(self) -> dict[str, Any]:
         """The cues, which ratings depend on."""
         return {"lexicon": lexicon_digest()}
+
+    def check(self, asked: Sequence[str]) -> None:
+        """Refuse an emotion that the lexicon has no cues for, before anything is rated."""
+        for name in dict.fromkeys(asked):
+            emotion(name, EMOTIONS, f"the rater {self.name}")
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`."""
@@ -131,6 +136,8 @@ class OpenAIRater(OpenAIJudge):
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`; empty texts are unrated without a request."""
+
+        texts, asked = texts_of(self.name, texts), texts_of(f"{self.name}, asked", asked)
 
         def one(pair: tuple[str, str], stop: threading.Event) -> Any:
             answer, reason = self._ask(self.question, *pair, stop)

@@ -538,11 +538,16 @@ def test_settings_hide_the_password_of_a_url(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"concurrency": 0}, "concurrency=0 must be at least 1"),
-        ({"attempts": 0}, "attempts=0 must be at least 1"),
+        ({"concurrency": 0}, "concurrency=0\\): at least 1"),
+        ({"attempts": 0}, "attempts=0\\): at least 1"),
         ({"price": (1,)}, "price="),
         ({"price": (1, float("nan"))}, "price="),
         ({"price": (1, float("inf"))}, "price="),
+        ({"concurrency": 2.5}, "whole number"),
+        ({"timeout": float("nan")}, "timeout=nan"),
+        ({"seed": "x"}, "seed=.x"),
+        ({"price": "12"}, "two figures"),
+        ({"model": " "}, "model="),
         ({"base_url": "localhost"}, "must look like https"),
     ],
 )
@@ -590,3 +595,44 @@ def test_what_was_judged_before_an_outage_is_kept_and_the_rest_is_asked_for_else
         judged = judge_rows(rows, judge, log=log, progress=False)
     assert [row["verdict"]["predicted"] for row in judged] == ["fear"] * 6
     assert server.count == 4
+
+
+@pytest.mark.parametrize("status", [200, 422])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"title": "One or more validation errors occurred.", "errors": {"seed": ["no such option"]}},
+        {"detail": "Unexpected parameter seed"},
+        {"message": "seed: no"},
+    ],
+)
+def test_an_option_that_is_refused_by_name_alone_is_left_out(make: Make, refusal: Any, status: int) -> None:
+    judge, server = make(
+        default=lambda request: srv.told(refusal, status) if "seed" in request.body else srv.says("fear")
+    )
+    assert [v["predicted"] for v in judge.judge(["a"])] == ["fear"]
+    assert server.count == 2
+
+
+@pytest.mark.parametrize(
+    "body", [{"base_resp": {"status_code": 1002, "status_msg": "busy"}}, {"code": 1001, "msg": "too many requests"}]
+)
+def test_a_failure_told_in_other_words_with_200_is_sent_again(make: Make, body: Any) -> None:
+    judge, server = make(*[srv.told(body)] * 3, default=srv.says("fear"))
+    assert [v["predicted"] for v in judge.judge(["a"])] == ["fear"]
+    assert server.count == 4
+
+
+def test_an_answer_in_another_charset_is_read(make: Make) -> None:
+    body = srv.says("fear", "déjà").body.decode()
+    text = json.dumps(json.loads(body), ensure_ascii=False)
+    judge, _ = make(srv.Reply(body=text.encode("utf-16")), srv.Reply(body=text.encode("latin-1")))
+    assert [v["predicted"] for v in judge.judge(["a"]) + judge.judge(["b"])] == ["fear", "fear"]
+
+
+@pytest.mark.parametrize("texts", ["one text", [None], [b"x"], {"a": 1}, None])
+def test_what_is_no_list_of_texts_is_not_judged(make: Make, texts: Any) -> None:
+    judge, server = make()
+    with pytest.raises(EmotraceError, match="due"):
+        judge.judge(texts)
+    assert not server.count

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emotrace.judges import rows as room
@@ -228,7 +229,7 @@ def test_a_judge_that_gives_too_little_is_named() -> None:
         def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
             return []
 
-    with pytest.raises(EmotraceError, match="fewer verdicts"):
+    with pytest.raises(EmotraceError, match="gave 0 answers to 5 texts"):
         judge_rows(ROWS, Lazy(), progress=False)
 
 
@@ -269,3 +270,43 @@ def test_a_log_without_the_target_question_is_refused(monkeypatch: pytest.Monkey
         judge_rows(ROWS, judge, log, progress=False)
         with pytest.raises(EmotraceError, match="without 'verdict_target'"):
             judge_rows(ROWS, judge, log, target=True, progress=False)
+
+
+class Own:
+    """A judge of a user's own, whose answers a function makes of the texts."""
+
+    name = "own"
+
+    def __init__(self, answers: Callable[[Sequence[str]], Any]) -> None:
+        self.judge = lambda texts, *, progress=False: answers(texts)
+
+
+MANY = [{"key": f"k{i}", "method": "m", "emotion": "anger", "gen_text": f"text {i}"} for i in range(room.CHUNK + 3)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (lambda texts: [{"predicted": "anger"}] * (len(texts) - 1), "63 answers to 64 texts"),
+        (lambda texts: [{"predicted": "anger"}] * (len(texts) + 1), "65 answers to 64 texts"),
+        (lambda texts: iter([{"predicted": "anger"}] * (len(texts) + 1)), "more answers"),
+        (lambda texts: iter([{"predicted": "anger"}]), "fewer answers"),
+        (lambda texts: None, "one answer for each"),
+        (lambda texts: ["anger"] * len(texts), "an object with predicted"),
+        (lambda texts: [{"predicted": "angr"}] * len(texts), "Did you mean 'anger'"),
+    ],
+)
+def test_answers_of_a_judge_of_ones_own_are_one_for_each_text(answers: Any, message: str) -> None:
+    with pytest.raises(EmotraceError, match=message):
+        judge_rows(MANY, Own(answers), progress=False)
+
+
+def test_answers_of_numpy_and_aliases_are_kept_as_json_holds_them(tmp_path: Path) -> None:
+    words = np.array(["anger", "joy"])
+    judge = Own(lambda texts: [{"predicted": words[int(t.split()[1]) % 2]} for t in texts])
+    with Log(tmp_path / "log.jsonl") as log:
+        found = judge_rows(MANY, judge, log=log, progress=False)
+        assert [row["verdict"] for row in log.rows()] == [row["verdict"] for row in found]
+    assert [row["verdict"]["predicted"] for row in found[:2]] == ["anger", "happiness"]
+    assert [row["verdict"]["match"] for row in found[:2]] == [1, 0]
+    assert found[0]["verdict"]["judge"] == "own"
