@@ -48,6 +48,13 @@ def seed(name: str, value: Any) -> int:
     return whole(name, value, 0, SEEDS)
 
 
+def resampling(function: str, seed_: Any, **counts: Any) -> None:
+    """Refuse a seed or a count of draws that is no whole number; how many are too few is the function's to say."""
+    seed(f"{function}(seed)", seed_)
+    for name, value in counts.items():
+        whole(f"{function}({name})", value)
+
+
 def number(
     name: str, value: Any, *, least: float | None = None, most: float | None = None, above: float | None = None
 ) -> float:
@@ -198,6 +205,22 @@ def real(name: str, value: Any) -> np.ndarray:
     if not np.isfinite(found).all():
         raise EmotraceError(f"{name} has NaN or infinite values.")
     return found
+
+
+def values(name: str, value: Any) -> np.ndarray:
+    """Real numbers as float64, True and False as 1 and 0; NaN is a value here.
+
+    Raises:
+        EmotraceError: for texts, complex numbers, or anything else that is none.
+    """
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise EmotraceError(f"{name} is no array of numbers ({error}).") from None
+    plain = found.dtype.kind in "fiub" or all(isinstance(item, kinds.Real) for item in found.ravel().tolist())
+    if not plain:
+        raise EmotraceError(f"{name} holds {found.dtype}; real numbers are due.")
+    return found.astype(np.float64)
 
 
 def said(name: str, value: Any) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending
 
@@ -93,13 +94,11 @@ def only_layers(vectors: xr.DataArray, layers: Iterable[int]) -> xr.DataArray:
     """
     if isinstance(layers, (slice, str)):
         raise EmotraceError(f"only_layers(layers={layers!r}) takes integers, e.g. range(4, 9).")
-    wanted = sorted({int(layer) for layer in layers})
+    wanted = sorted(arguments.wholes("only_layers(layers)", layers))
     known = vectors["layer"].values.tolist()
     for layer in wanted:
         if layer not in known:
             raise unknown("layer", layer, known, "only_layers")
-    if not wanted:
-        raise EmotraceError("only_layers(layers=[]): at least one layer.")
     return vectors.sel(layer=wanted)
 
 

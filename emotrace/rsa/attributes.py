@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy.spatial.distance import pdist
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.matrices import concepts, labelled
 from emotrace.stats.ties import constant
@@ -134,7 +135,7 @@ def _scores(
             f"scores are [{concept}, attribute] with labels on both, not {list(map(str, scores.dims))}; average raters first."
         )
     have = [str(a) for a in scores["attribute"].values]
-    chosen = have if attributes is None else [str(a) for a in attributes]
+    chosen = have if attributes is None else list(arguments.names("attribute", attributes, have, place="the scores"))
     for name in chosen:
         if have.count(name) != 1:
             raise (
@@ -152,6 +153,7 @@ def _scores(
 
 def _rounded(x: np.ndarray, decimals: int, size: np.ndarray) -> np.ndarray:
     """Rounded to so many digits after the first of ``size``, which has one number for each row."""
+    arguments.whole("decimals", decimals)
     first = np.floor(np.log10(np.where(size > 0, size, 1)))
     unit = 10.0 ** (decimals - first)
     return np.where(np.isfinite(unit) & (unit > 0), np.round(x * unit) / unit, x)

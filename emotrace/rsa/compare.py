@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.correlations import check_method, correlate, prepared, standard
 from emotrace.rsa.kendall import check_alternative, check_ties
@@ -45,6 +46,7 @@ def compare(
     Raises:
         EmotraceError: for concepts that differ, values that are not finite, an RDM that is constant, or dims that occur twice.
     """
+    arguments.resampling("compare", seed, permutations=permutations)
     check_method(method)
     check_alternative(alternative)
     check_ties(ties)
@@ -126,7 +128,9 @@ def bootstrap(
     Raises:
         EmotraceError: if nothing is resampled, for other dims than those above, or a level outside (0, 1).
     """
+    arguments.resampling("bootstrap", seed, draws=draws)
     check_method(method)
+    arguments.number("bootstrap(level)", level)
     if not 0 < level < 1 or draws < 2:
         raise EmotraceError(f"bootstrap(level={level}, draws={draws}): a level in (0, 1) and at least 2 draws.")
     if over is None and not resample_concepts:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.compare import bootstrap
 from emotrace.rsa.matrices import rdm
@@ -50,10 +52,13 @@ def neuron_intervals(
     Raises:
         EmotraceError: for no neurons, one that the activations lack, a missing dim, or what `bootstrap` refuses.
     """
+    arguments.resampling("neuron_intervals", seed, draws=draws)
     for dim in ("layer", "unit", concept, *([over] if over else [])):
         if dim not in activations.dims:
             raise unknown("dim", dim, activations.dims, "neuron_intervals(activations)")
-    chosen = [(int(layer), int(unit)) for layer, unit in neurons]
+    chosen = _pairs(neurons)
+    if len(set(chosen)) < len(chosen):
+        raise EmotraceError(f"neuron_intervals(neurons={chosen}): a neuron occurs twice.")
     if not chosen:
         raise EmotraceError("neuron_intervals: no neurons were chosen.")
     for layer, unit in chosen:
@@ -69,3 +74,15 @@ def neuron_intervals(
         found.append(kept)
     where = {"layer": ("neuron", [n[0] for n in chosen]), "unit": ("neuron", [n[1] for n in chosen])}
     return xr.concat(found, "neuron", combine_attrs="override").assign_coords(neuron=np.arange(len(chosen)), **where)
+
+
+def _pairs(neurons: Any) -> list[tuple[int, int]]:
+    """The neurons as (layer, unit), whole numbers both."""
+    try:
+        found = [(layer, unit) for layer, unit in neurons]
+    except (TypeError, ValueError):
+        raise EmotraceError(
+            f"{arguments.said('neuron_intervals(neurons)', neurons)}: pairs (layer, unit) are due."
+        ) from None
+    place = "neuron_intervals(neurons): a layer or unit"
+    return [(arguments.whole(place, layer), arguments.whole(place, unit)) for layer, unit in found]

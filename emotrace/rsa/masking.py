@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats as sps
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.masks import KINDS, SHARED
 from emotrace.rsa.significance import RULES, fdr
@@ -220,6 +221,7 @@ def unimodality(table: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.
     Returns:
         Columns ``k, attribute, dip, p, n``.
     """
+    arguments.resampling("unimodality", seed, draws=draws)
     groups: Groups = defaultdict(list)
     for (k, attribute, _), values in _groups(table, ["k", "attribute", "emotion"], "drop").items():
         groups[k, attribute].append(_mean(values))
@@ -289,8 +291,7 @@ def _weights(human: xr.DataArray | Mapping[str, float]) -> dict[str, float]:
 
 def _t(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, float, float, int, float]:
     """Mean, interval, t, degrees of freedom and p of a one-sample t-test against 0."""
-    if not 0 < level < 1:
-        raise EmotraceError(f"level={level!r}: the coverage of an interval lies in (0, 1).")
+    arguments.share("level", level)
     mean, df = float(d.mean()), len(d) - 1
     se = float(d.std(ddof=1)) / np.sqrt(len(d))
     half = float(sps.t.ppf((1 + level) / 2, df)) * se

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import bundles
+from emotrace import arguments, bundles
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending
 
@@ -164,7 +164,10 @@ def select(
     Raises:
         EmotraceError: for missing dims, a k outside 1 … neurons, or fewer scored neurons than k.
     """
-    ks = [k] if isinstance(k, (int, np.integer)) else list(k)
+    arguments.resampling("select", seed, draws=draws)
+    ks = arguments.wholes("select(k)", k)
+    for name, value in (("shared", shared), ("overlap", overlap)):
+        arguments.flag(f"select({name})", value)
     missing = {by, "layer", "unit"} - set(map(str, scores.dims))
     if missing or scores.ndim != 3:
         raise EmotraceError(f"select: scores are [{by}, layer, unit], not {list(map(str, scores.dims))}.")

@@ -66,6 +66,8 @@ def rdm(
     if wanted and not used:
         raise unknown("features", wanted, map(str, x.dims), "rdm")
     names = concepts(x, concept)
+    if x.dtype.kind not in "fiu":
+        raise EmotraceError(f"rdm: the patterns hold {x.dtype}; real numbers are due.")
     if over is not None:
         if over not in x.dims:
             raise unknown("dim to average over", over, map(str, x.dims), "rdm")

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.kendall import (
     BLOCK,
@@ -72,6 +73,7 @@ def searchlight(
     Raises:
         EmotraceError: for a missing dim, a concept that the activations lack, or values that are not finite.
     """
+    arguments.resampling("searchlight", seed, permutations=permutations)
     check_alternative(alternative)
     check_ties(ties)
     if average not in AVERAGES:

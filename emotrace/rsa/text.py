@@ -10,6 +10,7 @@ import xarray as xr
 from scipy import sparse
 from scipy.spatial.distance import pdist
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.compare import mantel_null, paired, permutation_p
 from emotrace.rsa.correlations import correlate
@@ -94,6 +95,7 @@ def text_control(
     Raises:
         EmotraceError: for no controls, other concepts, or controls that determine each other, the RDM or the reference.
     """
+    arguments.resampling("text_control", seed, permutations=permutations)
     check_alternative(alternative)
     if not controls:
         raise EmotraceError("text_control: no controls; give the RDM of at least one kind of text.")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emotrace import arguments
 from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.stats.fluency import is_fluent
 from emotrace.stats.intervals import bootstrap_ci
@@ -44,6 +45,7 @@ def accuracy_table(
     Raises:
         EmotraceError: for no rows, a row without its labels, or a match that is not 0, 1 or None.
     """
+    arguments.resampling("accuracy_table", seed, n=n)
     rows = list(rows)
     if not rows:
         raise EmotraceError("accuracy_table: no rows.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emotrace import arguments
 from emotrace.labels import ANSWERS, NEUTRAL, EmotraceError, emotion
 from emotrace.stats.fluency import is_fluent
 from emotrace.stats.intervals import bootstrap_ci
@@ -47,6 +48,7 @@ def dose_table(
     Raises:
         EmotraceError: for no rows, or one without a field.
     """
+    arguments.resampling("dose_table", seed, n_bootstrap=n_bootstrap)
     table = pd.DataFrame([_measured(row, bounds, cluster) for row in rows])
     if table.empty:
         raise EmotraceError("dose_table: there are no rows.")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError
 
 MEASURES: Final = ("perplexity", "length", "repetition")
@@ -19,7 +20,8 @@ MEASURES: Final = ("perplexity", "length", "repetition")
 
 def repetition(token_ids: Sequence[int], n: int = 3) -> float:
     """Share of repeated n-grams: 1 − distinct / all; 0 for a reply shorter than n tokens."""
-    ids = [int(i) for i in token_ids]
+    arguments.whole("repetition(n)", n, 1)
+    ids = [arguments.whole("repetition(token_ids): an id", i) for i in token_ids]
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as sps
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.stats.ties import TIED
 
 
 def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
     """How often each cluster is drawn in each bootstrap sample: ``[n, n_clusters]``, rows sum to ``n_clusters``."""
+    arguments.resampling("cluster_weights", seed, n=n)
     if n_clusters < 1 or n < 1:
         raise EmotraceError(f"a bootstrap needs at least one cluster and one draw, not {n_clusters} and {n}.")
     rng = np.random.default_rng(seed)
@@ -52,7 +54,8 @@ def bootstrap_ci(
         EmotraceError: for no rows, lengths that differ, values that are not finite, shares outside [0, 1], or a level
             outside (0, 1).
     """
-    x = np.asarray(values, dtype=np.float64)
+    x = arguments.values("bootstrap_ci(values)", values)
+    arguments.flag("bootstrap_ci(shares)", shares)
     names = np.asarray(clusters)
     _check_level(level)
     if x.ndim == 0 or len(x) == 0 or names.ndim != 1 or len(names) != len(x):
@@ -61,6 +64,8 @@ def bootstrap_ci(
         raise EmotraceError(f"bootstrap_ci: {int((~np.isfinite(x)).sum())} values are not finite.")
     if shares and (x.min() < 0 or x.max() > 1):
         raise EmotraceError(f"bootstrap_ci(shares=True): values from {x.min():g} to {x.max():g}; shares lie in 0 … 1.")
+    if any(name is None or name != name for name in names.tolist()):
+        raise EmotraceError("bootstrap_ci: a row has no cluster (None or NaN).")
     _, code = np.unique(names, return_inverse=True)
     n_clusters = int(code.max()) + 1
     flat = x.reshape(len(x), -1)
@@ -86,6 +91,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
         EmotraceError: unless 0 <= successes <= n and n > 0.
     """
     _check_level(level)
+    successes, n = arguments.number("wilson(successes)", successes), arguments.number("wilson(n)", n)
     if not (n > 0 and -1e-9 <= successes <= n + 1e-9):
         raise EmotraceError(f"wilson({successes}, {n}): needs 0 <= successes <= n and n > 0.")
     lo, hi = _wilson(np.array(successes / n), n, level)
@@ -106,12 +112,12 @@ def fdr_bh(p: ArrayLike) -> np.ndarray:
     Raises:
         EmotraceError: for values that are not probabilities.
     """
-    values = np.asarray(p, dtype=np.float64)
+    values = arguments.values("fdr_bh(p)", p)
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
         raise EmotraceError(f"fdr_bh takes at least one p-value in [0, 1]; got {values.size} values, some outside.")
     return np.asarray(sps.false_discovery_control(values.ravel(), method="bh")).reshape(values.shape)
 
 
 def _check_level(level: float) -> None:
-    if not 0 < level < 1:
+    if not 0 < arguments.number("level", level) < 1:
         raise EmotraceError(f"level={level!r}: the coverage of an interval lies in (0, 1), e.g. 0.95.")

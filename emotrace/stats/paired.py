@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.stats.accuracy import match_of
 from emotrace.stats.fluency import is_fluent
@@ -58,6 +59,7 @@ def paired_test(
     Raises:
         EmotraceError: if no key is judged in both, a key changes its cluster, or a row lacks a label.
     """
+    arguments.resampling("paired_test", seed, permutations=permutations, n=n)
     mean_a, where_a, all_a = _matches(a, verdict, cluster, bounds)
     mean_b, where_b, all_b = _matches(b, verdict, cluster, bounds)
     keys = [k for k in mean_a if k in mean_b]
@@ -99,7 +101,8 @@ def sign_flip(sums: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> 
     Raises:
         EmotraceError: for no clusters, or sums that are not finite.
     """
-    s = np.asarray(sums, dtype=np.float64)
+    arguments.resampling("sign_flip", seed, permutations=permutations)
+    s = arguments.values("sign_flip(sums)", sums)
     if s.ndim != 1 or s.size == 0 or not np.isfinite(s).all():
         raise EmotraceError(f"sign_flip takes one finite sum per cluster, not an array of shape {s.shape}.")
     if permutations < 1:

@@ -55,6 +55,9 @@ def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, A
     """
     if isinstance(texts, str) or not texts:
         raise EmotraceError("response_statistics takes a list of at least one text.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EmotraceError(f"response_statistics: text {i} is {text!r}; a text is due.")
     texts = [cleaned(text) for text in texts] if clean else list(texts)
     variety = {n: np.array([distinct(text, n) for text in texts]) for n in (1, 2)}
     return {

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError
 
 
@@ -21,7 +22,7 @@ def dip(sample: ArrayLike) -> float:
     Raises:
         EmotraceError: for an empty sample or values that are not finite.
     """
-    x = np.sort(np.asarray(sample, dtype=np.float64).ravel())
+    x = np.sort(arguments.values("dip(sample)", sample).ravel())
     n = len(x)
     if n == 0 or not np.isfinite(x).all():
         raise EmotraceError(f"dip: {n} values; at least one, and all of them finite.")
@@ -57,6 +58,7 @@ def dip_test(sample: ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[float
     Returns:
         (dip, p).
     """
+    arguments.resampling("dip_test", seed, draws=draws)
     if draws < 1:
         raise EmotraceError(f"dip_test(draws={draws}): at least 1.")
     found = dip(sample)

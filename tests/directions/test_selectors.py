@@ -88,7 +88,7 @@ def test_selectors_refuse():
         (lambda: directions.orthogonal_to(v, base.isel(dim=slice(0, 3))), "3 along 'dim', not 6"),
         (lambda: directions.without(v, base), "no dim 'component'"),
         (lambda: directions.only_layers(v, [3]), "unknown layer 3"),
-        (lambda: directions.only_layers(v, []), "at least one layer"),
+        (lambda: directions.only_layers(v, []), "at least one"),
         (lambda: directions.only_layers(v, slice(0, 2)), "takes integers"),
     ):
         with pytest.raises(EmotraceError, match=message):
