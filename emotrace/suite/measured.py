@@ -23,7 +23,7 @@ from emotrace.runlog import Log
 from emotrace.stats.responses import cleaned
 from emotrace.suite.measures import of_text
 from emotrace.suite.probability import EmotionClassifier
-from emotrace.suite.raters import Rater, unrated
+from emotrace.suite.raters import LexiconIntensity, Rater, unrated
 
 Row = dict[str, Any]
 PromptOf = Callable[[Mapping[str, Any]], Prompt | None]
@@ -88,7 +88,7 @@ def measure(
     told = [i for i, row in enumerate(found) if query_of(row)]
     if topic is not None and not told:
         raise EmotraceError("topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event').")
-    if hasattr(intensity, "check"):
+    if isinstance(intensity, LexiconIntensity):
         intensity.check([emotions[i] for i in aimed])
     prompts = None if model is None else _plain_ids(found, model, prompt_of or plain_prompt)
     folder = None if out is None else Path(out)
