@@ -15,7 +15,7 @@ COLDEST: Final = 1e-4
 OFF: Final = {
     "num_beams": 1, "num_return_sequences": 1, "min_length": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "remove_invalid_values": False,
-    "renormalize_logits": False, "diversity_penalty": 0.0, "min_p": 0.0, "guidance_scale": 1.0,
+    "renormalize_logits": False, "diversity_penalty": 0.0, "guidance_scale": 1.0,
 }  # fmt: skip
 """What a checkpoint's generation_config.json would otherwise fill in, off."""
 FILLED: Final = (
@@ -65,8 +65,9 @@ def configuration(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
     config.pad_token_id = pad_id
     config.update(**{k: v for k, v in OFF.items() if hasattr(config, k)})
     config.update(**{k: v for k, v in decoding.items() if k != "seed"})
-    if decoding.get("do_sample") and not decoding.get("top_k"):
-        config.top_k = 0
+    if decoding.get("do_sample"):
+        config.min_p = 0.0  # not among `OFF`: of greedy decoding transformers would say that it has no use for it
+        config.top_k = config.top_k if decoding.get("top_k") else 0
     if not decoding.get("min_new_tokens"):
         config.min_new_tokens = None
     return config
