@@ -21,6 +21,7 @@ from emotrace.labels import EmotraceError
 from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import Site
 from emotrace.traced import runs
 from emotrace.traced.finite import Watch
 
@@ -198,6 +199,8 @@ def run(
     first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
     watch = Watch(max(lengths), decoding_.ends_of(config))
     options |= {"generation_config": config, "logits_processor": [watch]}
+    if any(e.site == "logits" or isinstance(e.site, Site) for e in edits) and model._module._supports_logits_to_keep():
+        options["logits_to_keep"] = 0  # all columns of a prompt, of which transformers would compute the last alone
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
         warnings.filterwarnings("ignore", message=".*unwound.*")

@@ -123,3 +123,18 @@ def test_what_arrives_says_where_a_forward_begins():
     for width, arrived in ((4, (5,)), (4, (4, 3)), (4, (3, 2))):
         with pytest.raises(ValueError, match="columns"):
             begins(width, *arrived)
+
+
+@pytest.mark.parametrize("positions", ["prompt", (0, 3), "steer"])
+def test_an_edit_of_logits_finds_all_columns_of_a_prompt(positions):
+    """A prompt's forward would compute the logits of its last token alone."""
+    model = loaded("llama")
+    vector = 30.0 * (torch.arange(tiny.VOCAB) == 77)
+    edits = [et.Scale("logits", strength=0.5, positions="prompt"), et.Add("logits", vector=vector, positions=positions)]
+    rows = et.generate(model, [[11, 12, 13, 14, 15], [21]], edits, max_new_tokens=NEW, progress=False)
+    plain = et.generate(model, [[11, 12, 13, 14, 15], [21]], max_new_tokens=NEW, progress=False)
+    for row, without, n in zip(rows, plain, (5, 1), strict=True):
+        first, stop = POSITIONS[positions](n)
+        raised = [first <= n - 1 + step < stop for step in range(NEW)]
+        assert (row["token_ids"] == without["token_ids"]) == (not any(raised))
+        assert all(token == 77 for token, here in zip(row["token_ids"], raised, strict=False) if here)
