@@ -361,8 +361,9 @@ def test_planted_components_move_the_projection_and_others_do_not(family, kind, 
     else:
         curve = -ablation_curve(known.model, known.prompts, directions, found[kind], how=how, **options)
     least = {"neurons": 1.6, "heads": 4.3 if how != "enhance" else 3.2}[kind]
-    assert (curve["delta"].sel(which="top") > least).all(), "of about 5 that the emotion has"
-    assert (abs(curve["delta"].sel(which="low")) < 0.06 * least).all()
+    top = curve["delta"].sel(which="top", drop=True)
+    assert (top > least).all(), "of about 5 that the emotion has"
+    assert (abs(curve["delta"].sel(which="low")) < 0.06 * top).all(), "which are the lowest hangs on rounding"
     chosen, clean = choose(found[kind]["contrast"], [k], draws=12, per="model"), 0
     for e in EMOTIONS6[2:]:  # decoys write the first two whatever is asked, so that a zero in their place tells
         own = truth.sel(emotion=e)
