@@ -13,10 +13,10 @@ should be none) or ``not built`` (why). What a single function refuses by name i
 
 from __future__ import annotations
 
-import collections
 import multiprocessing
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -62,7 +62,9 @@ def main(
                 bar.update(1)
         names = {n for _, n in wanted}
         rows = [row for row in log.rows() if row["made"] == made and row["class"] in names]
-    table = pd.DataFrame([flat(row) for row in sorted(rows, key=lambda r: (OUTCOMES.index(r["outcome"]), r["class"]))])
+    table: Any = pd.DataFrame(
+        [flat(row) for row in sorted(rows, key=lambda r: (OUTCOMES.index(r["outcome"]), r["class"]))]
+    )
     table.to_csv(out / "families.csv", index=False)
     counts = {outcome: int((table["outcome"] == outcome).sum()) for outcome in OUTCOMES}
     write_json(out / "families.json", {"versions": now, "counts": counts, "classes": rows})
@@ -75,7 +77,7 @@ def main(
 
 def tried(
     todo: list[tuple[str, str]], jobs: int, seconds: float, work: Any = None
-) -> collections.abc.Iterator[tuple[str, str, dict[str, Any]]]:
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(class, model type, what was found) as it becomes known, each within its time limit.
 
     Args:
