@@ -25,6 +25,7 @@ import xarray as xr
 import emotrace as et
 from emotrace import cli, edits, evaluation, judges, presets, runlog, scoring
 from emotrace.datasets import Prompts, read_sev, sev
+from emotrace.forwards import beginnings
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.run import Run
 from emotrace.testing import tiny
@@ -221,7 +222,7 @@ CASES = {
     "generation with a masked model": (lambda: et.generate(loaded("bert"), IDS), "is a masked model"),
     "perplexity with a masked model": (lambda: scoring.perplexity(loaded("bert"), IDS), "is a masked model"),
     "0 new tokens": (lambda: generate(max_new_tokens=0), "max_new_tokens=0: at least 1"),
-    "a temperature of 0": (lambda: generate(do_sample=True, temperature=0.0), "sampling needs temperature > 0"),
+    "a temperature of 0": (lambda: generate(do_sample=True, temperature=0.0), "sampling needs temperature >= 0.0001"),
     # stores and directions
     "no store there": (lambda: et.open_activations(place() / "foreign"), "not an activation store"),
     "a store of other settings": (changed_store, "sites: stored"),
@@ -298,12 +299,29 @@ class _ForwardError(BaseException):
 
 @contextlib.contextmanager
 def no_work():
-    """Neither a trace nor a generation may begin."""
+    """Neither a trace nor a generation may begin, but those with which a load proves what a model allows."""
+    loading, prove = [], beginnings.prove
 
-    def refuse(*_, **__):
-        raise _ForwardError("a model ran before the input was refused")
+    def proven(model):
+        loading.append(model)
+        try:
+            return prove(model)
+        finally:
+            loading.pop()
 
-    with mock.patch.object(runs, "capture", refuse), mock.patch.object(runs, "generate", refuse):
+    def refused(run):
+        def refuse(*args, **options):
+            if loading:
+                return run(*args, **options)
+            raise _ForwardError("a model ran before the input was refused")
+
+        return refuse
+
+    with (
+        mock.patch.object(beginnings, "prove", proven),
+        mock.patch.object(runs, "capture", refused(runs.capture)),
+        mock.patch.object(runs, "generate", refused(runs.generate)),
+    ):
         yield
 
 

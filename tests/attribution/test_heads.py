@@ -258,7 +258,7 @@ def test_bfloat16_weights():
         ({"readout": "normd"}, "Did you mean 'normed'"),
         ({"label": "mood"}, "mood"),
         ({"layers": [7]}, "no layer 7"),
-        ({"layers": slice(0, 2)}, "slices"),
+        ({"layers": slice(0, 2)}, "a slice; give integers"),
         ({"accepted": "p1"}, "one string"),
         ({"accepted": ["p1", "p4"]}, "has emotion 'anger'"),
         ({"directions": lambda d: d.sel(emotion=["anger", "fear"])}, "disgust"),

@@ -9,6 +9,8 @@ from emotrace import directions, interop, stats
 from emotrace.labels import EMOTIONS
 
 E = "emotion_circuits"
+ROUNDING = 2.0**-22
+"""Of sums in float32."""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_the_published_matrix_through_both_readers(oracles, published):
 
 
 def test_norms_of_the_difference_vectors_are_those_of_their_summary(oracles, vectors):
-    """Row 8: norm, mean and standard deviation in float32, to the bit."""
+    """Row 8: norm, mean and standard deviation in float32, to its rounding: the last bit of a sum is the processor's."""
     summary = oracles.json(f"{E}/attention_difference_summary.json")
     assert vectors.sizes == {"emotion": 6, "layer": 28, "head": 24, "head_dim": 128}
     for e in EMOTIONS:
@@ -92,9 +94,9 @@ def test_norms_of_the_difference_vectors_are_those_of_their_summary(oracles, vec
             told = summary[e]["layers"][str(layer)]
             vector = vectors.sel(emotion=e, layer=layer).values.ravel()
             assert told["count"] == 448
-            assert told["norm"] == float(np.linalg.norm(vector))
-            assert told["mean"] == float(vector.mean())
-            assert told["std"] == float(vector.std())
+            assert told["norm"] == pytest.approx(float(np.linalg.norm(vector)), rel=ROUNDING)
+            assert told["mean"] == pytest.approx(float(vector.mean()), rel=ROUNDING)
+            assert told["std"] == pytest.approx(float(vector.std()), rel=ROUNDING)
 
 
 def test_difference_vectors_are_centred(vectors):
@@ -112,7 +114,9 @@ def test_a_written_summary_is_the_published_one(oracles, vectors, tmp_path):
         oracles.json(f"{E}/attention_difference_summary.json"),
     )
     for e in EMOTIONS:
-        assert ours[e]["layers"] == {i: theirs[e]["layers"][i] for i in ("0", "1")}
+        assert list(ours[e]["layers"]) == ["0", "1"]
+        for i, layer in ours[e]["layers"].items():
+            assert layer == pytest.approx(theirs[e]["layers"][i], rel=ROUNDING)
 
 
 def test_published_heads(heads, rows):

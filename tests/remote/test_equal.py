@@ -89,7 +89,7 @@ def test_generation_with_edits(pair, sample):
 
 def test_an_edit_that_never_fires_is_an_error_there_too(pair):
     _, there = pair("llama")
-    with pytest.raises(EmotraceError, match="never fired"):
+    with pytest.raises(EmotraceError, match="would never fire"):
         et.generate(there, IDS, [et.Scale("mlp_out", layers=[0], positions=(50, 60))], max_new_tokens=2, progress=False)
 
 
@@ -245,7 +245,7 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
     for remote, word in (
         (server.url, "needs an API key, and there is none"),
         (Server(server.url, "wrong"), "refuses the API key"),
-        ("somewhere", "give True, 'local', or a URL"),
+        ("somewhere", "is no URL of the web"),
         ("http://127.0.0.1:9", "the server does not answer"),
     ):
         with pytest.raises(EmotraceError, match=word):
