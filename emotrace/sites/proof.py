@@ -123,7 +123,7 @@ def width_of(call: Call) -> int:
 def _add_z(proof: LayerProof, plain: Callable[..., Address], inside: list[Call], closure: _Closure, width: int) -> None:
     hits = [c for c in inside if _is_projection(c.module) and c.out is not None and c.out.shape[-1] == width]
     o_proj = max((c for c in hits if c.order_out <= closure.attn.order_out), key=lambda c: c.order_out, default=None)
-    if o_proj is None or o_proj.inp is None:
+    if o_proj is None or o_proj.inp is None or not _ends(o_proj, closure.attn):
         return
     error, tolerance = linear(o_proj)
     if error <= tolerance:
@@ -282,12 +282,16 @@ def _close_post_ln(block: Call, inside: list[Call], outside: list[Call], unlike:
 def _down_projection(outside: list[Call], mlp: Call, width: int) -> Call | None:
     """The projection whose output is the MLP branch, or is what the post-norm that ends the branch was given."""
     hits = [c for c in outside if _is_projection(c.module) and c.out is not None and c.out.shape[-1] == width]
-    for call in sorted(hits, key=lambda c: -c.order_out):
-        assert call.out is not None
-        for branch in (mlp.out, mlp.inp):
-            if branch is not None and branch.numel() == call.out.numel() and torch.equal(rows(branch), rows(call.out)):
-                return call
-    return None
+    return next((c for c in sorted(hits, key=lambda c: -c.order_out) if _ends(c, mlp)), None)
+
+
+def _ends(projection: Call, branch: Call) -> bool:
+    """Whether what a projection returns is the branch to the last bit, or what the post-norm that ends the branch is given."""
+    out = projection.out
+    return out is not None and any(
+        end is not None and end.numel() == out.numel() and torch.equal(rows(end), rows(out))
+        for end in (branch.out, branch.inp)
+    )
 
 
 def _activation(outside: list[Call], down: Call) -> tuple[Call, tuple[str, int | None] | None, float] | None:

@@ -178,3 +178,20 @@ def test_a_site_that_the_weights_do_not_confirm_says_why():
         EmotraceError, match=r"layer 0 .* has no site 'neuron'.*holds on the twin but not on the weights"
     ):
         find(model).address("neuron", 0)
+
+
+@pytest.mark.parametrize(("part", "site"), [("LlamaAttention", "z"), ("LlamaMLP", "neuron")])
+def test_a_branch_that_is_not_its_projection_has_no_heads_or_neurons(monkeypatch, part, site):
+    """Half of what the projection returns: W·z would be twice what joins the residual stream."""
+    cls = getattr(transformers.models.llama.modeling_llama, part)
+    whole = cls.forward
+
+    def half(self, *args, **kwargs):
+        out = whole(self, *args, **kwargs)
+        return (out[0] * 0.5, *out[1:]) if isinstance(out, tuple) else out * 0.5
+
+    monkeypatch.setattr(cls, "forward", half)
+    sites = find(build("LlamaForCausalLM", **GQA))
+    assert sites.has("attn_out")
+    assert sites.has("mlp_out")
+    assert not sites.has(site)
