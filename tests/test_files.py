@@ -115,3 +115,12 @@ def test_rows_of_replies_hold_what_they_should(tmp_path):
     path.write_text("\n")
     with pytest.raises(EmotraceError, match="has no rows"):
         read_rows(path)
+
+
+def test_half_a_surrogate_pair_may_be_said_but_is_no_name(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(r'{"key": "a", "gen_text": "x \ud800", "verdict": {"match": null, "reason": "\ud800"}}' + "\n")
+    assert read_rows(path)[0]["gen_text"] == "x \ud800"
+    path.write_text(r'{"key": "a \ud800", "gen_text": "x"}' + "\n")
+    with pytest.raises(EmotraceError, match="field 'key' is"):
+        read_rows(path)

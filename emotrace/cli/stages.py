@@ -70,12 +70,16 @@ def judge(
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
-    from emotrace.datasets.rows import read_rows
+    from emotrace.datasets.rows import has_half, read_rows
     from emotrace.runlog import IDENTITY, Log, write_rows
 
     to_file(out, "--out")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
     replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
+    if all(has_half(row["gen_text"]) for row in replies):  # one such reply among others ends nothing
+        raise EmotraceError(
+            f"{rows}: every reply holds half of a surrogate pair, which is no text: there is nothing to judge."
+        )
     identity = IDENTITY if all("method" in r for r in replies) else ("key",)  # published rows name no method
     with Log(out.with_name(out.name + ".verdicts"), identity) as log:
         judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)

@@ -57,11 +57,22 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
 
 
 def _text(value: Any) -> bool:
+    """A text that every file and tokenizer takes."""
+    return isinstance(value, str) and not has_half(value)
+
+
+def has_half(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, as replies and reasons from elsewhere sometimes do."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _said(value: Any) -> bool:
+    """What a model said, with whatever halves of characters."""
     return isinstance(value, str)
 
 
 def _name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return _text(value) and bool(value.strip())
 
 
 def _ids(value: Any) -> bool:
@@ -107,7 +118,7 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "method": ("a name", _name),
     "draw": ("a whole number from 0", _count),
     "emotion": ("a name", _text),
-    "gen_text": ("a text", _text),
+    "gen_text": ("a text", _said),
     "token_ids": ("a list of token ids", _ids),
     "verdict": (_A_VERDICT, _verdict),
     "verdict_target": (_A_VERDICT, _verdict),
