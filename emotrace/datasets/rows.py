@@ -95,7 +95,7 @@ def _verdict(value: Any) -> bool:
     """Blind and target-aware verdicts, and the published ones."""
     if not isinstance(value, Mapping):
         return False
-    texts = all(value.get(name) is None or _text(value[name]) for name in ("predicted", "judge", "reason"))
+    texts = all(value.get(name) is None or _said(value[name]) for name in ("predicted", "judge", "reason"))
     match = value.get("match")
     return texts and (match is None or (isinstance(match, int) and match in (0, 1)))
 

@@ -131,7 +131,7 @@ def test_view_refusals():
         ("not zero", lambda: top_tokens(lm, directions() * 0)),
         ("1 to 160", lambda: top_tokens(lm, directions(), 0)),
         ("units 0 to 47", lambda: top_prompts(lm, PROMPTS, 1, [48])),
-        ("units=none", lambda: top_prompts(lm, PROMPTS, 1, [])),
+        ("is empty", lambda: top_prompts(lm, PROMPTS, 1, [])),
         ("at least 1", lambda: top_prompts(lm, PROMPTS, 1, 0, k=0)),
         ("has no site 'neuron'", lambda: top_prompts(loaded("mixtral"), PROMPTS, 1, 0)),
     ):

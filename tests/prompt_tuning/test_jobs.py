@@ -90,8 +90,8 @@ def test_several_processes_do_the_same(tmp_path):
 def test_what_cannot_be_tuned_is_refused_before_anything_is(tmp_path):
     cases = [
         ({"emotions": ("joy", "rage")}, "unknown emotion 'rage'"),
-        ({"emotions": "joy"}, "a list of emotions"),
-        ({"emotions": ("joy", "joy")}, "none of them twice"),
+        ({"emotions": "joy"}, "a list of names"),
+        ({"emotions": ("joy", "joy")}, "occurs twice"),
         ({"recipe": replace(RECIPE, words=("no", "yes"))}, "'no' is no single token"),
         ({"recipe": replace(RECIPE, length=500)}, "no room for text"),
         ({"processes": 2}, "give its directory or hub id"),
