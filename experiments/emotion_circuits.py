@@ -86,7 +86,8 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Emotion directions, circuits, steering and modulation, from prompts to a judged report."""
-    et.datasets.refuse_shared(*map(et.datasets.read_sev, (test, train)), f"--test {test}", f"--train {train}")
+    tested, trained = et.datasets.read_sev(test), et.datasets.read_sev(train)
+    et.datasets.refuse_shared(tested, trained, f"--test {test}", f"--train {train}")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
     prompts = et.datasets.sev(train, limit=limit)
     asked = et.datasets.sev(test, limit=limit)
