@@ -1,5 +1,6 @@
 """Generation with edits equals torch hooks, token for token, under every position policy."""
 
+import copy
 import json
 from contextlib import ExitStack
 
@@ -175,12 +176,13 @@ def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("remote", [False, "local"])
-def test_settings_beside_the_weights_change_no_reply(remote):
+def test_settings_beside_the_weights_change_no_reply(remote, monkeypatch):
     """A checkpoint's generation_config.json may ask for beams, penalties and forbidden tokens."""
     lm = loaded("llama") if not remote else et.load(loaded("llama")._module, remote="local")
     sampled = {"do_sample": True, "temperature": 1.5, "top_p": 0.95, "seed": 4}
     plain = [et.generate(lm, IDS, max_new_tokens=NEW, progress=False, **how) for how in ({}, sampled)]
-    own = lm._module.generation_config
+    own = copy.deepcopy(lm._module.generation_config)
+    monkeypatch.setattr(lm._module, "generation_config", own)
     seen = sorted({t for row in plain[0] + plain[1] for t in row["token_ids"]})
     own.update(
         num_beams=3, suppress_tokens=seen[:9], bad_words_ids=[[seen[-1]]], min_length=30, typical_p=0.1,
@@ -192,12 +194,12 @@ def test_settings_beside_the_weights_change_no_reply(remote):
     assert own.num_beams == 3
 
 
-def test_a_reply_of_full_length_ends_with_the_token_that_the_model_forces():
+def test_a_reply_of_full_length_ends_with_the_token_that_the_model_forces(monkeypatch):
     """As transformers' own ``generate``: Bart's configuration forces an end, and that is no setting of the sampling."""
     lm = loaded("llama")
     plain = et.generate(lm, IDS, max_new_tokens=NEW, progress=False)
     forced = next(t for t in range(3, 90) if all(t not in row["token_ids"] for row in plain))
-    lm._module.generation_config.forced_eos_token_id = forced
+    monkeypatch.setattr(lm._module.generation_config, "forced_eos_token_id", forced)
     got = et.generate(lm, IDS, max_new_tokens=NEW, progress=False)
     full = [row for row in plain if len(row["token_ids"]) == NEW]
     assert full
