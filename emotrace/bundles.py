@@ -1,7 +1,7 @@
 """Bundles: labelled numbers as ``NAME.safetensors`` and ``NAME.json``; nothing is pickled.
 
-Each file is written beside its place, synced and renamed. The JSON file comes last and carries the digest of the numbers, so
-a bundle is whole or refused.
+Each file is written beside its place, synced and renamed. The JSON file comes last and carries the digests of the numbers and
+of what it says itself, so a bundle is whole or refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from emotrace.labels import EmotraceError, filename
 from emotrace.texts import to_json
 
 FORMAT = 1
+CONTENT = "content_sha256"
+"""Entry of a manifest: the digest of all the others; manifests of earlier versions have none."""
 
 
 def write(folder: str | Path, name: str, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:
@@ -43,7 +45,7 @@ def write(folder: str | Path, name: str, tensors: Mapping[str, np.ndarray], abou
     filename(name, f"{folder}")
     blob = save_tensors({k: np.array(v, order="C") for k, v in tensors.items()})
     described = {"format": FORMAT, **about, "sha256": hashlib.sha256(blob).hexdigest()}
-    text = to_json(described, indent=1) + "\n"
+    text = to_json({**described, CONTENT: content(described)}, indent=1) + "\n"
     replace_file(folder / f"{name}.safetensors", blob)
     replace_file(folder / f"{name}.json", text.encode())
     return folder / f"{name}.json"
@@ -65,11 +67,29 @@ def read(folder: str | Path, name: str, what: str) -> tuple[dict[str, Any], dict
         if not file.is_file():
             raise EmotraceError(f"{file} does not exist; {what}: a folder with {name}.json and its safetensors.")
     about, tensors = read_pair(described, numbers, what)
-    version = about.pop("format", None)
+    version = about.get("format")
     if version != FORMAT:
         raise EmotraceError(f"{described} has format {version!r}; this version reads {FORMAT}.")
-    del about["sha256"]
-    return about, tensors
+    confirm(described, about)
+    return {k: v for k, v in about.items() if k not in ("format", "sha256", CONTENT)}, tensors
+
+
+def confirm(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that does not say what was written.
+
+    Raises:
+        EmotraceError: naming it; one of an earlier version, without a digest of its own, passes.
+    """
+    if manifest.get(CONTENT, (told := content(manifest))) != told:
+        raise EmotraceError(
+            f"{path} is damaged: it does not say what was written (its digest differs). Write it again."
+        )
+
+
+def content(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, as canonical JSON, but for this entry itself."""
+    told = {k: v for k, v in manifest.items() if k != CONTENT}
+    return hashlib.sha256(json.dumps(json.loads(to_json(told)), sort_keys=True).encode()).hexdigest()
 
 
 def read_pair(described: Path, numbers: Path, what: str = "numbers") -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -51,9 +51,25 @@ def test_a_write_that_fails_leaves_the_old_bundle(tmp_path, monkeypatch):
 def test_directions_whose_manifest_does_not_fit_are_one_error(tmp_path):
     array = xr.DataArray(np.ones((2, 3), "float32"), dims=("emotion", "dim"), coords={"emotion": ["joy", "fear"]})
     file = directions.save(array, tmp_path)
-    whole = file.read_text()
+    told = json.loads(file.read_text())
+    del told[bundles.CONTENT]  # as an earlier version wrote it
+    whole = json.dumps(told)
     for old, new in (('"coords": {', '"coord": {'), ('"fear"', '"fear", "joy"'), ('"dims": [', '"dims": ["x", ')):
         assert old in whole
         file.write_text(whole.replace(old, new, 1))
         with pytest.raises(EmotraceError, match="does not describe its numbers"):
             directions.load(tmp_path)
+
+
+def test_a_manifest_whose_labels_changed_is_refused_and_one_without_a_digest_is_read(tmp_path):
+    array = xr.DataArray(np.eye(2, 3), dims=("emotion", "dim"), coords={"emotion": ["joy", "fear"]})
+    file = directions.save(array, tmp_path)
+    told = json.loads(file.read_text())
+    told["coords"]["emotion"]["values"].reverse()
+    file.write_text(json.dumps(told))
+    with pytest.raises(EmotraceError, match="does not say what was written"):
+        directions.load(tmp_path)
+    told["coords"]["emotion"]["values"].reverse()
+    del told[bundles.CONTENT]
+    file.write_text(json.dumps(told))
+    xr.testing.assert_identical(directions.load(tmp_path), array)

@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_tensors
 
 from emotrace import disk
 from emotrace.attribution.files import plain
-from emotrace.bundles import read_pair
+from emotrace.bundles import CONTENT, confirm, content, read_pair
 from emotrace.disk import replace_file, write_json
 from emotrace.labels import EmotraceError, filename
 
@@ -101,7 +101,7 @@ class Sums:
             "identity": self.identity,
         }
         replace_file(self._numbers(done), blob)
-        write_json(self._manifest, manifest)
+        write_json(self._manifest, {**manifest, CONTENT: content(manifest)})
         for path in self.out.glob(f"{self.name}.*.safetensors"):  # of the commit before, and of one that was killed
             if path.suffixes[-2][1:].isdigit() and path != self._numbers(done):
                 path.unlink(missing_ok=True)
@@ -122,6 +122,7 @@ class Sums:
             numbers = self._manifest.with_name(Path(found["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:
             raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
+        confirm(self._manifest, found)
         disk.settle(self.out or "", identity, self.identity, FREE, what=f"{self.name}.json")
         _, arrays = read_pair(self._manifest, numbers)
         self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}

@@ -52,7 +52,7 @@ def problem(root: Path, name: str, wanted: Any) -> str | None:
         return "missing"
     except OSError as error:
         return f"unreadable ({error})"
-    return difference(len(data), layout.checksum(data), wanted)
+    return difference(len(data), layout.checksum(data, like=wanted[1]), wanted)
 
 
 def state(status: os.stat_result) -> tuple[int, int, int]:

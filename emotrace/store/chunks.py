@@ -6,7 +6,6 @@ import itertools
 import math
 import mmap
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from xarray.core import indexing
 
 from emotrace.labels import EmotraceError
 from emotrace.store import checks
-from emotrace.store.layout import checksum, commit_record, damaged, encoder
+from emotrace.store.layout import checksum, commit_record, damaged, encoder, extend, shown
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Bytes read at once while a checksum is made: what stays in a core's cache."""
 
 
@@ -95,43 +94,48 @@ class ChunkArray(BackendArray):
             status = os.fstat(fd)
             at, size = checks.state(status), status.st_size
             known = checks.sound(path, at)
+            wanted = None if known else self._wanted(name, group)
             expected = None if self._codec is not None else self._row_bytes * self.row_group
             if expected is not None and size != expected:
                 raise ValueError(f"it has {size} bytes instead of {expected}")
             if self._codec is not None:
                 raw = _read(fd, np.empty(size, np.uint8), 0)
-                crc = None if known else checksum(raw)
-                self._confirm(name, group, size, crc)
+                if wanted is not None:
+                    _confirm(size, checksum(raw, like=wanted[1]), wanted)
                 chunk = np.frombuffer(self._codec.decode(raw), self.variable.dtype).reshape(self._chunk_shape)
                 out[...] = _take(chunk, local, rest)
             elif whole and isinstance(local, slice):
                 begin = local.start * self._row_bytes
-                if known:
+                if wanted is None:
                     _read(fd, out, begin)
                 else:
-                    self._confirm(name, group, size, _read_all(fd, size, out, begin))
+                    _confirm(size, _read_all(fd, size, out, begin, wanted[1]), wanted)
             else:
                 with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
-                    self._confirm(name, group, size, None if known else checksum(mapped))
+                    if wanted is not None:
+                        _confirm(size, checksum(mapped, like=wanted[1]), wanted)
                     chunk = np.frombuffer(mapped, self.variable.dtype).reshape(self._chunk_shape)
                     out[...] = _take(chunk, local, rest)
                     del chunk  # releases the map
-            if not known:
+            if wanted is not None:
                 checks.note(path, at)
         finally:
             os.close(fd)
 
-    def _confirm(self, name: str, group: int, size: int, crc: str | None) -> None:
-        """Compare a chunk with its commit record; ``crc`` is None where that was done before."""
-        if crc is None:
-            return
+    def _wanted(self, name: str, group: int) -> Any:
+        """Size and checksum of a chunk in its commit record."""
         if group not in self._records:
             self._records[group] = checks.read_record(self.root, commit_record(group), "chunks")
         wanted = self._records[group].get(name)
         if wanted is None:
             raise ValueError("its commit record does not name it")
-        if (found := checks.difference(size, crc, wanted)) is not None:
-            raise ValueError(found)
+        return wanted
+
+
+def _confirm(size: int, crc: str, wanted: Any) -> None:
+    """Refuse a chunk that is not what was committed."""
+    if (found := checks.difference(size, crc, wanted)) is not None:
+        raise ValueError(found)
 
 
 def existing(variable: Variable) -> str:
@@ -183,7 +187,7 @@ def _read(fd: int, out: np.ndarray, offset: int) -> np.ndarray:
     return out
 
 
-def _read_all(fd: int, size: int, out: np.ndarray, begin: int) -> str:
+def _read_all(fd: int, size: int, out: np.ndarray, begin: int, like: str) -> str:
     """Fill a contiguous array with the bytes from ``begin`` on; returns the checksum of the whole file."""
     view = out.data.cast("B")
     spare = memoryview(bytearray(min(BLOCK, size)))
@@ -196,8 +200,8 @@ def _read_all(fd: int, size: int, out: np.ndarray, begin: int) -> str:
         got = os.preadv(fd, [part], at)
         if not got:
             raise ValueError("the file ends too early")
-        crc, at = zlib.crc32(part[:got], crc), at + got
-    return f"{crc:08x}"
+        crc, at = extend(crc, part[:got], like), at + got
+    return shown(crc, like)
 
 
 def lazy(array: BackendArray) -> Any:

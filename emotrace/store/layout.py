@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from emotrace import disk
@@ -40,6 +41,8 @@ COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
 PARTIAL = ".partial"
+CASTAGNOLI = "crc32c:"
+"""What CRC-32C checksums begin with."""
 
 
 def commit_record(group: int) -> str:
@@ -47,12 +50,29 @@ def commit_record(group: int) -> str:
     return f"{COMMITS}/{group:06d}.json"
 
 
-def checksum(*parts: Any) -> str:
-    """CRC-32 of bytes-like parts taken together, as 8 hex digits."""
+def checksum(*parts: Any, like: str = CASTAGNOLI) -> str:
+    """Checksum of bytes-like parts taken together, of the kind of another.
+
+    Args:
+        parts: whose bytes follow each other.
+        like: a checksum, which says the kind: CRC-32C with its name in front, or the bare CRC-32 of earlier stores.
+    """
     value = 0
     for part in parts:
-        value = zlib.crc32(part, value)
-    return f"{value:08x}"
+        value = extend(value, part, like)
+    return shown(value, like)
+
+
+def extend(value: int, part: Any, like: str) -> int:
+    """The value of a checksum after more bytes; CRC-32C takes a fraction of the time that CRC-32 does."""
+    if like.startswith(CASTAGNOLI):
+        return google_crc32c.extend(value, np.frombuffer(part, np.uint8)) if len(part) else value
+    return zlib.crc32(part, value)
+
+
+def shown(value: int, like: str) -> str:
+    """A checksum as records have it."""
+    return f"{CASTAGNOLI if like.startswith(CASTAGNOLI) else ''}{value:08x}"
 
 
 def encoder(variable: Variable) -> Any | None:

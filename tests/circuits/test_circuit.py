@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import emotrace as et
+from emotrace import bundles
 from emotrace import edits as edits_
 from emotrace.attribution import files
 from emotrace.circuits import Circuit
@@ -197,6 +198,10 @@ def test_damaged_and_foreign_files(make, tmp_path):
     ):
         manifest = json.loads(whole)
         manifest["attrs"] |= change
+        described.write_text(json.dumps(manifest))
+        with pytest.raises(EmotraceError, match="does not say what was written"):
+            Circuit.load(tmp_path / "a")
+        del manifest[bundles.CONTENT]  # as an earlier version wrote it
         described.write_text(json.dumps(manifest))
         with pytest.raises(EmotraceError, match=word):
             Circuit.load(tmp_path / "a")

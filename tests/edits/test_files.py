@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import edits
+from emotrace import bundles, edits
 from emotrace.labels import EmotraceError
 
 V = np.arange(8, dtype=np.float32)
@@ -60,13 +60,16 @@ def test_damaged_files_are_named(tmp_path):
     mine = [et.Add("resid_post", layers=[0], vector=V)]
     edits.save(mine, tmp_path)
     whole = (tmp_path / "edits.json").read_text()
+    told = {k: v for k, v in json.loads(whole).items() if k != bundles.CONTENT}
+    early = json.dumps(told)  # as an earlier version wrote it
     for text, message in (
+        (whole.replace('"steer"', '"last"'), "does not say what was written"),
         ("{", "damaged"),
         ("[3]", "damaged or no manifest of edits"),
-        (json.dumps({**json.loads(whole), "edits": 3}), "no manifest of edits"),
-        (json.dumps({**json.loads(whole), "edits": [3]}), "entry 0 is no edit"),
-        (whole.replace('"strength"', '"strenght"'), "entry 0 is damaged.*strenght"),
-        (whole.replace('"steer"', '"ster"'), "Did you mean 'steer'"),
+        (json.dumps({**told, "edits": 3}), "no manifest of edits"),
+        (json.dumps({**told, "edits": [3]}), "entry 0 is no edit"),
+        (early.replace('"strength"', '"strenght"'), "entry 0 is damaged.*strenght"),
+        (early.replace('"steer"', '"ster"'), "Did you mean 'steer'"),
     ):
         (tmp_path / "edits.json").write_text(text)
         with pytest.raises(EmotraceError, match=message):

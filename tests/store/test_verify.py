@@ -1,7 +1,12 @@
+import json
+import zlib
+
+import numpy as np
 import pytest
 
 from emotrace import store
 from emotrace.labels import EmotraceError
+from emotrace.store import layout
 
 
 def test_a_sound_store_has_no_damage_also_while_it_is_written(make, stored, tmp_path):
@@ -35,6 +40,23 @@ def test_every_kind_of_damage_is_named(stored):
     assert found["residual/residual/c.0.0.0.0"].problem == "missing"
     assert found["z/z/c.1.3.0.0"].problem.startswith("truncated")
     assert found["emotion/c/0"].group is None
+
+
+def test_a_store_of_the_version_before_is_checked_by_its_own_checksums(stored):
+    path, _, whole = stored
+    for record in (path / "row_groups/commit").glob("[0t]*.json"):
+        told = json.loads(record.read_text())
+        for name, entry in (told.get("chunks") or told["files"]).items():
+            assert entry[1].startswith("crc32c:")
+            entry[1] = f"{zlib.crc32((path / name).read_bytes()):08x}"
+        record.write_bytes(layout.dump(told))
+    assert store.verify(path) == []
+    np.testing.assert_array_equal(store.open_activations(path).residual.values, whole["residual"])
+    chunk = path / "residual/residual/c.1.0.2.0"
+    data = bytearray(chunk.read_bytes())
+    data[17] ^= 4
+    chunk.write_bytes(data)
+    assert [d.path for d in store.verify(path)] == ["residual/residual/c.1.0.2.0"]
 
 
 def test_info_and_ls(stored):
