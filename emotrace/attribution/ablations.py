@@ -181,7 +181,7 @@ def _ablations(site: str, components: Components, vector: Any, positions: Positi
     for layer in sorted(components):
         chosen = sorted(int(i) for i in components[layer])
         if chosen:
-            which = {"units": chosen} if site == "neuron" else {"heads": chosen}
+            which: dict[str, Any] = {"units": chosen} if site == "neuron" else {"heads": chosen}
             edits.append(Ablate(site, layers=layer, positions=positions, vector=vector(layer, chosen), **which))
     if not edits:
         raise EmotraceError("an ablation needs at least one component.")
