@@ -32,8 +32,9 @@ sweep: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/sweep_families.py --jobs 2 --out runs/sweep
 
 # Two workers with one torch thread each: more threads than cores stand in each other's way.
+# Files run in their own order: by the number of their tests, the slowest (a whole study) would come last, on one worker.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emotrace import bundles
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning import Recipe, find, jobs, tune_all, workers
@@ -110,7 +111,12 @@ def test_prompts_of_other_settings_are_not_mixed(tmp_path):
     with pytest.raises(EmotraceError, match="weights_hash: "):
         run(tmp_path, loaded("roberta", seed=3), emotions=("joy",), seeds=(1,))
     file = tmp_path / "joy-1" / "prompt.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "task": "another"}))
+    told = {**json.loads(file.read_text()), "task": "another"}
+    file.write_text(json.dumps(told))
+    with pytest.raises(EmotraceError, match="does not say what was written"):
+        run(tmp_path, emotions=("joy",), seeds=(1,))
+    del told[bundles.CONTENT]  # as an earlier version wrote it
+    file.write_text(json.dumps(told))
     with pytest.raises(EmotraceError, match="task: 'another' there"):
         run(tmp_path, emotions=("joy",), seeds=(1,))
 
