@@ -84,8 +84,8 @@ def test_select_takes_n(values, n, absolute):
     chosen = discovery.select(score, n, absolute=absolute)
     assert int(chosen.sum()) == n
     size = np.abs(values) if absolute else np.array(values)
-    if 0 < n < len(values):
-        assert size[chosen.values].min() >= size[~chosen.values].max()
+    if 0 < n < len(values):  # values that differ by rounding alone are one value: whichever comes first is taken
+        assert size[chosen.values].min() >= size[~chosen.values].max() - TIED * np.abs(values).max()
 
 
 @pytest.mark.parametrize(
