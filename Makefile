@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo study sweep test lint clean setup
+.PHONY: demo study sweep test benchmarks fuzz lint clean setup
 
 setup: $(READY)
 
@@ -35,6 +35,14 @@ sweep: $(READY)
 # Files run in their own order: by the number of their tests, the slowest (a whole study) would come last, on one worker.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+
+# The benchmarks from end to end on tiny sizes: that they run, not how fast (they themselves: experiments/benchmarks/README.md).
+benchmarks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m benchmark tests/experiments
+
+# The property tests with other random inputs than `make test`, which tries the same ones every time.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m hypothesis --hypothesis-profile=fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,7 +7,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.oracles import Oracles
 
-settings.register_profile("emotrace", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+# The same inputs in every run, so that a commit that passed passes again; `make fuzz` tries others.
+QUIET = [HealthCheck.too_slow]
+settings.register_profile("emotrace", deadline=None, max_examples=25, derandomize=True, suppress_health_check=QUIET)
+settings.register_profile("fuzz", deadline=None, max_examples=200, suppress_health_check=QUIET)
 settings.load_profile("emotrace")
 
 

@@ -19,7 +19,13 @@ def spine(*flags):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", sorted(QUESTIONS))
+QUICKEST = "read"
+"""The question that every run of the tests asks; the others run by `make benchmarks`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == QUICKEST else pytest.mark.benchmark) for n in sorted(QUESTIONS)]
+)
 def test_a_question_is_answered(name):
     done = spine("--only", name)
     assert done.returncode == 0, done.stderr
@@ -28,6 +34,7 @@ def test_a_question_is_answered(name):
     assert all(float(row.split("|")[2].split()[0]) > 0 for row in rows)
 
 
+@pytest.mark.benchmark
 @pytest.mark.parametrize("name", ["heads_shipped", "sublayers_shipped"])
 def test_attribution_is_compared_with_what_it_replaces(name):
     command = [sys.executable, str(SPINE.with_name("attribution.py")), "--quick", "--only", name]

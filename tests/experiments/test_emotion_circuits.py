@@ -16,7 +16,7 @@ from emotrace.labels import METHODS, EmotraceError
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "sev.jsonl", "test": ROOT / "data" / "test_set.jsonl",
-    "judge": "lexicon", "limit": 8, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
+    "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
     "curve_draws": 1, "neurons_per_layer": 20,
     "heads_per_layer": 2, "preset": None, "max_new_tokens": 14, "batch_size": 32, "target_aware": False, "label_map": None,
     "price": None, "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
@@ -70,7 +70,7 @@ def test_every_method_answers_every_prompt(done):
     rows = [json.loads(line) for line in (done / "generations.jsonl").read_text().splitlines()]
     assert {r["method"] for r in rows} == set(METHODS)
     for method in METHODS:
-        assert len({r["key"] for r in rows if r["method"] == method}) == 8 * 3 * 6
+        assert len({r["key"] for r in rows if r["method"] == method}) == 4 * 3 * 6
     assert all(r["verdict"]["match"] in (0, 1) and "fluent" in r["meta"] for r in rows)
 
 
@@ -90,8 +90,8 @@ def test_the_report_says_what_was_chosen_and_what_it_cost(done):
 
 def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     report = json.loads((done / "report.json").read_text())
-    assert report["directions"] == {"n_groups": report["directions"]["n_groups"], "fitted_on": 6, "chosen_on": 2}
-    assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 6 * 3
+    assert report["directions"] == {"n_groups": report["directions"]["n_groups"], "fitted_on": 3, "chosen_on": 1}
+    assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 3 * 3
 
 
 def test_again_it_computes_nothing_and_says_the_same(done, study):
