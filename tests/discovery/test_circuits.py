@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import emotrace as et
 from emotrace import discovery, report
 from emotrace.discovery.evaluation import area
+from emotrace.stats.ties import TIED
 from tests.discovery.conftest import planted
 
 
