@@ -41,10 +41,10 @@ if TYPE_CHECKING:
         suite,
         testing,
     )
-    from emotrace.capturing import capture
     from emotrace.circuits import Circuit
     from emotrace.edits import Ablate, Add, Project, Scale
-    from emotrace.generation import generate
+    from emotrace.forwards.capturing import capture
+    from emotrace.forwards.generation import generate
     from emotrace.labels import EMOTIONS, EMOTIONS_EV, SITES, SUBLAYERS, VALENCES, EmotraceError
     from emotrace.model import load
     from emotrace.provenance import adopt
@@ -58,10 +58,10 @@ _ROOMS = (
     "prompt_tuning", "report", "rsa", "scoring", "sites", "stats", "store", "suite", "testing",
 )  # fmt: skip
 _NAMES = {
-    "capture": "capturing",
+    "capture": "forwards.capturing",
     "Circuit": "circuits",
     **dict.fromkeys(("Ablate", "Add", "Project", "Scale"), "edits"),
-    "generate": "generation",
+    "generate": "forwards.generation",
     **dict.fromkeys(("EMOTIONS", "EMOTIONS_EV", "SITES", "SUBLAYERS", "VALENCES", "EmotraceError"), "labels"),
     "load": "model",
     "adopt": "provenance",

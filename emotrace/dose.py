@@ -16,9 +16,9 @@ from emotrace.datasets import Prompts
 from emotrace.edits import digest as edits_digest
 from emotrace.edits import mixture
 from emotrace.files import to_folder
-from emotrace.generation import generate
+from emotrace.forwards.generation import generate
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.model import made_by
 from emotrace.runlog import Log
 from emotrace.stats.doses import bisect
 

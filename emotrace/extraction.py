@@ -19,12 +19,12 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, directions, disk
-from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts, hold_out
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
 from emotrace.directions.vectors import METHODS, Method
 from emotrace.files import to_folder
-from emotrace.generation import generate
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
 
 TEMPLATES: Final[Mapping[str, str]] = {

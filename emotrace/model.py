@@ -13,15 +13,13 @@ from nnsight import TransformersModel
 from emotrace import checkpoints, configs, traced
 from emotrace import sites as sites_
 from emotrace.forwards import beginnings
-from emotrace.forwards.entering import enter, inputs, lock, locked
-from emotrace.identity import identity, made_by, versions
+from emotrace.forwards.entering import inputs, lock
+from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
 from emotrace.remote.confirm import confirm
 from emotrace.specials import check_switch
 from emotrace.templates import DATE, Encoder
-
-__all__ = ["enter", "identity", "inputs", "is_causal", "load", "locked", "made_by", "versions"]
 
 nnsight.register(traced)  # what runs inside a trace ships by value to a remote server
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from emotrace import disk
 from emotrace.disk import write_json
+from emotrace.identity import versions
 from emotrace.labels import EmotraceError
-from emotrace.model import versions
 from emotrace.secrets import command_line
 
 FREE = ("command", "versions", "python", "started", "finished", "seconds")

@@ -13,8 +13,9 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
+from emotrace.forwards.entering import enter, inputs
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
 from emotrace.traced import scores

@@ -29,8 +29,8 @@ import torch
 import typer
 
 from emotrace.cli import experiment
+from emotrace.identity import versions
 from emotrace.labels import EmotraceError
-from emotrace.model import versions
 from emotrace.runlog import Log, progress, write_json
 
 FRESH = 25

@@ -11,9 +11,9 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import discovery, extraction, prompt_tuning, stats
-from emotrace.conversation import Conversation
 from emotrace.datasets import Prompts
 from emotrace.edits import check, refuse_unreached
+from emotrace.forwards.conversation import Conversation
 from emotrace.judges import flags
 from emotrace.suite import arms, measure
 from emotrace.suite.raters import LexiconIntensity

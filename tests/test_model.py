@@ -13,8 +13,10 @@ import transformers
 from nnsight import TransformersModel
 
 from emotrace import traced
+from emotrace.forwards.entering import locked
+from emotrace.identity import identity
 from emotrace.labels import EmotraceError
-from emotrace.model import identity, load, locked
+from emotrace.model import load
 from emotrace.testing import conformance, hooks, tiny
 
 

@@ -15,8 +15,8 @@ from tokenizers import processors
 
 import emotrace as et
 from emotrace.cli.app import app
-from emotrace.conversation import Conversation
 from emotrace.datasets import Prompt, Prompts
+from emotrace.forwards.conversation import Conversation
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.store.layout import differences

@@ -10,11 +10,11 @@ from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import auroc, top
 from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
-from emotrace.attribution.streams import stream
 from emotrace.attribution.sublayers import sublayer_influence
-from emotrace.attribution.sums import Sums
 from emotrace.attribution.views import attention, top_prompts, top_tokens
 from emotrace.attribution.weights import Projection, projection
+from emotrace.forwards.streams import stream
+from emotrace.forwards.sums import Sums
 
 __all__ = [
     "Projection",

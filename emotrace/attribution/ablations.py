@@ -14,10 +14,10 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.attribution.sets import SITES, Components
-from emotrace.attribution.streams import fitting, stream
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import check_within, missing
 from emotrace.edits import Ablate
+from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import EmotraceError, Positions, unknown
 
 Reference = Mapping[int, xr.DataArray] | xr.DataArray

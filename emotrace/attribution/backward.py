@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from emotrace.forwards import beginnings, caches, finite
-from emotrace.model import enter, inputs, locked
+from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.sites import Sites
 from emotrace.traced import gradients
 

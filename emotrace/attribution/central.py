@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
-from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards import caches
-from emotrace.model import enter, inputs
+from emotrace.forwards.capturing.afar import REQUEST_TOKENS
+from emotrace.forwards.entering import enter, inputs
 from emotrace.sites import Sites
 from emotrace.traced import central, gradients
 

@@ -26,10 +26,10 @@ from emotrace import arguments, disk, provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
 from emotrace.attribution.measured import Edits, Measured, Plan
 from emotrace.attribution.sets import Set, union
-from emotrace.attribution.streams import accepted_only, codes
 from emotrace.datasets import Prompts
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
+from emotrace.forwards.streams import accepted_only, codes
 from emotrace.labels import EmotraceError, unknown
 
 HOW = ("zero", "mean", "resample")

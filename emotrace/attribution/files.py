@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import bundles
+from emotrace.disk import plain
 from emotrace.labels import EmotraceError
 
 
@@ -67,15 +68,6 @@ def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EmotraceError(f"{folder}/{name}.json is no manifest of a Dataset ({error!r}).") from error
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON holds it: arrays as lists, numpy numbers as Python's, tuples as lists."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple, range)) else value
 
 
 def _attrs(attrs: Mapping[Any, Any], where: str) -> dict[str, Any]:

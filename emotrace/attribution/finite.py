@@ -13,10 +13,10 @@ import torch
 import xarray as xr
 
 from emotrace.attribution.backward import Cell
-from emotrace.attribution.streams import reductions
-from emotrace.attribution.sums import Sums
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Add
+from emotrace.forwards.streams import reductions
+from emotrace.forwards.sums import Sums
 from emotrace.runlog import progress as progress_bar
 from emotrace.traced import contributions
 

@@ -17,12 +17,13 @@ import xarray as xr
 from torch import Tensor
 
 from emotrace import arguments, disk
-from emotrace.attribution.files import plain, save
-from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
-from emotrace.attribution.sums import Sums
+from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
-from emotrace.capturing import capture
+from emotrace.disk import plain
 from emotrace.files import to_folder
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
+from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS, EmotraceError, unknown
 from emotrace.sites import envoy
 from emotrace.traced import contributions
@@ -70,7 +71,7 @@ def head_contributions(
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
-        dry_run: return what would be done (`emotrace.capturing.Dry`).
+        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset, float64. ``[label, layer, head]``: ``mean`` and ``std`` (ddof 0) over the prompts of e; ``contrast`` = ``mean`` −

@@ -10,14 +10,15 @@ import numpy as np
 import xarray as xr
 
 from emotrace import disk, provenance
-from emotrace.attribution.files import plain, save
+from emotrace.attribution.files import save
 from emotrace.attribution.ranks import feature
-from emotrace.attribution.reruns import Reruns
 from emotrace.attribution.sets import SITES, Set, choose
 from emotrace.datasets import Prompts
+from emotrace.disk import plain
 from emotrace.edits import Edit
+from emotrace.forwards.reruns import Reruns
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import made_by
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.stats import bootstrap_ci

@@ -12,12 +12,13 @@ import torch
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.attribution.files import plain, save
-from emotrace.attribution.streams import accepted_only, codes, fitting, origin, reductions
-from emotrace.attribution.sums import Sums
+from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
-from emotrace.capturing import capture
+from emotrace.disk import plain
 from emotrace.files import to_folder
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
+from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
 from emotrace.traced import contributions
 
@@ -64,7 +65,7 @@ def neuron_contributions(
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
-        dry_run: return what would be done (`emotrace.capturing.Dry`).
+        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset, float64. ``[label, layer, unit]``: ``mean`` of c over the prompts of e; ``positive`` = mean max(c, 0) ≥ 0 and

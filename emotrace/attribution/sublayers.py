@@ -25,18 +25,18 @@ import xarray as xr
 from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
 from emotrace.attribution.central import Central, differentiable
-from emotrace.attribution.files import plain as json_of
 from emotrace.attribution.files import save
 from emotrace.attribution.finite import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
-from emotrace.attribution.streams import origin
-from emotrace.attribution.sums import Sums
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts
+from emotrace.disk import plain as json_of
 from emotrace.files import to_folder
 from emotrace.forwards import beginnings
+from emotrace.forwards.streams import origin
+from emotrace.forwards.sums import Sums
+from emotrace.identity import versions
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import versions
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Sites
 

@@ -10,12 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.attribution.streams import fitting, reductions
-from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.streams import fitting, reductions
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs
 from emotrace.traced import contributions, requests
 
 LOGIT_ELEMENTS = 1 << 24

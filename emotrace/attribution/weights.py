@@ -10,8 +10,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from emotrace import arguments, provenance
+from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import enter
 from emotrace.sites import envoy
 from emotrace.traced import weights as leaf
 from emotrace.traced.weights import Norm, Projection

@@ -12,14 +12,15 @@ import torch
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.attribution.files import plain, save
-from emotrace.attribution.streams import fitting, origin, reductions
-from emotrace.attribution.sums import Sums
-from emotrace.capturing import capture
+from emotrace.attribution.files import save
 from emotrace.datasets import Prompts
 from emotrace.directions.estimate import centering_weights
 from emotrace.directions.groups import Groups, group
+from emotrace.disk import plain
 from emotrace.files import to_folder
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.streams import fitting, origin, reductions
+from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
 from emotrace.traced import contributions
 
@@ -67,7 +68,7 @@ def difference_vectors(
         prompts_per_chunk: prompts held at a time; None chooses by size.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar on stderr.
-        dry_run: return what would be done (`emotrace.capturing.Dry`).
+        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset of float32 ``z[label, layer, head, head_dim]`` and ``neuron[label, layer, unit]``, with ``z_mean`` and

@@ -11,13 +11,13 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import arguments, disk, presets, provenance
-from emotrace.attribution.files import plain
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import top
 from emotrace.circuits.allocate import KINDS, SITE_OF, even_plan, published_plan
 from emotrace.circuits.circuit import INDEX, Circuit
 from emotrace.circuits.differences import difference_vectors
+from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 
@@ -82,7 +82,7 @@ def discover(
 
     Returns:
         `Circuit`; ``meta`` says what it came from, and warns of layers of which it takes more than half. (For ``dry_run`` a
-        dict of `emotrace.capturing.Dry`.)
+        dict of `emotrace.forwards.capturing.Dry`.)
 
     Raises:
         EmotraceError: before anything runs, for what does not fit the model, a preset without influence, or a model with

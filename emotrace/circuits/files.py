@@ -9,6 +9,7 @@ from typing import Any, Final
 import pandas as pd
 import xarray as xr
 
+from emotrace import disk
 from emotrace.attribution import files
 from emotrace.circuits.allocate import KINDS
 from emotrace.labels import EmotraceError
@@ -32,7 +33,7 @@ def save(label: str, components: pd.DataFrame, payload: xr.Dataset, meta: dict[s
         **{name: table[name].to_numpy() for name in NUMBERS},
     }
     whole = payload.drop_attrs().assign({f"component_{k}": ("component", v) for k, v in columns.items()})
-    whole = whole.assign_attrs(content=CONTENT, label=label, meta=json.dumps(files.plain(meta)))
+    whole = whole.assign_attrs(content=CONTENT, label=label, meta=json.dumps(disk.plain(meta)))
     return files.save(whole, folder, NAME)
 
 

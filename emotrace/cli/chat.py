@@ -52,7 +52,7 @@ def chat(
 ) -> None:
     """Talk with a steered model; /help lists what may be changed between turns."""
     import emotrace as et
-    from emotrace.conversation import Conversation
+    from emotrace.forwards.conversation import Conversation
 
     options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
     where = where_of(scale, site, layers, positions)

@@ -216,7 +216,7 @@ def _side_by_side(
 ) -> None:
     """Print every prompt, the reply to it, and the reply under edits."""
     from emotrace.edits import check
-    from emotrace.generation import generate
+    from emotrace.forwards.generation import generate
 
     first = [{"role": "system", "content": system}] if system else []
     turns = [[*first, {"role": "user", "content": text}] for text in prompts]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from emotrace import arguments
-from emotrace.decoding import COLDEST
+from emotrace.forwards.decoding import COLDEST
 from emotrace.labels import EmotraceError, check_positions, emotion, unknown
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]

@@ -17,8 +17,8 @@ from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS, Pair, Pairs
 from emotrace.forwards import beginnings, finite
+from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import enter, inputs
 from emotrace.traced import circuits
 
 ABLATIONS: Final = ("counterfactual", "mean", "zero")

@@ -22,8 +22,8 @@ from emotrace.discovery.batches import Batch
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Place, Seen, read_at, seen
 from emotrace.discovery.wiring import Layer, lowered, wiring
+from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError
-from emotrace.model import enter
 from emotrace.sites import Site
 from emotrace.traced import circuits
 

@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.capturing import capture
 from emotrace.discovery.nodes import SITE
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
+from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
 
 PATTERNS = {

@@ -23,8 +23,8 @@ from torch import nn
 
 from emotrace.attribution import weights
 from emotrace.discovery.nodes import read_at
+from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs
 from emotrace.sites import Site
 from emotrace.sites.find import record_ids
 from emotrace.sites.probe import Call, Recording

@@ -6,7 +6,7 @@ continued, anything else is refused with every difference named.
 
 from emotrace.disk.digests import digest
 from emotrace.disk.locks import lock
-from emotrace.disk.settings import Made, differences, same_row, settle, settle_file
+from emotrace.disk.settings import Made, differences, plain, same_row, settle, settle_file
 from emotrace.disk.whole import (
     clear_leftovers,
     free_bytes,
@@ -27,6 +27,7 @@ __all__ = [
     "free_bytes",
     "lock",
     "partial",
+    "plain",
     "replace_file",
     "same_row",
     "settle",

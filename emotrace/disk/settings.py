@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from emotrace.disk.whole import clear_leftovers, write_json
 from emotrace.labels import EmotraceError
 
@@ -113,6 +115,15 @@ def same_row(path: str | os.PathLike[str], row: Mapping[str, Any], now: Made, na
     made = meta.get("made")
     known = isinstance(made, Mapping)
     settle(path, {k: v for k, v in {**meta, **made}.items() if k in now} if known else None, now, what=name)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: arrays as lists, numpy numbers as Python's, tuples as lists."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple, range)) else value
 
 
 def _text(value: Any) -> str:

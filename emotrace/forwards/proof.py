@@ -14,8 +14,8 @@ import torch
 from transformers import GenerationConfig
 
 from emotrace.configs import field, text_config
-from emotrace.decoding import neutral
 from emotrace.forwards import caches
+from emotrace.forwards.decoding import neutral
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.traced import beginnings as leaf

@@ -27,12 +27,13 @@ import xarray as xr
 from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.attribution.weights import projection
-from emotrace.capturing import capture
 from emotrace.configs import text_config
 from emotrace.datasets import Prompts
 from emotrace.edits import Add, Edit
+from emotrace.forwards.capturing import capture
+from emotrace.identity import versions
 from emotrace.labels import EmotraceError
-from emotrace.model import is_causal, versions
+from emotrace.model import is_causal
 
 PROJECTION: Final = {
     "z": "z", "o_proj_out": "z", "attn_out": "z", "resid_mid": "z",

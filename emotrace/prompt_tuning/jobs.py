@@ -14,8 +14,8 @@ import pandas as pd
 from emotrace import arguments, disk
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.files import to_folder
+from emotrace.identity import made_by
 from emotrace.labels import filenames
-from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Layout

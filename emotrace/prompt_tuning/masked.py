@@ -15,8 +15,8 @@ from emotrace import arguments, disk
 from emotrace import edits as edits_
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.files import to_folder
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError, unknown
-from emotrace.model import made_by
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.jobs import task_of
 from emotrace.prompt_tuning.masking import DONOR, HOWS, mask_edits, reference_values

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate, Edit, Scale
+from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readout import readout

@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.capturing import capture
 from emotrace.datasets import Prompt, Prompts
+from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits

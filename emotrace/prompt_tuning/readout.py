@@ -12,8 +12,8 @@ import torch
 from emotrace import edits as edits_
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, finite
+from emotrace.forwards.entering import locked
 from emotrace.labels import EmotraceError
-from emotrace.model import locked
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.prompts import SoftPrompt
 from emotrace.sites import Site

@@ -12,8 +12,8 @@ import torch
 
 from emotrace import provenance
 from emotrace.forwards import finite
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.model import made_by
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.optimizer import AdamW

@@ -42,7 +42,7 @@ class Sites:
         overwritten: (path, side) of every tensor that the model changes in place after a module had it.
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
         proofs: layer → the equations that were shown in it.
-        identity: what manifests say of the model (see `emotrace.model.identity`).
+        identity: what manifests say of the model (see `emotrace.identity`).
         encoder: turns prompts into token ids for this model.
         remote: where the model runs (`emotrace.remote.Place`); None is here.
         beginnings: which prompts may share a forward and its first tokens (`emotrace.forwards.beginnings`).

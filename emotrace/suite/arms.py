@@ -16,7 +16,7 @@ from emotrace.directions.mixtures import Mix, mixed, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.evaluation import deranged, random_like
 from emotrace.files import to_folder
-from emotrace.generation import generate
+from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError, unknown
 from emotrace.suite.measured import query_of
 

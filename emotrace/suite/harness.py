@@ -13,7 +13,7 @@ from typing import Any
 
 from emotrace.datasets import Prompt
 from emotrace.edits import Edit
-from emotrace.generation import generate
+from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError
 from emotrace.suite.likelihood import Scores, check_scored, continued, reply_scores
 

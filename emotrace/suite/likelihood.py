@@ -14,8 +14,8 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
+from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs
 from emotrace.runlog import progress as progress_bar
 from emotrace.scoring import LOGIT_ELEMENTS, WHOLE
 from emotrace.traced import likelihoods

@@ -19,7 +19,7 @@ import numpy as np
 from emotrace.datasets import Prompt, Question, truthfulqa
 from emotrace.datasets.truthfulqa import TEMPLATE
 from emotrace.edits import Edit
-from emotrace.generation import generate
+from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.stats import bootstrap_ci

@@ -20,10 +20,10 @@ import nnsight
 import torch
 from torch import Tensor
 
-from emotrace.capturing import capture
 from emotrace.edits import Ablate, Add
 from emotrace.forwards import beginnings
-from emotrace.generation import generate
+from emotrace.forwards.capturing import capture
+from emotrace.forwards.generation import generate
 from emotrace.labels import SITES, EmotraceError
 from emotrace.sites import Site, heads
 from emotrace.sites.find import probe_ids, record_ids

@@ -10,16 +10,17 @@ import torch
 import xarray as xr
 
 from emotrace import edits, stats
-from emotrace.attribution import ablations, files, measured, reruns, sets
+from emotrace.attribution import ablations, files, measured, sets
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.sets import Set, choose
-from emotrace.capturing import capture
 from emotrace.circuits.differences import difference_vectors
 from emotrace.datasets import Prompts
 from emotrace.directions import centered_mean
+from emotrace.forwards import reruns
+from emotrace.forwards.capturing import capture
 from emotrace.labels import EMOTIONS as EMOTIONS6
 from emotrace.labels import EmotraceError
 from emotrace.testing import hooks

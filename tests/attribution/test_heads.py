@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.attribution import head_contributions, load, streams
-from emotrace.capturing import reduce
+from emotrace.attribution import head_contributions, load
 from emotrace.datasets import Prompt, Prompts
+from emotrace.forwards import streams
+from emotrace.forwards.capturing import reduce
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from tests.helpers import loaded

@@ -7,8 +7,8 @@ import xarray as xr
 
 from emotrace.attribution import views
 from emotrace.attribution.views import attention, top_prompts, top_tokens
-from emotrace.capturing import capture
 from emotrace.datasets import Prompts
+from emotrace.forwards.capturing import capture
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.testing import hooks
 from emotrace.testing.planted import FAMILIES, planted

@@ -8,9 +8,9 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import attribution
-from emotrace.capturing.run import Dry
 from emotrace.circuits import difference_vectors, differences
 from emotrace.datasets import Prompts
+from emotrace.forwards.capturing.run import Dry
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from tests.helpers import loaded
 

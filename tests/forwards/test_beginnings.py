@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace import discovery
-from emotrace.attribution.reruns import Reruns
 from emotrace.discovery import batches as pair_batches
 from emotrace.discovery import nodes
 from emotrace.forwards import beginnings
 from emotrace.forwards.beginnings import Beginnings
+from emotrace.forwards.reruns import Reruns
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.readout import Readout
 from emotrace.sites.twin import randomise

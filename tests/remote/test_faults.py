@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import emotrace as et
-from emotrace.capturing import afar
+from emotrace.forwards.capturing import afar
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, jobs
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from emotrace import arguments, store
 from emotrace import edits as edits_
-from emotrace.capturing import afar, memory
-from emotrace.capturing.job import Job
-from emotrace.capturing.prepare import planned
 from emotrace.edits import Edit
 from emotrace.files import to_folder
+from emotrace.forwards.capturing import afar, memory
+from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.prepare import planned
 from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site

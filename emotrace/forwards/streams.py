@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from emotrace import disk
-from emotrace.capturing import capture, reduced
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import is_accepted
 from emotrace.edits import Edit, check
+from emotrace.forwards.capturing import capture, reduced
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
@@ -38,7 +38,7 @@ def stream(
     """Activations at the last prompt token, ``prompts_per_chunk`` prompts at a time, in the order of the prompts.
 
     The chunks are a function of the whole prompt set, never of what remains, so sums over them can be continued
-    (`emotrace.attribution.sums`) with the same bits.
+    (`emotrace.forwards.sums`) with the same bits.
 
     Args:
         model: from `emotrace.load`.
@@ -95,7 +95,7 @@ def reductions(
         model: see `stream`, like all that is not said here.
         prompts: see there.
         sites: see there.
-        function: of `emotrace.traced`: ``function(model, values, *args)``, see `emotrace.capturing.reduced`.
+        function: of `emotrace.traced`: ``function(model, values, *args)``, see `emotrace.forwards.capturing.reduced`.
         args: what else it takes for a range of prompts.
         layers: see there.
         edits: see there.

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import emotrace as et
-from emotrace.attribution import stream, streams
+from emotrace.attribution import stream
 from emotrace.datasets import Prompts
+from emotrace.forwards import streams
 from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 

@@ -168,7 +168,7 @@ def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
         kept.append(Log(path))  # as something that still holds on to it would
         return kept[-1]
 
-    monkeypatch.setattr("emotrace.generation.Log", opened)
+    monkeypatch.setattr("emotrace.forwards.generation.Log", opened)
     et.generate(lm, IDS[:1], max_new_tokens=2, out=out, progress=False)
     assert len(kept) == 1
     with Log(out) as log:  # another run may append at once

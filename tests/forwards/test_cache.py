@@ -8,10 +8,10 @@ import torch
 import transformers
 
 import emotrace as et
-from emotrace import generation
 from emotrace import model as model_
-from emotrace.conversation import Conversation
-from emotrace.decoding import configuration
+from emotrace.forwards import generation
+from emotrace.forwards.conversation import Conversation
+from emotrace.forwards.decoding import configuration
 from emotrace.forwards.finite import Item
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny

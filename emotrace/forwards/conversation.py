@@ -11,13 +11,13 @@ import xarray as xr
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from emotrace import arguments
-from emotrace import decoding as decoding_
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
+from emotrace.forwards import decoding as decoding_
 from emotrace.forwards.finite import Item
-from emotrace.generation import run
+from emotrace.forwards.generation import run
 from emotrace.labels import EmotraceError, unknown
 
 Tell = Callable[[str], None]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.capturing.prefixes import stems
+from emotrace.forwards.capturing.prefixes import stems
 from emotrace.labels import EmotraceError, positions_in
 from tests.helpers import loaded
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotrace.attribution import Sums, sums
+from emotrace.attribution import Sums
+from emotrace.forwards import sums
 from emotrace.labels import EmotraceError
 
 IDENTITY = {"model_id": "tiny", "layers": range(3), "seed": np.int64(0), "command": "a"}
-WORK = "import sys; from tests.attribution.test_sums import work; work(sys.argv[1], pause=0.05)"
+WORK = "import sys; from tests.forwards.test_sums import work; work(sys.argv[1], pause=0.05)"
 
 
 def work(folder, pause=0.0):

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing import afar, memory
-from emotrace.capturing.job import Job
-from emotrace.capturing.prepare import planned
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.forwards.capturing import afar, memory
+from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.prepare import planned
+from emotrace.forwards.entering import enter
 from emotrace.forwards.finite import refusal
-from emotrace.model import enter
 from emotrace.sites import Site
 from emotrace.traced.finite import finite
 

@@ -3,8 +3,8 @@
 import pytest
 
 import emotrace as et
-from emotrace.conversation import Conversation, _Streamer
 from emotrace.edits import mixture
+from emotrace.forwards.conversation import Conversation, _Streamer
 from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 from tests.suite.test_arms import vectors

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from emotrace import arguments, disk
-from emotrace import decoding as decoding_
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
+from emotrace.forwards import decoding as decoding_
+from emotrace.forwards.entering import enter, inputs
+from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs, made_by
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.capturing import job
-from emotrace.capturing.groups import fitted
-from emotrace.capturing.memory import WORTH, empty
-from emotrace.capturing.prefixes import PASS_COST, Twig, batches, twigs
+from emotrace.forwards.capturing import job
+from emotrace.forwards.capturing.groups import fitted
+from emotrace.forwards.capturing.memory import WORTH, empty
+from emotrace.forwards.capturing.prefixes import PASS_COST, Twig, batches, twigs
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 

@@ -12,9 +12,8 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from emotrace import disk
-from emotrace.attribution.files import plain
 from emotrace.bundles import CONTENT, confirm, content, read_pair
-from emotrace.disk import replace_file, write_json
+from emotrace.disk import plain, replace_file, write_json
 from emotrace.labels import EmotraceError, filename
 
 FREE = ("command", "versions")

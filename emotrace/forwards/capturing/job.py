@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing.prefixes import Stem, batches, stems, twigs
-from emotrace.capturing.reads import Reads, Sink
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
-from emotrace.model import enter, inputs, locked
+from emotrace.forwards.capturing.prefixes import Stem, batches, stems, twigs
+from emotrace.forwards.capturing.reads import Reads, Sink
+from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.traced import requests
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.capturing.afar import REQUEST_TOKENS
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
+from emotrace.forwards.capturing.afar import REQUEST_TOKENS
+from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.labels import EmotraceError
-from emotrace.model import enter, inputs, locked
 from emotrace.traced import requests
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from emotrace import arguments, disk, store
 from emotrace import edits as edits_
-from emotrace.capturing.groups import fitted
-from emotrace.capturing.job import Job
-from emotrace.capturing.reads import Reads
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
+from emotrace.forwards.capturing.groups import fitted
+from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.reads import Reads
+from emotrace.forwards.entering import enter, inputs
+from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
-from emotrace.model import enter, inputs, versions
 from emotrace.secrets import command_line
 from emotrace.sites import Site
 from emotrace.traced import requests
