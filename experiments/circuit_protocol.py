@@ -14,7 +14,7 @@ import xarray as xr
 import emotrace as et
 from emotrace import attribution, evaluation, presets
 from emotrace import directions as directions_
-from emotrace.attribution.files import plain
+from emotrace.disk import plain
 
 DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.4)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
