@@ -19,6 +19,7 @@ from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import Site
 from emotrace.traced import scores
+from emotrace.traced.steps import Read
 
 LOGIT_ELEMENTS = 1 << 26
 """Most logits held at a time; the batch shrinks for large vocabularies."""
@@ -53,7 +54,7 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     lengths = [len(i) + len(r) for i, r in zip(ids, replies, strict=True)]
     scored = [i for i in range(len(ids)) if replies[i]]
     vocabulary = model.sites.address("logits").width
-    read = ("read", math.inf, model.sites.place(WHOLE), 0)
+    read = Read(math.inf, model.sites.place(WHOLE), 0)
     options = caches.options(model)
 
     def most(longest: int) -> int:
@@ -183,7 +184,7 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
     scored = [i for i in range(len(ids)) if replies[i]]
     if not scored:
         raise EmotraceError("kl needs prompts that carry replies: prompts.with_replies(rows of the un-edited model).")
-    read = ("read", math.inf, sites.place(WHOLE), 0)
+    read = Read(math.inf, sites.place(WHOLE), 0)
     vocabulary = sites.address("logits").width
     options = caches.options(model)
     out, fired = np.full(len(ids), np.nan), [0] * len(edits)
@@ -200,7 +201,7 @@ def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, pr
             lowered = edits_.lower(
                 edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, longest, True
             )
-            program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
+            program = lowered.program([read])
             firsts = [longest - len(replies[i]) - 1 for i in batch]
             out[batch], counts = enter(model, scores.divergences, fed, read, program, lowered.count, firsts)
             fired = [a + b for a, b in zip(fired, counts, strict=True)]

@@ -51,7 +51,7 @@ class Truth:
         """``[token, width]`` at each (site, layer)."""
         with contextlib.ExitStack() as stack:
             where = {c: self.sites.address(*c) for c in cells}
-            seen = {c: stack.enter_context(watched(self.model, a.mirror or a)) for c, a in where.items()}
+            seen = {c: stack.enter_context(watched(self.model, a.seen)) for c, a in where.items()}
             self.forward(ids)
         for cell, all_ in seen.items():
             if len(all_) != 1:

@@ -19,6 +19,8 @@ from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.sites import Sites
 from emotrace.traced import gradients
+from emotrace.traced.caches import Recipe
+from emotrace.traced.steps import Rms, Shift, ordered
 
 Names = Mapping[tuple[int, ...], str]
 """Token ids of a prompt → its key."""
@@ -132,15 +134,11 @@ class Backward:
         table: Sites = model.sites
         at = [table.address(cell.site, cell.layer) for cell in wanted]
         self.order = sorted(range(len(wanted)), key=lambda i: at[i].order)
-        steps: list[tuple] = [("shift", at[i].order, at[i].lower(model), wanted[i].factor) for i in self.order]
-        after = [table.address(site, layer) for layer, site in residuals(wanted)]
-        after = [address.mirror or address for address in after]  # read where the next norm is given it
+        shifts = [Shift(at[i].order, at[i].lower(model), wanted[i].factor) for i in self.order]
+        after = [table.address(site, layer).seen for layer, site in residuals(wanted)]
         self.after = sorted(range(len(after)), key=lambda i: after[i].order)
-        steps += [("rms", after[i].order, after[i].lower(model)) for i in self.after]
-        end = table.address(*readout)
-        steps.append(("read", end.order, end.lower(model), 0))
-        rank = {"shift": 0, "rms": 1, "read": 2}
-        self.steps = sorted(steps, key=lambda step: (step[1], rank[step[0]]))
+        sizes = [Rms(after[i].order, after[i].lower(model)) for i in self.after]
+        self.steps = ordered([*shifts, *sizes, table.address(*readout).read(model)])
         dtype = torch.float64 if model._module.dtype == torch.float64 else torch.float32
         self.covectors = torch.as_tensor(covectors, dtype=dtype)
         self.along = torch.as_tensor(along, dtype=dtype)[self.order]
@@ -162,10 +160,10 @@ class Backward:
         refuse_lost("the gradient", self.model, batch, self.names, slopes, scores, sizes)
         return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
 
-    def _run(self, fed: dict[str, Any], recipe: tuple | None, at: list[int]) -> tuple:
+    def _run(self, fed: dict[str, Any], recipe: Recipe | None, at: list[int]) -> tuple:
         args = (fed, recipe, self.setup, self.steps, at, self.covectors, self.along)
         if self.model.sites.remote is not None:
-            return enter(self.model, gradients.behind, *args)
+            return enter(self.model, gradients.behind, *args, {})
         with locked(self.model):
             return gradients.behind(self.model, *args, self.memo)
 
@@ -177,5 +175,5 @@ class Backward:
 
     def _last(self, batch: Sequence[Sequence[int]]) -> tuple:
         before = inputs(self.model, [ids[len(self.stem) : -1] for ids in batch])
-        recipe = ("branched", self.stem, before, (1,) * len(batch))
+        recipe = Recipe(self.stem, (1,) * len(batch), before)
         return self._run(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))

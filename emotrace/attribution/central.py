@@ -21,6 +21,7 @@ from emotrace.forwards.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards.entering import enter, inputs
 from emotrace.sites import Sites
 from emotrace.traced import central, gradients
+from emotrace.traced.steps import Shift, ordered
 
 STEPS = {torch.float64: 0.01, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.25}
 """δ in units of the RMS, by the dtype of the weights."""
@@ -35,10 +36,7 @@ def differentiable(model: Any) -> bool:
         sites: Sites = model.sites
         layer = max(sites.layers("mlp_out"))
         start, end = sites.address("mlp_out", layer), sites.address("resid_post", layer)
-        program = [
-            ("shift", start.order, start.lower(model), 1.0),
-            ("read", end.order, end.lower(model), 0),
-        ]
+        program = [Shift(start.order, start.lower(model), 1.0), end.read(model)]
         fed = inputs(model, [[i % sites.vocab_size for i in range(5, 9)]]) | caches.options(model)
         remote.gradients = enter(model, gradients.available, fed, program, sites.d_model)
     return bool(remote.gradients)
@@ -71,15 +69,12 @@ class Central:
         self.covectors = torch.as_tensor(covectors, dtype=torch.float64)
         self.along = torch.as_tensor(along, dtype=torch.float64)
         at = [sites.address(cell.site, cell.layer) for cell in wanted]
-        self.places = [(a.order, a.lower(model), cell.factor) for a, cell in zip(at, wanted, strict=True)]
+        self.places = [Shift(a.order, a.lower(model), cell.factor) for a, cell in zip(at, wanted, strict=True)]
         after = residuals(wanted)
         self.size_of = [after.index((cell.layer, cell.residual)) for cell in wanted]
-        found = [sites.address(site, layer) for layer, site in after]
-        found = [address.mirror or address for address in found]
-        self.reads = [("read", a.order, a.lower(model), number) for number, a in enumerate(found)]
-        end = sites.address(*readout)
-        self.read = ("read", end.order, end.lower(model), -1)
-        self.program = sorted([*self.reads, self.read], key=lambda step: (step[1], step[3] == -1))
+        sizes = [sites.address(site, layer).seen.read(model, number) for number, (layer, site) in enumerate(after)]
+        self.read = sites.address(*readout).read(model, -1)
+        self.program = ordered([*sizes, self.read])
 
     def __call__(self, batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of a batch: derivatives ``[label, cell, prompt]``, projections ``[label, prompt]``, RMS ``[residual, prompt]``.
@@ -92,15 +87,15 @@ class Central:
         at = [width - 1 if self.model.sites.encoder.causal else len(ids) - 1 for ids in batch]
         scores, sizes = enter(self.model, central.base, fed, self.program, at, self.covectors)
         work = [
-            (*place, self.along[i, e], self.step * sizes[self.size_of[i]], e)
+            central.Nudge(*place, self.along[i, e], self.step * sizes[self.size_of[i]], e)
             for e in range(len(self.covectors))
             for i, place in enumerate(self.places)
         ]
         step = max(1, REQUEST_TOKENS // (2 * fed["input_ids"].numel()))
         found: list[torch.Tensor] = []
         for start in range(0, len(work), step):
-            some = work[start : start + step]
-            found += enter(self.model, central.slopes, fed, some, self.read, at, self.covectors)
+            part = work[start : start + step]
+            found += enter(self.model, central.slopes, fed, part, self.read, at, self.covectors)
         slopes = torch.stack(found).reshape(len(self.covectors), len(self.places), len(batch)).numpy()
         refuse_lost("the read-out", self.model, batch, self.names, slopes, scores, sizes)
         return slopes, scores.numpy(), sizes.numpy()

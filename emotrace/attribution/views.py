@@ -107,8 +107,7 @@ def attention(model: Any, prompt: Any, layer: int, head: int) -> xr.DataArray:
     if len(prompts) != 1:
         raise EmotraceError(f"attention shows one prompt, not {len(prompts)}: choose one, e.g. prompts[0].")
     ids = encoder.ids(prompts)[0] + list(prompts[0].reply_ids or ())
-    read = ("read", address.order, address.lower(model), 0)
-    pattern = enter(model, requests.pattern, inputs(model, [ids]), [read], head)
+    pattern = enter(model, requests.pattern, inputs(model, [ids]), [address.read(model)], head)
     texts, at = encoder.token_texts(ids), np.arange(len(ids))
     return xr.DataArray(
         pattern.numpy(),

@@ -144,8 +144,7 @@ def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = N
 
 def read_at(model: Any, site: str, layer: int | None) -> Address:
     """Where a site is read: ``resid_mid`` of a sequential layer at the input of the norm that reads it."""
-    address = model.sites.address(site, layer)
-    return address.mirror if address.kind == "mid" and address.mirror is not None else address
+    return model.sites.address(site, layer).seen
 
 
 def refuse_remote(model: Any) -> None:

@@ -1,8 +1,8 @@
-"""Lower: edits checked against a model, and turned into the plain tuples that a trace understands."""
+"""Lower: edits checked against a model, and turned into the steps that a trace understands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,28 +15,26 @@ from emotrace.edits.kinds import KINDS, Edit
 from emotrace.edits.sizes import directed, largest, refuse_overflow
 from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
 from emotrace.sites import Address, Site, Sites
+from emotrace.traced.edits import Group, Operation, flags
+from emotrace.traced.places import Place
+from emotrace.traced.steps import Keep, ordered
 
 
 @dataclass
 class Lowered:
-    """Edits of one batch as plain tuples for `emotrace.traced`, with the number of each edit."""
+    """Edits of one batch for `emotrace.traced`, and how many there are."""
 
-    groups: list[tuple] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     count: int = 0
 
-    def program(self) -> list[tuple]:
-        """The steps of a trace, sorted by execution order, with the reads of ``resid_pre`` that they need."""
-        steps: list[tuple] = []
-        for group in self.groups:
-            order, place, operations, key = group
-            if place[0] == "mid" and any(op[1] != "add" or op[4] == "rms" for op in operations):
-                steps.append(("keep", _order_of_base(key), place[6], key))
-            steps.append(("edit", order, group))
-        return sorted(steps, key=lambda s: (s[1], s[0] != "edit"))
-
-
-def _order_of_base(key: Any) -> int:
-    return int(key[1])
+    def program(self, reads: Iterable[Any] = ()) -> list[Any]:
+        """The steps of a trace: the edits, the ``resid_pre`` that they need, and what else is read in the same forward."""
+        bases = [
+            Keep(group.base, group.place.base)
+            for group in self.groups
+            if group.place.kind == "mid" and any(op.action != "add" or op.scale == "rms" for op in group.operations)
+        ]
+        return ordered([*bases, *self.groups, *reads])
 
 
 def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -73,7 +71,7 @@ def lower(
     edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any]], prompt_lengths: Sequence[int],
     lengths: Sequence[int], columns: int, left: bool,
 ) -> Lowered:  # fmt: skip
-    """Edits as plain tuples for one padded batch.
+    """Edits for one padded batch.
 
     Args:
         edits: checked edits, applied in order.
@@ -84,14 +82,14 @@ def lower(
         columns: columns of the padded batch, generated ones included.
         left: whether padding is on the left.
     """
-    by_place: dict[tuple, tuple[Address, list[tuple]]] = {}
+    by_place: dict[tuple, tuple[Address, list[Operation]]] = {}
     for number, edit in enumerate(edits):
         mask = torch.zeros((len(labels), columns), dtype=torch.bool)
         for row, (p, n) in enumerate(zip(prompt_lengths, lengths, strict=True)):
             chosen = positions_in(edit.positions, p, n)
             offset = columns - n if left else 0
             mask[row, chosen.start + offset : chosen.stop + offset] = True
-        flags = (mask.any(0).int() + mask.all(0).int()).tolist()
+        touched = flags(mask)
         for address in _addresses(edit, sites, f"edits[{number}]"):
             wanted = _columns(edit, address, sites, f"edits[{number}]")
             payload: Any = _vector(edit, address, wanted, f"edits[{number}]")
@@ -103,21 +101,22 @@ def lower(
             if edit.kind == "scale" and payload is not None:  # a factor for every unit is a strength that broadcasts
                 place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
                 strength, payload = strength * _beside(payload, place), None
-            operation = (number, edit.kind, payload, strength, getattr(edit, "scale", "raw"),
-                         wanted, mask, flags, width)  # fmt: skip
+            operation = Operation(
+                number, edit.kind, payload, strength, getattr(edit, "scale", "raw"), wanted, mask, touched, width
+            )
             key = (address.path, address.side, address.index, address.kind, address.layer)
             by_place.setdefault(key, (address, []))[1].append(operation)
     lowered = Lowered(count=len(edits))
     for address, operations in sorted(by_place.values(), key=lambda pair: pair[0].order):
         place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
-        base_key = (address.layer, address.base.order) if address.base is not None else None
-        lowered.groups.append((address.order, place, operations, base_key))
+        base = None if address.base is None else address.base.order
+        lowered.groups.append(Group(address.order, place, operations, base))
     return lowered
 
 
-def _beside(payload: torch.Tensor, place: tuple) -> torch.Tensor:
+def _beside(payload: torch.Tensor, place: Place) -> torch.Tensor:
     """A payload as ``[batch or 1, 1, width]``, on the device of the module that it will meet."""
-    weight = next(place[1]._module.parameters(), None)
+    weight = next(place.envoy._module.parameters(), None)
     shaped = payload[:, None, :] if payload.ndim == 2 else payload[None, None, :]
     return shaped if weight is None or weight.is_meta else shaped.to(weight.device)
 

@@ -8,9 +8,10 @@ from typing import Any
 import transformers
 
 from emotrace.configs import text_config
+from emotrace.traced.caches import Setup
 
 
-def setup(model: Any, program: list) -> tuple[Any, list, bool]:
+def setup(model: Any, program: list) -> Setup:
     """What `emotrace.traced.caches` needs.
 
     Args:
@@ -18,7 +19,7 @@ def setup(model: Any, program: list) -> tuple[Any, list, bool]:
         program: of the forwards; layers after its last step are not computed for the beginnings either.
     """
     empty = transformers.DynamicCache(config=text_config(model._module.config))
-    return empty, program[-1:], "position_ids" in inspect.signature(model._module.forward).parameters
+    return Setup(empty, program[-1:], "position_ids" in inspect.signature(model._module.forward).parameters)
 
 
 def options(model: Any) -> dict[str, Any]:

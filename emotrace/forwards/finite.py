@@ -102,22 +102,24 @@ def _first(model: Any, item: Item, edits: Sequence[Edit]) -> tuple[str, int | No
     """Site, layer and position where a forward over one sequence first is not finite."""
     sites, sequence = model.sites, [*item.ids, *item.reply]
     reads = [
-        (address.mirror or address, site, layer)
+        (address.seen, site, layer)
         for site in SITES
         if site in sites.addresses and site != "attn_pattern"
         for layer, address in sites.addresses[site].items()
     ]
     reads.sort(key=lambda read: read[0].order)
-    steps = [("read", a.order, a.lower(model), number) for number, (a, *_) in enumerate(reads)]
+    steps = [address.read(model, number) for number, (address, _, _) in enumerate(reads)]
     lowered = edits_.lower(
         edits, sites, [item.about], [len(item.ids)], [len(sequence)], len(sequence), sites.encoder.causal
     )
-    rank = {"keep": 1, "edit": 0, "read": 2}
-    program = sorted([*lowered.program(), *steps], key=lambda step: (step[1], rank[step[0]]))
     free = [number for number, (_, site, _) in enumerate(reads) if site == "logits"]
     fed = inputs(model, [sequence]) | caches.options(model)
-    found = enter(model, requests.lost, fed, program, lowered.count, free)
-    return (*reads[found[0]][1:], found[1]) if found else None
+    found = enter(model, requests.lost, fed, lowered.program(steps), lowered.count, free)
+    if not found:
+        return None
+    number, position = found
+    _, site, layer = reads[number]
+    return site, layer, position
 
 
 def lost(variables: Iterable[Any], arrays: Mapping[str, np.ndarray], free: Collection[str]) -> tuple | None:

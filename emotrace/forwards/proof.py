@@ -19,6 +19,10 @@ from emotrace.forwards.decoding import neutral
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.traced import beginnings as leaf
+from emotrace.traced.beginnings import Stretch
+from emotrace.traced.caches import Recipe
+from emotrace.traced.requests import Forward
+from emotrace.traced.steps import ordered
 
 AGREEMENT = 1e-4
 """Largest relative deviation of any token in float32."""
@@ -46,9 +50,8 @@ def together(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
     plain = caches.options(model)
     width, causal = max(lengths), model.sites.encoder.causal
     starts = [width - n if causal else 0 for n in lengths]
-    spans = tuple((row, at, at + n, row, 0) for row, (at, n) in enumerate(zip(starts, lengths, strict=True)))
-    batch = _forward(inputs(model, sequences) | plain, spans)
-    return _deviations(model, sequences, [batch])
+    spans = tuple(Stretch(row, at, at + n, row, 0) for row, (at, n) in enumerate(zip(starts, lengths, strict=True)))
+    return _deviations(model, sequences, [Forward(inputs(model, sequences) | plain, spans)])
 
 
 def shared(model: Any, briefly: bool = False) -> list[torch.Tensor]:
@@ -62,19 +65,21 @@ def shared(model: Any, briefly: bool = False) -> list[torch.Tensor]:
     sequences = [first, first[:STEM] + ids(model, TOTALS[1] - STEM, 1)]
     stem = tuple(first[:STEM])
 
-    def behind(cuts: Sequence[int], recipe: tuple) -> tuple:
+    def behind(cuts: Sequence[int], recipe: Recipe) -> Forward:
         rests = [s[cut:] for s, cut in zip(sequences, cuts, strict=True)]
         width = max(map(len, rests))
-        spans = tuple((i, width - len(r), width, i, cut) for i, (r, cut) in enumerate(zip(rests, cuts, strict=True)))
-        return _forward(inputs(model, rests), spans, recipe)
+        spans = tuple(
+            Stretch(i, width - len(r), width, i, cut) for i, (r, cut) in enumerate(zip(rests, cuts, strict=True))
+        )
+        return Forward(inputs(model, rests), spans, recipe)
 
-    def branched(cuts: Sequence[int]) -> tuple:
+    def branched(cuts: Sequence[int]) -> Forward:
         twigs = inputs(model, [s[STEM:cut] for s, cut in zip(sequences, cuts, strict=True)])
-        return behind(cuts, ("branched", stem, twigs, (1, 1)))
+        return behind(cuts, Recipe(stem, (1, 1), twigs))
 
     wanted = [branched(TWIGS), branched([n - 1 for n in TOTALS])]
     if not briefly:
-        wanted.append(behind((STEM, STEM), ("repeated", stem, 2)))
+        wanted.append(behind((STEM, STEM), Recipe(stem, (2,))))
     return _deviations(model, sequences, wanted)
 
 
@@ -114,11 +119,7 @@ def ids(model: Any, n: int, seed: int) -> list[int]:
     return [allowed[i] for i in [*drawn, *drawn[: n // 3]]]
 
 
-def _forward(fed: dict[str, Any], spans: tuple, recipe: tuple | None = None) -> tuple:
-    return fed, (0, fed["input_ids"].shape[1]), spans, recipe, None, 0
-
-
-def _deviations(model: Any, sequences: Sequence[Sequence[int]], wanted: list[tuple]) -> list[torch.Tensor]:
+def _deviations(model: Any, sequences: Sequence[Sequence[int]], wanted: list[Forward]) -> list[torch.Tensor]:
     """Of some forwards, where the model lives.
 
     Raises:
@@ -127,15 +128,14 @@ def _deviations(model: Any, sequences: Sequence[Sequence[int]], wanted: list[tup
     sites, plain = model.sites, caches.options(model)
     places = [sites.address("resid_post", layer) for layer in sites.layers("resid_post")]
     places += [sites.address("logits")] if sites.has("logits") else []
-    reads = [("read", a.order, a.lower(model), number) for number, a in enumerate(places)]
-    reads.sort(key=lambda step: step[1])
-    alone = [_forward(inputs(model, [s]) | plain, ()) for s in sequences]
+    reads = ordered(a.read(model, number) for number, a in enumerate(places))
+    alone = [Forward(inputs(model, [s]) | plain, ()) for s in sequences]
     setup = caches.setup(model, reads)
     shapes, found = enter(model, leaf.deviations, reads, alone, wanted, setup)
     tokens = len(sequences[0])
-    for step, (rows, columns) in zip(reads, shapes, strict=True):
+    for read, (rows, columns) in zip(reads, shapes, strict=True):
         if (rows, columns) != (1, tokens):
-            a = places[step[3]]
+            a = places[read.number]
             raise EmotraceError(
                 f"{sites.model_class}: {a.path!r} holds {columns} columns for {tokens} tokens (the model pads, or adds tokens, "
                 "inside), so its activations cannot be told apart by token."

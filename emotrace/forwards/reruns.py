@@ -22,6 +22,9 @@ from emotrace.forwards.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.labels import EmotraceError
 from emotrace.traced import requests
+from emotrace.traced.caches import Recipe
+from emotrace.traced.programs import Span
+from emotrace.traced.requests import Forward
 
 
 class Reruns:
@@ -40,9 +43,7 @@ class Reruns:
         prompts = Prompts.of(prompts)
         self.labels = [p.about for p in prompts]
         self.ids = [list(i) for i in self.encoder.ids(prompts)]
-        address = model.sites.address(site, layer)
-        address = address.mirror or address
-        self.read = ("read", address.order, address.lower(model), 0)
+        self.read = model.sites.address(site, layer).seen.read(model)
         self.setup, self.options, self.memo = caches.setup(model, [self.read]), caches.options(model), {}
         self.stem = beginnings.common(self.ids)
 
@@ -76,10 +77,10 @@ class Batch:
         ids = [reruns.ids[i] for i in self.rows]
         self.lengths = [len(i) for i in ids]
         self.width = max(self.lengths)
-        self.beginning: tuple | None = None
+        self.beginning: Recipe | None = None
         if by_token:
             before = inputs(reruns.model, [i[len(reruns.stem) : -1] for i in ids])
-            self.beginning = ("kept", reruns.stem, before, (1,) * len(ids))
+            self.beginning = Recipe(reruns.stem, (1,) * len(ids), before, kept=True)
             self.inputs = inputs(reruns.model, [i[-1:] for i in ids])
         else:
             self.inputs = inputs(reruns.model, ids) | reruns.options
@@ -137,8 +138,8 @@ class Batch:
         width = self.inputs["input_ids"].shape[1]
         return list(range(len(self.rows))), [width - 1 if self.reruns.encoder.causal else n - 1 for n in self.lengths]
 
-    def _forward(self, edits: Sequence[Edit]) -> tuple:
-        """One forward under edits, as `emotrace.traced.requests` takes it."""
+    def _forward(self, edits: Sequence[Edit]) -> Forward:
+        """One forward under edits."""
         for i, edit in enumerate(edits):
             if edit.positions != "last":
                 raise EmotraceError(
@@ -148,11 +149,9 @@ class Batch:
         lowered = edits_.lower(
             edits, reruns.model.sites, self.labels, self.lengths, self.lengths, self.width, reruns.encoder.causal
         )
-        rank = {"edit": 0, "keep": 1, "read": 2}
-        program = sorted([*lowered.program(), reruns.read], key=lambda step: (step[1], rank[step[0]]))
-        columns = (0, self.width) if self.beginning is None else (self.width - 1, self.width)
-        spans = tuple((row, at, at + 1) for row, at in zip(*self._last(), strict=True))
-        return self.inputs, columns, spans, self.beginning, program, lowered.count
+        columns = None if self.beginning is None else (self.width - 1, self.width)
+        spans = tuple(Span(row, at, at + 1) for row, at in zip(*self._last(), strict=True))
+        return Forward(self.inputs, spans, self.beginning, columns, lowered.program([reruns.read]), lowered.count)
 
     def _arguments(self, several: Sequence[Sequence[Edit]]) -> tuple:
         """What `requests.captured` takes."""

@@ -152,9 +152,9 @@ def _bias_at(model: Any, edit: Add, layer: int, place: str) -> tuple[str, torch.
     except EmotraceError as error:
         raise EmotraceError(f"{place}: {site!r} is baked into the projection after {before!r}: {error}") from error
     lowered = edits_.lower([replace(edit, layers=[layer])], sites, [{}], [1], [1], 1, False)
-    ((_, _, payload, strength, _, columns, _, _, width),) = lowered.groups[0][2]
-    delta = torch.zeros(width, dtype=torch.float64)
-    delta[slice(None) if columns is None else columns] = float(strength) * payload.double()
+    (op,) = lowered.groups[0].operations
+    delta = torch.zeros(op.width, dtype=torch.float64)
+    delta[slice(None) if op.columns is None else op.columns] = float(op.strength) * op.payload.double()
     if site == before:
         return path, delta @ map_.matrix.double().cpu()
     if site == "o_proj_out":

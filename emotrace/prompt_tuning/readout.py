@@ -40,7 +40,7 @@ class Readout:
         plain = address.side == "output" and address.index is None and not address.flat
         head = sites.place(Site(address.path, "input")) if plain else None
         self._last = address.order
-        self._stations = (sites.place("embed"), head, sites.place(Site("")))
+        self._stations = soft_prompts.Stations(sites.place("embed"), head, sites.place(Site("")))
         takes = inspect.signature(model._module.forward).parameters
         self._options = {"use_cache": False} if layout.causal and "use_cache" in takes else {}
         self.device = next(model._module.parameters()).device
@@ -72,7 +72,7 @@ class Readout:
             order = torch.tensor([i for rows in batches for i in rows], device=found[0].device)
             return torch.cat(found)[order.argsort()]
         batch = self.layout.batch(laid)
-        program: list[tuple] = []
+        program: list[Any] = []
         if edits:
             labels = [{} for _ in laid] if about is None else list(about)
             width = batch.inputs["input_ids"].shape[1]
@@ -80,8 +80,8 @@ class Readout:
                 edits, self.model.sites, labels, batch.lengths, batch.lengths, width, self.layout.causal
             )
             program = lowered.program()
-        embed, head, output = self._stations
-        stations = (embed, None if any(step[1] >= self._last for step in program) else head, output)
+        late = any(step.order >= self._last for step in program)
+        stations = self._stations._replace(head=None) if late else self._stations
         inputs = {k: v.to(self.device) for k, v in batch.inputs.items()} | self._options
         with locked(self.model):
             found, counts = soft_prompts.scores(

@@ -11,6 +11,7 @@ from emotrace.labels import EmotraceError
 from emotrace.sites.address import Side, Site
 from emotrace.sites.equations import TOLERANCE
 from emotrace.traced import confirm as leaf
+from emotrace.traced.steps import Read, ordered
 
 
 def confirm(model: Any, inputs: dict[str, Any]) -> None:
@@ -35,7 +36,7 @@ def confirm(model: Any, inputs: dict[str, Any]) -> None:
     for proof in sites.proofs.values():
         numbers = list(range(len(reads), len(reads) + 4))
         reads += [
-            ("read", proof.sites[name].order, proof.sites[name].lower(model), number)
+            proof.sites[name].read(model, number)
             for name, number in zip(("resid_pre", "attn_out", "mlp_out", "resid_post"), numbers, strict=True)
         ]
         scale = proof.scale
@@ -50,11 +51,11 @@ def confirm(model: Any, inputs: dict[str, Any]) -> None:
             for path, side, order in places:
                 numbers.append(len(reads))
                 half = 0.25 if side == "input" else 0.5
-                reads.append(("read", order + half, sites.resolve(Site(path, side)).lower(model), numbers[-1]))
+                reads.append(Read(order + half, sites.resolve(Site(path, side)).lower(model), numbers[-1]))
         layers.append((scale, numbers))
-    reads.sort(key=lambda step: step[1])
-    errors, roundings, (held, weights), copies = sites.remote.call(model, leaf.closures, (inputs, reads, layers))
-    dtype, stored = (getattr(torch, name.removeprefix("torch.")) for name in (held, weights))
+    answer = sites.remote.call(model, leaf.closures, (inputs, ordered(reads), layers))
+    errors, roundings, dtypes, copies = answer
+    dtype, stored = (getattr(torch, name.removeprefix("torch.")) for name in dtypes)
     allowed = [TOLERANCE + 4 * torch.finfo(dtype).eps * r for r in roundings]
     odd = [layer for layer, e in zip(sites.proofs, errors, strict=True) if not math.isfinite(e)]
     if odd:

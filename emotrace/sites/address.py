@@ -1,4 +1,4 @@
-"""Address: one proven place in a model, and the plain tuple that a trace understands."""
+"""Address: one proven place in a model, and the form of it that a trace understands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.traced import table
+from emotrace.traced.places import Place
+from emotrace.traced.steps import Read
 
 Side = Literal["input", "output"]
-Place = tuple[str, Any, str, int | None, bool, float, Any, Any, bool]
-"""``(kind, envoy, side, index, flat, scale, base, mirror, overwritten)``: what `emotrace.traced` reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,29 @@ class Address:
     writable: bool = True
     heads: int = 0
 
-    def plain(self) -> tuple[Any, ...]:
+    @property
+    def seen(self) -> Address:
+        """Where the value is read: ``resid_mid`` of a sequential layer where the next norm is given it, without a sum."""
+        return self.mirror or self
+
+    def plain(self) -> table.Address:
         """The address as `emotrace.traced.table` takes it, without envoys."""
         base = None if self.base is None else self.base.plain()
         mirror = None if self.mirror is None else self.mirror.plain()
-        head = (self.kind, self.path, self.side, self.index, self.flat, self.scale)
-        return (*head, base, mirror, self.overwritten, self.writable)
+        return table.Address(self._place(self.path), base, mirror, self.writable)
 
     def lower(self, model: Any) -> Place:
-        """The plain tuple of this address, with the envoy of ``model`` in place of the path."""
+        """The place of this address in a model, for `emotrace.traced`."""
         base = None if self.base is None else self.base.lower(model)
         mirror = None if self.mirror is None else self.mirror.lower(model)
-        here = envoy(model, self.path)
-        return (self.kind, here, self.side, self.index, self.flat, self.scale, base, mirror, self.overwritten)
+        return self._place(envoy(model, self.path))._replace(base=base, mirror=mirror)
+
+    def read(self, model: Any, number: int = 0) -> Read:
+        """The step that reads it in a model."""
+        return Read(self.order, self.lower(model), number)
+
+    def _place(self, here: Any) -> Place:
+        return Place(self.kind, here, self.side, self.index, self.flat, self.scale, overwritten=self.overwritten)
 
 
 def envoy(model: Any, path: str) -> Any:

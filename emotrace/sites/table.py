@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 
 from emotrace.labels import SITES, EmotraceError, unknown
-from emotrace.sites.address import Address, Place, Site, envoy
+from emotrace.sites.address import Address, Site, envoy
 from emotrace.sites.equations import LayerProof
 from emotrace.templates import Encoder
 from emotrace.traced import places
+from emotrace.traced.places import Place
 from emotrace.traced.table import Table
 
 
@@ -238,7 +239,7 @@ class Sites:
         return self
 
     def place(self, site: str | Site, layer: int | None = None) -> Place:
-        """The plain tuple of a site or of a place of the user's own, for `emotrace.traced`."""
+        """A site or a place of the user's own as `emotrace.traced` takes it."""
         key = (site, layer)
         if key not in self._places:
             self._places[key] = self.resolve(site, layer).lower(self._attached())
@@ -270,7 +271,7 @@ class Sites:
         try:
             value = places.fetch(place)
         except IndexError:
-            raise EmotraceError(f"{site!r}: the tuple there has no element {place[3]}.") from None
+            raise EmotraceError(f"{site!r}: the tuple there has no element {place.index}.") from None
         if not isinstance(value, torch.Tensor):
             raise EmotraceError(f"{site!r} holds no tensor but a {type(value).__name__}; choose another side or index.")
         return value

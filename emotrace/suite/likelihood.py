@@ -19,6 +19,7 @@ from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.scoring import LOGIT_ELEMENTS, WHOLE
 from emotrace.traced import likelihoods
+from emotrace.traced.steps import Read
 
 SCORED: Final = ("steer", "all")
 """Position policies that hold the last prompt token and every reply token, from which a reply's scores come."""
@@ -82,7 +83,7 @@ def reply_scores(
     out = [Scores(np.empty(0), np.empty(0, dtype=bool))] * len(prompts)
     totals = [len(i) + len(r) for i, r in zip(ids, replies, strict=True)]
     scored = [i for i in range(len(ids)) if replies[i]]
-    read = ("read", math.inf, sites.place(WHOLE), 0)
+    read = Read(math.inf, sites.place(WHOLE), 0)
     vocabulary, options = sites.address("logits").width, caches.options(model)
     fired = [0] * len(edits)
 
@@ -96,7 +97,7 @@ def reply_scores(
             lowered = edits_.lower(
                 edits, sites, [labels[i] for i in batch], [len(ids[i]) for i in batch], lengths, max(lengths), True
             )
-            program = sorted([*lowered.program(), read], key=lambda step: (step[1], step[0] == "read"))
+            program = lowered.program([read])
             fed = inputs(model, sequences) | options
             scores, likeliest, counts = enter(
                 model, likelihoods.edited, fed, program, lowered.count, [replies[i] for i in batch]

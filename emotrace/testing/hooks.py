@@ -38,7 +38,7 @@ def recorded(model: Any, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
     handles = []
     for site in sites.names:
         for layer, address in sites.addresses[site].items():
-            where = address.mirror or address
+            where = address.seen
 
             def keep(value: Tensor, cell: Cell = (site, layer)) -> None:
                 assert cell not in out, f"{cell} is visited twice"
@@ -53,7 +53,7 @@ def recorded(model: Any, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
             handle.remove()
     rows = inputs["input_ids"].shape[0]
     for (site, layer), value in out.items():
-        where = sites.address(site, layer).mirror or sites.address(site, layer)
+        where = sites.address(site, layer).seen
         out[site, layer] = value.reshape(rows, -1, value.shape[-1]) if where.flat else value
     return out
 

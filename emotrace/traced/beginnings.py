@@ -1,19 +1,37 @@
 """Beginnings: by how much the values of prompts differ between forwards of one prompt and forwards that rows share.
 
-A *forward* is that of `requests`; its spans are ``(batch row, first column, one past the last, prompt, position)``: which
-prompt stands there, from which of its positions on.
+The spans of its forwards are `Stretch` es.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from emotrace.traced import requests
+from emotrace.traced.caches import Setup
 
 
-def deviations(model: Any, reads: list, alone: list, together: list, setup: tuple) -> tuple:
+class Stretch(NamedTuple):
+    """Neighbouring columns of one row, and what stands there.
+
+    Attributes:
+        row: of the batch.
+        start: first column.
+        stop: one past the last.
+        prompt: whose tokens they are.
+        position: of the first of them in that prompt.
+    """
+
+    row: int
+    start: int
+    stop: int
+    prompt: int
+    position: int
+
+
+def deviations(model: Any, reads: list, alone: list, together: list, setup: Setup) -> tuple:
     """Relative deviation ‖got − want‖ / ‖want‖ of every token at every read.
 
     Args:
@@ -30,22 +48,22 @@ def deviations(model: Any, reads: list, alone: list, together: list, setup: tupl
     memo: dict = {}
     known = [_values(model, reads, one, setup, memo) for one in alone]
     shapes = [list(value.shape[:2]) for value in known[0].values()]
-    if any(shape != list(alone[0][0]["input_ids"].shape) for shape in shapes):
+    if any(shape != list(alone[0].inputs["input_ids"].shape) for shape in shapes):
         return shapes, []
-    return shapes, [_compared(_values(model, reads, one, setup, memo), known, one[2]) for one in together]
+    return shapes, [_compared(_values(model, reads, one, setup, memo), known, one.spans) for one in together]
 
 
 def _compared(values: dict, known: list, spans: tuple) -> torch.Tensor:
     errors = []
     for number, value in values.items():
-        for row, start, stop, prompt, position in spans:
-            want = known[prompt][number][0, position : position + stop - start]
-            off = (value[row, start:stop] - want).norm(dim=-1) / want.norm(dim=-1).clamp(min=1e-30)
+        for here in spans:
+            want = known[here.prompt][number][0, here.position : here.position + here.stop - here.start]
+            off = (value[here.row, here.start : here.stop] - want).norm(dim=-1) / want.norm(dim=-1).clamp(min=1e-30)
             errors.append(torch.nan_to_num(off, nan=torch.inf))
     return torch.cat(errors)
 
 
-def _values(model: Any, reads: list, one: tuple, setup: tuple, memo: dict) -> dict:
+def _values(model: Any, reads: list, one: requests.Forward, setup: Setup, memo: dict) -> dict:
     found: dict = {}
 
     def keep(number, value):

@@ -1,70 +1,119 @@
 """Caches: keys and values of what rows begin with, computed once where the model lives, and repeated.
 
-A *recipe* says what a forward's rows begin with: ``("repeated", ids, rows)`` is the stem ``ids`` for every row;
-``("branched", ids, batch, counts)`` is, behind that stem, each row of a (left-padded) batch so many times; ``("kept", …)`` is
-the same for forwards that follow each other, which is made once. A *beginning* is
-what a recipe makes: ``(cache, mask)`` with keys and values ``[row, head, column, head_dim]`` in each layer, and ``[row,
-column]`` with 0 where a column is padding. A *setup* is ``(an empty cache, the last step, whether the model takes
-positions)``; layers after the last step are not computed.
+A *recipe* says what the rows of a forward begin with, a *beginning* is what it makes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from emotrace.traced import runs
 
 
-def beginning(model: Any, recipe: tuple, setup: tuple, memo: dict) -> tuple:
-    """What a recipe makes. ``memo`` keeps the stem made last: recipes with one stem follow each other."""
-    ids = recipe[1]
-    if ids not in memo:
+class Recipe(NamedTuple):
+    """What the rows of a forward begin with: a stem, and behind it perhaps the rows of a batch.
+
+    Attributes:
+        stem: token ids that all rows begin with; may be none.
+        counts: how many rows each row of the batch is the beginning of; without a batch, how many the stem is.
+        batch: (left-padded) ids and mask of what follows the stem, or None.
+        kept: whether forwards that follow each other have the same beginning, which is made once.
+    """
+
+    stem: tuple
+    counts: tuple
+    batch: Any = None
+    kept: bool = False
+
+
+class Beginning(NamedTuple):
+    """What rows begin with.
+
+    Attributes:
+        cache: keys and values ``[row, head, column, head_dim]`` in each layer.
+        mask: ``[row, column]``, 0 where a column is padding.
+    """
+
+    cache: Any
+    mask: torch.Tensor
+
+
+class Setup(NamedTuple):
+    """What beginnings of a model are made with.
+
+    Attributes:
+        empty: a cache of nothing.
+        program: the last step of the forwards; layers after it are not computed.
+        positions: whether the model takes ``position_ids``.
+    """
+
+    empty: Any
+    program: list
+    positions: bool
+
+
+def begun(model: Any, inputs: dict, recipe: Recipe | None, setup: Setup, memo: dict) -> dict:
+    """Inputs of a forward whose rows begin with what a recipe makes; those given without one.
+
+    Args:
+        model: an nnsight model.
+        inputs: ids and mask of what follows, left-padded.
+        recipe: see above.
+        setup: see above.
+        memo: keeps the stem made last, and a beginning that is kept: recipes with the same follow each other.
+    """
+    return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)
+
+
+def beginning(model: Any, recipe: Recipe, setup: Setup, memo: dict) -> Beginning:
+    """What a recipe makes; see `begun`."""
+    if recipe.stem not in memo:
         memo.clear()
-        memo[ids] = stem(model, ids, setup)
-    if recipe[0] == "repeated":
-        return repeated(memo[ids], recipe[2])
-    if recipe[0] == "branched":
-        return branched(model, memo[ids], recipe[2], recipe[3], setup)
-    if memo.get("kept", (None,))[0] is not recipe:
-        memo["kept"] = (recipe, branched(model, memo[ids], recipe[2], recipe[3], setup))
-    cache, mask = memo["kept"][1]
-    return fresh(cache), mask
+        memo[recipe.stem] = stem(model, recipe.stem, setup)
+    if recipe.batch is None:
+        return repeated(memo[recipe.stem], recipe.counts[0])
+    if not recipe.kept:
+        return branched(model, memo[recipe.stem], recipe, setup)
+    if memo.get("recipe") is not recipe:
+        memo["recipe"], memo["kept"] = recipe, branched(model, memo[recipe.stem], recipe, setup)
+    return memo["kept"]._replace(cache=fresh(memo["kept"].cache))
 
 
-def stem(model: Any, ids: tuple, setup: tuple) -> tuple:
+def stem(model: Any, ids: tuple, setup: Setup) -> Beginning:
     """One row: the tokens ``ids``, which may be none."""
-    empty = (fresh(setup[0]), torch.ones((1, 0), dtype=torch.long))
+    empty = Beginning(fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
     if not ids:
         return empty
     tokens = torch.tensor([list(ids)])
     return _grown(model, empty, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, setup)
 
 
-def repeated(begun: tuple, rows: int) -> tuple:
+def repeated(one: Beginning, rows: int) -> Beginning:
     """A beginning of one row for every row of a batch; the one given stays as it is."""
-    cache = fresh(begun[0])
+    cache = fresh(one.cache)
     cache.batch_repeat_interleave(rows)
-    return cache, begun[1].expand(rows, -1)
+    return Beginning(cache, one.mask.expand(rows, -1))
 
 
-def branched(model: Any, begun: tuple, batch: dict, counts: tuple, setup: tuple) -> tuple:
-    """Behind a beginning of one row, the rows of a (left-padded) batch, each ``counts`` times."""
-    cache, mask = _grown(model, repeated(begun, len(counts)), batch, setup)
+def branched(model: Any, one: Beginning, recipe: Recipe, setup: Setup) -> Beginning:
+    """Behind a beginning of one row, the rows of a recipe's batch, each ``counts`` times."""
+    counts = recipe.counts
+    cache, mask = _grown(model, repeated(one, len(counts)), recipe.batch, setup)
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts))).to(mask.device)
     cache.batch_select_indices(index)
-    return cache, mask[index]
+    return Beginning(cache, mask[index])
 
 
-def inputs(begun: tuple, batch: dict, setup: tuple) -> dict:
+def behind(before: Beginning, batch: dict, setup: Setup) -> dict:
     """Inputs of a forward over what follows: a (left-padded) batch with its beginnings in the cache."""
-    cache, mask = begun
+    cache, mask = before
     full = torch.cat([mask.to(batch["attention_mask"].device), batch["attention_mask"]], dim=1)
-    found = {"input_ids": batch["input_ids"], "attention_mask": full, "past_key_values": cache, "use_cache": True}
-    if setup[2]:
-        found["position_ids"] = (full.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] :]
-    return found
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": full, "past_key_values": cache, "use_cache": True}
+    if setup.positions:
+        inputs["position_ids"] = (full.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] :]
+    return inputs
 
 
 def fresh(cache: Any) -> Any:
@@ -81,8 +130,7 @@ def _twin(thing: Any) -> Any:
     return made
 
 
-def _grown(model: Any, begun: tuple, batch: dict, setup: tuple) -> tuple:
-    rows, width = batch["input_ids"].shape
-    found = inputs(begun, batch, setup)
-    runs.capture(model, found, setup[1], rows, (0, width), 0, None)
-    return begun[0], found["attention_mask"]
+def _grown(model: Any, before: Beginning, batch: dict, setup: Setup) -> Beginning:
+    inputs = behind(before, batch, setup)
+    runs.capture(model, inputs, setup.program)
+    return Beginning(before.cache, inputs["attention_mask"])

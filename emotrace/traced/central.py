@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from emotrace.traced import runs
+from emotrace.traced import edits, runs
+from emotrace.traced.edits import Group, Operation
+from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
+from emotrace.traced.steps import Read
+
+
+class Nudge(NamedTuple):
+    """A small shift whose effect is asked: the place is shifted by factor · size · direction.
+
+    Attributes:
+        order: when it happens in a forward.
+        place: what is shifted.
+        factor: of a shift there, for a shift of 1 of the residual.
+        direction: ``[width]``.
+        size: δ, ``[row]``.
+        label: which covector is read.
+    """
+
+    order: float
+    place: Place
+    factor: float
+    direction: torch.Tensor
+    size: torch.Tensor
+    label: int
 
 
 def base(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor) -> tuple:
@@ -25,19 +48,19 @@ def base(model: Any, inputs: dict, program: list, at: list, covectors: torch.Ten
     def keep(number, value):
         found[number] = _token(value, at)
 
-    _run(model, inputs, program, keep)
+    runs.capture(model, inputs, program, keep)
     scores = _projected(found.pop(-1), covectors)
     sizes = [found[number].square().mean(-1).sqrt().cpu() for number in sorted(found)]
     return scores, torch.stack(sizes) if sizes else torch.zeros((0, len(at)), dtype=torch.float64)
 
 
-def slopes(model: Any, inputs: dict, work: list, read: tuple, at: list, covectors: torch.Tensor) -> list:
+def slopes(model: Any, inputs: dict, work: list, read: Read, at: list, covectors: torch.Tensor) -> list:
     """How fast the projection on a label changes along a direction: ``(s(+δ) − s(−δ)) / 2δ``, ``[row]`` float64 each.
 
     Args:
         model: an nnsight model.
         inputs: ids, mask and options.
-        work: ``(order, place, factor, direction [width], δ [row], label)``; the place is shifted by factor · δ · direction.
+        work: `Nudge` s.
         read: step of the read-out.
         at: column of the token, one per row.
         covectors: ``[label, width]``.
@@ -45,17 +68,18 @@ def slopes(model: Any, inputs: dict, work: list, read: tuple, at: list, covector
     rows, width = inputs["input_ids"].shape
     mask = torch.zeros((rows, width), dtype=torch.bool)
     mask[torch.arange(rows), torch.tensor(at)] = True
-    flags = (mask.any(0).int() + mask.all(0).int()).tolist()
+    flags = edits.flags(mask)
     slopes = []
-    for order, place, factor, direction, size, label in work:
+    for nudge in work:
         ends = []
         for sign in (1.0, -1.0):
-            shift = (sign * factor * size[:, None] * direction).float()
-            group = (order, place, [(0, "add", shift, 1.0, "raw", None, mask, flags, shift.shape[-1])], None)
-            found: list = []
-            _run(model, inputs, [("edit", order, group), read], lambda _, value: found.append(_token(value, at)))  # noqa: B023
-            ends.append(_projected(found[0], covectors[label : label + 1])[0])
-        slopes.append((ends[0] - ends[1]) / (2 * size))
+            shift = (sign * nudge.factor * nudge.size[:, None] * nudge.direction).float()
+            add = Operation(0, "add", shift, 1.0, "raw", None, mask, flags, shift.shape[-1])
+            tokens: list = []
+            program = [Group(nudge.order, nudge.place, [add]), read]
+            runs.capture(model, inputs, program, lambda _, value: tokens.append(_token(value, at)), 1)  # noqa: B023
+            ends.append(_projected(tokens[0], covectors[nudge.label : nudge.label + 1])[0])
+        slopes.append((ends[0] - ends[1]) / (2 * nudge.size))
     return slopes
 
 
@@ -67,8 +91,3 @@ def _projected(token: torch.Tensor, covectors: torch.Tensor) -> torch.Tensor:
 def _token(value: torch.Tensor, at: list) -> torch.Tensor:
     rows = torch.arange(len(at), device=value.device)
     return value[rows, torch.tensor(at, device=value.device)].detach().double()
-
-
-def _run(model: Any, inputs: dict, program: list, sink: Any) -> None:
-    rows, width = inputs["input_ids"].shape
-    runs.capture(model, inputs, program, rows, (0, width), 1, sink)

@@ -13,6 +13,7 @@ import nnsight
 import torch
 
 from emotrace.traced import places
+from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
 
 
@@ -165,7 +166,7 @@ def _rewired(
     return found
 
 
-def following(model: Any, inputs: dict, given: list, last: tuple) -> torch.Tensor:
+def following(model: Any, inputs: dict, given: list, last: Place) -> torch.Tensor:
     """What a place holds ``[row, token, width]`` where others before it were given values.
 
     Args:

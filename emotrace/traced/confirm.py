@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from emotrace.traced import places, runs
+from emotrace.traced.steps import Read
 
 
 def closures(model: Any, inputs: dict, reads: list, layers: list) -> tuple:
@@ -29,33 +30,33 @@ def closures(model: Any, inputs: dict, reads: list, layers: list) -> tuple:
     def keep(number, value):
         seen[number] = value.detach().clone()
 
-    runs.capture(model, inputs, reads, inputs["input_ids"].shape[0], (0, inputs["input_ids"].shape[1]), 0, keep)
+    runs.capture(model, inputs, reads, keep)
     errors, roundings = [], []
     for scale, numbers in layers:
-        v = [seen[n].reshape(-1, seen[n].shape[-1]).double().cpu() for n in numbers]
-        pre, attn, mlp, post = v[:4]
-        if scale is None:
-            pairs = [(pre + attn, v[4], v[4]), (v[6] + mlp, v[5], v[5])]
+        pre, attn, mlp, post, *norms = (seen[n].reshape(-1, seen[n].shape[-1]).double().cpu() for n in numbers)
+        if norms:
+            mid_in, post_in, mid = norms
+            pairs = [(pre + attn, mid_in, mid_in), (mid + mlp, post_in, post_in)]
         else:
             pairs = [(pre + scale * (attn + mlp), post, post - pre)]
         found = [_deviation(*pair) for pair in pairs]
         errors.append(max(e for e, _ in found))
         roundings.append(max(r for _, r in found))
-    last = seen[layers[-1][1][3]]
+    _, (_, _, _, last, *_) = layers[-1]
     weights = next(iter(model._module.parameters())).dtype
-    return errors, roundings, (str(last.dtype), str(weights)), copies(model, inputs, reads[:1])
+    return errors, roundings, (str(seen[last].dtype), str(weights)), copies(model, inputs, reads[0])
 
 
-def copies(model: Any, inputs: dict, reads: list) -> bool:
+def copies(model: Any, inputs: dict, read: Read) -> bool:
     """Whether the same value, read twice, is two tensors."""
     found: list = []
-    place = (*reads[0][2][:8], False)  # as it is: no copy of ours
+    read = read._replace(place=read.place._replace(overwritten=False))  # as it is: no copy of ours
     rows = inputs["input_ids"].shape[0]
 
     def twice(number, value):
-        found.append(value.data_ptr() != places.fetch(place, None, rows).data_ptr())
+        found.append(value.data_ptr() != places.fetch(read.place, None, rows).data_ptr())
 
-    runs.capture(model, inputs, [("read", reads[0][1], place, 0)], rows, (0, 1), 0, twice)
+    runs.capture(model, inputs, [read], twice)
     return bool(found[0])
 
 

@@ -1,102 +1,145 @@
 """Edits inside a trace: what `emotrace.edits` lowers to, applied in execution order.
 
-A *group* is everything that happens at one place: ``(order, place, operations, base_key)``; an *operation* is
-``(number, kind, payload, strength, scale, columns, mask, flags, width)``:
-
-* ``kind``: ``add``, ``scale``, ``ablate`` or ``project``;
-* ``payload``: ``[width]``, ``[batch, width]`` or None;
-* ``columns``: indices of the last dim that are edited, or None for all;
-* ``mask``: ``[batch, all columns of prompt and reply]`` bool, padding False;
-* ``flags``: for every column 0 (no row edited), 1 (some) or 2 (all), so that nothing is read where nothing is edited.
+A *group* is everything that happens at one place, a step of a program; an *operation* is what one edit does there.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 
 from emotrace.traced import places
+from emotrace.traced.places import Place
 
 
-def live(group: tuple, start: int, stop: int | None) -> list:
+class Operation(NamedTuple):
+    """What one edit does at one place.
+
+    Attributes:
+        number: of the edit.
+        action: ``add``, ``scale``, ``ablate`` or ``project``.
+        payload: ``[width]``, ``[batch, width]`` or None.
+        strength: a factor, or a tensor of them that broadcasts.
+        scale: ``raw``, ``unit`` or ``rms``: what the payload of ``add`` is measured in.
+        columns: indices of the last dim that are edited, or None for all.
+        mask: ``[batch, all columns of prompt and reply]`` bool, padding False.
+        flags: for every column 0 (no row edited), 1 (some) or 2 (all), so that nothing is read where nothing is edited.
+        width: of the last dim.
+    """
+
+    number: int
+    action: str
+    payload: Any
+    strength: Any
+    scale: str
+    columns: Any
+    mask: torch.Tensor
+    flags: list
+    width: int
+
+
+class Group(NamedTuple):
+    """The edits of one place, a step of a program.
+
+    Attributes:
+        order: when it happens in a forward.
+        place: where.
+        operations: in the order of the edits.
+        base: order of the ``resid_pre`` that a ``resid_mid`` needs; None elsewhere.
+    """
+
+    order: float
+    place: Place
+    operations: list
+    base: Any = None
+    kind = "edit"
+
+
+def flags(mask: torch.Tensor) -> list:
+    """Of every column of a mask ``[batch, column]``: 0 where no row is edited, 1 for some, 2 for all."""
+    return (mask.any(0).int() + mask.all(0).int()).tolist()
+
+
+def live(group: Group, start: int, stop: int | None) -> list:
     """The operations of a group that edit any of the columns ``[start, stop)``."""
-    return [op for op in group[2] if any(op[7][start:stop])]
+    return [op for op in group.operations if any(op.flags[start:stop])]
 
 
-def apply(group: tuple, kept: dict, batch: int, start: int, stop: int, fired: list) -> None:
+def apply(group: Group, kept: dict, batch: int, start: int, stop: int, fired: list) -> None:
     """Carry out one group in the forward that computes columns ``[start, stop)`` of the padded sequences.
 
     Args:
         group: see above.
-        kept: values of ``resid_pre`` read earlier in this forward, by place key.
+        kept: values of ``resid_pre`` read earlier in this forward, by their order.
         batch: rows in the forward.
         start: first column of this forward (0 at the prompt, later the column of the new token).
         stop: one past its last column.
         fired: how often each edit was carried out; counted up here.
     """
-    _, place, _, base_key = group
+    place, base = group.place, kept.get(group.base)
     here = live(group, start, stop)
     if not here:
         return
-    if all(op[1] == "add" for op in here):
+    if all(op.action == "add" for op in here):
         h = None
-        if any(op[4] == "rms" for op in here):
-            h = places.fetch(place, kept.get(base_key), batch).float()
+        if any(op.scale == "rms" for op in here):
+            h = places.fetch(place, base, batch).float()
         delta = torch.zeros(())
         for op in here:
-            delta = delta.to(op[6].device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
-            fired[op[0]] += 1
+            delta = delta.to(op.mask.device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
+            fired[op.number] += 1
         places.add(place, delta)
         return
-    before = places.fetch(place, kept.get(base_key), batch)
+    before = places.fetch(place, base, batch)
     h0 = before.float()
     h = h0
     for op in here:
         h = h + _masked(_change(op, h, h0), op, start, stop)
-        fired[op[0]] += 1
-    places.put(place, h.to(before.dtype), kept.get(base_key))
+        fired[op.number] += 1
+    places.put(place, h.to(before.dtype), base)
 
 
-def _addition(op: tuple, h0: torch.Tensor | None) -> torch.Tensor:
+def _addition(op: Operation, h0: torch.Tensor | None) -> torch.Tensor:
     """s·v, s·v/‖v‖ or s·RMS(h)·v/‖v‖, as ``[batch or 1, token or 1, width]``."""
-    _, _, payload, strength, scale, columns, mask, _, _ = op
-    v = payload.to(mask.device if h0 is None else h0.device).float()
-    v = v[:, None, :] if v.ndim == 2 else v[None, None, :]
-    if scale == "raw":
-        return strength * v
+    v = _payload(op, op.mask.device if h0 is None else h0.device)
+    if op.scale == "raw":
+        return op.strength * v
     v = v / v.norm(dim=-1, keepdim=True)
-    if scale == "unit":
-        return strength * v
+    if op.scale == "unit":
+        return op.strength * v
     assert h0 is not None
-    part = h0 if columns is None else h0[..., columns]
-    return strength * torch.sqrt((part * part).mean(dim=-1, keepdim=True) + 1e-12) * v
+    part = h0 if op.columns is None else h0[..., op.columns]
+    return op.strength * torch.sqrt((part * part).mean(dim=-1, keepdim=True) + 1e-12) * v
 
 
-def _change(op: tuple, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+def _payload(op: Operation, device: Any) -> torch.Tensor:
+    """``[batch or 1, 1, width]``."""
+    v = op.payload.to(device).float()
+    return v[:, None, :] if v.ndim == 2 else v[None, None, :]
+
+
+def _change(op: Operation, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
     """What an operation adds to ``h``, over its own columns."""
-    _, kind, payload, strength, _, columns, _, _, _ = op
-    if kind == "add":
+    if op.action == "add":
         return _addition(op, h0)
-    part = h if columns is None else h[..., columns]
-    if kind == "scale":
-        return (strength - 1.0) * part
-    v = None
-    if payload is not None:
-        v = payload.to(h.device).float()
-        v = v[:, None, :] if v.ndim == 2 else v[None, None, :]
-    if kind == "ablate":
+    part = h if op.columns is None else h[..., op.columns]
+    if op.action == "scale":
+        return (op.strength - 1.0) * part
+    v = None if op.payload is None else _payload(op, h.device)
+    if op.action == "ablate":
         return (-part if v is None else v - part) + torch.zeros_like(part)
     assert v is not None
     v = v / v.norm(dim=-1, keepdim=True)
-    return -strength * (part * v).sum(dim=-1, keepdim=True) * v
+    return -op.strength * (part * v).sum(dim=-1, keepdim=True) * v
 
 
-def _masked(change: torch.Tensor, op: tuple, start: int, stop: int) -> torch.Tensor:
+def _masked(change: torch.Tensor, op: Operation, start: int, stop: int) -> torch.Tensor:
     """The change at the edited rows, tokens and columns; zero elsewhere."""
-    columns, mask, flags, width = op[5], op[6], op[7], op[8]
-    if columns is not None:
-        whole = torch.zeros((*change.shape[:-1], width), dtype=change.dtype, device=change.device)
-        whole[..., columns] = change
+    if op.columns is not None:
+        whole = torch.zeros((*change.shape[:-1], op.width), dtype=change.dtype, device=change.device)
+        whole[..., op.columns] = change
         change = whole
-    if all(flag == 2 for flag in flags[start:stop]):
+    if all(flag == 2 for flag in op.flags[start:stop]):
         return change
-    return change * mask[:, start:stop, None].to(change.device, change.dtype)
+    return change * op.mask[:, start:stop, None].to(change.device, change.dtype)

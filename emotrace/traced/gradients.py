@@ -1,9 +1,8 @@
 """Gradients: one forward, and one backward pass per label, from a read-out at one token to the places before it.
 
-A *program* is a list of steps sorted by order: ``("shift", order, place, factor)``, ``("rms", order, place)`` and, last,
-``("read", order, place, 0)``. A shift adds ``factor · δ`` with δ = 0 at the token of each prompt; what a backward pass
-leaves at δ is the derivative of the read-out along a shift of that place. Weights are not touched: nothing is written to
-their ``.grad``, and no gradient of theirs is computed.
+A *program* has steps `Shift`, `Rms` and, last, `Read`. A shift adds ``factor · δ`` with δ = 0 at the token of each prompt;
+what a backward pass leaves at δ is the derivative of the read-out along a shift of that place. Weights are not touched:
+nothing is written to their ``.grad``, and no gradient of theirs is computed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import nnsight
 import torch
 
 from emotrace.traced import caches, places
+from emotrace.traced.caches import Recipe, Setup
 from emotrace.traced.precision import exactly
 
 
@@ -38,14 +38,11 @@ def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.T
 
 
 def behind(
-    model: Any, inputs: dict, recipe: tuple | None, setup: tuple, program: list, at: list, covectors: torch.Tensor,
-    along: torch.Tensor, memo: dict | None = None,
+    model: Any, inputs: dict, recipe: Recipe | None, setup: Setup, program: list, at: list, covectors: torch.Tensor,
+    along: torch.Tensor, memo: dict,
 ) -> tuple:  # fmt: skip
     """As `slopes`, of rows that begin with what a recipe of `caches` makes."""
-    memo = {} if memo is None else memo
-    if recipe is not None:
-        inputs = caches.inputs(caches.beginning(model, recipe, setup, memo), inputs, setup)
-    return slopes(model, inputs, program, at, covectors, along)
+    return slopes(model, caches.begun(model, inputs, recipe, setup, memo), program, at, covectors, along)
 
 
 def available(model: Any, inputs: dict, program: list, width: int) -> bool:
@@ -64,19 +61,19 @@ def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tenso
     sizes: list[torch.Tensor] = []
     out = torch.zeros(())
     for step in program:
-        value = places.fetch(step[2], None, len(at))
+        value = places.fetch(step.place, None, len(at))
         here = torch.tensor(at, device=value.device)
-        if step[0] == "shift":
+        if step.kind == "shift":
             zero = torch.zeros((len(at), 1, value.shape[-1]), dtype=value.dtype, device=value.device)
             shifts.append(zero.requires_grad_(True))
-            delta = step[3] * shifts[-1]
+            delta = step.factor * shifts[-1]
             if value.shape[1] > 1:
                 columns = torch.arange(value.shape[1], device=value.device)
                 delta = delta * (columns[None, :] == here[:, None])[..., None]
-            places.add(step[2], delta)
+            places.add(step.place, delta)
             continue
         token = _wide(value[rows.to(value.device), here])
-        if step[0] == "rms":
+        if step.kind == "rms":
             sizes.append(token.detach().square().mean(-1).sqrt())
         else:
             out = token

@@ -35,6 +35,5 @@ def edited(model: Any, inputs: dict, program: list, n_edits: int, replies: list)
             scores.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].cpu())
             likeliest.append((logits.argmax(-1) == wanted).cpu())
 
-    rows, width = inputs["input_ids"].shape
-    fired = runs.capture(model, inputs, program, rows, (0, width), n_edits, keep)
+    fired = runs.capture(model, inputs, program, keep, n_edits)
     return scores, likeliest, fired

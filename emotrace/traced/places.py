@@ -1,6 +1,5 @@
 """Places: read and write one lowered site inside a trace.
 
-A place is the tuple ``(kind, envoy, side, index, flat, scale, base, mirror, overwritten)`` that ``Address.lower`` makes.
 Reads return ``[batch, token, width]`` whatever the module's own form (tensor, tuple, ``[batch·token, width]``); writes
 swap the value and never change a tensor in place, because captured tensors alias live ones.
 
@@ -10,13 +9,39 @@ swap the value and never change a tensor in place, because captured tensors alia
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnsight.intervention.interleaver import Mediator
 
 
-def fetch(place: tuple, base: torch.Tensor | None = None, batch: int | None = None) -> torch.Tensor:
+class Place(NamedTuple):
+    """A proven place of a model, as ``Address.lower`` makes it.
+
+    Attributes:
+        kind: ``plain``, ``mid`` or ``base``.
+        envoy: nnsight's, of the module.
+        side: ``input`` or ``output`` of it.
+        index: element of a tuple; None takes a tensor as it is, or the first element.
+        flat: whether the module holds ``[batch·token, width]``.
+        scale: of the value, in kind ``mid``.
+        base: place of ``resid_pre``, in kind ``mid``.
+        mirror: place of the next norm's input, in kind ``mid``.
+        overwritten: whether the model changes this very tensor later on.
+    """
+
+    kind: str
+    envoy: Any
+    side: str
+    index: Any = None
+    flat: bool = False
+    scale: float = 1.0
+    base: Any = None
+    mirror: Any = None
+    overwritten: bool = False
+
+
+def fetch(place: Place, base: torch.Tensor | None = None, batch: int | None = None) -> torch.Tensor:
     """The value at a place: ``[batch, token, width]``; for kind ``mid`` it is ``base + scale · value``.
 
     Args:
@@ -24,74 +49,70 @@ def fetch(place: tuple, base: torch.Tensor | None = None, batch: int | None = No
         base: ``resid_pre`` of the same layer, if it was read already; else the one that this trace read last is taken.
         batch: number of rows of a module that flattens batch and token; None asks nnsight.
     """
-    kind, envoy, side, index, flat, scale, _, mirror, overwritten = place
-    if kind == "mid":
+    if place.kind == "mid":
         base = _base(place, batch) if base is None else base
         if base is None:
-            return fetch(mirror, None, batch)
-    whole = _get(envoy, side)
-    element = _element(whole, index)
-    value = _unflatten(element, batch) if flat else element
-    if kind == "mid":
+            return fetch(place.mirror, None, batch)
+    whole = _get(place)
+    element = _element(whole, place.index)
+    value = _unflatten(element, batch) if place.flat else element
+    if place.kind == "mid":
         assert base is not None
-        return base + (value if scale == 1.0 else scale * value)
-    if overwritten:  # the model will change this very tensor in place: it goes on with a copy
-        _set(envoy, side, _with(whole, index, element.clone()))
-    if kind == "base":
-        _remember(envoy, side, value)
+        return base + (value if place.scale == 1.0 else place.scale * value)
+    if place.overwritten:  # the model will change this very tensor in place: it goes on with a copy
+        _set(place, _with(whole, place.index, element.clone()))
+    if place.kind == "base":
+        _remember(place, value)
     return value
 
 
-def columns(place: tuple, batch: int) -> int:
+def columns(place: Place, batch: int) -> int:
     """How many columns arrive at a place in this forward; its value stays as it is."""
-    _, envoy, side, index, *_ = place
-    value = _element(_get(envoy, side), index)
+    value = _element(_get(place), place.index)
     return value.shape[1] if value.ndim > 2 else value.shape[0] // batch
 
 
-def put(place: tuple, new: torch.Tensor, base: torch.Tensor | None = None) -> None:
+def put(place: Place, new: torch.Tensor, base: torch.Tensor | None = None) -> None:
     """Swap the value at a place for ``new`` (``[batch, token, width]``); for kind ``mid`` by the attention's output.
 
     Raises:
         ValueError: if ``new`` does not have the shape of the value, or ``resid_pre`` was passed before ``resid_mid``.
     """
-    kind, envoy, side, index, flat, scale, _, _, overwritten = place
-    if kind == "mid":
+    if place.kind == "mid":
         base = _base(place, new.shape[0] if new.ndim == 3 else None) if base is None else base
         if base is None:
             raise ValueError(
-                f"resid_mid cannot be written at {envoy.path}: the trace ran past resid_pre of its layer without "
+                f"resid_mid cannot be written at {place.envoy.path}: the trace ran past resid_pre of its layer without "
                 "reading it. Read resid_pre (or resid_mid) before what comes between them."
             )
         new = new.to(base.device) - base
-        new = new if scale == 1.0 else new / scale
-    whole = _get(envoy, side)
-    element = _element(whole, index)
-    new = _shaped(new.to(element.device, element.dtype), element, flat, envoy.path)
-    _set(envoy, side, _with(whole, index, new.clone() if overwritten else new))
+        new = new if place.scale == 1.0 else new / place.scale
+    whole = _get(place)
+    element = _element(whole, place.index)
+    new = _shaped(new.to(element.device, element.dtype), element, place)
+    _set(place, _with(whole, place.index, new.clone() if place.overwritten else new))
 
 
-def add(place: tuple, delta: torch.Tensor) -> None:
+def add(place: Place, delta: torch.Tensor) -> None:
     """Add ``delta`` at a place (kind ``mid``: ``delta / scale`` at the attention's output), in float32 or wider, rounded once."""
-    kind, envoy, side, index, flat, scale, *_ = place
-    whole = _get(envoy, side)
-    element = _element(whole, index)
-    if kind == "mid" and scale != 1.0:
-        delta = delta / scale
+    whole = _get(place)
+    element = _element(whole, place.index)
+    if place.kind == "mid" and place.scale != 1.0:
+        delta = delta / place.scale
     wide = element.to(torch.promote_types(element.dtype, torch.float32))
-    delta = _shaped(delta.to(wide.device, wide.dtype), torch.zeros_like(wide), flat, envoy.path)
-    _set(envoy, side, _with(whole, index, (wide + delta).to(element.dtype)))
+    delta = _shaped(delta.to(wide.device, wide.dtype), torch.zeros_like(wide), place)
+    _set(place, _with(whole, place.index, (wide + delta).to(element.dtype)))
 
 
-def _get(envoy: Any, side: str) -> Any:
-    return envoy.input if side == "input" else envoy.output
+def _get(place: Place) -> Any:
+    return place.envoy.input if place.side == "input" else place.envoy.output
 
 
-def _set(envoy: Any, side: str, value: Any) -> None:
-    if side == "input":
-        envoy.input = value
+def _set(place: Place, value: Any) -> None:
+    if place.side == "input":
+        place.envoy.input = value
     else:
-        envoy.output = value
+        place.envoy.output = value
 
 
 def _element(value: Any, index: int | None) -> torch.Tensor:
@@ -140,12 +161,12 @@ def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
     return value.reshape(total, -1, value.shape[-1])[start : start + size]
 
 
-def _shaped(new: torch.Tensor, element: torch.Tensor, flat: bool, path: str) -> torch.Tensor:
+def _shaped(new: torch.Tensor, element: torch.Tensor, place: Place) -> torch.Tensor:
     """``new`` in the shape of what it replaces; one row, token or vector stands for all."""
     total, start, size = _rows()
     shape = tuple(element.shape)
     split = False  # whether other blocks of the trace have rows here too
-    if flat and element.ndim == 2:
+    if place.flat and element.ndim == 2:
         split = size != total and shape[0] >= total
         rows = new.shape[0] if new.ndim == 3 and new.shape[0] > 1 else size or 1
         shape = (size, shape[0] // total, shape[1]) if split else (rows, shape[0] // rows, shape[1])
@@ -153,7 +174,7 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, flat: bool, path: str) -> 
         new = new.expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"a value of shape {tuple(new.shape)} cannot be written at {path}, which holds {shape}."
+            f"a value of shape {tuple(new.shape)} cannot be written at {place.envoy.path}, which holds {shape}."
         ) from None
     if split:
         whole = element.reshape(total, -1, shape[-1]).clone()
@@ -162,26 +183,27 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, flat: bool, path: str) -> 
     return new.reshape(element.shape).contiguous()
 
 
-def _remember(envoy: Any, side: str, value: torch.Tensor) -> None:
+def _remember(place: Place, value: torch.Tensor) -> None:
     """Keep the last ``resid_pre`` of this trace, for the ``resid_mid`` of the same layer."""
     mediator = _mediator()
     if mediator is not None:
-        location = f"{envoy.path}.{side}"
+        location = _location(place)
         mediator.emotrace_base = (location, mediator.occurrence(location), value)
 
 
-def _base(place: tuple, batch: int | None) -> torch.Tensor | None:
+def _location(place: Place) -> str:
+    return f"{place.envoy.path}.{place.side}"
+
+
+def _base(place: Place, batch: int | None) -> torch.Tensor | None:
     """``resid_pre`` for a ``mid`` place: the one just read, or read now; None if the model ran past it."""
     mediator = _mediator()
-    envoy, base_place = place[1], place[6]
     if mediator is None:
-        return fetch(base_place, None, batch)
-    here = f"{envoy.path}.{place[2]}"
-    there = f"{base_place[1].path}.{base_place[2]}"
-    wanted = mediator.wanted(here)
+        return fetch(place.base, None, batch)
+    there, wanted = _location(place.base), mediator.wanted(_location(place))
     location, visit, value = getattr(mediator, "emotrace_base", (None, None, None))
     if location == there and visit == wanted:
         return value
     if mediator.occurrence(there) > wanted:
         return None
-    return fetch(base_place, None, batch)
+    return fetch(place.base, None, batch)

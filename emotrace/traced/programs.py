@@ -1,13 +1,8 @@
-"""Programs: everything that one trace reads and edits, as one list in execution order.
-
-A program is a list of steps ``("keep", order, place, key)``, ``("edit", order, group)`` and
-``("read", order, place, number)``, sorted by order. Inside one forward nnsight gives values in execution order only, so
-reads and edits of one forward share the list.
-"""
+"""Programs: everything that one trace reads and edits, carried out: steps `Keep`, `Read` and groups of edits."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +13,7 @@ def forward(program: list, batch: int, start: int, stop: int, fired: list, sink:
     """Run a program in the forward that computes columns ``[start, stop)``.
 
     Args:
-        program: sorted steps.
+        program: sorted, see `steps`.
         batch: rows in the forward.
         start: first column computed.
         stop: one past the last.
@@ -26,32 +21,53 @@ def forward(program: list, batch: int, start: int, stop: int, fired: list, sink:
         sink: called as ``sink(number, value)`` with ``[batch, token, width]`` at each read.
     """
     kept: dict = {}
-    bases = {step[2][3] for step in program if step[0] == "edit" and edits.live(step[2], start, stop)}
+    bases = {step.base for step in program if step.kind == "edit" and edits.live(step, start, stop)}
     for step in program:
-        if step[0] == "edit":
-            edits.apply(step[2], kept, batch, start, stop, fired)
-        elif step[0] == "keep":
-            if step[3] in bases:
-                kept[step[3]] = places.fetch(step[2], None, batch)
+        if step.kind == "edit":
+            edits.apply(step, kept, batch, start, stop, fired)
+        elif step.kind == "keep":
+            if step.order in bases:
+                kept[step.order] = places.fetch(step.place, None, batch)
         else:
-            value = places.fetch(step[2], None, batch)
+            value = places.fetch(step.place, None, batch)
             if sink is not None:
-                sink(step[3], value)
+                sink(step.number, value)
 
 
 def reaches(program: list, start: int) -> bool:
     """Whether a program edits any column from ``start`` on."""
-    return any(edits.live(step[2], start, None) for step in program if step[0] == "edit")
+    return any(edits.live(step, start, None) for step in program if step.kind == "edit")
 
 
-def gather(value: torch.Tensor, spans: tuple, uniform: tuple | None) -> torch.Tensor:
+class Span(NamedTuple):
+    """Neighbouring columns of one row.
+
+    Attributes:
+        row: of the batch.
+        start: first column.
+        stop: one past the last.
+    """
+
+    row: int
+    start: int
+    stop: int
+
+
+def single(spans: tuple) -> tuple | None:
+    """``(rows, columns)`` index tensors where every span is one column, else None."""
+    if any(span.stop - span.start != 1 for span in spans):
+        return None
+    return torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
+
+
+def gather(value: torch.Tensor, spans: tuple, index: tuple | None) -> torch.Tensor:
     """Rows of ``[batch, token, width]`` that are wanted, ``[row, width]``.
 
     Args:
         value: what a place holds.
-        spans: ``(batch row, first token, one past the last)`` in the columns of this forward.
-        uniform: ``(rows, tokens)`` index tensors where every span is one token, else None.
+        spans: in the columns of this forward.
+        index: of `single`.
     """
-    if uniform is not None:
-        return value[uniform[0], uniform[1]]
-    return torch.cat([value[b, t0:t1] for b, t0, t1 in spans])
+    if index is not None:
+        return value[index]
+    return torch.cat([value[span.row, span.start : span.stop] for span in spans])

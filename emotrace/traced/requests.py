@@ -1,44 +1,61 @@
 """Requests: what one remote job of a capture does: some forwards, of which only the wanted rows come home.
 
-A *forward* is ``(inputs, columns, spans, recipe, program, n_edits)``: ids, mask and options; the columns it computes;
-``(batch row, first column, one past the last)`` of the wanted rows; what its rows begin with, or None (see `caches`); its
-steps, or None for those that all forwards share; how many edits it counts.
+The rows of a forward that are wanted are *spans*.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from emotrace.traced import caches, finite, programs, runs
+from emotrace.traced.caches import Recipe, Setup
 
 
-def forward(model: Any, steps: list, one: tuple, setup: tuple, memo: dict, sink: Any) -> list:
+class Forward(NamedTuple):
+    """One forward.
+
+    Attributes:
+        inputs: ids, mask and options.
+        spans: `Span` s of the wanted rows, in the columns that it computes.
+        recipe: what its rows begin with; None for nothing.
+        columns: ``(start, stop)`` that it computes of the padded sequences; None for all.
+        program: its steps; None for those that all forwards share.
+        n_edits: how many edits it counts.
+    """
+
+    inputs: dict
+    spans: tuple
+    recipe: Recipe | None = None
+    columns: Any = None
+    program: Any = None
+    n_edits: int = 0
+
+
+def forward(model: Any, steps: list, one: Forward, setup: Setup, memo: dict, sink: Any) -> list:
     """Carry out one forward; how often each edit fired.
 
     Args:
         model: an nnsight model.
         steps: that forwards without a program of their own carry out.
-        one: see above.
+        one: forward.
         setup: of `caches`.
         memo: of `caches`.
         sink: called with ``(number, value)`` at each read.
     """
-    inputs, columns, _, recipe, program, n_edits = one
-    batch = inputs["input_ids"].shape[0]
-    if recipe is not None:
-        inputs = caches.inputs(caches.beginning(model, recipe, setup, memo), inputs, setup)
-    return runs.capture(model, inputs, steps if program is None else program, batch, columns, n_edits, sink)
+    inputs = caches.begun(model, one.inputs, one.recipe, setup, memo)
+    program = steps if one.program is None else one.program
+    return runs.capture(model, inputs, program, sink, one.n_edits, one.columns)
 
 
-def captured(model: Any, steps: list, forwards: list, cells: list, setup: tuple) -> tuple:
+def captured(model: Any, steps: list, forwards: list, cells: list, setup: Setup) -> tuple:
     """Wanted rows of some forwards.
 
     Args:
         model: an nnsight model.
         steps: that the forwards share.
-        forwards: see above.
+        forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
         setup: of `caches`.
 
@@ -50,14 +67,14 @@ def captured(model: Any, steps: list, forwards: list, cells: list, setup: tuple)
     parts: dict = {number: [] for numbers in cells for number in numbers}
     fired = []
     for one in forwards:
-        sink = _sink(parts, one[2])
+        sink = _sink(parts, one.spans)
         fired.append(forward(model, steps, one, setup, memo, sink))
     values = [torch.stack([torch.cat(parts.pop(number)) for number in numbers]) for numbers in cells]
     return values, fired
 
 
 def reduced(
-    model: Any, steps: list, forwards: list, cells: list, setup: tuple, order: Any, reduce: Any, args: tuple
+    model: Any, steps: list, forwards: list, cells: list, setup: Setup, order: Any, reduce: Any, args: tuple
 ) -> tuple:
     """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
 
@@ -89,7 +106,7 @@ def shape(model: Any, inputs: dict, program: list) -> list:
     def keep(number, value):
         found[0] = tuple(getattr(value, "shape", ()))
 
-    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), 0, keep)
+    runs.capture(model, inputs, program, keep)
     return list(found[0])
 
 
@@ -113,7 +130,7 @@ def lost(model: Any, inputs: dict, program: list, n_edits: int, free: list) -> t
             wrong &= value != -float("inf")
         found.append((number, int(wrong[0].any(-1).nonzero()[0])))
 
-    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), n_edits, keep)
+    runs.capture(model, inputs, program, keep, n_edits)
     return found[0] if found else ()
 
 
@@ -124,16 +141,14 @@ def pattern(model: Any, inputs: dict, program: list, head: int) -> torch.Tensor:
     def keep(number, value):
         found.append(value[0, head].detach().float().cpu().clone())
 
-    runs.capture(model, inputs, program, 1, (0, inputs["input_ids"].shape[1]), 0, keep)
+    runs.capture(model, inputs, program, keep)
     return found[0]
 
 
 def _sink(parts: dict, spans: tuple) -> Any:
-    uniform = None
-    if all(t1 - t0 == 1 for _, t0, t1 in spans):
-        uniform = (torch.tensor([b for b, _, _ in spans]), torch.tensor([t for _, t, _ in spans]))
+    single = programs.single(spans)
 
     def keep(number, value):  # copies: what a place holds is the model's own
-        parts[number].append(programs.gather(value, spans, uniform).detach().cpu())
+        parts[number].append(programs.gather(value, spans, single).detach().cpu())
 
     return keep

@@ -8,6 +8,7 @@ import nnsight
 import torch
 
 from emotrace.traced import passing, places, programs
+from emotrace.traced.places import Place
 
 
 def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
@@ -28,31 +29,34 @@ def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
     return found  # noqa: RET504 - the block's value comes back by its name
 
 
-def capture(model: Any, inputs: dict, program: list, batch: int, columns: tuple, n_edits: int, sink: Any) -> list:
+def capture(
+    model: Any, inputs: dict, program: list, sink: Any = None, n_edits: int = 0, columns: tuple | None = None
+) -> list:
     """One forward that reads and edits, and computes nothing after its last step.
 
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        program: sorted steps, see `programs`.
-        batch: rows.
-        columns: ``(start, stop)`` of the columns that this forward computes.
-        n_edits: how many edits to count.
+        program: sorted, see `steps`.
         sink: called with ``(number, value)`` at each read.
+        n_edits: how many edits to count.
+        columns: ``(start, stop)`` of the columns that this forward computes; None where it computes all.
 
     Returns:
         How often each edit was carried out.
     """
+    batch, width = inputs["input_ids"].shape
+    start, stop = (0, width) if columns is None else columns
     with torch.no_grad(), model.trace(inputs) as tracer:
         fired = [0] * n_edits
-        programs.forward(program, batch, columns[0], columns[1], fired, sink)
+        programs.forward(program, batch, start, stop, fired, sink)
         counts = nnsight.save(list(fired))
         tracer.stop()
     return counts
 
 
 def generate(
-    model: Any, inputs: dict, program: list, counter: tuple, steps: int, batch: int, n_edits: int, options: dict,
+    model: Any, inputs: dict, program: list, counter: Place, steps: int, batch: int, n_edits: int, options: dict,
     seed: int | None,
 ) -> tuple:  # fmt: skip
     """Generate with edits in every forward, at the columns that it computes.
@@ -62,7 +66,7 @@ def generate(
     Args:
         model: an nnsight model.
         inputs: ids and mask.
-        program: sorted steps, see `programs`.
+        program: sorted, see `steps`.
         counter: place before all others, of which the columns are counted that arrive in a forward.
         steps: most new tokens.
         batch: rows.

@@ -29,7 +29,7 @@ def logprobs(model: Any, inputs: dict, read: tuple, replies: list) -> list:
             picked = scores.gather(1, torch.tensor(reply, device=scores.device)[:, None])[:, 0]
             found.append(picked.double().cpu())
 
-    _run(model, inputs, [read], 0, keep)
+    runs.capture(model, inputs, [read], keep)
     return found
 
 
@@ -60,11 +60,6 @@ def divergences(model: Any, inputs: dict, read: tuple, program: list, n_edits: i
             terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))  # 0 · ln 0 = 0, where a model rules a token out
             means.append(float(terms.sum(-1).mean()))
 
-    _run(model, inputs, [read], 0, keep)
-    fired = _run(model, inputs, program, n_edits, compare)
+    runs.capture(model, inputs, [read], keep)
+    fired = runs.capture(model, inputs, program, compare, n_edits)
     return means, fired
-
-
-def _run(model: Any, inputs: dict, program: list, n_edits: int, sink: Any) -> list:
-    rows, width = inputs["input_ids"].shape
-    return runs.capture(model, inputs, program, rows, (0, width), n_edits, sink)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import nnsight
 import torch
 
 from emotrace.traced import places, programs
+from emotrace.traced.places import Place
+
+
+class Stations(NamedTuple):
+    """Where vectors go in and logits come out.
+
+    Attributes:
+        embedding: place of the token embedding.
+        head: place of the input of the unembedding; None where it computes every column.
+        output: place of the model's own output.
+    """
+
+    embedding: Place
+    head: Any
+    output: Place
 
 
 def scores(
-    model: Any, inputs: dict, stations: tuple, vectors: torch.Tensor, columns: torch.Tensor, at: torch.Tensor,
+    model: Any, inputs: dict, stations: Stations, vectors: torch.Tensor, columns: torch.Tensor, at: torch.Tensor,
     answers: list, program: list, n_edits: int,
 ) -> tuple:  # fmt: skip
     """One forward with vectors in place of embeddings; differentiable in the vectors where gradients are enabled.
@@ -19,8 +34,7 @@ def scores(
     Args:
         model: an nnsight model.
         inputs: ids (anything but padding where the vectors go), mask and whatever else the forward takes.
-        stations: places of the token embedding, of the input of the unembedding (None: it computes every column), and
-            of the model's own output.
+        stations: where vectors go in and logits come out.
         vectors: ``[prompt, width]``, or ``[batch, prompt, width]``: one prompt for each row.
         columns: ``[batch, prompt]``, where they go.
         at: ``[batch]``, the column that is read.
@@ -31,15 +45,15 @@ def scores(
     Returns:
         Logits ``[batch, answer]`` in at least float32, and how often each edit was carried out.
     """
-    embedding, head, output = stations
     batch, width = inputs["input_ids"].shape
     with model.trace(inputs):
         fired = [0] * n_edits
-        _insert(embedding, vectors, columns, batch)
+        _insert(stations.embedding, vectors, columns, batch)
         programs.forward(program, batch, 0, width, fired, None)
+        head = stations.head
         if head is not None:  # the unembedding acts on each column alone: the others need not be computed
-            head[1].input = _picked(places.fetch(head, None, batch), at)[:, None]
-        whole: Any = places.fetch(output, None, batch)
+            head.envoy.input = _picked(places.fetch(head, None, batch), at)[:, None]
+        whole: Any = places.fetch(stations.output, None, batch)
         logits = whole.logits
         found = logits[:, 0] if head is not None else _picked(logits, at)
         found = found[:, torch.tensor(answers, device=found.device)]
@@ -48,7 +62,7 @@ def scores(
     return found, counts
 
 
-def _insert(place: tuple, vectors: torch.Tensor, columns: torch.Tensor, batch: int) -> None:
+def _insert(place: Place, vectors: torch.Tensor, columns: torch.Tensor, batch: int) -> None:
     """Vectors in place of the embeddings at their columns; the other embeddings are constants."""
     h = places.fetch(place, None, batch).detach()
     index = columns.to(h.device)[:, :, None].expand(-1, -1, h.shape[-1])

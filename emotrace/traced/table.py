@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from emotrace.traced import places
+from emotrace.traced.places import Place
+
+
+class Address(NamedTuple):
+    """A place with the path of its module where the envoy will be, and addresses for its base and mirror.
+
+    Attributes:
+        place: see above.
+        base: of ``resid_pre``, in kind ``mid``.
+        mirror: of the next norm's input, in kind ``mid``.
+        writable: False for ``attn_pattern``.
+    """
+
+    place: Place
+    base: Any
+    mirror: Any
+    writable: bool
 
 
 class Table:
     """Reads and writes sites inside a trace.
 
-    ``rows`` is site → layer (None for global sites) → address, with paths in the place of envoys; an address is ``(kind,
-    path, side, index, flat, scale, base, mirror, overwritten, writable)``. ``changed`` are the (path, side) whose tensor the
+    ``rows`` is site → layer (None for global sites) → `Address`. ``changed`` are the (path, side) whose tensor the
     model changes in place. A place of the user's own is a tuple ``(path, side, index)``.
     """
 
@@ -30,39 +46,28 @@ class Table:
 
     def write(self, site: Any, value: torch.Tensor, layer: Any = None) -> None:
         """Swap the value at a site."""
-        if not isinstance(site, tuple) and not self._address(site, layer)[9]:
+        if not isinstance(site, tuple) and not self._address(site, layer).writable:
             raise ValueError(f"site {site!r} is read-only; edit z or o_proj_out instead.")
         places.put(self.place(site, layer), value)
 
-    def place(self, site: Any, layer: Any = None) -> tuple:
+    def place(self, site: Any, layer: Any = None) -> Place:
         """The place of a site."""
         if isinstance(site, tuple):
             path, side, index = site
-            return (
-                "plain",
-                _envoy(self.model, path),
-                side,
-                index,
-                False,
-                1.0,
-                None,
-                None,
-                (path, side) in self.changed,
-            )
+            return Place("plain", _envoy(self.model, path), side, index, overwritten=(path, side) in self.changed)
         return self._place(self._address(site, layer))
 
-    def _address(self, site: str, layer: Any) -> tuple:
+    def _address(self, site: str, layer: Any) -> Address:
         if site not in self.rows:
             raise ValueError(f"the model has no site {site!r}. It has: {', '.join(self.rows)}.")
         if layer not in self.rows[site]:
             raise ValueError(f"site {site!r} has no layer {layer!r}: it exists in layers {list(self.rows[site])}.")
         return self.rows[site][layer]
 
-    def _place(self, address: tuple) -> tuple:
-        kind, path, side, index, flat, scale, base, mirror, overwritten, _ = address
-        base = None if base is None else self._place(base)
-        mirror = None if mirror is None else self._place(mirror)
-        return (kind, _envoy(self.model, path), side, index, flat, scale, base, mirror, overwritten)
+    def _place(self, address: Address) -> Place:
+        base = None if address.base is None else self._place(address.base)
+        mirror = None if address.mirror is None else self._place(address.mirror)
+        return address.place._replace(envoy=_envoy(self.model, address.place.envoy), base=base, mirror=mirror)
 
 
 def _envoy(model: Any, path: str) -> Any:

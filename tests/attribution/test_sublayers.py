@@ -196,15 +196,15 @@ def test_computing_the_last_token_alone_changes_nothing(name, monkeypatch):
 def test_a_family_whose_cache_is_not_exact_is_computed_whole(how, monkeypatch):
     lm = loaded()
     want = influence(lm)
-    original = caches.inputs
+    original = caches.behind
 
     def broken(begun, batch, setup):
         if how == "raises":
             raise NotImplementedError("no cache")
         fed = original(begun, batch, setup)
-        return fed | {"position_ids": fed["position_ids"] + (begun[1].shape[1] > 0) * batch["input_ids"] % 3}
+        return fed | {"position_ids": fed["position_ids"] + (begun.mask.shape[1] > 0) * batch["input_ids"] % 3}
 
-    monkeypatch.setattr(caches, "inputs", broken)
+    monkeypatch.setattr(caches, "behind", broken)
     monkeypatch.setattr(lm.sites, "beginnings", Beginnings())
     xr.testing.assert_allclose(influence(lm), want, rtol=1e-4, atol=1e-5)
     assert lm.sites.beginnings == Beginnings(shared=0, confirmed=True)

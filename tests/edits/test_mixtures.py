@@ -148,7 +148,7 @@ def test_one_addition_a_layer_and_the_strength_once():
     assert edit.vector.dtype == np.float32
     np.testing.assert_allclose(edit.vector.values, mixed(v).values, rtol=1e-6, atol=1e-7)
     lowered = edits_.lower([edit], lm.sites, [{}], [3], [5], 5, True)
-    assert [len(group[2]) for group in lowered.groups] == [1, 1, 1]
+    assert [len(group.operations) for group in lowered.groups] == [1, 1, 1]
     acts = [
         et.capture(lm, IDS, ["o_proj_out"], layers=[0], edits=e, progress=False).sel("o_proj_out").values
         for e in ([], [edit])

@@ -8,6 +8,7 @@ import torch
 from emotrace import model as model_
 from emotrace.testing import tiny
 from emotrace.traced import gradients
+from emotrace.traced.steps import Rms, Shift
 from tests.helpers import hooked
 
 IDS = torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]])
@@ -26,10 +27,10 @@ def program_of(lm, factor=1.0):
     sites = lm.sites
     first, mid, last = sites.address("mlp_out", 0), sites.address("attn_out", 1), sites.address("resid_post", 2)
     return [
-        ("shift", first.order, first.lower(lm), factor),
-        ("shift", mid.order, mid.lower(lm), factor),
-        ("rms", mid.order, mid.lower(lm)),
-        ("read", last.order, last.lower(lm), 0),
+        Shift(first.order, first.lower(lm), factor),
+        Shift(mid.order, mid.lower(lm), factor),
+        Rms(mid.order, mid.lower(lm)),
+        last.read(lm),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emotrace.forwards.capturing.reads import rows_of
 from emotrace.remote import Request
 from emotrace.store import Plan
 from emotrace.store.layout import MAY_DIFFER
@@ -33,13 +34,13 @@ def pieces(job: Any, group: Any) -> Iterator[list[Any]]:
     row_bytes = sum(v.row_bytes for v in job.reads.variables)
     piece: list[Any] = []
     size = tokens = 0
-    for forward in job.forwards(group):
-        more = row_bytes * sum(stop - start for _, start, stop in forward.spans)
-        work = forward.inputs["input_ids"].numel()
+    for filling in job.forwards(group):
+        more = row_bytes * sum(span.stop - span.start for span in filling.forward.spans)
+        work = filling.forward.inputs["input_ids"].numel()
         if piece and (size + more > REQUEST_BYTES or tokens + work > REQUEST_TOKENS):
             yield piece
             piece, size, tokens = [], 0, 0
-        piece, size, tokens = [*piece, forward], size + more, tokens + work
+        piece, size, tokens = [*piece, filling], size + more, tokens + work
     if piece:
         yield piece
 
@@ -87,7 +88,7 @@ def filled(
         _put(job, piece, values, arrays)
         for one, counts in zip(piece, fired, strict=True):
             job.count(counts)
-            bar.update(len(one.spans))
+            bar.update(len(one.rows))
         left[group.index] -= len(piece)
         if not left[group.index]:
             job.refuse_lost(group, arrays)
@@ -111,14 +112,18 @@ def reductions(prepared: Iterable[tuple[Any, Plan, tuple[Any, ...]]], function: 
 
 def _digest(piece: Sequence[Any]) -> str:
     """What a request computes, and where its rows belong."""
-    asked = [(one.rows, one.spans, one.columns, one.recipe is None) for one in piece]
+    asked = [(rows, *_asked(forward)) for forward, rows in piece]
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
-def _rows(forwards: Sequence[Any]) -> torch.Tensor:
+def _asked(forward: Any) -> tuple:
+    """As plain tuples, which the ids of jobs that are on their way were made of."""
+    return tuple(map(tuple, forward.spans)), (0, forward.inputs["input_ids"].shape[1]), forward.recipe is None
+
+
+def _rows(fillings: Sequence[Any]) -> torch.Tensor:
     """Where the rows of some forwards belong, in the order in which they come."""
-    spans = [(start, stop, row) for one in forwards for (_, start, stop), row in zip(one.spans, one.rows, strict=True)]
-    return torch.cat([torch.arange(row, row + stop - start) for start, stop, row in spans])
+    return torch.cat([rows_of(forward.spans, rows) for forward, rows in fillings])
 
 
 def _put(job: Any, piece: list[Any], values: list[torch.Tensor], arrays: dict[str, np.ndarray]) -> None:

@@ -14,29 +14,22 @@ from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.forwards.capturing.reads import Reads, Sink
-from emotrace.forwards.entering import enter, inputs, locked
+from emotrace.forwards.entering import inputs, locked
 from emotrace.traced import requests
+from emotrace.traced.caches import Recipe
+from emotrace.traced.programs import Span
+from emotrace.traced.requests import Forward
 
 
-class Forward(NamedTuple):
-    """One forward, as `emotrace.traced.requests` takes it, and where its rows go.
+class Filling(NamedTuple):
+    """One forward, and where its rows go.
 
     Attributes:
-        inputs: ids, mask and options.
-        columns: that it computes.
-        spans: ``(batch row, first column, one past the last)`` of the wanted rows.
-        recipe: what its rows begin with, or None.
-        program: its steps, or None for those of all forwards.
-        n_edits: how many edits it counts.
-        rows: for each span, its first row in the row group.
+        forward: as `emotrace.traced.requests` takes it.
+        rows: for each of its spans, its first row in the row group.
     """
 
-    inputs: dict[str, Any]
-    columns: tuple[int, int]
-    spans: tuple[tuple[int, int, int], ...]
-    recipe: tuple | None
-    program: list | None
-    n_edits: int
+    forward: Forward
     rows: tuple[int, ...]
 
 
@@ -60,9 +53,9 @@ class Job:
     def fill(self, group: Any, buffers: dict[str, np.ndarray], bar: Any) -> None:
         """Compute one row group here."""
         targets = self.reads.targets(buffers)
-        for forward in self.forwards(group):
-            self._carry_out(forward, targets)
-            bar.update(len(forward.spans))
+        for filling in self.forwards(group):
+            self._carry_out(filling, targets)
+            bar.update(len(filling.rows))
         self.memo.clear()
         self.refuse_lost(group, buffers)
 
@@ -87,7 +80,7 @@ class Job:
         n, ids = self.prompt_lengths[i], self.sequences[i]
         return finite.Item(self.prompts[i].key, ids[:n], ids[n:], self.prompts[i].about)
 
-    def forwards(self, group: Any) -> Iterator[Forward]:
+    def forwards(self, group: Any) -> Iterator[Filling]:
         """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""
         wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
         members = list(wants)
@@ -102,7 +95,7 @@ class Job:
         for stem in found:
             yield from self._stem(stem.length, [members[m] for m in stem.members], wants, group.start)
 
-    def _stem(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Forward]:
+    def _stem(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Filling]:
         """Those of one stem: prompts that share more in batches of twigs, the others by length."""
         ids = [self.sequences[i] for i in inside]
         twig_batches = []
@@ -111,17 +104,17 @@ class Job:
             twig_batches = batches(found, ids, length, self.batch_size)
         stem = tuple(ids[0][:length])
         done: set[int] = set()
-        for some in twig_batches:
-            rows = [inside[m] for twig in some for m in twig.members]
-            further = inputs(self.model, [ids[twig.members[0]][length : twig.length] for twig in some])
-            recipe = ("branched", stem, further, tuple(len(twig.members) for twig in some))
-            skips = [twig.length for twig in some for _ in twig.members]
+        for batch in twig_batches:
+            rows = [inside[m] for twig in batch for m in twig.members]
+            further = inputs(self.model, [ids[twig.members[0]][length : twig.length] for twig in batch])
+            recipe = Recipe(stem, tuple(len(twig.members) for twig in batch), further)
+            skips = [twig.length for twig in batch for _ in twig.members]
             yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
             done.update(rows)
         alone = [i for i in inside if i not in done]
         lengths = [len(s) for s in self.sequences]
         for rows in beginnings.batches(self.model, lengths, self.batch_size, alone):
-            recipe = ("repeated", stem, len(rows)) if length else None
+            recipe = Recipe(stem, (len(rows),)) if length else None
             yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
@@ -130,8 +123,8 @@ class Job:
         return first, first + stop - start
 
     def _forward(
-        self, batch: list[int], wants: list[tuple[int, int]], offset: int, skips: list[int], recipe: tuple | None
-    ) -> Forward:
+        self, batch: list[int], wants: list[tuple[int, int]], offset: int, skips: list[int], recipe: Recipe | None
+    ) -> Filling:
         """One forward: of each prompt what follows its first ``skips`` tokens, which the recipe holds."""
         encoder = self.model.sites.encoder
         fed = inputs(self.model, [self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
@@ -140,7 +133,7 @@ class Job:
         for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
             pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
             first, last = self._span(i, start, stop)
-            spans.append((row, first - skip + pad, last - skip + pad))
+            spans.append(Span(row, first - skip + pad, last - skip + pad))
             firsts.append(start - offset)
         program, count = None, 0
         if self.edits:
@@ -149,27 +142,22 @@ class Job:
                 self.edits, self.model.sites, [self.prompts[i].about for i in batch],
                 [self.prompt_lengths[i] for i in batch], lengths, width, encoder.causal,
             )  # fmt: skip
-            rank = {"keep": 1, "edit": 0, "read": 2}
-            program = sorted(lowered.program() + self.steps, key=lambda s: (s[1], rank[s[0]]))
-            count = lowered.count
+            program, count = lowered.program(self.steps), lowered.count
         fed = fed | self.options if recipe is None else fed
-        return Forward(fed, (0, width), tuple(spans), recipe, program, count, tuple(firsts))
+        return Filling(Forward(fed, tuple(spans), recipe, None, program, count), tuple(firsts))
 
-    def _carry_out(self, forward: Forward, targets: list[torch.Tensor]) -> None:
+    def _carry_out(self, filling: Filling, targets: list[torch.Tensor]) -> None:
         """One forward, here."""
-        sink = Sink(targets, [(*span, row) for span, row in zip(forward.spans, forward.rows, strict=True)])
+        forward, rows = filling
+        sink = Sink(targets, forward.spans, rows)
         with locked(self.model):
-            fired = requests.forward(self.model, self.steps, forward[:6], self.setup, self.memo, sink)
+            fired = requests.forward(self.model, self.steps, forward, self.setup, self.memo, sink)
         self.count(fired)
 
     def count(self, fired: Sequence[int]) -> None:
         """Add how often each edit fired in a forward."""
         self.fired = [a + b for a, b in zip(self.fired, fired, strict=True)]
 
-    def values(self, forwards: list[Forward]) -> tuple[list[torch.Tensor], list[list[int]]]:
-        """Wanted rows of some forwards, of each variable, where the model lives."""
-        return enter(self.model, requests.captured, *self.arguments(forwards))
-
-    def arguments(self, forwards: Sequence[Forward]) -> tuple:
+    def arguments(self, fillings: Sequence[Filling]) -> tuple:
         """What `requests.captured` takes."""
-        return self.steps, [one[:6] for one in forwards], self.reads.cells(), self.setup
+        return self.steps, [filling.forward for filling in fillings], self.reads.cells(), self.setup

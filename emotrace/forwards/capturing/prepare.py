@@ -82,9 +82,9 @@ def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
     probe = ids[:4]
     fed = inputs(model, [probe])
     for site in own:
-        program = [("read", 0, model.sites.resolve(site).lower(model), 0)]
+        read = model.sites.resolve(site).read(model)
         try:
-            shape = tuple(enter(model, requests.shape, fed, program))
+            shape = tuple(enter(model, requests.shape, fed, [read]))
         except Exception as error:  # nnsight's or the model's own words, of whatever class
             raise EmotraceError(f"{site.name} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
         if len(shape) != 3 or shape[:2] != (1, len(probe)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,22 @@ from emotrace.labels import SUBLAYERS, EmotraceError
 from emotrace.sites import Address, Site, Sites
 from emotrace.store import Variable
 from emotrace.traced import programs
+from emotrace.traced.programs import Span
+from emotrace.traced.steps import Read
+
+
+class Cell(NamedTuple):
+    """What is read at one place.
+
+    Attributes:
+        address: where.
+        variable: of the store.
+        cell: of that variable.
+    """
+
+    address: Address
+    variable: str
+    cell: tuple[int, ...]
 
 
 class Reads:
@@ -36,7 +52,7 @@ class Reads:
     ) -> None:  # fmt: skip
         self.sites = sites
         self.variables: list[Variable] = []
-        self._steps: list[tuple[Address, str | Site, int | None, str, tuple[int, ...]]] = []
+        self._cells: list[Cell] = []
         names = [s.name if isinstance(s, Site) else s for s in wanted]
         if not names:
             raise EmotraceError("capture(sites=()) stores nothing: name at least one site.")
@@ -72,7 +88,7 @@ class Reads:
                 self.variables.append(Variable(name, ("layer", *size), {"layer": chosen}, size, dtype, codec))
                 for i, layer in enumerate(chosen):
                     self._add(name, layer, name, (i,))
-        self._steps.sort(key=lambda step: step[0].order)
+        self._cells.sort(key=lambda cell: cell.address.order)
         self.free = {v.name for v in self.variables if v.name == "logits"} | {
             name.replace("/", "|") for item, name in zip(wanted, names, strict=True) if isinstance(item, Site)
         }  # where a model may say −∞
@@ -90,31 +106,29 @@ class Reads:
         return common
 
     def _add(self, site: str | Site, layer: int | None, variable: str, cell: tuple[int, ...]) -> None:
-        address = self.sites.resolve(site, layer)
-        if address.mirror is not None:  # resid_mid is read where the next norm is given it: the same value, no sum
-            address = address.mirror
-        self._steps.append((address, site, layer, variable, cell))
+        self._cells.append(Cell(self.sites.resolve(site, layer).seen, variable, cell))
 
-    def program(self) -> list[tuple]:
+    def program(self) -> list[Read]:
         """The steps of a trace: one read per cell, in execution order."""
-        return [
-            ("read", address.order, address.lower(self.sites._model), number)
-            for number, (address, *_) in enumerate(self._steps)
-        ]
+        return [cell.address.read(self.sites._model, number) for number, cell in enumerate(self._cells)]
 
     def cells(self) -> list[list[int]]:
         """Of each variable, the numbers of its reads, in the order of its cells."""
-        numbered = enumerate(self._steps)
-        order = sorted(numbered, key=lambda pair: pair[1][4])
-        return [[number for number, step in order if step[3] == v.name] for v in self.variables]
+        order = sorted(range(len(self._cells)), key=lambda number: self._cells[number].cell)
+        return [[n for n in order if self._cells[n].variable == v.name] for v in self.variables]
 
     def targets(self, buffers: dict[str, np.ndarray]) -> list[torch.Tensor]:
         """For every read, the slice ``[token, width]`` of the buffers that it fills."""
         views = []
-        for _, _, _, variable, cell in self._steps:
-            array = torch.from_numpy(buffers[variable][cell])
+        for read in self._cells:
+            array = torch.from_numpy(buffers[read.variable][read.cell])
             views.append(array.reshape(array.shape[0], -1) if array.ndim != 2 else array)
         return views
+
+
+def rows_of(spans: Iterable[Span], firsts: Iterable[int]) -> torch.Tensor:
+    """Rows in which spans are kept whose first rows are given, in the order of the spans."""
+    return torch.cat([torch.arange(f, f + span.stop - span.start) for span, f in zip(spans, firsts, strict=True)])
 
 
 class Sink:
@@ -122,22 +136,21 @@ class Sink:
 
     Args:
         targets: per read, ``[token, width]``.
-        spans: ``(batch row, first column, one past the last, first row of the target)`` in this forward.
+        spans: what is wanted of this forward.
+        rows: for each span, its first row in the target.
     """
 
-    def __init__(self, targets: list[torch.Tensor], spans: Sequence[tuple[int, int, int, int]]) -> None:
-        self.targets, self.spans = targets, spans
-        self.uniform: Any = None
-        self.rows = torch.cat([torch.arange(r, r + t1 - t0) for _, t0, t1, r in spans])
-        if all(t1 - t0 == 1 for _, t0, t1, _ in spans):
-            self.uniform = (torch.tensor([b for b, *_ in spans]), torch.tensor([t for _, t, _, _ in spans]))
+    def __init__(self, targets: list[torch.Tensor], spans: Sequence[Span], rows: Sequence[int]) -> None:
+        self.targets, self.spans, self.firsts = targets, tuple(spans), rows
+        self.single = programs.single(self.spans)
+        self.rows = rows_of(spans, rows)
 
     def __call__(self, number: int, value: torch.Tensor) -> None:
         """Copy one read; a loop of slices on the CPU (one copy), one gather elsewhere (one transfer)."""
         target = self.targets[number]
-        if self.uniform is None and value.device.type == "cpu":
-            for b, t0, t1, row in self.spans:
-                target[row : row + t1 - t0].copy_(value[b, t0:t1])
+        if self.single is None and value.device.type == "cpu":
+            for (row, start, stop), first in zip(self.spans, self.firsts, strict=True):
+                target[first : first + stop - start].copy_(value[row, start:stop])
             return
-        picked = programs.gather(value, tuple((b, t0, t1) for b, t0, t1, _ in self.spans), self.uniform)
+        picked = programs.gather(value, self.spans, self.single)
         target[self.rows] = picked.to("cpu", target.dtype)

@@ -1,0 +1,59 @@
+"""Steps: what a trace does at one place, and the order in which it does so.
+
+A *program* is a list of steps in that order. Inside one forward nnsight gives values in execution order only, so reads and
+edits of one forward share the list.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from emotrace.traced.places import Place
+
+RANK = {"edit": 0, "shift": 0, "keep": 1, "rms": 1, "read": 2}
+"""At one place: what changes a value comes before what sees it."""
+
+
+class Read(NamedTuple):
+    """A value is handed on.
+
+    Attributes:
+        order: when it happens in a forward.
+        place: where.
+        number: by which what takes the value knows it.
+    """
+
+    order: float
+    place: Place
+    number: int
+    kind = "read"
+
+
+class Keep(NamedTuple):
+    """A value is kept for an edit that comes later in the forward: ``resid_pre`` for one of ``resid_mid``."""
+
+    order: float
+    place: Place
+    kind = "keep"
+
+
+class Shift(NamedTuple):
+    """``factor`` · δ is added, with δ = 0, to which the read-out is differentiated."""
+
+    order: float
+    place: Place
+    factor: float
+    kind = "shift"
+
+
+class Rms(NamedTuple):
+    """The root mean square of a value is taken."""
+
+    order: float
+    place: Place
+    kind = "rms"
+
+
+def ordered(steps: Any) -> list:
+    """Steps in the order of execution."""
+    return sorted(steps, key=lambda step: (step.order, RANK[step.kind]))
