@@ -48,6 +48,8 @@ Positions = str | tuple[int, int]
 """A policy name or a half-open, 0-based span ``(start, stop)`` of the un-padded sequence."""
 
 
+SLIP: Final = 0.75
+"""Likeness (`difflib`) from which a name is taken for a misspelt one."""
 NAME_BYTES: Final = 150
 """Longest label in a file's name; with what is put before and after it stays below what file systems take."""
 _DEVICES: Final = {"CON", "PRN", "AUX", "NUL", *(f"{d}{i}" for d in ("COM", "LPT") for i in range(10))}
@@ -123,19 +125,27 @@ def filenames(labels: Iterable[object], place: str) -> list[str]:
     return names
 
 
-def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "") -> str:
+def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "", *, own: bool = False) -> str:
     """The emotion of ``among`` that ``name`` means, following the one alias table (joy ↔ happiness).
 
+    Args:
+        name: in any case.
+        among: the choices.
+        place: where it was said, for the message.
+        own: any other name stands for itself (the emotions are data), unless it is so near to a choice that it is a slip.
+
     Raises:
-        EmotraceError: if neither the name nor its alias is among the choices.
+        EmotraceError: if neither the name nor its alias is among the choices (with ``own``: for no text, or a slip).
     """
     if not isinstance(name, str):
         raise unknown("emotion", name, among, place)
     word = name.strip().lower()
     reverse = {v: k for k, v in ALIASES.items()}
-    for candidate in (word, ALIASES.get(word), reverse.get(word)):
+    for candidate in (name.strip(), word, ALIASES.get(word), reverse.get(word)):
         if candidate in among:
             return str(candidate)
+    if own and word and not difflib.get_close_matches(word, among, 1, SLIP):
+        return name.strip()
     raise unknown("emotion", name, among, place)
 
 

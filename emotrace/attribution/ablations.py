@@ -6,7 +6,7 @@ unless told otherwise, where the reference values were read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import xarray as xr
 
 from emotrace.attribution.sets import SITES, Components
 from emotrace.datasets import Prompts
-from emotrace.directions.groups import check_within, missing
+from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import EmotraceError, Positions, unknown
@@ -98,7 +98,7 @@ def resample_ablation(
 def donors(
     table: pd.DataFrame | Prompts,
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
     seed: int = 0,
 ) -> pd.DataFrame:
     """For each prompt another one of another label, from the same group where there is one.
@@ -106,7 +106,7 @@ def donors(
     Args:
         table: prompts, or their table with ``key`` and labels.
         label: must differ between a prompt and its donor.
-        within: labels that make a group, e.g. the same scenario and event.
+        within: labels that make a group, e.g. the same scenario and event; None for one group of all.
         seed: of the draw among the candidates.
 
     Returns:
@@ -123,8 +123,8 @@ def donors(
     values, keys = rows[label].to_numpy(), rows["key"].to_numpy()
     everyone = np.arange(len(rows))
     found = []
-    groups = rows.reset_index(drop=True).groupby(list(names), dropna=False, sort=False).indices
-    for members in groups.values():
+    together = rows.reset_index(drop=True).groupby(list(names), dropna=False, sort=False).indices if names else {}
+    for members in together.values() if names else [everyone]:
         for i in members:
             near = members[values[members] != values[i]]
             pool = near if len(near) else everyone[values != values[i]]

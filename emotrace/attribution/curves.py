@@ -27,6 +27,7 @@ from emotrace.attribution.ablations import donors, mean_ablation, reference_valu
 from emotrace.attribution.measured import Edits, Measured, Plan
 from emotrace.attribution.sets import Set, union
 from emotrace.datasets import Prompts
+from emotrace.directions.groups import Within
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes
@@ -48,7 +49,7 @@ def ablation_curve(
     per: Literal["layer", "model"] = "layer",
     by: str = "contrast",
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
     readout: int | None = None,
     cluster: str = "skeleton_id",

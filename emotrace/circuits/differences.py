@@ -15,7 +15,7 @@ from emotrace import arguments
 from emotrace.attribution.files import save
 from emotrace.datasets import Prompts
 from emotrace.directions.estimate import centering_weights
-from emotrace.directions.groups import Groups, group
+from emotrace.directions.groups import Groups, Within, check_within, group
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
@@ -33,7 +33,7 @@ def difference_vectors(
     prompts: Any,
     *,
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
     complete: bool = True,
     sites: Sequence[str] | None = None,
@@ -106,7 +106,7 @@ def difference_vectors(
         return replace(dry, bytes=2 * row_bytes * (len(groups.labels) + 1), row_groups=-(-len(used) // per_chunk))
     source = origin(model, used)
     settings = {
-        "label": label, "labels": list(groups.labels), "within": [within] if isinstance(within, str) else list(within),
+        "label": label, "labels": list(groups.labels), "within": list(check_within(prompts.table, label, within)),
         "complete": bool(complete), **{f"{site}_layers": those for site, those in at.items()},
     }  # fmt: skip
     weights = _weights(groups)

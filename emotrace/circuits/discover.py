@@ -17,6 +17,7 @@ from emotrace.attribution.ranks import top
 from emotrace.circuits.allocate import KINDS, SITE_OF, even_plan, published_plan
 from emotrace.circuits.circuit import INDEX, Circuit
 from emotrace.circuits.differences import difference_vectors
+from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
@@ -38,7 +39,7 @@ def discover(
     heads_per_layer: float = 2,
     by: str | None = None,
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
     readout: str | None = None,

@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emotrace import arguments
 from emotrace.forwards.decoding import COLDEST
-from emotrace.labels import EmotraceError, check_positions, emotion, unknown
+from emotrace.labels import EMOTIONS, EmotraceError, check_positions, emotion, unknown
+
+if TYPE_CHECKING:
+    from emotrace.datasets import Prompts
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
-Limit = Annotated[int | None, typer.Option(min=1, help="skeletons, spread evenly over themes")]
+Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
 Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]
 Seed = Annotated[int, typer.Option(min=0, max=arguments.SEEDS)]
@@ -34,15 +37,51 @@ Where = Annotated[
 NotThere = Annotated[str | None, typer.Option("--remote", hidden=True)]
 """Where a study that cannot be done elsewhere is asked for; see `only_here`."""
 Store = Annotated[Path, typer.Argument(help="an activation store")]
-Data = Annotated[Path, typer.Option(help="SEV file")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="SEV file, or a table of your own: CSV, TSV, JSON, JSON lines, parquet; its other columns are labels"
+    ),
+]
+TextColumn = Annotated[
+    str | None, typer.Option(help="column of a table to give to the model; default text, or messages")
+]
+MessagesColumn = Annotated[str | None, typer.Option(help="column of a table that holds chat messages")]
+Instruction = Annotated[
+    bool | None,
+    typer.Option(
+        "--instruction/--no-instruction", help="of SEV: put 'Always reply in {emotion}.' into the prompt (default)"
+    ),
+]
+Emotions = Annotated[str | None, typer.Option(help=f"of SEV: comma-separated, any names; default {','.join(EMOTIONS)}")]
 Directions = Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")]
 Folder = Annotated[Path, typer.Option(help="folder for everything; the same command again continues")]
 Rows = Annotated[Path | None, typer.Option(help="judged replies: only the accepted ones count")]
-Within = Annotated[str, typer.Option(help="comma-separated labels that are centred away")]
+Within = Annotated[str, typer.Option(help="comma-separated labels that are centred away; '' for none")]
 Texts = Annotated[list[str], typer.Argument(help="what to reply to")]
 System = Annotated[str | None, typer.Option(help="system message; default none")]
 Sample = Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")]
 TopK = Annotated[int, typer.Option(min=0)]
+
+
+def prompts_of(
+    data: Path,
+    text_column: str | None,
+    messages_column: str | None,
+    instruction: bool | None,
+    limit: int | None,
+    emotions: str | None = None,
+) -> Prompts:
+    """The prompts of ``--data``: SEV with or without its instruction, or a table of the user's own."""
+    from emotrace import datasets
+
+    if not data.exists() or (text_column is None and messages_column is None and datasets.is_sev(data)):
+        chosen = EMOTIONS if emotions is None else names(emotions)
+        return datasets.sev(data, emotions=chosen, instruction=instruction is not False, limit=limit)
+    for flag, value in (("--instruction", instruction), ("--emotions", emotions)):
+        if value is not None:
+            raise EmotraceError(f"{flag}: {data} is no SEV file; its prompts are given to the model as they are.")
+    return datasets.read_prompts(data, text_column=text_column, messages_column=messages_column, limit=limit)
 
 
 def place(remote: str | None) -> bool | str:

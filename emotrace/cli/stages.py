@@ -15,20 +15,25 @@ from emotrace.cli.options import (
     Data,
     Device,
     Dtype,
+    Emotions,
+    Instruction,
     Limit,
+    MessagesColumn,
     Model,
     Rows,
     Store,
+    TextColumn,
     Where,
     Within,
     accepted_keys,
     names,
     of,
     place,
+    prompts_of,
     span,
 )
 from emotrace.files import to_file, to_folder
-from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
+from emotrace.labels import SITES, EmotraceError, unknown
 
 
 @app.command()
@@ -36,8 +41,10 @@ def generate(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="JSON-lines file; rows in it are not generated again")],
-    instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
-    emotions: Annotated[str, typer.Option(help="comma-separated")] = ",".join(EMOTIONS),
+    instruction: Instruction = None,
+    emotions: Emotions = None,
+    text_column: TextColumn = None,
+    messages_column: MessagesColumn = None,
     limit: Limit = None,
     max_new_tokens: Count = 60,
     batch_size: Count = 32,
@@ -46,15 +53,15 @@ def generate(
     bos: Bos = None,
     remote: Where = None,
 ) -> None:
-    """Replies of a model to SEV prompts."""
+    """Replies of a model to SEV prompts, or to those of a table of your own."""
     import emotrace as et
 
     to_file(out, "--out")
-    prompts = et.datasets.sev(data, emotions=names(emotions), instruction=instruction, limit=limit)
+    prompts = prompts_of(data, text_column, messages_column, instruction, limit, emotions)
     rows = et.generate(
         et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
         prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        method="prompt" if instruction else "none", out=out,
+        method="none" if instruction is False else "prompt", out=out,
     )  # fmt: skip
     typer.echo(f"{len(rows)} replies in {out}")
 
@@ -103,7 +110,9 @@ def capture(
     ] = "resid_mid,resid_post",
     positions: Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")] = "last",
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
-    instruction: Annotated[bool, typer.Option(help="put 'Always reply in {emotion}.' into the prompt")] = True,
+    instruction: Instruction = None,
+    text_column: TextColumn = None,
+    messages_column: MessagesColumn = None,
     limit: Limit = None,
     batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
@@ -112,7 +121,7 @@ def capture(
     bos: Bos = None,
     remote: Where = None,
 ) -> None:
-    """Activations of SEV prompts into a labelled store."""
+    """Activations of SEV prompts, or of a table of your own, into a labelled store."""
     import emotrace as et
     from emotrace.datasets.rows import read_rows
 
@@ -123,7 +132,7 @@ def capture(
             raise unknown("site", site, SITES, "--sites")
     if not chosen:
         raise EmotraceError(f"--sites {sites!r} names no site.")
-    prompts = et.datasets.sev(data, instruction=instruction, limit=limit)
+    prompts = prompts_of(data, text_column, messages_column, instruction, limit)
     if replies is not None:
         told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
         with of("--replies", replies):

@@ -2,6 +2,7 @@
 
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
 from emotrace.datasets.overlap import hold_out, refuse_shared, shared
+from emotrace.datasets.own import is_sev, read_prompts
 from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
 from emotrace.datasets.sev import Skeleton, read_sev, sev
@@ -18,9 +19,11 @@ __all__ = [
     "emotion_query",
     "goemotions",
     "hold_out",
+    "is_sev",
     "query_report",
     "read_goemotions",
     "read_jsonl",
+    "read_prompts",
     "read_queries",
     "read_sev",
     "read_truthfulqa",

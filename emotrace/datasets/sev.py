@@ -97,7 +97,7 @@ def sev(
 
     Args:
         path: a SEV file, or skeletons.
-        emotions: emotions to ask for (``instruction=True``).
+        emotions: emotions to ask for (``instruction=True``): the six, or any names of your own.
         valences: events to take.
         instruction: put "Always reply in {emotion}." into the system message. Without it there is one prompt per
             skeleton and valence, and no ``emotion`` label.
@@ -113,7 +113,7 @@ def sev(
         if len(set(given)) != len(given) or not given:
             raise EmotraceError(f"sev({name}={list(given)}) needs at least one name, each once.")
     skeletons = read_sev(path) if isinstance(path, (str, Path)) else list(path)
-    wanted = [labels.emotion(e, EMOTIONS, "sev(emotions=…)") for e in emotions] if instruction else [None]
+    wanted = [labels.emotion(e, EMOTIONS, "sev(emotions=…)", own=True) for e in emotions] if instruction else [None]
     for valence in valences:
         if valence not in VALENCES:
             raise labels.unknown("valence", valence, VALENCES, "sev(valences=…)")

@@ -11,6 +11,7 @@ from emotrace.directions.estimate import centered_mean, mean_difference, mean_rm
 from emotrace.directions.files import load, save
 from emotrace.directions.groups import accepted, complete_groups
 from emotrace.directions.mixtures import mixed, parse_mix
+from emotrace.directions.projection import project
 from emotrace.directions.selectors import only_layers, orthogonal_to, top_k, without
 from emotrace.directions.shift import base_vector, paired_shift
 from emotrace.directions.similarity import similarity, sublayer_similarity
@@ -33,6 +34,7 @@ __all__ = [
     "paired_shift",
     "parse_mix",
     "pca",
+    "project",
     "save",
     "similarity",
     "sublayer_similarity",

@@ -15,7 +15,7 @@ import xarray as xr
 from scipy import sparse
 from scipy.special import ndtri
 
-from emotrace.directions.groups import Groups, group, ordered
+from emotrace.directions.groups import Groups, Within, group, ordered
 from emotrace.directions.source import Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.stats import bootstrap_ci, cluster_weights
@@ -26,7 +26,7 @@ BOUND = ("lo", "hi")
 def context_agnosticism(
     acts: Any,
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
     leave_out: Sequence[str] = ("theme", "valence"),
     accepted: Iterable[str] | None = None,
     position: Positions = "last",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy.linalg import eigh
 
-from emotrace.directions.groups import is_accepted, missing
+from emotrace.directions.groups import Within, is_accepted, missing
 from emotrace.directions.source import source
 from emotrace.labels import EmotraceError, Positions, unknown
 
 
 def pca(
     acts: Any,
-    within: str | Sequence[str] | None = None,
+    within: Within = None,
     accepted: Iterable[str] | None = None,
     position: Positions = "last",
     *,
@@ -38,7 +38,7 @@ def pca(
     table = rows.table
     keep = np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
     code = np.zeros(len(table), dtype=np.int64)
-    if within is not None:
+    if within:
         names = (within,) if isinstance(within, str) else tuple(within)
         for name in names:
             if name not in table:

@@ -6,17 +6,15 @@ layer at a time, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from emotrace.directions.groups import Groups, check_within, group, is_accepted
+from emotrace.directions.groups import Groups, Within, check_within, group, is_accepted
 from emotrace.directions.source import Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
-
-Within = str | Sequence[str]
 
 
 def centered_mean(
@@ -39,13 +37,14 @@ def centered_mean(
         c_e    ← c_e − mean_{e'} c_{e'}
         v_e     = c_e / ‖c_e‖₂
 
-    Positive along v_e: more of e than its alternatives in the same context. The last layer is taken as it is
+    Positive along v_e: more of e than its alternatives in the same context. Without groups (``within=None``) c_e is the mean of
+    the rows of e less the mean of these means. The last layer is taken as it is
     captured, in the un-normed residual space.
 
     Args:
         acts: labelled array or open activations.
         label: what the directions are of.
-        within: the labels that make a group.
+        within: the labels that make a group; None for one group of all rows.
         accepted: keys of the accepted replies (`accepted`); None for all.
         complete: only groups that hold every label; False takes all with at least two.
         position: policy or span of the rows; several rows of a cell are averaged.
@@ -72,9 +71,9 @@ def centered_mean(
         unit=unit,
         attrs={
             "method": "centered_mean",
-            "sign": f"positive = more of this {label} than the mean of all in the same group",
+            "sign": f"positive = more of this {label} than the mean of all" + (" in the same group" if within else ""),
             "label": label,
-            "within": list((within,) if isinstance(within, str) else within),
+            "within": list(check_within(rows.table, label, within)),
             "complete": int(complete),
             **groups.attrs(),
         },
@@ -98,7 +97,7 @@ def mean_difference(
     label: str,
     positive: Any,
     negative: Any,
-    within: Within | None = None,
+    within: Within = None,
     accepted: Iterable[str] | None = None,
     position: Positions = "last",
     *,

@@ -13,6 +13,9 @@ import pandas as pd
 from emotrace import arguments
 from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
 
+Within = str | Sequence[str] | None
+"""Labels that make a group; None for one group of all rows."""
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -64,7 +67,7 @@ def accepted(rows: Iterable[Mapping[str, Any]], verdict: str = "verdict") -> lis
 def complete_groups(
     rows: Iterable[Mapping[str, Any]] | pd.DataFrame,
     label: str = "emotion",
-    within: str | Sequence[str] = ("skeleton_id", "valence"),
+    within: Within = ("skeleton_id", "valence"),
 ) -> tuple[list[tuple[Any, ...]], list[dict[str, list[Any]]]]:
     """Groups that hold every label value that occurs, and the others with what each lacks.
 
@@ -80,11 +83,13 @@ def complete_groups(
 def group(
     table: pd.DataFrame,
     label: str,
-    within: str | Sequence[str],
+    within: Within,
     accepted: Iterable[str] | None = None,
     complete: bool = True,
 ) -> Groups:
     """Sort rows into groups; only complete ones (``complete``), or all that hold at least two labels.
+
+    Without labels to group by (None or none) all rows are one group.
 
     Raises:
         EmotraceError: for an unknown label, fewer than two label values, or no group left.
@@ -137,14 +142,18 @@ def is_accepted(table: pd.DataFrame, accepted: Iterable[str]) -> np.ndarray:
     return keep
 
 
-def check_within(table: pd.DataFrame, label: str, within: str | Sequence[str]) -> tuple[str, ...]:
-    """The grouping as a tuple, after checking that rows carry it and the label."""
-    within = arguments.names("within", (within,) if isinstance(within, str) else within, empty=True)
-    for name in (label, *within):
+def check_within(table: pd.DataFrame, label: str, within: Within) -> tuple[str, ...]:
+    """The grouping as a tuple, empty for one group of all rows, after checking that rows carry it and the label."""
+    within = () if within is None else (within,) if isinstance(within, str) else within
+    within = arguments.names("within", within, empty=True)
+    if label not in table:
+        raise unknown("label", label, table.columns, "directions")
+    for name in within:
         if name not in table:
-            raise unknown("label", name, table.columns, "directions")
-    if label in within or not within:
-        raise EmotraceError(f"within={within}: groups are made of other labels than {label!r}, and of at least one.")
+            error = unknown("label", name, table.columns, "directions")
+            raise EmotraceError(f"{error} For one group of all rows: within=None.")
+    if label in within:
+        raise EmotraceError(f"within={within}: groups are made of other labels than {label!r}.")
     return within
 
 
@@ -169,13 +178,12 @@ def _sort(
     absent = np.logical_or.reduce([missing(table[name]) for name in (label, *within)])
     rows = np.flatnonzero(~absent)
     part = table.iloc[rows]
+    names = zip(*(part[w].tolist() for w in within), strict=True) if within else ((),) * len(rows)
     labels = labels or ordered(part[label])
     at = {v: i for i, v in enumerate(labels)}
     codes = np.array([at[v] for v in part[label].tolist()], dtype=np.int64)
     index: dict[tuple[Any, ...], int] = {}
-    of_row = np.array(
-        [index.setdefault(n, len(index)) for n in zip(*(part[w].tolist() for w in within), strict=True)], dtype=np.int64
-    )
+    of_row = np.array([index.setdefault(n, len(index)) for n in names], dtype=np.int64)
     present = np.zeros((len(index), len(labels)), dtype=bool)
     present[of_row, codes] = True
     incomplete = [

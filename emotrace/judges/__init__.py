@@ -12,7 +12,7 @@ from emotrace import arguments
 from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final, texts_of
 from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import ANSWERS, EmotraceError, unknown
 
 __all__ = [
     "KINDS",
@@ -105,6 +105,7 @@ class _Lexicon:
     """The lexicon judge under the protocol, with a progress bar."""
 
     name = LexiconJudge.name
+    choices = ANSWERS
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ ENDPOINT = "endpoint: "
 
 
 class Verdict(TypedDict):
-    """A blind answer: one of `labels.ANSWERS`, or None for *unjudged*, with the reason."""
+    """A blind answer: the name of an emotion, ``neutral``, or None for *unjudged*, with the reason."""
 
     predicted: str | None
     judge: str
@@ -36,6 +36,8 @@ class TargetVerdict(TypedDict):
 class Judge(Protocol):
     """Names the emotion of a text without knowing which one was asked for.
 
+    Where it has ``choices`` (names), it answers one of them and nothing else, and judges only rows whose emotion is among them.
+    The shipped judges know `labels.ANSWERS`; one of the user's own may name any emotions.
     Where it has an ``identity`` (JSON values: whatever beside the name its answers depend on), verdicts of another identity
     are never taken for its own.
     """
@@ -102,17 +104,27 @@ def texts_of(who: str, texts: Any) -> list[str]:
     return [str(text) for text in found]
 
 
-def in_order(found: Any, n: int, who: str) -> Iterator[dict[str, Any]]:
+def named(name: Any, choices: Sequence[str] | None, place: str) -> str:
+    """An emotion as a judge names it: one of its choices, or where it says none, any name (joy = happiness).
+
+    Raises:
+        EmotraceError: for another name than its choices, or a misspelt one of `labels.ANSWERS`.
+    """
+    return emotion(name, ANSWERS, place, own=True) if choices is None else emotion(name, choices, place)
+
+
+def in_order(found: Any, n: int, who: str, choices: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The answers of a judge or rater of anyone's, one for each of ``n`` texts, as JSON holds them.
 
     Args:
         found: what it gave, as a list or one by one.
         n: how many texts it was given.
         who: its name.
+        choices: what it may answer; None for any name.
 
     Raises:
         EmotraceError: for fewer or more answers than texts, before any of a list is taken for a text's, and for an answer that is
-            none: no mapping, another word than `labels.ANSWERS`, a match other than 0 or 1, a rating that is no number.
+            none: no mapping, another word than ``choices``, a match other than 0 or 1, a rating that is no number.
     """
     if isinstance(found, Sized) and len(found) != n:
         raise EmotraceError(f"judge {who!r} gave {len(found)} answers to {n} texts; one for each, in order, is due.")
@@ -126,22 +138,19 @@ def in_order(found: Any, n: int, who: str) -> Iterator[dict[str, Any]]:
             raise EmotraceError(f"judge {who!r} gave fewer answers than it was given texts: {i} to {n}.")
         if i + 1 == n and next(given, end) is not end:
             raise EmotraceError(f"judge {who!r} gave more answers than it was given texts ({n}).")
-        yield _plain(answer, who, f"answer {i} of judge {who!r}")
+        yield _plain(answer, who, f"answer {i} of judge {who!r}", choices)
 
 
-def _plain(answer: Any, who: str, where: str) -> dict[str, Any]:
+def _plain(answer: Any, who: str, where: str, choices: Sequence[str] | None) -> dict[str, Any]:
     if not isinstance(answer, Mapping) or not (names := [name for name in _ANSWERS if name in answer]):
         raise EmotraceError(f"{arguments.said(where, answer)}: an object with {' or '.join(_ANSWERS)} is due.")
     found = dict(answer)
     for name in names:
         value = found[name]
         if value is not None:
-            found[name] = _ANSWERS[name](f"{where}: {name}", value)
+            place = f"{where}: {name}"
+            found[name] = named(value, choices, place) if name == "predicted" else _ANSWERS[name](place, value)
     return {**found, "judge": str(found.get("judge") or who), "reason": str(found.get("reason") or "")}
-
-
-def _predicted(name: str, value: Any) -> str:
-    return emotion(value, ANSWERS, name)
 
 
 def _match(name: str, value: Any) -> int:
@@ -149,7 +158,7 @@ def _match(name: str, value: Any) -> int:
 
 
 _ANSWERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "predicted": _predicted,
+    "predicted": arguments.text,
     "match": _match,
     "value": arguments.number,
 }

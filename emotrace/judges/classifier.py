@@ -35,6 +35,8 @@ class ClassifierJudge:
             neither mapped nor known (the message lists all of them), or a map that names unknown labels or answers.
     """
 
+    choices = ANSWERS
+
     def __init__(
         self,
         model: str | Path,

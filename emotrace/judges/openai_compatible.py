@@ -21,7 +21,7 @@ from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict, texts_
 from emotrace.judges.endpoint import LONGEST, Endpoint, RejectedError, StoppedError, UnanswerableError
 from emotrace.judges.questions import BLIND, TARGET, Question
 from emotrace.judges.retries import AgainError
-from emotrace.labels import EMOTIONS, EmotraceError, emotion
+from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError, emotion
 from emotrace.secrets import redacted
 from emotrace.texts import one_line
 
@@ -48,6 +48,8 @@ class OpenAIJudge:
     Raises:
         EmotraceError: for a missing key, a base URL that is none, or a setting out of range.
     """
+
+    choices = ANSWERS
 
     def __init__(
         self,

@@ -9,8 +9,17 @@ from typing import Any, Protocol, cast
 from tqdm import tqdm
 
 from emotrace import disk
-from emotrace.judges.base import Judge, StreamingJudge, StreamingTargetJudge, TargetJudge, in_order, is_final, record
-from emotrace.labels import ANSWERS, EmotraceError, emotion
+from emotrace.judges.base import (
+    Judge,
+    StreamingJudge,
+    StreamingTargetJudge,
+    TargetJudge,
+    in_order,
+    is_final,
+    named,
+    record,
+)
+from emotrace.labels import EmotraceError
 
 IDENTITY = ("key", "method", "draw")
 CHUNK = 64  # texts per call of a judge that does not stream
@@ -54,10 +63,10 @@ def judge_rows(
         New rows, in the order of ``rows``; ``meta.made.verdict`` says who judged what (digests).
 
     Raises:
-        EmotraceError: before the first judgement, for rows without ``gen_text`` or a known ``emotion``, a judge that
-            cannot be asked with a target, or a log of other texts or of another judge (the row and each difference named).
+        EmotraceError: before the first judgement, for rows without ``gen_text`` or an ``emotion`` that the judge may name, a
+            judge that cannot be asked with a target, or a log of other texts or of another judge (row and differences named).
     """
-    wanted = [_checked(row, index) for index, row in enumerate(rows)]
+    wanted = [_checked(row, index, getattr(judge, "choices", None)) for index, row in enumerate(rows)]
     if target and not isinstance(judge, TargetJudge):
         raise EmotraceError(f"judge {judge.name!r} has no target-aware question; use openai[:MODEL], or target=False.")
     stored = _stored(rows, judge, log, target) if log is not None else {}
@@ -100,7 +109,7 @@ def judge_rows(
     return out
 
 
-def _checked(row: Mapping[str, Any], index: int) -> tuple[str, str]:
+def _checked(row: Mapping[str, Any], index: int, choices: Sequence[str] | None) -> tuple[str, str]:
     """The row's text and its emotion as a judge would name it."""
     where = f"row {index} (key {row.get('key', 'missing')!r})"
     for field in ("gen_text", "emotion"):
@@ -111,7 +120,7 @@ def _checked(row: Mapping[str, Any], index: int) -> tuple[str, str]:
         about = about.get(field) or {}
         if not isinstance(about, Mapping):
             raise EmotraceError(f"{where}: {field!r} is {about!r}; an object is due.")
-    return row["gen_text"], emotion(row["emotion"], ANSWERS, where)
+    return row["gen_text"], named(row["emotion"], choices, where)
 
 
 def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target: bool) -> dict[int, dict[str, Any]]:
@@ -159,12 +168,13 @@ def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Gener
     """The verdicts of ``items`` (texts, or (text, emotion) pairs), in order, as early as the judge gives them."""
     if not items:
         return
+    choices = getattr(judge, "choices", None)
     if target and isinstance(judge, StreamingTargetJudge):
         yield from in_order(
             judge.iter_judge_target([t for t, _ in items], [e for _, e in items]), len(items), judge.name
         )
     elif not target and isinstance(judge, StreamingJudge):
-        yield from in_order(judge.iter_judge(items), len(items), judge.name)
+        yield from in_order(judge.iter_judge(items), len(items), judge.name, choices)
     else:
         for start in range(0, len(items), CHUNK):
             part = items[start : start + CHUNK]
@@ -172,4 +182,4 @@ def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Gener
                 given: Any = cast(TargetJudge, judge).judge_target([t for t, _ in part], [e for _, e in part])
             else:
                 given = judge.judge(part)
-            yield from in_order(given, len(part), judge.name)
+            yield from in_order(given, len(part), judge.name, choices)

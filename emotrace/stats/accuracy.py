@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.labels import ANSWERS, EMOTIONS, NEUTRAL, VALENCES, EmotraceError, emotion, unknown
 from emotrace.stats.fluency import is_fluent
 from emotrace.stats.intervals import bootstrap_ci
 
@@ -81,18 +81,34 @@ def accuracy_table(
 def confusion(rows: Iterable[Row], verdict: str = "verdict") -> pd.DataFrame:
     """Counts: asked emotion × answer of the blind judge, with the columns ``neutral`` and ``unjudged`` last.
 
+    The other columns are the six emotions, or where rows or judge name others, the names that occur.
+
     Raises:
         EmotraceError: for an answer that no blind judge may give.
     """
     rows = list(rows)
-    asked = _ordered([_label(row, "emotion") for row in rows], EMOTIONS)
-    columns = [*ANSWERS, "unjudged"]
-    table = pd.DataFrame(0, index=pd.Index(asked, name="emotion"), columns=pd.Index(columns, name="answer"))
-    for row in rows:
-        said = (row.get(verdict) or {}).get("predicted")
-        answer = "unjudged" if said is None else emotion(said, ANSWERS, f"{verdict}.predicted of {row.get('key')!r}")
-        table.loc[_label(row, "emotion"), answer] += 1
+    asked = [_label(row, "emotion") for row in rows]
+    said = [(row.get(verdict) or {}).get("predicted") for row in rows]
+    said = [
+        a if a is None else emotion(a, ANSWERS, f"{verdict}.predicted of {row.get('key')!r}", own=True)
+        for a, row in zip(said, rows, strict=True)
+    ]
+    table = pd.DataFrame(
+        0,
+        index=pd.Index(_ordered(asked, EMOTIONS), name="emotion"),
+        columns=pd.Index([*answers_among(asked, said), "unjudged"], name="answer"),
+    )
+    for emotion_, answer in zip(asked, said, strict=True):
+        table.loc[emotion_, "unjudged" if answer is None else answer] += 1
     return table
+
+
+def answers_among(asked: Iterable[Any], said: Iterable[Any]) -> list[str]:
+    """Columns for the answers of a judge: the seven, or where other names occur, those asked and given (``neutral`` last)."""
+    found = {str(emotion(str(a), ANSWERS, own=True)) for a in (*asked, *said) if a is not None}
+    if found <= set(ANSWERS):
+        return list(ANSWERS)
+    return [*_ordered(found - {NEUTRAL}, EMOTIONS), NEUTRAL]
 
 
 def match_of(row: Row, verdict: str = "verdict") -> int | None:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.labels import ANSWERS, NEUTRAL, EmotraceError, emotion
+from emotrace.labels import NEUTRAL, EmotraceError, emotion
+from emotrace.stats.accuracy import answers_among
 from emotrace.stats.fluency import is_fluent
 from emotrace.stats.intervals import bootstrap_ci
 from emotrace.stats.responses import distinct
@@ -77,14 +78,17 @@ def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFra
     Raises:
         EmotraceError: if nothing is judged.
     """
-    counts: dict[str, dict[str, int]] = {}
-    for row in rows:
-        predicted = (row.get("verdict") or {}).get("predicted")
-        if predicted is not None and (dose is None or row.get("dose") == dose):
-            mine = counts.setdefault(row["emotion"], dict.fromkeys(ANSWERS, 0))
-            mine[predicted] += 1
-    if not counts:
+    pairs = [
+        (row["emotion"], row["verdict"]["predicted"])
+        for row in rows
+        if (row.get("verdict") or {}).get("predicted") is not None and (dose is None or row.get("dose") == dose)
+    ]
+    if not pairs:
         raise EmotraceError(f"emotion_matrix(dose={dose}): no judged reply.")
+    answers = answers_among(*zip(*pairs, strict=True))
+    counts: dict[str, dict[str, int]] = {}
+    for asked, predicted in pairs:
+        counts.setdefault(asked, dict.fromkeys(answers, 0))[predicted] += 1
     table = pd.DataFrame.from_dict(counts, orient="index")
     return table.div(table.sum(axis=1), axis=0).rename_axis(index="emotion", columns="read_as")
 

@@ -150,6 +150,9 @@ def test_choices_of_emotions_and_valences():
     few = sev(TWO, emotions=["joy", "fear"], valences=["negative"])
     assert few.keys == tuple(f"{s}__negative__{e}" for s in ("work_00", "a_b_01") for e in ("happiness", "fear"))
     assert len(sev(TWO, limit=1)) == 18
+    own = sev(TWO, emotions=["Stolz", "envy"], valences=["negative"])
+    assert {p.labels["emotion"] for p in own} == {"Stolz", "envy"}
+    assert "Always reply in Stolz." in own[0].messages[0]["content"]
     for wrong, message in (
         ({"emotions": ["angry"]}, "unknown emotion 'angry'.*Did you mean 'anger'"),
         ({"emotions": "anger"}, "a list of names"),

@@ -50,6 +50,18 @@ def test_equals_the_literal_twin_with_rows_missing_and_repeated(plant, complete)
     check(directions.centered_mean(x, complete=complete), literal(x, complete=complete))
 
 
+@pytest.mark.parametrize("within", [None, ()])
+def test_without_groups_it_is_the_class_mean_less_the_mean_of_class_means(plant, within):
+    x, _ = plant()
+    x = x.isel(token=np.r_[0:70, 80:130])
+    x = x.drop_vars(["skeleton_id", "valence"])
+    got = directions.centered_mean(x, within=within)
+    check(got, literal(x, within=()))
+    assert (got.attrs["within"], got.attrs["n_groups"]) == ([], 1)
+    with pytest.raises(EmotraceError, match=r"unknown label 'skeleton_id'.*For one group of all rows: within=None"):
+        directions.centered_mean(x)
+
+
 def test_what_comes_back(plant):
     x, truth = plant(n=40, noise=0.05)
     got = directions.centered_mean(x)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emotrace.judges import make
 from emotrace.judges import rows as room
 from emotrace.judges.base import Verdict
 from emotrace.judges.openai_compatible import OpenAIJudge
@@ -199,6 +200,20 @@ def test_a_log_of_unjudged_rows_is_refused() -> None:
         judge_rows(ROWS, FirstWord(), log, progress=False)
     with pytest.raises(EmotraceError, match="row 1: a second row with"):
         judge_rows([ROWS[0], ROWS[0]], FirstWord(), Memory(), progress=False)
+
+
+def test_emotions_of_ones_own_are_judged_by_a_judge_of_ones_own() -> None:
+    rows = [{"key": e, "gen_text": f"{said} !", "emotion": e} for e, said in (("Freude", "Freude"), ("Wut", "Freude"))]
+    found = judge_rows([*rows, {"key": "j", "gen_text": "joy", "emotion": "happiness"}], FirstWord(), progress=False)
+    assert [row["verdict"]["match"] for row in found] == [1, 0, 1]
+    choosy = FirstWord()
+    choosy.choices = ("Freude", "joy", "happiness")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(EmotraceError, match=r"unknown emotion 'Wut' in row 1.*Choices: Freude, joy, happiness"):
+        judge_rows(rows, choosy, progress=False)
+    two = [{"key": e, "gen_text": "joy", "emotion": e} for e in ("joy", "happiness")]
+    assert [row["verdict"]["match"] for row in judge_rows(two, choosy, progress=False)] == [1, 0]
+    with pytest.raises(EmotraceError, match=r"unknown emotion 'Freude' in row 0.*Choices: anger"):
+        judge_rows(rows, make("lexicon"), progress=False)
 
 
 @pytest.mark.parametrize(

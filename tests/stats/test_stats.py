@@ -109,7 +109,7 @@ def test_wilson_known_value():
         (lambda: stats.accuracy_table([]), "no rows"),
         (lambda: stats.accuracy_table([row(0, match=2)]), "match"),
         (lambda: stats.accuracy_table([{k: v for k, v in row(0).items() if k != "valence"}]), "valence"),
-        (lambda: stats.confusion([row(0, predicted="rage")]), "rage"),
+        (lambda: stats.confusion([row(0, predicted="angre")]), "angre"),
         (lambda: stats.paired_test([row(0)], [row(1)]), "judged in both"),
         (lambda: stats.fluency_bounds([]), "perplexity"),
         (lambda: stats.fluency_bounds([row(0, meta={"length": 3})]), "s_00__positive__anger"),
