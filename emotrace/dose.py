@@ -20,6 +20,7 @@ from emotrace.forwards.generation import generate
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.runlog import Log
+from emotrace.sites import LanguageModel
 from emotrace.stats.doses import bisect
 
 Rows = list[dict[str, Any]]
@@ -30,7 +31,7 @@ FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
 
 def dose_response(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     vectors: xr.DataArray,
     judge: Any,
@@ -159,7 +160,7 @@ def _known(path: Path | None, made: Mapping[str, Mapping[str, Any]]) -> dict[str
 
 
 def strength_at_kl(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     vectors: xr.DataArray,
     mix: Any,
@@ -196,7 +197,7 @@ def strength_at_kl(
 
 
 def fluency_of(
-    model: Any, prompts: Any, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, progress: bool = True
+    model: LanguageModel, prompts: Any, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, progress: bool = True
 ) -> dict[str, list[float]]:
     """Bounds of fluency: 1st to 99th percentile over the model's own replies to an emotion asked in words.
 
@@ -229,7 +230,7 @@ def fluency_of(
 
 
 def _divergence(
-    model: Any, aimed: Prompts, base: Rows, plain_of: Mapping[str, str], edits: Sequence[Any], batch_size: int
+    model: LanguageModel, aimed: Prompts, base: Rows, plain_of: Mapping[str, str], edits: Sequence[Any], batch_size: int
 ) -> dict[str, float]:
     """KL of every aimed prompt along the base model's reply."""
     if not edits:
@@ -243,7 +244,7 @@ def _divergence(
 
 
 def _perplexity(
-    model: Any, prompts: Prompts, rows: Sequence[Mapping[str, Any]], batch_size: int, progress: bool
+    model: LanguageModel, prompts: Prompts, rows: Sequence[Mapping[str, Any]], batch_size: int, progress: bool
 ) -> dict[str, float | None]:
     """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
     ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))

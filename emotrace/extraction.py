@@ -26,6 +26,7 @@ from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 TEMPLATES: Final[Mapping[str, str]] = {
     NEUTRAL: "Keep the reply to at most two sentences.",
@@ -83,7 +84,7 @@ def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Pr
 
 
 def answer_vectors(
-    model: Any,
+    model: LanguageModel,
     queries: Any,
     *,
     site: str = "o_proj_out",
@@ -164,7 +165,7 @@ def answer_vectors(
 
 
 def text_vectors(
-    model: Any,
+    model: LanguageModel,
     texts: Any,
     *,
     against: str = NEUTRAL,
@@ -267,7 +268,7 @@ def text_vectors(
     return TextVectors(found, statistics, scores)
 
 
-def _variable(model: Any, site: str) -> str:
+def _variable(model: LanguageModel, site: str) -> str:
     if site in GLOBAL_SITES or not model.sites.has(site) or site == "attn_pattern":
         raise unknown("site with layers", site, [s for s in model.sites.names if model.sites.layers(s)], "extraction")
     if site == "z":
@@ -275,7 +276,7 @@ def _variable(model: Any, site: str) -> str:
     return VARIABLES.get(site, site)
 
 
-def _layers(model: Any, site: str, layers: Any) -> list[int] | None:
+def _layers(model: LanguageModel, site: str, layers: Any) -> list[int] | None:
     """The layers asked for, which the model must have with that site; None for all."""
     if layers is None:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from emotrace import configs
+from emotrace.sites import LanguageModel
 
 SAMPLED = 32
 """Weight matrices of which a few numbers are noted."""
@@ -34,7 +35,7 @@ def identity(module: Any, model_id: str, revision: str | None, backend: str = "l
     }
 
 
-def made_by(model: Any) -> dict[str, Any]:
+def made_by(model: LanguageModel) -> dict[str, Any]:
     """What of a loaded model its results depend on; where weights are elsewhere, its id and revision stand for them."""
     known, encoder = model.sites.identity, model.sites.encoder
     names = ("config_hash", "weights_hash", "dtype", "attn_implementation")

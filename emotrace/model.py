@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nnsight
 import torch
@@ -18,6 +18,7 @@ from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
 from emotrace.remote.confirm import confirm
+from emotrace.sites import LanguageModel
 from emotrace.specials import check_switch
 from emotrace.templates import DATE, Encoder
 
@@ -38,7 +39,7 @@ def load(
     bos: bool | None = None,
     trust_remote_code: bool = False,
     remote: bool | str | Server = False,
-) -> TransformersModel:
+) -> LanguageModel:
     """nnsight's model of a checkpoint, with ``model.sites`` proven and attached.
 
     Args:
@@ -132,17 +133,16 @@ def load(
     )  # fmt: skip
     for notice in encoder.notices:
         warnings.warn(notice, stacklevel=2)
-    found.attach(traced_model, encoder)
+    loaded = cast(LanguageModel, traced_model)
+    found.attach(loaded, encoder)
     module.eval()
     if server is not None:
-        found.remote = Remote(server, lock(traced_model))
-        confirm(
-            traced_model, inputs(traced_model, [[i % found.vocab_size for i in range(5 + r, 10 + r)] for r in (0, 7)])
-        )
+        found.remote = Remote(server, lock(loaded))
+        confirm(loaded, inputs(loaded, [[i % found.vocab_size for i in range(5 + r, 10 + r)] for r in (0, 7)]))
     elif remote == "local":
         found.remote = Simulated()
     try:
-        found.beginnings = beginnings.prove(traced_model)
+        found.beginnings = beginnings.prove(loaded)
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise EmotraceError(
@@ -151,7 +151,7 @@ def load(
     found.identity = identity(module, model_id, revision, "local" if found.remote is None else found.remote.name)
     if not found.beginnings.padded:  # what was made in padded batches is another thing
         found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"
-    return traced_model
+    return loaded
 
 
 def _server(remote: bool | str | Server | None) -> Server | None:

@@ -17,7 +17,7 @@ from emotrace.forwards.entering import enter, inputs
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced import scores
 from emotrace.traced.steps import Read
 
@@ -29,7 +29,9 @@ LARGEST = 700.0
 """Largest −mean log-probability that a float can hold the exponential of, roughly."""
 
 
-def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[np.ndarray]:
+def reply_logprobs(
+    model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False
+) -> list[np.ndarray]:
     """Log-probability (nats) of every reply token under the un-edited model, given its prompt and the reply before it.
 
     Args:
@@ -72,7 +74,7 @@ def reply_logprobs(model: Any, prompts: Any, batch_size: int = 32, progress: boo
     return out
 
 
-def perplexity(model: Any, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[float | None]:
+def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[float | None]:
     """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`.
 
     Raises:
@@ -87,7 +89,11 @@ def perplexity(model: Any, prompts: Any, batch_size: int = 32, progress: bool = 
 
 
 def add_perplexity(
-    model: Any, rows: Sequence[dict[str, Any]], plain: Mapping[str, Any], batch_size: int = 32, progress: bool = True
+    model: LanguageModel,
+    rows: Sequence[dict[str, Any]],
+    plain: Mapping[str, Any],
+    batch_size: int = 32,
+    progress: bool = True,
 ) -> None:
     """Write ``meta.perplexity`` into rows: of their reply, after the prompt *without* the emotion sentence.
 
@@ -114,7 +120,7 @@ def add_perplexity(
 
 
 def score_rows(
-    model: Any,
+    model: LanguageModel,
     rows: Sequence[dict[str, Any]],
     prompts: Sequence[Sequence[int]],
     batch_size: int = 32,
@@ -148,7 +154,9 @@ def score_rows(
             rows[i]["meta"] = {**meta, "perplexity": value, "made": {**(meta.get("made") or {}), "perplexity": made}}
 
 
-def kl(model: Any, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+def kl(
+    model: LanguageModel, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False
+) -> np.ndarray:
     """KL(base ‖ edited) of each prompt: how far edits move the predictions along a given reply, in nats per token.
 
     Under teacher forcing of the reply r_1 … r_n, meant to be the base model's greedy one::

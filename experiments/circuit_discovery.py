@@ -32,6 +32,7 @@ from emotrace.report import discovery as figures
 from emotrace.report.figures import Shown
 from emotrace.run import Run
 from emotrace.runlog import write_json
+from emotrace.sites import LanguageModel
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emotion")}
@@ -271,7 +272,7 @@ def _areas(found: xr.Dataset) -> dict[str, float]:
     }
 
 
-def _warnings(lm: Any) -> list[str]:
+def _warnings(lm: LanguageModel) -> list[str]:
     if lm.sites.identity["model_id"] != "tiny_model":
         return []
     return [

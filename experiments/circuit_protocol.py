@@ -15,6 +15,7 @@ import emotrace as et
 from emotrace import attribution, evaluation, presets
 from emotrace import directions as directions_
 from emotrace.disk import plain
+from emotrace.sites import LanguageModel
 
 DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.4)
 """Size of one addition as a share of ‖h‖: strength · RMS(h) · v̂ has the norm (strength / √d) · ‖h‖."""
@@ -58,7 +59,7 @@ class Protocol:
         """Options of generation for a method."""
         return self.decoding.get(method, self.decoding[""])
 
-    def directions(self, lm: Any, acts: Any, accepted: Sequence[str]) -> xr.DataArray:
+    def directions(self, lm: LanguageModel, acts: Any, accepted: Sequence[str]) -> xr.DataArray:
         """Context-agnostic directions; with ``after_norm`` the last layer's ``resid_post`` as its norm gives it."""
         common: dict[str, Any] = {"label": "emotion", "within": ("skeleton_id", "valence"), "accepted": accepted}
         found = directions_.centered_mean(acts, **common)
@@ -93,7 +94,7 @@ def encoding(preset: str | None) -> dict[str, Any]:
     return {"double_bos": found["double_bos"], "date": datetime.date.today().isoformat()}
 
 
-def ours(lm: Any, max_new_tokens: int, step: int = 1) -> Protocol:
+def ours(lm: LanguageModel, max_new_tokens: int, step: int = 1) -> Protocol:
     """One decoding for all methods; steering and circuit, at every ``step``-th dose and λ, searched on held-out skeletons."""
     windows = evaluation.layer_windows(lm.sites.n_layers)
     steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES[::step])
@@ -102,7 +103,7 @@ def ours(lm: Any, max_new_tokens: int, step: int = 1) -> Protocol:
     return Protocol({"": {"max_new_tokens": max_new_tokens}}, steering, modulation)
 
 
-def published(preset: str, lm: Any) -> Protocol:
+def published(preset: str, lm: LanguageModel) -> Protocol:
     """The authors' settings, nothing searched.
 
     Not imitated: activations rounded to float16, circuits in a model of half precision, and their judge, which

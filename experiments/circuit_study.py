@@ -17,6 +17,7 @@ from emotrace.datasets import Prompts
 from emotrace.labels import METHODS
 from emotrace.run import Run
 from emotrace.runlog import Log
+from emotrace.sites import LanguageModel
 
 Rows = list[dict[str, Any]]
 PAIRS = (("circuit", "prompt"), ("circuit", "steer"), ("steer", "prompt"), ("circuit", "none"), ("steer", "none"))
@@ -39,7 +40,9 @@ class Study:
         target_aware: ask the published target-aware question as well.
     """
 
-    def __init__(self, lm: Any, judge: Any, run: Run, protocol: Protocol, batch_size: int, target_aware: bool) -> None:
+    def __init__(
+        self, lm: LanguageModel, judge: Any, run: Run, protocol: Protocol, batch_size: int, target_aware: bool
+    ) -> None:
         self.lm, self.judge, self.run, self.protocol = lm, judge, run, protocol
         self.batch_size, self.target_aware = batch_size, target_aware
         self.bounds: dict[str, Any] = {}

@@ -36,6 +36,7 @@ from emotrace.cli.options import Bos, Where, place
 from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
+from emotrace.sites import LanguageModel
 
 HELD_OUT = 0.25
 """Share of the training skeletons on which doses, layers and strengths are chosen."""
@@ -273,7 +274,7 @@ def _count(prompts: Any) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
 
-def _warnings(lm: Any, judge: Any) -> list[str]:
+def _warnings(lm: LanguageModel, judge: Any) -> list[str]:
     shipped = Path(lm.sites.identity["model_id"]).name == "tiny_model"
     found = [measured.statement(judge.name), None if shipped else measured.warning(judge.name)]
     if shipped:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import emotrace as et
 from emotrace import scoring
+from emotrace.sites import LanguageModel
 from emotrace.testing.hooks import replaced, watched
 
 READ = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "neuron")
@@ -117,7 +118,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _values(model: Any, truth: Truth, found: Found) -> None:
+def _values(model: LanguageModel, truth: Truth, found: Found) -> None:
     """Every site at every position, alone and in a padded batch, and at the last position with beginnings shared."""
     sites = model.sites
     alike: dict[tuple[int, ...], list[str]] = {}
@@ -144,7 +145,7 @@ def _values(model: Any, truth: Truth, found: Found) -> None:
                 found.compare(f"{site} {how}", one.reshape(len(one), -1), right)
 
 
-def _roles(model: Any, truth: Truth, found: Found) -> None:
+def _roles(model: LanguageModel, truth: Truth, found: Found) -> None:
     """Places are what they are called, by what only the model itself and the arithmetic of hooks say."""
     sites, ids = model.sites, truth.ids[0]
     layers = sites.layers("resid_post")
@@ -219,7 +220,7 @@ def _makes(truth: Truth, found: Found, site: str, whole: str, layer: int, value:
         found.say(f"{site} makes {whole}", f"layer {layer}: nothing changes where {site} is zero")
 
 
-def _edit(model: Any, truth: Truth) -> tuple[int, Tensor]:
+def _edit(model: LanguageModel, truth: Truth) -> tuple[int, Tensor]:
     """A layer in the middle, and a vector as long as the stream there."""
     layers = model.sites.layers("resid_post")
     layer = layers[len(layers) // 2]
@@ -228,7 +229,7 @@ def _edit(model: Any, truth: Truth) -> tuple[int, Tensor]:
     return layer, vector * stream.float().pow(2).mean().sqrt()
 
 
-def _edits(model: Any, truth: Truth, found: Found) -> None:
+def _edits(model: LanguageModel, truth: Truth, found: Found) -> None:
     """Logits under an addition at ``resid_post``, at every token or the last one, in a padded batch."""
     layer, vector = _edit(model, truth)
     for positions in ("all", "last"):
@@ -244,7 +245,7 @@ def _edits(model: Any, truth: Truth, found: Found) -> None:
             found.say("the hook's own edit", "changes no logits")
 
 
-def _generation(model: Any, truth: Truth, found: Found) -> None:
+def _generation(model: LanguageModel, truth: Truth, found: Found) -> None:
     """Greedy tokens under an edit of the last prompt token or of all from it on, with a cache and without."""
     layer, vector = _edit(model, truth)
     for positions in ("last", "steer"):
@@ -268,7 +269,7 @@ def _generation(model: Any, truth: Truth, found: Found) -> None:
                         found.say(what, f"{row['token_ids']}, hooks say {whole}, in transformers' generate {own}")
 
 
-def _perplexity(model: Any, truth: Truth, found: Found) -> None:
+def _perplexity(model: LanguageModel, truth: Truth, found: Found) -> None:
     """Log-probabilities of given replies, alone and in a padded batch."""
     replies = [ids[::-1][: 2 + i] for i, ids in enumerate(truth.ids)]
     prompts = [

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emotrace.sites import LanguageModel
 from emotrace.testing.hooks import watched
 
 LENGTHS = (12, 5, 9, 9)
@@ -29,7 +30,7 @@ def prompts_of(lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
 class Truth:
     """A transformers model under plain hooks, one un-padded prompt at a time."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model, self.module, self.sites = model, model._module, model.sites
         self.ids = prompts_of()
         takes = inspect.signature(self.module.forward).parameters

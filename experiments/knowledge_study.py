@@ -21,6 +21,7 @@ from emotrace.prompt_tuning.recipe import RECIPES
 from emotrace.report import knowledge
 from emotrace.report.figures import Shown
 from emotrace.rsa.masks import MATCHES
+from emotrace.sites import LanguageModel
 
 POSITIONS = ("answer", "prompt", "last")
 """Where neurons are read: where a tuned prompt is answered, over its vectors, or at the last token of `SENTENCES`."""
@@ -144,7 +145,7 @@ def emotions(parts: Mapping[str, list[LabelledText]], scores: xr.DataArray, aske
 
 
 def activations(
-    lm: Any, prompts: Mapping[Any, pt.SoftPrompt], names: Sequence[str], plan: Protocol, out: Any
+    lm: LanguageModel, prompts: Mapping[Any, pt.SoftPrompt], names: Sequence[str], plan: Protocol, out: Any
 ) -> xr.DataArray:
     """Neurons ``[emotion, seed, layer, unit]`` where the protocol reads them."""
     if plan.position == "last":
@@ -152,7 +153,7 @@ def activations(
     return pt.activated_neurons(lm, prompts, plan.stage, plan.position, out=out)
 
 
-def words(lm: Any, texts: Sequence[LabelledText], names: Sequence[str]) -> dict[str, xr.DataArray]:
+def words(lm: LanguageModel, texts: Sequence[LabelledText], names: Sequence[str]) -> dict[str, xr.DataArray]:
     """RDMs of what needs no model of emotions: the words of the texts of each emotion, and the embedding of its name."""
     bags = rsa.text_rdm({name: [t.text for t in texts if name in t.labels] for name in names})
     return {"words of the texts": bags, "embedding of the name": rsa.rdm(pt.name_embeddings(lm, names), features="dim")}

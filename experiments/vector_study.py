@@ -17,6 +17,7 @@ from emotrace.datasets import Prompts
 from emotrace.judges import measured
 from emotrace.run import Run
 from emotrace.runlog import Log
+from emotrace.sites import LanguageModel
 
 Rows = list[dict[str, Any]]
 KL_TOLERANCE = 0.05
@@ -42,7 +43,8 @@ class Study:
     """
 
     def __init__(
-        self, lm: Any, judge: Any, run: Run, templates: Mapping[str, str], where: Mapping[str, Any], options: Mapping[str, Any]
+        self, lm: LanguageModel, judge: Any, run: Run, templates: Mapping[str, str], where: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.lm, self.judge, self.run, self.templates = lm, judge, run, templates
         self.where, self.options = dict(where), dict(options)
@@ -268,7 +270,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def warnings(lm: Any, judge: Any, result: Mapping[str, Any]) -> list[str]:
+def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the numbers."""
     shipped = lm.sites.identity.get("model_id") == "tiny_model"
     out = [] if shipped else [said for said in [measured.warning(judge.name)] if said]

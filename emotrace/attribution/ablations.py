@@ -19,6 +19,7 @@ from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.sites import LanguageModel
 
 Reference = Mapping[int, xr.DataArray] | xr.DataArray
 """Values ``[token, unit]`` or ``[token, head, head_dim]`` of each layer, e.g. ``acts.sel("z", position="last")``."""
@@ -140,7 +141,7 @@ def donors(
 
 
 def reference_values(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     site: str,
     components: Components,

@@ -17,7 +17,7 @@ import torch
 
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.entering import enter, inputs, locked
-from emotrace.sites import Sites
+from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import gradients
 from emotrace.traced.caches import Recipe
 from emotrace.traced.steps import Rms, Shift, ordered
@@ -100,7 +100,7 @@ class Passes:
         )
 
 
-def refuse_lost(what: str, model: Any, batch: Sequence[Sequence[int]], names: Names, *values: Any) -> None:
+def refuse_lost(what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Any) -> None:
     """Refuse what was made of a batch where it is not finite.
 
     Raises:
@@ -126,7 +126,7 @@ class Backward:
 
     @torch.inference_mode(False)  # what is made in that mode cannot be part of a graph
     def __init__(
-        self, model: Any, wanted: Sequence[Cell], readout: tuple[str, int | None], covectors: np.ndarray,
+        self, model: LanguageModel, wanted: Sequence[Cell], readout: tuple[str, int | None], covectors: np.ndarray,
         along: np.ndarray, sequences: Sequence[Sequence[int]], names: Names | None = None,
     ) -> None:  # fmt: skip
         self.names = names or {}

@@ -10,7 +10,6 @@ The error is of second order in STEP, plus what rounding leaves: about ε(dtype)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
 from emotrace.forwards import caches
 from emotrace.forwards.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards.entering import enter, inputs
-from emotrace.sites import Sites
+from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import central, gradients
 from emotrace.traced.steps import Shift, ordered
 
@@ -27,7 +26,7 @@ STEPS = {torch.float64: 0.01, torch.float32: 0.02, torch.float16: 0.1, torch.bfl
 """δ in units of the RMS, by the dtype of the weights."""
 
 
-def differentiable(model: Any) -> bool:
+def differentiable(model: LanguageModel) -> bool:
     """Whether a trace can differentiate through the model where it lives; a server is asked once."""
     remote = model.sites.remote
     if remote is None:
@@ -56,7 +55,7 @@ class Central:
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         wanted: Sequence[Cell],
         readout: tuple[str, int | None],
         covectors: np.ndarray,

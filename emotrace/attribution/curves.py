@@ -32,12 +32,13 @@ from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 HOW = ("zero", "mean", "resample")
 
 
 def ablation_curve(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     directions: xr.DataArray,
     contributions: xr.Dataset,
@@ -144,7 +145,7 @@ def ablation_curve(
 
 
 def enhancement_curve(
-    model: Any,
+    model: LanguageModel,
     plain: Any,
     directions: xr.DataArray,
     contributions: xr.Dataset,

@@ -18,6 +18,7 @@ from emotrace.edits import Add
 from emotrace.forwards.streams import reductions
 from emotrace.forwards.sums import Sums
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
 CHUNK = 1024
@@ -25,7 +26,7 @@ CHUNK = 1024
 
 
 def finite_sums(
-    model: Any, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
+    model: LanguageModel, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
     cells: Sequence[Cell], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
     sigmas: np.ndarray, doses: Sequence[float], identity: dict[str, Any], batch_size: int, out: Any, progress: bool,
 ) -> np.ndarray:  # fmt: skip

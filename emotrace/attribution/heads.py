@@ -25,7 +25,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS, EmotraceError, unknown
-from emotrace.sites import envoy
+from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import contributions
 
 PLACE = "head_contributions"
@@ -33,7 +33,7 @@ READOUTS = ("residual", "normed")
 
 
 def head_contributions(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     directions: xr.DataArray,
     *,
@@ -165,7 +165,7 @@ def _sublayer(has_mid: bool) -> str:
     return "resid_mid" if has_mid else "resid_post"
 
 
-def _layer(model: Any, layer: int, readout: str, v: Tensor) -> tuple:
+def _layer(model: LanguageModel, layer: int, readout: str, v: Tensor) -> tuple:
     """How one layer is read, as `emotrace.traced.contributions.heads` takes it.
 
     The residual site read beside z is ``resid_mid``, ``resid_pre`` (post-LN), or none (parallel); the norm is that of the

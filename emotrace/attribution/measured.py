@@ -21,6 +21,7 @@ from emotrace.identity import made_by
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 from emotrace.stats import bootstrap_ci
 
 Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
@@ -58,7 +59,7 @@ class Plan:
     """
 
     def __init__(
-        self, model: Any, directions: xr.DataArray, contributions: xr.Dataset, by: str, label: str, readout: int | None,
+        self, model: LanguageModel, directions: xr.DataArray, contributions: xr.Dataset, by: str, label: str, readout: int | None,
         **choice: Any,
     ) -> None:  # fmt: skip
         if by not in contributions.data_vars:

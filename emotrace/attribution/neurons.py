@@ -20,6 +20,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
 PLACE = "neuron_contributions"
@@ -27,7 +28,7 @@ VARIABLES = ("neuron", "neuron_pre")
 
 
 def neuron_contributions(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     directions: xr.DataArray,
     *,

@@ -38,7 +38,7 @@ from emotrace.forwards.sums import Sums
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
-from emotrace.sites import Sites
+from emotrace.sites import LanguageModel, Sites
 
 CHUNK = 256
 """Prompts between two commits."""
@@ -48,7 +48,7 @@ LIMITS = {True: "exact derivative at dose 0", False: "central differences of sma
 
 
 def sublayer_influence(
-    model: Any,
+    model: LanguageModel,
     plain: Any,
     directions: xr.DataArray,
     *,

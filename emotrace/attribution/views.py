@@ -16,13 +16,14 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.streams import fitting, reductions
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.traced import contributions, requests
 
 LOGIT_ELEMENTS = 1 << 24
 """Most logits held at a time."""
 
 
-def top_tokens(model: Any, directions: xr.DataArray, k: int = 10) -> pd.DataFrame:
+def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> pd.DataFrame:
     """The tokens that each direction would make likeliest if it were all that the last layer returned (logit lens).
 
     The direction, scaled to RMS 1, is put in place of the last layer's ``resid_post``, and the model's own final norm and
@@ -82,7 +83,7 @@ def top_tokens(model: Any, directions: xr.DataArray, k: int = 10) -> pd.DataFram
     return pd.concat(tables, ignore_index=True)
 
 
-def attention(model: Any, prompt: Any, layer: int, head: int) -> xr.DataArray:
+def attention(model: LanguageModel, prompt: Any, layer: int, head: int) -> xr.DataArray:
     """The attention pattern of one head on one prompt.
 
     Args:
@@ -119,7 +120,7 @@ def attention(model: Any, prompt: Any, layer: int, head: int) -> xr.DataArray:
 
 
 def top_prompts(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     layer: int,
     units: int | Iterable[int],

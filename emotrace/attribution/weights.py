@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from emotrace import arguments, provenance
 from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError, unknown
-from emotrace.sites import envoy
+from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import weights as leaf
 from emotrace.traced.weights import Norm, Projection
 
@@ -20,7 +20,7 @@ ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
 """Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
 
 
-def spec(model: Any, site: str, layer: int) -> tuple:
+def spec(model: LanguageModel, site: str, layer: int) -> tuple:
     """What `emotrace.traced.weights.projection` takes.
 
     Args:
@@ -40,7 +40,7 @@ def spec(model: Any, site: str, layer: int) -> tuple:
     return site, layer, here, end, address.width, sites.d_model, sites.scale if proof is None else proof.scale
 
 
-def weighed(model: Any, function: Any, *args: Any) -> Any:
+def weighed(model: LanguageModel, function: Any, *args: Any) -> Any:
     """``function(model, *args)``, of `emotrace.traced.contributions`, where the weights are.
 
     Raises:
@@ -54,7 +54,7 @@ def weighed(model: Any, function: Any, *args: Any) -> Any:
         raise EmotraceError(str(error)) from None
 
 
-def projection(model: Any, site: str, layer: int) -> Projection:
+def projection(model: LanguageModel, site: str, layer: int) -> Projection:
     """The map that takes a site into the residual stream, read here.
 
     Args:
@@ -87,7 +87,7 @@ def norm_of(module: nn.Module, width: int, place: str = "") -> Norm | None:
         raise EmotraceError(str(error)) from None
 
 
-def reading_norm(model: Any, layer: int) -> Norm | None:
+def reading_norm(model: LanguageModel, layer: int) -> Norm | None:
     """The norm that is given ``resid_mid`` of a sequential layer; None where the MLP takes it as it is (OLMo-2, post-LN).
 
     Raises:
@@ -97,7 +97,7 @@ def reading_norm(model: Any, layer: int) -> Norm | None:
     return None if path is None else norm_of(model._module.get_submodule(path), model.sites.d_model, path)
 
 
-def reading_norm_path(model: Any, layer: int) -> str | None:
+def reading_norm_path(model: LanguageModel, layer: int) -> str | None:
     """Module path of the norm that is given ``resid_mid`` of a sequential layer, or None."""
     address = model.sites.address("resid_mid", layer)
     if address.mirror is None:
@@ -107,7 +107,7 @@ def reading_norm_path(model: Any, layer: int) -> str | None:
 
 
 def chosen_layers(
-    model: Any, sites: Sequence[str], layers: Iterable[int] | int | None, directions: xr.DataArray, place: str
+    model: LanguageModel, sites: Sequence[str], layers: Iterable[int] | int | None, directions: xr.DataArray, place: str
 ) -> list[int]:
     """Layers that have the sites and a direction: those asked for, or all.
 

@@ -19,6 +19,7 @@ from emotrace.circuits import files, show
 from emotrace.circuits.allocate import KINDS, SITE_OF
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.sites import LanguageModel
 
 INDEX: Final = {"neuron": "unit", "head": "head"}
 """Kind of component → the dim of the payload that its index counts."""
@@ -161,7 +162,7 @@ class Circuit:
             attrs={"method": "jaccard", "ddof": 1, "n_pairs": len(self.labels) * (len(self.labels) - 1) // 2},
         )
 
-    def check(self, model: Any) -> None:
+    def check(self, model: LanguageModel) -> None:
         """Refuse another model than the one it was found in, or one that lacks the circuit's places.
 
         Raises:

@@ -22,6 +22,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
 PLACE: Final = "difference_vectors"
@@ -29,7 +30,7 @@ SITES: Final = ("z", "neuron")
 
 
 def difference_vectors(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     *,
     label: str = "emotion",
@@ -145,7 +146,7 @@ def _weights(groups: Groups) -> np.ndarray:
 
 
 def _dataset(
-    model: Any, sums: dict[str, np.ndarray], at: dict[str, list[int]], groups: Groups, label: str
+    model: LanguageModel, sums: dict[str, np.ndarray], at: dict[str, list[int]], groups: Groups, label: str
 ) -> xr.Dataset:
     layers = sorted(set().union(*at.values()))
     found = xr.Dataset(coords={label: list(groups.labels), "layer": layers})

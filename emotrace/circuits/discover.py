@@ -21,6 +21,7 @@ from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
 """Published rankings; with them the plan follows the influence of sublayers."""
@@ -31,7 +32,7 @@ ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_
 
 
 def discover(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     directions: xr.DataArray,
     *,
@@ -257,7 +258,7 @@ def _crowded(circuit: Circuit, share: Mapping[str, float]) -> list[str]:
 
 
 def _layers(
-    model: Any, kinds: Sequence[str], directions: xr.DataArray, layers: Iterable[int] | None
+    model: LanguageModel, kinds: Sequence[str], directions: xr.DataArray, layers: Iterable[int] | None
 ) -> dict[str, list[int]]:
     """Layers of each kind: those asked for, or those with directions, as far as they have the kind's site."""
     if "layer" not in getattr(directions, "dims", ()):
@@ -277,7 +278,7 @@ def _all(at: Mapping[str, list[int]]) -> list[int]:
     return sorted(set().union(*at.values()))
 
 
-def _available(model: Any, kind: str, layer: int) -> int:
+def _available(model: LanguageModel, kind: str, layer: int) -> int:
     return int(model.sites.size(SITE_OF[kind], layer)[INDEX[kind]])
 
 

@@ -35,6 +35,7 @@ from emotrace.cli.options import (
 )
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")]
 Emotion = Annotated[str, typer.Option(help="label of the direction, or of the circuit")]
@@ -172,7 +173,7 @@ def _direction(folder: Path, emotion: str, layers: str | None, site: str) -> tup
     return aim, dirs.sel({label: aim}), wanted
 
 
-def _middle(lm: Any) -> list[int]:
+def _middle(lm: LanguageModel) -> list[int]:
     """The middle half of the layers."""
     n = lm.sites.n_layers
     return list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
@@ -212,7 +213,12 @@ def _only(edits: Sequence[Any], layers: list[int], folder: Path) -> list[Any]:
 
 
 def _side_by_side(
-    lm: Any, prompts: Sequence[str], system: str | None, edits: Sequence[Any], name: str, options: dict[str, Any]
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    system: str | None,
+    edits: Sequence[Any],
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     """Print every prompt, the reply to it, and the reply under edits."""
     from emotrace.edits import check

@@ -10,6 +10,7 @@ import typer
 from emotrace.cli.options import finite, layer_list, span
 from emotrace.edits.mixtures import SIZES
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 Vectors = Annotated[
     Path, typer.Option(help="folder of vectors, as emotrace saves them or as Emotion Vectors published")
@@ -22,7 +23,7 @@ Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all t
 Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 
 
-def vectors_of(folder: Path, model: Any = None) -> Any:
+def vectors_of(folder: Path, model: LanguageModel | None = None) -> Any:
     """The vectors in a folder: ``directions.json`` (also in its ``vectors/``), or published ``{prefix}_{emotion}.json``.
 
     Raises:

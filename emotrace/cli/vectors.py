@@ -29,6 +29,7 @@ from emotrace.directions.shift import OVER
 from emotrace.directions.vectors import METHODS
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 QUERIES_ONLY = (
     "part", "over", "neutral", "emotional", "max_new_tokens", "sample", "temperature", "top_p", "top_k",
@@ -155,7 +156,7 @@ def _several(prompts: Any, without_base: bool, against: str = "") -> None:
         raise EmotraceError(f"--without-base needs two or more emotions, not {', '.join(map(str, named)) or 'none'}.")
 
 
-def _fits(lm: Any, site: str, keep: int | None) -> None:
+def _fits(lm: LanguageModel, site: str, keep: int | None) -> None:
     """Refuse to keep more coordinates than there are; a site that is not there is extraction's to refuse."""
     layers = lm.sites.layers(site) if lm.sites.has(site) else []
     width = lm.sites.address(site, layers[0]).width if layers else None

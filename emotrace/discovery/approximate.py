@@ -18,13 +18,14 @@ pass more and converges faster.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
 from emotrace.discovery.batches import Batch, run
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairs import SPANS
+from emotrace.sites import LanguageModel
 
 METHODS: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 
@@ -37,7 +38,9 @@ class Term(NamedTuple):
     gradients: list[torch.Tensor]
 
 
-def terms(model: Any, batch: Batch, seen: Seen, method: str, steps: int, writes: Sequence[int]) -> Iterator[Term]:
+def terms(
+    model: LanguageModel, batch: Batch, seen: Seen, method: str, steps: int, writes: Sequence[int]
+) -> Iterator[Term]:
     """The passes of a method; its score is ``Σ change · slope`` over all of them.
 
     Args:
@@ -85,7 +88,7 @@ def terms(model: Any, batch: Batch, seen: Seen, method: str, steps: int, writes:
                 yield Term(only([i], weight(k)), *passed(at(i, k)))
 
 
-def node_scores(model: Any, batch: Batch, seen: Seen, method: str, steps: int) -> torch.Tensor:
+def node_scores(model: LanguageModel, batch: Batch, seen: Seen, method: str, steps: int) -> torch.Tensor:
     """Scores by span, ``[row, span, node]``; their sum over spans is the score."""
     member = torch.stack([(batch.spans == s).float() for s in range(len(SPANS))])
     total = torch.zeros(len(batch), len(SPANS), sum(p.n for p in seen.nodes))

@@ -19,6 +19,7 @@ from emotrace.discovery.pairs import SPANS, Pair, Pairs
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 
 ABLATIONS: Final = ("counterfactual", "mean", "zero")
@@ -62,7 +63,7 @@ class Batch:
         """Clean values minus what stands for them; 0 at padding."""
         return [a - b for a, b in zip(self.values, self.others, strict=True)]
 
-    def refuse_lost(self, model: Any, value: torch.Tensor, what: str) -> None:
+    def refuse_lost(self, model: LanguageModel, value: torch.Tensor, what: str) -> None:
         """Refuse what was made of the batch, ``[row, …]``, where it is not finite.
 
         Raises:
@@ -89,7 +90,13 @@ class Batch:
 
 
 def ready(
-    model: Any, pairs: Pairs, metric: Metric, seen: Seen, ablation: str, batch_size: int, means: list | None = None
+    model: LanguageModel,
+    pairs: Pairs,
+    metric: Metric,
+    seen: Seen,
+    ablation: str,
+    batch_size: int,
+    means: list | None = None,
 ) -> Iterator[Batch]:
     """Batches with what their components hold, one at a time.
 
@@ -127,7 +134,7 @@ def ready(
         yield batch
 
 
-def span_means(model: Any, pairs: Pairs, seen: Seen, batch_size: int) -> list[torch.Tensor]:
+def span_means(model: LanguageModel, pairs: Pairs, seen: Seen, batch_size: int) -> list[torch.Tensor]:
     """``[span, width]`` of each place: means over prompts and counterfactuals, each as often as it occurs in the pairs."""
     sums: list[torch.Tensor] = []
     counts = torch.zeros(len(SPANS), dtype=torch.float64)
@@ -146,7 +153,7 @@ def span_means(model: Any, pairs: Pairs, seen: Seen, batch_size: int) -> list[to
 
 
 def run(
-    model: Any, inputs: dict[str, Any], seen: Seen, at: torch.Tensor, metric: Any, *, sets: dict | None = None,
+    model: LanguageModel, inputs: dict[str, Any], seen: Seen, at: torch.Tensor, metric: Any, *, sets: dict | None = None,
     blends: dict | None = None, wanted: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """`emotrace.traced.circuits.forward` at these places."""
@@ -166,13 +173,13 @@ def _stands(
     return torch.where(real, means[i][batch.spans.clamp(min=0)], value)
 
 
-def _neighbours(model: Any, pairs: Pairs, size: int) -> list[range]:
+def _neighbours(model: LanguageModel, pairs: Pairs, size: int) -> list[range]:
     """Pairs in order: their clean prompts run together, and so do their counterfactuals."""
     beginnings.refuse_coupled(model, "circuit discovery")
     return beginnings.neighbours(model, [(len(p.clean), len(p.counterfactual)) for p in pairs], size)
 
 
-def _batch(model: Any, pairs: Sequence[Pair]) -> Batch:
+def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> Batch:
     left = model.sites.encoder.causal
     clean, other = [list(p.clean) for p in pairs], [list(p.counterfactual) for p in pairs]
     widths = [max(map(len, s)) for s in (clean, other)]

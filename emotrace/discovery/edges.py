@@ -24,7 +24,7 @@ from emotrace.discovery.nodes import Place, Seen, read_at, seen
 from emotrace.discovery.wiring import Layer, lowered, wiring
 from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced import circuits
 
 STREAMS = {"resid_mid": "resid_mid", "resid_post": "resid_post", "final_norm": "resid_post", "logits": "resid_post"}
@@ -79,7 +79,7 @@ class Graph:
         return found
 
 
-def graph(model: Any, metric: Metric) -> Graph:
+def graph(model: LanguageModel, metric: Metric) -> Graph:
     """The edges of a model for a metric.
 
     Raises:
@@ -129,7 +129,7 @@ def graph(model: Any, metric: Metric) -> Graph:
 
 
 def rewired(
-    model: Any, g: Graph, batch: Batch, cut: torch.Tensor, live: bool = False, layers: list | None = None
+    model: LanguageModel, g: Graph, batch: Batch, cut: torch.Tensor, live: bool = False, layers: list | None = None
 ) -> dict[str, torch.Tensor]:
     """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
 
@@ -152,7 +152,7 @@ def rewired(
     )
 
 
-def edge_scores(model: Any, batch: Batch, g: Graph, method: str, steps: int) -> torch.Tensor:
+def edge_scores(model: LanguageModel, batch: Batch, g: Graph, method: str, steps: int) -> torch.Tensor:
     """``[row, edge]`` of the methods of `approximate`."""
     total = torch.zeros(len(batch), *g.allowed.shape)
     for term in approximate.terms(model, batch, g.seen, method, steps, g.writes):
@@ -177,7 +177,7 @@ def edge_magnitudes(batch: Batch, g: Graph) -> torch.Tensor:
     return torch.cat(found, -1)[:, g.pairs[:, 1]]
 
 
-def _slopes(model: Any, g: Graph, term: approximate.Term) -> Iterator[torch.Tensor]:
+def _slopes(model: LanguageModel, g: Graph, term: approximate.Term) -> Iterator[torch.Tensor]:
     """``[reader, row, token, d]`` of the readers in order, a layer's attention or MLP at a time."""
     at = {(p.kind, p.layer): i for i, p in enumerate(g.seen.places)}
     for i, layer in enumerate(g.layers):

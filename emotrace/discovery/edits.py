@@ -14,6 +14,7 @@ from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.sites import LanguageModel
 
 PATTERNS = {
     "head": r"a(\d+)\.h(\d+)", "neuron": r"n(\d+)\.(\d+)", "attn": r"attn(\d+)", "mlp": r"m(\d+)", "resid": r"r(\d+)",
@@ -26,7 +27,7 @@ def edits(
     *,
     outside: bool = False,
     positions: Positions = "all",
-    model: Any = None,
+    model: LanguageModel | None = None,
     prompts: Any = None,
     batch_size: int = 32,
 ) -> list[Edit]:
@@ -52,7 +53,8 @@ def edits(
     """
     if how not in ("zero", "mean"):
         raise unknown("ablation", how, ("zero", "mean"), "discovery.edits(how=…)")
-    if how == "mean" and (model is None or prompts is None):
+    measured = model if how == "mean" and prompts is not None else None
+    if how == "mean" and measured is None:
         raise EmotraceError("discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=.")
     if model is not None:
         provenance.check(circuit, model.sites, "discovery.edits(circuit=…)")
@@ -71,9 +73,15 @@ def edits(
     for (layer, kind), members in sorted(groups.items(), key=lambda g: (g[0][0], list(PATTERNS).index(g[0][1]))):
         which: dict[str, Any] = {"head": {"heads": sorted(members)}, "neuron": {"units": sorted(members)}}.get(kind, {})
         vector = None
-        if how == "mean":
+        if measured is not None:
             acts = capture(
-                model, prompts, SITE[kind], layers=[layer], positions=positions, batch_size=batch_size, progress=False
+                measured,
+                prompts,
+                SITE[kind],
+                layers=[layer],
+                positions=positions,
+                batch_size=batch_size,
+                progress=False,
             )
             vector = _means(acts, SITE[kind], layer)
         found.append(Ablate(SITE[kind], layers=layer, positions=positions, vector=vector, **which,

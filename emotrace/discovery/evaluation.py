@@ -30,6 +30,7 @@ from emotrace.discovery.pairs import Pairs
 from emotrace.discovery.selection import Rule, component, live, select, values_of
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 
 POINTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the components at which the leaderboard of MIB reads the curve."""
@@ -38,7 +39,7 @@ ORDERS: Final = ("signed", "absolute")
 
 
 def run_circuits(
-    model: Any,
+    model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
     circuits: xr.DataArray | Sequence[xr.DataArray],
@@ -114,7 +115,7 @@ def faithfulness(ran: xr.Dataset) -> xr.DataArray:
 
 
 def evaluate(
-    model: Any,
+    model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
     circuit: xr.DataArray,
@@ -161,7 +162,7 @@ def evaluate(
 
 
 def curve(
-    model: Any,
+    model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
     found: xr.Dataset | xr.DataArray,

@@ -20,6 +20,7 @@ import xarray as xr
 from emotrace import provenance
 from emotrace.discovery.pairs import Pair
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 
 Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
@@ -35,11 +36,11 @@ class Metric(Protocol):
         """For attrs and figures."""
         ...
 
-    def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
+    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
         """Sites (and layers) that it reads, in order of execution; checked against the model."""
         ...
 
-    def lower(self, model: Any, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """The function for a batch of pairs, given what the places hold in the clean run."""
         ...
 
@@ -72,7 +73,7 @@ class Projection:
         off = "" if self.against is None else f" minus {self.against}"
         return f"projection on {what}{off} at {self.site} {self._layer()}"
 
-    def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
+    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
         """The site of the direction."""
         provenance.check(self.directions, model.sites, self.name)
         address = model.sites.address(self.site, self._layer())
@@ -82,7 +83,7 @@ class Projection:
             )
         return ((self.site, self._layer()),)
 
-    def lower(self, model: Any, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """Unit direction of each pair, minus that of its counterfactual where asked."""
         rows = []
         for p in pairs:
@@ -137,12 +138,12 @@ class LogitDifference:
         """``logit difference by emotion``."""
         return f"logit difference by {self.label}" + (f" against {self.against}" if self.against else "")
 
-    def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
+    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
         """The logits."""
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: Any, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """Covectors on the logits."""
         ids = {value: self._ids(model, value) for value in self.tokens}
         rows = torch.zeros(len(pairs), model.sites.address("logits").width)
@@ -161,7 +162,7 @@ class LogitDifference:
                     row[i] += sign / len(ids[value])
         return circuits.linear, (rows,)
 
-    def _ids(self, model: Any, value: Any) -> list[int]:
+    def _ids(self, model: LanguageModel, value: Any) -> list[int]:
         given, size = self.tokens[value], model.sites.address("logits").width
         found: list[int] = []
         for item in [given] if isinstance(given, (int, str, np.integer)) else given:
@@ -195,12 +196,12 @@ class KL:
         """``−KL to the clean run``."""
         return "−KL to the clean run"
 
-    def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
+    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
         """The logits."""
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: Any, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """The clean run's own logits are what is compared with."""
         return circuits.divergence, (torch.log_softmax(clean[0].float(), -1),)
 
@@ -225,7 +226,7 @@ class SiteFunction:
         """As it was called."""
         return self.called
 
-    def reads(self, model: Any) -> tuple[tuple[str, int | None], ...]:
+    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
         """The sites given."""
         found = [model.sites.address(site, layer) for site, layer in self.sites]
         orders = [a.order for a in found]
@@ -233,7 +234,7 @@ class SiteFunction:
             raise EmotraceError(f"SiteFunction(sites={list(self.sites)}): at least one site, in order of execution.")
         return tuple((str(s), k) for s, k in self.sites)
 
-    def lower(self, model: Any, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """The function, after a look at what it returns."""
         found = self.function([v.clone() for v in clean])
         if not isinstance(found, torch.Tensor) or found.shape != (len(pairs),):

@@ -24,7 +24,7 @@ import torch
 
 from emotrace.discovery.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
-from emotrace.sites import Address
+from emotrace.sites import Address, LanguageModel
 
 SITE: Final = {"head": "z", "neuron": "neuron", "attn": "attn_out", "mlp": "mlp_out", "resid": "resid_post"}
 GROUPS: Final = {"sublayer": ("attn", "mlp")}
@@ -103,7 +103,7 @@ class Seen:
         return [p.spread(part) for p, part in zip(self.nodes, parts, strict=True)]
 
 
-def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = None) -> Seen:
+def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int | None = None) -> Seen:
     """Where nodes of some kinds write, up to where the metric reads.
 
     Args:
@@ -142,12 +142,12 @@ def seen(model: Any, metric: Metric, kinds: Iterable[str], up_to: int | None = N
     return Seen((begin, *sorted(found, key=lambda p: p.order)), reads)
 
 
-def read_at(model: Any, site: str, layer: int | None) -> Address:
+def read_at(model: LanguageModel, site: str, layer: int | None) -> Address:
     """Where a site is read: ``resid_mid`` of a sequential layer at the input of the norm that reads it."""
     return model.sites.address(site, layer).seen
 
 
-def refuse_remote(model: Any) -> None:
+def refuse_remote(model: LanguageModel) -> None:
     """Refuse a model that runs elsewhere.
 
     Raises:

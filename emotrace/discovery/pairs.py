@@ -15,6 +15,7 @@ import numpy as np
 
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 SPANS: Final = ("before", "changed", "after", "last")
 """Of a token: before what differs, in it (first to last difference), after it, or the last prompt token."""
@@ -81,7 +82,7 @@ class Pairs(Sequence[Pair]):
 
 
 def other_emotion(
-    model: Any, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
+    model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
 ) -> Pairs:
     """Each prompt against the same scenario and event with another emotion word.
 
@@ -99,7 +100,7 @@ def other_emotion(
 
 
 def other_valence(
-    model: Any, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
+    model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
 ) -> Pairs:
     """Each prompt against the same scenario (and emotion word, where there is one) with the event of another valence.
 
@@ -118,7 +119,7 @@ def other_valence(
     return _matched(model, prompts, same, "valence", each, align, seed)
 
 
-def pairs(model: Any, clean: Any, counterfactual: Any, *, align: str = "equal") -> Pairs:
+def pairs(model: LanguageModel, clean: Any, counterfactual: Any, *, align: str = "equal") -> Pairs:
     """Prompts against counterfactuals of your own, one to one.
 
     Args:
@@ -138,7 +139,9 @@ def pairs(model: Any, clean: Any, counterfactual: Any, *, align: str = "equal") 
     return _coded(model, list(zip(one, other, strict=True)), align)
 
 
-def _matched(model: Any, prompts: Any, same: tuple[str, ...], differ: str, each: str, align: str, seed: int) -> Pairs:
+def _matched(
+    model: LanguageModel, prompts: Any, same: tuple[str, ...], differ: str, each: str, align: str, seed: int
+) -> Pairs:
     if each not in ("one", "all"):
         raise unknown("each", each, ("one", "all"), f"other_{differ}(each=…)")
     if align not in ALIGNS:
@@ -164,7 +167,7 @@ def _matched(model: Any, prompts: Any, same: tuple[str, ...], differ: str, each:
     return _coded(model, found, align)
 
 
-def _coded(model: Any, matched: list[tuple[Prompt, Prompt]], align: str) -> Pairs:
+def _coded(model: LanguageModel, matched: list[tuple[Prompt, Prompt]], align: str) -> Pairs:
     encoder = model.sites.encoder
     sides = []
     for side in range(2):  # each side by itself: two sets of prompts may count their keys alike

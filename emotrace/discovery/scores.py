@@ -22,6 +22,7 @@ from emotrace.discovery.nodes import Seen, seen
 from emotrace.discovery.pairs import SPANS, Pairs
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 
 SIGN: Final = "positive: the component raises the metric; removing it lowers it"
 BASELINES: Final = ("magnitude", "random")
@@ -32,7 +33,7 @@ Level = Literal["node", "edge"]
 
 
 def scores(
-    model: Any,
+    model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
     *,
@@ -145,7 +146,7 @@ def scores(
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def _counts(model: Any, g: Graph | None) -> dict[str, int]:
+def _counts(model: LanguageModel, g: Graph | None) -> dict[str, int]:
     """Query and key-value heads: those of the layers of a graph, which have as many of both in the same proportion."""
     if g is None:
         return {"n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads}
@@ -153,7 +154,7 @@ def _counts(model: Any, g: Graph | None) -> dict[str, int]:
     return {"n_heads": len(queries), "n_kv_heads": len(keys)}
 
 
-def _kept(model: Any, batch: Batch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
+def _kept(model: LanguageModel, batch: Batch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
     if isinstance(where, Graph):
         return exact.kept_edges(model, batch, where, keep, rows)
     return exact.kept_nodes(model, batch, where, keep, rows)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from emotrace.attribution import weights
 from emotrace.discovery.nodes import read_at
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.sites.find import record_ids
 from emotrace.sites.probe import Call, Recording
 from emotrace.traced import circuits
@@ -60,7 +59,7 @@ class Layer:
     scale: float
 
 
-def wiring(model: Any, n_layers: int | None = None) -> list[Layer]:
+def wiring(model: LanguageModel, n_layers: int | None = None) -> list[Layer]:
     """Readers and writers of the first layers.
 
     Args:
@@ -87,7 +86,7 @@ def wiring(model: Any, n_layers: int | None = None) -> list[Layer]:
     return found
 
 
-def _layer(model: Any, recording: Recording, layer: int) -> Layer:
+def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
     sites, name = model.sites, model.sites.model_class
     for site in ("z", "mlp_out", "resid_mid"):
         sites.address(site, layer)
@@ -128,7 +127,7 @@ def _layer(model: Any, recording: Recording, layer: int) -> Layer:
     )
 
 
-def lowered(model: Any, layers: list[Layer], whole: bool = True) -> list[tuple]:
+def lowered(model: LanguageModel, layers: list[Layer], whole: bool = True) -> list[tuple]:
     """The layers as `emotrace.traced.circuits.rewired` takes them; without the last MLP where not ``whole``."""
     sites, module = model.sites, model._module
     found = []
@@ -184,7 +183,7 @@ def _grouped(
 
 
 def _shown(
-    model: Any, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int],
+    model: LanguageModel, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int],
     amplitude: float,
 ) -> bool:  # fmt: skip
     """Whether these columns do what queries, keys and values do; one forward."""

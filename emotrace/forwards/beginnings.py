@@ -21,6 +21,7 @@ from emotrace import checkpoints
 from emotrace.configs import field, text_config
 from emotrace.forwards import proof
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.sites import twin as twins
 from emotrace.sites.find import record_ids
 
@@ -58,7 +59,7 @@ class Beginnings:
         return f"{padded}; beginnings {f'shared{_up_to(self.shared)}' if self.shared else 'not shared'}"
 
 
-def of(model: Any) -> Beginnings:
+def of(model: LanguageModel) -> Beginnings:
     """What was proven of a model; proves it where that was not done yet."""
     if model.sites.beginnings is None:
         model.sites.beginnings = prove(model)
@@ -66,7 +67,7 @@ def of(model: Any) -> Beginnings:
 
 
 def batches(
-    model: Any, lengths: Sequence[int], size: int | Callable[[int], int], rows: Sequence[int] | None = None
+    model: LanguageModel, lengths: Sequence[int], size: int | Callable[[int], int], rows: Sequence[int] | None = None
 ) -> list[list[int]]:
     """Rows in batches that give each what it gives alone: the longest first, always the same for the same lengths.
 
@@ -90,7 +91,7 @@ def batches(
     return found
 
 
-def neighbours(model: Any, lengths: Sequence[tuple[int, ...]], size: int) -> list[range]:
+def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: int) -> list[range]:
     """As `batches`, of rows that stay in order: each has several sequences, which run with those of the other rows.
 
     Args:
@@ -109,7 +110,7 @@ def neighbours(model: Any, lengths: Sequence[tuple[int, ...]], size: int) -> lis
     return found
 
 
-def shared_up_to(model: Any) -> float:
+def shared_up_to(model: LanguageModel) -> float:
     """Tokens up to which prompts may begin with kept keys and values; the first to ask has it confirmed on the weights."""
     known, remote = of(model), model.sites.remote
     if remote is not None and remote.copies:  # keys and values would be sent to and fro
@@ -127,7 +128,7 @@ def common(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(first[:shared]) if shared >= MIN_STEM else ()
 
 
-def refuse_coupled(model: Any, what: str) -> None:
+def refuse_coupled(model: LanguageModel, what: str) -> None:
     """Refuse what runs copies of a prompt beside each other, where prompts of a batch change each other.
 
     Raises:
@@ -140,7 +141,7 @@ def refuse_coupled(model: Any, what: str) -> None:
 # -- the proof --------------------------------------------------------------------------------------------------------
 
 
-def prove(model: Any) -> Beginnings:
+def prove(model: LanguageModel) -> Beginnings:
     """What a model allows: shown on its twin, padding confirmed on the weights wherever they are.
 
     Raises:
@@ -160,7 +161,7 @@ def prove(model: Any) -> Beginnings:
     return found
 
 
-def _weights(model: Any) -> bool:
+def _weights(model: LanguageModel) -> bool:
     """Whether a forward finds the weights, here or on a server; nnsight would load them silently."""
     return model.sites.remote is not None or not any(p.is_meta for p in model._module.parameters())
 
@@ -168,7 +169,7 @@ def _weights(model: Any) -> bool:
 _TWINS: dict[tuple[Any, ...], Beginnings] = {}
 
 
-def _of_twin(model: Any, twin: nn.Module) -> Beginnings:
+def _of_twin(model: LanguageModel, twin: nn.Module) -> Beginnings:
     """What a twin shows, once per configuration; where windows are the reason, its limit is a window of the model."""
     module, encoder = model._module, model.sites.encoder
     about = (module.config.to_json_string(), str(field(module.config, "_attn_implementation", "")))
@@ -187,7 +188,7 @@ def _of_twin(model: Any, twin: nn.Module) -> Beginnings:
     return replace(_TWINS[key])
 
 
-def _shown(model: Any, lengths: Sequence[int]) -> Beginnings:
+def _shown(model: LanguageModel, lengths: Sequence[int]) -> Beginnings:
     """What a model with its weights here shows on a few prompts."""
     causal = model.sites.encoder.causal
     if _neutral(model, lengths):
@@ -195,7 +196,7 @@ def _shown(model: Any, lengths: Sequence[int]) -> Beginnings:
     return Beginnings(0, _neutral(model, proof.ALIKE), 0)
 
 
-def _neutral(model: Any, lengths: Sequence[int]) -> bool:
+def _neutral(model: LanguageModel, lengths: Sequence[int]) -> bool:
     if not proof.alike(model, proof.together(model, lengths)):
         return False
     if not model.sites.encoder.causal:
@@ -206,14 +207,14 @@ def _neutral(model: Any, lengths: Sequence[int]) -> bool:
         return False
 
 
-def _shares(model: Any, briefly: bool = False) -> bool:
+def _shares(model: LanguageModel, briefly: bool = False) -> bool:
     try:
         return proof.alike(model, proof.shared(model, briefly))
     except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
         return False
 
 
-def _attached(model: Any, twin: nn.Module) -> Any:
+def _attached(model: LanguageModel, twin: nn.Module) -> Any:
     """A twin as an nnsight model with the sites of its original."""
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     encoder = copy.copy(model.sites.encoder)

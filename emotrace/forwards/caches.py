@@ -8,10 +8,11 @@ from typing import Any
 import transformers
 
 from emotrace.configs import text_config
+from emotrace.sites import LanguageModel
 from emotrace.traced.caches import Setup
 
 
-def setup(model: Any, program: list) -> Setup:
+def setup(model: LanguageModel, program: list) -> Setup:
     """What `emotrace.traced.caches` needs.
 
     Args:
@@ -22,7 +23,7 @@ def setup(model: Any, program: list) -> Setup:
     return Setup(empty, program[-1:], "position_ids" in inspect.signature(model._module.forward).parameters)
 
 
-def options(model: Any) -> dict[str, Any]:
+def options(model: LanguageModel) -> dict[str, Any]:
     """What a forward without a beginning is told: to keep nothing."""
     takes = inspect.signature(model._module.forward).parameters
     return {"use_cache": False} if "use_cache" in takes and model.sites.encoder.causal else {}

@@ -19,6 +19,7 @@ from emotrace.forwards import decoding as decoding_
 from emotrace.forwards.finite import Item
 from emotrace.forwards.generation import run
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 Tell = Callable[[str], None]
 DECODING: Mapping[str, Any] = {
@@ -66,7 +67,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Any,
+        model: LanguageModel,
         vectors: xr.DataArray,
         mix: Mix | None = None,
         *,
@@ -185,7 +186,7 @@ class _Streamer(StoppingCriteria):
 
 
 def _reply(
-    model: Any,
+    model: LanguageModel,
     prompt: Prompt,
     edits: list[Edit],
     decoding: dict[str, Any],

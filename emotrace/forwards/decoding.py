@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 
 COLDEST: Final = 1e-4
 """Lowest temperature of sampling: what logits are divided by, in float16 too."""
@@ -31,7 +32,7 @@ OF_THE_MODEL: Final = (
 
 
 @contextmanager
-def neutral(model: Any) -> Iterator[None]:
+def neutral(model: LanguageModel) -> Iterator[None]:
     """No generation settings of the checkpoint, where the model is here; on a server they are refused, since they stay.
 
     Raises:
@@ -55,7 +56,7 @@ def neutral(model: Any) -> Iterator[None]:
         module.generation_config = own
 
 
-def configuration(model: Any, decoding: dict[str, Any], pad_id: int) -> Any:
+def configuration(model: LanguageModel, decoding: dict[str, Any], pad_id: int) -> Any:
     """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
     config = copy.deepcopy(model._module.generation_config)
     keep = {name: getattr(config, name, None) for name in OF_THE_MODEL}

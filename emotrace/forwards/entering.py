@@ -9,24 +9,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from nnsight import TransformersModel
+
+from emotrace.sites import LanguageModel
 
 _LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
 
-def lock(model: TransformersModel) -> threading.RLock:
+def lock(model: LanguageModel) -> threading.RLock:
     """The lock of a model: nnsight's interleaver belongs to one thread."""
     return _LOCKS.setdefault(model._module, threading.RLock())
 
 
 @contextmanager
-def locked(model: TransformersModel) -> Iterator[None]:
+def locked(model: LanguageModel) -> Iterator[None]:
     """One trace at a time per model."""
     with lock(model):
         yield
 
 
-def enter(model: TransformersModel, function: Callable[..., Any], *args: Any) -> Any:
+def enter(model: LanguageModel, function: Callable[..., Any], *args: Any) -> Any:
     """``function(model, *args)``, a function of `emotrace.traced`, where the model lives; one at a time."""
     remote = model.sites.remote
     if remote is not None:
@@ -35,7 +36,7 @@ def enter(model: TransformersModel, function: Callable[..., Any], *args: Any) ->
         return function(model, *args)
 
 
-def inputs(model: TransformersModel, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
+def inputs(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Ids and mask of a padded batch, where the model takes them."""
     weights = next(model._module.parameters())
     device = torch.device("cpu") if weights.is_meta else weights.device

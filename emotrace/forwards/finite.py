@@ -15,6 +15,7 @@ from emotrace.edits import Edit
 from emotrace.forwards import caches
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import SITES, EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.traced import finite, requests
 
 HALF = ("float16", "bfloat16")
@@ -37,7 +38,7 @@ class Item(NamedTuple):
     about: Mapping[str, Any] = {}
 
 
-def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> EmotraceError:
+def refusal(what: str, model: LanguageModel, items: Iterable[Item], edits: Sequence[Edit] = ()) -> EmotraceError:
     """The error that says where a model's numbers first are not finite, prompt by prompt; made once something is lost.
 
     Args:
@@ -56,7 +57,7 @@ def refusal(what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] 
     return EmotraceError(f"{what}: not finite in its batch, though every site of {named} alone is.{advice}")
 
 
-def located(model: Any, items: Iterable[Item], edits: Sequence[Edit] = ()) -> str | None:
+def located(model: LanguageModel, items: Iterable[Item], edits: Sequence[Edit] = ()) -> str | None:
     """Where the numbers of a model first are not finite, in a sentence; None where they are, each sequence alone.
 
     Args:
@@ -87,7 +88,13 @@ def stopped(error: Exception) -> tuple[int, list[int]] | None:
 
 
 def unless_finite(
-    values: Any, what: str, model: Any, items: Iterable[Item], edits: Sequence[Edit] = (), *, free: bool = False
+    values: Any,
+    what: str,
+    model: LanguageModel,
+    items: Iterable[Item],
+    edits: Sequence[Edit] = (),
+    *,
+    free: bool = False,
 ) -> None:
     """Refuse results that are not finite; ``free`` allows −∞, the log-probability of a token that a model rules out.
 
@@ -98,7 +105,7 @@ def unless_finite(
         raise refusal(what, model, items, edits)
 
 
-def _first(model: Any, item: Item, edits: Sequence[Edit]) -> tuple[str, int | None, int] | None:
+def _first(model: LanguageModel, item: Item, edits: Sequence[Edit]) -> tuple[str, int | None, int] | None:
     """Site, layer and position where a forward over one sequence first is not finite."""
     sites, sequence = model.sites, [*item.ids, *item.reply]
     reads = [

@@ -22,7 +22,7 @@ from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced import runs
 from emotrace.traced.finite import Watch
 
@@ -31,7 +31,7 @@ FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 
 
 def generate(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     edits: Sequence[Edit] | None = None,
     *,
@@ -176,7 +176,12 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, dict[str, Any]], encoder: A
 
 
 def run(
-    model: Any, items: Sequence[finite.Item], edits: Sequence[Edit], config: Any, seed: int | None, **options: Any
+    model: LanguageModel,
+    items: Sequence[finite.Item],
+    edits: Sequence[Edit],
+    config: Any,
+    seed: int | None,
+    **options: Any,
 ) -> tuple[torch.Tensor, list[int]]:
     """Generate one batch under edits where the model lives: ids with the prompts in front, and how often each edit fired.
 
@@ -223,7 +228,7 @@ def run(
 
 
 def _made(
-    model: Any, prompts: Prompts, ids: list[list[int]], config: Any, batches: list[list[int]]
+    model: LanguageModel, prompts: Prompts, ids: list[list[int]], config: Any, batches: list[list[int]]
 ) -> list[dict[str, str]]:
     """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
     by = disk.digest([made_by(model), config.eos_token_id])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -18,6 +17,7 @@ from emotrace.forwards import caches
 from emotrace.forwards.decoding import neutral
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.traced import beginnings as leaf
 from emotrace.traced.beginnings import Stretch
 from emotrace.traced.caches import Recipe
@@ -36,7 +36,7 @@ STEPS = 3
 """Tokens that are generated."""
 
 
-def alike(model: Any, found: Sequence[torch.Tensor]) -> bool:
+def alike(model: LanguageModel, found: Sequence[torch.Tensor]) -> bool:
     """Whether deviations are within rounding."""
     eps = torch.finfo(model._module.dtype).eps
     if eps < 1e-5:
@@ -44,7 +44,7 @@ def alike(model: Any, found: Sequence[torch.Tensor]) -> bool:
     return all(float(x.median()) <= ROUNDING * eps for x in found)
 
 
-def together(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+def together(model: LanguageModel, lengths: Sequence[int]) -> list[torch.Tensor]:
     """Deviations of prompts of some lengths in one (padded) batch."""
     sequences = [ids(model, n, seed) for seed, n in enumerate(lengths)]
     plain = caches.options(model)
@@ -54,7 +54,7 @@ def together(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
     return _deviations(model, sequences, [Forward(inputs(model, sequences) | plain, spans)])
 
 
-def shared(model: Any, briefly: bool = False) -> list[torch.Tensor]:
+def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
     """Deviations of two prompts behind kept keys and values: of a stem and padded twigs, of all tokens but the last, of a stem.
 
     Args:
@@ -83,7 +83,7 @@ def shared(model: Any, briefly: bool = False) -> list[torch.Tensor]:
     return _deviations(model, sequences, wanted)
 
 
-def replies(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
+def replies(model: LanguageModel, lengths: Sequence[int]) -> list[torch.Tensor]:
     """Deviations of what a model here predicts while it generates: of the last prompt of a batch, from that prompt alone."""
     sequences = [ids(model, n, seed) for seed, n in enumerate(lengths)]
     try:
@@ -94,7 +94,7 @@ def replies(model: Any, lengths: Sequence[int]) -> list[torch.Tensor]:
     return [(b[-1] - a[0]).norm()[None] / a[0].norm().clamp(min=1e-30) for a, b in zip(alone, batch, strict=False)]
 
 
-def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def _generated(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Logits of every step, ``[row, vocabulary]``."""
     config = GenerationConfig(
         max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, num_beams=1, pad_token_id=model.sites.encoder.pad_id,
@@ -106,7 +106,7 @@ def _generated(model: Any, sequences: Sequence[Sequence[int]]) -> list[torch.Ten
     return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in found.logits]
 
 
-def ids(model: Any, n: int, seed: int) -> list[int]:
+def ids(model: LanguageModel, n: int, seed: int) -> list[int]:
     """Token ids, none of them special (those change masks and positions in some families), the first third again at the end.
 
     Equal tokens are equal choices to what selects tokens by their content, and the width of a batch decides between them.
@@ -119,7 +119,7 @@ def ids(model: Any, n: int, seed: int) -> list[int]:
     return [allowed[i] for i in [*drawn, *drawn[: n // 3]]]
 
 
-def _deviations(model: Any, sequences: Sequence[Sequence[int]], wanted: list[Forward]) -> list[torch.Tensor]:
+def _deviations(model: LanguageModel, sequences: Sequence[Sequence[int]], wanted: list[Forward]) -> list[torch.Tensor]:
     """Of some forwards, where the model lives.
 
     Raises:

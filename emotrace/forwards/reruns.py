@@ -21,6 +21,7 @@ from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.afar import REQUEST_TOKENS
 from emotrace.forwards.entering import enter, inputs, locked
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.traced import requests
 from emotrace.traced.caches import Recipe
 from emotrace.traced.programs import Span
@@ -38,7 +39,7 @@ class Reruns:
 
     """
 
-    def __init__(self, model: Any, prompts: Any, site: str = "resid_post", layer: int | None = None) -> None:
+    def __init__(self, model: LanguageModel, prompts: Any, site: str = "resid_post", layer: int | None = None) -> None:
         self.model, self.encoder = model, model.sites.encoder
         prompts = Prompts.of(prompts)
         self.labels = [p.about for p in prompts]

@@ -15,7 +15,7 @@ from emotrace.edits import Edit, check
 from emotrace.forwards.capturing import capture, reduced
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.store import Activations
 
 CHUNK_BYTES = 64 << 20
@@ -23,7 +23,7 @@ CHUNK_BYTES = 64 << 20
 
 
 def stream(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     sites: Sequence[str | Site] | str,
     *,
@@ -75,7 +75,7 @@ def stream(
 
 
 def reductions(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     sites: Sequence[str | Site] | str,
     function: Callable[..., Any],
@@ -123,7 +123,7 @@ def reductions(
 
 
 def _chunked(
-    model: Any, prompts: Any, edits: Sequence[Edit] | None, prompts_per_chunk: int, start: int
+    model: LanguageModel, prompts: Any, edits: Sequence[Edit] | None, prompts_per_chunk: int, start: int
 ) -> tuple[Prompts, list[range]]:
     """Prompts as token ids, and the ranges that are left."""
     prompts = Prompts.of(prompts)
@@ -145,7 +145,7 @@ def fitting(row_bytes: int) -> int:
     return int(min(1024, max(32, CHUNK_BYTES // max(row_bytes, 1) // 32 * 32)))
 
 
-def origin(model: Any, prompts: Prompts) -> dict[str, Any]:
+def origin(model: LanguageModel, prompts: Prompts) -> dict[str, Any]:
     """What activations of a model at prompts depend on, for the identity of sums and the attrs of results."""
     encoder = model.sites.encoder
     tokens = disk.digest([encoder.ids(prompts), [p.reply_ids or () for p in prompts]])

@@ -34,6 +34,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError
 from emotrace.model import is_causal
+from emotrace.sites import LanguageModel
 
 PROJECTION: Final = {
     "z": "z", "o_proj_out": "z", "attn_out": "z", "resid_mid": "z",
@@ -44,7 +45,7 @@ EXACT: Final = 1e-4
 """Largest deviation of the logits, relative to the largest; at most 1 % of what the edits change, beside rounding."""
 
 
-def bake(model: Any, edits: Sequence[Edit], out: str | Path, *, probe: Any = None) -> Path:
+def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe: Any = None) -> Path:
     """A Hugging Face checkpoint that does of itself what additions do to a model, at every token.
 
     A circuit's edits are baked for one emotion at a time::
@@ -111,7 +112,7 @@ def bake(model: Any, edits: Sequence[Edit], out: str | Path, *, probe: Any = Non
     return out
 
 
-def _biases(model: Any, edit: Edit, place: str) -> list[tuple[str, torch.Tensor]]:
+def _biases(model: LanguageModel, edit: Edit, place: str) -> list[tuple[str, torch.Tensor]]:
     """(module path, float64 ``[d_model]`` that its bias takes) for every layer of an edit."""
     if not isinstance(edit, Add):
         raise EmotraceError(
@@ -145,7 +146,7 @@ def _biases(model: Any, edit: Edit, place: str) -> list[tuple[str, torch.Tensor]
     return [_bias_at(model, edit, layer, f"{place}, layer {layer}") for layer in edit.layers or ()]
 
 
-def _bias_at(model: Any, edit: Add, layer: int, place: str) -> tuple[str, torch.Tensor]:
+def _bias_at(model: LanguageModel, edit: Add, layer: int, place: str) -> tuple[str, torch.Tensor]:
     sites, site, before = model.sites, str(edit.site), PROJECTION[str(edit.site)]
     try:
         path, map_ = sites.address(before, layer).path, projection(model, before, layer)
@@ -221,7 +222,7 @@ def _hollow(root: Any, config: Any) -> Any:
         return type(root)(config)
 
 
-def _save(model: Any, config: Any, biases: dict[str, torch.Tensor], folder: Path) -> None:
+def _save(model: LanguageModel, config: Any, biases: dict[str, torch.Tensor], folder: Path) -> None:
     root = model._module
     state = dict(root.state_dict())
     baked = _hollow(root, config)
@@ -245,7 +246,7 @@ def _save(model: Any, config: Any, biases: dict[str, torch.Tensor], folder: Path
         raise EmotraceError(f"bake: the checkpoint cannot be written to {folder.parent}: {error}.") from error
 
 
-def _compare(model: Any, edits: Sequence[Edit], probe: Prompts, folder: Path) -> tuple[float, float]:
+def _compare(model: LanguageModel, edits: Sequence[Edit], probe: Prompts, folder: Path) -> tuple[float, float]:
     """(largest deviation of the baked logits from the edited ones, largest change by the edits).
 
     Raises:

@@ -20,6 +20,7 @@ from emotrace.interop.files import load_numbers, save_numbers
 from emotrace.interop.gguf import read_gguf, write_gguf
 from emotrace.interop.vectors import checked
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 
 SITE: Final = "resid_post"
 LAYER_TYPES: Final = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
@@ -29,7 +30,9 @@ _CAA: Final = re.compile(r"layer_(\d+)(?!\d)")
 Files = Mapping[str, str | Path | Sequence[str | Path]]
 
 
-def read_control_vectors(files: Mapping[str, str | Path], *, offset: int = 0, model: Any = None) -> xr.DataArray:
+def read_control_vectors(
+    files: Mapping[str, str | Path], *, offset: int = 0, model: LanguageModel | None = None
+) -> xr.DataArray:
     """GGUF control vectors, one file per emotion: tensors ``direction.{block}``.
 
     Args:
@@ -94,7 +97,9 @@ def write_control_vector(edit: Add, path: str | Path, *, model_hint: str, layers
     return write_gguf(path, about, tensors)
 
 
-def read_steering(files: Files, *, offset: int, site: str | None = None, model: Any = None) -> xr.DataArray:
+def read_steering(
+    files: Files, *, offset: int, site: str | None = None, model: LanguageModel | None = None
+) -> xr.DataArray:
     """Vectors in ``.pt`` files, read without pickle: of CAA, of steering-vectors, or any dict layer → vector.
 
     Args:
@@ -168,7 +173,7 @@ def _held(value: Any, file: Path) -> dict[int, np.ndarray]:
 
 
 def _stacked(
-    found: Mapping[str, dict[int, np.ndarray]], site: str, offset: int, model: Any, origin: str
+    found: Mapping[str, dict[int, np.ndarray]], site: str, offset: int, model: LanguageModel | None, origin: str
 ) -> xr.DataArray:
     """``[emotion, layer, dim]`` with blocks numbered from 0, checked against each other and the model."""
     if not found:

@@ -17,12 +17,13 @@ import xarray as xr
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import from_zero
 from emotrace.labels import EMOTIONS_EV, EmotraceError, filename, filenames, unknown
+from emotrace.sites import LanguageModel
 
 SOURCE = "Emotion Vectors, arXiv 2502.04075"
 
 
 def read_emotion_vectors(
-    path: str | Path | Sequence[str | Path], *, site: str = "o_proj_out", model: Any = None
+    path: str | Path | Sequence[str | Path], *, site: str = "o_proj_out", model: LanguageModel | None = None
 ) -> xr.DataArray:
     """Emotion Vectors from ``{prefix}_{emotion}.json`` or ``{emotion}.json``: a JSON object layer → ``[[D numbers]]``.
 
@@ -84,7 +85,7 @@ def read_difference_matrix(
     site: str = "resid_post",
     layers: Sequence[int] | None = None,
     after_final_norm: bool = True,
-    model: Any = None,
+    model: LanguageModel | None = None,
 ) -> xr.DataArray:
     """The steering matrix ``[layer, dim]`` of the GoEmotions pipeline (``…_diffmatrix.npy``), which has no labels of its own.
 
@@ -159,8 +160,8 @@ def _layers(held: Mapping[str, Any], file: Path) -> np.ndarray:
 
 
 def checked(
-    values: np.ndarray, names: Sequence[str], layers: Sequence[int], site: str, model: Any, place: str, origin: str,
-    whole: bool = True,
+    values: np.ndarray, names: Sequence[str], layers: Sequence[int], site: str, model: LanguageModel | None,
+    place: str, origin: str, whole: bool = True,
 ) -> xr.DataArray:  # fmt: skip
     """Vectors as emotrace labels them, after a look at the model; ``whole``: a file from layer 0 on holds all its layers."""
     numbers = values.astype(np.float32)
@@ -176,7 +177,7 @@ def checked(
     )
 
 
-def _fits(model: Any, site: str, layers: list[int], width: int, place: str, whole: bool) -> None:
+def _fits(model: LanguageModel, site: str, layers: list[int], width: int, place: str, whole: bool) -> None:
     has = list(model.sites.layers(site)) if site in model.sites.addresses else []
     if not has:
         raise unknown("site", site, model.sites.names, place)

@@ -25,6 +25,7 @@ from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
 from emotrace.prompt_tuning.tuning import tune
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 from emotrace.texts import as_bytes
 
 TABLE: Final = "jobs.csv"
@@ -54,7 +55,7 @@ def task_of(texts: Mapping[str, Sequence[LabelledText]], emotion: str, seed: int
 
 
 def tune_all(
-    model: Any,
+    model: LanguageModel | str | Path,
     texts: Mapping[str, Sequence[LabelledText]],
     emotions: Sequence[str],
     seeds: Iterable[int],
@@ -128,14 +129,14 @@ def tune_all(
     return table
 
 
-def _tuned(model: Any, recipe: Recipe, job: tuple[Job, Task, Path]) -> float:
+def _tuned(model: LanguageModel, recipe: Recipe, job: tuple[Job, Task, Path]) -> float:
     """One job in a worker; returns the seconds that it took."""
     begun = time.monotonic()
     tune(model, job[1], recipe).save(job[2] / job[0].key)
     return round(time.monotonic() - begun, 2)
 
 
-def _finished(folder: Path, model: Any, task: Task, recipe: Recipe) -> SoftPrompt | None:
+def _finished(folder: Path, model: LanguageModel, task: Task, recipe: Recipe) -> SoftPrompt | None:
     """The prompt of a job that is done already.
 
     Raises:

@@ -27,6 +27,7 @@ from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.rsa.masks import Masks
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 
 IDENTITY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
 """What tells rows apart; the un-masked accuracy has kind ``none``, attribute ``""``, k 0 and draw −1."""
@@ -50,7 +51,7 @@ class _Shared:
 
 
 def masked_accuracy(
-    model: Any,
+    model: LanguageModel | str | Path,
     prompts: Mapping[Any, SoftPrompt] | Sequence[SoftPrompt],
     texts: Mapping[str, Sequence[LabelledText]],
     masks: Masks,
@@ -130,7 +131,7 @@ def masked_accuracy(
         return pd.DataFrame([{k: v for k, v in row.items() if k != "meta"} for row in rows])
 
 
-def _measured(model: Any, shared: _Shared, piece: tuple[SoftPrompt, Task, list[int]]) -> list[dict[str, Any]]:
+def _measured(model: LanguageModel, shared: _Shared, piece: tuple[SoftPrompt, Task, list[int]]) -> list[dict[str, Any]]:
     """Rows of one prompt and some masks; −1 stands for none."""
     prompt, task, numbers = piece
     reader, vectors = readout(model, prompt)
@@ -162,7 +163,7 @@ def _score(margins: np.ndarray, items: Items, recipe: Recipe, batch: int) -> dic
     return {"accuracy": accuracy(margins, items.labels, recipe.mean, batch), "right": right, "n": len(items)}
 
 
-def _reference(model: Any, shared: _Shared, prompt: SoftPrompt, task: Task, n: int) -> tuple[Any, Any]:
+def _reference(model: LanguageModel, shared: _Shared, prompt: SoftPrompt, task: Task, n: int) -> tuple[Any, Any]:
     """Values for ``mean`` and ``resample``, and each sequence's donor; the same for every mask of a prompt."""
     if shared.how not in ("mean", "resample"):
         return None, None
@@ -190,7 +191,7 @@ def _identity(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any,
     return prompt.emotion, prompt.seed, str(about["attribute"]), int(about["k"]), str(about["kind"]), int(about["draw"])
 
 
-def _task(prompt: SoftPrompt, texts: Mapping[str, Sequence[LabelledText]], part: str, model: Any) -> Task:
+def _task(prompt: SoftPrompt, texts: Mapping[str, Sequence[LabelledText]], part: str, model: LanguageModel) -> Task:
     """The task that a prompt was tuned on.
 
     Raises:
@@ -205,7 +206,7 @@ def _task(prompt: SoftPrompt, texts: Mapping[str, Sequence[LabelledText]], part:
     return task
 
 
-def _check(masks: Masks, how: str, model: Any) -> None:
+def _check(masks: Masks, how: str, model: LanguageModel) -> None:
     """Refuse masks that the model cannot have."""
     if not len(masks):
         raise EmotraceError("masked_accuracy(masks=…): there are no masks.")

@@ -14,6 +14,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readout import readout
+from emotrace.sites import LanguageModel
 
 HOWS: Final = ("zero", "mean", "resample", "multiply")
 DONOR: Final = "donor"
@@ -79,7 +80,7 @@ def _of(values: xr.DataArray, layer: int, units: list[int]) -> xr.DataArray:
 
 
 def reference_values(
-    model: Any, prompt: SoftPrompt, texts: Sequence[str], seed: int = 0, batch_size: int = 8
+    model: LanguageModel, prompt: SoftPrompt, texts: Sequence[str], seed: int = 0, batch_size: int = 8
 ) -> xr.Dataset:
     """What neurons do under a prompt, unmasked: their mean, and one value of each text.
 

@@ -17,13 +17,14 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readout import refuse_remote
+from emotrace.sites import LanguageModel
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
 """After the activation function, before it, and whether the former is above 0."""
 
 
 def activated_neurons(
-    model: Any,
+    model: LanguageModel,
     prompts: Mapping[Any, SoftPrompt] | Sequence[SoftPrompt],
     stage: str = "neuron",
     position: str | int = "answer",
@@ -115,7 +116,7 @@ def concept_prompts(concepts: Iterable[str], templates: Sequence[str], label: st
 
 
 def concept_neurons(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     stage: str = "neuron",
     *,
@@ -167,7 +168,7 @@ def concept_neurons(
     return found.assign_attrs(stage=stage, position=str(positions), **_about(model))
 
 
-def name_embeddings(model: Any, names: Iterable[str], label: str = "emotion") -> xr.DataArray:
+def name_embeddings(model: LanguageModel, names: Iterable[str], label: str = "emotion") -> xr.DataArray:
     """What a model knows of words before it has computed anything: the mean token embedding of each name.
 
     As a control of RSA: ``rsa.rdm(name_embeddings(lm, names), features="dim")``.
@@ -226,5 +227,5 @@ def _grid(x: xr.DataArray, label: str, over: str, stage: str) -> xr.DataArray:
     return xr.DataArray(out, dims=(label, over, "layer", "unit"), coords=coords, name=stage)
 
 
-def _about(model: Any) -> dict[str, Any]:
+def _about(model: LanguageModel) -> dict[str, Any]:
     return {n: str(model.sites.identity.get(n)) for n in provenance.KEYS}

@@ -14,6 +14,7 @@ from emotrace import bundles, disk, provenance
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
+from emotrace.sites import LanguageModel
 
 NAME: Final = "prompt"
 LABEL: Final = "soft_prompt"
@@ -58,7 +59,7 @@ class SoftPrompt:
         """Hash of its vectors, recipe, answers and the texts of its task."""
         return disk.digest([self.vectors, self.recipe.record, self.answers, self.task])
 
-    def check(self, model: Any) -> None:
+    def check(self, model: LanguageModel) -> None:
         """Refuse a model that the prompt was not tuned for.
 
         Raises:

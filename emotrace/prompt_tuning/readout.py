@@ -16,7 +16,7 @@ from emotrace.forwards.entering import locked
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.prompts import SoftPrompt
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced import soft_prompts
 
 
@@ -32,7 +32,7 @@ class Readout:
         EmotraceError: for a model whose weights are elsewhere, or without a proven token embedding.
     """
 
-    def __init__(self, model: Any, layout: Layout, answers: Sequence[int]) -> None:
+    def __init__(self, model: LanguageModel, layout: Layout, answers: Sequence[int]) -> None:
         refuse_remote(model)
         self.model, self.layout, self.answers = model, layout, list(answers)
         sites = model.sites
@@ -115,7 +115,7 @@ class Readout:
         return out
 
 
-def readout(model: Any, prompt: SoftPrompt) -> tuple[Readout, torch.Tensor]:
+def readout(model: LanguageModel, prompt: SoftPrompt) -> tuple[Readout, torch.Tensor]:
     """The read-out of a tuned prompt, and its vectors as a tensor.
 
     Raises:
@@ -144,7 +144,7 @@ def accuracy(margins: np.ndarray, labels: Sequence[bool], mean: str = "examples"
     return float(np.mean([right[i : i + batch_size].mean() for i in range(0, len(right), batch_size)]))
 
 
-def refuse_remote(model: Any) -> None:
+def refuse_remote(model: LanguageModel) -> None:
     """Refuse a model whose weights are not on this computer.
 
     Raises:

@@ -22,9 +22,10 @@ from emotrace.prompt_tuning.readout import Readout, accuracy, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.runlog import progress as progress_bar
+from emotrace.sites import LanguageModel
 
 
-def tune(model: Any, task: Task, recipe: Recipe | None = None, progress: bool = False) -> SoftPrompt:
+def tune(model: LanguageModel, task: Task, recipe: Recipe | None = None, progress: bool = False) -> SoftPrompt:
     """Learn P vectors before a text such that a frozen model says whether the text holds an emotion.
 
     With m(x) the logit of *yes* less that of *no*, the loss of an example is ln(1 + exp(∓m)): the cross-entropy of the two
@@ -91,7 +92,7 @@ def tune(model: Any, task: Task, recipe: Recipe | None = None, progress: bool = 
     )  # fmt: skip
 
 
-def beginning(model: Any, recipe: Recipe, rng: np.random.Generator, layout: Layout) -> torch.Tensor:
+def beginning(model: LanguageModel, recipe: Recipe, rng: np.random.Generator, layout: Layout) -> torch.Tensor:
     """What a prompt is before tuning, ``[prompt, width]`` float32 on the CPU.
 
     Raises:
@@ -145,7 +146,7 @@ def _parts(task: Task) -> list[tuple[str, Items]]:
 
 
 @contextmanager
-def _training(model: Any, dropout: bool) -> Iterator[None]:
+def _training(model: LanguageModel, dropout: bool) -> Iterator[None]:
     """Dropout acts inside, if it should."""
     if not dropout:
         yield

@@ -17,6 +17,7 @@ import torch
 
 from emotrace import model as model_
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 
 _HERE: dict[str, Any] = {}
 """What a worker process holds: the model, and whatever all its jobs share."""
@@ -25,7 +26,7 @@ Work = Callable[[Any, Any, Any], Any]
 """``work(model, shared, job) → result``: a function of a module, so that a new process can import it."""
 
 
-def model_of(model: Any, options: Mapping[str, Any] | None = None) -> Any:
+def model_of(model: LanguageModel | str | Path, options: Mapping[str, Any] | None = None) -> LanguageModel:
     """A loaded model as it is; a directory or hub id loaded.
 
     Raises:
@@ -34,7 +35,7 @@ def model_of(model: Any, options: Mapping[str, Any] | None = None) -> Any:
     return model_.load(model, **(options or {})) if isinstance(model, (str, Path)) else model
 
 
-def check(model: Any, processes: int) -> None:
+def check(model: LanguageModel | str | Path, processes: int) -> None:
     """Refuse what cannot be spread over processes.
 
     Raises:
@@ -50,7 +51,7 @@ def check(model: Any, processes: int) -> None:
 
 
 def spread(
-    work: Work, jobs: Sequence[Any], shared: Any, model: Any, loaded: Any, processes: int,
+    work: Work, jobs: Sequence[Any], shared: Any, model: LanguageModel | str | Path, loaded: LanguageModel, processes: int,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
     """Results of jobs as they become ready.

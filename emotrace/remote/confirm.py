@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.sites.address import Side, Site
 from emotrace.sites.equations import TOLERANCE
 from emotrace.traced import confirm as leaf
 from emotrace.traced.steps import Read, ordered
 
 
-def confirm(model: Any, inputs: dict[str, Any]) -> None:
+def confirm(model: LanguageModel, inputs: dict[str, Any]) -> None:
     """Repeat the closure of every layer on the real weights, there; take over what the server says of its numbers.
 
     Layers that do not close lose their sites.

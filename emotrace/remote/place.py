@@ -14,6 +14,7 @@ from nnsight.tracing.backend import Backend
 
 from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.server import Server
+from emotrace.sites import LanguageModel
 from emotrace.traced import runs
 
 Tell = Callable[[str], None]
@@ -37,12 +38,12 @@ class Place(Protocol):
         """What was asked of the place so far, in words: requests, and bytes both ways."""
         ...
 
-    def call(self, model: Any, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
         """``function(model, *args)``, a function of `emotrace.traced`, there."""
         ...
 
     def results(
-        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+        self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
         """Requests with their answers, in order; ``log`` keeps the ids of jobs until all are answered."""
         ...
@@ -53,12 +54,12 @@ class Simulated:
 
     name, gradients, copies, traffic = "simulated", True, False, "nothing left this computer"
 
-    def call(self, model: Any, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
         """See `Place`."""
         return runs.session(model, function, args, LocalSimulationBackend(model))[0]
 
     def results(
-        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+        self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
         """See `Place`."""
         for request in requests:
@@ -87,13 +88,13 @@ class Remote:
         sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
         return f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
 
-    def call(self, model: Any, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
         """See `Place`."""
         request = Request("", function, lambda: args)
         return next(value for _, value in self.results(model, [request]))
 
     def results(
-        self, model: Any, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
+        self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
         """See `Place`."""
         compressed = CONFIG.API.COMPRESS

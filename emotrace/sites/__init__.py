@@ -6,6 +6,7 @@ confirm it, and what cannot be proven is refused by name.
 
 from emotrace.sites.address import Address, Site, envoy
 from emotrace.sites.find import find
+from emotrace.sites.model import LanguageModel
 from emotrace.sites.table import Sites
 
-__all__ = ["Address", "Site", "Sites", "envoy", "find"]
+__all__ = ["Address", "LanguageModel", "Site", "Sites", "envoy", "find"]

@@ -11,6 +11,7 @@ from torch import nn
 from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.traced import table
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Read
 
@@ -104,13 +105,13 @@ class Address:
         mirror = None if self.mirror is None else self.mirror.plain()
         return table.Address(self._place(self.path), base, mirror, self.writable)
 
-    def lower(self, model: Any) -> Place:
+    def lower(self, model: TracedModel) -> Place:
         """The place of this address in a model, for `emotrace.traced`."""
         base = None if self.base is None else self.base.lower(model)
         mirror = None if self.mirror is None else self.mirror.lower(model)
         return self._place(envoy(model, self.path))._replace(base=base, mirror=mirror)
 
-    def read(self, model: Any, number: int = 0) -> Read:
+    def read(self, model: TracedModel, number: int = 0) -> Read:
         """The step that reads it in a model."""
         return Read(self.order, self.lower(model), number)
 
@@ -118,7 +119,7 @@ class Address:
         return Place(self.kind, here, self.side, self.index, self.flat, self.scale, overwritten=self.overwritten)
 
 
-def envoy(model: Any, path: str) -> Any:
+def envoy(model: TracedModel, path: str) -> Any:
     """The envoy at a module path; nnsight mounts a child called ``output`` or ``input`` as ``E_output``, ``E_input``.
 
     Raises:

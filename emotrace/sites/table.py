@@ -15,6 +15,7 @@ from emotrace.sites.address import Address, Site, envoy
 from emotrace.sites.equations import LayerProof
 from emotrace.templates import Encoder
 from emotrace.traced import places
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.table import Table
 
@@ -44,7 +45,6 @@ class Sites:
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
         proofs: layer → the equations that were shown in it.
         identity: what manifests say of the model (see `emotrace.identity`).
-        encoder: turns prompts into token ids for this model.
         remote: where the model runs (`emotrace.remote.Place`); None is here.
         beginnings: which prompts may share a forward and its first tokens (`emotrace.forwards.beginnings`).
         twin: what the form was shown on, until more is shown on it.
@@ -64,11 +64,11 @@ class Sites:
     attn_implementation: str = ""
     proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    encoder: Encoder | None = field(default=None, repr=False, compare=False)
     remote: Any = field(default=None, repr=False, compare=False)
     beginnings: Any = field(default=None, repr=False, compare=False)
     twin: Any = field(default=None, repr=False, compare=False)
-    _model: Any = field(default=None, repr=False, compare=False)
+    _model: TracedModel | None = field(default=None, repr=False, compare=False)
+    _encoder: Encoder | None = field(default=None, repr=False, compare=False)
     _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -231,18 +231,29 @@ class Sites:
 
     # -- inside a trace -----------------------------------------------------------------------------------------
 
-    def attach(self, model: Any, encoder: Encoder | None = None) -> Sites:
+    def attach(self, model: TracedModel, encoder: Encoder | None = None) -> Sites:
         """Bind the table to an nnsight model: sets ``model.sites``, so that `read` and `write` work in its traces."""
-        self._model, self.encoder = model, encoder
+        self._model, self._encoder = model, encoder
         self._places.clear()
         object.__setattr__(model, "sites", self)
         return self
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turns prompts into token ids for this model.
+
+        Raises:
+            EmotraceError: for a table that is attached to no model, or was without an encoder.
+        """
+        if self._encoder is None:
+            raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
+        return self._encoder
 
     def place(self, site: str | Site, layer: int | None = None) -> Place:
         """A site or a place of the user's own as `emotrace.traced` takes it."""
         key = (site, layer)
         if key not in self._places:
-            self._places[key] = self.resolve(site, layer).lower(self._attached())
+            self._places[key] = self.resolve(site, layer).lower(self.model)
         return self._places[key]
 
     def resolve(self, site: str | Site, layer: int | None = None) -> Address:
@@ -254,7 +265,7 @@ class Sites:
         if isinstance(site, Site):
             if layer is not None:
                 raise EmotraceError(f"{site!r} is one place; layer={layer} does not apply to it.")
-            envoy(self._attached(), site.path)  # refuses a path that the model does not have
+            envoy(self.model, site.path)  # refuses a path that the model does not have
             aliased = (site.path, site.side) in self.overwritten
             return Address(site.name, None, site.path, site.side, site.index, False, -1, -1, overwritten=aliased)
         return self.address(site, layer)
@@ -291,8 +302,6 @@ class Sites:
 
     def encode(self, prompts: Any) -> dict[str, torch.Tensor]:
         """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
-        if self.encoder is None:
-            raise EmotraceError("this model was attached without a tokenizer, so it cannot encode text.")
         fed = self.encoder(prompts)
         rows, width = fed["input_ids"].shape
         if self.beginnings is not None and not self.beginnings.allows([int(n) for n in fed["attention_mask"].sum(1)]):
@@ -305,11 +314,17 @@ class Sites:
     def __reduce__(self) -> tuple[Any, ...]:
         """In a request the table takes its plain form, which ships with it: this class does not exist on a server."""
         rows = {site: {k: a.plain() for k, a in by_layer.items()} for site, by_layer in self.addresses.items()}
-        return Table, (), {"model": self._attached(), "rows": rows, "changed": self.overwritten}
+        return Table, (), {"model": self.model, "rows": rows, "changed": self.overwritten}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _attached(self) -> Any:
+    @property
+    def model(self) -> TracedModel:
+        """The model that the table is attached to.
+
+        Raises:
+            EmotraceError: for a table that is attached to none.
+        """
         if self._model is None:
             raise EmotraceError("these sites are not attached to a model: use the model that emotrace.load returns.")
         return self._model

@@ -18,6 +18,7 @@ from emotrace.evaluation import deranged, random_like
 from emotrace.files import to_folder
 from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError, unknown
+from emotrace.sites import LanguageModel
 from emotrace.suite.measured import query_of
 
 Rows = list[dict[str, Any]]
@@ -26,7 +27,7 @@ BASE, STEER = "none", "steer"
 
 
 def arms(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     vectors: xr.DataArray,
     mix: Mix | None = None,

@@ -15,11 +15,12 @@ from emotrace.datasets import Prompt
 from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
 from emotrace.suite.likelihood import Scores, check_scored, continued, reply_scores
 
 
 def adapter(
-    model: Any,
+    model: LanguageModel,
     edits: Sequence[Edit] | None = None,
     *,
     batch_size: int = 32,

@@ -18,6 +18,7 @@ from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.scoring import LOGIT_ELEMENTS, WHOLE
+from emotrace.sites import LanguageModel
 from emotrace.traced import likelihoods
 from emotrace.traced.steps import Read
 
@@ -50,7 +51,11 @@ def check_scored(edits: Sequence[Edit]) -> None:
 
 
 def reply_scores(
-    model: Any, prompts: Any, edits: Sequence[Edit] | None = None, batch_size: int = 32, progress: bool = False
+    model: LanguageModel,
+    prompts: Any,
+    edits: Sequence[Edit] | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> list[Scores]:
     """log p(r_t | prompt, r_<t) of every token of each prompt's reply, under edits.
 
@@ -113,7 +118,7 @@ def reply_scores(
     return out
 
 
-def continued(model: Any, prompt: Prompt, continuation: str, key: str) -> Prompt:
+def continued(model: LanguageModel, prompt: Prompt, continuation: str, key: str) -> Prompt:
     """A prompt that carries a continuation of its text as its reply.
 
     Text and continuation are tokenised together, so that a token is what it is in running text; the reply begins with

@@ -20,6 +20,7 @@ from emotrace.judges.base import in_order, record
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.runlog import Log
+from emotrace.sites import LanguageModel
 from emotrace.stats.responses import cleaned
 from emotrace.suite.measures import of_text
 from emotrace.suite.probability import EmotionClassifier
@@ -34,7 +35,7 @@ COMMIT = 32
 def measure(
     rows: Sequence[Mapping[str, Any]],
     *,
-    model: Any = None,
+    model: LanguageModel | None = None,
     judge: Judge | None = None,
     topic: Rater | None = None,
     intensity: Rater | None = None,
@@ -197,7 +198,7 @@ def _classified(found: list[Row], emotions: list[str], classifier: EmotionClassi
             row["measures"]["emotional_probability"] = 1.0 - classifier.picked(p, neutral)
 
 
-def _plain_ids(found: list[Row], model: Any, prompt_of: PromptOf) -> list[list[int]]:
+def _plain_ids(found: list[Row], model: LanguageModel, prompt_of: PromptOf) -> list[list[int]]:
     """The token ids of every row's plain prompt, after checking that its reply can be scored after it."""
     if not model.sites.encoder.causal:
         raise EmotraceError(f"{model.sites.model_class} is a masked model: replies have no perplexity under it.")
@@ -212,7 +213,7 @@ def _plain_ids(found: list[Row], model: Any, prompt_of: PromptOf) -> list[list[i
     return model.sites.encoder.ids(prompts)
 
 
-def _perplexity(found: list[Row], model: Any, prompts: Any, batch_size: int, progress: bool) -> None:
+def _perplexity(found: list[Row], model: LanguageModel | None, prompts: Any, batch_size: int, progress: bool) -> None:
     if model is not None:
         scoring.score_rows(model, found, prompts, batch_size, progress)
     for row in found:

@@ -22,6 +22,7 @@ from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
+from emotrace.sites import LanguageModel
 from emotrace.stats import bootstrap_ci
 from emotrace.suite.likelihood import continued, reply_scores
 
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 
 def multiple_choice(
-    model: Any,
+    model: LanguageModel,
     questions: Sequence[Question],
     edits: Sequence[Edit] | None = None,
     *,
@@ -114,7 +115,7 @@ def mc2(loglikelihoods: Sequence[float], true: Sequence[bool]) -> float:
 
 
 def substring(
-    model: Any,
+    model: LanguageModel,
     questions: Sequence[Question],
     edits: Sequence[Edit] | None = None,
     *,
@@ -169,7 +170,9 @@ def substring_score(text: str, answers: Sequence[str]) -> int:
     return int(any(answer.lower() in text.lower() for answer in answers))
 
 
-def summary(rows: Sequence[Mapping[str, Any]], model: Any = None, *, n: int = 2000, seed: int = 0) -> dict[str, Any]:
+def summary(
+    rows: Sequence[Mapping[str, Any]], model: LanguageModel | None = None, *, n: int = 2000, seed: int = 0
+) -> dict[str, Any]:
     """Means with 95 % bootstrap intervals over questions, by method, and what they cannot say.
 
     Args:
@@ -199,7 +202,7 @@ def summary(rows: Sequence[Mapping[str, Any]], model: Any = None, *, n: int = 20
     return out | {"note": plumbing(model)}
 
 
-def plumbing(model: Any) -> str | None:
+def plumbing(model: LanguageModel | None) -> str | None:
     """What must be said beside TruthfulQA on a small model; None for a large one or none given."""
     if model is None:
         return None

@@ -22,6 +22,7 @@ from emotrace import model as model_
 from emotrace.datasets import Prompts
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.prompt_tuning import concept_prompts
+from emotrace.sites import LanguageModel
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
 D, LAYERS, D_FF, HEADS = 32, 2, 64, 4
@@ -46,7 +47,7 @@ class Carried:
         texts: part → texts with the label `LABEL` where they have more of the attribute than less, else ``neutral``.
     """
 
-    model: Any
+    model: LanguageModel
     neurons: xr.DataArray
     scores: xr.DataArray
     prompts: Prompts

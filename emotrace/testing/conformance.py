@@ -25,13 +25,13 @@ from emotrace.forwards import beginnings
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.labels import SITES, EmotraceError
-from emotrace.sites import Site, heads
+from emotrace.sites import LanguageModel, Site, heads
 from emotrace.sites.find import probe_ids, record_ids
 from emotrace.testing import tiny
 from emotrace.testing.hooks import forward, forward_inputs, recorded, replaced, watched
 
 
-def check(model: Any, batch: dict[str, Tensor] | None = None) -> None:
+def check(model: LanguageModel, batch: dict[str, Tensor] | None = None) -> None:
     """Run the whole suite.
 
     Args:
@@ -58,7 +58,7 @@ def check(model: Any, batch: dict[str, Tensor] | None = None) -> None:
         check_pattern(model, batch)
 
 
-def check_equations(model: Any, batch: dict[str, Tensor]) -> None:
+def check_equations(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """The names mean what they say, on values of plain hooks.
 
     ``resid_pre + c·(attn_out + mlp_out) == resid_post`` or, post-LN, ``LN1(resid_pre + attn_out) == resid_mid``;
@@ -90,7 +90,7 @@ def check_equations(model: Any, batch: dict[str, Tensor]) -> None:
                 _close(made, mlp, f"neuron {where}")
 
 
-def check_reads(model: Any, batch: dict[str, Tensor]) -> None:
+def check_reads(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """Each site of each layer, read alone in a trace, equals a plain hook bit for bit and has the width of the table."""
     want = recorded(model, forward_inputs(model, batch))
     for (site, layer), expected in want.items():
@@ -102,7 +102,7 @@ def check_reads(model: Any, batch: dict[str, Tensor]) -> None:
             assert got.shape[-1] == width, f"{site} at layer {layer} is {got.shape[-1]} wide, the table says {width}"
 
 
-def check_order(model: Any, batch: dict[str, Tensor]) -> None:
+def check_order(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """All sites of all layers, read in one trace in `Address.order`, equal plain hooks bit for bit."""
     want = recorded(model, forward_inputs(model, batch))
     ordered = sorted(want, key=lambda cell: model.sites.address(*cell).order)
@@ -112,7 +112,7 @@ def check_order(model: Any, batch: dict[str, Tensor]) -> None:
         _same(got, want[site, layer], f"read of {site} at layer {layer} among all others")
 
 
-def check_writes(model: Any, batch: dict[str, Tensor]) -> None:
+def check_writes(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """A value written at each writable site gives the logits of a hook that puts it there, and other logits than none.
 
     Bit for bit, except ``resid_mid`` of a sequential residual, which goes through the attention's output; there the
@@ -139,7 +139,7 @@ def check_writes(model: Any, batch: dict[str, Tensor]) -> None:
             _close(seen[0].reshape(new.shape), new, f"{name} at the next norm")
 
 
-def check_read_then_write(model: Any, batch: dict[str, Tensor]) -> None:
+def check_read_then_write(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """``write(read() + v)`` in one trace equals a hook that adds v, at each writable site of the middle layer."""
     middle = _middle(model)
     inputs = forward_inputs(model, batch)
@@ -158,7 +158,7 @@ def check_read_then_write(model: Any, batch: dict[str, Tensor]) -> None:
         assert not torch.equal(got, plain), f"read and write of {site} does not change the logits"
 
 
-def check_invokes(model: Any, batch: dict[str, Tensor]) -> None:
+def check_invokes(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """Two invokes of one trace see and edit their own rows only, modules that flatten their input included."""
     half = [{k: v[i : i + 1] for k, v in batch.items()} for i in (0, 1)]
     both = {k: v[:2] for k, v in batch.items()}
@@ -184,7 +184,7 @@ def check_invokes(model: Any, batch: dict[str, Tensor]) -> None:
             _close(got[1:], forward(model, inputs)[1:], name)
 
 
-def check_absent(model: Any) -> None:
+def check_absent(model: LanguageModel) -> None:
     """What the model lacks is refused by an error that lists what it has; a wrong layer or name likewise."""
     sites = model.sites
     for site in SITES:
@@ -202,7 +202,7 @@ def check_absent(model: Any) -> None:
     assert "Did you mean 'resid_post'?" in message, message
 
 
-def check_own_places(model: Any, batch: dict[str, Tensor]) -> None:
+def check_own_places(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """The first and last projection of the middle layer, as `Site`, read and write like hooks; a wrong path is refused."""
     sites = model.sites
     layer = _middle(model)
@@ -237,7 +237,7 @@ def check_own_places(model: Any, batch: dict[str, Tensor]) -> None:
     assert stack in message, message
 
 
-def check_pattern(model: Any, batch: dict[str, Tensor]) -> None:
+def check_pattern(model: LanguageModel, batch: dict[str, Tensor]) -> None:
     """``attn_pattern`` is transformers' own, its rows sum to 1, and a write is refused."""
     inputs = forward_inputs(model, batch)
     with torch.no_grad():
@@ -260,7 +260,7 @@ def check_pattern(model: Any, batch: dict[str, Tensor]) -> None:
     assert "read-only" in _refusal(write)
 
 
-def check_padding(model: Any, lengths: tuple[int, ...] = (7, 4)) -> None:
+def check_padding(model: LanguageModel, lengths: tuple[int, ...] = (7, 4)) -> None:
     """Each prompt of a batch has the values that it has alone, to rounding, at every site.
 
     Prompts of several lengths where the model was loaded as one whose padding is neutral, else of one length.
@@ -281,7 +281,7 @@ def check_padding(model: Any, lengths: tuple[int, ...] = (7, 4)) -> None:
                 _close(value[row : row + 1, keep], single[site, layer], f"{site} at layer {layer} of a padded prompt")
 
 
-def check_heads(model: Any) -> None:
+def check_heads(model: LanguageModel) -> None:
     """The heads of each layer are those that the model itself shows, and one is set to zero as by a hook on its columns."""
     sites, module = model.sites, model._module
     known = {
@@ -305,7 +305,7 @@ def check_heads(model: Any) -> None:
         _close(torch.as_tensor(got).reshape(want.shape).to(want), want, f"head {head} of layer {layer}")
 
 
-def check_generation(model: Any, steps: int = 3) -> None:
+def check_generation(model: LanguageModel, steps: int = 3) -> None:
     """An edit of the prompt's positions makes the reply that hooks make which run the whole sequence anew at every step."""
     if not model.sites.encoder.causal:
         return
@@ -333,7 +333,7 @@ def check_generation(model: Any, steps: int = 3) -> None:
         want.append(got[step])
 
 
-def check_shared(model: Any) -> None:
+def check_shared(model: LanguageModel) -> None:
     """Prompts that begin alike have the values that each has alone, however their beginnings are computed."""
     stem, layer = _ids(model, 24), _middle(model)
     prompts = [stem + _ids(model, 4, seed) for seed in (1, 2, 3)]
@@ -349,18 +349,18 @@ def check_shared(model: Any) -> None:
         _close(got[row].reshape(-1).float(), want, f"resid_post at layer {layer} of a prompt that begins like others")
 
 
-def _fed(model: Any, ids: list[int]) -> dict[str, Tensor]:
+def _fed(model: LanguageModel, ids: list[int]) -> dict[str, Tensor]:
     here = torch.tensor([ids], device=next(model._module.parameters()).device)
     return {"input_ids": here, "attention_mask": torch.ones_like(here)}
 
 
-def _ids(model: Any, n: int, seed: int = 0) -> list[int]:
+def _ids(model: LanguageModel, n: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     low = min(len(tiny.SPECIALS), model.sites.vocab_size - 1)
     return torch.randint(low, model.sites.vocab_size, (n,), generator=generator).tolist()
 
 
-def _middle(model: Any) -> int:
+def _middle(model: LanguageModel) -> int:
     """The middle one of the layers that have sites."""
     layers = model.sites.layers("resid_post")
     return layers[len(layers) // 2]

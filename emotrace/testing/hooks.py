@@ -10,12 +10,12 @@ import nnsight
 import torch
 from torch import Tensor
 
-from emotrace.sites import Address
+from emotrace.sites import Address, LanguageModel
 
 Cell = tuple[str, int | None]
 
 
-def forward_inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
+def forward_inputs(model: LanguageModel, batch: dict[str, Tensor]) -> dict[str, Any]:
     """What nnsight passes to the module for a batch (it adds position ids where there is padding)."""
     with torch.no_grad(), model.trace(batch) as tracer:
         inputs = nnsight.save(list(model.inputs))
@@ -25,13 +25,13 @@ def forward_inputs(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     return dict(kwargs)
 
 
-def forward(model: Any, inputs: dict[str, Any]) -> Tensor:
+def forward(model: LanguageModel, inputs: dict[str, Any]) -> Tensor:
     """Logits of a plain forward, without a trace."""
     with torch.no_grad():
         return model._module(**inputs).logits.clone()
 
 
-def recorded(model: Any, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
+def recorded(model: LanguageModel, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
     """Every site of every layer by plain hooks; ``resid_mid`` of a sequential residual is the next norm's input."""
     sites = model.sites
     out: dict[Cell, Tensor] = {}
@@ -59,7 +59,7 @@ def recorded(model: Any, inputs: dict[str, Any]) -> dict[Cell, Tensor]:
 
 
 @contextmanager
-def watched(model: Any, address: Address | None) -> Iterator[list[Tensor]]:
+def watched(model: LanguageModel, address: Address | None) -> Iterator[list[Tensor]]:
     """A list that fills with copies of what passes an address."""
     seen: list[Tensor] = []
     handle = None if address is None else _hook(model._module, address, lambda value: seen.append(value.clone()))
@@ -71,7 +71,7 @@ def watched(model: Any, address: Address | None) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def replaced(model: Any, address: Address, new: Tensor) -> Iterator[None]:
+def replaced(model: LanguageModel, address: Address, new: Tensor) -> Iterator[None]:
     """Put ``new`` at an address by plain hooks; for kind ``mid``, ``(new − resid_pre) / c`` at the attention's output."""
     handles = []
     before: list[Tensor] = []

@@ -24,6 +24,7 @@ from torch import Tensor
 from emotrace import model as model_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EMOTIONS, VALENCES, unknown
+from emotrace.sites import LanguageModel
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
 FAMILIES = ("llama", "gpt2")
@@ -55,7 +56,7 @@ class Planted:
         answers: emotion (and ``neutral``) → the token id that the model answers.
     """
 
-    model: Any
+    model: LanguageModel
     prompts: Prompts
     plain: Prompts
     heads: xr.DataArray

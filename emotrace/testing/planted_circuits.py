@@ -23,6 +23,7 @@ from emotrace import discovery
 from emotrace import model as model_
 from emotrace.datasets import Prompt
 from emotrace.labels import unknown
+from emotrace.sites import LanguageModel
 from emotrace.testing.planted_shapes import SHAPES, Shape
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
@@ -52,7 +53,7 @@ class PlantedCircuit:
         idle: planted, but silent in the clean run.
     """
 
-    model: Any
+    model: LanguageModel
     pairs: Any
     metric: Any
     nodes: frozenset[str]

@@ -5,12 +5,13 @@ The spans of its forwards are `Stretch` es.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from emotrace.traced import requests
 from emotrace.traced.caches import Setup
+from emotrace.traced.model import TracedModel
 
 
 class Stretch(NamedTuple):
@@ -31,7 +32,7 @@ class Stretch(NamedTuple):
     position: int
 
 
-def deviations(model: Any, reads: list, alone: list, together: list, setup: Setup) -> tuple:
+def deviations(model: TracedModel, reads: list, alone: list, together: list, setup: Setup) -> tuple:
     """Relative deviation ‖got − want‖ / ‖want‖ of every token at every read.
 
     Args:
@@ -63,7 +64,7 @@ def _compared(values: dict, known: list, spans: tuple) -> torch.Tensor:
     return torch.cat(errors)
 
 
-def _values(model: Any, reads: list, one: requests.Forward, setup: Setup, memo: dict) -> dict:
+def _values(model: TracedModel, reads: list, one: requests.Forward, setup: Setup, memo: dict) -> dict:
     found: dict = {}
 
     def keep(number, value):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from emotrace.traced import runs
+from emotrace.traced.model import TracedModel
 
 
 class Recipe(NamedTuple):
@@ -54,7 +55,7 @@ class Setup(NamedTuple):
     positions: bool
 
 
-def begun(model: Any, inputs: dict, recipe: Recipe | None, setup: Setup, memo: dict) -> dict:
+def begun(model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup, memo: dict) -> dict:
     """Inputs of a forward whose rows begin with what a recipe makes; those given without one.
 
     Args:
@@ -67,7 +68,7 @@ def begun(model: Any, inputs: dict, recipe: Recipe | None, setup: Setup, memo: d
     return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)
 
 
-def beginning(model: Any, recipe: Recipe, setup: Setup, memo: dict) -> Beginning:
+def beginning(model: TracedModel, recipe: Recipe, setup: Setup, memo: dict) -> Beginning:
     """What a recipe makes; see `begun`."""
     if recipe.stem not in memo:
         memo.clear()
@@ -81,7 +82,7 @@ def beginning(model: Any, recipe: Recipe, setup: Setup, memo: dict) -> Beginning
     return memo["kept"]._replace(cache=fresh(memo["kept"].cache))
 
 
-def stem(model: Any, ids: tuple, setup: Setup) -> Beginning:
+def stem(model: TracedModel, ids: tuple, setup: Setup) -> Beginning:
     """One row: the tokens ``ids``, which may be none."""
     empty = Beginning(fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
     if not ids:
@@ -97,7 +98,7 @@ def repeated(one: Beginning, rows: int) -> Beginning:
     return Beginning(cache, one.mask.expand(rows, -1))
 
 
-def branched(model: Any, one: Beginning, recipe: Recipe, setup: Setup) -> Beginning:
+def branched(model: TracedModel, one: Beginning, recipe: Recipe, setup: Setup) -> Beginning:
     """Behind a beginning of one row, the rows of a recipe's batch, each ``counts`` times."""
     counts = recipe.counts
     cache, mask = _grown(model, repeated(one, len(counts)), recipe.batch, setup)
@@ -130,7 +131,7 @@ def _twin(thing: Any) -> Any:
     return made
 
 
-def _grown(model: Any, before: Beginning, batch: dict, setup: Setup) -> Beginning:
+def _grown(model: TracedModel, before: Beginning, batch: dict, setup: Setup) -> Beginning:
     inputs = behind(before, batch, setup)
     runs.capture(model, inputs, setup.program)
     return Beginning(before.cache, inputs["attention_mask"])

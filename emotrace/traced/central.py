@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from emotrace.traced import edits, runs
 from emotrace.traced.edits import Group, Operation
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
 from emotrace.traced.steps import Read
@@ -33,7 +34,7 @@ class Nudge(NamedTuple):
     label: int
 
 
-def base(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor) -> tuple:
+def base(model: TracedModel, inputs: dict, program: list, at: list, covectors: torch.Tensor) -> tuple:
     """Without a shift: projections ``[label, row]`` and RMS of some places ``[rms, row]``, float64.
 
     Args:
@@ -54,7 +55,7 @@ def base(model: Any, inputs: dict, program: list, at: list, covectors: torch.Ten
     return scores, torch.stack(sizes) if sizes else torch.zeros((0, len(at)), dtype=torch.float64)
 
 
-def slopes(model: Any, inputs: dict, work: list, read: Read, at: list, covectors: torch.Tensor) -> list:
+def slopes(model: TracedModel, inputs: dict, work: list, read: Read, at: list, covectors: torch.Tensor) -> list:
     """How fast the projection on a label changes along a direction: ``(s(+δ) − s(−δ)) / 2δ``, ``[row]`` float64 each.
 
     Args:

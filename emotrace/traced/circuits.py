@@ -13,6 +13,7 @@ import nnsight
 import torch
 
 from emotrace.traced import places
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
 
@@ -30,7 +31,7 @@ def divergence(values: list, clean: torch.Tensor) -> torch.Tensor:
 
 
 def forward(
-    model: Any, inputs: dict, steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, blends: dict,
+    model: TracedModel, inputs: dict, steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, blends: dict,
     wanted: tuple,
 ) -> dict:  # fmt: skip
     """One forward up to the last step.
@@ -91,7 +92,7 @@ def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, bl
 
 
 def rewired(
-    model: Any, inputs: dict, layers: list, last: tuple, steps: list, at: torch.Tensor, metric: tuple | None,
+    model: TracedModel, inputs: dict, layers: list, last: tuple, steps: list, at: torch.Tensor, metric: tuple | None,
     others: list, cut: torch.Tensor, live: bool,
 ) -> dict:  # fmt: skip
     """One forward in which every reader gets its own residual stream: x − Σ_s cut[reader, s] · (a_s − other_s).
@@ -166,7 +167,7 @@ def _rewired(
     return found
 
 
-def following(model: Any, inputs: dict, given: list, last: Place) -> torch.Tensor:
+def following(model: TracedModel, inputs: dict, given: list, last: Place) -> torch.Tensor:
     """What a place holds ``[row, token, width]`` where others before it were given values.
 
     Args:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from emotrace.traced import places, runs
+from emotrace.traced.model import TracedModel
 from emotrace.traced.steps import Read
 
 
-def closures(model: Any, inputs: dict, reads: list, layers: list) -> tuple:
+def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tuple:
     """Largest relative deviation of every layer's closure, in one small forward.
 
     Args:
@@ -47,7 +46,7 @@ def closures(model: Any, inputs: dict, reads: list, layers: list) -> tuple:
     return errors, roundings, (str(seen[last].dtype), str(weights)), copies(model, inputs, reads[0])
 
 
-def copies(model: Any, inputs: dict, read: Read) -> bool:
+def copies(model: TracedModel, inputs: dict, read: Read) -> bool:
     """Whether the same value, read twice, is two tensors."""
     found: list = []
     read = read._replace(place=read.place._replace(overwritten=False))  # as it is: no copy of ours

@@ -6,12 +6,11 @@ sublayer, prompt, dim]``) per variable. Sums are float64, on the CPU.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from emotrace.traced import weights
+from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 
 BLOCK_BYTES = 64 << 20
@@ -21,17 +20,17 @@ BLOCK_BYTES = 64 << 20
 # -- sums that need no weights ------------------------------------------------------------------------------------
 
 
-def weighted(model: Any, values: list, w: Tensor) -> list:
+def weighted(model: TracedModel, values: list, w: Tensor) -> list:
     """Weighted sums over prompts: ``[row of w, cell, width]`` of each variable."""
     return [torch.stack([w @ x.double() for x in value], dim=1) for value in values]
 
 
-def dotted(model: Any, values: list, covectors: Tensor) -> Tensor:
+def dotted(model: TracedModel, values: list, covectors: Tensor) -> Tensor:
     """The one read of each prompt along its own vector, ``[prompt]``."""
     return (values[0][0].double() * covectors).sum(-1)
 
 
-def picked(model: Any, values: list, columns: list) -> list:
+def picked(model: TracedModel, values: list, columns: list) -> list:
     """Some columns of each cell of the one variable: ``[prompt, column]`` float32."""
     return [x[:, torch.tensor(at)].float() for x, at in zip(values[0], columns, strict=True)]
 
@@ -39,7 +38,7 @@ def picked(model: Any, values: list, columns: list) -> list:
 # -- neurons ------------------------------------------------------------------------------------------------------
 
 
-def betas(model: Any, specs: list, v: Tensor) -> tuple:
+def betas(model: TracedModel, specs: list, v: Tensor) -> tuple:
     """What one unit of each neuron (over ρ, where a norm follows) adds to the projection, and what the biases add.
 
     Args:
@@ -64,7 +63,7 @@ def betas(model: Any, specs: list, v: Tensor) -> tuple:
     return torch.stack(beta, 1), torch.stack(given, 1), torch.stack(added, 1), normed
 
 
-def neurons(model: Any, values: list, specs: list, own: Tensor) -> dict:
+def neurons(model: TracedModel, values: list, specs: list, own: Tensor) -> dict:
     """Sums of one chunk: Σ max(a, 0), Σ min(a, 0), where a norm follows also Σ a and Σ 1/ρ, and Σ of a second variable.
 
     Args:
@@ -92,7 +91,7 @@ def neurons(model: Any, values: list, specs: list, own: Tensor) -> dict:
 # -- heads --------------------------------------------------------------------------------------------------------
 
 
-def heads(model: Any, values: list, names: list, layers: list, n_heads: int, code: Tensor, memo: dict) -> dict:
+def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: int, code: Tensor, memo: dict) -> dict:
     """Sums of one chunk: importance per label of prompt and direction, its square on the own label, and s(r).
 
     Args:
@@ -131,12 +130,12 @@ def heads(model: Any, values: list, names: list, layers: list, n_heads: int, cod
     }
 
 
-def post_normed(model: Any, specs: list) -> list:
+def post_normed(model: TracedModel, specs: list) -> list:
     """Whether a norm follows each projection."""
     return [weights.projection(model, spec).norm is not None for spec in specs]
 
 
-def _part(model: Any, layer: tuple) -> tuple:
+def _part(model: TracedModel, layer: tuple) -> tuple:
     spec, v, reads, norm = layer
     if norm is not None:
         norm = weights.norm_of(norm._module, spec[5], str(norm.path))

@@ -7,17 +7,18 @@ nothing is written to their ``.grad``, and no gradient of theirs is computed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import nnsight
 import torch
 
 from emotrace.traced import caches, places
 from emotrace.traced.caches import Recipe, Setup
+from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 
 
-def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
+def slopes(
+    model: TracedModel, inputs: dict, program: list, at: list, covectors: torch.Tensor, along: torch.Tensor
+) -> tuple:
     """How fast projections of a read-out change where places are shifted along given directions.
 
     Args:
@@ -38,14 +39,14 @@ def slopes(model: Any, inputs: dict, program: list, at: list, covectors: torch.T
 
 
 def behind(
-    model: Any, inputs: dict, recipe: Recipe | None, setup: Setup, program: list, at: list, covectors: torch.Tensor,
+    model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup, program: list, at: list, covectors: torch.Tensor,
     along: torch.Tensor, memo: dict,
 ) -> tuple:  # fmt: skip
     """As `slopes`, of rows that begin with what a recipe of `caches` makes."""
     return slopes(model, caches.begun(model, inputs, recipe, setup, memo), program, at, covectors, along)
 
 
-def available(model: Any, inputs: dict, program: list, width: int) -> bool:
+def available(model: TracedModel, inputs: dict, program: list, width: int) -> bool:
     """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0."""
     ones = torch.ones((1, width))
     try:

@@ -5,14 +5,13 @@ Rows are padded on the left and end with their reply; the logits of a column pre
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from emotrace.traced import runs
+from emotrace.traced.model import TracedModel
 
 
-def edited(model: Any, inputs: dict, program: list, n_edits: int, replies: list) -> tuple:
+def edited(model: TracedModel, inputs: dict, program: list, n_edits: int, replies: list) -> tuple:
     """Log-probability (nats) of every reply token, and whether it is the likeliest token, while a program edits.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 
 from emotrace.traced import caches, finite, programs, runs
 from emotrace.traced.caches import Recipe, Setup
+from emotrace.traced.model import TracedModel
 
 
 class Forward(NamedTuple):
@@ -33,7 +34,7 @@ class Forward(NamedTuple):
     n_edits: int = 0
 
 
-def forward(model: Any, steps: list, one: Forward, setup: Setup, memo: dict, sink: Any) -> list:
+def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: dict, sink: Any) -> list:
     """Carry out one forward; how often each edit fired.
 
     Args:
@@ -49,7 +50,7 @@ def forward(model: Any, steps: list, one: Forward, setup: Setup, memo: dict, sin
     return runs.capture(model, inputs, program, sink, one.n_edits, one.columns)
 
 
-def captured(model: Any, steps: list, forwards: list, cells: list, setup: Setup) -> tuple:
+def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup: Setup) -> tuple:
     """Wanted rows of some forwards.
 
     Args:
@@ -74,7 +75,7 @@ def captured(model: Any, steps: list, forwards: list, cells: list, setup: Setup)
 
 
 def reduced(
-    model: Any, steps: list, forwards: list, cells: list, setup: Setup, order: Any, reduce: Any, args: tuple
+    model: TracedModel, steps: list, forwards: list, cells: list, setup: Setup, order: Any, reduce: Any, args: tuple
 ) -> tuple:
     """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
 
@@ -94,12 +95,12 @@ def reduced(
     return reduce(model, values, *args), fired
 
 
-def projected(model: Any, values: list, v: torch.Tensor, sizes: list) -> list:
+def projected(model: TracedModel, values: list, v: torch.Tensor, sizes: list) -> list:
     """The one read of some forwards projected on a vector, in float64: one tensor per forward, which holds so many rows."""
     return [part.double() @ v for part in values[0][0].split(sizes)]
 
 
-def shape(model: Any, inputs: dict, program: list) -> list:
+def shape(model: TracedModel, inputs: dict, program: list) -> list:
     """Shape of what one read holds in a forward of one row; empty where it is no tensor."""
     found: list = [()]
 
@@ -110,7 +111,7 @@ def shape(model: Any, inputs: dict, program: list) -> list:
     return list(found[0])
 
 
-def lost(model: Any, inputs: dict, program: list, n_edits: int, free: list) -> tuple:
+def lost(model: TracedModel, inputs: dict, program: list, n_edits: int, free: list) -> tuple:
     """Which read of a forward of one row is the first that is not finite: ``(number, column)``; ``()`` for none.
 
     Args:
@@ -134,7 +135,7 @@ def lost(model: Any, inputs: dict, program: list, n_edits: int, free: list) -> t
     return found[0] if found else ()
 
 
-def pattern(model: Any, inputs: dict, program: list, head: int) -> torch.Tensor:
+def pattern(model: TracedModel, inputs: dict, program: list, head: int) -> torch.Tensor:
     """``[query, key]`` of one head in a forward of one row."""
     found: list = []
 

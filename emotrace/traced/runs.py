@@ -8,10 +8,11 @@ import nnsight
 import torch
 
 from emotrace.traced import passing, places, programs
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 
 
-def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
+def session(model: TracedModel, function: Any, args: tuple, backend: Any) -> Any:
     """Call a function of this package where a model lives, as one job: ``function(model, *args)``.
 
     Args:
@@ -30,7 +31,7 @@ def session(model: Any, function: Any, args: tuple, backend: Any) -> Any:
 
 
 def capture(
-    model: Any, inputs: dict, program: list, sink: Any = None, n_edits: int = 0, columns: tuple | None = None
+    model: TracedModel, inputs: dict, program: list, sink: Any = None, n_edits: int = 0, columns: tuple | None = None
 ) -> list:
     """One forward that reads and edits, and computes nothing after its last step.
 
@@ -56,7 +57,7 @@ def capture(
 
 
 def generate(
-    model: Any, inputs: dict, program: list, counter: Place, steps: int, batch: int, n_edits: int, options: dict,
+    model: TracedModel, inputs: dict, program: list, counter: Place, steps: int, batch: int, n_edits: int, options: dict,
     seed: int | None,
 ) -> tuple:  # fmt: skip
     """Generate with edits in every forward, at the columns that it computes.

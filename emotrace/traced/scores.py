@@ -5,14 +5,13 @@ Rows are padded on the left and end with their reply; the logits of a column pre
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from emotrace.traced import runs
+from emotrace.traced.model import TracedModel
 
 
-def logprobs(model: Any, inputs: dict, read: tuple, replies: list) -> list:
+def logprobs(model: TracedModel, inputs: dict, read: tuple, replies: list) -> list:
     """Log-probability (nats) of every reply token, float64, one tensor per row.
 
     Args:
@@ -33,7 +32,7 @@ def logprobs(model: Any, inputs: dict, read: tuple, replies: list) -> list:
     return found
 
 
-def divergences(model: Any, inputs: dict, read: tuple, program: list, n_edits: int, firsts: list) -> tuple:
+def divergences(model: TracedModel, inputs: dict, read: tuple, program: list, n_edits: int, firsts: list) -> tuple:
     """Mean KL(base ‖ edited) of each row over the columns from its ``first`` to the one before the last.
 
     Args:

@@ -8,6 +8,7 @@ import nnsight
 import torch
 
 from emotrace.traced import places, programs
+from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 
 
@@ -26,7 +27,7 @@ class Stations(NamedTuple):
 
 
 def scores(
-    model: Any, inputs: dict, stations: Stations, vectors: torch.Tensor, columns: torch.Tensor, at: torch.Tensor,
+    model: TracedModel, inputs: dict, stations: Stations, vectors: torch.Tensor, columns: torch.Tensor, at: torch.Tensor,
     answers: list, program: list, n_edits: int,
 ) -> tuple:  # fmt: skip
     """One forward with vectors in place of embeddings; differentiable in the vectors where gradients are enabled.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 
 EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8)
@@ -86,7 +87,7 @@ class Projection:
         return torch.cat(parts, dim=-1).cpu()
 
 
-def projection(model: Any, spec: tuple) -> Projection:
+def projection(model: TracedModel, spec: tuple) -> Projection:
     """The map that takes a site into the residual stream.
 
     Args:

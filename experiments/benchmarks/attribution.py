@@ -25,6 +25,8 @@ import torch
 import typer
 import xarray as xr
 
+from emotrace.sites import LanguageModel
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
 
 from emotrace.attribution.heads import head_contributions
@@ -191,7 +193,7 @@ def main(
         print("\n--quick: these sizes are too small for the ratios to mean anything.")
 
 
-def _directions(model: Any) -> xr.DataArray:
+def _directions(model: LanguageModel) -> xr.DataArray:
     sites = model.sites
     values = np.random.default_rng(0).normal(size=(len(EMOTIONS), sites.n_layers, 2, sites.d_model))
     values /= np.linalg.norm(values, axis=-1, keepdims=True)

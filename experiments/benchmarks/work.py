@@ -12,6 +12,7 @@ import transformers
 
 import emotrace as et
 from emotrace.datasets import sev
+from emotrace.sites import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "data" / "tiny_model"
@@ -35,7 +36,7 @@ QUICK = {
 class Pair(NamedTuple):
     """The same weights twice: ready for emotrace, and as a plain transformers model that no library has touched."""
 
-    model: Any
+    model: LanguageModel
     twin: Any
 
 
@@ -65,7 +66,7 @@ def random_ids(prompts: int, length: int, seed: int = 0) -> list[list[int]]:
     return torch.randint(3, 2048, (prompts, length), generator=generator).tolist()
 
 
-def sev_ids(model: Any, limit: int | None = None) -> list[list[int]]:
+def sev_ids(model: LanguageModel, limit: int | None = None) -> list[list[int]]:
     """Token ids of ``data/sev.jsonl`` in six emotions (2,880 prompts), in the order of `emotrace.datasets.sev`.
 
     A model without a tokenizer gets stand-in ids: one per piece of a word, so that lengths and shared beginnings are

@@ -15,6 +15,7 @@ from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import inputs, locked
+from emotrace.sites import LanguageModel
 from emotrace.traced import requests
 from emotrace.traced.caches import Recipe
 from emotrace.traced.programs import Span
@@ -37,7 +38,7 @@ class Job:
     """Everything that fills the buffers of one row group."""
 
     def __init__(
-        self, model: Any, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
+        self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
     ) -> None:  # fmt: skip
         self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts

@@ -16,13 +16,14 @@ from emotrace.forwards.entering import enter, inputs
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.secrets import command_line
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced import requests
 
 
 def planned(
-    model: Any, prompts: Any, sites: Sequence[str | Site] | str, layers: Iterable[int] | int | None, positions: Positions,
-    edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str, row_group_bytes: int, seed: int,
+    model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str, layers: Iterable[int] | int | None,
+    positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
+    row_group_bytes: int, seed: int,
 ) -> tuple[Job, store.Plan]:  # fmt: skip
     """Everything checked, and nothing run yet; arguments as of `capture`."""
     prompts = Prompts.of(prompts)
@@ -72,7 +73,7 @@ def planned(
     return job, plan
 
 
-def _own_widths(model: Any, own: list[Site], ids: list[int]) -> dict[str, int]:
+def _own_widths(model: LanguageModel, own: list[Site], ids: list[int]) -> dict[str, int]:
     """Width of each place of the user's own, from one small forward.
 
     Raises:

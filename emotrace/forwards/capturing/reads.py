@@ -110,7 +110,7 @@ class Reads:
 
     def program(self) -> list[Read]:
         """The steps of a trace: one read per cell, in execution order."""
-        return [cell.address.read(self.sites._model, number) for number, cell in enumerate(self._cells)]
+        return [cell.address.read(self.sites.model, number) for number, cell in enumerate(self._cells)]
 
     def cells(self) -> list[list[int]]:
         """Of each variable, the numbers of its reads, in the order of its cells."""

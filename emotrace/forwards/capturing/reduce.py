@@ -18,12 +18,12 @@ from emotrace.forwards.capturing.job import Job
 from emotrace.forwards.capturing.prepare import planned
 from emotrace.forwards.entering import enter
 from emotrace.forwards.finite import refusal
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 from emotrace.traced.finite import finite
 
 
 def reduced(
-    model: Any, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str, function: Any, *,
+    model: LanguageModel, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str, function: Any, *,
     layers: Iterable[int] | int | None = None, edits: Sequence[Edit] | None = None, batch_size: int = 32,
 ) -> Iterator[Any]:  # fmt: skip
     """Chunks of prompts, and what a function makes of their activations at the last token, where the model lives.

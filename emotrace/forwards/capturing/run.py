@@ -17,7 +17,7 @@ from emotrace.forwards.capturing.job import Job
 from emotrace.forwards.capturing.prepare import planned
 from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
-from emotrace.sites import Site
+from emotrace.sites import LanguageModel, Site
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Dry:
 
 
 def capture(
-    model: Any,
+    model: LanguageModel,
     prompts: Any,
     sites: Sequence[str | Site] | str = ("resid_mid", "resid_post"),
     *,

@@ -1,0 +1,18 @@
+"""Model: a language model as `emotrace.load` returns it, for those who read types."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from emotrace.sites.table import Sites
+from emotrace.traced.model import TracedModel
+
+
+class LanguageModel(TracedModel, Protocol):
+    """What emotrace needs of a model: nnsight's own ``TransformersModel`` with its sites attached.
+
+    Attributes:
+        sites: what the model has, where it is, and how that was proven; reads, writes and encodes.
+    """
+
+    sites: Sites
