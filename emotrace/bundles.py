@@ -18,8 +18,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from emotrace.disk import replace_file
+from emotrace.files import read_bytes
 from emotrace.labels import EmotraceError, filename
-from emotrace.texts import to_json
+from emotrace.texts import from_json, to_json
 
 FORMAT = 1
 CONTENT = "content_sha256"
@@ -101,12 +102,13 @@ def read_pair(described: Path, numbers: Path, what: str = "numbers") -> tuple[di
     for file in (described, numbers):
         if not file.is_file():
             raise EmotraceError(f"{file} does not exist; {described.name} and {numbers.name} belong together.")
+    text = read_bytes(described)
     try:
-        about = dict(json.loads(described.read_text(encoding="utf-8")))
+        about = dict(from_json(text))
         wanted = about["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise EmotraceError(f"{described} is damaged or no manifest of {what} ({error!r}).") from error
-    blob = numbers.read_bytes()
+    blob = read_bytes(numbers)
     if hashlib.sha256(blob).hexdigest() != wanted:
         raise EmotraceError(
             f"{numbers} is not the file that {described.name} describes (sha256 differs): write it again."

@@ -17,14 +17,20 @@ from emotrace.labels import EmotraceError
 
 KEYS: Final = ("model_id", "revision", "dtype", "config_hash", "weights_hash", "weights_sample")
 """Entries of a model's identity that tell it from others."""
+ADOPTED: Final = "adopted_from"
+"""Entry that `adopt` leaves: the model that a thing was made with before; it stays with what is made of the thing."""
 ALIKE: Final = 0.85
 """Least share of sampled weights that are equal in bfloat16 where dtypes differ; float16 rounds a few to the other side."""
 
 
 def of(thing: Any) -> dict[str, Any]:
-    """What a thing says of the model that it was made with: of its attrs, its meta, or a mapping; empty where it says nothing."""
+    """What a thing says of the model that it was made with; empty where it says nothing.
+
+    Args:
+        thing: what has attrs, a meta or a model that say it, an edit, or a mapping.
+    """
     about = thing
-    for name in ("origin", "attrs", "meta"):
+    for name in ("origin", "attrs", "meta", "model"):
         found = getattr(thing, name, None)
         if isinstance(found, Mapping) and found:
             about = found
@@ -33,7 +39,7 @@ def of(thing: Any) -> dict[str, Any]:
         vector = getattr(thing, "vector", None)
         if vector is not None:
             return of(vector)
-    return {k: about[k] for k in KEYS if k in about} if isinstance(about, Mapping) else {}
+    return {k: about[k] for k in (*KEYS, ADOPTED) if k in about} if isinstance(about, Mapping) else {}
 
 
 def check(thing: Any, sites: Any, what: str) -> None:
@@ -48,12 +54,31 @@ def check(thing: Any, sites: Any, what: str) -> None:
         EmotraceError: naming both models, and how to use it all the same.
     """
     was, now = of(thing), dict(sites.identity)
-    known = "weights_hash" in was or "config_hash" in was  # a name alone, in files of other tools, says too little
-    if known and now and not same(was, now):
+    if _known(was) and now and not same(was, now):
         raise EmotraceError(
             f"{what}: made with the model {_named(was)}, not for this model, {_named(now)}. If that is meant, say so: "
             "emotrace.adopt(…, model), or `emotrace adopt FOLDER --model MODEL --out FOLDER` for files."
         )
+
+
+def together(place: str, /, **things: Any) -> None:
+    """Refuse things that were made with different models where they are compared or put together.
+
+    Args:
+        place: the function, for the message.
+        things: by the name of their argument; one that names no model goes with every other.
+
+    Raises:
+        EmotraceError: naming both arguments and both models.
+    """
+    known = {name: was for name, thing in things.items() if _known(was := of(thing))}
+    first, *others = known or ("",)
+    for name in others:
+        if not same(known[first], known[name]):
+            raise EmotraceError(
+                f"{place}: {first} was made with the model {_named(known[first])}, {name} with another, "
+                f"{_named(known[name])}. If that is meant, say so: emotrace.adopt(…, model)."
+            )
 
 
 def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -81,7 +106,7 @@ def adopt(thing: Any, model: Any) -> Any:
     """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
 
     Args:
-        thing: labelled array, Dataset, circuit, soft prompt, edit, or a list of edits.
+        thing: labelled array, Dataset, circuit, masks, soft prompt, edit, or a list of edits.
         model: from `emotrace.load`, which it shall be used with; its width is checked at use.
 
     Returns:
@@ -94,17 +119,26 @@ def adopt(thing: Any, model: Any) -> Any:
     if isinstance(thing, Sequence) and not isinstance(thing, str):
         return [adopt(one, model) for one in thing]
     before = of(thing).get("model_id")
-    about = {**identity, **({"adopted_from": before} if before else {})}
+    about = {**identity, **({ADOPTED: before} if before else {})}
     if isinstance(thing, (xr.DataArray, xr.Dataset)):
         return thing.assign_attrs(about)
     fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
     replace: Any = dataclasses.replace
     if "origin" in fields:
         return replace(thing, origin=about)
+    if "masked" in fields:
+        return replace(thing, masked=adopt(thing.masked, model))
     for name in ("meta", "model"):
         if name in fields:
             return replace(thing, **{name: {**getattr(thing, name), **about}})
-    raise EmotraceError(f"adopt takes labelled arrays, circuits, soft prompts and edits, not {type(thing).__name__}.")
+    raise EmotraceError(
+        f"adopt takes labelled arrays, circuits, masks, soft prompts and edits, not {type(thing).__name__}."
+    )
+
+
+def _known(about: Mapping[str, Any]) -> bool:
+    """Whether a model is told apart; a name alone, in files of other tools, says too little."""
+    return "weights_hash" in about or "config_hash" in about
 
 
 def _named(about: Mapping[str, Any]) -> str:

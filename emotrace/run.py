@@ -12,9 +12,11 @@ from typing import Any
 
 from emotrace import disk
 from emotrace.disk import write_json
+from emotrace.files import read_bytes
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError
 from emotrace.secrets import command_line
+from emotrace.texts import from_json
 
 FREE = ("command", "versions", "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
@@ -58,8 +60,9 @@ class Run:
         write_json(manifest, self.manifest)
 
     def _compare(self, manifest: Path) -> None:
+        text = read_bytes(manifest)
         try:
-            before = dict(json.loads(manifest.read_text(encoding="utf-8")))
+            before = dict(from_json(text))
         except (ValueError, TypeError):
             raise EmotraceError(
                 f"{manifest} is damaged. Give a new folder, or delete that file to start over."

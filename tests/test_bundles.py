@@ -73,3 +73,11 @@ def test_a_manifest_whose_labels_changed_is_refused_and_one_without_a_digest_is_
     del told[bundles.CONTENT]
     file.write_text(json.dumps(told))
     xr.testing.assert_identical(directions.load(tmp_path), array)
+
+
+@pytest.mark.parametrize("found", ["[" * 100_000, '{"sha256": ' + "1" * 5000 + "}", "[]", "", '{"sha256"'])
+def test_manifests_of_any_make_are_one_error(tmp_path, found):
+    path = bundles.write(tmp_path, "x", NUMBERS, {})
+    path.write_text(found)
+    with pytest.raises(EmotraceError, match=r"x\.(json|safetensors) is"):
+        bundles.read(tmp_path, "x", "numbers")

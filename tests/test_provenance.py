@@ -10,8 +10,9 @@ import transformers
 import xarray as xr
 
 import emotrace as et
-from emotrace import discovery, provenance
+from emotrace import discovery, provenance, rsa
 from emotrace import prompt_tuning as pt
+from emotrace.attribution import ablations
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 
@@ -158,7 +159,12 @@ def test_what_is_adopted_is_used_and_says_where_it_came_from(own, other, prompts
         assert et.generate(other, prompts[:1], edits, **FEW)
     assert et.generate(other, prompts[:1], et.adopt(circuit, other).edits(0.1), **FEW)
     et.adopt(circuit, other).save(tmp_path)
-    assert provenance.of(et.Circuit.load(tmp_path)) == provenance.of(other.sites.identity)
+    told = {**provenance.of(other.sites.identity), "adopted_from": "own"}
+    assert provenance.of(et.Circuit.load(tmp_path)) == told
+    et.edits.save(et.adopt(circuit, other).edits(0.1), tmp_path / "made of it")
+    et.edits.save(et.adopt(add, other), tmp_path / "taken")
+    for name in ("made of it", "taken"):
+        assert all(provenance.of(edit) == told for edit in et.edits.load(tmp_path / name))
     with pytest.raises(EmotraceError, match=REFUSED):
         et.generate(own, prompts[:1], et.adopt(add, other), **FEW)
     with pytest.raises(EmotraceError, match="adopt takes"):
@@ -179,4 +185,73 @@ def test_soft_prompts_are_of_one_model(own, other):
     dataclasses.replace(prompt, model={}).check(other)
     with pytest.raises(EmotraceError, match=REFUSED):
         prompt.check(other)
-    et.adopt(prompt, other).check(other)
+    taken = et.adopt(prompt, other)
+    taken.check(other)
+    assert taken.model["adopted_from"] == "own"
+    with pytest.raises(EmotraceError, match=r"joy-0 was made with the model .*, anger-0 with another"):
+        pt.as_edits([prompt, dataclasses.replace(taken, emotion="anger")], 1)
+
+
+def test_a_soft_prompt_that_was_copied_over_another_is_no_other(own, tmp_path):
+    vectors = np.ones((2, own.sites.d_model), "float32")
+    prompt = pt.SoftPrompt(vectors, vectors, "joy", 0, pt.Recipe(), (1, 2))
+    for folder in ("joy-0", "anger-0"):
+        prompt.save(tmp_path / folder)
+    with pytest.raises(EmotraceError, match=r"anger-0 and .*joy-0 both hold the prompt joy-0"):
+        pt.find(tmp_path)
+
+
+def test_values_and_masks_of_neurons_know_their_model(own, other, prompts):
+    reference = ablations.reference_values(own, prompts, "neuron", {1: [0, 2]}, progress=False)
+    stored = et.capture(own, prompts, "neuron", progress=False).sel("neuron")
+    donor = {p.key: prompts[0].key for p in prompts}
+    scores = (
+        stored.isel(token=0)
+        .expand_dims(attribute=["a"])
+        .drop_vars([n for n, c in stored.coords.items() if c.dims == ("token",)])
+    )
+    masks = rsa.select(scores, k=[3], draws=1)
+    first = masks.masked.isel(mask=0)
+    for make in (
+        lambda: ablations.mean_ablation("neuron", {1: [0, 2]}, reference),
+        lambda: ablations.mean_ablation("neuron", {1: [0, 2]}, stored),
+        lambda: ablations.resample_ablation("neuron", {1: [0, 2]}, reference, donor),
+        lambda: pt.mask_edits(first),
+        lambda: pt.mask_edits(first, "multiply", factors=masks.multipliers().isel(mask=0)),
+    ):
+        assert et.generate(own, prompts[:1], make(), **FEW)
+        with pytest.raises(EmotraceError, match=REFUSED):
+            et.generate(other, prompts[:1], make(), **FEW)
+    taken = et.adopt(masks, other)
+    assert taken.attrs["adopted_from"] == "own"
+    assert et.generate(other, prompts[:1], pt.mask_edits(taken.masked.isel(mask=0)), **FEW)
+    with pytest.raises(EmotraceError, match=r"mask_edits: mask was made with .*, factors with another"):
+        pt.mask_edits(first, "multiply", factors=taken.multipliers().isel(mask=0))
+
+
+def test_what_is_put_together_is_of_one_model(own, other, prompts, dirs):
+    acts = et.capture(other, prompts, progress=False)
+    options = {"against": "anger"}
+    joy = dirs.sel(emotion=["joy"])
+    with pytest.raises(EmotraceError, match=r"auroc: acts was made with .*, vectors with another"):
+        et.directions.auroc(acts, joy, **options)
+    assert et.directions.auroc(acts, et.adopt(joy, other), **options).notnull().any()
+    assert et.directions.auroc(et.capture(own, prompts, progress=False), joy, **options).notnull().any()
+    scores = {"head": et.attribution.head_contributions(own, prompts, dirs, progress=False)}
+    plan = et.circuits.even_plan(["anger", "joy"], [1], {"head": 4}, 0, 1)
+    differences = et.circuits.difference_vectors(other, prompts, progress=False)
+    with pytest.raises(EmotraceError, match=r"assemble: head was made with .*, differences with another"):
+        et.circuits.assemble(scores, differences, plan)
+    assert len(et.circuits.assemble(scores, et.adopt(differences, own), plan).components)
+
+
+def test_an_influence_that_would_not_be_used_is_no_argument_and_a_plan_knows_its_model(own, other, prompts, dirs):
+    plain = et.datasets.Prompts.of(
+        [{"key": f"{i}__x", "token_ids": [5 + i, 9], "skeleton_id": str(i)} for i in range(2)]
+    )
+    influence = et.attribution.sublayer_influence(own, plain, dirs, progress=False)
+    with pytest.raises(EmotraceError, match=r"discover\(influence=…\) .* preset"):
+        et.circuits.discover(own, prompts, dirs, influence=influence, progress=False)
+    plan = et.circuits.published_plan(influence, total=12, available={"neuron": 48, "head": 4})
+    with pytest.raises(EmotraceError, match=rf"discover\(plan=…\): {REFUSED}"):
+        et.circuits.discover(other, prompts, et.adopt(dirs, other), plan=plan, progress=False)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.attribution.sets import SITES, Components
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import Within, check_within, missing
@@ -33,7 +34,7 @@ def zero_ablation(site: str, components: Components, *, positions: Positions = "
         components: layer → units or heads.
         positions: where.
     """
-    return _ablations(site, components, lambda layer, chosen: None, positions)
+    return _ablations(site, components, lambda layer, chosen: (None, {}), positions)
 
 
 def mean_ablation(
@@ -54,13 +55,13 @@ def mean_ablation(
         EmotraceError: for components that the reference lacks, or a label that its prompts lack.
     """
 
-    def mean(layer: int, chosen: list[int]) -> np.ndarray:
+    def mean(layer: int, chosen: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
         values, found = _values(reference, site, layer, chosen)
         if label not in found.coords:
             raise unknown("label", label, found.coords, "mean_ablation")
         _, code = np.unique(found[label].values.astype(str), return_inverse=True)
         weights = 1.0 / np.bincount(code)[code] / (code.max() + 1)
-        return np.tensordot(weights, values.astype(np.float64), axes=1).ravel()
+        return np.tensordot(weights, values.astype(np.float64), axes=1).ravel(), provenance.of(found)
 
     return _ablations(site, components, mean, positions)
 
@@ -84,14 +85,14 @@ def resample_ablation(
     """
     keys = list(donor)
 
-    def resampled(layer: int, chosen: list[int]) -> xr.DataArray:
+    def resampled(layer: int, chosen: list[int]) -> tuple[xr.DataArray, dict[str, Any]]:
         values, found = _values(reference, site, layer, chosen)
         at = {k: i for i, k in enumerate(found.coords["key"].variable.values.tolist())}
         lost = [k for k in donor.values() if k not in at]
         if lost:
             raise EmotraceError(f"resample_ablation: the reference has no prompt {lost[0]!r}, which others take from.")
         rows = values[[at[donor[k]] for k in keys]].reshape(len(keys), -1)
-        return xr.DataArray(rows, dims=("key", "dim"), coords={"key": keys})
+        return xr.DataArray(rows, dims=("key", "dim"), coords={"key": keys}), provenance.of(found)
 
     return _ablations(site, components, resampled, positions)
 
@@ -183,7 +184,8 @@ def _ablations(site: str, components: Components, vector: Any, positions: Positi
         chosen = sorted(int(i) for i in components[layer])
         if chosen:
             which: dict[str, Any] = {"units": chosen} if site == "neuron" else {"heads": chosen}
-            edits.append(Ablate(site, layers=layer, positions=positions, vector=vector(layer, chosen), **which))
+            values, origin = vector(layer, chosen)
+            edits.append(Ablate(site, layers=layer, positions=positions, vector=values, origin=origin or None, **which))
     if not edits:
         raise EmotraceError("an ablation needs at least one component.")
     return edits

@@ -129,6 +129,7 @@ def sublayer_influence(
     elif "block" in reference.attrs:
         block = str(reference.attrs["block"])
     provenance.check(reference, sites, f"{PLACE}(reference=…)")
+    provenance.check(sigma, sites, f"{PLACE}(sigma=…)")
     covectors = matched(reference, directions, label, "sublayer_influence(reference=…)")
     without = [layer for layer in chosen if not sites.has("resid_mid", layer)]
     local = local_directions(directions, chosen, without, reference if align else None)

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from emotrace import provenance
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import TIED, descending
 
@@ -145,7 +146,12 @@ def published_plan(
             k = allocate(weights, totals[kind], least[kind], cap, None if room is None else room[exist])
             plan.loc[{label: value, "kind": kind, "layer": np.asarray(layers)[exist]}] = k
     return plan.assign_attrs(
-        method="published", total=whole, mlp_share=mlp_share, cap=cap, **{f"minimum_{k}": least[k] for k in KINDS}
+        method="published",
+        total=whole,
+        mlp_share=mlp_share,
+        cap=cap,
+        **{f"minimum_{k}": least[k] for k in KINDS},
+        **provenance.of(influence),
     )
 
 

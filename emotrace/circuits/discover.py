@@ -107,6 +107,10 @@ def discover(
             f"discover(preset={preset!r}) shares out components by the influence of sublayers: give influence= of "
             "attribution.sublayer_influence(model, plain, directions), or a plan."
         )
+    if influence is not None and (preset is None or plan is not None):
+        raise EmotraceError("discover(influence=…) shares out components where there is a preset, and no plan.")
+    provenance.check(influence, model.sites, "discover(influence=…)")
+    provenance.check(plan, model.sites, "discover(plan=…)")
     kinds = [k for k in KINDS if model.sites.has(SITE_OF[k])]
     if not kinds:
         raise EmotraceError(f"{model.sites.model_class} has neither neurons nor heads (z), so no circuit can be found.")
@@ -119,7 +123,6 @@ def discover(
         available = {k: [_available(model, k, layer) if layer in at[k] else 0 for layer in _all(at)] for k in kinds}
         if preset is not None:
             assert influence is not None
-            provenance.check(influence, model.sites, "discover(influence=…)")
             table = influence["influence"] if isinstance(influence, xr.Dataset) else influence
             plan = published_plan(_within(table, _all(at)), available=available, label=label)
         else:
@@ -192,6 +195,7 @@ def assemble(
     for kind in scores:
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS, "assemble(scores=…)")
+    provenance.together("assemble", **scores, differences=differences)
     known = {k: t["layer"].values.tolist() for k, t in scores.items()}
     first = next(iter(scores.values()), differences)
     _check_plan(plan, label, first[label].values.tolist(), known)

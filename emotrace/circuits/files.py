@@ -13,6 +13,7 @@ from emotrace import disk
 from emotrace.attribution import files
 from emotrace.circuits.allocate import KINDS
 from emotrace.labels import EmotraceError
+from emotrace.texts import from_json
 
 CONTENT: Final = "emotrace circuit, version 1"
 NAME: Final = "circuit"
@@ -52,6 +53,6 @@ def load(folder: str | Path) -> tuple[str, pd.DataFrame, xr.Dataset, dict[str, A
         table[label] = whole[label].values[whole["component_label"].values].tolist()
         table["kind"] = [KINDS[i] for i in whole["component_kind"].values]
         payload = whole.drop_vars([str(n) for n in whole.variables if str(n).startswith("component_")])
-        return label, table, payload.drop_attrs(), json.loads(whole.attrs["meta"])
+        return label, table, payload.drop_attrs(), from_json(whole.attrs["meta"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise EmotraceError(f"{folder}: the files of this circuit are damaged ({error!r}).") from error

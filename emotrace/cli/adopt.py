@@ -16,7 +16,7 @@ from emotrace.labels import EmotraceError
 @app.command()
 def adopt(
     folder: Annotated[
-        Path, typer.Argument(help="directions, vectors, circuit, scores, soft prompt or edits of another model")
+        Path, typer.Argument(help="directions, vectors, circuit, scores, masks, soft prompt or edits of another model")
     ],
     model: Model,
     out: Annotated[Path, typer.Option(help="folder of the copies")],
@@ -28,8 +28,8 @@ def adopt(
     """Copy what was made with another model, declared fit for this one: the deliberate way to use it there."""
     import emotrace as et
 
-    if out.resolve() == folder.resolve():
-        raise EmotraceError(f"--out {out} is the folder itself: adopted copies lie beside what they were made of.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise EmotraceError(f"--out {out} is {folder} or lies in it: adopted copies lie beside what they were made of.")
     to_folder(out, "--out")
     found = [file for file in sorted(folder.rglob("*.json")) if file.with_suffix(".safetensors").is_file()]
     if not found:
@@ -45,9 +45,12 @@ def _load(file: Path) -> Any:
     from emotrace import attribution, circuits, directions, edits
     from emotrace.bundles import read
     from emotrace.prompt_tuning import SoftPrompt
+    from emotrace.rsa import Masks
 
     own = {"circuit": circuits.Circuit.load, "prompt": SoftPrompt.load, "edits": edits.load}
     about, _ = read(file.parent, file.stem, "a result of emotrace")
+    if "shape" in about:
+        return Masks.load(file.parent, file.stem)
     if "variables" not in about:
         return own[file.stem](file.parent) if file.stem in own else directions.load(file.parent, file.stem)
     is_circuit = str(about.get("attrs", {}).get("content", "")).startswith("emotrace circuit")
@@ -58,6 +61,7 @@ def _save(thing: Any, folder: Path, name: str) -> None:
     import xarray as xr
 
     from emotrace import attribution, directions, edits
+    from emotrace.rsa import Masks
 
     if isinstance(thing, xr.DataArray):
         directions.save(thing, folder, name)
@@ -65,5 +69,7 @@ def _save(thing: Any, folder: Path, name: str) -> None:
         attribution.save(thing, folder, name)
     elif isinstance(thing, list):
         edits.save(thing, folder)
+    elif isinstance(thing, Masks):
+        thing.save(folder, name)
     else:
         thing.save(folder)

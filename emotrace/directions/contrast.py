@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats as sps
 
+from emotrace import provenance
 from emotrace.directions.groups import is_accepted, ordered
 from emotrace.directions.moments import Moments
 from emotrace.directions.source import Source, source
@@ -116,6 +117,7 @@ def auroc(
         EmotraceError: for unknown labels, values or layers, or a side without rows.
     """
     rows = source(acts, variable, position)
+    provenance.together("auroc", acts=rows.attrs, vectors=vectors)
     names = [str(v) for v in vectors[label].values]
     sides = sides_of(rows, label, against, names, accepted, least=1)
     n_layers, n_sub, _ = rows.shape

@@ -11,7 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from emotrace.disk.whole import clear_leftovers, write_json
+from emotrace.files import read_bytes
 from emotrace.labels import EmotraceError
+from emotrace.texts import from_json
 
 Made = Mapping[str, Any]
 """Name → JSON value (or digest) of everything that a thing depends on."""
@@ -89,8 +91,9 @@ def settle_file(path: str | os.PathLike[str], now: Made, may_differ: Collection[
             clear_leftovers(path.parent, path.name)
             write_json(path, now)
         return False
+    text = read_bytes(path)
     try:
-        was = dict(json.loads(path.read_text(encoding="utf-8")))
+        was = dict(from_json(text))
     except (ValueError, TypeError) as error:
         raise EmotraceError(f"{path} is damaged ({error}). Give another folder, or delete it to start over.") from None
     settle(path.parent, was, json.loads(json.dumps(now)), may_differ)

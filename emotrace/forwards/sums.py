@@ -14,7 +14,9 @@ from safetensors.numpy import save as save_tensors
 from emotrace import disk
 from emotrace.bundles import CONTENT, confirm, content, read_pair
 from emotrace.disk import plain, replace_file, write_json
+from emotrace.files import read_bytes
 from emotrace.labels import EmotraceError, filename
+from emotrace.texts import from_json
 
 FREE = ("command", "versions")
 """Fields of an identity that may differ when a run is continued."""
@@ -115,8 +117,9 @@ class Sums:
         return self.out / f"{self.name}.{done}.safetensors"
 
     def _open(self) -> None:
+        text = read_bytes(self._manifest)
         try:
-            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+            found = dict(from_json(text))
             identity, done = found["identity"], int(found["done"])
             numbers = self._manifest.with_name(Path(found["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from emotrace import provenance
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate, Edit, Scale
 from emotrace.forwards.capturing import capture
@@ -54,13 +55,17 @@ def mask_edits(
     name, value = needs.get(how, ("", True))
     if value is None:
         raise EmotraceError(f"mask_edits(how={how!r}) needs {name}=.")
+    given = {"mask": mask, **({name: value} if name else {})}
+    provenance.together("mask_edits", **given)
+    origin = next((found for thing in given.values() if (found := provenance.of(thing))), None)
     edits: list[Edit] = []
     for layer in mask["layer"].values.tolist():
         row = mask.sel(layer=layer)
         units = np.asarray(row["unit"].values)[row.values].tolist()
         if not units:
             continue
-        where: dict[str, Any] = {"site": "neuron", "layers": layer, "units": units, "positions": positions}
+        where: dict[str, Any] = {"site": "neuron", "layers": layer, "units": units, "positions": positions,
+                                 "origin": origin}  # fmt: skip
         if how == "multiply":
             assert factors is not None
             edits.append(Scale(**where, vector=_of(factors, layer, units)))
@@ -127,5 +132,5 @@ def reference_values(
             "values": ((DONOR, "layer", "unit"), np.stack(values)),
         },
         coords={DONOR: np.arange(len(values)), **axes},
-        attrs={"texts": len(laid), "tokens": n, "seed": seed},
+        attrs={"texts": len(laid), "tokens": n, "seed": seed, **provenance.of(model.sites.identity)},
     )

@@ -228,4 +228,4 @@ def _grid(x: xr.DataArray, label: str, over: str, stage: str) -> xr.DataArray:
 
 
 def _about(model: LanguageModel) -> dict[str, Any]:
-    return {n: str(model.sites.identity.get(n)) for n in provenance.KEYS}
+    return provenance.of(model.sites.identity)

@@ -121,6 +121,7 @@ def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
     """
     if len({p.vectors.shape for p in prompts}) != 1:
         raise EmotraceError(f"soft prompts of one shape are due, not {sorted({p.vectors.shape for p in prompts})}.")
+    provenance.together("as_edits", **{p.key: p.model for p in prompts})
     keys, values = [p.key for p in prompts], np.stack([p.vectors for p in prompts])
     return [
         Ablate(
@@ -136,9 +137,19 @@ def find(out: str | Path) -> dict[tuple[str, int], SoftPrompt]:
     """Every prompt in the folders of a folder, by emotion and seed.
 
     Raises:
-        EmotraceError: if there are none; as `SoftPrompt.load`.
+        EmotraceError: if there are none, or two of one emotion and seed; as `SoftPrompt.load`.
     """
-    found = [SoftPrompt.load(file.parent) for file in sorted(Path(out).glob(f"*/{NAME}.json"))]
-    if not found:
+    folders = [file.parent for file in sorted(Path(out).glob(f"*/{NAME}.json"))]
+    if not folders:
         raise EmotraceError(f"{out} holds no soft prompts (folders with {NAME}.json).")
-    return {(p.emotion, p.seed): p for p in found}
+    found: dict[tuple[str, int], SoftPrompt] = {}
+    where: dict[tuple[str, int], Path] = {}
+    for folder in folders:
+        prompt = SoftPrompt.load(folder)
+        name = (prompt.emotion, prompt.seed)
+        if name in where:
+            raise EmotraceError(
+                f"{where[name]} and {folder} both hold the prompt {prompt.key}: one is a copy of the other."
+            )
+        found[name], where[name] = prompt, folder
+    return found

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, bundles
+from emotrace import arguments, bundles, provenance
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import descending
 
@@ -216,7 +216,7 @@ def select(
         attrs={
             "ranking": scores.name or "", **{f"ranking_{n}": v for n, v in scores.attrs.items()},
             "ties": "score descending, then layer * units + unit", "match": match, "overlap": overlap, "draws": draws,
-            "seed": seed,
+            "seed": seed, **provenance.of(scores),
         },
     )  # fmt: skip
     return Masks(found)

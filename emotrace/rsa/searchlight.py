@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from emotrace import arguments
+from emotrace import arguments, provenance
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.kendall import (
     BLOCK,
@@ -122,7 +122,7 @@ def searchlight(
         "concept": concept, "n_concepts": len(names), "n_pairs": len(theirs.rank), "alternative": alternative,
         "permutations": permutations, "seed": seed, "ties": ties, "undefined": int(np.isnan(found["tau"][0]).sum()),
     }  # fmt: skip
-    attrs |= {f"activations_{k}": v for k, v in activations.attrs.items()}
+    attrs |= {f"activations_{k}": v for k, v in activations.attrs.items()} | provenance.of(activations)
     out = xr.Dataset(arrays, coords, attrs)
     for name in out:
         out[name].attrs.update(attrs)

@@ -5,7 +5,6 @@ A file is checked when it is first read in a process, and again once its size or
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,12 @@ from typing import Any
 
 from emotrace.store import layout
 from emotrace.store.variable import Variable
+from emotrace.texts import from_json
 
-_SOUND: dict[str, tuple[int, int, int]] = {}
-"""Path → state (inode, size, time of change) in which a file had its checksum."""
+State = tuple[int, int, int, int]
+"""Inode, size, time of change, and time of the last write to the file or to what is said of it."""
+_SOUND: dict[str, State] = {}
+"""Path → state in which a file had its checksum."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,17 @@ def problem(root: Path, name: str, wanted: Any) -> str | None:
     return difference(len(data), layout.checksum(data, like=wanted[1]), wanted)
 
 
-def state(status: os.stat_result) -> tuple[int, int, int]:
+def state(status: os.stat_result) -> State:
     """What tells one state of a file from another without reading it."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def sound(path: str, at: tuple[int, int, int]) -> bool:
+def sound(path: str, at: State) -> bool:
     """Whether a file in this state had its checksum before."""
     return _SOUND.get(path) == at
 
 
-def note(path: str, at: tuple[int, int, int]) -> None:
+def note(path: str, at: State) -> None:
     """A file in this state has its checksum."""
     _SOUND[path] = at
 
@@ -78,7 +80,7 @@ def read_record(root: Path, name: str, field: str) -> dict[str, Any]:
     """
     try:
         data = (root / name).read_bytes()
-        whole = json.loads(data)
+        whole = from_json(data)
         files = whole[field]
         if layout.dump(whole) != data:
             raise ValueError("not as it was written")
@@ -164,7 +166,7 @@ def require(root: Path, name: str, files: Mapping[str, Any]) -> None:
     try:
         at = state(os.stat(path))
     except OSError:
-        at = (0, 0, 0)
+        at = (0, 0, 0, 0)
     if sound(path, at):
         return
     found = problem(root, name, files[name]) if name in files else "unknown to the store's record"

@@ -28,7 +28,7 @@ from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.store.plan import Plan
 from emotrace.store.variable import Variable
-from emotrace.texts import to_json
+from emotrace.texts import from_json, to_json
 
 MAY_DIFFER = ("command", "versions")
 """Attrs that may differ when a run is continued."""
@@ -101,7 +101,7 @@ def read_attrs(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise EmotraceError(f"no activation store at {path}.")
     try:
-        attrs = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        attrs = from_json((path / "zarr.json").read_bytes())["attributes"]
         version = attrs["emotrace_store"]["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if (path / COMMITS).is_dir():

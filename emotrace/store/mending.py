@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from emotrace.store.checks import Damage
 from emotrace.store.plan import Plan
 from emotrace.store.rows import COLUMNS, Rows
 from emotrace.store.variable import Variable
+from emotrace.texts import from_json
 
 
 def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
@@ -66,7 +66,7 @@ def settings(root: Path) -> dict[str, Any]:
             raise
         broken = error
     try:
-        kept = json.loads((root / layout.TABLE_RECORD).read_bytes())
+        kept = from_json((root / layout.TABLE_RECORD).read_bytes())
     except (OSError, ValueError):
         return layout.read_attrs(root)  # the record is what is damaged
     try:
