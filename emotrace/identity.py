@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,19 +46,35 @@ def made_by(model: LanguageModel) -> dict[str, Any]:
 
 
 def _weights_hash(module: Any) -> str:
-    """Hash of every parameter's name, shape and the integer sum of its bit patterns, which no order of adding changes."""
+    """Hash of the name, shape and numbers of every parameter and of every buffer that checkpoints hold."""
     digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        total = "absent" if parameter.is_meta else _bits(parameter)
-        digest.update(f"{name}{tuple(parameter.shape)}{total}".encode())
+    for name, tensor in (*module.named_parameters(), *_stored_buffers(module)):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(b"absent" if tensor.is_meta else _bits(tensor.detach()))
     return digest.hexdigest()[:16]
 
 
-def _bits(parameter: torch.Tensor) -> str:
-    """Sums of all bit patterns and of every third, and the first sixteen: one changed weight is noticed."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-    bits = parameter.detach().view(integers).reshape(-1)
-    return f"{int(bits.sum(dtype=torch.int64))} {int(bits[::3].sum(dtype=torch.int64))} {bits[:16].tolist()}"
+def _stored_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers beside the parameters in a checkpoint, as the bias by which DeepSeek chooses experts; others follow from the
+    configuration."""
+    for path, part in module.named_modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                yield f"{path}.{name}", buffer
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    """Integer sums of the bit patterns along every row and every column: no order of adding changes them, and one changed
+    number, two rows or two columns that change places do."""
+    if not tensor.numel():
+        return b""
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    width, each = (tensor.shape[-1] if tensor.ndim else 1), tensor.element_size()
+    size = math.gcd(8, width * each)  # eight bytes at a time where a row is a multiple of them
+    table = tensor.contiguous().reshape(-1, width)
+    table = table.clone() if table.storage_offset() * each % size else table
+    table = table.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    return b"".join(table.sum(axis, dtype=torch.int64).cpu().numpy().tobytes() for axis in (0, 1))
 
 
 def _weights_sample(module: Any) -> str:

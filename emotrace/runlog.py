@@ -59,11 +59,15 @@ class Log:
             EmotraceError: if a field is missing.
         """
         try:
-            return tuple(row[f] if f in row else _DEFAULTS[f] for f in self.identity)
+            found = tuple(row[f] if f in row else _DEFAULTS[f] for f in self.identity)
         except KeyError as error:
             raise EmotraceError(
                 f"{self.path}: a row has no field {error}, which its identity {self.identity} needs."
             ) from None
+        for field, value in zip(self.identity, found, strict=True):
+            if isinstance(value, (list, dict)):
+                raise EmotraceError(f"{self.path}: a row has {field} {value!r}; a text or a number tells rows apart.")
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows in the order they were appended."""

@@ -127,6 +127,24 @@ def test_identity_tells_checkpoints_apart(directory):
     assert identity(one, "x", None)["weights_hash"] != a["weights_hash"], "one weight is enough"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("step", [1, 2, 3, 6])
+def test_weights_that_change_places_are_other_weights(dtype, axis, step):
+    module = tiny.build("llama").to(dtype)
+    before = identity(module, "x", None)["weights_hash"]
+    weight = module.model.layers[1].mlp.up_proj.weight.data
+    weight.index_copy_(axis, torch.tensor([8, 8 + step]), weight.index_select(axis, torch.tensor([8 + step, 8])))
+    assert identity(module, "x", None)["weights_hash"] != before
+
+
+def test_buffers_of_the_checkpoint_are_weights():
+    module = tiny.build("deepseek-v3")
+    before = identity(module, "x", None)["weights_hash"]
+    module.model.layers[1].mlp.gate.e_score_correction_bias[2] += 1  # chooses other experts; no parameter
+    assert identity(module, "x", None)["weights_hash"] != before
+
+
 # -- nnsight's own use --------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,7 @@ class Measured:
         self.out = None if out is None else Path(out)
         if self.out is not None:
             disk.settle_file(self.out / "settings.json", self.settings, note=False)
+        self._made = disk.digest(self.settings)
 
     def run(self, make: Callable[[], Edits], progress: bool) -> xr.Dataset:
         """The curve; ``make`` is called only if something is left to compute."""
@@ -167,9 +168,11 @@ class Measured:
 
     def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
         """Rows of all batches and labels: those that are there, and the others as they are computed."""
+        path, made = log.path if log else "", self._made
         for row in rows:
             members = self.work[row["batch"]][1] if row["batch"] < len(self.work) else None
-            disk.settle(log.path if log else "", {"rows": row["rows"]}, {"rows": members}, what=f"batch {row['batch']}")
+            was = None if "made" not in row else {"rows": row.get("rows"), "settings": row["made"]}
+            disk.settle(path, was, {"rows": members, "settings": made}, what=f"batch {row['batch']}")
         done = {(row["batch"], row["label"]) for row in rows}
         todo = [
             (number, [e for e in labels if (number, e) not in done], members)
@@ -199,7 +202,7 @@ class Measured:
                 bar.update(len(members) if scores else 0)
                 scores.append(found.tolist())
             row = {"batch": number, "label": e, "rows": members, "by_token": batch.beginning is not None}
-            yield row | {"base": scores[0], "scores": scores[1:]}
+            yield row | {"base": scores[0], "scores": scores[1:], "made": self._made}
 
     def _summary(self, rows: list[dict[str, Any]]) -> xr.Dataset:
         """Means over prompts with bootstrap intervals over clusters."""

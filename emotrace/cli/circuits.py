@@ -270,7 +270,7 @@ def _inputs(
     dirs, label = labelled(directions)
     emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
     prompts = sev(data, emotions=emotions, instruction=asked, limit=limit)
-    return prompts, dirs, {"label": label, "accepted": accepted_keys(rows), "out": out}
+    return prompts, dirs, {"label": label, "accepted": accepted_keys(rows, prompts.table), "out": out}
 
 
 def _contributions(folder: Path) -> tuple[str, Any]:

@@ -189,17 +189,25 @@ def decoding(
     return found | ({"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {})
 
 
-def accepted_keys(rows: Path | None) -> list[str] | None:
-    """Keys of the judged replies in a file that were accepted; None where there is no file."""
+def accepted_keys(rows: Path | None, table: Any) -> list[str] | None:
+    """Keys of the judged replies in a file that were accepted; None where there is no file.
+
+    Args:
+        rows: the file.
+        table: of the prompts (or activations) that the keys shall choose from: keys and labels.
+    """
     if rows is None:
         return None
-    from emotrace.datasets.rows import read_rows
+    from emotrace.datasets.rows import read_rows, refuse_other_prompt
     from emotrace.directions import accepted
 
     judged = read_rows(rows, "key", "verdict|judge", what="a judged reply (of `emotrace judge`)")
     methods = {str(r.get("method", "")) for r in judged}
     if len(methods) > 1:
         raise EmotraceError(f"{rows} holds replies of several methods ({', '.join(sorted(methods))}); keep one.")
+    labels = {str(row["key"]): row for row in table.drop_duplicates("key").to_dict("records")}
+    for row in judged:
+        refuse_other_prompt(row, labels.get(str(row["key"]), {}), str(rows))
     keys = accepted(judged)
     if not keys:
         raise EmotraceError(f"{rows}: the judge accepted none of {len(judged)} replies.")

@@ -156,8 +156,8 @@ def directions(
     import emotrace as et
 
     to_folder(out, "--out")
-    accepted = accepted_keys(rows)
     acts = et.open_activations(store)
+    accepted = accepted_keys(rows, acts.tokens)
     found = et.directions.centered_mean(acts, label=label, within=tuple(names(within)), accepted=accepted)
     et.directions.save(found, out)
     typer.echo(f"{dict(found.sizes)} from {found.attrs['n_groups']} groups in {out}")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.datasets.rows import check_row
+from emotrace.datasets.rows import check_row, refuse_other_prompt
 from emotrace.labels import EmotraceError, unknown
 
 Label = str | int
@@ -218,10 +218,11 @@ class Prompts(Sequence[Prompt]):
         """The prompts that have a row of the same key, each carrying that row's ``token_ids`` as its reply.
 
         Raises:
-            EmotraceError: for a row without ``key`` or ``token_ids``, two different replies to one key (rows of several
-                methods or draws: choose one first), or if no prompt has a reply.
+            EmotraceError: for a row without ``key`` or ``token_ids``, or with another value of a label than its prompt has, two
+                different replies to one key (rows of several methods or draws: choose one first), or if no prompt has a reply.
         """
         replies: dict[str, tuple[int, ...]] = {}
+        labels = {p.key: p.labels for p in self}
         for n, row in enumerate(rows, 1):
             for name in ("key", "token_ids"):
                 if name not in row:
@@ -231,6 +232,7 @@ class Prompts(Sequence[Prompt]):
             check_row(row, f"reply {n}")
             if row["token_ids"] is None or row["key"] is None:
                 raise EmotraceError(f"reply {n} has no key or no token_ids; text is never re-tokenised.")
+            refuse_other_prompt(row, labels.get(row["key"], {}), f"reply {n}")
             ids = tuple(int(i) for i in row["token_ids"])
             if replies.setdefault(row["key"], ids) != ids:
                 raise EmotraceError(f"reply {n}: a second, other reply to {row['key']!r}; choose one method and draw.")

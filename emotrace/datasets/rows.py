@@ -11,6 +11,9 @@ import numpy as np
 from emotrace.files import read_jsonl
 from emotrace.labels import EmotraceError
 
+OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_target", "judge")
+"""Fields of a row that are not labels of its prompt."""
+
 
 def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[dict[str, Any]]:
     """The rows of a JSON-lines file of replies.
@@ -54,6 +57,24 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
             shown = repr(value)
             shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
             raise EmotraceError(f"{where}: field {name!r} is {shown}; {what} is due.")
+
+
+def refuse_other_prompt(row: Mapping[str, Any], labels: Mapping[str, Any], where: str) -> None:
+    """Refuse a reply that has a prompt's key and belongs to another one: a label that both carry differs.
+
+    Args:
+        row: of `emotrace.generate` or a judge.
+        labels: of the prompt; None, NaN and empty ones are not known.
+        where: the place of the row, for the message.
+
+    Raises:
+        EmotraceError: naming the row and every difference.
+    """
+    known = {n: v for n, v in labels.items() if n in row and n not in OWN and v is not None and v == v and v != ""}
+    told = [f"{n}: {row[n]!r} there, {v!r} now" for n, v in known.items() if row[n] != v]
+    if told:
+        shown = "; ".join(one if len(one) <= 200 else f"{one[:200]}…" for one in told)
+        raise EmotraceError(f"{where}: the row {row.get('key')!r} is a reply to another prompt ({shown}).")
 
 
 def _text(value: Any) -> bool:

@@ -114,7 +114,8 @@ def same_row(path: str | os.PathLike[str], row: Mapping[str, Any], now: Made, na
     Raises:
         EmotraceError: naming the row and every difference, or an earlier version that kept no record.
     """
-    meta = row.get("meta") or {}
+    meta = row.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
     made = meta.get("made")
     known = isinstance(made, Mapping)
     settle(path, {k: v for k, v in {**meta, **made}.items() if k in now} if known else None, now, what=name)

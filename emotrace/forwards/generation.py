@@ -130,7 +130,7 @@ def generate(
     config = decoding_.configuration(model, decoding, encoder.pad_id)
     made = _made(model, prompts, ids, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:
-        rows = _known(log, prompts, method, draw, settings, made)
+        rows = _known(log, prompts, method, draw, settings, made, encoder)
         fired = [0] * len(edits)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
@@ -231,7 +231,8 @@ def _made(
     model: LanguageModel, prompts: Prompts, ids: list[list[int]], config: Any, batches: list[list[int]]
 ) -> list[dict[str, str]]:
     """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
-    by = disk.digest([made_by(model), config.eos_token_id])
+    forced = {n: v for n in decoding_.OF_THE_MODEL if (v := getattr(config, n, None)) is not None and "forced" in n}
+    by = disk.digest([made_by(model), config.eos_token_id, *([forced] if forced else [])])
     made = [{"prompt": disk.digest(one), "model": by} for one in ids]
     for number, batch in enumerate(batches):
         stream = disk.digest([number, [[ids[i], prompts[i].about] for i in batch]])
@@ -241,9 +242,10 @@ def _made(
 
 
 def _known(
-    log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]]
-) -> dict[str, dict]:
-    """Rows of this method and draw that a log holds already, each made of what is wanted now."""
+    log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]],
+    encoder: Any,
+) -> dict[str, dict]:  # fmt: skip
+    """Rows of this method and draw that a log holds already, each made of what is wanted now and left as it was written."""
     if log is None:
         return {}
     number = {p.key: i for i, p in enumerate(prompts)}
@@ -256,7 +258,23 @@ def _known(
             disk.same_row(log.path, row, {**settings, **now}, name)
             told, labels = ({k: v for k, v in some.items() if k not in FIELDS} for some in (row, prompts[i].labels))
             disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
+            _refuse_changed(row, encoder, f"{log.path}: {name}")
     return {row["key"]: row for row in found}
+
+
+def _text(encoder: Any, reply: Sequence[int]) -> str:
+    return encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))
+
+
+def _refuse_changed(row: dict[str, Any], encoder: Any, where: str) -> None:
+    """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
+    ids = row.get("token_ids")
+    whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+    if not whole or row.get("gen_text") != _text(encoder, ids):
+        raise EmotraceError(
+            f"{where} was changed after it was written: its gen_text is not what its token_ids say. Take the line out, and it "
+            "is generated again."
+        )
 
 
 def _row(
@@ -272,13 +290,12 @@ def _row(
     ends = decoding_.ends_of(config)
     stop = next((i for i, t in enumerate(tokens) if t in ends), None)
     reply = tokens if stop is None else tokens[:stop]
-    text = encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))
     return {
         "key": prompt.key,
         "method": method,
         "draw": draw,
         **{k: v for k, v in prompt.labels.items() if k not in FIELDS},
-        "gen_text": text,
+        "gen_text": _text(encoder, reply),
         "token_ids": reply,
         "meta": {"prompt_length": prompt_length, "stopped": stop is not None, **settings},
     }

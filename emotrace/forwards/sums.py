@@ -56,6 +56,7 @@ class Sums:
             raise EmotraceError(f"the identity of a sum must be JSON: {error}.") from error
         self.done = 0
         self._arrays: dict[str, np.ndarray] = {}
+        self._written = b""
         if self.out is not None and self._manifest.is_file():
             self._open()
             disk.clear_leftovers(self.out, self.name)
@@ -87,13 +88,16 @@ class Sums:
         """The totals now cover ``done`` prompts; with a folder, wait until that is on disk.
 
         Raises:
-            EmotraceError: if ``done`` does not grow, or the disk is full (the last commit stays).
+            EmotraceError: if ``done`` does not grow, another process commits there, or the disk is full (the last commit
+                stays).
         """
         if done <= self.done:
             raise EmotraceError(f"commit({done}): {self.done} prompts are committed already.")
         self.done = done
         if self.out is None:
             return
+        if (self._manifest.read_bytes() if self._manifest.is_file() else b"") != self._written:
+            raise EmotraceError(f"another process is writing to {self._manifest}; wait for it, or choose another path.")
         blob = save_tensors(self._arrays)
         manifest = {
             "done": done,
@@ -103,6 +107,7 @@ class Sums:
         }
         replace_file(self._numbers(done), blob)
         write_json(self._manifest, {**manifest, CONTENT: content(manifest)})
+        self._written = self._manifest.read_bytes()
         for path in self.out.glob(f"{self.name}.*.safetensors"):  # of the commit before, and of one that was killed
             if path.suffixes[-2][1:].isdigit() and path != self._numbers(done):
                 path.unlink(missing_ok=True)
@@ -117,9 +122,9 @@ class Sums:
         return self.out / f"{self.name}.{done}.safetensors"
 
     def _open(self) -> None:
-        text = read_bytes(self._manifest)
+        self._written = read_bytes(self._manifest)
         try:
-            found = dict(from_json(text))
+            found = dict(from_json(self._written))
             identity, done = found["identity"], int(found["done"])
             numbers = self._manifest.with_name(Path(found["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:

@@ -120,7 +120,8 @@ def tune_all(
         bar.update(len(jobs) - len(waiting))
         done = workers.spread(_tuned, [(j, tasks[j], out) for j in waiting], recipe, model, loaded, processes, load)
         for (job, task, _), took in done:
-            prompt = SoftPrompt.load(out / job.key)
+            folder = out / job.key  # where another process may have written with other settings meanwhile
+            prompt = _finished(folder, loaded, task, recipe) or SoftPrompt.load(folder)
             rows[job] = _row(job, task, prompt, took)
             table = _table(rows.values())
             _write(out, table)

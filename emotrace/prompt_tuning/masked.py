@@ -48,6 +48,7 @@ class _Shared:
     batch_size: int
     seed: int
     eval_batch: int | None
+    settings: str
 
 
 def masked_accuracy(
@@ -106,20 +107,20 @@ def masked_accuracy(
     tasks = [_task(p, texts, part, loaded) for p in tuned]
     _check(masks, how, loaded)
     factors = masks.multipliers(seed) if how == "multiply" else None
-    shared = _Shared(masks.masked, factors, how, part, batch_size, seed, eval_batch)
+    settings = {
+        "how": how, "part": part, "seed": seed, "masks": disk.digest(masks.masked), "format": 3,
+        "eval_batch": eval_batch, "model": disk.digest(made_by(loaded)),
+    }  # fmt: skip
+    shared = _Shared(masks.masked, factors, how, part, batch_size, seed, eval_batch, disk.digest(settings))
     folder = Path(out)
-    disk.settle_file(folder / "masked.json", {
-        "how": how, "part": part, "seed": seed, "masks": disk.digest(masks.masked), "format": 2,
-        "eval_batch": eval_batch,
-        "model": disk.digest(made_by(loaded)),
-    })  # fmt: skip
+    disk.settle_file(folder / "masked.json", settings)
     names = [labels for labels, _ in masks]
     wanted = {_identity(p, about): p for p in tuned for about in (None, *names)}
     with Log(folder / "masked.jsonl", IDENTITY) as log:
         for row in log.rows():
             name = log.identity_of(row)
             if name in wanted:
-                disk.same_row(log.path, row, {"soft_prompt": wanted[name].digest}, f"row {name}")
+                disk.same_row(log.path, row, _made(wanted[name], shared), f"row {name}")
         pieces = list(_pieces(tuned, tasks, names, log))
         total = len(tuned) * (len(names) + 1)
         with progress_bar(total=total, desc="masked", unit="mask", enabled=progress) as bar:
@@ -153,9 +154,14 @@ def _measured(model: LanguageModel, shared: _Shared, piece: tuple[SoftPrompt, Ta
         rows.append(
             dict(zip(IDENTITY, _identity(prompt, names), strict=True))
             | _score(margins, items, prompt.recipe, batch)
-            | {"meta": {"made": {"soft_prompt": prompt.digest}}}
+            | {"meta": {"made": _made(prompt, shared)}}
         )
     return rows
+
+
+def _made(prompt: SoftPrompt, shared: _Shared) -> dict[str, str]:
+    """What made a row, beside the mask that its identity names."""
+    return {"soft_prompt": prompt.digest, "settings": shared.settings}
 
 
 def _score(margins: np.ndarray, items: Items, recipe: Recipe, batch: int) -> dict[str, Any]:

@@ -175,6 +175,16 @@ def test_with_replies_keeps_those_that_have_one_and_never_tokenises():
             prompts.with_replies(rows)
 
 
+def test_replies_to_another_prompt_of_the_same_key_are_refused():
+    prompts = Prompts.of([{"key": "a", "text": "x", "emotion": "fear", "n": 3}])
+    rows = [{"key": "a", "token_ids": [1], "emotion": "fear", "n": 3, "verdict": {"match": 0}}]
+    assert prompts.with_replies(rows)[0].reply_ids == (1,)
+    with pytest.raises(
+        EmotraceError, match=r"row 'a' is a reply to another prompt \(emotion: 'joy' there, 'fear' now\)"
+    ):
+        prompts.with_replies([{**rows[0], "emotion": "joy"}])
+
+
 def test_a_list_of_messages_is_one_chat():
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     assert Prompts.of(chat)[0].messages == Prompts.of([chat])[0].messages == tuple(chat)

@@ -64,6 +64,19 @@ def test_rows_without_a_record_are_refused_only_where_they_are_wanted(tmp_path):
     assert [r["key"] for r in run(PROMPTS[2:], out)] == ["c", "d"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"gen_text": "So angry!"}, {"token_ids": [5, 6, 7]}, {"token_ids": None}, {"token_ids": "5"}]
+)
+def test_rows_that_somebody_edited_are_refused(tmp_path, change):
+    out = tmp_path / "rows.jsonl"
+    rows = run(PROMPTS, out)
+    out.write_text("".join(json.dumps(row | (change if row["key"] == "b" else {})) + "\n" for row in rows))
+    with pytest.raises(EmotraceError, match=r"row 'b' \(none\) was changed after it was written: its gen_text"):
+        run(PROMPTS, out)
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows if row["key"] != "b"))
+    assert run(PROMPTS, out) == rows
+
+
 def test_sampled_rows_of_another_batch_are_refused(tmp_path):
     out = tmp_path / "rows.jsonl"
     run(PROMPTS[:2], out, **SAMPLED)

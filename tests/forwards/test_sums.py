@@ -125,6 +125,16 @@ def test_damage_is_refused(tmp_path):
         Sums(tmp_path, IDENTITY)
 
 
+def test_two_that_commit_to_one_folder_are_told(tmp_path):
+    one, other = Sums(tmp_path, IDENTITY), Sums(tmp_path, {**IDENTITY, "seed": 1})
+    for total in (one, other):
+        total.add("x", 1.0)
+    one.commit(1)
+    with pytest.raises(EmotraceError, match="another process is writing to"):
+        other.commit(1)
+    assert Sums(tmp_path, IDENTITY).done == 1
+
+
 def test_in_memory_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     total = Sums(None, IDENTITY)

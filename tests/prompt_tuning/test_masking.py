@@ -182,6 +182,9 @@ def test_the_same_command_continues_and_another_is_refused(tuned, tmp_path, monk
         with pytest.raises(EmotraceError, match=message):
             masked_accuracy(**{"model": lm, "prompts": prompts, "texts": TEXTS, "masks": masks(), "progress": False,
                                "out": tmp_path / "part"} | options)  # fmt: skip
+    (tmp_path / "part" / "masked.json").unlink()  # the rows themselves say what made them
+    with pytest.raises(EmotraceError, match=r"masked\.jsonl: row .* \(settings: "):
+        masked_accuracy(lm, prompts, TEXTS, masks(), how="multiply", out=tmp_path / "part", progress=False)
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(tuned, tmp_path):
