@@ -156,8 +156,10 @@ class Measured:
         """The curve; ``make`` is called only if something is left to compute."""
         if self.out is None:
             return self._summary(self._rows([], None, make, progress))
-        disk.settle_file(self.out / "settings.json", self.settings)
+        disk.settle_file(self.out / "settings.json", self.settings, note=False)
         with Log(self.out / "scores.jsonl", ("batch", "label")) as log:
+            self._check(log.rows(), log.path)  # before settings are written that are not those of the rows
+            disk.settle_file(self.out / "settings.json", self.settings)
             return self._summary(self._rows(log.rows(), log, make, progress))
 
     def keep(self, curve: xr.Dataset) -> xr.Dataset:
@@ -166,13 +168,15 @@ class Measured:
             save(curve, self.out, "curve")
         return curve
 
-    def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
-        """Rows of all batches and labels: those that are there, and the others as they are computed."""
-        path, made = log.path if log else "", self._made
+    def _check(self, rows: list[dict], path: Path) -> None:
+        """Refuse scores that other settings or other prompts made."""
         for row in rows:
             members = self.work[row["batch"]][1] if row["batch"] < len(self.work) else None
             was = None if "made" not in row else {"rows": row.get("rows"), "settings": row["made"]}
-            disk.settle(path, was, {"rows": members, "settings": made}, what=f"batch {row['batch']}")
+            disk.settle(path, was, {"rows": members, "settings": self._made}, what=f"batch {row['batch']}")
+
+    def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
+        """Rows of all batches and labels: those that are there, and the others as they are computed."""
         done = {(row["batch"], row["label"]) for row in rows}
         todo = [
             (number, [e for e in labels if (number, e) not in done], members)

@@ -250,10 +250,11 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
         with pytest.raises(EmotraceError, match=rf"other settings \(.*{word}\b"):
             ablation_curve(lm, table, directions, scores, out=tmp_path, **(options | other))
     (tmp_path / "settings.json").unlink()  # the scores themselves say what made them
-    with pytest.raises(EmotraceError, match=r"scores\.jsonl: batch 0 was made with other settings \(settings: "):
-        ablation_curve(lm, table, directions, scores, out=tmp_path, **(options | {"how": "zero"}))
-    with pytest.raises(EmotraceError, match=r"other settings \(scores: "):
-        ablation_curve(lm, table, directions, -scores, out=tmp_path, **options)
+    for other, changed in ((scores, {"how": "zero"}), (-scores, {})):
+        with pytest.raises(EmotraceError, match=r"scores\.jsonl: batch 0 was made with other settings \(settings: "):
+            ablation_curve(lm, table, directions, other, out=tmp_path, **(options | changed))
+    assert ablation_curve(lm, table, directions, scores, out=tmp_path, **options).identical(whole)
+    assert calls == [], "nor does it without its settings"
 
 
 def test_intervals_draw_whole_skeletons():
