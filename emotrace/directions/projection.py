@@ -41,7 +41,7 @@ def project(
     if not isinstance(directions, xr.DataArray):
         raise EmotraceError(f"project(directions=…) takes a labelled array, not {type(directions).__name__}.")
     rows = source(acts, variable, position)
-    _same_model(rows.attrs, directions)
+    provenance.together("project", acts=rows.attrs, directions=directions)
     array = rows.array
     missing = [d for d in rows.features if d not in directions.dims]
     wrong = [d for d in rows.features if d not in missing and array.sizes[d] != directions.sizes[d]]
@@ -88,15 +88,6 @@ def project(
         method="projection", sign="positive = more of what the direction points to", label=str(extra[0]) if extra else "",
         unit=int(directions.attrs.get("unit", 0)), **rows.provenance(),
     )  # fmt: skip
-
-
-def _same_model(rows: dict[str, Any], directions: xr.DataArray) -> None:
-    was, now = provenance.of(directions), provenance.of(rows)
-    if was and now and not provenance.same(was, now):
-        raise EmotraceError(
-            f"project: directions of the model {was.get('model_id')!r} and activations of {now.get('model_id')!r}: not the same "
-            "weights. If that is meant, say so: emotrace.adopt(directions, model)."
-        )
 
 
 def _shared(array: xr.DataArray, directions: xr.DataArray, dim: str) -> list[Any] | None:
