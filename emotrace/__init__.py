@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         interop,
         judges,
         prompt_tuning,
+        replies,
         report,
         rsa,
         scoring,
@@ -55,7 +56,7 @@ __version__ = _version("emotrace")
 
 _ROOMS = (
     "attribution", "circuits", "cli", "datasets", "directions", "discovery", "dose", "edits", "extraction", "interop", "judges",
-    "prompt_tuning", "report", "rsa", "scoring", "sites", "stats", "store", "suite", "testing",
+    "prompt_tuning", "replies", "report", "rsa", "scoring", "sites", "stats", "store", "suite", "testing",
 )  # fmt: skip
 _NAMES = {
     "capture": "forwards.capturing",
@@ -100,6 +101,7 @@ __all__ = [
     "load",
     "open_activations",
     "prompt_tuning",
+    "replies",
     "report",
     "rsa",
     "scoring",

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, disk, judges, scoring, stats
+from emotrace import arguments, disk, scoring
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import digest as edits_digest
 from emotrace.edits import mixture
+from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.files import to_folder
-from emotrace.forwards.generation import generate
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
+from emotrace.replies import bisect, fluency_bounds, mark_fluent
+from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.sites import LanguageModel
-from emotrace.stats.doses import bisect
 
-Rows = list[dict[str, Any]]
 DOSES: Final = (-1.0, 0.0, 1.0, 2.0, 4.0)
 """The published doses (arXiv 2502.04075): multiples of a vector."""
 FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -46,7 +45,7 @@ def dose_response(
     out: str | Path | None = None,
     progress: bool = True,
     **where: Any,
-) -> Rows:
+) -> list[Row]:
     """Judged replies to the same prompts at every dose of every emotion's vector.
 
     Each arm has the same prompts and the same seed. Perplexity is that of the reply under the un-edited model after the
@@ -71,7 +70,7 @@ def dose_response(
 
     Returns:
         Rows of `generate` with ``prompt`` (the key of the plain prompt), ``dose``, ``verdict``, and ``meta.perplexity, length,
-        repetition, kl``; for `stats.dose_table` and `stats.emotion_matrix`.
+        repetition, kl``; for `replies.dose_table` and `replies.emotion_matrix`.
 
     Raises:
         EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs; for a
@@ -90,32 +89,23 @@ def dose_response(
     edits = {dose: mixture(vectors, None, strength=dose, **where) for dose in wanted}
     for some in edits.values():
         edits_.check(some, model.sites)
-    folder = None if out is None else Path(out)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
+    decoding = decoding or {}
+    it = Evaluation(model, judge, out, decoding, batch_size, seed, progress=progress)
     aimed = prompts.for_each(emotion=names)
-    plain_of = {p.key: q.key for q in prompts for p in Prompts([q]).for_each(emotion=names)}
+    asked = plain_of(prompts, aimed)
     by = disk.digest(made_by(model))
     plain_ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
-    base = generate(model, prompts, method="none", out=folder and folder / "base.jsonl", **options)
-    rows: Rows = []
+    base = it.generated("base", prompts)
+    forced = {row["key"]: row["token_ids"] for row in base}
+    rows: list[Row] = []
     for dose in wanted:
-        if dose == 0:
-            of = {row["key"]: row for row in base}
-            found = [
-                {**of[plain_of[p.key]], "key": p.key, **p.labels, "meta": dict(of[plain_of[p.key]]["meta"])}
-                for p in aimed
-            ]
-        else:
-            path = folder and folder / f"{_name(dose)}.jsonl"
-            found = generate(model, aimed, edits[dose], method=method, out=path, **options)
-        with Log(folder / f"{_name(dose)}.verdicts.jsonl") if folder else nullcontext() as log:
-            found = judges.judge_rows(found, judge, log=log, progress=progress)
-        for row in found:
-            row |= {"prompt": plain_of[row["key"]], "dose": dose, "method": method}
-            row["meta"] = {
-                **row["meta"], "length": len(row["token_ids"]), "repetition": stats.repetition(row["token_ids"]),
-            }  # fmt: skip
-        forced = {row["key"]: row["token_ids"] for row in base}
+        name = _name(dose)
+        answered = it.generated(name, aimed, edits[dose], method=method) if dose else repeated(base, prompts, aimed)
+        found: list[Row] = [
+            {**row, "prompt": asked[row["key"]], "dose": dose, "method": method, "meta": {**row["meta"]}}
+            for row in it.judged(name, answered)
+        ]
+        mark_fluent(found)
         made = {
             row["key"]: {
                 "model": by, "prompt": disk.digest(plain_ids[row["prompt"]]), "reply": disk.digest(row["token_ids"]),
@@ -123,22 +113,22 @@ def dose_response(
             }
             for row in found
         }  # fmt: skip
-        path = folder and folder / f"{_name(dose)}.scores.jsonl"
+        path = it.file(f"{name}.scores.jsonl")
         scores = _known(path, made)
         if not all(row["key"] in scores and (not measure_kl or "kl" in scores[row["key"]]) for row in found):
-            divergence = _divergence(model, aimed, base, plain_of, edits[dose], batch_size) if measure_kl else {}
+            divergence = it.divergence(aimed, base, prompts, edits[dose]) if measure_kl else {}
             perplexity = _perplexity(model, prompts, found, batch_size, progress)
-            scores = {
-                row["key"]: {"key": row["key"], "perplexity": perplexity[row["key"]]}
-                | ({"kl": divergence.get(row["key"])} if measure_kl else {})
-                | {"made": made[row["key"]]}
-                for row in found
-            }
+            scores.clear()
+            for key in made:
+                cost: dict[str, Any] = {"kl": divergence.get(key)} if measure_kl else {}
+                scores[key] = {"key": key, "perplexity": perplexity[key], **cost, "made": made[key]}
             if path is not None:
                 disk.write_rows(path, scores.values())
         for row in found:
             score = scores[row["key"]]
-            row["meta"] |= {k: score[k] for k in ("perplexity", "kl") if k in score and (k, score[k]) != ("kl", None)}
+            row["meta"]["perplexity"] = score["perplexity"]
+            if score.get("kl") is not None:
+                row["meta"]["kl"] = score["kl"]
         rows += found
     return rows
 
@@ -185,7 +175,7 @@ def strength_at_kl(
         where: ``site``, ``layers``, ``scale`` and ``positions`` of `emotrace.edits.mixture`.
 
     Returns:
-        ``{strength, cost, target, reached, steps}`` of `emotrace.stats.doses.bisect`.
+        ``{strength, cost, target, reached, steps}`` of `emotrace.replies.bisect`.
     """
     prompts = Prompts.of(prompts)
 
@@ -197,7 +187,7 @@ def strength_at_kl(
 
 
 def fluency_of(
-    model: LanguageModel, prompts: Any, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, progress: bool = True
+    model: LanguageModel, prompts: Any, rows: Sequence[Row], batch_size: int = 32, progress: bool = True
 ) -> dict[str, list[float]]:
     """Bounds of fluency: 1st to 99th percentile over the model's own replies to an emotion asked in words.
 
@@ -212,42 +202,18 @@ def fluency_of(
         EmotraceError: for no rows, or one whose plain prompt is not given.
     """
     prompts = Prompts.of(prompts)
-    lost = [row["prompt"] for row in rows if row["prompt"] not in set(prompts.keys)]
-    if lost or not rows:
-        raise EmotraceError(f"fluency_of: {f'no plain prompt {lost[0]!r}' if lost else 'there are no replies'}.")
+    if not rows:
+        raise EmotraceError("fluency_of: there are no replies.")
     perplexity = _perplexity(model, prompts, rows, batch_size, progress)
-    return stats.fluency_bounds(
-        {
-            "key": row["key"],
-            "meta": {
-                "perplexity": perplexity[row["key"]],
-                "length": len(row["token_ids"]),
-                "repetition": stats.repetition(row["token_ids"]),
-            },
-        }
-        for row in rows
-    )
-
-
-def _divergence(
-    model: LanguageModel, aimed: Prompts, base: Rows, plain_of: Mapping[str, str], edits: Sequence[Any], batch_size: int
-) -> dict[str, float]:
-    """KL of every aimed prompt along the base model's reply."""
-    if not edits:
-        return {p.key: 0.0 for p in aimed}
-    replies = {row["key"]: row["token_ids"] for row in base}
-    told = [{"key": p.key, "token_ids": replies[plain_of[p.key]]} for p in aimed if replies[plain_of[p.key]]]
-    if not told:
-        return {}
-    forced = aimed.with_replies(told)
-    return dict(zip(forced.keys, scoring.kl(model, forced, edits, batch_size).tolist(), strict=True))
+    found: list[Row] = [{**row, "meta": {"perplexity": perplexity[row["key"]]}} for row in rows]
+    mark_fluent(found)
+    return fluency_bounds(found)
 
 
 def _perplexity(
-    model: LanguageModel, prompts: Prompts, rows: Sequence[Mapping[str, Any]], batch_size: int, progress: bool
+    model: LanguageModel, prompts: Prompts, rows: Sequence[Row], batch_size: int, progress: bool
 ) -> dict[str, float | None]:
     """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
-    ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
-    bare = [{"key": row["key"], "token_ids": row["token_ids"]} for row in rows]
-    scoring.score_rows(model, bare, [ids[row["prompt"]] for row in rows], batch_size, progress)
+    bare: list[Row] = [{"key": row["key"], "prompt": row["prompt"], "token_ids": row["token_ids"]} for row in rows]
+    scoring.add_perplexity(model, bare, by_key(prompts), batch_size, progress)
     return {row["key"]: row["meta"]["perplexity"] for row in bare}

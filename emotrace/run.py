@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from emotrace import disk
 from emotrace.disk import write_json
@@ -80,3 +84,13 @@ class Run:
         self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
         write_json(self.path("manifest.json"), self.manifest)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table as JSON rows; None where there is no finite number (the spread of a single draw)."""
+    return [{str(k): _json(v) for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _json(value: Any) -> Any:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from emotrace import disk
 from emotrace.disk import write_json, write_rows
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import IDENTITY
 from emotrace.texts import from_json, to_json
 
-__all__ = ["IDENTITY", "Log", "progress", "repair", "write_json", "write_rows"]
+__all__ = ["Log", "progress", "repair", "write_json", "write_rows"]
 
-IDENTITY = ("key", "method", "draw")
 _DEFAULTS: Final = {"draw": 0}
 
 

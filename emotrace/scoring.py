@@ -16,6 +16,7 @@ from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.entering import enter, inputs
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import Row, plain_key
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import scores
@@ -89,26 +90,22 @@ def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progres
 
 
 def add_perplexity(
-    model: LanguageModel,
-    rows: Sequence[dict[str, Any]],
-    plain: Mapping[str, Any],
-    batch_size: int = 32,
-    progress: bool = True,
+    model: LanguageModel, rows: Sequence[Row], plain: Mapping[str, Any], batch_size: int = 32, progress: bool = True
 ) -> None:
     """Write ``meta.perplexity`` into rows: of their reply, after the prompt *without* the emotion sentence.
 
     Args:
         model: the un-edited model.
         rows: of `generate`; rows of equal prompt and reply are scored once.
-        plain: ``{skeleton_id}__{valence}`` → the plain prompt.
+        plain: key → plain prompt; the key is that of the row's ``prompt``, or ``{skeleton_id}__{valence}``.
         batch_size: sequences per forward.
         progress: show a bar.
 
     Raises:
         EmotraceError: for a row whose plain prompt is not given.
     """
-    keys = [f"{row['skeleton_id']}__{row['valence']}".replace("/", "_") for row in rows]
-    lost = [i for i, key in enumerate(keys) if key not in plain and "perplexity" not in rows[i]["meta"]]
+    keys = [plain_key(row) for row in rows]
+    lost = [i for i, key in enumerate(keys) if key not in plain and "perplexity" not in (rows[i].get("meta") or {})]
     if lost:
         raise EmotraceError(
             f"row {rows[lost[0]].get('key')!r}: no plain prompt {keys[lost[0]]!r} to score its reply after."
@@ -121,7 +118,7 @@ def add_perplexity(
 
 def score_rows(
     model: LanguageModel,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
     batch_size: int = 32,
     progress: bool = False,

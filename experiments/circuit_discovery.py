@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import emotrace as et
-from emotrace import discovery, evaluation, report, stats
+from emotrace import discovery, report, stats
 from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.report import discovery as figures
 from emotrace.report.figures import Shown
@@ -77,7 +77,7 @@ def main(
     print(lm.sites.describe())
 
     # 1. Directions.
-    fit, scored = evaluation.split(prompts, 0.5, seed)
+    fit, scored = et.datasets.split(prompts, 0.5, seed)
     acts = et.capture(
         lm, prompts.where(skeleton_id=sorted(fit)), "resid_post", layers=[at], positions="last",
         out=run.path("activations.zarr"), batch_size=32, seed=seed,

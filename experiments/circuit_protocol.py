@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 import emotrace as et
-from emotrace import attribution, evaluation, presets
+from emotrace import attribution, presets, replies
 from emotrace import directions as directions_
 from emotrace.disk import plain
 from emotrace.sites import LanguageModel
@@ -96,7 +96,7 @@ def encoding(preset: str | None) -> dict[str, Any]:
 
 def ours(lm: LanguageModel, max_new_tokens: int, step: int = 1) -> Protocol:
     """One decoding for all methods; steering and circuit, at every ``step``-th dose and λ, searched on held-out skeletons."""
-    windows = evaluation.layer_windows(lm.sites.n_layers)
+    windows = replies.layer_windows(lm.sites.n_layers)
     steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES[::step])
     where = [{"neuron_positions": n, "head_positions": h} for n, h in product(POSITIONS, POSITIONS)]
     modulation = lines(where, "lambda", STRENGTHS[::step])

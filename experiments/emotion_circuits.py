@@ -21,19 +21,22 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import circuit_protocol
 import typer
-from circuit_study import Rows, Study, paired
+from circuit_study import Study, paired
 
 import emotrace as et
-from emotrace import attribution, circuits, evaluation, judges, report, stats
+from emotrace import attribution, circuits, judges, replies, report
 from emotrace import directions as directions_
 from emotrace.cli.options import Bos, Where, place
+from emotrace.evaluation import repeated
 from emotrace.judges import measured
+from emotrace.replies import Row
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
 from emotrace.sites import LanguageModel
@@ -122,14 +125,14 @@ def main(
         "seed": seed, "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
     }  # fmt: skip
     run = Run(out, settings)
-    study = Study(lm, the_judge, run, protocol, batch_size, target_aware)
+    study = Study(lm, the_judge, run.path("parts"), batch_size=batch_size, target=target_aware, protocol=protocol)
     print(lm.sites.describe())
 
     # 1. Prompted replies to the training scenarios, judged.
-    replies = study.score(study.replies("train_prompt", prompts, "prompt"), plain)
-    study.bounds = bounds = stats.fluency_bounds(replies)
-    accepted = [row["key"] for row in replies if row["verdict"]["match"] == 1]
-    print(f"prompted replies to the training file: {len(accepted)} of {len(replies)} express what was asked")
+    prompted = study.scored(study.replies("train_prompt", prompts, method="prompt"), plain)
+    study = replace(study, bounds=(bounds := replies.fluency_bounds(prompted)))
+    accepted = [row["key"] for row in prompted if row["verdict"]["match"] == 1]
+    print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
 
     # 2. Activations at the last prompt token.
     sites = [s for s in ("resid_mid", "resid_post") if lm.sites.has(s)] + ["final_norm"] * protocol.after_norm
@@ -138,9 +141,9 @@ def main(
     )
 
     # 3. Directions, and whether they are context-agnostic.
-    fit, held = evaluation.split(prompts, HELD_OUT, seed)
+    fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     fitting = prompts.where(skeleton_id=sorted(fit))
-    fitted, notes = _fitted(replies, {p.key for p in fitting})
+    fitted, notes = _fitted(prompted, {p.key for p in fitting})
     dirs = protocol.directions(lm, acts, fitted)
     directions_.save(dirs, run.path("directions"))
     try:
@@ -187,34 +190,33 @@ def main(
         f"{best['positions']!r}, dose {best['dose']:.3g}; circuit at positions {best_circuit['neuron_positions']!r} (neurons), "
         f"{best_circuit['head_positions']!r} (heads), λ = {best_circuit['lambda']:.3g}"
     )
-    base = study.generated("trial_none", trial_plain, "none")
-    comparison = study.divergence(line, aimed, base, steered) + study.divergence(circuit_line, aimed, base, modulated)
+    base = study.generated("trial_none", trial_plain)
+    comparison = study.cost(line, aimed, base, trial_plain, steered)
+    comparison += study.cost(circuit_line, aimed, base, trial_plain, modulated)
 
     # 6. The test file, once.
     goal = asked_plain.for_each(emotion=et.EMOTIONS)
-    once = {row["key"]: row for row in study.generated("none", asked_plain, "none")}
-    none = [{**once[p.key.rsplit("__", 1)[0]], "key": p.key, **p.labels} for p in goal]
-    rows: Rows = study.judged("none", [{**row, "meta": dict(row["meta"])} for row in none])
-    rows += study.replies("prompt", asked, "prompt")
-    rows += study.replies("steer", goal, "steer", steered(best))
-    rows += study.replies("circuit", goal, "circuit", modulated(best_circuit))
+    rows = study.judged("none", repeated(study.generated("none", asked_plain), asked_plain, goal))
+    rows += study.replies("prompt", asked, method="prompt")
+    rows += study.replies("steer", goal, steered(best), method="steer")
+    rows += study.replies("circuit", goal, modulated(best_circuit), method="circuit")
     rows += study.ablated("ablate", asked, "ablate", circuit)
     for draw in range(draws):
-        for method, control in (("random_steer", evaluation.random_like), ("shuffled", evaluation.deranged)):
+        for method, control in (("random_steer", replies.random_directions), ("shuffled", replies.deranged)):
             edits = study.steering(control(dirs, seed + 1 + draw), best)
-            rows += study.replies(f"{method}_{draw}", goal, method, edits, draw)
+            rows += study.replies(f"{method}_{draw}", goal, edits, method=method, draw=draw)
         other = circuit.random(seed + 1 + draw, matched=True)
         edits = study.modulated(other, best_circuit)
-        rows += study.replies(f"random_circuit_{draw}", goal, "random_circuit", edits, draw)
+        rows += study.replies(f"random_circuit_{draw}", goal, edits, method="random_circuit", draw=draw)
         rows += study.ablated(f"random_ablate_{draw}", asked, "random_ablate", other, draw)
-    study.score(rows, asked_plain)
+    study.scored(rows, asked_plain)
 
-    result = evaluation.summary(rows)
+    result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
     result |= {
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)},
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
-        "accepted_train": {"value": len(accepted) / len(replies), "n": len(replies)},
+        "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted)},
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
         "sweep": sweep, "chosen": {**best, "site": "resid_post"}, "modulation": modulation,
         "chosen_circuit": best_circuit,
@@ -224,7 +226,7 @@ def main(
         "warnings": notes + circuit.meta["warnings"] + _warnings(lm, the_judge),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
-    published = evaluation.published_stats([r for r in rows if r["method"] == "prompt"], test.stem)
+    published = replies.published_stats([r for r in rows if r["method"] == "prompt"], test.stem)
     write_json(run.path("accuracy_stats.json"), published)
     write_rows(run.path("generations.jsonl"), rows)
     run.finish()
@@ -244,9 +246,9 @@ def main(
     print(f"report: {page}")
 
 
-def _fitted(replies: Rows, inside: set[str]) -> tuple[list[str], list[str]]:
+def _fitted(prompted: list[Row], inside: set[str]) -> tuple[list[str], list[str]]:
     """Keys to fit on: accepted replies of the fitting part, or all of them where too few groups are whole."""
-    rows = [row for row in replies if row["key"] in inside]
+    rows = [row for row in prompted if row["key"] in inside]
     keys = directions_.accepted(rows)
     groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
     good = [row for row in rows if row["key"] in set(keys)]
@@ -260,7 +262,7 @@ def _fitted(replies: Rows, inside: set[str]) -> tuple[list[str], list[str]]:
     return sorted(inside), [note]
 
 
-def _profile(acts: Any) -> Rows:
+def _profile(acts: Any) -> list[dict[str, Any]]:
     """Mean RMS of the activations by layer and sublayer."""
     sigma = directions_.mean_rms(acts)
     return [

@@ -36,7 +36,7 @@ from emotrace import prompt_tuning as pt
 from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.prompt_tuning.tasks import PARTS
-from emotrace.run import Run
+from emotrace.run import Run, records
 from emotrace.runlog import write_json
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -204,7 +204,7 @@ def main(
             "of": int(significant[0].size), "q_below": plan.level, "rule": plan.rule, "undefined": int(found.attrs["undefined"]),
         },
         "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
-        "draw_tests": study.records(tests), "human_link": study.records(link), "warnings": notes,
+        "draw_tests": records(tests), "human_link": records(link), "warnings": notes,
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()

@@ -27,11 +27,11 @@ import typer
 import vector_study as study
 
 import emotrace as et
-from emotrace import directions, dose, extraction, interop, judges, stats
+from emotrace import directions, dose, extraction, interop, judges, replies
 from emotrace.cli.options import Bos, Where, place
 from emotrace.report import coordinates
 from emotrace.report import vectors as figures
-from emotrace.run import Run
+from emotrace.run import Run, records
 from emotrace.runlog import write_json, write_rows
 
 TOP = 0.1
@@ -99,8 +99,10 @@ def main(
         "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
-    it = study.Study(lm, the_judge, run, templates, {"site": site, "scale": scale}, options)
+    it = study.Study(
+        lm, the_judge, run.path("parts"), {"max_new_tokens": max_new_tokens}, batch_size, seed,
+        templates=templates, where={"site": site, "scale": scale},
+    )  # fmt: skip
 
     # 2. Vectors, and what they share.
     vectors = extraction.answer_vectors(
@@ -118,9 +120,9 @@ def main(
     # 3. The dose, and variants at equal cost, on held-out queries.
     trial = it.plain(held)
     rows = it.respond("sweep", trial, vectors, wanted)
-    bounds = it.bounds(fit)
-    sweep = stats.dose_table(rows, bounds=bounds, seed=seed)
-    chosen = study.best_dose(sweep)
+    bounds = it.bounds(fit, run.path("extraction", "answers.jsonl"))
+    sweep = replies.dose_table(rows, bounds=bounds, seed=seed)
+    chosen = replies.best_dose(sweep)
     few = max(1, round(TOP * vectors.sizes["dim"]))
     variants = {
         f"{few} largest coordinates": directions.top_k(vectors, few),
@@ -130,8 +132,8 @@ def main(
 
     # 4. The test queries, once.
     tested, methods = it.tested(asked, vectors, chosen, draws)
-    curve = stats.dose_table(tested, bounds=bounds, seed=seed)
-    matrix = stats.emotion_matrix(tested, chosen)
+    curve = replies.dose_table(tested, bounds=bounds, seed=seed)
+    matrix = replies.emotion_matrix(tested, chosen)
     under_base = pd.DataFrame([it.under_base(it.plain(asked), base, k) for k in dose.DOSES])
     tables: dict[str, tuple[pd.DataFrame, str]] = {
         **study.tables(methods, curve, sweep, equal), "base": (under_base, "Replies under the base vector."),
@@ -141,9 +143,9 @@ def main(
         "queries": {"train": study.counts(queries), "test": study.counts(others, queries)},
         "n": {"fit": len(fit), "held_out": len(held), "test": len(asked)},
         "pairs": dict(zip(emotions, vectors["n"].values.tolist(), strict=True)),
-        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
-        "diagonal": stats.diagonal(matrix), "matrix": matrix.to_dict("index"),
-        **{name: study.records(table) for name, (table, _) in tables.items()},
+        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": replies.collapse(curve),
+        "diagonal": replies.diagonal(matrix), "matrix": matrix.to_dict("index"),
+        **{name: records(table) for name, (table, _) in tables.items()},
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result)
     write_json(run.path("report.json"), result)

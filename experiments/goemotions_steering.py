@@ -28,15 +28,14 @@ import vector_study as study
 import xarray as xr
 
 import emotrace as et
-from emotrace import directions, disk, dose, extraction, judges, stats
+from emotrace import directions, disk, dose, extraction, judges, replies
 from emotrace.cli.options import Bos, Where, names, numbers, place
 from emotrace.directions.vectors import METHODS
 from emotrace.report import coordinates
 from emotrace.report import vectors as figures
-from emotrace.run import Run
+from emotrace.run import Run, records
 from emotrace.runlog import write_json, write_rows
 from emotrace.suite import relabelled, truthful
-from emotrace.suite.arms import matched
 
 HELD_OUT = 0.25
 """Share of the texts of each label that vectors are not made from."""
@@ -103,9 +102,11 @@ def main(
         "limit": limit, "draws": draws, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
-    where = {"scale": scale, "layers": study.layers_of(layers)}
-    it = study.Study(lm, the_judge, run, {"neutral": system, "emotional": emotional}, where, options)
+    it = study.Study(
+        lm, the_judge, run.path("parts"), {"max_new_tokens": max_new_tokens}, batch_size, seed,
+        templates={"neutral": system, "emotional": emotional},
+        where={"scale": scale, "layers": study.layers_of(layers)},
+    )  # fmt: skip
 
     # 2. Vectors, and how well they tell texts apart.
     found = extraction.text_vectors(
@@ -123,8 +124,8 @@ def main(
     plain = it.plain(held)
     rows = it.respond("sweep", plain, vectors, wanted)
     bounds = dose.fluency_of(lm, plain, it.prompted(held, aims, "trial"), batch_size)
-    sweep = stats.dose_table(rows, bounds=bounds, seed=seed)
-    chosen = study.best_dose(sweep)
+    sweep = replies.dose_table(rows, bounds=bounds, seed=seed)
+    chosen = replies.best_dose(sweep)
     k = min(keep, vectors.sizes["dim"])
     variants = {
         f"{k} largest coordinates": directions.top_k(vectors, k),
@@ -135,13 +136,13 @@ def main(
 
     # 4. The test queries, once.
     fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
-    mixed_up = [matched(fake, vectors) for fake in fakes]
+    mixed_up = [replies.norm_matched(fake, vectors) for fake in fakes]
     tested, methods = it.tested(final, vectors, chosen, draws, {"relabelled": mixed_up})
-    curve = stats.dose_table(tested, bounds=bounds, seed=seed)
-    matrix = stats.emotion_matrix(tested, chosen)
+    curve = replies.dose_table(tested, bounds=bounds, seed=seed)
+    matrix = replies.emotion_matrix(tested, chosen)
 
     # 5. TruthfulQA.
-    truth = _truthful(it, choices, vectors, chosen) if choices else {}
+    truth = _truthful(it, choices, vectors, chosen, run.path("truthfulqa.jsonl")) if choices else {}
     tables: dict[str, tuple[pd.DataFrame, str]] = {
         **study.tables(methods, curve, sweep, equal),
         "texts": (
@@ -160,9 +161,9 @@ def main(
         },
         "texts_of": dict(zip(aims, vectors["n"].values.tolist(), strict=True)),
         "share_significant": {e: float(significant.sel(emotion=e)) for e in aims},
-        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": study.collapse_of(curve),
-        "diagonal": stats.diagonal(matrix), "matrix": matrix.to_dict("index"), "note": truth.get("note"),
-        **{name: study.records(table) for name, (table, _) in tables.items()},
+        "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": replies.collapse(curve),
+        "diagonal": replies.diagonal(matrix), "matrix": matrix.to_dict("index"), "note": truth.get("note"),
+        **{name: records(table) for name, (table, _) in tables.items()},
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result) + ([truth["note"]] if truth.get("note") else [])
     write_json(run.path("report.json"), result)
@@ -207,15 +208,15 @@ def _apart(acts: Any, aims: list[str], against: str, fit: Any, unseen: Any, seed
     return pd.DataFrame(lines)
 
 
-def _truthful(it: study.Study, choices: list[Any], vectors: xr.DataArray, at: float) -> dict[str, Any]:
+def _truthful(it: study.Study, choices: list[Any], vectors: xr.DataArray, at: float, out: Path) -> dict[str, Any]:
     """MC1 and MC2 plain and under each emotion's vector, with intervals over questions."""
-    options: dict[str, Any] = {"batch_size": it.options["batch_size"], "progress": False}
-    rows = truthful.multiple_choice(it.lm, choices, method="none", **options)
+    options: dict[str, Any] = {"batch_size": it.batch_size, "progress": False}
+    rows = truthful.multiple_choice(it.model, choices, method="none", **options)
     for e in (str(e) for e in vectors["emotion"].values):
         edits = et.edits.mixture(vectors, {e: 1.0}, strength=at, **it.where)
-        rows += truthful.multiple_choice(it.lm, choices, edits, method=e, **options)
-    write_rows(it.run.path("truthfulqa.jsonl"), rows)
-    found = truthful.summary(rows, it.lm, seed=it.options["seed"])
+        rows += truthful.multiple_choice(it.model, choices, edits, method=e, **options)
+    write_rows(out, rows)
+    found = truthful.summary(rows, it.model, seed=it.seed)
     note = found.pop("note")
     lines = [
         {"vector": method, **{key: value for m in ("mc1", "mc2") for key, value in _line(m, scores[m]).items()}}

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats as sps
@@ -183,14 +182,6 @@ def values(data: xr.Dataset) -> dict[str, Any]:
         return {str(n): None if (v := float(a)) != v else v for n, a in data.data_vars.items()}
     clean = data.to_dataframe().reset_index().astype(object)
     return {"rows": clean.where(clean.notna(), None).to_dict("records")}
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON values; what is not finite (the spread of a single draw) as None."""
-    rows = table.to_dict("records")
-    return [
-        {str(k): None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()} for row in rows
-    ]
 
 
 def mantel_p(p: float) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,43 +13,35 @@ import pandas as pd
 import xarray as xr
 
 import emotrace as et
-from emotrace import dose, evaluation, judges, stats
+from emotrace import dose, replies
 from emotrace.cli.options import layer_list
 from emotrace.datasets import Prompts
+from emotrace.evaluation import Evaluation
 from emotrace.judges import measured
-from emotrace.run import Run
-from emotrace.runlog import Log
+from emotrace.replies import Row
+from emotrace.replies.search import of_all
+from emotrace.run import records
 from emotrace.sites import LanguageModel
 
-Rows = list[dict[str, Any]]
 KL_TOLERANCE = 0.05
 """Of the strengths of equal KL, relative."""
 BOUNDS = (
     "Fluent: perplexity under the un-edited model, length and repetition within the 1st to 99th percentile of the model's "
     "replies to the emotion asked in words."
 )
-COLLAPSE = 0.5
-"""A dose above the best one that keeps less than this share of its fluent hits has collapsed."""
 
 
-class Study:
-    """What every stage shares.
+@dataclass(frozen=True)
+class Study(Evaluation):
+    """The arms of one run: queries asked plainly, asked in words, and answered under vectors at many doses.
 
-    Args:
-        lm: the model.
-        judge: the blind judge.
-        run: output folder.
+    Attributes:
         templates: system messages ``neutral`` and ``emotional``.
         where: ``site``, ``scale`` and ``layers`` of every addition.
-        options: ``max_new_tokens``, ``batch_size`` and ``seed`` of every generation.
     """
 
-    def __init__(
-        self, lm: LanguageModel, judge: Any, run: Run, templates: Mapping[str, str], where: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        self.lm, self.judge, self.run, self.templates = lm, judge, run, templates
-        self.where, self.options = dict(where), dict(options)
+    templates: Mapping[str, str] = field(kw_only=True)
+    where: Mapping[str, Any] = field(kw_only=True)
 
     def plain(self, queries: Prompts) -> Prompts:
         """The queries under the neutral system message, with no emotion named or aimed at."""
@@ -65,46 +59,48 @@ class Study:
             ]
         )
 
-    def bounds(self, fit: Prompts) -> dict[str, list[float]]:
+    def bounds(self, fit: Prompts, answered: Path) -> dict[str, list[float]]:
         """What is fluent: as the emotional answers that the vectors were made from, after the prompt without the emotion."""
-        answers = Log(self.run.path("extraction", "answers.jsonl")).rows()
-        rows = [{**row, "prompt": row["key"].rsplit("__", 1)[0]} for row in answers if row["condition"] == "emotional"]
-        return dose.fluency_of(self.lm, self.plain(fit), rows, self.options["batch_size"])
+        answers = replies.read_rows(answered)
+        rows: list[Row] = [
+            {**row, "prompt": row["key"].rsplit("__", 1)[0]} for row in answers if row["condition"] == "emotional"
+        ]
+        return dose.fluency_of(self.model, self.plain(fit), rows, self.batch_size)
 
     def respond(
         self, name: str, prompts: Prompts, payload: xr.DataArray, doses: Sequence[float], method: str = "steer", kl: bool = True
-    ) -> Rows:  # fmt: skip
+    ) -> list[Row]:  # fmt: skip
         """Judged replies at every dose of every emotion's vector."""
-        decoding = {"max_new_tokens": self.options["max_new_tokens"]}
         return dose.dose_response(
-            self.lm, prompts, payload, self.judge, doses=doses, decoding=decoding, measure_kl=kl, method=method,
-            batch_size=self.options["batch_size"], seed=self.options["seed"], out=self.run.path("parts", name), **self.where,
+            self.model, prompts, payload, self.judge, doses=doses, decoding=self.decoding, measure_kl=kl, method=method,
+            batch_size=self.batch_size, seed=self.seed, out=self.file(name), **self.where,
         )  # fmt: skip
 
     def equal_cost(
-        self, prompts: Prompts, rows: Rows, sweep: pd.DataFrame, variants: Mapping[str, xr.DataArray], chosen: float, bounds: Any
-    ) -> Rows:  # fmt: skip
+        self, prompts: Prompts, rows: list[Row], sweep: pd.DataFrame, variants: Mapping[str, xr.DataArray], chosen: float,
+        bounds: Any,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """One line for the whole vectors at the chosen dose, and one for each variant at the strength of equal KL."""
-        (at,) = (line for line in records(every(sweep)) if line["dose"] == chosen)
+        (at,) = (line for line in records(of_all(sweep)) if line["dose"] == chosen)
         emotions = list(dict.fromkeys(row["emotion"] for row in rows))
         forced = prompts.for_each(emotion=emotions).with_replies(at_dose(rows, 0.0))
         lines = [{"variant": "whole", "strength": chosen, "reached": True, **at}]
         for name, payload in variants.items():
             cost = dose.strength_at_kl(
-                self.lm, forced, payload, None, at["kl"], start=chosen, tolerance=KL_TOLERANCE,
-                batch_size=self.options["batch_size"], **self.where,
+                self.model, forced, payload, None, at["kl"], start=chosen, tolerance=KL_TOLERANCE,
+                batch_size=self.batch_size, **self.where,
             )  # fmt: skip
             part = "".join(c if c.isalnum() else "_" for c in name)
             found = self.respond(part, prompts, payload, [cost["strength"]])
-            table = stats.dose_table(found, bounds=bounds, seed=self.options["seed"])
-            (line,) = (r for r in records(every(table)) if r["dose"] == cost["strength"])
+            table = replies.dose_table(found, bounds=bounds, seed=self.seed)
+            (line,) = (r for r in records(of_all(table)) if r["dose"] == cost["strength"])
             lines.append({"variant": name, "strength": cost["strength"], "reached": cost["reached"], **line})
         return [{k: v for k, v in line.items() if k not in ("dose", "emotion")} for line in lines]
 
     def tested(
         self, queries: Prompts, vectors: xr.DataArray, chosen: float, draws: int,
         controls: Mapping[str, Sequence[xr.DataArray]] | None = None,
-    ) -> tuple[Rows, dict[str, Rows]]:  # fmt: skip
+    ) -> tuple[list[Row], dict[str, list[Row]]]:  # fmt: skip
         """Replies to the test queries: at every published dose and the chosen one, and by method at the chosen one.
 
         Args:
@@ -121,19 +117,19 @@ class Study:
             "prompt": self.prompted(queries, emotions),
             "steer": at_dose(rows, chosen),
         }
-        seeds = [self.options["seed"] + 1 + draw for draw in range(draws)]
-        noise = [evaluation.random_like(vectors, seed) for seed in seeds]
+        seeds = [self.seed + 1 + draw for draw in range(draws)]
         arrays = {
-            "random": [n.copy(data=n.values * vectors["norm"].values[..., None]) for n in noise],
-            "shuffled": [evaluation.deranged(vectors, seed) for seed in seeds],
+            "random": [replies.random_vectors(vectors, seed) for seed in seeds],
+            "shuffled": [replies.deranged(vectors, seed) for seed in seeds],
             **(controls or {}),
         }
         for draw, (method, payload) in ((d, (m, p)) for m, some in arrays.items() for d, p in enumerate(some)):
             found = self.respond(f"{method}_{draw}", plain, payload, [chosen], method, kl=False)
-            methods[f"{method}_{draw}"] = [{**row, "draw": draw} for row in at_dose(found, chosen)]
+            drawn: list[Row] = [{**row, "draw": draw} for row in at_dose(found, chosen)]
+            methods[f"{method}_{draw}"] = drawn
         return rows, methods
 
-    def prompted(self, queries: Prompts, emotions: Sequence[str], name: str = "prompt") -> Rows:
+    def prompted(self, queries: Prompts, emotions: Sequence[str], name: str = "prompt") -> list[Row]:
         """The queries answered with each emotion asked in words."""
         prompts = Prompts.of(
             [
@@ -151,17 +147,14 @@ class Study:
                 for e in emotions
             ]
         )
-        out = self.run.path("parts", f"{name}.jsonl")
-        rows = et.generate(self.lm, prompts, method="prompt", out=out, **self.options)
-        return judges.judge_rows(rows, self.judge, log=Log(self.run.path("parts", f"{name}.verdicts.jsonl")))
+        return self.replies(name, prompts, method="prompt")
 
     def under_base(self, prompts: Prompts, base: xr.DataArray, k: float) -> dict[str, Any]:
         """What replies look like under k times the base vector."""
         payload = base.expand_dims(emotion=["base"])
         edits = et.edits.mixture(payload, {"base": 1.0}, strength=k, **self.where)
-        out = self.run.path("parts", f"base_{k:g}.jsonl")
-        rows = et.generate(self.lm, prompts, edits, method="base", out=out, **self.options)
-        return {"dose": k, **stats.response_statistics([row["gen_text"] for row in rows])}
+        rows = self.generated(f"base_{k:g}", prompts, edits, method="base")
+        return {"dose": k, **replies.response_statistics([row["gen_text"] for row in rows])}
 
 
 def say_shared(test: Sequence[Any], fit: Sequence[Any], tested: str, fitted: str) -> None:
@@ -187,33 +180,22 @@ def layers_of(text: str | None) -> list[int] | None:
     return None if text is None else layer_list(text)
 
 
-def at_dose(rows: Rows, at: float) -> Rows:
+def at_dose(rows: list[Row], at: float) -> list[Row]:
     """The rows of one dose."""
     return [row for row in rows if row["dose"] == at]
 
 
-def every(table: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a dose table that are of all emotions together, doses above 0."""
-    return table.loc[(table["emotion"] == "all") & (table["dose"] > 0)]
-
-
-def best_dose(table: pd.DataFrame) -> float:
-    """The dose with most fluent replies on target; the smallest among equals."""
-    lines = every(table)
-    return float(np.array(lines["dose"])[int(np.nanargmax(np.array(lines["on_target_fluent"], dtype=float)))])
-
-
-def share_of(rows: Rows) -> dict[str, Any]:
+def share_of(rows: list[Row]) -> dict[str, Any]:
     """Share of judged replies on target, with its interval over queries."""
-    judged = [(row["verdict"]["match"], row["prompt"]) for row in rows if row["verdict"]["match"] is not None]
-    if not judged:
+    found = replies.mean_of(replies.table(rows, ("match",), cluster="prompt"), "match", shares=True)
+    if not found.n:
         return {"n": 0, "on_target": None, "lo": None, "hi": None}
-    hits, names = zip(*judged, strict=True)
-    lo, hi = stats.bootstrap_ci(hits, names, shares=True)
-    return {"n": len(hits), "on_target": float(np.mean(hits)), "lo": lo, "hi": hi}
+    return {"n": found.n, "on_target": found.value, "lo": found.lo, "hi": found.hi}
 
 
-def tables(methods: Mapping[str, Rows], curve: pd.DataFrame, sweep: pd.DataFrame, equal: Rows) -> dict[str, Any]:
+def tables(
+    methods: Mapping[str, list[Row]], curve: pd.DataFrame, sweep: pd.DataFrame, equal: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Name → (table, caption) of what every study of vectors has."""
     return {
         "methods": (
@@ -226,22 +208,11 @@ def tables(methods: Mapping[str, Rows], curve: pd.DataFrame, sweep: pd.DataFrame
     }
 
 
-def generations(tested: Rows, methods: Mapping[str, Rows], chosen: float) -> Rows:
+def generations(tested: list[Row], methods: Mapping[str, list[Row]], chosen: float) -> list[Row]:
     """Every reply to the test queries, its identity (``key``, ``method``, ``draw``): further doses are methods of their own."""
     name = {0.0: "none", chosen: "steer"}
-    rows = [{**row, "method": name.get(row["dose"], f"dose_{row['dose']:g}")} for row in tested]
+    rows: list[Row] = [{**row, "method": name.get(row["dose"], f"dose_{row['dose']:g}")} for row in tested]
     return rows + [row for method, found in methods.items() if method not in ("none", "steer") for row in found]
-
-
-def collapse_of(table: pd.DataFrame, share: float = COLLAPSE) -> dict[str, Any]:
-    """The best dose, and the smallest above it that keeps less than a share of its fluent replies on target."""
-    best = best_dose(table)
-    fluent = {float(line["dose"]): float(line["on_target_fluent"]) for line in records(every(table))}
-    later = sorted(d for d, value in fluent.items() if d > best and value < share * fluent[best])
-    return {
-        "best": best, "on_target_fluent": fluent[best], "at": later[0] if later else None,
-        "there": fluent[later[0]] if later else None,
-    }  # fmt: skip
 
 
 def facts(result: Mapping[str, Any]) -> list[str]:
@@ -287,9 +258,9 @@ def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[s
     return out
 
 
-def samples(rows: Rows, seed: int, n: int = 5) -> Rows:
+def samples(rows: list[Row], seed: int, n: int = 5) -> list[dict[str, str | None]]:
     """Some prompts with their replies at every dose, drawn without looking at the replies."""
-    names, emotions = (sorted({str(row[k]) for row in rows}) for k in ("prompt", "emotion"))
+    names, emotions = (sorted({str(row.get(k)) for row in rows}) for k in ("prompt", "emotion"))
     order = np.random.default_rng(seed).permutation(len(names))[:n]
     picked = {(names[int(i)], emotions[at % len(emotions)]) for at, i in enumerate(order)}
     return [
@@ -303,9 +274,3 @@ def samples(rows: Rows, seed: int, n: int = 5) -> Rows:
         for row in sorted(rows, key=lambda r: (r["prompt"], r["dose"]))
         if (row["prompt"], row["emotion"]) in picked
     ]
-
-
-def records(table: pd.DataFrame) -> Rows:
-    """A table as JSON rows, None where there is no number."""
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in rows]

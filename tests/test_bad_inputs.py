@@ -23,7 +23,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import cli, edits, evaluation, judges, presets, runlog, scoring
+from emotrace import cli, edits, judges, presets, replies, runlog, scoring
 from emotrace.datasets import Prompts, read_sev, sev
 from emotrace.forwards import beginnings
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
@@ -243,7 +243,7 @@ CASES = {
     "a classifier without a name": (lambda: judges.make("classifier:"), "name a model id or directory"),
     "a judge without a key": (lambda: without_key(lambda: judges.make("openai")), "OPENAI_API_KEY"),
     "a log row without its identity": (rejudged, "'method'"),
-    "the accuracy of no rows": (lambda: evaluation.accuracy([]), "no rows"),
+    "the accuracy of no rows": (lambda: replies.accuracy_over_draws([]), "no rows"),
     "an unknown preset": (lambda: presets.preset("emotion_circuit"), "Did you mean 'emotion_circuits'"),
     # runs
     "a folder of something else": (lambda: Run(place() / "foreign", {}), "not empty and holds no run of emotrace"),

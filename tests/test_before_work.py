@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import discovery, extraction, prompt_tuning, stats
+from emotrace import discovery, extraction, prompt_tuning, replies
 from emotrace.datasets import Prompts
 from emotrace.edits import check, refuse_unreached
 from emotrace.forwards.conversation import Conversation
@@ -173,7 +173,7 @@ def test_numbers_of_numpy_are_numbers():
 def test_a_floor_is_said_to_be_one():
     rows = [{"key": str(i), "skeleton_id": str(i), "verdict": {"match": 1}} for i in range(40)]
     others = [{**row, "verdict": {"match": 0}} for row in rows]
-    found = stats.paired_test(rows, others, permutations=99)
+    found = replies.paired_test(rows, others, permutations=99)
     assert found["p"] == found["p_floor"] == 0.01
-    few = stats.paired_test(rows[:4], others[:4])
+    few = replies.paired_test(rows[:4], others[:4])
     assert (few["exact"], few["p_floor"], few["p"]) == (True, 0, 2 / 2**4)

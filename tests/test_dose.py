@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import emotrace as et
-from emotrace import dose, edits, scoring, stats
+from emotrace import dose, edits, replies, scoring
 from emotrace.labels import EmotraceError
 from tests.edits.test_mixtures import vectors
 from tests.helpers import loaded
@@ -72,7 +72,7 @@ def test_the_table_comes_out_of_the_rows(rows):
     assert lengths[0] <= bounds["length"][0] <= bounds["length"][1] <= lengths[-1]
     known = [r["meta"]["perplexity"] for r in zero if r["meta"]["perplexity"] is not None]
     np.testing.assert_allclose(bounds["perplexity"], np.percentile(known, [1, 99]), rtol=1e-6)
-    table = stats.dose_table(found, bounds=bounds)
+    table = replies.dose_table(found, bounds=bounds)
     assert len(table) == 3 * 4
     hits = [r["verdict"]["match"] for r in found if r["dose"] == 1 and r["emotion"] == "anger"]
     line = table[(table["dose"] == 1) & (table["emotion"] == "anger")].iloc[0]

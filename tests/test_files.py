@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emotrace import files
-from emotrace.datasets.rows import check_row, read_rows
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import check_row, read_rows
 
 PLAIN = st.recursive(
     st.none()

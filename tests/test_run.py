@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from emotrace.labels import EmotraceError
-from emotrace.run import Run
+from emotrace.run import Run, records
 
 SETTINGS = {"model": {"model_id": "m", "dtype": "float32"}, "seed": 0, "doses": (0.1, 0.2), "limit": None}
 
@@ -80,3 +82,13 @@ def test_an_empty_folder_and_a_first_write_that_was_killed_are_begun(tmp_path):
     killed.mkdir()
     (killed / ".manifest.json.partial").write_text("{")
     assert Run(killed, SETTINGS).manifest["seed"] == 0
+
+
+def test_records_are_json_whatever_the_table_holds():
+    table = pd.DataFrame({"n": [1, 2], "value": [0.5, np.nan], "spread": [np.inf, 1.0], "name": ["a", None]})
+    found = records(table.assign(both=[np.int64(3), "x"]))
+    assert found == [
+        {"n": 1, "value": 0.5, "spread": None, "name": "a", "both": 3},
+        {"n": 2, "value": None, "spread": 1.0, "name": None, "both": "x"},
+    ]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -198,8 +198,8 @@ def accepted_keys(rows: Path | None, table: Any) -> list[str] | None:
     """
     if rows is None:
         return None
-    from emotrace.datasets.rows import read_rows, refuse_other_prompt
     from emotrace.directions import accepted
+    from emotrace.replies.row import read_rows, refuse_other_prompt
 
     judged = read_rows(rows, "key", "verdict|judge", what="a judged reply (of `emotrace judge`)")
     methods = {str(r.get("method", "")) for r in judged}

@@ -77,8 +77,8 @@ def judge(
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
-    from emotrace.datasets.rows import has_half, read_rows
-    from emotrace.runlog import IDENTITY, Log, write_rows
+    from emotrace.replies.row import IDENTITY, has_half, read_rows
+    from emotrace.runlog import Log, write_rows
 
     to_file(out, "--out")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
@@ -123,7 +123,7 @@ def capture(
 ) -> None:
     """Activations of SEV prompts, or of a table of your own, into a labelled store."""
     import emotrace as et
-    from emotrace.datasets.rows import read_rows
+    from emotrace.replies.row import read_rows
 
     to_folder(out, "--out")
     chosen, where = names(sites), span(positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,8 +96,8 @@ def evaluate(
     """Every measure of replies, by method, with intervals and paired differences from the baseline."""
     import emotrace as et
     from emotrace import disk, judges
-    from emotrace.datasets.rows import read_rows
     from emotrace.disk import write_json, write_rows
+    from emotrace.replies.row import read_rows
     from emotrace.suite import EmotionClassifier, measure, raters, summarise
     from emotrace.suite.summary import check_rows
     from emotrace.texts import as_bytes
@@ -166,17 +167,15 @@ def truthfulqa(
     steered = [] if vectors is None else mixture(vectors_of(vectors), mix, strength=strength_of(strength), **where)
     lm = et.load(model, device=device, dtype=dtype, bos=bos)
     check(steered, lm.sites)
-    rows: list[dict[str, Any]] = []
+    rows: list[truthful.Chosen] = []
     for method, edits in (("none", []), ("steer", steered))[: 1 if vectors is None else 2]:
         found = truthful.multiple_choice(
             lm, questions, edits, template=template or TEMPLATE, method=method, batch_size=batch_size
         )
         if substring:
             answers = truthful.substring(lm, questions, edits, method=method, batch_size=batch_size)
-            found = [
-                {**row, "substring": a["substring"], "gen_text": a["gen_text"]}
-                for row, a in zip(found, answers, strict=True)
-            ]
+            for row, answer in zip(found, answers, strict=True):
+                row["substring"], row["gen_text"] = answer["substring"], answer["gen_text"]
         rows += found
     result = truthful.summary(rows, lm, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +205,6 @@ def shown(table: Any) -> str:
     return "\n".join(lines)
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON has it: None where a measure does not apply."""
     return {**row, "measures": {k: v if v == v else None for k, v in row["measures"].items()}}

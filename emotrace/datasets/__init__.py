@@ -1,7 +1,7 @@
 """Datasets: SEV, GoEmotions, EmotionQuery, TruthfulQA and your own files → `Prompts`."""
 
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
-from emotrace.datasets.overlap import hold_out, refuse_shared, shared
+from emotrace.datasets.overlap import hold_out, refuse_shared, shared, split
 from emotrace.datasets.own import is_sev, read_prompts
 from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
@@ -30,6 +30,7 @@ __all__ = [
     "refuse_shared",
     "sev",
     "shared",
+    "split",
     "spread",
     "truthfulqa",
 ]

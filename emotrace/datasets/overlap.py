@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from emotrace import arguments
-from emotrace.datasets.prompts import Prompt, Prompts
+from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.labels import EmotraceError, unknown
 
 SHOWN: Final = 3
@@ -131,6 +131,33 @@ def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "em
         held |= {mine[i] for i in rng.permutation(len(mine))[:n]}
     fit, out = ([p for p, t in zip(prompts, texts, strict=True) if (t in held) == side] for side in (False, True))
     return Prompts(fit), Prompts(out)
+
+
+def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
+    """Skeletons in two disjoint parts, the second holding about ``share`` of them, spread evenly over themes.
+
+    Skeletons that tell the same scenario under two ids stay in one part.
+
+    Raises:
+        EmotraceError: if there are fewer than two skeletons, or prompts without one.
+    """
+    arguments.share("split(share)", share)
+    if any("skeleton_id" not in p.labels for p in prompts):
+        raise EmotraceError("split needs prompts with the label 'skeleton_id'.")
+    first: dict[str, str] = {}  # skeletons that tell the same scenario go together, under the first of them
+    group = {}
+    for p in prompts:
+        name = str(p.labels["skeleton_id"])
+        scenario = normalised(str(p.labels.get("scenario") or name))
+        group[name] = group.get(name) or first.setdefault(scenario, name)
+    themes = {str(p.labels["skeleton_id"]): str(p.labels.get("theme", "")) for p in prompts}
+    themes = {name: theme for name, theme in themes.items() if group[name] == name}
+    if len(themes) < 2:
+        raise EmotraceError(f"{len(themes)} skeleton cannot be split into a part to fit and a part to choose doses on.")
+    names = np.random.default_rng(seed).permutation(sorted(themes)).tolist()
+    held = spread({name: themes[name] for name in names}, min(len(names) - 1, max(1, round(share * len(names)))))
+    other = {name for name in group if group[name] in held}
+    return set(group) - other, other
 
 
 def content(prompt: Prompt) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.datasets.rows import check_row, refuse_other_prompt
 from emotrace.labels import EmotraceError, unknown
+from emotrace.replies.row import check_row, refuse_other_prompt
 
 Label = str | int
 

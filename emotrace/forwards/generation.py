@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from emotrace.forwards import decoding as decoding_
 from emotrace.forwards.entering import enter, inputs
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel, Site
@@ -50,7 +51,7 @@ def generate(
     draw: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Replies of a model to prompts, as rows, in the order of the prompts.
 
     Batches are made of prompts of similar length over the *whole* set, so a run that was killed and repeated yields the
@@ -164,7 +165,7 @@ def generate(
     return [rows[key] for key in prompts.keys]
 
 
-def _warn_of_empty(prompts: Prompts, rows: dict[str, dict[str, Any]], encoder: Any) -> None:
+def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Any) -> None:
     """Says why plain strings may have got no reply: a model tuned on chats may end at once outside its template."""
     empty = [p.key for p in prompts if p.text is not None and not rows[p.key]["token_ids"]]
     if empty and encoder.has_template:
@@ -244,12 +245,13 @@ def _made(
 def _known(
     log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]],
     encoder: Any,
-) -> dict[str, dict]:  # fmt: skip
+) -> dict[str, Row]:  # fmt: skip
     """Rows of this method and draw that a log holds already, each made of what is wanted now and left as it was written."""
     if log is None:
         return {}
     number = {p.key: i for i, p in enumerate(prompts)}
-    found = [r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw)]
+    held = [r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw)]
+    found = [cast("Row", row) for row in held]
     for batch in (False, True):  # the prompt that is another one is named before those that shared its batch
         for row in found:
             i = number[row["key"]]
@@ -266,7 +268,7 @@ def _text(encoder: Any, reply: Sequence[int]) -> str:
     return encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))
 
 
-def _refuse_changed(row: dict[str, Any], encoder: Any, where: str) -> None:
+def _refuse_changed(row: Row, encoder: Any, where: str) -> None:
     """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
     ids = row.get("token_ids")
     whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
@@ -286,11 +288,11 @@ def _row(
     method: str,
     draw: int,
     settings: dict,
-) -> dict[str, Any]:
+) -> Row:
     ends = decoding_.ends_of(config)
     stop = next((i for i, t in enumerate(tokens) if t in ends), None)
     reply = tokens if stop is None else tokens[:stop]
-    return {
+    row = {
         "key": prompt.key,
         "method": method,
         "draw": draw,
@@ -299,3 +301,4 @@ def _row(
         "token_ids": reply,
         "meta": {"prompt_length": prompt_length, "stopped": stop is not None, **settings},
     }
+    return cast("Row", row)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from emotrace.datasets.sev import Skeleton, read_sev
 from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, METHODS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.replies.row import Row
 from emotrace.runlog import write_rows
 
 JUDGE: Final = "openai:gpt-4o-mini"
@@ -31,7 +32,7 @@ def read_replies(
     data: str | Path | Sequence[Skeleton] | None = None,
     method: str | None = None,
     judge: str = JUDGE,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Published replies as rows.
 
     Reads the schemas of all their steps: one reply per line (``generated``, ``accepted``, ``rejected``); one skeleton per line
@@ -63,7 +64,7 @@ def read_replies(
     if not files:
         raise EmotraceError(f"{path} holds neither accepted.jsonl nor rejected.jsonl; give one file.")
     verdicts = {} if labels is None else _verdicts(labels, judge)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for file in files:
         for where, line in read_jsonl(file):
             for row in _replies(line, where, judge):
@@ -82,15 +83,13 @@ def read_replies(
                     row["verdict_target"] = verdicts[row["key"]]
                 row["method"] = method or row["method"]
                 order = [n for n in ("key", "method", "draw", *FIELDS[1:], "verdict_target", "meta") if n in row]
-                rows[row["key"]] = {name: row[name] for name in order}
+                rows[row["key"]] = cast("Row", {name: row[name] for name in order})
     if not rows:
         raise EmotraceError(f"{path} has no rows.")
     return _in_order(list(rows.values())) if len(files) > 1 else list(rows.values())
 
 
-def write_replies(
-    rows: Sequence[Mapping[str, Any]], folder: str | Path, *, verdict: str = "verdict"
-) -> tuple[Path, Path]:
+def write_replies(rows: Sequence[Row], folder: str | Path, *, verdict: str = "verdict") -> tuple[Path, Path]:
     """Judged rows of one method as ``accepted.jsonl`` and ``rejected.jsonl``, as the authors' scripts read them.
 
     ``match`` 1 is accepted; 0 and, as in their rule, what could not be judged is rejected.
@@ -220,7 +219,7 @@ def _verdict(value: Any, judge: str, where: str) -> dict[str, Any]:
     return {"match": match, "judge": judge, "reason": reason}
 
 
-def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order(rows: list[Row]) -> list[Row]:
     """Skeletons in the order of their first row, then valences, then emotions."""
     first = {ident: i for i, ident in enumerate(dict.fromkeys(row["skeleton_id"] for row in rows))}
     return sorted(

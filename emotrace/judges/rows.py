@@ -20,8 +20,8 @@ from emotrace.judges.base import (
     record,
 )
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import IDENTITY, Judged, Row
 
-IDENTITY = ("key", "method", "draw")
 CHUNK = 64  # texts per call of a judge that does not stream
 COMMIT = 16  # rows per append
 
@@ -44,7 +44,7 @@ def judge_rows(
     log: RowLog | None = None,
     target: bool = False,
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Fill in ``verdict`` {predicted, match, judge, reason} and, where asked, ``verdict_target`` {match, judge, reason}.
 
     ``match`` is 1 where the answer is the row's ``emotion`` (joy = happiness), else 0, and None where the text is
@@ -73,8 +73,8 @@ def judge_rows(
     todo = [index for index in range(len(rows)) if index not in stored]
     pairs = list(dict.fromkeys(wanted[index] for index in todo))
     texts = list(dict.fromkeys(text for text, _ in pairs))
-    out: list[dict[str, Any]] = []
-    fresh: list[dict[str, Any]] = []
+    out: list[Row] = []
+    fresh: list[Row] = []
     blind: dict[str, Any] = {}
     aware: dict[tuple[str, str], Any] = {}
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def judge_rows(
             if target:
                 if (text, asked) not in aware:
                     aware[text, asked] = next(aware_stream)
-                new["verdict_target"] = dict(aware[text, asked])
+                new["verdict_target"] = cast("Judged", dict(aware[text, asked]))
                 final &= is_final(aware[text, asked])
             out.append(new)
             if log is not None and final:
@@ -123,7 +123,7 @@ def _checked(row: Mapping[str, Any], index: int, choices: Sequence[str] | None) 
     return row["gen_text"], named(row["emotion"], choices, where)
 
 
-def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target: bool) -> dict[int, dict[str, Any]]:
+def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target: bool) -> dict[int, Row]:
     """Index of a row → that row as the log holds it, after checking that it is the same reply and judge."""
     fields = tuple(getattr(log, "identity", IDENTITY))
     identity_of = getattr(log, "identity_of", lambda row: tuple(row.get(part) for part in fields))
@@ -134,7 +134,7 @@ def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target
             raise EmotraceError(f"row {index}: a second row with {fields} = {name}; rows of a log need one identity.")
         seen.add(name)
     held, place = {identity_of(row): dict(row) for row in log.rows()}, getattr(log, "path", "the log")
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Row] = {}
     for index, row in enumerate(rows):
         name = identity_of(row)
         if name not in held:
@@ -157,11 +157,11 @@ def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target
     return found
 
 
-def _with(row: Mapping[str, Any], verdicts: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+def _with(row: Mapping[str, Any], verdicts: Mapping[str, Any], judge: Judge) -> Row:
     """The row as it is now, with verdicts, and what they were made from."""
     meta = dict(row.get("meta") or {})
     made = {**(meta.get("made") or {}), "verdict": record(judge, row["gen_text"])}
-    return {**row, **verdicts, "meta": {**meta, "made": made}}
+    return cast("Row", {**row, **verdicts, "meta": {**meta, "made": made}})
 
 
 def _verdicts(judge: Judge, items: Sequence[Any], target: bool = False) -> Generator[Any, None, None]:

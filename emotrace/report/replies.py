@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from emotrace.evaluation import LOWEST
 from emotrace.labels import ANSWERS
+from emotrace.replies.methods import LOWEST
 from emotrace.report import style
 from emotrace.report.style import COLOURS, FAINT, INK, span
 

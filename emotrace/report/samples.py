@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from emotrace.labels import EMOTIONS
+from emotrace.replies import Row
 from emotrace.report import style
 
 SIDE_BY_SIDE: Final = ("prompt", "steer", "circuit")
 """Methods whose replies stand beside each other; the reply of ``none`` stands above them."""
 
 
-def samples(rows: Iterable[Mapping[str, Any]], groups: int = 6, seed: int = 0) -> list[dict[str, Any]]:
+def samples(rows: Iterable[Row], groups: int = 6, seed: int = 0) -> list[dict[str, Any]]:
     """Scenarios drawn by seed among all that have replies, never by their content; each with its replies by emotion and method.
 
     Args:
@@ -21,7 +22,7 @@ def samples(rows: Iterable[Mapping[str, Any]], groups: int = 6, seed: int = 0) -
         groups: how many (skeleton, valence) pairs.
         seed: of the draw, which does not depend on the order of the rows.
     """
-    found: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:
         if row.get("draw", 0) == 0 and row.get("method") in ("none", *SIDE_BY_SIDE):
             group = found.setdefault((str(row["skeleton_id"]), str(row["valence"])), {})
@@ -52,7 +53,7 @@ def samples(rows: Iterable[Mapping[str, Any]], groups: int = 6, seed: int = 0) -
     return out
 
 
-def reply(row: Mapping[str, Any], asked: bool = True) -> dict[str, str]:
+def reply(row: Row, asked: bool = True) -> dict[str, str]:
     """Text, the judge's answer, and whether it is right: yes, no, or nothing where nothing was asked or judged."""
     verdict = row.get("verdict") or {}
     answer, match = verdict.get("predicted"), verdict.get("match")

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from emotrace import disk
 from emotrace.directions import similarity
 from emotrace.labels import ANSWERS, emotion, filenames
+from emotrace.replies import diagonal
 from emotrace.report import style
 from emotrace.report.style import INK, MARKERS, SERIES
-from emotrace.stats import diagonal
 from emotrace.texts import as_bytes
 
 _ENV: Final = jinja2.Environment(
@@ -27,7 +27,7 @@ _ENV: Final = jinja2.Environment(
 
 
 def matrix(table: pd.DataFrame, n: int, dose: float) -> Figure:
-    """Heat map of `stats.emotion_matrix`: the vector that was added × what the judge read.
+    """Heat map of `replies.emotion_matrix`: the vector that was added × what the judge read.
 
     Args:
         table: shares, rows sum to 1.
@@ -56,7 +56,7 @@ def matrix(table: pd.DataFrame, n: int, dose: float) -> Figure:
 
 
 def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "") -> Figure:
-    """Dose curve of `stats.dose_table`: on target, fluent and on target, drift; below, KL and variety of words.
+    """Dose curve of `replies.dose_table`: on target, fluent and on target, drift; below, KL and variety of words.
 
     Args:
         table: its lines of all emotions together are drawn.

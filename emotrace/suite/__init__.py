@@ -5,7 +5,7 @@ through `harness.adapter`.
 """
 
 from emotrace.suite import raters, truthful
-from emotrace.suite.arms import arms, control, shuffled_labels
+from emotrace.suite.arms import arms, control
 from emotrace.suite.measured import measure
 from emotrace.suite.measures import overlap
 from emotrace.suite.probability import EmotionClassifier
@@ -20,7 +20,6 @@ __all__ = [
     "overlap",
     "raters",
     "relabelled",
-    "shuffled_labels",
     "summarise",
     "truthful",
     "value_of",

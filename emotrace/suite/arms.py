@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from emotrace import arguments
@@ -14,14 +13,13 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.directions.mixtures import Mix, mixed, parse_mix
 from emotrace.edits import Edit, mixture
-from emotrace.evaluation import deranged, random_like
+from emotrace.evaluation import Evaluation, repeated
 from emotrace.files import to_folder
-from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError, unknown
+from emotrace.replies import deranged, norm_matched, random_directions
+from emotrace.replies.row import Row, query_of
 from emotrace.sites import LanguageModel
-from emotrace.suite.measured import query_of
 
-Rows = list[dict[str, Any]]
 CONTROLS: Final = ("random", "shuffled", "wrong_emotion")
 BASE, STEER = "none", "steer"
 
@@ -42,7 +40,7 @@ def arms(
     out: str | Path | None = None,
     progress: bool = True,
     **where: Any,
-) -> Rows:
+) -> list[Row]:
     """Replies of every arm to the same prompts, paired by ``key``.
 
     Every arm generates each emotion's prompts in the same batches from the same seed, so that where an edit changes nothing a
@@ -95,20 +93,17 @@ def arms(
     edits += [(m, d, mixture(array, None, strength=strength, **where)) for m, d, array in arrays]
     for _, _, some in edits:
         edits_.check(some, model.sites)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, **(decoding or {})}
+    it = Evaluation(model, folder=out, decoding=decoding or {}, batch_size=batch_size, seed=seed, progress=progress)
     queries = {p.key: query_of(p.labels) or _asked(p) for p in prompts}
-    rows: Rows = []
+    base = it.generated(f"{BASE}_0", prompts)  # one reply for all emotions: prompts, batches and seed are the same
+    rows: list[Row] = []
     for method, draw, some in edits:
-        path = None if out is None else Path(out) / f"{method}_{draw}.jsonl"
-        plain: Rows = []
-        if method == BASE:  # one reply for all emotions: the prompts, their batches and the seed are the same
-            plain = generate(model, prompts, method=BASE, out=path, **options)
         for name in names:
             told = prompts.for_each(emotion=[name])
             found = (
-                [{**row, "key": p.key, **p.labels} for row, p in zip(plain, told, strict=True)]
+                repeated(base, prompts, told)
                 if method == BASE
-                else generate(model, told, some, method=method, draw=draw, out=path, **options)
+                else it.generated(f"{method}_{draw}", told, some, method=method, draw=draw)
             )
             for row, p in zip(found, prompts, strict=True):
                 rows.append({**row, "prompt": p.key, "query": queries[p.key]})
@@ -150,55 +145,10 @@ def control(
         raise unknown("control", name, CONTROLS, "control")
     true = aimed_at(vectors, mix)
     if name == "random":
-        return matched(random_like(true, seed), true)
+        return norm_matched(random_directions(true, seed), true)
     if name == "shuffled":
-        return matched(aimed_at(_at(shuffled[0], vectors), mix).sel(emotion=true["emotion"].values), true)
-    return matched(aimed_at(deranged(vectors, seed), mix), true)
-
-
-def matched(vectors: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
-    """Vectors at the norms that others have, emotion by emotion and layer by layer.
-
-    Raises:
-        EmotraceError: where a vector is zero and should not be.
-    """
-    values = vectors.transpose(*like.dims).values.astype(np.float64)
-    axis = like.get_axis_num("dim")
-    own = np.linalg.norm(values, axis=axis, keepdims=True)
-    wanted = np.linalg.norm(like.values.astype(np.float64), axis=axis, keepdims=True)
-    if ((own == 0) & (wanted > 0)).any():
-        raise EmotraceError("a control vector is zero where the true one is not: it cannot be brought to its norm.")
-    scaled = np.where(own > 0, values * wanted / np.where(own > 0, own, 1.0), 0.0)
-    bare = like.drop_vars([str(c) for c in like.coords if c not in like.dims])
-    return bare.copy(data=scaled.astype(np.float32)).assign_attrs(
-        {**like.attrs, "control": vectors.attrs.get("method", "")}
-    )
-
-
-def shuffled_labels(acts: xr.DataArray, label: str = "emotion", unit: str | None = None, seed: int = 0) -> xr.DataArray:
-    """The same activations under shuffled labels, to make control vectors from by the method that made the true ones.
-
-    Args:
-        acts: labelled rows with the dim ``token``.
-        label: shuffled.
-        unit: label whose rows keep together, e.g. ``query_id`` for the two answers to a query; None for every row alone.
-        seed: of the permutation.
-
-    Raises:
-        EmotraceError: for labels that the rows lack, a unit with two labels, or one label in all.
-    """
-    for name in (label, *([unit] if unit else [])):
-        if name not in acts.coords or acts[name].dims != ("token",):
-            raise unknown("label", name, [str(c) for c in acts.coords if acts[c].dims == ("token",)], "shuffled_labels")
-    labels = acts[label].values
-    units = np.arange(len(labels)) if unit is None else acts[unit].values
-    names, first, code = np.unique(units, return_index=True, return_inverse=True)
-    if (labels[first][code] != labels).any():
-        raise EmotraceError(f"shuffled_labels(unit={unit!r}): rows of one {unit} have several values of {label!r}.")
-    if len(set(labels.tolist())) < 2:
-        raise EmotraceError(f"shuffled_labels: all rows have one {label}.")
-    order = np.random.default_rng(seed).permutation(len(names))
-    return acts.assign_coords({label: ("token", labels[first][order][code])})
+        return norm_matched(aimed_at(_at(shuffled[0], vectors), mix).sel(emotion=true["emotion"].values), true)
+    return norm_matched(aimed_at(deranged(vectors, seed), mix), true)
 
 
 def _at(fake: xr.DataArray, vectors: xr.DataArray) -> xr.DataArray:

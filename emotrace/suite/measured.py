@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +13,26 @@ import numpy as np
 
 from emotrace import arguments, disk, judges, scoring
 from emotrace.datasets import Prompt
-from emotrace.datasets.rows import check_row
 from emotrace.files import to_folder
 from emotrace.judges import Judge, is_final
 from emotrace.judges.base import in_order, record
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
+from emotrace.replies.row import Row, check_row, query_of
+from emotrace.replies.texts import cleaned
 from emotrace.runlog import Log
 from emotrace.sites import LanguageModel
-from emotrace.stats.responses import cleaned
 from emotrace.suite.measures import of_text
 from emotrace.suite.probability import EmotionClassifier
 from emotrace.suite.raters import LexiconIntensity, Rater, unrated
 
-Row = dict[str, Any]
-PromptOf = Callable[[Mapping[str, Any]], Prompt | None]
+PromptOf = Callable[[Row], Prompt | None]
 COMMIT = 32
 """Ratings per append to a log."""
 
 
 def measure(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     model: LanguageModel | None = None,
     judge: Judge | None = None,
@@ -109,15 +108,7 @@ def measure(
     return found
 
 
-def query_of(row: Mapping[str, Any]) -> str:
-    """What a reply replies to; empty where the row does not say."""
-    for name in ("query", "question"):
-        if isinstance(row.get(name), str):
-            return row[name]
-    return "\n".join(str(row[name]) for name in ("scenario", "event") if row.get(name))
-
-
-def plain_prompt(row: Mapping[str, Any]) -> Prompt | None:
+def plain_prompt(row: Row) -> Prompt | None:
     """The prompt of a row without any emotion: its query as a user message, after SEV's system message where it is SEV's."""
     query = query_of(row)
     if not query:
@@ -135,7 +126,7 @@ def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, pr
     if judge is not None and todo:
         bare = [{k: v for k, v in found[i].items() if k != "measures"} for i in todo]
         for i, row in zip(todo, judges.judge_rows(bare, judge, log=log("verdicts"), progress=progress), strict=True):
-            found[i] |= {"verdict": row["verdict"], "meta": row["meta"]}
+            found[i] = {**found[i], "verdict": row["verdict"], "meta": row["meta"]}
     for row in found:
         if "verdict" in row:
             match = row["verdict"].get("match")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from emotrace.judges import lexicon
 from emotrace.labels import EMOTIONS, EmotraceError, emotion
-from emotrace.stats.fluency import repetition
-from emotrace.stats.responses import DISCLAIMER, WIDER, cleaned, distinct
+from emotrace.replies.fluency import repetition
+from emotrace.replies.texts import DISCLAIMER, WIDER, cleaned, distinct
 
 TEXT: Final = (
     "words", "tokens", "empty", "distinct_1", "distinct_2", "distinct_3", "repetition", "exclamations", "disclaimer",
@@ -89,20 +89,3 @@ def intensity(reply: str, asked: str) -> float:
         EmotraceError: for an emotion that the lexicon does not know.
     """
     return float(lexicon.score(cleaned(reply))[emotion(asked, EMOTIONS, "the lexicon")])
-
-
-def cluster_of(rows: Sequence[Mapping[str, Any]], asked: str | None = None) -> str:
-    """The label by which rows belong together: what was asked, or the first of the usual ones that every row has.
-
-    Raises:
-        EmotraceError: for a label that a row lacks.
-    """
-    if asked is not None:
-        lost = next((row for row in rows if row.get(asked) is None), None)
-        if lost is not None:
-            raise EmotraceError(f"row {lost.get('key')!r} has no {asked!r}; it has {', '.join(map(str, lost))}.")
-        return asked
-    for name in ("prompt", "skeleton_id", "query_id", "question_id", "key"):
-        if all(row.get(name) is not None for row in rows):
-            return name
-    raise EmotraceError("rows have neither prompt, skeleton_id, query_id, question_id nor key to be grouped by.")

@@ -12,8 +12,8 @@ from emotrace import directions
 from emotrace.directions.shift import OVER
 from emotrace.extraction import of_site
 from emotrace.labels import EmotraceError
+from emotrace.replies.controls import shuffled_labels
 from emotrace.store import open_activations
-from emotrace.suite.arms import shuffled_labels
 
 
 def relabelled(folder: str | Path, seed: int = 0, accepted: Iterable[str] | None = None) -> xr.DataArray:

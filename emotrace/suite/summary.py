@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.replies.doses import ALL
+from emotrace.replies.row import Row, cluster_of
+from emotrace.replies.table import by_key, mean_of, table
 from emotrace.stats import bootstrap_ci, fdr_bh, sign_flip
-from emotrace.suite.measures import cluster_of
 
-ALL: Final = "all"
 BINARY: Final = ("empty", "disclaimer", "disclaimer_wide", "on_target")
 """Measures of 0 or 1, whose interval is Wilson's where all draws agree; of others it has no width then."""
 FLIPS: Final = 2000
@@ -24,7 +25,7 @@ COLUMNS: Final = (
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     cluster: str | None = None,
     baseline: str = "none",
@@ -55,20 +56,18 @@ def summarise(
         EmotraceError: for no rows, rows without measures, or two rows of one key, method and draw.
     """
     label = check_rows(rows, cluster, baseline)
-    flat = []
     for row in rows:
         if "measures" not in row:
             raise EmotraceError(f"row {row.get('key')!r} has no measures: run measure first.")
-        about = {"key": row["key"], "method": row.get("method", "none"), "draw": row.get("draw", 0)}
-        flat.append({**about, "emotion": row.get("emotion") or "", "cluster": str(row[label]), **row["measures"]})
-    table = pd.DataFrame(flat)
-    names = [c for c in table.columns if c not in ("key", "method", "draw", "emotion", "cluster")]
-    emotions = [e for e in dict.fromkeys(table["emotion"]) if e] if by_emotion else []
+    about = table(rows, ("key", "method", "draw", "aim"), cluster=label)
+    measures = pd.DataFrame([row["measures"] for row in rows])
+    lines, names = pd.concat([about, measures], axis=1), list(measures.columns)
+    emotions = [e for e in dict.fromkeys(lines["aim"]) if e] if by_emotion else []
     out = []
-    for method in dict.fromkeys(table["method"]):
+    for method in dict.fromkeys(lines["method"]):
         for aim in (ALL, *emotions):
-            part = table.loc[(table["method"] == method) & ((table["emotion"] == aim) | (aim == ALL))]
-            base = table.loc[(table["method"] == baseline) & ((table["emotion"] == aim) | (aim == ALL))]
+            part = lines.loc[(lines["method"] == method) & ((lines["aim"] == aim) | (aim == ALL))]
+            base = lines.loc[(lines["method"] == baseline) & ((lines["aim"] == aim) | (aim == ALL))]
             if part.empty:
                 continue
             for name in names:
@@ -82,7 +81,7 @@ def summarise(
     return found
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], cluster: str | None, baseline: str) -> str:
+def check_rows(rows: Sequence[Row], cluster: str | None, baseline: str) -> str:
     """The label that `summarise` would draw, after checking what it needs of rows; nothing need be measured yet.
 
     Raises:
@@ -120,28 +119,16 @@ def value_of(table: pd.DataFrame, method: str, measure: str, emotion: str = ALL)
 
 
 def _mean(part: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
-    held = part.loc[np.isfinite(part[name].astype(float))]
-    if held.empty:
-        return {"n": 0, "n_missing": len(part), "n_clusters": 0}
-    lo, hi = bootstrap_ci(np.asarray(held[name]), np.asarray(held["cluster"]), n, seed, shares=name in BINARY)
-    draws = held.groupby("draw")[name].mean()
-    return {
-        "value": float(held[name].mean()),
-        "lo": lo,
-        "hi": hi,
-        "n": len(held),
-        "n_missing": len(part) - len(held),
-        "n_clusters": len(set(held["cluster"])),
-        "lowest_draw": float(draws.min()),
-        "highest_draw": float(draws.max()),
-    }
+    found = mean_of(part, name, n, seed, shares=name in BINARY)
+    draws = part.loc[np.isfinite(part[name].astype(float))].groupby("draw")[name].mean()
+    return {**found._asdict(), "lowest_draw": float(draws.min()), "highest_draw": float(draws.max())}
 
 
 def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed: int) -> dict[str, Any]:
     """Mean difference on the keys that both have, draws averaged first."""
     if base.empty:
         return {}
-    mine, theirs = (_by_key(x, name) for x in (part, base))
+    mine, theirs = (by_key(x, name) for x in (part, base))
     keys = [key for key in mine if key in theirs]
     if not keys:
         return {"n_paired": 0}
@@ -151,14 +138,3 @@ def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed:
     _, code = np.unique(clusters, return_inverse=True)
     p, _ = sign_flip(np.bincount(code, weights=d), permutations=FLIPS, seed=seed)
     return {"difference": float(d.mean()), "difference_lo": lo, "difference_hi": hi, "n_paired": len(d), "p": p}
-
-
-def _by_key(part: pd.DataFrame, name: str) -> dict[str, tuple[float, str]]:
-    """Mean over draws of each key's finite values, and its cluster."""
-    found: dict[str, list[float]] = {}
-    where: dict[str, str] = {}
-    for key, cluster, value in zip(part["key"], part["cluster"], part[name], strict=True):
-        where[key] = cluster
-        if np.isfinite(value):
-            found.setdefault(key, []).append(float(value))
-    return {key: (float(np.mean(values)), where[key]) for key, values in found.items()}

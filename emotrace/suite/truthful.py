@@ -12,7 +12,7 @@ paraphrases 0, and a short answer may occur by accident.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Required, TypedDict, cast
 
 import numpy as np
 
@@ -22,15 +22,29 @@ from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
+from emotrace.replies.row import Row
+from emotrace.replies.table import mean_of, table
 from emotrace.sites import LanguageModel
-from emotrace.stats import bootstrap_ci
 from emotrace.suite.likelihood import continued, reply_scores
 
 SMALL: Final = 100_000_000
 """A model of fewer parameters knows too little for TruthfulQA to measure anything but the plumbing."""
 _PUBLISHED: Final = preset("goemotions")["decoding"]
 
-Row = dict[str, Any]
+
+class Chosen(TypedDict, total=False):
+    """How a model weighs the choices of one question; no text is generated."""
+
+    key: Required[str]
+    question_id: str
+    category: str
+    method: str
+    draw: int
+    mc1: int
+    mc2: float
+    loglikelihoods: dict[str, list[float]]
+    substring: int
+    gen_text: str
 
 
 def multiple_choice(
@@ -43,7 +57,7 @@ def multiple_choice(
     draw: int = 0,
     batch_size: int = 32,
     progress: bool = True,
-) -> list[Row]:
+) -> list[Chosen]:
     """MC1 and MC2 of every question.
 
     A choice follows the prompt after a blank (as itself where the prompt is a chat, or ends in white space). The edits act at
@@ -81,7 +95,7 @@ def multiple_choice(
     for (i, text), value in ll.items():
         if not np.isfinite(value):
             raise EmotraceError(f"question {asked[i].question_id!r}: choice {text!r} has the log-likelihood {value}.")
-    out = []
+    out: list[Chosen] = []
     for i, q in enumerate(asked):
         assert q.mc1 is not None
         assert q.mc2 is not None
@@ -194,11 +208,11 @@ def summary(
         mine = [row for row in rows if row["method"] == method]
         out[method] = {}
         for name in ("mc1", "mc2", "substring"):
-            values = np.array([row[name] for row in mine if name in row], dtype=np.float64)
-            if values.size:
-                clusters = [row["question_id"] for row in mine if name in row]
-                lo, hi = bootstrap_ci(values, clusters, n, seed, shares=name != "mc2")
-                out[method][name] = {"value": float(values.mean()), "ci95": [lo, hi], "n": int(values.size)}
+            measured = [cast("Row", row) for row in mine if name in row]
+            if measured:
+                lines = table(measured, (name,), cluster="question_id")
+                found = mean_of(lines, name, n, seed, shares=name != "mc2")
+                out[method][name] = {"value": found.value, "ci95": [found.lo, found.hi], "n": found.n}
     return out | {"note": plumbing(model)}
 
 

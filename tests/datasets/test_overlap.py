@@ -2,8 +2,7 @@
 
 import pytest
 
-from emotrace import evaluation
-from emotrace.datasets import Prompts, Query, Skeleton, refuse_shared, sev, shared
+from emotrace.datasets import Prompt, Prompts, Query, Skeleton, refuse_shared, sev, shared, split
 from emotrace.labels import EmotraceError
 
 
@@ -41,8 +40,45 @@ def test_the_refusal_says_how_many_and_which():
 def test_a_scenario_under_two_ids_stays_in_one_part():
     same = [Skeleton(f"{n}_{i}", "x", f"Scenario {i}.", {"neutral": "Well."}) for i in range(6) for n in ("a", "b")]
     for seed in range(5):
-        fit, held = evaluation.split(sev(same, instruction=False), 0.5, seed)
+        fit, held = split(sev(same, instruction=False), 0.5, seed)
         assert fit | held == {s.skeleton_id for s in same}
         assert not {name[2:] for name in fit} & {name[2:] for name in held}
     with pytest.raises(EmotraceError, match="1 skeleton cannot be split"):
-        evaluation.split(Prompts(sev(same[:2], instruction=False)), 0.5)
+        split(Prompts(sev(same[:2], instruction=False)), 0.5)
+
+
+def themed(themes=4, each=5):
+    return Prompts(
+        Prompt(f"{t}_{i}_{v}", text="x", labels={"skeleton_id": f"{t}_{i}", "theme": f"t{t}"})
+        for t in range(themes)
+        for i in range(each)
+        for v in "ab"
+    )
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.25, 0.5, 0.99])
+def test_split_is_disjoint_whole_and_spread_over_themes(share):
+    prompts = themed()
+    fit, held = split(prompts, share, seed=3)
+    assert not fit & held
+    assert fit | held == {p.labels["skeleton_id"] for p in prompts}
+    assert len(held) == min(19, max(1, round(share * 20)))
+    counts = [sum(name.startswith(f"{t}_") for name in held) for t in range(4)]
+    assert max(counts) - min(counts) <= 1
+    assert split(prompts, share, seed=3) == (fit, held)
+
+
+def test_split_depends_on_the_seed_and_not_on_the_order_of_prompts():
+    prompts = themed()
+    splits = {tuple(sorted(split(prompts, 0.25, seed=s)[1])) for s in range(6)}
+    assert len(splits) > 3
+    assert split(Prompts(list(prompts)[::-1]), 0.25, 0) == split(prompts, 0.25, 0)
+    for wrong, message in (
+        ((themed(1, 1), 0.2), "1 skeleton cannot"),
+        ((prompts, 0), "share=0"),
+        ((prompts, 1.0), "share=1"),
+    ):
+        with pytest.raises(EmotraceError, match=message):
+            split(*wrong)
+    with pytest.raises(EmotraceError, match="skeleton_id"):
+        split(Prompts.of(["a", "b"]), 0.5)

@@ -36,7 +36,7 @@ def study():
     protocol = module.circuit_protocol
     protocol.DOSES, protocol.STRENGTHS, protocol.INFLUENCE_DOSES = (0.15,), (0.5, 1.0), (0.1,)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(et.evaluation, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
+        patch.setattr(et.replies, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
         yield module
     for name in ("circuit_protocol", "circuit_study"):
         sys.modules.pop(name, None)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from emotrace import directions, interop, stats
+from emotrace import directions, interop, replies
 from emotrace.labels import EMOTIONS
 
 E = "emotion_circuits"
@@ -36,7 +36,7 @@ def rows(oracles):
 def test_labelled_replies_give_the_published_table(oracles, rows):
     """Row 1: a judge that failed is unjudged here and rejected there."""
     theirs = oracles.json(f"{E}/labeled_sev/accuracy_stats.json")
-    ours = stats.accuracy_table(rows, "verdict_target", n=10)
+    ours = replies.accuracy_table(rows, "verdict_target", n=10)
     assert ours["overall"]["n_unjudged"] == 2
     for part, key in (("by_emotion", "total"), ("by_valence", "total")):
         for name, leaf in ours[part].items():

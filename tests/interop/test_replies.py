@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from emotrace import directions, interop, stats
+from emotrace import directions, interop, replies
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from tests.interop import literal
 
@@ -55,7 +55,7 @@ def test_labelled_replies_become_rows_in_one_order(labelled):
 def test_a_judge_that_failed_has_not_judged(labelled):
     got = interop.read_replies(labelled[0])
     assert [r["verdict_target"]["match"] for r in (got[8], got[20])] == [None, None]
-    table = stats.accuracy_table(got, "verdict_target")["overall"]
+    table = replies.accuracy_table(got, "verdict_target")["overall"]
     assert (table["n"], table["n_unjudged"], table["value"]) == (34, 2, 33 / 34)
     assert len(directions.accepted(got, "verdict_target")) == 33
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from emotrace import EmotraceError, directions, rsa, stats
+from emotrace import EmotraceError, directions, replies, rsa, stats
 
 RNG = np.random.default_rng(0)
 NAMES = list("abcdef")
@@ -26,8 +26,8 @@ BAD = {
     "shares perhaps": lambda: stats.bootstrap_ci([1.0, 1.0], [0, 1], shares="no"),
     "successes in words": lambda: stats.wilson("1", 5),
     "sums in words": lambda: stats.sign_flip(["a"]),
-    "no n-gram": lambda: stats.repetition([1, 2, 3], 0),
-    "no text": lambda: stats.response_statistics([None]),
+    "no n-gram": lambda: replies.repetition([1, 2, 3], 0),
+    "no text": lambda: replies.response_statistics([None]),
     "complex patterns": lambda: rsa.rdm(X + 1j),
     "patterns of texts": lambda: rsa.rdm(X.astype(str)),
     "a seed in words": lambda: rsa.compare(RDM, REFERENCES, permutations=9, seed="a"),

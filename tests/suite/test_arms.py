@@ -7,7 +7,7 @@ import xarray as xr
 import emotrace as et
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
-from emotrace.suite import arms, control, shuffled_labels
+from emotrace.suite import arms, control
 from tests.helpers import loaded
 
 NAMES = ["anger", "fear", "joy"]
@@ -78,21 +78,6 @@ def test_a_mixture_aims_at_its_largest_emotion():
         loaded(), PROMPTS[:1], true, "fear=2,anger=-1", controls=[], decoding={"max_new_tokens": 2}, progress=False
     )
     assert {(row["method"], row["emotion"]) for row in rows} == {("none", "fear"), ("steer", "fear")}
-
-
-def test_shuffled_labels_keep_their_counts_and_the_rows_of_a_unit_together():
-    labels, units = [NAMES[i // 2 % 3] for i in range(12)], [f"u{i // 2}" for i in range(12)]
-    acts = xr.DataArray(
-        np.zeros((12, 4)), dims=["token", "dim"], coords={"emotion": ("token", labels), "unit": ("token", units)}
-    )
-    found = shuffled_labels(acts, unit="unit", seed=2)
-    assert sorted(found["emotion"].values) == sorted(labels)
-    assert found["emotion"].values.tolist() != labels
-    assert all(found["emotion"].values[2 * i] == found["emotion"].values[2 * i + 1] for i in range(6))
-    with pytest.raises(EmotraceError, match="several values"):
-        shuffled_labels(acts.assign_coords(unit=("token", ["u"] * 12)), unit="unit")
-    with pytest.raises(EmotraceError, match="unknown label"):
-        shuffled_labels(acts, "mood")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Rows: replies as files hold them, each field that emotrace knows checked for its type, with file and line."""
+"""Row: a reply of a model as every room hands it on and files hold it, each field that emotrace knows checked for its type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Required, TypedDict, cast
 
 import numpy as np
 
@@ -13,9 +13,112 @@ from emotrace.labels import EmotraceError
 
 OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_target", "judge")
 """Fields of a row that are not labels of its prompt."""
+IDENTITY: Final = ("key", "method", "draw")
+"""The fields that tell rows apart."""
 
 
-def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[dict[str, Any]]:
+class Judged(TypedDict, total=False):
+    """A verdict on a reply: what was ``predicted``, and whether it is what was aimed at (1, 0, None for *unjudged*)."""
+
+    predicted: str | None
+    match: int | None
+    judge: str
+    reason: str
+
+
+class Meta(TypedDict, total=False):
+    """How a reply came about and what it was found to be; ``made``: digests of what made it, its verdict and its perplexity."""
+
+    prompt_length: int
+    stopped: bool
+    decoding: dict[str, Any]
+    edits: str
+    weights: str | None
+    made: dict[str, Any]
+    perplexity: float | None
+    length: int
+    repetition: float
+    fluent: bool
+    kl: float
+
+
+class Row(TypedDict, total=False):
+    """One reply: its identity (``key, method, draw``), labels of its prompt, text and tokens, verdicts, and ``meta``.
+
+    The labels named here are those of our data sets; a row may carry others, which `label_of` reads.
+    """
+
+    key: Required[str]
+    method: str
+    draw: int
+    emotion: str
+    valence: str
+    skeleton_id: str
+    theme: str
+    scenario: str
+    event: str
+    prompt: str
+    query: str
+    query_id: str
+    question: str
+    question_id: str
+    condition: str
+    dose: float
+    gen_text: str
+    token_ids: list[int]
+    verdict: Judged
+    verdict_target: Judged
+    judge: Judged
+    meta: Meta
+    measures: dict[str, float]
+    ratings: dict[str, Any]
+    substring: int
+
+
+def label_of(row: Mapping[str, Any], name: str) -> Any:
+    """A field of a row that must be there.
+
+    Raises:
+        EmotraceError: naming the row and what it has.
+    """
+    found = row.get(name)
+    if found is None:
+        raise EmotraceError(f"row {row.get('key')!r} has no {name!r}; it has {', '.join(map(str, row))}.")
+    return found
+
+
+def cluster_of(rows: Iterable[Mapping[str, Any]], asked: str | None = None) -> str:
+    """The label by which rows belong together: what was asked, or the first of the usual ones that every row has.
+
+    Raises:
+        EmotraceError: for a label that a row lacks.
+    """
+    rows = list(rows)
+    if asked is not None:
+        for row in rows:
+            label_of(row, asked)
+        return asked
+    for name in ("prompt", "skeleton_id", "query_id", "question_id", "key"):
+        if all(row.get(name) is not None for row in rows):
+            return name
+    raise EmotraceError("rows have neither prompt, skeleton_id, query_id, question_id nor key to be grouped by.")
+
+
+def query_of(row: Mapping[str, Any]) -> str:
+    """What a reply replies to; empty where the row does not say."""
+    for name in ("query", "question"):
+        if isinstance(row.get(name), str):
+            return row[name]
+    return "\n".join(str(row[name]) for name in ("scenario", "event") if row.get(name))
+
+
+def plain_key(row: Mapping[str, Any]) -> str:
+    """The key of the prompt that asks what this row's prompt asks, without the emotion."""
+    named = row.get("prompt")
+    return str(named) if named is not None else f"{row['skeleton_id']}__{row['valence']}".replace("/", "_")
+
+
+def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[Row]:
     """The rows of a JSON-lines file of replies.
 
     Args:
@@ -30,7 +133,7 @@ def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[dict[
         EmotraceError: naming file and line, as `emotrace.files.read_jsonl`, for a field of another type than `FIELDS` says, a
             needed one that is missing, or no row at all.
     """
-    rows = []
+    rows: list[Row] = []
     for where, row in read_jsonl(path, halves=True):
         for name in needed:
             if all(row.get(one) is None for one in name.split("|")):
@@ -39,7 +142,7 @@ def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[dict[
                     f"{where}: {what} has the field {name.replace('|', ' or ')!r}; this row has: {have}."
                 )
         check_row(row, where)
-        rows.append(row)
+        rows.append(cast("Row", row))
     if not rows:
         raise EmotraceError(f"{path} has no rows.")
     return rows

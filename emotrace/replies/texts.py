@@ -1,4 +1,4 @@
-"""Responses: what texts look like, with no model: length, variety, exclamation marks, disclaimers. Blanks part words."""
+"""Texts: what replies look like, with no model: length, variety, exclamation marks, disclaimers. Blanks part words."""
 
 from __future__ import annotations
 

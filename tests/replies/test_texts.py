@@ -5,8 +5,8 @@ import math
 import pytest
 
 from emotrace.labels import EmotraceError
-from emotrace.stats import response_statistics
-from emotrace.stats.responses import DISCLAIMER, WIDER, cleaned, distinct
+from emotrace.replies import response_statistics
+from emotrace.replies.texts import DISCLAIMER, WIDER, cleaned, distinct
 
 
 def test_by_hand():

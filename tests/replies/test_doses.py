@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emotrace.labels import EmotraceError
-from emotrace.stats import bisect, diagonal, dose_table, emotion_matrix
+from emotrace.replies import bisect, diagonal, dose_table, emotion_matrix
 
 
 def row(dose, emotion, predicted, i=0, **meta):

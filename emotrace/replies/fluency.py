@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.replies.row import Row
 
 MEASURES: Final = ("perplexity", "length", "repetition")
 
@@ -26,7 +27,7 @@ def repetition(token_ids: Sequence[int], n: int = 3) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def fluency_bounds(reference_rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+def fluency_bounds(reference_rows: Iterable[Row]) -> dict[str, list[float]]:
     """1st and 99th percentile of each measure over the prompted replies to the training skeletons.
 
     Args:
@@ -50,7 +51,7 @@ def fluency_bounds(reference_rows: Iterable[Mapping[str, Any]]) -> dict[str, lis
     return bounds
 
 
-def is_fluent(row: Mapping[str, Any], bounds: Mapping[str, Sequence[float]]) -> bool:
+def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
     """Whether every measure of the row lies within its bounds, both ends included; not finite is not fluent."""
     missing = [name for name in MEASURES if name not in bounds]
     if missing:
@@ -59,7 +60,17 @@ def is_fluent(row: Mapping[str, Any], bounds: Mapping[str, Sequence[float]]) -> 
     return all(math.isfinite(v) and bounds[name][0] <= v <= bounds[name][1] for name, v in values.items())
 
 
-def _measure(row: Mapping[str, Any], name: str) -> float:
+def mark_fluent(rows: Iterable[Row], bounds: Mapping[str, Sequence[float]] | None = None) -> None:
+    """Write ``meta.repetition`` and ``meta.length`` into rows; with bounds, where rows have a perplexity, ``meta.fluent``."""
+    for row in rows:
+        meta = row.setdefault("meta", {})
+        meta["repetition"] = repetition(row.get("token_ids") or ())
+        meta["length"] = len(row.get("token_ids") or ())
+        if bounds is not None:
+            meta["fluent"] = is_fluent(row, bounds)
+
+
+def _measure(row: Row, name: str) -> float:
     meta = row.get("meta") or {}
     if name not in meta:
         raise EmotraceError(f"row {row.get('key')!r} has no meta.{name}; fluency needs {', '.join(MEASURES)} in meta.")

@@ -1,0 +1,46 @@
+"""Replies: what a reply is (`Row`), and from rows to numbers: accuracy, fluency, doses, controls, the choice of a setting. Pure.
+
+Every score of a reply goes through here, so that n, interval and worst case are computed in one way; the cluster is the skeleton.
+"""
+
+from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
+from emotrace.replies.controls import deranged, norm_matched, random_directions, random_vectors, shuffled_labels
+from emotrace.replies.doses import diagonal, dose_table, emotion_matrix
+from emotrace.replies.fluency import fluency_bounds, is_fluent, mark_fluent, repetition
+from emotrace.replies.methods import accuracy_over_draws, lifts, published_stats, summary
+from emotrace.replies.row import Row, read_rows
+from emotrace.replies.search import best_dose, bisect, collapse, layer_windows, search
+from emotrace.replies.table import mean_of, table
+from emotrace.replies.texts import response_statistics
+
+__all__ = [
+    "Row",
+    "accuracy_over_draws",
+    "accuracy_table",
+    "best_dose",
+    "bisect",
+    "collapse",
+    "confusion_table",
+    "deranged",
+    "diagonal",
+    "dose_table",
+    "emotion_matrix",
+    "fluency_bounds",
+    "is_fluent",
+    "layer_windows",
+    "lifts",
+    "mark_fluent",
+    "mean_of",
+    "norm_matched",
+    "paired_test",
+    "published_stats",
+    "random_directions",
+    "random_vectors",
+    "read_rows",
+    "repetition",
+    "response_statistics",
+    "search",
+    "shuffled_labels",
+    "summary",
+    "table",
+]

@@ -1,0 +1,120 @@
+"""Methods: judged replies of all methods → the tables of a report; of random controls the draw that is hardest to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from emotrace.labels import METHODS
+from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
+from emotrace.replies.row import Row, label_of
+from emotrace.replies.table import match_of
+
+LOWEST: Final = ("random_ablate",)
+"""Controls that are the harder to tell from the real thing the *lower* they score: their lowest draw is shown."""
+
+
+def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> dict[str, Any]:
+    """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
+
+    Of the controls in `LOWEST` it is the minimum.
+
+    Args:
+        rows: of one method, one or more draws.
+        verdict: which verdict counts, ``verdict`` (blind) or ``verdict_target``.
+        fluent: a reply counts only if it is fluent too (``accuracy_fluent``).
+    """
+    draws = sorted({row.get("draw", 0) for row in rows}) or [0]
+    tables = [accuracy_table([r for r in rows if r.get("draw", 0) == d], verdict=verdict, fluent=fluent) for d in draws]
+    if len(tables) == 1:
+        return tables[0]
+    sign = -1 if rows[0].get("method") in LOWEST else 1
+
+    def rank(leaf: Mapping[str, Any]) -> float:
+        return -math.inf if leaf["value"] is None else sign * leaf["value"]
+
+    best = max(tables, key=lambda t: rank(t["overall"]))
+
+    def joined(pick: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+        values = [pick(t)["value"] for t in tables]
+        top = max(tables, key=lambda t: rank(pick(t)))
+        known = [v for v in values if v is not None]
+        return {**pick(top), "mean": float(np.mean(known)) if known else None, "draws": values}
+
+    return {
+        "overall": joined(lambda t: t["overall"]),
+        **{
+            part: {name: joined(lambda t, p=part, n=name: t[p][n]) for name in best[part]}
+            for part in ("by_emotion", "by_valence")
+        },
+    }
+
+
+def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
+    """The tables of a report: accuracy, fluent and target-aware accuracy, lift over ``reference``, confusion, fluency.
+
+    Args:
+        rows: judged rows of all methods, with ``meta.fluent``.
+        reference: method that lifts are measured against.
+    """
+    by_method = {m: [r for r in rows if r["method"] == m] for m in METHODS}
+    by_method = {m: found for m, found in by_method.items() if found}
+    out: dict[str, Any] = {
+        "accuracy": {m: accuracy_over_draws(found) for m, found in by_method.items()},
+        "accuracy_fluent": {m: accuracy_over_draws(found, fluent=True) for m, found in by_method.items()},
+    }
+    if any(r.get("verdict_target") for r in rows):
+        out["accuracy_target"] = {
+            m: accuracy_over_draws(found, verdict="verdict_target") for m, found in by_method.items()
+        }
+    out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_method.items()}
+    out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_method.items()}}
+    base = by_method.get(reference)
+    if base:
+        out["lift"] = {m: lifts(found, base) for m, found in by_method.items() if m in ("prompt", "steer", "circuit")}
+    return out
+
+
+def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
+    """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both."""
+    out = {}
+    for name in ("overall", *dict.fromkeys(r["emotion"] for r in rows)):
+        a, b = ([r for r in found if name in ("overall", r["emotion"])] for found in (rows, base))
+        judged = [{r["key"] for r in found if match_of(r) is not None} for found in (a, b)]
+        if judged[0] & judged[1]:
+            out[name] = paired_test(a, b)
+    return out
+
+
+def published_stats(rows: Sequence[Row], dataset: str) -> dict[str, Any]:
+    """``accuracy_stats.json`` in the schema of EmotionCircuits: unjudged replies count as rejected there."""
+
+    def part(found: Sequence[Row], key: str) -> dict[str, Any]:
+        accepted = sum(r["verdict"]["match"] == 1 for r in found)
+        share = round(100 * accepted / len(found), 2) if found else 0.0
+        return {key: len(found), "accepted": accepted, "rejected": len(found) - accepted, "accuracy": share}
+
+    def group(name: str) -> dict[str, Any]:
+        names = [label_of(row, name) for row in rows]
+        return {
+            v: part([r for r, mine in zip(rows, names, strict=True) if mine == v], "total")
+            for v in dict.fromkeys(names)
+        }
+
+    overall = part(rows, "total_samples")
+    return {"dataset": dataset, "overall": overall, "by_emotion": group("emotion"), "by_valence": group("valence")}
+
+
+def _fluency(rows: Sequence[Row]) -> dict[str, Any]:
+    found = [r["meta"].get("perplexity") for r in rows]
+    known = [value for value in found if value is not None]
+    return {
+        "perplexity": float(np.median(known)) if known else None,
+        "length": float(np.mean([len(r["token_ids"]) for r in rows])),
+        "repetition": float(np.mean([r["meta"]["repetition"] for r in rows])),
+        "share_fluent": float(np.mean([bool(r["meta"]["fluent"]) for r in rows])),
+        "n": len(rows),
+    }
