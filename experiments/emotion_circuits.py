@@ -36,6 +36,7 @@ from emotrace import directions as directions_
 from emotrace.cli.options import Bos, Where, place
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
+from emotrace.labels import unknown
 from emotrace.replies import Row
 from emotrace.run import Run
 from emotrace.runlog import write_json, write_rows
@@ -99,7 +100,7 @@ def main(
     if min(draws, curve_draws) < 1:
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if preset not in (None, *circuits.PRESETS):
-        raise et.labels.unknown("preset", preset, circuits.PRESETS, "--preset")
+        raise unknown("preset", preset, circuits.PRESETS, "--preset")
     encoding = circuit_protocol.encoding(preset)
     lm = et.load(
         model,

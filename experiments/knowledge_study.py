@@ -14,6 +14,7 @@ import emotrace as et
 from emotrace import presets, rsa
 from emotrace import prompt_tuning as pt
 from emotrace.datasets.goemotions import LabelledText
+from emotrace.labels import unknown
 from emotrace.prompt_tuning.masking import HOWS
 from emotrace.prompt_tuning.neurons import STAGES
 from emotrace.prompt_tuning.recipe import RECIPES
@@ -75,7 +76,7 @@ class Protocol:
             ("how", HOWS), ("stage", STAGES), ("match", MATCHES), ("position", POSITIONS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise et.labels.unknown(name, getattr(self, name), choices, f"--{name}")
+                raise unknown(name, getattr(self, name), choices, f"--{name}")
 
     @classmethod
     def of(cls, preset: str | None, **asked: Any) -> Protocol:
@@ -96,7 +97,7 @@ def published(preset: str) -> dict[str, Any]:
         EmotraceError: for a preset that has no such settings.
     """
     if preset not in RECIPES:
-        raise et.labels.unknown("preset", preset, RECIPES, "--preset")
+        raise unknown("preset", preset, RECIPES, "--preset")
     p = presets.preset(preset)
     masking, neurons = p["masking"], p["rsa"]
     return {
@@ -134,7 +135,7 @@ def emotions(parts: Mapping[str, list[LabelledText]], scores: xr.DataArray, aske
     shared = [str(e) for e in scores["emotion"].values if all(e in h for h in have)]
     for name in asked.split(",") if asked else ():
         if name not in shared:
-            raise et.labels.unknown("emotion", name, shared, "--emotions")
+            raise unknown("emotion", name, shared, "--emotions")
     found = shared if asked is None else [name for name in shared if name in asked.split(",")]
     if len(found) < 4:
         raise et.EmotraceError(

@@ -3,41 +3,7 @@
 Sign everywhere: positive means that the component raises the projection on the direction; removing it lowers it.
 """
 
-from emotrace.attribution.ablations import mean_ablation, resample_ablation, zero_ablation
-from emotrace.attribution.curves import ablation_curve, enhancement_curve
-from emotrace.attribution.files import load, save
-from emotrace.attribution.heads import head_contributions
-from emotrace.attribution.neurons import neuron_contributions
-from emotrace.attribution.ranks import auroc, top
-from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
-from emotrace.attribution.sublayers import sublayer_influence
-from emotrace.attribution.views import attention, top_prompts, top_tokens
-from emotrace.attribution.weights import Projection, projection
-from emotrace.forwards.streams import stream
-from emotrace.forwards.sums import Sums
+from emotrace.attribution.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
+from emotrace.lazy import attach
 
-__all__ = [
-    "Projection",
-    "Sums",
-    "ablation_curve",
-    "attention",
-    "auroc",
-    "enhancement_curve",
-    "head_contributions",
-    "layer_block",
-    "load",
-    "local_directions",
-    "mean_ablation",
-    "neuron_contributions",
-    "projection",
-    "reference_direction",
-    "resample_ablation",
-    "save",
-    "stable_block",
-    "stream",
-    "sublayer_influence",
-    "top",
-    "top_prompts",
-    "top_tokens",
-    "zero_ablation",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.stats import rankdata
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -96,5 +96,5 @@ def auroc(scores: Any, planted: Any) -> float:
     negative = mask.size - positive
     if not positive or not negative:
         raise EmotraceError(f"auroc: {positive} of {mask.size} components are planted; it needs some and some others.")
-    ranks = rankdata(tied(values.ravel()))
+    ranks = scipy.stats.rankdata(tied(values.ravel()))
     return float((ranks[mask.ravel()].sum() - positive * (positive + 1) / 2) / (positive * negative))

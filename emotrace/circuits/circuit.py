@@ -16,7 +16,7 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.circuits import files, show
-from emotrace.circuits.allocate import KINDS, SITE_OF
+from emotrace.circuits.allocation import KINDS, SITE_OF
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.sites import LanguageModel

@@ -11,7 +11,7 @@ import xarray as xr
 
 from emotrace import disk
 from emotrace.attribution import files
-from emotrace.circuits.allocate import KINDS
+from emotrace.circuits.allocation import KINDS
 from emotrace.labels import EmotraceError
 from emotrace.texts import from_json
 

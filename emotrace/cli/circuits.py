@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from emotrace import provenance
 from emotrace.cli.app import app
 from emotrace.cli.options import (
     Bos,
@@ -223,6 +222,7 @@ def curves(
 ) -> None:
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
     import emotrace as et
+    from emotrace import provenance
     from emotrace.attribution.curves import HOW
     from emotrace.bundles import replace_file
     from emotrace.report.components import curves as csv

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from emotrace.cli.options import finite, layer_list, span
-from emotrace.edits.mixtures import SIZES
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 
@@ -17,7 +16,7 @@ Vectors = Annotated[
 ]
 MixText = Annotated[str, typer.Option("--mix", help="weights by name: joy=1 or anger=0.5,joy=-0.5")]
 Strength = Annotated[float, typer.Option(help="factor of the mixture")]
-Scale = Annotated[str, typer.Option(help=f"{' | '.join(SIZES)}: what a strength of 1 is")]
+Scale = Annotated[str, typer.Option(help="raw | unit | rms | share: what a strength of 1 is")]
 Where = Annotated[str | None, typer.Option("--site", help="default: the site that the vectors say")]
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that the vectors have")]
 Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
@@ -45,6 +44,8 @@ def vectors_of(folder: Path, model: LanguageModel | None = None) -> Any:
 
 def where_of(scale: str, site: str | None, layers: str | None, positions: str) -> dict[str, Any]:
     """Arguments of `emotrace.edits.mixture` that the flags say."""
+    from emotrace.edits.mixtures import SIZES
+
     if scale not in SIZES:
         raise unknown("scale", scale, SIZES, "--scale")
     return {

@@ -24,9 +24,6 @@ from emotrace.cli.options import (
     layer_list,
     names,
 )
-from emotrace.datasets.queries import PARTS
-from emotrace.directions.shift import OVER
-from emotrace.directions.vectors import METHODS
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
@@ -76,6 +73,9 @@ def vectors(
     """Vectors of emotions, for `emotrace chat`, `arms` and `truthfulqa`, with the base vector that all share."""
     import emotrace as et
     from emotrace import directions, extraction
+    from emotrace.datasets.queries import PARTS
+    from emotrace.directions.shift import OVER
+    from emotrace.directions.vectors import METHODS
 
     to_folder(out, "--out")
     if (queries is None) == (texts is None):

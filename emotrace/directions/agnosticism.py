@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import sparse
-from scipy.special import ndtri
 
 from emotrace.directions.groups import Groups, Within, group, ordered
 from emotrace.directions.source import Source, source
@@ -108,7 +107,7 @@ def context_agnosticism(
                 shuffled = np.take_along_axis(inner, order[:, :, None], axis=1)
                 null[:, i, f, layer, sub] = _held_out(shuffled, mean, code).mean(-1)
             start = stop
-    z = float(ndtri((1 + level) / 2)) * spread
+    z = float(scipy.special.ndtri((1 + level) / 2)) * spread
     bounds = np.tanh(np.arctanh(np.clip(cosine, -1 + 1e-15, 1 - 1e-15)) + np.stack([-z, z]))
     held = [f"{f}={v}" for f, vs in zip(factors, levels, strict=True) for v in vs]
     lead = rows.lead
@@ -173,7 +172,7 @@ def cell_means(rows: Source, groups: Groups) -> Iterator[tuple[int, int, np.ndar
     counts = groups.counts
     cell = groups.group * len(groups.labels) + groups.code
     share = 1.0 / counts.ravel()[cell]
-    average = sparse.csc_array((share, (cell, np.arange(len(cell)))), shape=(counts.size, len(cell)))
+    average = scipy.sparse.csc_array((share, (cell, np.arange(len(cell)))), shape=(counts.size, len(cell)))
     for layer in range(n_layers):
         means = np.zeros((n_sub, counts.size, width))
         for part, x in rows.blocks(layer, groups.rows):

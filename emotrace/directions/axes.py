@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.linalg import eigh
 
 from emotrace.directions.groups import Within, is_accepted, missing
 from emotrace.directions.source import source
@@ -62,7 +62,7 @@ def pca(
             wide = width > len(used)
             gram = x @ x.T if wide else x.T @ x
             top = [len(gram) - k, len(gram) - 1]
-            values, vectors = eigh(gram, subset_by_index=top)
+            values, vectors = scipy.linalg.eigh(gram, subset_by_index=top)
             values, vectors = values[::-1], vectors[:, ::-1]
             total = float(np.trace(gram))
             if values[-1] <= 1e-12 * total or total == 0:

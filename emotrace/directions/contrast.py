@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import stats as sps
 
 from emotrace import provenance
 from emotrace.directions.groups import is_accepted, ordered
@@ -144,7 +144,7 @@ def auroc(
 
 def rank_auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """P(x⁺ > x⁻) + ½ P(x⁺ = x⁻) by ranks: (R⁺ − n⁺(n⁺+1)/2) / (n⁺ n⁻), ties at their mean rank."""
-    ranks = sps.rankdata(tied(np.concatenate([positive, negative])))
+    ranks = scipy.stats.rankdata(tied(np.concatenate([positive, negative])))
     n, m = len(positive), len(negative)
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
@@ -164,7 +164,7 @@ def _welch(a: Moments, b: Moments) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = difference / np.sqrt(ua + ub)
         df = (ua + ub) ** 2 / (ua**2 / (a.n - 1) + ub**2 / (b.n - 1))
-        p = 2 * sps.t.sf(np.abs(t), df)
+        p = 2 * scipy.stats.t.sf(np.abs(t), df)
         d = difference / pooled
     varies = (a.squares > 0) | (b.squares > 0)
     found = {"t": t, "df": df, "p": p, "d": d}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.linalg import eigh
 
 from emotrace.directions.axes import pca
 from emotrace.directions.contrast import sides_of, stream
@@ -137,7 +137,7 @@ def _axis(x: np.ndarray, place: str) -> np.ndarray:
     """The unit axis of largest mean square of the rows."""
     wide = x.shape[1] > x.shape[0]
     gram = x @ x.T if wide else x.T @ x
-    value, vector = eigh(gram, subset_by_index=[len(gram) - 1, len(gram) - 1])
+    value, vector = scipy.linalg.eigh(gram, subset_by_index=[len(gram) - 1, len(gram) - 1])
     if value[0] <= 1e-12 * max(float(np.trace(gram)), 1e-300) or not np.isfinite(value[0]):
         raise EmotraceError(f"the rows at {place} do not vary, so they have no axis.")
     axis = x.T @ vector[:, 0] if wide else vector[:, 0]

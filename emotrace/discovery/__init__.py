@@ -7,44 +7,7 @@
 Sign everywhere: positive means that the component raises the metric; removing it lowers it.
 """
 
-from emotrace.discovery.edits import edits
-from emotrace.discovery.evaluation import POINTS, curve, evaluate, faithfulness, run_circuits
-from emotrace.discovery.files import load, save
-from emotrace.discovery.metrics import KL, LogitDifference, Metric, Projection, SiteFunction
-from emotrace.discovery.pairs import Pair, Pairs, other_emotion, other_valence, pairs
-from emotrace.discovery.scores import METHODS, Level, mean, scores
-from emotrace.discovery.selection import jaccard, live, nodes_of, select
-from emotrace.discovery.stability import across, bootstrap, random_like, significance
+from emotrace.discovery.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
+from emotrace.lazy import attach
 
-__all__ = [
-    "KL",
-    "METHODS",
-    "POINTS",
-    "Level",
-    "LogitDifference",
-    "Metric",
-    "Pair",
-    "Pairs",
-    "Projection",
-    "SiteFunction",
-    "across",
-    "bootstrap",
-    "curve",
-    "edits",
-    "evaluate",
-    "faithfulness",
-    "jaccard",
-    "live",
-    "load",
-    "mean",
-    "nodes_of",
-    "other_emotion",
-    "other_valence",
-    "pairs",
-    "random_like",
-    "run_circuits",
-    "save",
-    "scores",
-    "select",
-    "significance",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -24,7 +24,7 @@ import torch
 
 from emotrace.discovery.batches import Batch, run
 from emotrace.discovery.nodes import Seen
-from emotrace.discovery.pairs import SPANS
+from emotrace.discovery.pairing import SPANS
 from emotrace.sites import LanguageModel
 
 METHODS: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")

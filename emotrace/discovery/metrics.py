@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.discovery.pairs import Pair
+from emotrace.discovery.pairing import Pair
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits

@@ -25,7 +25,7 @@ from emotrace.discovery.nodes import read_at
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
-from emotrace.sites.find import record_ids
+from emotrace.sites.finding import record_ids
 from emotrace.sites.probe import Call, Recording
 from emotrace.traced import circuits
 

@@ -1,24 +1,6 @@
 """Edits: interventions as data, checked against a model before anything runs."""
 
-from emotrace.edits.files import digest, load, save
-from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
-from emotrace.edits.lower import Lowered, check, lower, refuse_silent, refuse_unreached
-from emotrace.edits.mixtures import mixture
+from emotrace.edits.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
+from emotrace.lazy import attach
 
-__all__ = [
-    "KINDS",
-    "Ablate",
-    "Add",
-    "Edit",
-    "Lowered",
-    "Project",
-    "Scale",
-    "check",
-    "digest",
-    "load",
-    "lower",
-    "mixture",
-    "refuse_silent",
-    "refuse_unreached",
-    "save",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

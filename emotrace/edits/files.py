@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 import xarray as xr
 
 from emotrace import bundles, provenance
@@ -30,8 +29,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
         for f in fields(edit):
             value = getattr(edit, f.name)
             if f.name == "vector" and value is not None:
-                value = value.detach().float().cpu() if isinstance(value, torch.Tensor) else value
-                array = value if isinstance(value, xr.DataArray) else xr.DataArray(np.asarray(value))
+                array = value if isinstance(value, xr.DataArray) else xr.DataArray(array_of(value))
                 tensors[str(i)] = np.ascontiguousarray(array.values)
                 row["dims"] = [str(d) for d in array.dims]
                 row["coords"] = {str(d): array[d].values.tolist() for d in array.dims if d in array.coords}
@@ -82,12 +80,16 @@ def digest(edits: Sequence[Edit]) -> str:
     sha = hashlib.sha256()
     for edit in edits:
         payload = edit.payload
-        values = payload.values if isinstance(payload, xr.DataArray) else payload
         described = {k: v for k, v in vars(edit).items() if k not in ("vector", "origin")}
         if isinstance(payload, xr.DataArray):  # the same numbers under other labels are another edit
             described["dims"] = [
                 [str(d), payload[d].values.tolist() if d in payload.coords else None] for d in payload.dims
             ]
         sha.update(json.dumps([type(edit).__name__, described], sort_keys=True, default=str).encode())
-        sha.update(b"" if values is None else torch.as_tensor(values).float().cpu().numpy().tobytes())
+        sha.update(b"" if payload is None else array_of(payload).astype(np.float32).tobytes())
     return sha.hexdigest()[:16]
+
+
+def array_of(values: Any) -> np.ndarray:
+    """Numbers as numpy has them: those of a tensor, wherever it is, as float32."""
+    return values.detach().float().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

@@ -23,7 +23,7 @@ from emotrace.forwards import proof
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 from emotrace.sites import twin as twins
-from emotrace.sites.find import record_ids
+from emotrace.sites.finding import record_ids
 
 MIN_STEM = 8
 """A common beginning is worth a pass of its own from this many tokens on."""

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from emotrace.edits import Add
+from emotrace.edits.files import array_of
 from emotrace.interop.files import load_numbers, save_numbers
 from emotrace.interop.gguf import read_gguf, write_gguf
 from emotrace.interop.vectors import checked
@@ -209,5 +210,4 @@ def _payload(edit: Add, layer: int, where: str) -> np.ndarray:
                 f"{where}: the payload has the dims {tuple(map(str, vector.dims))}; select one vector a layer."
             )
         vector = vector.values
-    array = vector.detach().float().cpu().numpy() if isinstance(vector, torch.Tensor) else np.asarray(vector)
-    return (np.float64(edit.strength) * array.astype(np.float64)).astype(np.float32)
+    return (np.float64(edit.strength) * array_of(vector).astype(np.float64)).astype(np.float32)

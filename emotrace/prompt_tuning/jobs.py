@@ -20,7 +20,7 @@ from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import NAME, SoftPrompt, key_of
-from emotrace.prompt_tuning.readout import refuse_remote
+from emotrace.prompt_tuning.readouts import refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
 from emotrace.prompt_tuning.tuning import tune

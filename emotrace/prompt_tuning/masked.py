@@ -21,7 +21,7 @@ from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.jobs import task_of
 from emotrace.prompt_tuning.masking import DONOR, HOWS, mask_edits, reference_values
 from emotrace.prompt_tuning.prompts import SoftPrompt
-from emotrace.prompt_tuning.readout import accuracy, readout, refuse_remote
+from emotrace.prompt_tuning.readouts import accuracy, readout, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.rsa.masks import Masks

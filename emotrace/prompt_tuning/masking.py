@@ -14,7 +14,7 @@ from emotrace.edits import Ablate, Edit, Scale
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
-from emotrace.prompt_tuning.readout import readout
+from emotrace.prompt_tuning.readouts import readout
 from emotrace.sites import LanguageModel
 
 HOWS: Final = ("zero", "mean", "resample", "multiply")

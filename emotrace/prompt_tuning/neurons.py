@@ -16,7 +16,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
-from emotrace.prompt_tuning.readout import refuse_remote
+from emotrace.prompt_tuning.readouts import refuse_remote
 from emotrace.sites import LanguageModel
 
 STAGES: Final = ("neuron", "neuron_pre", "active")

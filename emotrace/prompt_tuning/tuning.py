@@ -18,7 +18,7 @@ from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.optimizer import AdamW
 from emotrace.prompt_tuning.prompts import SoftPrompt
-from emotrace.prompt_tuning.readout import Readout, accuracy, refuse_remote
+from emotrace.prompt_tuning.readouts import Readout, accuracy, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.runlog import progress as progress_bar

@@ -1,7 +1,5 @@
 """Remote: models that live elsewhere: the server, its jobs, and what a client knows of a model without its weights."""
 
-from emotrace.remote.jobs import Request
-from emotrace.remote.place import Place, Remote, Simulated
-from emotrace.remote.server import Server
+from emotrace.lazy import attach
 
-__all__ = ["Place", "Remote", "Request", "Server", "Simulated"]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,43 +1,6 @@
 """Report: figures, tables and one HTML page of a run. Data in, files out; no model, no global state."""
 
-from emotrace.report.figures import (
-    accuracy_bars,
-    agnosticism,
-    attention_patterns,
-    circuit_map,
-    circuit_overlap,
-    confusion,
-    dose_curve,
-    draw,
-    effect_curves,
-    equal_kl,
-    influence_profile,
-    layer_profile,
-    save,
-    similarity,
-)
-from emotrace.report.graphs import circuit_graph
-from emotrace.report.page import publish, render, write
-from emotrace.report.parts import CircuitParts
+from emotrace.lazy import attach
+from emotrace.report.style import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
 
-__all__ = [
-    "CircuitParts",
-    "accuracy_bars",
-    "agnosticism",
-    "attention_patterns",
-    "circuit_graph",
-    "circuit_map",
-    "circuit_overlap",
-    "confusion",
-    "dose_curve",
-    "draw",
-    "effect_curves",
-    "equal_kl",
-    "influence_profile",
-    "layer_profile",
-    "publish",
-    "render",
-    "save",
-    "similarity",
-    "write",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.spatial.distance import pdist
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -119,7 +119,9 @@ def space_rdms(
     values, names, chosen = _scores(scores, list(dict.fromkeys(a for s in whole.values() for a in s)), concept)
     _vary(values.T, chosen)
     scaled = (values - values.min(0)) / (values.max(0) - values.min(0))
-    out = np.stack([pdist(scaled[:, [chosen.index(a) for a in space]]) for space in whole.values()])
+    out = np.stack(
+        [scipy.spatial.distance.pdist(scaled[:, [chosen.index(a) for a in space]]) for space in whole.values()]
+    )
     if decimals is not None:
         out = _rounded(out, decimals, np.ones((len(out), 1)))
     found = labelled(out, names, ["space"], {"space": np.array(list(whole))})

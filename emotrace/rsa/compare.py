@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.stats import rankdata
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -204,7 +204,7 @@ def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kend
         x = np.asarray(rdms.values[index], dtype=np.float64)
         _check(x, "noise_ceiling")
         x = tied(x)
-        units = standard(x.T, method).T if method == "pearson" else rankdata(x, axis=1)
+        units = standard(x.T, method).T if method == "pearson" else scipy.stats.rankdata(x, axis=1)
         total, n = units.sum(0), len(x)
         with_all = correlate(x.T, tied(total)[:, None], method)[0][:, 0]
         left = [correlate(x[i][:, None], tied(total - units[i])[:, None], method)[0].item() for i in range(n)]

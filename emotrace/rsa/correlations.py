@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy import stats as sps
+import scipy
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.kendall import Reference, check_alternative, reference, tau_b
@@ -41,13 +41,17 @@ def correlate(
     r = np.clip(standard(x, method).T @ standard(y, method), -1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = r * np.sqrt((n - 2) / ((1 - r) * (1 + r)))
-    tail = {"greater": sps.t.sf(t, n - 2), "less": sps.t.cdf(t, n - 2), "two-sided": 2 * sps.t.sf(np.abs(t), n - 2)}
+    tail = {
+        "greater": scipy.stats.t.sf(t, n - 2),
+        "less": scipy.stats.t.cdf(t, n - 2),
+        "two-sided": 2 * scipy.stats.t.sf(np.abs(t), n - 2),
+    }
     return r, np.asarray(tail[alternative])
 
 
 def standard(x: np.ndarray, method: str) -> np.ndarray:
     """Columns (for Spearman their average ranks) with mean 0 and length 1; NaN where a column is constant."""
-    values = sps.rankdata(x, axis=0) if method == "spearman" else np.asarray(x, dtype=np.float64)
+    values = scipy.stats.rankdata(x, axis=0) if method == "spearman" else np.asarray(x, dtype=np.float64)
     centred = values - values.mean(0)
     length = np.linalg.norm(centred, axis=0)
     same = constant(values, axis=0)

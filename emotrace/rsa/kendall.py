@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 from emotrace.labels import EmotraceError, unknown
 
@@ -150,8 +150,8 @@ def _signs(rows: np.ndarray, first: int) -> np.ndarray:
 def normal_p(z: np.ndarray, alternative: str) -> np.ndarray:
     """Tail of the standard normal distribution beyond z."""
     if alternative == "two-sided":
-        return 2 * ndtr(-np.abs(z))
-    return ndtr(-z if alternative == "greater" else z)
+        return 2 * scipy.special.ndtr(-np.abs(z))
+    return scipy.special.ndtr(-z if alternative == "greater" else z)
 
 
 def check_ties(ties: str) -> None:

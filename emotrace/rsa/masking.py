@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import stats as sps
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -294,8 +294,8 @@ def _t(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, flo
     arguments.share("level", level)
     mean, df = float(d.mean()), len(d) - 1
     se = float(d.std(ddof=1)) / np.sqrt(len(d))
-    half = float(sps.t.ppf((1 + level) / 2, df)) * se
+    half = float(scipy.stats.t.ppf((1 + level) / 2, df)) * se
     least = TIED * float(np.abs(d).max())  # what rounding leaves of no spread, and of no mean
     t = mean / se if se > least else (np.nan if abs(mean) <= least else float(np.copysign(np.inf, mean)))
-    p = float(sps.t.sf(t, df)) if alternative == "greater" else float(2 * sps.t.sf(abs(t), df))
+    p = float(scipy.stats.t.sf(t, df)) if alternative == "greater" else float(2 * scipy.stats.t.sf(abs(t), df))
     return mean, mean - half, mean + half, t, df, 1.0 if np.isnan(t) else p

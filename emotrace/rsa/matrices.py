@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.spatial.distance import pdist, squareform
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.ties import EPS, TIED, constant, tied
@@ -89,7 +89,7 @@ def rdm(
             bad = names[int(np.argmin(np.isfinite(values).all(1)))]
             raise EmotraceError(f"rdm: the pattern of {bad!r}{' at ' + place if place else ''} is not finite.")
         _check_patterns(values, metric, names, place)
-        out[index] = pdist(values, "cityblock" if metric == "absolute" else metric)
+        out[index] = scipy.spatial.distance.pdist(values, "cityblock" if metric == "absolute" else metric)
         if not np.isfinite(out[index]).all():
             pair = list(itertools.combinations(names, 2))[int(np.argmin(np.isfinite(out[index])))]
             raise EmotraceError(
@@ -197,7 +197,7 @@ def square(x: xr.DataArray) -> xr.DataArray:
     names = concepts(x)
     x = x.transpose(..., "pair")
     lead = x.shape[:-1]
-    flat = np.stack([squareform(row) for row in x.values.reshape(-1, x.shape[-1])])
+    flat = np.stack([scipy.spatial.distance.squareform(row) for row in x.values.reshape(-1, x.shape[-1])])
     coords = {d: x[d] for d in x.dims[:-1] if d in x.coords}
     return xr.DataArray(
         flat.reshape(*lead, len(names), len(names)),

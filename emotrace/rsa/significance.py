@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy.stats import rankdata
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats import fdr_bh
@@ -34,5 +34,5 @@ def fdr(p: xr.DataArray, rule: str = "bh") -> xr.DataArray:
         raise EmotraceError(f"fdr takes p-values in [0, 1]; {int(defined.sum())} of {values.size} are numbers.")
     out = np.full(values.shape, np.nan)
     known = values[defined]
-    out[defined] = fdr_bh(known) if rule == "bh" else known * len(known) / rankdata(known)
+    out[defined] = fdr_bh(known) if rule == "bh" else known * len(known) / scipy.stats.rankdata(known)
     return p.copy(data=out).rename("q").assign_attrs(correction=rule, tests=int(defined.sum()))

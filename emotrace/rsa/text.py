@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import sparse
-from scipy.spatial.distance import pdist
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -46,13 +45,13 @@ def text_rdm(texts: Mapping[str, str | Sequence[str]], *, kind: str = "words", t
         how = {"analyzer": "char_wb", "ngram_range": (2, 4)}
     maker = TfidfVectorizer(sublinear_tf=True, **how) if tfidf else CountVectorizer(**how)
     try:
-        bags = sparse.csr_array(maker.fit_transform(joined)).toarray()
+        bags = scipy.sparse.csr_array(maker.fit_transform(joined)).toarray()
     except ValueError as error:  # sklearn's "empty vocabulary"
         raise EmotraceError(f"text_rdm: no {kind} in any text ({error}).") from error
     for name, bag in zip(texts, bags, strict=True):
         if not bag.any():
             raise EmotraceError(f"text_rdm: the text of {name!r} has no {kind}.")
-    out = labelled(pdist(bags, "cosine").round(12), list(texts))
+    out = labelled(scipy.spatial.distance.pdist(bags, "cosine").round(12), list(texts))
     if constant(out.values):
         raise EmotraceError(
             f"text_rdm: the texts share no {kind}, so all are equally far apart; try kind='characters' or more text."

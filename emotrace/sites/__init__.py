@@ -4,9 +4,6 @@ There is no table of model families: a shrunken random twin shows the form of th
 confirm it, and what cannot be proven is refused by name.
 """
 
-from emotrace.sites.address import Address, Site, envoy
-from emotrace.sites.find import find
-from emotrace.sites.model import LanguageModel
-from emotrace.sites.table import Sites
+from emotrace.lazy import attach
 
-__all__ = ["Address", "LanguageModel", "Site", "Sites", "envoy", "find"]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

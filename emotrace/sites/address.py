@@ -6,8 +6,6 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.traced import table
@@ -125,6 +123,8 @@ def envoy(model: TracedModel, path: str) -> Any:
     Raises:
         EmotraceError: if the model has no module of that path, or it is a list, which no forward calls.
     """
+    from torch import nn  # here: a place is named without torch
+
     module: nn.Module = model._module
     here, done = model, ""
     for part in path.split(".") if path else ():

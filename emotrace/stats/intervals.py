@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats as sps
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
@@ -99,7 +99,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
 
 
 def _wilson(share: np.ndarray, n: float, level: float) -> tuple[np.ndarray, np.ndarray]:
-    z, p = float(sps.norm.ppf((1 + level) / 2)), np.clip(share, 0, 1)
+    z, p = float(scipy.stats.norm.ppf((1 + level) / 2)), np.clip(share, 0, 1)
     middle = p + z * z / (2 * n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     lo, hi = (np.clip((middle + side * half) / (1 + z * z / n), 0, 1) for side in (-1, 1))
@@ -115,7 +115,7 @@ def fdr_bh(p: ArrayLike) -> np.ndarray:
     values = arguments.values("fdr_bh(p)", p)
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
         raise EmotraceError(f"fdr_bh takes at least one p-value in [0, 1]; got {values.size} values, some outside.")
-    return np.asarray(sps.false_discovery_control(values.ravel(), method="bh")).reshape(values.shape)
+    return np.asarray(scipy.stats.false_discovery_control(values.ravel(), method="bh")).reshape(values.shape)
 
 
 def _check_level(level: float) -> None:

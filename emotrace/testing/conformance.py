@@ -26,7 +26,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.labels import SITES, EmotraceError
 from emotrace.sites import LanguageModel, Site, heads
-from emotrace.sites.find import probe_ids, record_ids
+from emotrace.sites.finding import probe_ids, record_ids
 from emotrace.testing import tiny
 from emotrace.testing.hooks import forward, forward_inputs, recorded, replaced, watched
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import edits as edits_
+from emotrace import labels
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from tests.helpers import hooked, loaded
@@ -128,7 +129,7 @@ def test_teacher_forcing_hits_exactly_the_positions(positions):
     base = et.capture(lm, prompts, ["o_proj_out"], positions="all", progress=False)
     moved = et.capture(lm, prompts, ["o_proj_out"], positions="all", edits=edits, progress=False)
     gap = (moved.sel("o_proj_out", layer=0).values - base.sel("o_proj_out", layer=0).values).astype(float)
-    chosen = et.labels.positions_in
+    chosen = labels.positions_in
     at = 0
     for ids in IDS:
         n = len(ids) + 3

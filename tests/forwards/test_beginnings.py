@@ -19,7 +19,7 @@ from emotrace.forwards import beginnings
 from emotrace.forwards.beginnings import Beginnings
 from emotrace.forwards.reruns import Reruns
 from emotrace.prompt_tuning.layout import Layout
-from emotrace.prompt_tuning.readout import Readout
+from emotrace.prompt_tuning.readouts import Readout
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 

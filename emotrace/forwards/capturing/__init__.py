@@ -1,6 +1,5 @@
 """Capture: prompts → activations, labelled by layer, sublayer, token and everything the prompts carry."""
 
-from emotrace.forwards.capturing.reduce import reduced
-from emotrace.forwards.capturing.run import Dry, capture
+from emotrace.lazy import attach
 
-__all__ = ["Dry", "capture", "reduced"]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -14,7 +14,7 @@ from emotrace import arguments, disk, presets, provenance
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import top
-from emotrace.circuits.allocate import KINDS, SITE_OF, even_plan, published_plan
+from emotrace.circuits.allocation import KINDS, SITE_OF, even_plan, published_plan
 from emotrace.circuits.circuit import INDEX, Circuit
 from emotrace.circuits.differences import difference_vectors
 from emotrace.directions.groups import Within

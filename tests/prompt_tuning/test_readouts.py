@@ -7,7 +7,7 @@ import torch
 import emotrace as et
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning import Layout, Readout, accuracy, mask_edits
-from emotrace.prompt_tuning.readout import refuse_remote
+from emotrace.prompt_tuning.readouts import refuse_remote
 from tests.helpers import hooked, loaded
 
 TEXTS = ["abc", "a longer one, to pad", "x", "twelve"]

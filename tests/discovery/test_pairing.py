@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace import discovery
-from emotrace.discovery.pairs import SPANS, Pair, align_pair
+from emotrace.discovery.pairing import SPANS, Pair, align_pair
 from emotrace.testing.planted import planted
 
 tokens = st.lists(st.integers(3, 6), min_size=1, max_size=8).map(tuple)

@@ -180,7 +180,7 @@ def test_families_that_cannot_hold_it_say_why(tmp_path, name, site, words):
 
 def test_a_checkpoint_that_deviates_leaves_nothing_behind(tmp_path, monkeypatch):
     """The comparison is with the edited model itself, so an error of ours anywhere before it shows."""
-    module = importlib.import_module("emotrace.interop.bake")
+    module = importlib.import_module("emotrace.interop.baking")
     good = module.projection
 
     def wrong(*a):

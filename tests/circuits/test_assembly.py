@@ -12,10 +12,10 @@ import emotrace as et
 from emotrace import attribution, disk
 from emotrace.attribution.sublayers import sublayer_influence
 from emotrace.circuits import Circuit, assemble, discover, even_plan, published_plan
-from emotrace.circuits.allocate import empty_plan
+from emotrace.circuits.allocation import empty_plan
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.testing import planted
-from tests.circuits.test_allocate import PUBLISHED_HEADS
+from tests.circuits.test_allocation import PUBLISHED_HEADS
 from tests.circuits.test_differences import prompts
 from tests.helpers import loaded
 

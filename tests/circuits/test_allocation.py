@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emotrace.circuits.allocate import allocate, even_plan, published_plan
+from emotrace.circuits.allocation import allocate, even_plan, published_plan
 from emotrace.labels import EmotraceError
 
 PUBLISHED_HEADS = [2] * 10 + [3, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 11, 12, 12, 11, 11, 10, 9]

@@ -8,7 +8,7 @@ import transformers
 
 from emotrace.labels import EmotraceError
 from emotrace.sites import find, twin
-from emotrace.sites.find import record_ids
+from emotrace.sites.finding import record_ids
 from emotrace.testing import tiny
 
 KNOWN = {

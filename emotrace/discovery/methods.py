@@ -19,7 +19,7 @@ from emotrace.discovery.batches import Batch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen, seen
-from emotrace.discovery.pairs import SPANS, Pairs
+from emotrace.discovery.pairing import SPANS, Pairs
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel
@@ -52,7 +52,7 @@ def scores(
 
     Args:
         model: from `emotrace.load`, here (not ``remote=``).
-        pairs: of `emotrace.discovery.pairs`.
+        pairs: of `emotrace.discovery.pairing`.
         metric: of `emotrace.discovery.metrics`, or of your own.
         method: for both levels ``eap``, ``eap_ig_inputs``, ``ceap``, ``eap_ig_activations`` (see `approximate`); for nodes
             ``patching``; for edges ``path_patching`` and ``acdc``, which run the model once per edge (see `exact`).
@@ -81,7 +81,7 @@ def scores(
     if isinstance(pairs, (list, tuple)):
         pairs = Pairs(pairs)
     if not isinstance(pairs, Pairs):
-        raise EmotraceError(f"scores: pairs are Pairs (see emotrace.discovery.pairs), not {type(pairs).__name__}.")
+        raise EmotraceError(f"scores: pairs are Pairs (see emotrace.discovery.pairing), not {type(pairs).__name__}.")
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)
     means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None

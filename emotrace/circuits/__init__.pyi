@@ -1,0 +1,15 @@
+from emotrace.circuits.allocation import allocate, even_plan, published_plan
+from emotrace.circuits.assembly import PRESETS, assemble, discover
+from emotrace.circuits.circuit import Circuit
+from emotrace.circuits.differences import difference_vectors
+
+__all__ = [
+    "PRESETS",
+    "Circuit",
+    "allocate",
+    "assemble",
+    "difference_vectors",
+    "discover",
+    "even_plan",
+    "published_plan",
+]

@@ -1,0 +1,41 @@
+from emotrace.discovery.as_edits import edits
+from emotrace.discovery.evaluation import POINTS, curve, evaluate, faithfulness, run_circuits
+from emotrace.discovery.files import load, save
+from emotrace.discovery.methods import METHODS, Level, mean, scores
+from emotrace.discovery.metrics import KL, LogitDifference, Metric, Projection, SiteFunction
+from emotrace.discovery.pairing import Pair, Pairs, other_emotion, other_valence, pairs
+from emotrace.discovery.selection import jaccard, live, nodes_of, select
+from emotrace.discovery.stability import across, bootstrap, random_like, significance
+
+__all__ = [
+    "KL",
+    "METHODS",
+    "POINTS",
+    "Level",
+    "LogitDifference",
+    "Metric",
+    "Pair",
+    "Pairs",
+    "Projection",
+    "SiteFunction",
+    "across",
+    "bootstrap",
+    "curve",
+    "edits",
+    "evaluate",
+    "faithfulness",
+    "jaccard",
+    "live",
+    "load",
+    "mean",
+    "nodes_of",
+    "other_emotion",
+    "other_valence",
+    "pairs",
+    "random_like",
+    "run_circuits",
+    "save",
+    "scores",
+    "select",
+    "significance",
+]

@@ -1,0 +1,22 @@
+from emotrace.edits.files import digest, load, save
+from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
+from emotrace.edits.lowering import Lowered, check, lower, refuse_silent, refuse_unreached
+from emotrace.edits.mixtures import mixture
+
+__all__ = [
+    "KINDS",
+    "Ablate",
+    "Add",
+    "Edit",
+    "Lowered",
+    "Project",
+    "Scale",
+    "check",
+    "digest",
+    "load",
+    "lower",
+    "mixture",
+    "refuse_silent",
+    "refuse_unreached",
+    "save",
+]

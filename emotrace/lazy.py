@@ -1,0 +1,42 @@
+"""Lazy: the names of a room, each imported from its module when it is first used.
+
+A room's names stand in its stub ``__init__.pyi`` as ordinary imports, where editors and type checkers look for them; its
+``__init__.py`` reads the same stub, so they are written once (the way of numpy's and scipy's rooms, SPEC 1). A module of such a
+room must not be called like a name of it: importing the module would put it in the place of the name. Nor can ``save`` come
+later, since nnsight gives every object, modules too, a method of that name: a room that has one imports it at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a room.
+
+    Args:
+        room: its ``__name__``.
+        file: its ``__file__``; the stub lies beside it.
+    """
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+    origin = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+    def __getattr__(name: str) -> Any:
+        module = origin.get(name)
+        if module is None:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        if module == room:
+            return importlib.import_module(f"{room}.{name}")  # a room of this one, which the import leaves here
+        value = getattr(importlib.import_module(module), name)
+        setattr(sys.modules[room], name, value)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[room]), *origin})
+
+    return __getattr__, __dir__, sorted(origin)

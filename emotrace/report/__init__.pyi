@@ -1,0 +1,41 @@
+from emotrace.report.figures import (
+    accuracy_bars,
+    agnosticism,
+    attention_patterns,
+    circuit_map,
+    circuit_overlap,
+    confusion,
+    dose_curve,
+    draw,
+    effect_curves,
+    equal_kl,
+    influence_profile,
+    layer_profile,
+    save,
+    similarity,
+)
+from emotrace.report.graphs import circuit_graph
+from emotrace.report.page import publish, render, write
+from emotrace.report.parts import CircuitParts
+
+__all__ = [
+    "CircuitParts",
+    "accuracy_bars",
+    "agnosticism",
+    "attention_patterns",
+    "circuit_graph",
+    "circuit_map",
+    "circuit_overlap",
+    "confusion",
+    "dose_curve",
+    "draw",
+    "effect_curves",
+    "equal_kl",
+    "influence_profile",
+    "layer_profile",
+    "publish",
+    "render",
+    "save",
+    "similarity",
+    "write",
+]

@@ -1,0 +1,147 @@
+"""Names that are imported when they are first used: which there are, and what reading needs none of."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nnsight  # noqa: F401  # gives every object a method
+import pytest
+
+import emotrace as et
+from emotrace.testing import tiny
+
+ROOMS = (
+    "attribution",
+    "capturing",
+    "circuits",
+    "discovery",
+    "edits",
+    "interop",
+    "prompt_tuning",
+    "remote",
+    "report",
+    "sites",
+)
+MODELS = {"torch", "transformers", "nnsight", "openai"}
+"""What runs models, here or elsewhere."""
+SLOW = {"matplotlib", "sklearn", "scipy.stats", "scipy.linalg", "scipy.sparse"}
+"""What takes long to import, and what only some functions need."""
+TABLES = {"pandas", "xarray", "zarr"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store, directions and a circuit."""
+    folder = tmp_path_factory.mktemp("lazy")
+    tiny.save("llama", folder / "model")
+    model = et.load(folder / "model", device="cpu")
+    prompts = et.datasets.sev(Path(__file__).parents[1] / "data" / "sev.jsonl", limit=2)
+    acts = et.capture(model, prompts, sites=("resid_mid", "resid_post"), out=folder / "acts.zarr")
+    found = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"))
+    et.directions.save(found, folder / "directions")
+    et.circuits.discover(model, prompts, found, neurons_per_layer=2, heads_per_layer=1, out=folder / "circuit")
+    et.edits.save([et.Add("resid_post", layers=[1], vector=found.sel(emotion="fear"))], folder / "edits")
+    return folder
+
+
+def imported(code, folder, *argv):
+    """Which of the packages a fresh interpreter has imported after some code."""
+    named = sorted(MODELS | SLOW | TABLES)
+    code = f"import sys\nsys.argv[1:] = {list(map(str, argv))!r}\n{code}\nprint(*[m for m in {named!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()), done.stdout
+
+
+COMMAND = """
+from emotrace.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [("--help", "truthfulqa"), ("--version", "emotrace "), ("steer --help", "--dose"), ("vectors --help", "--queries")],
+)
+def test_help_and_version_need_no_large_package(folder, argv, says):
+    found, said = imported(COMMAND, folder, *argv.split())
+    assert says in said
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("info acts.zarr", "model_id"),
+        ("ls acts.zarr", "residual"),
+        ("verify acts.zarr", "intact"),
+        ("repair acts.zarr", "intact"),
+        ("directions acts.zarr --out made", "in made"),
+    ],
+)
+def test_commands_that_read_a_store_need_no_model_library(folder, argv, says):
+    found, said = imported(COMMAND, folder, *argv.split())
+    assert says in said
+    assert not found & (MODELS | SLOW)
+
+
+READING = """
+import emotrace as et
+acts = et.open_activations("acts.zarr")
+x = acts.sel(layer=slice(0, 1), sublayer="resid_post", emotion=["anger", "fear"]).compute()
+assert len(acts.to_dataframe(sublayer="resid_post", layer=0, emotion="anger"))
+made = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"))
+assert made.equals(et.directions.load("directions"))
+"""
+LOADING = """
+import emotrace as et
+circuit = et.Circuit.load("circuit")
+assert "fear" in str(circuit) and len(circuit.components)
+(edit,) = et.edits.load("edits")
+assert isinstance(edit, et.Add) and et.edits.digest([edit])
+assert et.datasets.sev and et.judges.make("lexicon").judge(["I am afraid."])
+"""
+
+
+@pytest.mark.parametrize("code", ["import emotrace", READING, LOADING])
+def test_reading_what_was_made_needs_no_model_library(folder, code):
+    assert not imported(code, folder)[0] & (MODELS | SLOW)
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_every_name_is_there_and_is_what_its_module_has(room):
+    module = importlib.import_module(f"emotrace.{room}".rstrip("."))
+    names = module.__all__
+    assert set(names) <= set(dir(module))
+    for name in names:
+        value = getattr(module, name)
+        where = getattr(value, "__module__", None)
+        assert where is None or where.startswith(("emotrace", "builtins", "typing")), (name, where)
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_the_kind'"):
+        _ = module.nothing_of_the_kind
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_name_is_hidden_by_a_module_or_by_what_nnsight_gives_every_object(room):
+    module = importlib.import_module(f"emotrace.{room}")
+    modules = {m.name for m in pkgutil.iter_modules(module.__path__)}
+    assert not modules & set(module.__all__)
+    at_once = [s for s in ast.parse(Path(str(module.__file__)).read_text()).body if isinstance(s, ast.ImportFrom)]
+    later = set(module.__all__) - {alias.name for s in at_once for alias in s.names}
+    assert not later & set(dir(object))
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_the_stub_exports_what_it_imports(room):
+    stub = Path(et.__file__).parent / room / "__init__.pyi"
+    scope: dict = {}
+    said = stub.read_text()
+    exec(said[said.index("__all__") :], scope)
+    module = importlib.import_module(f"emotrace.{room}".rstrip("."))
+    assert sorted(scope["__all__"]) == module.__all__
