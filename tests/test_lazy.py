@@ -15,10 +15,10 @@ from emotrace.testing import tiny
 
 ROOMS = (
     "attribution",
-    "capturing",
     "circuits",
     "discovery",
     "edits",
+    "forwards.capturing",
     "interop",
     "prompt_tuning",
     "remote",
@@ -139,7 +139,7 @@ def test_no_name_is_hidden_by_a_module_or_by_what_nnsight_gives_every_object(roo
 
 @pytest.mark.parametrize("room", ["", *ROOMS])
 def test_the_stub_exports_what_it_imports(room):
-    stub = Path(et.__file__).parent / room / "__init__.pyi"
+    stub = Path(et.__file__).parent.joinpath(*room.split("."), "__init__.pyi")
     scope: dict = {}
     said = stub.read_text()
     exec(said[said.index("__all__") :], scope)
