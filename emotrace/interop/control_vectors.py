@@ -7,6 +7,7 @@ file counts states instead (0 is the embedding, as in ``hidden_states``), say ``
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 import xarray as xr
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from emotrace.edits import Add
 from emotrace.edits.files import array_of
-from emotrace.interop.files import load_numbers, save_numbers
-from emotrace.interop.gguf import read_gguf, write_gguf
+from emotrace.interop.files import load_numbers, save_numbers, write
 from emotrace.interop.vectors import checked
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
@@ -26,6 +27,8 @@ from emotrace.sites import LanguageModel
 SITE: Final = "resid_post"
 LAYER_TYPES: Final = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Places of the library steering-vectors → our sites."""
+_FLOATS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+"""Types of tensors that are read; others are quantised, and of no use as vectors."""
 _DIRECTION: Final = re.compile(r"direction\.(\d+)")
 _CAA: Final = re.compile(r"layer_(\d+)(?!\d)")
 Files = Mapping[str, str | Path | Sequence[str | Path]]
@@ -50,8 +53,7 @@ def read_control_vectors(
     """
     found = {}
     for name, file in files.items():
-        values, tensors = read_gguf(file)
-        kind = values.get("general.architecture")
+        kind, tensors = _read(Path(file))
         layers = {int(m[1]): tensor for key, tensor in tensors.items() if (m := _DIRECTION.fullmatch(key))}
         if kind != "controlvector" or not layers:
             raise EmotraceError(f"{file}: architecture {kind!r}, {len(layers)} directions; that is no control vector.")
@@ -90,12 +92,19 @@ def write_control_vector(edit: Add, path: str | Path, *, model_hint: str, layers
     last = max(chosen) + 1
     if layers is not None and layers < last:
         raise EmotraceError(f"{where}: layer {last - 1} of {layers} layers.")
-    about: dict[str, str | int] = {
-        "general.architecture": "controlvector",
-        "controlvector.model_hint": model_hint,
-        "controlvector.layer_count": layers or last,
-    }
-    return write_gguf(path, about, tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "vector.gguf"
+        writer = GGUFWriter(made, "controlvector")
+        writer.add_string("controlvector.model_hint", model_hint)
+        writer.add_uint32("controlvector.layer_count", layers or last)
+        for name, vector in tensors.items():
+            writer.add_tensor(name, vector)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write(path, made.read_bytes())
+    return Path(path)
 
 
 def read_steering(
@@ -151,6 +160,29 @@ def write_steering(vectors: xr.DataArray, path: str | Path, *, offset: int = 0) 
     rows = zip(held["layer"].values.tolist(), held.values.astype(np.float32), strict=True)
     save_numbers({int(layer) + offset: torch.from_numpy(row.copy()) for layer, row in rows}, path)
     return Path(path)
+
+
+def _read(file: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """The architecture and the tensors of a GGUF file; of a stranger's bytes, so that whatever they raise is one error."""
+    try:
+        with file.open("rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise EmotraceError(f"{file} is no GGUF file.")
+        held = GGUFReader(file)
+        field = held.get_field("general.architecture")
+        kind = None if field is None else field.contents()
+    except OSError as error:
+        raise EmotraceError(f"{file}: {error.strerror or error}.") from None
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        if isinstance(error, EmotraceError):
+            raise
+        raise EmotraceError(f"{file} is a damaged GGUF file, or one of a kind that is not read: {error}.") from error
+    for tensor in held.tensors:
+        if tensor.tensor_type not in _FLOATS:
+            raise EmotraceError(
+                f"{file}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}; only float32 and float16 are read."
+            )
+    return kind, {tensor.name: np.array(tensor.data) for tensor in held.tensors}
 
 
 def _held(value: Any, file: Path) -> dict[int, np.ndarray]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import transformers
 from nnsight import TransformersModel
-from nnsight.modeling import huggingface
 
 from emotrace.labels import EmotraceError
 from emotrace.remote.server import Server, Unreachable
+from emotrace.traced.inner import call, called
 
 
 def build(
@@ -84,7 +84,7 @@ def deployed(server: Server, source: str, auto: Any, revision: str | None) -> st
     names = [str(d["repo_id"]) for d in up if d["task"] == task or d["task"] is None]
     local = Path(source).is_dir()
     own = os.path.basename(os.path.abspath(source))
-    told = huggingface._ID_CACHE.get(source)
+    told = called(source)
     found = [n for n in names if n == told or n.lower() == source.lower()]
     found += [n for n in names if local and n.rsplit("/", 1)[-1] == own]
     if not found:
@@ -97,5 +97,5 @@ def deployed(server: Server, source: str, auto: Any, revision: str | None) -> st
     revisions = {d["revision"] or "main" for d in up if d["repo_id"] == name}
     if (revision or "main") not in revisions:
         raise EmotraceError(f"{name!r} is up with revision {', '.join(sorted(revisions))}, not {revision or 'main'!r}.")
-    huggingface._ID_CACHE[source] = name  # nnsight would ask the Hub; the server's own word is what counts
+    call(source, name)  # the server's own word is what counts
     return name

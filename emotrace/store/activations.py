@@ -13,7 +13,8 @@ import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import checks, layout
-from emotrace.store.chunks import ChunkArray, ColumnArray, cached, existing, lazy
+from emotrace.store.chunks import ChunkArray, ColumnArray, existing
+from emotrace.store.laziness import cached, lazy
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of
 from emotrace.store.variable import Variable

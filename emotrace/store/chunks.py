@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from emotrace.labels import EmotraceError
 from emotrace.store import checks
 from emotrace.store.layout import checksum, commit_record, damaged, encoder, extend, shown
+from emotrace.store.laziness import Key, selection
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
@@ -43,8 +42,8 @@ class ChunkArray(BackendArray):
         self._row_bytes = variable.dtype.itemsize * math.prod(variable.rest_shape)
         self._records: dict[int, dict[str, Any]] = {}
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self.read)
+    def __getitem__(self, key: Key) -> Any:
+        return selection(key, self.shape, self.read)
 
     def read(self, key: tuple[Any, ...]) -> np.ndarray:
         """The selection ``key``: one int, slice or 1-D integer array per dim, applied to each dim by itself."""
@@ -204,17 +203,6 @@ def _read_all(fd: int, size: int, out: np.ndarray, begin: int, like: str) -> str
     return shown(crc, like)
 
 
-def lazy(array: BackendArray) -> Any:
-    """The array as xarray data whose indexing is put off until it is read."""
-    return indexing.LazilyIndexedArray(array)
-
-
-def cached(variable: xr.Variable) -> Any:
-    """The lazy data of a variable, read once when asked for, then kept with it; changing it leaves the store alone."""
-    data: Any = variable._data
-    return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(data))
-
-
 class ColumnArray(BackendArray):
     """A column of the token table as xarray's lazy array."""
 
@@ -223,7 +211,5 @@ class ColumnArray(BackendArray):
         self.shape = (length,)
         self.dtype = dtype
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, lambda k: self.load()[k[0]]
-        )
+    def __getitem__(self, key: Key) -> Any:
+        return selection(key, self.shape, lambda k: self.load()[k[0]])

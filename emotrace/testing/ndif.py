@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnsight.modeling import huggingface
 
 from emotrace.labels import EmotraceError
+from emotrace.traced.inner import call
 
 SCRIPT = Path(__file__).with_name("ndif_server.py")
 PATIENCE = 20.0
@@ -49,9 +49,9 @@ def mint(models: Iterable[str] | Mapping[str, str | Path]) -> None:
         models: names, or name → directory: a client model made from the directory then goes by the name.
     """
     for name in models:
-        huggingface._ID_CACHE[name] = name
+        call(name, name)
         if isinstance(models, Mapping):
-            huggingface._ID_CACHE[str(models[name])] = name
+            call(str(models[name]), name)
 
 
 class Server:

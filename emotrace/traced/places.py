@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from nnsight.intervention.interleaver import Mediator
+
+from emotrace.traced.inner import block_rows, worker
 
 
 class Place(NamedTuple):
@@ -129,31 +130,11 @@ def _with(whole: Any, index: int | None, new: torch.Tensor) -> Any:
     return list(changed) if isinstance(whole, list) else changed
 
 
-def _mediator() -> Any:
-    """The worker that runs this trace's block, or None where nnsight runs it in another way."""
-    try:
-        return Mediator.current("a place")
-    except ValueError:
-        return None
-
-
-def _rows() -> tuple[int, int, int]:
-    """``(all rows of the forward, first row of this block, rows of this block)``; zeros where nobody knows."""
-    mediator = _mediator()
-    if mediator is None or mediator.interleaver is None:
-        return 0, 0, 0
-    batcher = mediator.interleaver.batcher
-    if batcher is None or not batcher.total:
-        return 0, 0, 0
-    start, size = mediator.batch_group or (0, batcher.total)
-    return batcher.total, start, size
-
-
 def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
     """``[batch·token, width]`` as ``[batch, token, width]``, with the rows of this block of the trace only."""
     if value.ndim != 2:
         return value
-    total, start, size = _rows()
+    total, start, size = block_rows()
     if not total or (batch is not None and batch not in (size, total)):  # e.g. beams: more rows than prompts
         return value if batch is None else value.reshape(batch, -1, value.shape[-1])
     if value.shape[0] < total:  # one token: nnsight took the rows itself
@@ -163,7 +144,7 @@ def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
 
 def _shaped(new: torch.Tensor, element: torch.Tensor, place: Place) -> torch.Tensor:
     """``new`` in the shape of what it replaces; one row, token or vector stands for all."""
-    total, start, size = _rows()
+    total, start, size = block_rows()
     shape = tuple(element.shape)
     split = False  # whether other blocks of the trace have rows here too
     if place.flat and element.ndim == 2:
@@ -185,7 +166,7 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, place: Place) -> torch.Ten
 
 def _remember(place: Place, value: torch.Tensor) -> None:
     """Keep the last ``resid_pre`` of this trace, for the ``resid_mid`` of the same layer."""
-    mediator = _mediator()
+    mediator = worker()
     if mediator is not None:
         location = _location(place)
         mediator.emotrace_base = (location, mediator.occurrence(location), value)
@@ -197,7 +178,7 @@ def _location(place: Place) -> str:
 
 def _base(place: Place, batch: int | None) -> torch.Tensor | None:
     """``resid_pre`` for a ``mid`` place: the one just read, or read now; None if the model ran past it."""
-    mediator = _mediator()
+    mediator = worker()
     if mediator is None:
         return fetch(place.base, None, batch)
     there, wanted = _location(place.base), mediator.wanted(_location(place))
