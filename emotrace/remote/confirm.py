@@ -9,8 +9,8 @@ import torch
 
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
-from emotrace.sites.address import Side, Site
 from emotrace.sites.equations import TOLERANCE
+from emotrace.sites.own import Side, Site
 from emotrace.traced import confirm as leaf
 from emotrace.traced.steps import Read, ordered
 

@@ -6,49 +6,14 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from emotrace import arguments
+from torch import nn
+
 from emotrace.labels import EmotraceError
+from emotrace.sites.own import Side
 from emotrace.traced import table
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Read
-
-Side = Literal["input", "output"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place of the user's own: the input or output of any module.
-
-    Args:
-        path: dotted path of the module as ``named_modules`` spells it, e.g. ``"model.layers.3.mlp.gate_proj"``.
-        side: ``"input"`` (the first argument) or ``"output"``.
-        index: element, where the value is a tuple; ``None`` takes a tensor as it is, or element 0 of a tuple.
-    """
-
-    path: str
-    side: Side = "output"
-    index: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str):
-            raise EmotraceError(
-                f"Site(path={self.path!r}): the dotted path of a module is due, as named_modules spells it."
-            )
-        if self.index is not None:
-            object.__setattr__(self, "index", arguments.whole("Site(index)", self.index, 0))
-        if self.side not in ("input", "output"):
-            raise EmotraceError(f"Site(path={self.path!r}, side={self.side!r}): side is 'input' or 'output'.")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """In a request it is a plain tuple: this class does not exist on a server."""
-        return tuple, ((self.path, self.side, self.index),)
-
-    @property
-    def name(self) -> str:
-        """Name of the variable in a store, e.g. ``model.layers.3.mlp.gate_proj:output``."""
-        suffix = "" if self.index is None else f"[{self.index}]"
-        return f"{self.path}:{self.side}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -123,8 +88,6 @@ def envoy(model: TracedModel, path: str) -> Any:
     Raises:
         EmotraceError: if the model has no module of that path, or it is a list, which no forward calls.
     """
-    from torch import nn  # here: a place is named without torch
-
     module: nn.Module = model._module
     here, done = model, ""
     for part in path.split(".") if path else ():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from emotrace.sites.table import Sites
 from emotrace.traced.model import TracedModel
+
+if TYPE_CHECKING:
+    from emotrace.sites.table import Sites
 
 
 class LanguageModel(TracedModel, Protocol):

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emotrace.sites.address import Address, Side
+from emotrace.sites.address import Address
 from emotrace.sites.equations import Form, LayerProof, deviation, linear, rows
+from emotrace.sites.own import Side
 from emotrace.sites.probe import BATCH, TOKENS, Call, Recording
 
 WITHOUT = "has no attention module with a projection"

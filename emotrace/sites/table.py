@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 
 from emotrace.labels import SITES, EmotraceError, unknown
-from emotrace.sites.address import Address, Site, envoy
+from emotrace.sites.address import Address, envoy
 from emotrace.sites.equations import LayerProof
+from emotrace.sites.own import Site
 from emotrace.templates import Encoder
 from emotrace.traced import places
 from emotrace.traced.model import TracedModel
