@@ -106,7 +106,7 @@ def test_files_that_are_no_control_vectors_are_refused(tmp_path):
         (by_hand({1: [1.0]}, architecture="llama"), "architecture 'llama'"),
         (by_hand({}), "0 directions"),
         (
-            good.replace(b"direction.1" + struct.pack("<IQI", 1, 2, 0), b"direction.1" + struct.pack("<IQI", 1, 2, 8)),
+            by_hand({1: [1.0] * 32}).replace(struct.pack("<IQI", 1, 32, 0), struct.pack("<IQI", 1, 32, 8)),
             "of type Q8_0",
         ),
     ):

@@ -29,9 +29,7 @@ def test_nothing_is_read_before_it_is_asked_for_and_then_only_that():
     assert (part.values == source.values[2:4][:, [4, 0, 2]]).all()
     assert len(source.asked) == 1, "explicit_indexing_adapter reads more than once for one selection"
     rows, columns = source.asked[0]
-    assert (np.arange(4)[rows].tolist(), np.asarray(columns).tolist()) == ([2, 3], [4, 0, 2]), (
-        "it reads more than was asked"
-    )
+    assert (np.arange(4)[rows].tolist(), sorted(columns)) == ([2, 3], [0, 2, 4]), "it reads more than was asked"
 
 
 def test_what_is_kept_is_read_once_and_is_nobody_elses():
