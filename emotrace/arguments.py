@@ -18,6 +18,8 @@ from emotrace.labels import EmotraceError, unknown
 
 SEEDS: Final = 2**63 - 1
 """The largest seed that every generator takes."""
+DRAWS: Final = 10**7
+"""The most draws or permutations; what takes longer, or more memory, than anybody has, is a slip of the hand."""
 
 
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -52,7 +54,7 @@ def resampling(function: str, seed_: Any, **counts: Any) -> None:
     """Refuse a seed or a count of draws that is no whole number; how many are too few is the function's to say."""
     seed(f"{function}(seed)", seed_)
     for name, value in counts.items():
-        whole(f"{function}({name})", value)
+        whole(f"{function}({name})", value, most=DRAWS)
 
 
 def number(
@@ -221,6 +223,18 @@ def values(name: str, value: Any) -> np.ndarray:
     if not plain:
         raise EmotraceError(f"{name} holds {found.dtype}; real numbers are due.")
     return found.astype(np.float64)
+
+
+def having(name: str, value: Any, *dims: str) -> Any:
+    """A labelled array with these dims, and maybe others.
+
+    Raises:
+        EmotraceError: naming the one that it lacks.
+    """
+    for dim in dims:
+        if dim not in value.dims:
+            raise unknown("dim", dim, map(str, value.dims), name)
+    return value
 
 
 def said(name: str, value: Any) -> str:

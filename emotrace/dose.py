@@ -21,6 +21,7 @@ from emotrace.labels import EmotraceError
 from emotrace.replies import bisect, fluency_bounds, mark_fluent
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 DOSES: Final = (-1.0, 0.0, 1.0, 2.0, 4.0)
@@ -29,6 +30,7 @@ FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 """A finer sweep where vectors mostly act."""
 
 
+@typed
 def dose_response(
     model: LanguageModel,
     prompts: Any,
@@ -149,6 +151,7 @@ def _known(path: Path | None, made: Mapping[str, Mapping[str, Any]]) -> dict[str
     return found
 
 
+@typed
 def strength_at_kl(
     model: LanguageModel,
     prompts: Any,
@@ -186,6 +189,7 @@ def strength_at_kl(
     return bisect(measure, target, start=start, tolerance=tolerance)
 
 
+@typed
 def fluency_of(
     model: LanguageModel, prompts: Any, rows: Sequence[Row], batch_size: int = 32, progress: bool = True
 ) -> dict[str, list[float]]:

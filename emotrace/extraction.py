@@ -26,6 +26,7 @@ from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 TEMPLATES: Final[Mapping[str, str]] = {
@@ -52,6 +53,7 @@ class TextVectors:
     auroc: xr.DataArray
 
 
+@typed
 def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Prompts:
     """Each query twice: to be answered neutrally and in its emotion.
 
@@ -83,6 +85,7 @@ def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Pr
     return Prompts(out)
 
 
+@typed
 def answer_vectors(
     model: LanguageModel,
     queries: Any,
@@ -164,6 +167,7 @@ def answer_vectors(
     return found
 
 
+@typed
 def text_vectors(
     model: LanguageModel,
     texts: Any,
@@ -286,6 +290,7 @@ def _layers(model: LanguageModel, site: str, layers: Any) -> list[int] | None:
     return found
 
 
+@typed
 def of_site(found: xr.DataArray, site: str) -> xr.DataArray:
     """Vectors of one site, which they name, without the dim of sublayers."""
     if "sublayer" in found.dims:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 DEPTH: Final = 64
 """Lists and objects inside each other; data has a handful, and readers of any language fail somewhere above."""
@@ -57,6 +58,7 @@ def read_json(path: str | Path) -> Any:
     return parsed(read_text(path), str(path))
 
 
+@typed
 def read_jsonl(path: str | Path, *, halves: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSON-lines file, each with ``file:line`` for error messages.
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import xarray as xr
 
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 KEYS: Final = ("model_id", "revision", "dtype", "config_hash", "weights_hash", "weights_sample")
 """Entries of a model's identity that tell it from others."""
@@ -102,6 +103,7 @@ def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return not all(names) or (names[0] == names[1] and (not all(revisions) or revisions[0] == revisions[1]))
 
 
+@typed
 def adopt(thing: Any, model: Any) -> Any:
     """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
 

@@ -18,6 +18,7 @@ from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row, plain_key
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import scores
 from emotrace.traced.steps import Read
@@ -30,6 +31,7 @@ LARGEST = 700.0
 """Largest −mean log-probability that a float can hold the exponential of, roughly."""
 
 
+@typed
 def reply_logprobs(
     model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False
 ) -> list[np.ndarray]:
@@ -75,6 +77,7 @@ def reply_logprobs(
     return out
 
 
+@typed
 def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[float | None]:
     """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`.
 
@@ -89,6 +92,7 @@ def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progres
     return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in found]
 
 
+@typed
 def add_perplexity(
     model: LanguageModel, rows: Sequence[Row], plain: Mapping[str, Any], batch_size: int = 32, progress: bool = True
 ) -> None:
@@ -116,6 +120,7 @@ def add_perplexity(
     score_rows(model, [row for row, _ in some], [ids[key] for _, key in some], batch_size, progress)
 
 
+@typed
 def score_rows(
     model: LanguageModel,
     rows: Sequence[Row],
@@ -151,6 +156,7 @@ def score_rows(
             rows[i]["meta"] = {**meta, "perplexity": value, "made": {**(meta.get("made") or {}), "perplexity": made}}
 
 
+@typed
 def kl(
     model: LanguageModel, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False
 ) -> np.ndarray:

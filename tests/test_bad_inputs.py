@@ -141,7 +141,7 @@ CASES = {
     "an unknown valence": (lambda: read_sev(place() / "valence.jsonl"), "valence.jsonl:1. Choices: positive"),
     # labels
     "an unknown emotion": (lambda: sev(place() / "sev.jsonl", emotions=["angr"]), "Did you mean 'anger'"),
-    "one string as list": (lambda: sev(place() / "sev.jsonl", emotions="anger"), "takes a list of names"),
+    "one string as list": (lambda: sev(place() / "sev.jsonl", emotions="anger"), "a list of names is due"),
     "a limit of 0": (lambda: sev(place() / "sev.jsonl", limit=0), "limit=0"),
     "a label that prompts lack": (lambda: sev(place() / "sev.jsonl").where(topic="x"), "unknown label 'topic'"),
     # prompts

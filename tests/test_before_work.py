@@ -98,7 +98,7 @@ BAD = {
     "a seed below 0": (lambda p: generate(model(), IDS, seed=-1), "seed=-1"),
     "a method without a name": (lambda p: generate(model(), IDS, method=" "), "not blank"),
     "rows into a folder": (lambda p: generate(model(), IDS, out=p), "is a folder; give a file"),
-    "rows to no path": (lambda p: generate(model(), IDS, out=3), "out=3 is no path"),
+    "rows to no path": (lambda p: generate(model(), IDS, out=3), "a path is due"),
     "an edit's layer twice": (lambda p: add(layers=[1, 1]), "1 occurs twice"),
     "a unit twice": (lambda p: et.Add("neuron", layers=[1], units=[3, 3], vector=[1.0, 2.0]), "3 occurs twice"),
     "half a head": (lambda p: et.Ablate("z", layers=[1], heads=[0.0]), "whole number"),

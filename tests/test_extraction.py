@@ -164,7 +164,7 @@ def test_dry_runs_and_refusals():
     for call, message in (
         (lambda: extraction.answer_vectors(lm, QUERIES, site="logits"), "unknown site with layers 'logits'"),
         (lambda: extraction.answer_vectors(lm, QUERIES, site="z"), "make o_proj_out together"),
-        (lambda: extraction.answer_vectors(lm, QUERIES, over="mean"), "unknown mean"),
+        (lambda: extraction.answer_vectors(lm, QUERIES, over="mean"), "unknown over"),
         (lambda: extraction.text_vectors(lm, ["a"]), "unknown label 'emotion'"),
         (lambda: extraction.text_vectors(lm, TEXTS, against="calm", emotions=["anger"]), "calm|no prompts"),
         (lambda: extraction.text_vectors(lm, TEXTS, site="mlp_out", final_norm_last_row=True), "belongs to resid_post"),

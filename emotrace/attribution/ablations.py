@@ -20,12 +20,14 @@ from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 Reference = Mapping[int, xr.DataArray] | xr.DataArray
 """Values ``[token, unit]`` or ``[token, head, head_dim]`` of each layer, e.g. ``acts.sel("z", position="last")``."""
 
 
+@typed
 def zero_ablation(site: str, components: Components, *, positions: Positions = "last") -> list[Ablate]:
     """Components set to zero.
 
@@ -37,6 +39,7 @@ def zero_ablation(site: str, components: Components, *, positions: Positions = "
     return _ablations(site, components, lambda layer, chosen: (None, {}), positions)
 
 
+@typed
 def mean_ablation(
     site: str, components: Components, reference: Reference, *, label: str = "emotion", positions: Positions = "last"
 ) -> list[Ablate]:
@@ -66,6 +69,7 @@ def mean_ablation(
     return _ablations(site, components, mean, positions)
 
 
+@typed
 def resample_ablation(
     site: str, components: Components, reference: Reference, donor: Mapping[str, str], *, positions: Positions = "last"
 ) -> list[Ablate]:

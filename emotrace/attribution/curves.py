@@ -32,11 +32,13 @@ from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 HOW = ("zero", "mean", "resample")
 
 
+@typed
 def ablation_curve(
     model: LanguageModel,
     prompts: Any,
@@ -144,6 +146,7 @@ def ablation_curve(
     return measured.keep(curve)
 
 
+@typed
 def enhancement_curve(
     model: LanguageModel,
     plain: Any,

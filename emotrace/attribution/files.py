@@ -13,8 +13,10 @@ import xarray as xr
 from emotrace import bundles
 from emotrace.disk import plain
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 
+@typed
 def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path:
     """Write a Dataset into a folder: numbers as safetensors; dims, texts and attrs as JSON.
 
@@ -50,6 +52,7 @@ def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path
     return bundles.write(folder, name, tensors, about)
 
 
+@typed
 def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
     """The Dataset that `save` wrote.
 

@@ -25,6 +25,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS, EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import contributions
 
@@ -32,6 +33,7 @@ PLACE = "head_contributions"
 READOUTS = ("residual", "normed")
 
 
+@typed
 def head_contributions(
     model: LanguageModel,
     prompts: Any,

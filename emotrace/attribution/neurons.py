@@ -20,6 +20,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
@@ -27,6 +28,7 @@ PLACE = "neuron_contributions"
 VARIABLES = ("neuron", "neuron_pre")
 
 
+@typed
 def neuron_contributions(
     model: LanguageModel,
     prompts: Any,

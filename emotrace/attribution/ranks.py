@@ -10,11 +10,13 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import descending, tied
 
 FEATURES = ("unit", "head")
 
 
+@typed
 def top(contributions: xr.Dataset | xr.DataArray, k: int, by: str = "contrast") -> xr.DataArray:
     """Indices of the k components with the highest scores in every layer, the highest first.
 
@@ -67,6 +69,7 @@ def feature(scores: xr.Dataset | xr.DataArray) -> str:
     return found[0]
 
 
+@typed
 def auroc(scores: Any, planted: Any) -> float:
     """Probability that a planted component scores higher than another one, ties counted half; 1 is perfect.
 

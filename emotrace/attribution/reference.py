@@ -16,6 +16,7 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 Block = Sequence[tuple[int, str]]
 """Places ``(layer, "resid_mid" | "resid_post")``."""
@@ -23,6 +24,7 @@ READ = {"attn_out": "resid_mid", "mlp_out": "resid_post"}
 """Sublayer → the residual right after it."""
 
 
+@typed
 def stable_block(directions: xr.DataArray, threshold: float = 0.9) -> list[tuple[int, str]]:
     """The longest run of neighbouring places whose directions agree; ties go to the later one.
 
@@ -53,6 +55,7 @@ def stable_block(directions: xr.DataArray, threshold: float = 0.9) -> list[tuple
     return best
 
 
+@typed
 def layer_block(directions: xr.DataArray, layers: Collection[int]) -> list[tuple[int, str]]:
     """Every place of the given layers, in order: ``layer_block(d, range(21, 26))`` is the original's block.
 
@@ -69,6 +72,7 @@ def layer_block(directions: xr.DataArray, layers: Collection[int]) -> list[tuple
     return [place for place in places if place[0] in layers]
 
 
+@typed
 def reference_direction(directions: xr.DataArray, block: Block) -> xr.DataArray:
     """One unit vector per label: the sum of the block's directions, each with the sign that agrees with the first.
 
@@ -109,6 +113,7 @@ def reference_direction(directions: xr.DataArray, block: Block) -> xr.DataArray:
     return xr.DataArray(values, dims=(*outer, "dim"), coords=coords, name="direction", attrs=attrs)
 
 
+@typed
 def local_directions(
     directions: xr.DataArray,
     layers: Sequence[int],

@@ -38,6 +38,7 @@ from emotrace.forwards.sums import Sums
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Sites
 
 CHUNK = 256
@@ -47,6 +48,7 @@ READOUTS = ("resid_post", "final_norm")
 LIMITS = {True: "exact derivative at dose 0", False: "central differences of small doses (the server keeps no graph)"}
 
 
+@typed
 def sublayer_influence(
     model: LanguageModel,
     plain: Any,

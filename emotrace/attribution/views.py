@@ -16,6 +16,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.streams import fitting, reductions
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions, requests
 
@@ -23,6 +24,7 @@ LOGIT_ELEMENTS = 1 << 24
 """Most logits held at a time."""
 
 
+@typed
 def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> pd.DataFrame:
     """The tokens that each direction would make likeliest if it were all that the last layer returned (logit lens).
 
@@ -83,6 +85,7 @@ def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> p
     return pd.concat(tables, ignore_index=True)
 
 
+@typed
 def attention(model: LanguageModel, prompt: Any, layer: int, head: int) -> xr.DataArray:
     """The attention pattern of one head on one prompt.
 
@@ -119,6 +122,7 @@ def attention(model: LanguageModel, prompt: Any, layer: int, head: int) -> xr.Da
     )
 
 
+@typed
 def top_prompts(
     model: LanguageModel,
     prompts: Any,

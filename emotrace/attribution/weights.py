@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from emotrace import arguments, provenance
 from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import weights as leaf
 from emotrace.traced.weights import Norm, Projection
@@ -54,6 +55,7 @@ def weighed(model: LanguageModel, function: Any, *args: Any) -> Any:
         raise EmotraceError(str(error)) from None
 
 
+@typed
 def projection(model: LanguageModel, site: str, layer: int) -> Projection:
     """The map that takes a site into the residual stream, read here.
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from emotrace import provenance
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import TIED, descending
 
 KINDS: Final = ("neuron", "head")
@@ -28,6 +29,7 @@ CAP: Final = 0.4
 MLP_SHARE: Final = 0.7
 
 
+@typed
 def allocate(
     weights: ArrayLike,
     total: int,
@@ -91,6 +93,7 @@ def allocate(
     return given
 
 
+@typed
 def published_plan(
     influence: xr.Dataset | xr.DataArray,
     total: int | None = None,
@@ -155,6 +158,7 @@ def published_plan(
     )
 
 
+@typed
 def even_plan(
     labels: Sequence[Any],
     layers: Sequence[int],

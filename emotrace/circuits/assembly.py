@@ -21,6 +21,7 @@ from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
@@ -31,6 +32,7 @@ ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_
                 "template_date", "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
 
 
+@typed
 def discover(
     model: LanguageModel,
     prompts: Any,
@@ -168,6 +170,7 @@ def discover(
     return found
 
 
+@typed
 def assemble(
     scores: Mapping[str, xr.Dataset],
     differences: xr.Dataset,

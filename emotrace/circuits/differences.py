@@ -22,6 +22,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
@@ -29,6 +30,7 @@ PLACE: Final = "difference_vectors"
 SITES: Final = ("z", "neuron")
 
 
+@typed
 def difference_vectors(
     model: LanguageModel,
     prompts: Any,

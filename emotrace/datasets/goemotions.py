@@ -14,6 +14,7 @@ from emotrace import arguments, labels
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import Table, open_table, text_of
 from emotrace.labels import NEUTRAL, EmotraceError, unknown
+from emotrace.signatures import typed
 
 GOEMOTIONS: Final = (
     "admiration", "amusement", "anger", "annoyance", "approval", "caring", "confusion", "curiosity", "desire",
@@ -63,6 +64,7 @@ class LabelledText:
     labels: tuple[str, ...]
 
 
+@typed
 def read_goemotions(
     source: str | Path, *, split: str = "train", config: str | None = "simplified"
 ) -> list[LabelledText]:
@@ -95,6 +97,7 @@ def read_goemotions(
     return out
 
 
+@typed
 def goemotions(
     source: str | Path | Sequence[LabelledText],
     *,
@@ -146,6 +149,7 @@ def goemotions(
     return Prompts(prompts)
 
 
+@typed
 def class_counts(prompts: Prompts, label: str = "labels") -> dict[str, int]:
     """How many prompts carry each value of a label, most first; one that holds several, joined by commas, counts for each.
 

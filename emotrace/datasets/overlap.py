@@ -10,6 +10,7 @@ import numpy as np
 from emotrace import arguments
 from emotrace.datasets.prompts import Prompt, Prompts, spread
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 SHOWN: Final = 3
 """Names of what two sets share that a message shows."""
@@ -38,6 +39,7 @@ def leaked(texts: Sequence[str], other: Iterable[str]) -> list[int]:
     return [i for i, text in enumerate(texts) if normalised(text) in known]
 
 
+@typed
 def shared(test: Iterable[Any], fit: Iterable[Any]) -> list[str]:
     """What two sets have in common: skeleton ids, and the names of skeletons, prompts, queries and texts that say the same.
 
@@ -56,6 +58,7 @@ def shared(test: Iterable[Any], fit: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@typed
 def refuse_shared(
     test: Iterable[Any], fit: Iterable[Any], tested: str = "the test set", fitted: str = "training"
 ) -> None:
@@ -99,6 +102,7 @@ def _named(item: Any) -> tuple[str, str, str]:
     raise EmotraceError(f"shared: {type(item).__name__} is no skeleton, prompt, query or text.")
 
 
+@typed
 def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "emotion") -> tuple[Prompts, Prompts]:
     """Two parts that share no text, each with about the same share of every value of a label.
 
@@ -133,6 +137,7 @@ def hold_out(prompts: Prompts, share: float = 0.25, seed: int = 0, by: str = "em
     return Prompts(fit), Prompts(out)
 
 
+@typed
 def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
     """Skeletons in two disjoint parts, the second holding about ``share`` of them, spread evenly over themes.
 

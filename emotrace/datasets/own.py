@@ -11,12 +11,14 @@ from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
 from emotrace.files import parsed
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 TEXT: Final = "text"
 MESSAGES: Final = "messages"
 KEY: Final = "key"
 
 
+@typed
 def read_prompts(
     path: str | Path, *, text_column: str | None = None, messages_column: str | None = None, limit: int | None = None
 ) -> Prompts:
@@ -68,6 +70,7 @@ def read_prompts(
     return Prompts(found).limit(limit)
 
 
+@typed
 def is_sev(path: str | Path) -> bool:
     """Whether a JSON-lines file begins with a row of SEV (a scenario with its events)."""
     if Path(path).suffix.lower() != ".jsonl" or not Path(path).is_file():

@@ -16,6 +16,7 @@ import pandas as pd
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.row import check_row, refuse_other_prompt
+from emotrace.signatures import typed
 
 Label = str | int
 
@@ -243,6 +244,7 @@ class Prompts(Sequence[Prompt]):
         return Prompts(replace(p, reply_ids=replies[p.key]) for p in self if p.key in replies)
 
 
+@typed
 def spread(theme_of: Mapping[str, str], n: int) -> set[str]:
     """N names, taken in turn from each theme, in file order.
 

@@ -20,6 +20,7 @@ from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
 from emotrace.files import read_json
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 PARTS: Final = ("fit", "held_out", "all")
 Part = Literal["fit", "held_out", "all"]
@@ -41,6 +42,7 @@ class Query:
     emotion: str = ""
 
 
+@typed
 def read_queries(source: str | Path) -> list[Query]:
     """The queries of a file, in its order.
 
@@ -78,6 +80,7 @@ def read_queries(source: str | Path) -> list[Query]:
     return out
 
 
+@typed
 def emotion_query(
     source: str | Path | Sequence[Query],
     *,
@@ -141,6 +144,7 @@ def emotion_query(
     return Prompts(first)
 
 
+@typed
 def query_report(queries: Sequence[Query], against: Sequence[Query] = ()) -> dict[str, Any]:
     """How many queries are distinct, and how many are in another set.
 

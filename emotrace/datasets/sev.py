@@ -15,6 +15,7 @@ from emotrace import labels
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
+from emotrace.signatures import typed
 
 SYSTEM = "Keep the reply to at most two sentences."
 INSTRUCTION = "Always reply in {emotion}.\n" + SYSTEM
@@ -37,6 +38,7 @@ class Skeleton:
     events: Mapping[str, str]
 
 
+@typed
 def read_sev(path: str | Path) -> list[Skeleton]:
     """The skeletons of a SEV file, checked line by line.
 
@@ -86,6 +88,7 @@ def read_sev(path: str | Path) -> list[Skeleton]:
     return [Skeleton(i, theme, scenario, events[i]) for i, (theme, scenario) in scenarios.items()]
 
 
+@typed
 def sev(
     path: str | Path | Sequence[Skeleton],
     emotions: Sequence[str] = EMOTIONS,

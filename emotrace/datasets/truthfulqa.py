@@ -14,6 +14,7 @@ from emotrace import arguments
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 FORMS: Final = ("generation", "multiple_choice")
 TEMPLATE: Final = "Question: {question}\nAnswer:"
@@ -66,6 +67,7 @@ class Question:
     mc2: Choices | None = None
 
 
+@typed
 def read_truthfulqa(source: str | Path, form: str = "generation", *, split: str = "validation") -> list[Question]:
     """The questions of a file or data set, checked row by row.
 
@@ -106,6 +108,7 @@ def read_truthfulqa(source: str | Path, form: str = "generation", *, split: str 
     return out
 
 
+@typed
 def truthfulqa(
     source: str | Path | Sequence[Question],
     form: str = "generation",

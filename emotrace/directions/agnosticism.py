@@ -17,11 +17,13 @@ import xarray as xr
 from emotrace.directions.groups import Groups, Within, group, ordered
 from emotrace.directions.source import Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 from emotrace.stats import bootstrap_ci, cluster_weights
 
 BOUND = ("lo", "hi")
 
 
+@typed
 def context_agnosticism(
     acts: Any,
     label: str = "emotion",

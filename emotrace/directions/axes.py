@@ -9,11 +9,14 @@ import numpy as np
 import scipy
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.directions.groups import Within, is_accepted, missing
 from emotrace.directions.source import source
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 
 
+@typed
 def pca(
     acts: Any,
     within: Within = None,
@@ -39,7 +42,7 @@ def pca(
     keep = np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
     code = np.zeros(len(table), dtype=np.int64)
     if within:
-        names = (within,) if isinstance(within, str) else tuple(within)
+        names = (within,) if isinstance(within, str) else arguments.names("pca(within)", within)
         for name in names:
             if name not in table:
                 raise unknown("label", name, table.columns, "pca(within=…)")

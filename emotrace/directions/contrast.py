@@ -12,17 +12,19 @@ import numpy as np
 import scipy
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import arguments, provenance
 from emotrace.directions.groups import is_accepted, ordered
 from emotrace.directions.moments import Moments
 from emotrace.directions.source import Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 from emotrace.stats import fdr_bh
 from emotrace.stats.ties import tied
 
 STATISTICS = ("difference", "t", "df", "p", "q", "d")
 
 
+@typed
 def contrast(
     acts: Any,
     label: str = "emotion",
@@ -86,6 +88,7 @@ def contrast(
     )  # fmt: skip
 
 
+@typed
 def auroc(
     acts: Any,
     vectors: xr.DataArray,
@@ -118,6 +121,7 @@ def auroc(
     """
     rows = source(acts, variable, position)
     provenance.together("auroc", acts=rows.attrs, vectors=vectors)
+    arguments.having("auroc(vectors=…)", vectors, label, "layer", "dim")
     names = [str(v) for v in vectors[label].values]
     sides = sides_of(rows, label, against, names, accepted, least=1)
     n_layers, n_sub, _ = rows.shape

@@ -15,8 +15,10 @@ import xarray as xr
 from emotrace.directions.groups import Groups, Within, check_within, group, is_accepted
 from emotrace.directions.source import Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 
 
+@typed
 def centered_mean(
     acts: Any,
     label: str = "emotion",
@@ -92,6 +94,7 @@ def centering_weights(groups: Groups) -> np.ndarray:
     return weights - weights.mean(0)
 
 
+@typed
 def mean_difference(
     acts: Any,
     label: str,
@@ -133,7 +136,7 @@ def mean_difference(
     values = table[label].tolist()
     sides = []
     for side, wanted in (("positive", positive), ("negative", negative)):
-        wanted = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset, np.ndarray)) else [wanted]
+        wanted = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else np.ravel(wanted).tolist()
         for value in wanted:
             if value not in values:
                 raise unknown(label, value, dict.fromkeys(values), f"mean_difference({side}=…)")
@@ -175,6 +178,7 @@ def mean_difference(
     )
 
 
+@typed
 def mean_rms(
     acts: Any,
     label: str | None = None,

@@ -10,8 +10,10 @@ import xarray as xr
 
 from emotrace import bundles
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 
+@typed
 def save(directions: xr.DataArray, path: str | Path, name: str = "directions") -> Path:
     """Write directions into a folder: numbers as safetensors, dims, labels and attrs as JSON.
 
@@ -42,6 +44,7 @@ def save(directions: xr.DataArray, path: str | Path, name: str = "directions") -
     return bundles.write(path, name, tensors, about)
 
 
+@typed
 def load(path: str | Path, name: str = "directions") -> xr.DataArray:
     """The array that `save` wrote.
 

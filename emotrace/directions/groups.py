@@ -12,6 +12,7 @@ import pandas as pd
 
 from emotrace import arguments
 from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
+from emotrace.signatures import typed
 
 Within = str | Sequence[str] | None
 """Labels that make a group; None for one group of all rows."""
@@ -54,6 +55,7 @@ class Groups:
         }
 
 
+@typed
 def accepted(rows: Iterable[Mapping[str, Any]], verdict: str = "verdict") -> list[str]:
     """Keys of the rows whose reply the judge accepted (match 1); published rows carry it as ``judge``."""
     keys = []
@@ -64,6 +66,7 @@ def accepted(rows: Iterable[Mapping[str, Any]], verdict: str = "verdict") -> lis
     return keys
 
 
+@typed
 def complete_groups(
     rows: Iterable[Mapping[str, Any]] | pd.DataFrame,
     label: str = "emotion",

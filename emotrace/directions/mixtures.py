@@ -10,10 +10,12 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import EMOTIONS_EV, EmotraceError, emotion
+from emotrace.signatures import typed
 
 Mix = str | Mapping[str, float] | Sequence[float]
 
 
+@typed
 def parse_mix(mix: Mix, emotions: Sequence[str]) -> dict[str, float]:
     """Weights by emotion.
 
@@ -59,6 +61,7 @@ def parse_mix(mix: Mix, emotions: Sequence[str]) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight}
 
 
+@typed
 def mixed(vectors: xr.DataArray, mix: Mix, label: str = "emotion") -> xr.DataArray:
     """Σ_e w_e v_e ``[layer, (sublayer), dim]``: one vector per layer, summed in float64 and rounded to float32 once.
 

@@ -11,11 +11,13 @@ import xarray as xr
 from emotrace import provenance
 from emotrace.directions.source import source
 from emotrace.labels import EmotraceError, Positions
+from emotrace.signatures import typed
 
 OF: Final = "direction"
 """The dim of a projection that says along which direction it is."""
 
 
+@typed
 def project(
     acts: Any, directions: xr.DataArray, position: Positions = "all", *, variable: str = "residual"
 ) -> xr.DataArray:

@@ -12,9 +12,11 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import descending
 
 
+@typed
 def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.DataArray:
     """The k coordinates of largest |by| in every layer; the others become zero.
 
@@ -29,8 +31,8 @@ def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.D
     Raises:
         EmotraceError: for k out of range, or a ranking of another shape or with other coordinates.
     """
-    width = vectors.sizes["dim"]
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= width:
+    width = arguments.having("top_k(vectors=…)", vectors, "dim").sizes["dim"]
+    if not 1 <= k <= width:
         raise EmotraceError(f"top_k(k={k}): the vectors have {width} coordinates; k lies between 1 and that.")
     score = vectors if by is None else _like(by, vectors)
     size = np.abs(score.transpose(*vectors.dims).values.astype(np.float64))
@@ -42,6 +44,7 @@ def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.D
     return _kept(vectors, np.where(keep, vectors.values, 0), f"top {k} by {ranked}")
 
 
+@typed
 def orthogonal_to(vectors: xr.DataArray, base: xr.DataArray) -> xr.DataArray:
     """v − ⟨v, b̂⟩ b̂ at every layer: what is left of each emotion without the shared part.
 
@@ -52,7 +55,8 @@ def orthogonal_to(vectors: xr.DataArray, base: xr.DataArray) -> xr.DataArray:
     Raises:
         EmotraceError: for a base that lacks a layer, has another width, or is zero somewhere.
     """
-    b = _like(base, vectors, whole=False).astype(np.float64)
+    arguments.having("orthogonal_to(vectors=…)", vectors, "dim")
+    b = _like(arguments.having("orthogonal_to(base=…)", base, "dim"), vectors, whole=False).astype(np.float64)
     norm = np.sqrt((b * b).sum("dim"))
     if bool((norm == 0).any()):
         raise EmotraceError("orthogonal_to: the base is zero at some layer, so it has no direction there.")
@@ -62,6 +66,7 @@ def orthogonal_to(vectors: xr.DataArray, base: xr.DataArray) -> xr.DataArray:
     return _kept(vectors, left.transpose(*vectors.dims).values, "orthogonal to base")
 
 
+@typed
 def without(vectors: xr.DataArray, axes: xr.DataArray) -> xr.DataArray:
     """The vectors without their part in a subspace, e.g. the first principal components of neutral activations.
 
@@ -74,8 +79,8 @@ def without(vectors: xr.DataArray, axes: xr.DataArray) -> xr.DataArray:
     Raises:
         EmotraceError: for axes without the dim ``component``, or that lack a layer.
     """
-    if "component" not in axes.dims:
-        raise EmotraceError(f"without(axes=…): no dim 'component' in {tuple(map(str, axes.dims))}.")
+    arguments.having("without(vectors=…)", vectors, "dim")
+    arguments.having("without(axes=…)", axes, "component", "dim")
     a = _like(axes, vectors, whole=False).astype(np.float64)
     lead = [d for d in a.dims if d not in ("component", "dim")]
     a = a.transpose(*lead, "component", "dim")
@@ -86,16 +91,15 @@ def without(vectors: xr.DataArray, axes: xr.DataArray) -> xr.DataArray:
     return _kept(vectors, left.transpose(*vectors.dims).values, f"without {a.sizes['component']} axes")
 
 
+@typed
 def only_layers(vectors: xr.DataArray, layers: Iterable[int]) -> xr.DataArray:
     """The vectors of some layers, which keep their numbers; the order is that of the layers.
 
     Raises:
         EmotraceError: for a layer that the vectors lack, or none.
     """
-    if isinstance(layers, (slice, str)):
-        raise EmotraceError(f"only_layers(layers={layers!r}) takes integers, e.g. range(4, 9).")
     wanted = sorted(arguments.wholes("only_layers(layers)", layers))
-    known = vectors["layer"].values.tolist()
+    known = arguments.having("only_layers(vectors=…)", vectors, "layer")["layer"].values.tolist()
     for layer in wanted:
         if layer not in known:
             raise unknown("layer", layer, known, "only_layers")

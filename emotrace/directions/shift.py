@@ -12,6 +12,7 @@ from emotrace.directions.estimate import labelled, weighted_sums
 from emotrace.directions.groups import group
 from emotrace.directions.source import source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 
 Over = Literal["last", "mean_generated", "mean_all"]
 OVER: Final[dict[str, Positions]] = {"last": "last", "mean_generated": "steer", "mean_all": "all"}
@@ -19,6 +20,7 @@ OVER: Final[dict[str, Positions]] = {"last": "last", "mean_generated": "steer", 
 EMOTIONAL: Final = "emotional"
 
 
+@typed
 def paired_shift(
     acts: Any,
     label: str = "emotion",
@@ -103,6 +105,7 @@ def paired_shift(
     return out.assign_coords(n=(label, n_pairs))
 
 
+@typed
 def base_vector(vectors: xr.DataArray, how: Literal["mean", "sum"] = "mean", label: str = "emotion") -> xr.DataArray:
     """What the vectors of all emotions share: their unweighted mean (or sum) ``[layer, (sublayer), dim]``, in float64 → float32.
 

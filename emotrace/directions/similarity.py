@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import SUBLAYERS, EmotraceError
+from emotrace.signatures import typed
 
 SHORT: Final = {"resid_mid": "attn", "resid_post": "mlp"}
 """How the published matrices name the two sublayers whose directions they compare."""
 
 
+@typed
 def similarity(a: xr.DataArray, b: xr.DataArray | None = None, dim: str = "dim") -> xr.DataArray:
     """Cosine ⟨a, b⟩ / (‖a‖ ‖b‖) over ``dim``.
 
@@ -40,6 +42,7 @@ def similarity(a: xr.DataArray, b: xr.DataArray | None = None, dim: str = "dim")
     return xr.dot(left, right, dim=dim).clip(-1.0, 1.0).rename("cosine").assign_attrs(method="cosine")
 
 
+@typed
 def sublayer_similarity(directions: xr.DataArray) -> xr.DataArray:
     """Cosines between all sublayers of each label, in the order attn0, mlp0, attn1, mlp1, ….
 

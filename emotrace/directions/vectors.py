@@ -20,11 +20,13 @@ from emotrace.directions.estimate import labelled
 from emotrace.directions.selectors import without
 from emotrace.directions.source import Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 
 Method = Literal["difference", "pca", "lat", "probe"]
 METHODS: Final = ("difference", "pca", "lat", "probe")
 
 
+@typed
 def vectors(
     acts: Any,
     method: Method = "difference",

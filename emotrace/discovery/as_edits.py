@@ -14,6 +14,7 @@ from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 PATTERNS = {
@@ -21,6 +22,7 @@ PATTERNS = {
 }  # fmt: skip
 
 
+@typed
 def edits(
     circuit: xr.DataArray,
     how: Literal["zero", "mean"] = "zero",

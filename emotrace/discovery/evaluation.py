@@ -30,6 +30,7 @@ from emotrace.discovery.pairing import Pairs
 from emotrace.discovery.selection import Rule, component, live, select, values_of
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 POINTS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -38,6 +39,7 @@ AXES: Final = ("fixed", "realised")
 ORDERS: Final = ("signed", "absolute")
 
 
+@typed
 def run_circuits(
     model: LanguageModel,
     pairs: Pairs,
@@ -100,6 +102,7 @@ def run_circuits(
     )
 
 
+@typed
 def faithfulness(ran: xr.Dataset) -> xr.DataArray:
     """f of every circuit, ``[circuit]``: means over the pairs first, then the ratio.
 
@@ -114,6 +117,7 @@ def faithfulness(ran: xr.Dataset) -> xr.DataArray:
     return ((ran["metric"].mean("pair") - empty) / (full - empty)).rename("faithfulness")
 
 
+@typed
 def evaluate(
     model: LanguageModel,
     pairs: Pairs,
@@ -161,6 +165,7 @@ def evaluate(
     return xr.Dataset(data, coords=coords, attrs=ran.attrs)
 
 
+@typed
 def curve(
     model: LanguageModel,
     pairs: Pairs,

@@ -9,10 +9,12 @@ import xarray as xr
 from emotrace.attribution import files
 from emotrace.discovery.selection import component
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 CIRCUIT = "circuit"
 
 
+@typed
 def save(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
     """Write any Dataset of this room, or a circuit.
 
@@ -25,6 +27,7 @@ def save(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scor
     return files.save(found, folder, name)
 
 
+@typed
 def load(folder: str | Path, name: str = "scores") -> xr.Dataset | xr.DataArray:
     """What `save` wrote: a Dataset, or a circuit.
 

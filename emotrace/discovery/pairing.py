@@ -15,6 +15,7 @@ import numpy as np
 
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 SPANS: Final = ("before", "changed", "after", "last")
@@ -81,6 +82,7 @@ class Pairs(Sequence[Pair]):
         return Pairs([p for p in self if all(p.labels.get(k) in v for k, v in wanted.items())])
 
 
+@typed
 def other_emotion(
     model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
 ) -> Pairs:
@@ -99,6 +101,7 @@ def other_emotion(
     return _matched(model, prompts, ("skeleton_id", "valence"), "emotion", each, align, seed)
 
 
+@typed
 def other_valence(
     model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
 ) -> Pairs:
@@ -119,6 +122,7 @@ def other_valence(
     return _matched(model, prompts, same, "valence", each, align, seed)
 
 
+@typed
 def pairs(model: LanguageModel, clean: Any, counterfactual: Any, *, align: str = "equal") -> Pairs:
     """Prompts against counterfactuals of your own, one to one.
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import descending, tied, tolerance
 
 RULES: Final = ("top", "greedy")
@@ -45,6 +46,7 @@ def values_of(found: xr.Dataset | xr.DataArray) -> xr.DataArray:
     return score
 
 
+@typed
 def select(
     found: xr.Dataset | xr.DataArray,
     n: int | None = None,
@@ -97,6 +99,7 @@ def select(
     return score.copy(data=mask).rename("circuit").assign_attrs(attrs)
 
 
+@typed
 def live(circuit: xr.DataArray) -> xr.DataArray:
     """The edges of a circuit that lie on a path from ``embed`` to ``out``; the others do nothing under counterfactuals.
 
@@ -119,6 +122,7 @@ def live(circuit: xr.DataArray) -> xr.DataArray:
     return circuit.copy(data=np.array(keep, dtype=bool))
 
 
+@typed
 def nodes_of(circuit: xr.DataArray) -> list[str]:
     """Names of the nodes that write in a circuit: its nodes, or the sources of its edges without ``embed``."""
     dim = component(circuit)
@@ -176,6 +180,7 @@ def _greedy(score: xr.DataArray, ranked: np.ndarray, least: float) -> np.ndarray
     return np.array(taken, dtype=np.int64)
 
 
+@typed
 def jaccard(a: Any, b: Any) -> float:
     """|A ∩ B| / |A ∪ B| of two circuits over the same components; 1 where both are empty."""
     one, other = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)

@@ -13,10 +13,12 @@ import xarray as xr
 
 from emotrace.discovery.selection import Rule, component, jaccard, select
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats import cluster_weights, fdr_bh
 from emotrace.stats.ties import TIED
 
 
+@typed
 def bootstrap(
     found: xr.Dataset, n: int, *, draws: int = 200, by: str = "skeleton_id", absolute: bool = True, rule: Rule = "top",
     consensus: float = 0.95, seed: int = 0,
@@ -74,6 +76,7 @@ def bootstrap(
     return whole
 
 
+@typed
 def across(
     found: xr.Dataset, n: int, by: str = "theme", *, absolute: bool = True, rule: Rule = "top", draws: int = 1000,
     seed: int = 0,
@@ -118,6 +121,7 @@ def across(
     )
 
 
+@typed
 def significance(found: xr.Dataset, *, by: str = "skeleton_id", draws: int = 4999, seed: int = 0) -> xr.Dataset:
     """Whether the mean score of each component differs from zero: sign-flip test over clusters, FDR over components.
 
@@ -150,6 +154,7 @@ def significance(found: xr.Dataset, *, by: str = "skeleton_id", draws: int = 499
     )
 
 
+@typed
 def random_like(circuit: xr.DataArray, rng: np.random.Generator) -> xr.DataArray:
     """A random circuit, matched: as many nodes of every kind and layer, as many edges between the same layers and inputs."""
     dim = component(circuit)

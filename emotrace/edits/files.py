@@ -15,11 +15,13 @@ import xarray as xr
 from emotrace import bundles, provenance
 from emotrace.edits.kinds import KINDS, Edit
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 from emotrace.sites import Site
 
 NAME: Final = "edits"
 
 
+@typed
 def save(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder."""
     tensors: dict[str, np.ndarray] = {}
@@ -42,6 +44,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
     bundles.write(path, NAME, tensors, {"edits": described})
 
 
+@typed
 def load(path: str | Path) -> list[Edit]:
     """The edits that `save` wrote.
 
@@ -73,6 +76,7 @@ def load(path: str | Path) -> list[Edit]:
     return edits
 
 
+@typed
 def digest(edits: Sequence[Edit]) -> str:
     """Hash of what edits would do; ``none`` for no edits."""
     if not edits:

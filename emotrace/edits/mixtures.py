@@ -11,11 +11,13 @@ import xarray as xr
 from emotrace.directions.mixtures import Mix, mixed
 from emotrace.edits.kinds import Add, Edit
 from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.signatures import typed
 
 Size = Literal["raw", "unit", "rms", "share"]
 SIZES: Final = ("raw", "unit", "rms", "share")
 
 
+@typed
 def mixture(
     vectors: xr.DataArray,
     mix: Mix | None,

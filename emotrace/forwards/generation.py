@@ -23,6 +23,7 @@ from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import runs
 from emotrace.traced.finite import Watch
@@ -31,6 +32,7 @@ FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 """Fields of a row that are not labels of its prompt."""
 
 
+@typed
 def generate(
     model: LanguageModel,
     prompts: Any,

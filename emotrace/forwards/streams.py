@@ -15,6 +15,7 @@ from emotrace.edits import Edit, check
 from emotrace.forwards.capturing import capture, reduced
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.store import Activations
 
@@ -22,10 +23,11 @@ CHUNK_BYTES = 64 << 20
 """Activations that `fitting` allows in one chunk."""
 
 
+@typed
 def stream(
     model: LanguageModel,
     prompts: Any,
-    sites: Sequence[str | Site] | str,
+    sites: Sequence[str | Site] | str | Site,
     *,
     layers: Iterable[int] | int | None = None,
     edits: Sequence[Edit] | None = None,
@@ -77,7 +79,7 @@ def stream(
 def reductions(
     model: LanguageModel,
     prompts: Any,
-    sites: Sequence[str | Site] | str,
+    sites: Sequence[str | Site] | str | Site,
     function: Callable[..., Any],
     args: Callable[[range], tuple[Any, ...]],
     *,

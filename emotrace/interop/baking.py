@@ -34,6 +34,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError
 from emotrace.model import is_causal
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 PROJECTION: Final = {
@@ -45,6 +46,7 @@ EXACT: Final = 1e-4
 """Largest deviation of the logits, relative to the largest; at most 1 % of what the edits change, beside rounding."""
 
 
+@typed
 def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe: Any = None) -> Path:
     """A Hugging Face checkpoint that does of itself what additions do to a model, at every token.
 

@@ -18,11 +18,13 @@ import xarray as xr
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import SOURCE, by_head, from_zero, numbers, ordered
 from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames
+from emotrace.signatures import typed
 
 FOLDER: Final = {"z": "attention_emotion_diff", "neuron": "mlp_emotion_diff"}
 NPZ_KEY: Final = "{emotion}/diff/L{layer}"
 
 
+@typed
 def read_differences(
     attention: str | Path | None = None,
     mlp: str | Path | None = None,
@@ -73,6 +75,7 @@ def read_differences(
     return out
 
 
+@typed
 def write_differences(differences: xr.Dataset, folder: str | Path) -> list[Path]:
     """Difference vectors as ``{attention,mlp}_emotion_diff/emo_diff/{emotion}/``, every layer under both names.
 

@@ -31,11 +31,13 @@ from emotrace.interop.layout import (
     ordered,
 )
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.signatures import typed
 
 KIND: Final = {ours: theirs for theirs, ours in SUBLAYER.items()}
 DUMPED: Final = "hidden_last_all_layers"
 
 
+@typed
 def read_directions(
     path: Paths, *, sublayer: str | None = None, emotions: Sequence[str] = EMOTIONS, final_norm: bool | None = None
 ) -> xr.DataArray:
@@ -93,6 +95,7 @@ def read_directions(
     return out if relative is None else out.assign_coords(relative_norm=(("emotion", "layer", "sublayer"), relative))
 
 
+@typed
 def write_directions(directions: xr.DataArray, folder: str | Path) -> list[Path]:
     """Directions as ``emo_directions_{attention,mlp}.pt``, in the authors' dict of pickled numpy arrays.
 
@@ -131,6 +134,7 @@ def write_directions(directions: xr.DataArray, folder: str | Path) -> list[Path]
     return written
 
 
+@typed
 def read_activations(folder: str | Path, kind: str | None = None, *, n_heads: int | None = None) -> xr.DataArray:
     """Published last-token activations: one ``{skeleton}__{valence}.pt`` per complete group of six emotions.
 
@@ -194,6 +198,7 @@ def read_activations(folder: str | Path, kind: str | None = None, *, n_heads: in
     return xr.DataArray(by_head(values, n_heads or 1), coords, ("layer", "token", "head", "head_dim"), "z", attrs)
 
 
+@typed
 def read_sigma(path: str | Path) -> xr.DataArray:
     """``sigma_summary.json``: mean RMS of each sublayer's residual state over samples, ``sigma[layer, sublayer]``.
 
@@ -220,6 +225,7 @@ def read_sigma(path: str | Path) -> xr.DataArray:
     )
 
 
+@typed
 def read_similarity(path: Paths) -> xr.DataArray:
     """``{emotion}_similarity_matrix.npy``: cosines of sublayers in the order attn0, mlp0, attn1, mlp1, ….
 

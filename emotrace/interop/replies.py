@@ -15,6 +15,7 @@ from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, METHODS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.replies.row import Row
 from emotrace.runlog import write_rows
+from emotrace.signatures import typed
 
 JUDGE: Final = "openai:gpt-4o-mini"
 FAILED: Final = ("invalid-json", "json-decode-error", "api-error")
@@ -25,6 +26,7 @@ LABELS: Final = ("valence_labels", "valence_results", "emotion_labels")
 Verdict = Mapping[str, Any]
 
 
+@typed
 def read_replies(
     path: str | Path,
     *,
@@ -89,6 +91,7 @@ def read_replies(
     return _in_order(list(rows.values())) if len(files) > 1 else list(rows.values())
 
 
+@typed
 def write_replies(rows: Sequence[Row], folder: str | Path, *, verdict: str = "verdict") -> tuple[Path, Path]:
     """Judged rows of one method as ``accepted.jsonl`` and ``rejected.jsonl``, as the authors' scripts read them.
 

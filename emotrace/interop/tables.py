@@ -14,6 +14,7 @@ import xarray as xr
 from emotrace.interop.files import load_json, write
 from emotrace.interop.layout import OUTPUT, SOURCE, Paths, emotion_in, files_of, from_zero, ordered
 from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames, unknown
+from emotrace.signatures import typed
 from emotrace.texts import as_bytes
 
 KINDS: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
@@ -21,6 +22,7 @@ KINDS: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
 SIGN: Final = "positive = the component raises the projection on the emotion's direction"
 
 
+@typed
 def read_heads(path: Paths) -> xr.Dataset:
     """``head_importance_{emotion}.csv``, with or without the column ``emotion``.
 
@@ -49,6 +51,7 @@ def read_heads(path: Paths) -> xr.Dataset:
     )  # fmt: skip
 
 
+@typed
 def write_heads(heads: xr.Dataset, folder: str | Path) -> list[Path]:
     """Head contributions as ``head_importance_{emotion}.csv``, one row per layer and head, in the authors' columns.
 
@@ -63,6 +66,7 @@ def write_heads(heads: xr.Dataset, folder: str | Path) -> list[Path]:
     return _write(heads, folder, "head", columns, "head_importance_{}.csv")
 
 
+@typed
 def read_neurons(path: Paths) -> xr.Dataset:
     """``contrib_mean_{emotion}.csv``: analytic contributions of MLP neurons.
 
@@ -91,6 +95,7 @@ def read_neurons(path: Paths) -> xr.Dataset:
     return out.assign_attrs(method="activation × beta", sign=SIGN, label="emotion", source=SOURCE)
 
 
+@typed
 def write_neurons(neurons: xr.Dataset, folder: str | Path) -> list[Path]:
     """Neuron contributions as ``contrib_mean_{emotion}.csv`` (``C_neg`` = −``negative``), in the authors' columns.
 
@@ -102,6 +107,7 @@ def write_neurons(neurons: xr.Dataset, folder: str | Path) -> list[Path]:
     return _write(turned.rename(unit="neuron"), folder, "neuron", columns, "contrib_mean_{}.csv")
 
 
+@typed
 def read_importance(path: Paths) -> xr.Dataset:
     """Sublayer importance: ``importance_*alpha*.csv`` (per dose), or the 336-row table of means over doses.
 
@@ -142,6 +148,7 @@ def read_importance(path: Paths) -> xr.Dataset:
     return out.assign_attrs(attrs, influence="mean over doses")
 
 
+@typed
 def read_circuit(path: Paths) -> pd.DataFrame:
     """``global_circuit/{emotion}.json``: the components of each emotion's circuit.
 
@@ -180,6 +187,7 @@ def read_circuit(path: Paths) -> pd.DataFrame:
     return out
 
 
+@typed
 def write_circuit(
     components: pd.DataFrame, folder: str | Path, *, n_layers: int, about: Mapping[str, Any] | None = None
 ) -> list[Path]:

@@ -17,11 +17,13 @@ import xarray as xr
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import from_zero
 from emotrace.labels import EMOTIONS_EV, EmotraceError, filename, filenames, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 SOURCE = "Emotion Vectors, arXiv 2502.04075"
 
 
+@typed
 def read_emotion_vectors(
     path: str | Path | Sequence[str | Path], *, site: str = "o_proj_out", model: LanguageModel | None = None
 ) -> xr.DataArray:
@@ -54,6 +56,7 @@ def read_emotion_vectors(
     return checked(values, names, range(values.shape[1]), site, model, str(path), SOURCE)
 
 
+@typed
 def write_emotion_vectors(vectors: xr.DataArray, folder: str | Path, prefix: str) -> list[Path]:
     """Vectors in the published JSON, one file per emotion: ``{prefix}_{emotion}.json``, four spaces, one number a line.
 
@@ -78,6 +81,7 @@ def write_emotion_vectors(vectors: xr.DataArray, folder: str | Path, prefix: str
     return out
 
 
+@typed
 def read_difference_matrix(
     path: str | Path,
     emotion: str,
@@ -114,6 +118,7 @@ def read_difference_matrix(
     return out.assign_attrs(after_final_norm=[{"layer": last, "sublayer": site}] if leaks else [])
 
 
+@typed
 def write_difference_matrix(vectors: xr.DataArray, path: str | Path) -> Path:
     """One emotion's vectors as a float32 ``.npy`` ``[layer, dim]``, every layer from 0 on.
 

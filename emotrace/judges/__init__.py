@@ -13,6 +13,7 @@ from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdi
 from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
 from emotrace.labels import ANSWERS, EmotraceError, unknown
+from emotrace.signatures import typed
 
 __all__ = [
     "KINDS",
@@ -30,6 +31,7 @@ __all__ = [
 KINDS = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
 
 
+@typed
 def make(spec: str, **options: Any) -> Judge:
     """The judge that a ``--judge`` flag names.
 
@@ -62,6 +64,7 @@ def make(spec: str, **options: Any) -> Judge:
     raise unknown("judge", spec, KINDS, "--judge")
 
 
+@typed
 def flags(label_map: str | None = None, price: str | None = None) -> dict[str, Any]:
     """Options of `make` from what a command line says.
 

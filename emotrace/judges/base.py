@@ -9,6 +9,7 @@ import numpy as np
 
 from emotrace import arguments, disk
 from emotrace.labels import ANSWERS, EmotraceError, emotion
+from emotrace.signatures import typed
 
 EMPTY = "empty text"
 """The reason of a text that no judge was asked about."""
@@ -83,6 +84,7 @@ class StreamingTargetJudge(TargetJudge, Protocol):
         ...
 
 
+@typed
 def is_final(verdict: Mapping[str, Any]) -> bool:
     """Say whether a verdict (or a rating) stands, or failed on the way and should be asked for again."""
     answer = next(verdict[name] for name in ("predicted", "match", "value") if name in verdict)

@@ -21,6 +21,7 @@ from emotrace.judges.base import (
 )
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import IDENTITY, Judged, Row
+from emotrace.signatures import typed
 
 CHUNK = 64  # texts per call of a judge that does not stream
 COMMIT = 16  # rows per append
@@ -38,6 +39,7 @@ class RowLog(Protocol):
         ...
 
 
+@typed
 def judge_rows(
     rows: Sequence[Mapping[str, Any]],
     judge: Judge,

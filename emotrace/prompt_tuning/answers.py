@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 PAIRS: Final = (
     ("negative", "positive"), ("no", "yes"), ("No", "Yes"), ("bad", "good"), ("false", "true"), ("False", "True"),
@@ -13,6 +14,7 @@ PAIRS: Final = (
 """What is looked up when the words asked for will not do."""
 
 
+@typed
 def answer_ids(words: Sequence[str | int], tokenizer: Any, vocab_size: int | None = None) -> tuple[int, int]:
     """Token ids of *no* and *yes*.
 

@@ -25,6 +25,7 @@ from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
 from emotrace.prompt_tuning.tuning import tune
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.texts import as_bytes
 
@@ -54,6 +55,7 @@ def task_of(texts: Mapping[str, Sequence[LabelledText]], emotion: str, seed: int
     return binary(texts, emotion, seed, negatives=recipe.negatives, ratio=recipe.ratio, limit=recipe.limit)
 
 
+@typed
 def tune_all(
     model: LanguageModel | str | Path,
     texts: Mapping[str, Sequence[LabelledText]],

@@ -27,6 +27,7 @@ from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.rsa.masks import Masks
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 IDENTITY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
@@ -51,6 +52,7 @@ class _Shared:
     settings: str
 
 
+@typed
 def masked_accuracy(
     model: LanguageModel | str | Path,
     prompts: Mapping[Any, SoftPrompt] | Sequence[SoftPrompt],

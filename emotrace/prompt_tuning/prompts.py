@@ -14,6 +14,7 @@ from emotrace import bundles, disk, provenance
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 NAME: Final = "prompt"
@@ -107,6 +108,7 @@ def key_of(emotion: str, seed: int) -> str:
     return f"{emotion}-{seed}"
 
 
+@typed
 def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
     """Prompts as edits: at each of their positions the embedding is replaced, gathered by the label `LABEL`.
 
@@ -133,6 +135,7 @@ def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
     ]  # fmt: skip
 
 
+@typed
 def find(out: str | Path) -> dict[tuple[str, int], SoftPrompt]:
     """Every prompt in the folders of a folder, by emotion and seed.
 

@@ -16,6 +16,7 @@ from emotrace.forwards.entering import locked
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.layout import Laid, Layout
 from emotrace.prompt_tuning.prompts import SoftPrompt
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import soft_prompts
 
@@ -115,6 +116,7 @@ class Readout:
         return out
 
 
+@typed
 def readout(model: LanguageModel, prompt: SoftPrompt) -> tuple[Readout, torch.Tensor]:
     """The read-out of a tuned prompt, and its vectors as a tensor.
 
@@ -128,6 +130,7 @@ def readout(model: LanguageModel, prompt: SoftPrompt) -> tuple[Readout, torch.Te
     return Readout(model, layout, prompt.answers), torch.from_numpy(np.array(prompt.vectors))
 
 
+@typed
 def accuracy(margins: np.ndarray, labels: Sequence[bool], mean: str = "examples", batch_size: int = 256) -> float:
     """Share of right answers; a margin above 0 means *yes*, 0 itself *no*.
 

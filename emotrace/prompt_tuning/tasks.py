@@ -14,6 +14,7 @@ import numpy as np
 
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 PARTS: Final = ("train", "dev", "test")
 NEGATIVES: Final = ("clean", "contaminated")
@@ -64,6 +65,7 @@ class Task:
         return hashlib.sha256(json.dumps([self.emotion, parts]).encode()).hexdigest()[:16]
 
 
+@typed
 def parted(
     texts: Sequence[LabelledText], shares: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0
 ) -> dict[str, list[LabelledText]]:
@@ -95,6 +97,7 @@ def parted(
     return out
 
 
+@typed
 def binary(
     texts: Mapping[str, Sequence[LabelledText]],
     emotion: str,

@@ -22,9 +22,11 @@ from emotrace.prompt_tuning.readouts import Readout, accuracy, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 
+@typed
 def tune(model: LanguageModel, task: Task, recipe: Recipe | None = None, progress: bool = False) -> SoftPrompt:
     """Learn P vectors before a text such that a frozen model says whether the text holds an emotion.
 

@@ -15,6 +15,7 @@ from emotrace import arguments
 from emotrace.labels import ANSWERS, EMOTIONS, NEUTRAL, VALENCES, EmotraceError, emotion
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import Bounds, by_key, mean_of, table
+from emotrace.signatures import typed
 from emotrace.stats.intervals import bootstrap_ci, wilson
 from emotrace.stats.permutation import sign_flip
 
@@ -22,6 +23,7 @@ GROUPS: Final = {"by_emotion": ("emotion", EMOTIONS), "by_valence": ("valence", 
 """Part of an accuracy table → its label, and the order of its values."""
 
 
+@typed
 def accuracy_table(
     rows: Iterable[Row],
     verdict: str = "verdict",
@@ -73,6 +75,7 @@ def accuracy_table(
     return {"overall": leaf(lines), **parts}
 
 
+@typed
 def confusion_table(rows: Iterable[Row], verdict: str = "verdict") -> pd.DataFrame:
     """Counts: asked emotion × answer of the blind judge, with the columns ``neutral`` and ``unjudged`` last.
 
@@ -106,6 +109,7 @@ def answers_among(asked: Iterable[Any], said: Iterable[Any]) -> list[str]:
     return [*_ordered(found - {NEUTRAL}, EMOTIONS), NEUTRAL]
 
 
+@typed
 def paired_test(
     a: Iterable[Row],
     b: Iterable[Row],

@@ -6,8 +6,10 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 
+@typed
 def random_directions(like: xr.DataArray, seed: int) -> xr.DataArray:
     """Random unit directions of the same shape and labels: a control of equal norm."""
     noise = np.random.default_rng(seed).standard_normal(like.shape)
@@ -15,12 +17,14 @@ def random_directions(like: xr.DataArray, seed: int) -> xr.DataArray:
     return like.copy(data=noise.astype(np.float32)).assign_attrs(method="random", seed=seed)
 
 
+@typed
 def random_vectors(like: xr.DataArray, seed: int) -> xr.DataArray:
     """`random_directions` of the lengths that the coordinate ``norm`` says."""
     noise = random_directions(like, seed)
     return noise.copy(data=noise.values * like["norm"].values[..., None])
 
 
+@typed
 def deranged(directions: xr.DataArray, seed: int, label: str = "emotion") -> xr.DataArray:
     """The same directions under wrong labels: a random permutation without a fixed point."""
     n = directions.sizes[label]
@@ -34,6 +38,7 @@ def deranged(directions: xr.DataArray, seed: int, label: str = "emotion") -> xr.
     return moved.assign_attrs(method="deranged", seed=seed)
 
 
+@typed
 def norm_matched(vectors: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     """Vectors at the norms that others have, emotion by emotion and layer by layer.
 
@@ -53,6 +58,7 @@ def norm_matched(vectors: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     )
 
 
+@typed
 def shuffled_labels(acts: xr.DataArray, label: str = "emotion", unit: str | None = None, seed: int = 0) -> xr.DataArray:
     """The same activations under shuffled labels, to make control vectors from by the method that made the true ones.
 

@@ -13,6 +13,7 @@ from emotrace.labels import EmotraceError, emotion
 from emotrace.replies.accuracy import answers_among
 from emotrace.replies.row import Row
 from emotrace.replies.table import Bounds, mean_of, table
+from emotrace.signatures import typed
 
 ALL: Final = "all"
 """In tables: of all emotions together."""
@@ -21,6 +22,7 @@ READ: Final = (
 )  # fmt: skip
 
 
+@typed
 def dose_table(
     rows: Iterable[Row],
     *,
@@ -71,6 +73,7 @@ def dose_table(
     return found
 
 
+@typed
 def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFrame:
     """Share of the replies aimed at each emotion (rows) that a judge reads as each answer (columns); rows sum to 1.
 
@@ -96,6 +99,7 @@ def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFra
     return shares.div(shares.sum(axis=1), axis=0).rename_axis(index="emotion", columns="read_as")
 
 
+@typed
 def diagonal(matrix: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """For each emotion whether its own vector raises its rate most: the largest of its column, over the vectors.
 

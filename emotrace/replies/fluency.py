@@ -15,10 +15,12 @@ import numpy as np
 from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row
+from emotrace.signatures import typed
 
 MEASURES: Final = ("perplexity", "length", "repetition")
 
 
+@typed
 def repetition(token_ids: Sequence[int], n: int = 3) -> float:
     """Share of repeated n-grams: 1 − distinct / all; 0 for a reply shorter than n tokens."""
     arguments.whole("repetition(n)", n, 1)
@@ -27,6 +29,7 @@ def repetition(token_ids: Sequence[int], n: int = 3) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+@typed
 def fluency_bounds(reference_rows: Iterable[Row]) -> dict[str, list[float]]:
     """1st and 99th percentile of each measure over the prompted replies to the training skeletons.
 
@@ -51,6 +54,7 @@ def fluency_bounds(reference_rows: Iterable[Row]) -> dict[str, list[float]]:
     return bounds
 
 
+@typed
 def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
     """Whether every measure of the row lies within its bounds, both ends included; not finite is not fluent."""
     missing = [name for name in MEASURES if name not in bounds]
@@ -60,6 +64,7 @@ def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
     return all(math.isfinite(v) and bounds[name][0] <= v <= bounds[name][1] for name, v in values.items())
 
 
+@typed
 def mark_fluent(rows: Iterable[Row], bounds: Mapping[str, Sequence[float]] | None = None) -> None:
     """Write ``meta.repetition`` and ``meta.length`` into rows; with bounds, where rows have a perplexity, ``meta.fluent``."""
     for row in rows:

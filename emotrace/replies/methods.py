@@ -12,11 +12,13 @@ from emotrace.labels import METHODS
 from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
+from emotrace.signatures import typed
 
 LOWEST: Final = ("random_ablate",)
 """Controls that are the harder to tell from the real thing the *lower* they score: their lowest draw is shown."""
 
 
+@typed
 def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> dict[str, Any]:
     """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
 
@@ -53,6 +55,7 @@ def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent
     }
 
 
+@typed
 def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     """The tables of a report: accuracy, fluent and target-aware accuracy, lift over ``reference``, confusion, fluency.
 
@@ -78,6 +81,7 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     return out
 
 
+@typed
 def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both."""
     out = {}
@@ -89,6 +93,7 @@ def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     return out
 
 
+@typed
 def published_stats(rows: Sequence[Row], dataset: str) -> dict[str, Any]:
     """``accuracy_stats.json`` in the schema of EmotionCircuits: unjudged replies count as rejected there."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from emotrace.files import read_jsonl
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_target", "judge")
 """Fields of a row that are not labels of its prompt."""
@@ -118,6 +119,7 @@ def plain_key(row: Mapping[str, Any]) -> str:
     return str(named) if named is not None else f"{row['skeleton_id']}__{row['valence']}".replace("/", "_")
 
 
+@typed
 def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[Row]:
     """The rows of a JSON-lines file of replies.
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from emotrace.labels import EmotraceError
 from emotrace.replies.doses import ALL
+from emotrace.signatures import typed
 
 Point = Mapping[str, Any]
 """A setting with its ``accuracy_fluent`` and ``accuracy``."""
@@ -22,6 +23,7 @@ def collapsed(score: float, best: float) -> bool:
     return score < COLLAPSED * best
 
 
+@typed
 def layer_windows(n_layers: int) -> list[list[int]]:
     """Contiguous layer ranges to try: all, the first five, four, three, two and one sixths, middles, last half and thirds."""
     spans = [
@@ -46,6 +48,7 @@ def layer_windows(n_layers: int) -> list[list[int]]:
     return found
 
 
+@typed
 def search(
     lines: Iterable[Sequence[Any]], measure: Callable[[Any, int], Point], sizes: Sequence[int], keep: Sequence[int]
 ) -> tuple[list[Point], Point]:
@@ -97,12 +100,14 @@ def of_all(doses: pd.DataFrame) -> pd.DataFrame:
     return doses.loc[(doses["emotion"] == ALL) & (doses["dose"] > 0)]
 
 
+@typed
 def best_dose(doses: pd.DataFrame) -> float:
     """The dose with most fluent replies on target; the smallest among equals."""
     lines = of_all(doses)
     return float(np.array(lines["dose"])[int(np.nanargmax(np.array(lines["on_target_fluent"], dtype=float)))])
 
 
+@typed
 def collapse(doses: pd.DataFrame) -> dict[str, Any]:
     """The best dose, and the smallest above it that has `collapsed`: ``{best, on_target_fluent, at, there}``."""
     best, lines = best_dose(doses), of_all(doses)
@@ -112,6 +117,7 @@ def collapse(doses: pd.DataFrame) -> dict[str, Any]:
     return {"best": best, "on_target_fluent": fluent[best], "at": at, "there": None if at is None else fluent[at]}
 
 
+@typed
 def bisect(
     measure: Callable[[float], float],
     target: float,

@@ -12,12 +12,14 @@ from emotrace.labels import NEUTRAL, EmotraceError, unknown
 from emotrace.replies.fluency import is_fluent
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.texts import distinct
+from emotrace.signatures import typed
 from emotrace.stats.intervals import bootstrap_ci
 
 Bounds = Mapping[str, Sequence[float]]
 """Of `fluency.fluency_bounds`."""
 
 
+@typed
 def table(
     rows: Iterable[Row],
     columns: Sequence[str],
@@ -63,6 +65,7 @@ class Mean(NamedTuple):
     n_clusters: int
 
 
+@typed
 def mean_of(part: pd.DataFrame, column: str, n: int = 2000, seed: int = 0, *, shares: bool = False) -> Mean:
     """Mean of a column over replies, its interval a bootstrap over the column ``cluster`` (`emotrace.stats.bootstrap_ci`).
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 SPECIAL: Final = re.compile(r"<\|?/?(?:s|bos|eos|pad|unk|end|end_of_turn|start_of_turn|eot_id|im_end|endoftext)\|?>")
 """Special tokens that some published texts still hold."""
@@ -39,6 +40,7 @@ def distinct(text: str, n: int = 1) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
+@typed
 def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, Any]:
     """Means over texts.
 
@@ -53,11 +55,8 @@ def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, A
     Raises:
         EmotraceError: for no texts.
     """
-    if isinstance(texts, str) or not texts:
+    if not len(texts):
         raise EmotraceError("response_statistics takes a list of at least one text.")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise EmotraceError(f"response_statistics: text {i} is {text!r}; a text is due.")
     texts = [cleaned(text) for text in texts] if clean else list(texts)
     variety = {n: np.array([distinct(text, n) for text in texts]) for n in (1, 2)}
     return {

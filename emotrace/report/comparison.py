@@ -16,10 +16,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 from emotrace.report import style
 from emotrace.report.replies import chance_of
 from emotrace.report.style import COLOURS, FAINT, INK, MARKERS
+from emotrace.signatures import typed
 
 Point = Mapping[str, Any]
 
 
+@typed
 def equal_kl(report: Mapping[str, Any]) -> Figure:
     """Accuracy among fluent replies against KL from the un-edited model, one line per method, doses beside the points.
 

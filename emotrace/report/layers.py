@@ -17,8 +17,10 @@ from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.geometry import full, groups
 from emotrace.report.style import FAINT, INK, MARKERS, SERIES
+from emotrace.signatures import typed
 
 
+@typed
 def agnosticism(found: xr.Dataset) -> Figure:
     """Held-out accuracy and cosine to the full direction per layer, one column per factor left out, one colour per sublayer.
 
@@ -87,6 +89,7 @@ def agnosticism(found: xr.Dataset) -> Figure:
     return figure
 
 
+@typed
 def layer_profile(
     directions: xr.DataArray, found: xr.Dataset | None = None, profile: Sequence[Mapping[str, Any]] | None = None
 ) -> Figure:

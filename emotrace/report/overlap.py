@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.style import INK
+from emotrace.signatures import typed
 
 if TYPE_CHECKING:
     from emotrace.circuits.circuit import Circuit
 
 
+@typed
 def circuit_overlap(circuit: Circuit) -> Figure:
     """Jaccard index of the circuits of every two emotions, neurons and heads apart.
 

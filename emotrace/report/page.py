@@ -17,6 +17,7 @@ from emotrace.report.figures import Shown
 from emotrace.report.numbers import headlines, lifts, paired, published, scores
 from emotrace.report.parts import CircuitParts
 from emotrace.report.samples import samples
+from emotrace.signatures import typed
 from emotrace.texts import as_bytes
 
 TEACHING: Final = (
@@ -33,6 +34,7 @@ _ENV: Final = jinja2.Environment(
 )
 
 
+@typed
 def write(
     out_dir: str | Path,
     report: Mapping[str, Any],
@@ -81,6 +83,7 @@ def write(
     return out / "report.html"
 
 
+@typed
 def publish(
     out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, pd.DataFrame],
     manifest: Mapping[str, Any],
@@ -106,6 +109,7 @@ def publish(
     return out / "report.html"
 
 
+@typed
 def render(
     report: Mapping[str, Any],
     rows: Iterable[Mapping[str, Any]] = (),

@@ -16,6 +16,7 @@ from emotrace.labels import ANSWERS
 from emotrace.replies.methods import LOWEST
 from emotrace.report import style
 from emotrace.report.style import COLOURS, FAINT, INK, span
+from emotrace.signatures import typed
 
 CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
 CONTROLLED: Final = ("circuit", "steer")
@@ -34,6 +35,7 @@ def ablation_bars(report: Mapping[str, Any]) -> Figure:
     return accuracy_bars(style.only(report, ABLATIONS), claim)
 
 
+@typed
 def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
 
@@ -73,6 +75,7 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     return figure
 
 
+@typed
 def confusion(report: Mapping[str, Any]) -> Figure:
     """Asked emotion × blind answer, one matrix per method, as percentages of the replies of each asked emotion.
 

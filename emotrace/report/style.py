@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from emotrace import disk
 from emotrace.labels import ANSWERS, EMOTIONS, METHODS, VALENCES, EmotraceError
+from emotrace.signatures import typed
 
 WIDTH: Final = 9.0
 """Inches; 1350 px at 150 dpi, so that 10 points are 14 px where the page shows the picture 900 px wide."""
@@ -47,6 +48,7 @@ def canvas(height: float, title: str) -> Figure:
     return figure
 
 
+@typed
 def save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG (150 dpi), whole or not at all; parents are created.
 

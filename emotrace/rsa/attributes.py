@@ -13,6 +13,7 @@ import xarray as xr
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.matrices import concepts, labelled
+from emotrace.signatures import typed
 from emotrace.stats.ties import constant
 
 EMOTIONS_27: Final = (
@@ -39,6 +40,7 @@ PRESETS: Final = ("14Properties", "3Spaces")
 COMBINED: Final = "Combined"
 
 
+@typed
 def reference_rdms(scores: xr.DataArray, preset: str = "14Properties", *, concept: str = "emotion") -> xr.DataArray:
     """The reference RDMs of arXiv 2302.09582: one per attribute, or one per space.
 
@@ -61,6 +63,7 @@ def reference_rdms(scores: xr.DataArray, preset: str = "14Properties", *, concep
     return attribute_rdms(scores, ATTRIBUTES, concept=concept).assign_attrs(preset=preset)
 
 
+@typed
 def attribute_rdms(
     scores: xr.DataArray,
     attributes: Sequence[str] | None = None,
@@ -91,6 +94,7 @@ def attribute_rdms(
     return found.assign_attrs(metric="absolute", decimals="" if decimals is None else decimals)
 
 
+@typed
 def space_rdms(
     scores: xr.DataArray,
     spaces: Mapping[str, Sequence[str]] = SPACES,

@@ -12,11 +12,13 @@ from emotrace.rsa.correlations import check_method, correlate, prepared, standar
 from emotrace.rsa.kendall import check_alternative, check_ties
 from emotrace.rsa.matrices import concepts, matched, reordered
 from emotrace.rsa.resampling import draw_concepts, weighted
+from emotrace.signatures import typed
 from emotrace.stats.ties import constant, tied
 
 _CHUNK = 1024
 
 
+@typed
 def compare(
     rdms: xr.DataArray,
     references: xr.DataArray,
@@ -94,6 +96,7 @@ def permutation_p(observed: np.ndarray, null: np.ndarray, alternative: str = "gr
     return (1 + extreme.sum(0)) / (1 + len(null))
 
 
+@typed
 def bootstrap(
     rdms: xr.DataArray,
     references: xr.DataArray,
@@ -173,6 +176,7 @@ def bootstrap(
     )  # fmt: skip
 
 
+@typed
 def noise_ceiling(rdms: xr.DataArray, over: str = "subject", method: str = "kendall") -> xr.Dataset:
     """How well any model could do, given how much the subjects differ (Nili et al. 2014).
 

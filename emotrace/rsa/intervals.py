@@ -13,10 +13,12 @@ from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.compare import bootstrap
 from emotrace.rsa.matrices import rdm
+from emotrace.signatures import typed
 
 KEPT = ("correlation", "se", "lo", "hi", "p", "n_draws")
 
 
+@typed
 def neuron_intervals(
     activations: xr.DataArray,
     references: xr.DataArray,

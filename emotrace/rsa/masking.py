@@ -21,6 +21,7 @@ from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.masks import KINDS, SHARED
 from emotrace.rsa.significance import RULES, fdr
+from emotrace.signatures import typed
 from emotrace.stats import dip_test
 from emotrace.stats.ties import EPS, TIED, constant
 
@@ -33,6 +34,7 @@ NONE: Final = "none"
 Groups = dict[tuple[Any, ...], list[float]]
 
 
+@typed
 def drops(table: pd.DataFrame) -> pd.DataFrame:
     """Selective against random masks, one row per (emotion, seed, attribute, k) that has both.
 
@@ -69,6 +71,7 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+@typed
 def paired_tests(
     table: pd.DataFrame,
     by: Sequence[str] = ("k", "attribute"),
@@ -120,6 +123,7 @@ def paired_tests(
     return out
 
 
+@typed
 def draw_tests(table: pd.DataFrame, by: Sequence[str] = ("k", "attribute")) -> pd.DataFrame:
     """Does the selective mask hurt more than random masks do? Its rank among many draws, in every group.
 
@@ -165,6 +169,7 @@ def draw_tests(table: pd.DataFrame, by: Sequence[str] = ("k", "attribute")) -> p
     return pd.DataFrame(rows, columns=pd.Index([*by, *names]))
 
 
+@typed
 def human_link(
     table: pd.DataFrame, human: xr.DataArray | Mapping[str, float], *, level: float = 0.95
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -215,6 +220,7 @@ def human_link(
     )
 
 
+@typed
 def unimodality(table: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Dip test of the drops of all emotions (mean over seeds), per k and attribute: does a mask work on some emotions only?
 

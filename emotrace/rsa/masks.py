@@ -13,6 +13,7 @@ import xarray as xr
 
 from emotrace import arguments, bundles, provenance
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import descending
 
 KINDS: Final = ("selective", "random")
@@ -119,6 +120,7 @@ class Masks:
         return cls(xr.DataArray(values, dims=("mask", "layer", "unit"), coords=coords, name="masked", attrs=attrs))
 
 
+@typed
 def order(scores: xr.DataArray) -> np.ndarray:
     """Neurons from best to worst: score descending, then flat index ``layer · units + unit`` ascending.
 
@@ -134,6 +136,7 @@ def order(scores: xr.DataArray) -> np.ndarray:
     return descending(flat)
 
 
+@typed
 def select(
     scores: xr.DataArray,
     k: int | Iterable[int],

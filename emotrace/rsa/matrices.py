@@ -14,7 +14,9 @@ import numpy as np
 import scipy
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats.ties import EPS, TIED, constant, tied
 
 METRICS: Final = (
@@ -25,6 +27,7 @@ METRICS: Final = (
 AVERAGES: Final = ("rdms", "patterns")
 
 
+@typed
 def rdm(
     x: xr.DataArray,
     metric: str = "cosine",
@@ -133,6 +136,7 @@ def _noise(values: np.ndarray, metric: str) -> float:
     return size * float(np.ptp(values)) if metric == "sqeuclidean" else 0.0
 
 
+@typed
 def labelled(
     values: np.ndarray, names: Sequence[str], dims: Sequence[str] = (), coords: dict[str, np.ndarray] | None = None
 ) -> xr.DataArray:
@@ -148,6 +152,8 @@ def labelled(
         EmotraceError: if there are not n(n − 1)/2 values for n names.
     """
     pairs = list(itertools.combinations(map(str, names), 2))
+    if values.ndim != len(dims) + 1:
+        raise EmotraceError(f"labelled(dims={list(dims)}): the values have {values.ndim} axes, the last of them pairs.")
     if values.shape[-1] != len(pairs) or len(pairs) < 3:
         raise EmotraceError(
             f"{values.shape[-1]} dissimilarities for {len(names)} concepts; {len(pairs)} are due, and at least 3 concepts."
@@ -161,6 +167,7 @@ def labelled(
     )
 
 
+@typed
 def concepts(x: xr.DataArray, dim: str = "emotion") -> list[str]:
     """The concepts of an RDM, or of the dim of any other array, in order.
 
@@ -192,6 +199,7 @@ def concepts(x: xr.DataArray, dim: str = "emotion") -> list[str]:
     return names
 
 
+@typed
 def square(x: xr.DataArray) -> xr.DataArray:
     """The RDM as a symmetric matrix ``[…, concept, concept_other]`` with zeros on the diagonal."""
     names = concepts(x)
@@ -208,6 +216,7 @@ def square(x: xr.DataArray) -> xr.DataArray:
     )
 
 
+@typed
 def condensed(x: xr.DataArray) -> xr.DataArray:
     """The RDM of a symmetric matrix ``[…, concept, concept_other]``.
 
@@ -228,6 +237,7 @@ def condensed(x: xr.DataArray) -> xr.DataArray:
     return labelled(v[..., i, j], names, lead, {d: x[d].values for d in lead if d in x.coords}).assign_attrs(x.attrs)
 
 
+@typed
 def matched(x: xr.DataArray, to: Sequence[str]) -> xr.DataArray:
     """The same RDM with its concepts in another order; ``to`` may leave concepts out.
 
@@ -235,7 +245,7 @@ def matched(x: xr.DataArray, to: Sequence[str]) -> xr.DataArray:
         EmotraceError: for a concept that the RDM lacks.
     """
     names = concepts(x)
-    to = [str(n) for n in to]
+    to = list(arguments.names("matched(to)", [str(n) for n in to]))
     if to == names:
         return x
     for name in to:

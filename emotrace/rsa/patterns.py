@@ -6,8 +6,10 @@ import numpy as np
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 
 
+@typed
 def patterns(
     x: xr.DataArray, concept: str = "emotion", over: str | None = "seed", *, average: bool = False
 ) -> xr.DataArray:

@@ -13,8 +13,10 @@ import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.matrices import labelled
+from emotrace.signatures import typed
 
 
+@typed
 def read_ratings(
     path: str | Path,
     attributes: Sequence[str] | None = None,
@@ -58,6 +60,7 @@ def read_ratings(
     return xr.DataArray(means, dims=(concept, "attribute"), coords=coords, name="score", attrs=attrs)
 
 
+@typed
 def read_dissimilarities(
     path: str | Path,
     *,

@@ -24,9 +24,11 @@ from emotrace.rsa.kendall import (
     tau_b,
 )
 from emotrace.rsa.matrices import AVERAGES, concepts, reordered
+from emotrace.signatures import typed
 from emotrace.stats.ties import EPS, tolerance
 
 
+@typed
 def searchlight(
     activations: xr.DataArray,
     references: xr.DataArray,

@@ -9,11 +9,13 @@ import scipy
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.stats import fdr_bh
 
 RULES: Final = ("bh", "published")
 
 
+@typed
 def fdr(p: xr.DataArray, rule: str = "bh") -> xr.DataArray:
     """q of all p together, in the same shape; NaN stays NaN and is not counted.
 

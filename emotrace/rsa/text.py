@@ -15,11 +15,13 @@ from emotrace.rsa.compare import mantel_null, paired, permutation_p
 from emotrace.rsa.correlations import correlate
 from emotrace.rsa.kendall import check_alternative
 from emotrace.rsa.matrices import concepts, labelled, matched
+from emotrace.signatures import typed
 from emotrace.stats.ties import constant
 
 KINDS: Final = ("words", "characters")
 
 
+@typed
 def text_rdm(texts: Mapping[str, str | Sequence[str]], *, kind: str = "words", tfidf: bool = True) -> xr.DataArray:
     """1 − cosine of bags of words (or of letters) of what stands for each concept: its examples, a definition, its name.
 
@@ -59,6 +61,7 @@ def text_rdm(texts: Mapping[str, str | Sequence[str]], *, kind: str = "words", t
     return out.assign_attrs(metric="cosine", text=kind, weights="tf-idf" if tfidf else "counts")
 
 
+@typed
 def text_control(
     rdms: xr.DataArray,
     references: xr.DataArray,

@@ -10,10 +10,12 @@ import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.matrices import concepts, labelled
+from emotrace.signatures import typed
 
 CONCEPT = "concept"
 
 
+@typed
 def to_rsatoolbox(rdms: xr.DataArray) -> Any:
     """``rsatoolbox.rdm.RDMs`` of labelled RDMs.
 
@@ -41,6 +43,7 @@ def to_rsatoolbox(rdms: xr.DataArray) -> Any:
     )
 
 
+@typed
 def from_rsatoolbox(rdms: Any, concept: str = CONCEPT, dim: str = "rdm") -> xr.DataArray:
     """Labelled RDMs ``[rdm, pair]`` of an ``rsatoolbox.rdm.RDMs``.
 

@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 from emotrace.stats.ties import TIED
 
 
+@typed
 def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
     """How often each cluster is drawn in each bootstrap sample: ``[n, n_clusters]``, rows sum to ``n_clusters``."""
     arguments.resampling("cluster_weights", seed, n=n)
@@ -22,6 +24,7 @@ def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
     return rng.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=n).astype(np.float64)
 
 
+@typed
 def bootstrap_ci(
     values: ArrayLike,
     clusters: ArrayLike,
@@ -82,6 +85,7 @@ def bootstrap_ci(
     return lo.reshape(x.shape[1:]), hi.reshape(x.shape[1:])
 
 
+@typed
 def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion: never of zero width, never outside [0, 1].
 
@@ -106,6 +110,7 @@ def _wilson(share: np.ndarray, n: float, level: float) -> tuple[np.ndarray, np.n
     return np.where(p == 0, 0.0, lo), np.where(p == 1, 1.0, hi)
 
 
+@typed
 def fdr_bh(p: ArrayLike) -> np.ndarray:
     """Benjamini–Hochberg adjusted p-values over *all* entries, in the shape given (`scipy.stats.false_discovery_control`).
 

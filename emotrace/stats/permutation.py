@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 from emotrace.stats.ties import TIED
 
 EXACT: Final = 16
@@ -19,6 +20,7 @@ _ROUNDING: Final = 1e-9
 _PATTERNS: Final = 4096
 
 
+@typed
 def sign_flip(sums: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> tuple[float, bool]:
     """Two-sided p of Σ_c S_c against Σ_c ±S_c, all signs being equally likely.
 

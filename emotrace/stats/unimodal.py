@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 
 
+@typed
 def dip(sample: ArrayLike) -> float:
     """The largest distance between the sample's distribution function and the nearest unimodal one; at least 1/(2n).
 
@@ -49,6 +51,7 @@ def dip(sample: ArrayLike) -> float:
     return float(lost / 2)
 
 
+@typed
 def dip_test(sample: ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The dip and its p against a uniform sample of the same size, the unimodal distribution with the largest dip.
 

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.chunks import ChunkArray, ColumnArray, existing
 from emotrace.store.laziness import cached, lazy
@@ -24,6 +25,7 @@ EAGER_ROWS = 20_000
 SOURCE_ATTRS = ("model_id", "revision", "dtype", "weights_hash", "weights_sample", "prompts_digest", "plan_digest")
 
 
+@typed
 def open_activations(path: str | os.PathLike[str]) -> Activations:
     """Open a store for reading; only committed rows are shown, also while it is being written.
 

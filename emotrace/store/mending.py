@@ -12,6 +12,7 @@ import numpy as np
 
 from emotrace import disk
 from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.checks import Damage
 from emotrace.store.plan import Plan
@@ -20,6 +21,7 @@ from emotrace.store.variable import Variable
 from emotrace.texts import from_json
 
 
+@typed
 def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
     """Take the commit back from every damaged row group; intact ones stay as they are.
 

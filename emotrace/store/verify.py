@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd
 
 from emotrace.labels import unknown
+from emotrace.signatures import typed
 from emotrace.store.activations import Activations
 from emotrace.store.checks import Damage
 from emotrace.store.mending import examine, settings
 from emotrace.store.variable import Variable
 
 
+@typed
 def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
     """Read every committed file and compare size and checksum with the commit records.
 
@@ -33,6 +35,7 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     return examine(root, settings(root), progress)
 
 
+@typed
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a store holds, as JSON values: sizes, progress, variables, labels and attrs."""
     acts = Activations(path)
@@ -59,6 +62,7 @@ def _sizes(v: Variable, rows: int) -> dict[str, int]:
     return dict(zip(v.full_dims, v.shape(rows), strict=True))
 
 
+@typed
 def ls(path: str | os.PathLike[str], by: str | Sequence[str] = ()) -> pd.DataFrame:
     """A table of what is inside: one row per variable, or, with ``by``, the number of rows per value of these labels.
 

@@ -18,12 +18,14 @@ from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.replies import deranged, norm_matched, random_directions
 from emotrace.replies.row import Row, query_of
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 CONTROLS: Final = ("random", "shuffled", "wrong_emotion")
 BASE, STEER = "none", "steer"
 
 
+@typed
 def arms(
     model: LanguageModel,
     prompts: Any,
@@ -126,6 +128,7 @@ def aimed_at(vectors: xr.DataArray, mix: Mix | None) -> xr.DataArray:
     return mixed(vectors, mix).expand_dims(emotion=[max(weights, key=lambda e: weights[e])])
 
 
+@typed
 def control(
     name: str, vectors: xr.DataArray, mix: Mix | None = None, seed: int = 0, shuffled: Sequence[xr.DataArray] = ()
 ) -> xr.DataArray:

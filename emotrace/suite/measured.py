@@ -21,6 +21,7 @@ from emotrace.presets import preset
 from emotrace.replies.row import Row, check_row, query_of
 from emotrace.replies.texts import cleaned
 from emotrace.runlog import Log
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.suite.measures import of_text
 from emotrace.suite.probability import EmotionClassifier
@@ -31,6 +32,7 @@ COMMIT = 32
 """Ratings per append to a log."""
 
 
+@typed
 def measure(
     rows: Sequence[Row],
     *,

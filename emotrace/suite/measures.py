@@ -14,6 +14,7 @@ from emotrace.judges import lexicon
 from emotrace.labels import EMOTIONS, EmotraceError, emotion
 from emotrace.replies.fluency import repetition
 from emotrace.replies.texts import DISCLAIMER, WIDER, cleaned, distinct
+from emotrace.signatures import typed
 
 TEXT: Final = (
     "words", "tokens", "empty", "distinct_1", "distinct_2", "distinct_3", "repetition", "exclamations", "disclaimer",
@@ -73,6 +74,7 @@ def content_words(text: str) -> set[str]:
     return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found}
 
 
+@typed
 def overlap(reply: str, query: str) -> float:
     """Share of the query's content words that the reply takes up, 0..1; NaN for a query without any.
 

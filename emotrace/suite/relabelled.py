@@ -13,9 +13,11 @@ from emotrace.directions.shift import OVER
 from emotrace.extraction import of_site
 from emotrace.labels import EmotraceError
 from emotrace.replies.controls import shuffled_labels
+from emotrace.signatures import typed
 from emotrace.store import open_activations
 
 
+@typed
 def relabelled(folder: str | Path, seed: int = 0, accepted: Iterable[str] | None = None) -> xr.DataArray:
     """The vectors of a folder of `emotrace.extraction`, made again after their labels were shuffled.
 

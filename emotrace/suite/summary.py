@@ -12,6 +12,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.doses import ALL
 from emotrace.replies.row import Row, cluster_of
 from emotrace.replies.table import by_key, mean_of, table
+from emotrace.signatures import typed
 from emotrace.stats import bootstrap_ci, fdr_bh, sign_flip
 
 BINARY: Final = ("empty", "disclaimer", "disclaimer_wide", "on_target")
@@ -24,6 +25,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 
 
+@typed
 def summarise(
     rows: Sequence[Row],
     *,
@@ -103,6 +105,7 @@ def check_rows(rows: Sequence[Row], cluster: str | None, baseline: str) -> str:
     return label
 
 
+@typed
 def value_of(table: pd.DataFrame, method: str, measure: str, emotion: str = ALL) -> pd.Series:
     """The line of one method and measure.
 

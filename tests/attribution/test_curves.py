@@ -318,7 +318,7 @@ def test_refusals():
     refused("rising integers", ks=[3, 1])
     refused("rising integers from 1 to 144", ks=[200], per="model")
     refused("draws=-1", draws=-1)
-    refused("unknown choice 'all'", per="all")
+    refused("unknown per 'all'", per="all")
     refused("unknown score 'contrst'.*contrast", by="contrst")
     refused("unknown layer of the directions 7", readout=7)
     refused("unknown label 'theme'", cluster="theme")

@@ -260,7 +260,7 @@ def test_bfloat16_weights():
         ({"label": "mood"}, "mood"),
         ({"layers": [7]}, "no layer 7"),
         ({"layers": slice(0, 2)}, "a slice; give integers"),
-        ({"accepted": "p1"}, "one string"),
+        ({"accepted": "p1"}, "a list of names"),
         ({"accepted": ["p1", "p4"]}, "has emotion 'anger'"),
         ({"directions": lambda d: d.sel(emotion=["anger", "fear"])}, "disgust"),
         ({"directions": lambda d: d.sel(sublayer=["resid_post"])}, "resid_mid"),

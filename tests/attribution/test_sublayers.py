@@ -437,7 +437,7 @@ ERRORS = {
     "dose": ({"doses": (0.0,)}, "not zero"),
     "two doses": ({"doses": (0.1, 0.1)}, "different"),
     "batch": ({"batch_size": 0}, "at least 1"),
-    "accepted string": ({"accepted": "work_0"}, "one string"),
+    "accepted string": ({"accepted": "work_0"}, "a list of names"),
     "nothing accepted": ({"accepted": ["work_0"]}, "0__anger"),
     "sigma dims": ({"sigma": xr.DataArray(np.ones(3), dims="layer")}, "layer, sublayer"),
     "sigma places": (

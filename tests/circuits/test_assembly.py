@@ -256,7 +256,7 @@ def test_layers_share_and_dry_run(shipped):
         ({"heads_per_layer": 9}, "layer 0 has 8 heads"),
         ({"neurons_per_layer": 2.5}, "neither a whole number nor a share"),
         ({"accepted": ["nobody"]}, "none of the keys"),
-        ({"accepted": "work_00"}, "one string"),
+        ({"accepted": "work_00"}, "a list of names"),
         ({"label": "feeling"}, "feeling"),
         ({"plan": even_plan(list(EMOTIONS), [7], {"head": 8}, 0, 1)}, "unknown layer of the plan 7"),
         ({"plan": even_plan(["joy"], [1], {"head": 8}, 0, 1)}, "unknown emotion of the plan 'joy'"),

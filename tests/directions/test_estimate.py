@@ -239,7 +239,7 @@ def holed(x):
         (lambda x: directions.centered_mean(x, within=("emotion",)), "within"),
         (lambda x: directions.centered_mean(x.isel(token=slice(0, 1))), "two or more"),
         (lambda x: directions.centered_mean(x, within="key"), "no complete group"),
-        (lambda x: directions.centered_mean(x, accepted="s_00"), "one string"),
+        (lambda x: directions.centered_mean(x, accepted="s_00"), "a list of names"),
         (lambda x: directions.centered_mean(x, accepted=["nobody"]), "none of the keys"),
         (lambda x: directions.centered_mean(x.values), "ndarray"),
         (lambda x: directions.centered_mean(x.rename(token="row")), "token"),

@@ -86,10 +86,10 @@ def test_selectors_refuse():
         (lambda: directions.orthogonal_to(v, base * 0), "zero at some layer"),
         (lambda: directions.orthogonal_to(v, base.isel(layer=[0])), "unknown layer 1"),
         (lambda: directions.orthogonal_to(v, base.isel(dim=slice(0, 3))), "3 along 'dim', not 6"),
-        (lambda: directions.without(v, base), "no dim 'component'"),
+        (lambda: directions.without(v, base), "unknown dim 'component'"),
         (lambda: directions.only_layers(v, [3]), "unknown layer 3"),
         (lambda: directions.only_layers(v, []), "at least one"),
-        (lambda: directions.only_layers(v, slice(0, 2)), "takes integers"),
+        (lambda: directions.only_layers(v, slice(0, 2)), "give integers"),
     ):
         with pytest.raises(EmotraceError, match=message):
             call()
@@ -112,7 +112,7 @@ def test_mixtures_by_name_alias_and_five_tuple():
         ("angry=1", "Did you mean 'anger'"),
         ("joy=1,happiness=1", "'joy' occurs twice"),
         ((1, 2, 3), "3 numbers; the published five-tuple"),
-        ({"anger": True}, "not a finite number"),
+        ({"anger": True}, "the value of 'anger' .*finite number"),
     ):
         with pytest.raises(EmotraceError, match=message):
             directions.parse_mix(wrong, names)

@@ -72,7 +72,7 @@ def test_half_pairs_count_on_no_side():
 def test_shift_refuses():
     x = answers(queries=1)
     for change, message in (
-        ({"over": "mean"}, "unknown mean 'mean'"),
+        ({"over": "mean"}, "unknown over 'mean'"),
         ({"condition": "side"}, "unknown label 'side'"),
         ({"positive": "emotinal"}, "Did you mean 'emotional'"),
         ({"accepted": [k for k in x.key.values if k != "joy0neutral"]}, "no query of emotion 'joy' has both"),
@@ -87,7 +87,7 @@ def test_base_vector():
     np.testing.assert_allclose(base.values, v.values.mean(0), atol=1e-7)
     np.testing.assert_allclose(directions.base_vector(v, "sum").values, v.values.sum(0), atol=1e-6)
     np.testing.assert_allclose(base["norm"], np.linalg.norm(base.values, axis=-1), rtol=1e-6)
-    with pytest.raises(EmotraceError, match="unknown base 'median'"):
+    with pytest.raises(EmotraceError, match="unknown how 'median'"):
         directions.base_vector(v, "median")
     with pytest.raises(EmotraceError, match="unknown dim"):
         directions.base_vector(base)

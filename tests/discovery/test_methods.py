@@ -244,8 +244,8 @@ def test_neurons_and_sublayers_are_nodes_too(circuits):
         ({"batch_size": 0}, "at least 1"),
         ({"method": "acdc", "level": "edge"}, "threshold=None"),
         ({"method": "eap", "metric": discovery.KL()}, "slope of"),
-        ({"metric": "logits"}, "is no metric"),
-        ({"pairs": "anger"}, "pairs are Pairs"),
+        ({"metric": "logits"}, "Metric is due"),
+        ({"pairs": "anger"}, "Pairs or a list"),
     ],
 )
 def test_what_cannot_be_is_refused(circuits, options, words):

@@ -23,8 +23,8 @@ def test_by_hand():
     assert math.isnan(distinct("one", 2))
     assert distinct("ha ha ha ha") == 0.25
     assert cleaned(" <|eot_id|> a < b </s>") == "a < b"
-    for wrong in ([], "text"):
-        with pytest.raises(EmotraceError, match="at least one text"):
+    for wrong, words in (([], "at least one text"), ("text", "a list of names is due"), (["a", 1], "a text is due")):
+        with pytest.raises(EmotraceError, match=words):
             response_statistics(wrong)
 
 

@@ -21,7 +21,7 @@ from emotrace.traced import requests
 
 
 def planned(
-    model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str, layers: Iterable[int] | int | None,
+    model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int,
 ) -> tuple[Job, store.Plan]:  # fmt: skip

@@ -17,6 +17,7 @@ from emotrace.forwards.capturing.job import Job
 from emotrace.forwards.capturing.prepare import planned
 from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 
 
@@ -41,10 +42,11 @@ class Dry:
         )
 
 
+@typed
 def capture(
     model: LanguageModel,
     prompts: Any,
-    sites: Sequence[str | Site] | str = ("resid_mid", "resid_post"),
+    sites: Sequence[str | Site] | str | Site = ("resid_mid", "resid_post"),
     *,
     layers: Iterable[int] | int | None = None,
     positions: Positions = "last",
