@@ -256,7 +256,7 @@ CASES = {
     "an option that is no number": (lambda: command(*GEN, "--out", "x", "--limit", "few"), "--limit"),
     "a batch of -1": (lambda: command(*GEN, "--out", "x", "--batch-size", "-1"), "greater than or equal to 1"),
     "a missing data file": (lambda: command("generate", "--model", "@model", "--data", "@no", "--out", "x"), "no such file"),
-    "an emotion on the line": (lambda: command(*GEN, "--out", "x", "--emotions", "anger,rage"), "unknown emotion 'rage'"),
+    "an emotion on the line": (lambda: command(*GEN, "--out", "x", "--emotions", "anger,sadnes"), "unknown emotion 'sadnes'"),
     "a folder to write rows to": (lambda: command(*GEN, "--out", "@foreign"), "foreign is a folder; give a file"),
     "a model on the line": (lambda: command("sites", "@foreign"), "no config.json in it"),
     "a span on the line": (lambda: command(*CAP, "--positions", "1:x"), "a span is START:STOP"),

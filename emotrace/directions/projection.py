@@ -40,8 +40,6 @@ def project(
     Raises:
         EmotraceError: for directions of another model or width, no layer or sublayer in common, or more than one label dim.
     """
-    if not isinstance(directions, xr.DataArray):
-        raise EmotraceError(f"project(directions=…) takes a labelled array, not {type(directions).__name__}.")
     rows = source(acts, variable, position)
     provenance.together("project", acts=rows.attrs, directions=directions)
     array = rows.array

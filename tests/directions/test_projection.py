@@ -74,7 +74,7 @@ def test_places_are_matched_by_name_whatever_was_chosen_before(both, rows, dirs)
         (lambda x, d: (x.sel(layer=0, drop=True), d), "do not say their layer"),
         (lambda x, d: (x, d.expand_dims(seed=[0, 1])), "seed"),
         (lambda x, d: (x, d.where(d["layer"] > 0)), "NaN"),
-        (lambda x, d: (x, d.values), "labelled array"),
+        (lambda x, d: (x, d.values), "DataArray is due"),
         (
             lambda x, d: (x.assign_attrs(model_id="a", config_hash="1"), d.assign_attrs(model_id="b", config_hash="2")),
             r"project: acts was made with the model a.*directions with another, b",
