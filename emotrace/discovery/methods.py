@@ -22,6 +22,7 @@ from emotrace.discovery.nodes import Seen, seen
 from emotrace.discovery.pairing import SPANS, Pairs
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 SIGN: Final = "positive: the component raises the metric; removing it lowers it"
@@ -32,6 +33,7 @@ METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level], *BASELINE
 Level = Literal["node", "edge"]
 
 
+@typed
 def scores(
     model: LanguageModel,
     pairs: Pairs,
@@ -191,6 +193,7 @@ def _labels(pairs: Pairs) -> dict[str, Any]:
     return found
 
 
+@typed
 def mean(found: xr.Dataset) -> xr.DataArray:
     """Mean score of every component over the pairs."""
     score = found["score"].mean("pair", keep_attrs=True)

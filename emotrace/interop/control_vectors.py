@@ -22,6 +22,7 @@ from emotrace.edits.files import array_of
 from emotrace.interop.files import load_numbers, save_numbers, write
 from emotrace.interop.vectors import checked
 from emotrace.labels import EmotraceError, unknown
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 SITE: Final = "resid_post"
@@ -34,6 +35,7 @@ _CAA: Final = re.compile(r"layer_(\d+)(?!\d)")
 Files = Mapping[str, str | Path | Sequence[str | Path]]
 
 
+@typed
 def read_control_vectors(
     files: Mapping[str, str | Path], *, offset: int = 0, model: LanguageModel | None = None
 ) -> xr.DataArray:
@@ -61,6 +63,7 @@ def read_control_vectors(
     return _stacked(found, SITE, offset, model, "GGUF control vector")
 
 
+@typed
 def write_control_vector(edit: Add, path: str | Path, *, model_hint: str, layers: int | None = None) -> Path:
     """An addition as a GGUF control vector, which ``llama-cli --control-vector`` adds with factor 1, exactly.
 
@@ -107,6 +110,7 @@ def write_control_vector(edit: Add, path: str | Path, *, model_hint: str, layers
     return Path(path)
 
 
+@typed
 def read_steering(
     files: Files, *, offset: int, site: str | None = None, model: LanguageModel | None = None
 ) -> xr.DataArray:
@@ -147,6 +151,7 @@ def read_steering(
     return _stacked(found, site or sites.pop(), offset, model, "steering vectors")
 
 
+@typed
 def write_steering(vectors: xr.DataArray, path: str | Path, *, offset: int = 0) -> Path:
     """One emotion's vectors ``[layer, dim]`` as a dict ``{layer + offset: tensor}`` in a ``.pt`` that needs no pickle to read.
 

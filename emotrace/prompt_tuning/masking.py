@@ -15,6 +15,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readouts import readout
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 HOWS: Final = ("zero", "mean", "resample", "multiply")
@@ -22,6 +23,7 @@ DONOR: Final = "donor"
 """Label of a sequence by which a resampled value is chosen."""
 
 
+@typed
 def mask_edits(
     mask: xr.DataArray,
     how: str = "zero",
@@ -84,6 +86,7 @@ def _of(values: xr.DataArray, layer: int, units: list[int]) -> xr.DataArray:
         raise EmotraceError(f"mask_edits: there are no values for layer {layer}, units {units[:3]} …") from None
 
 
+@typed
 def reference_values(
     model: LanguageModel, prompt: SoftPrompt, texts: Sequence[str], seed: int = 0, batch_size: int = 8
 ) -> xr.Dataset:

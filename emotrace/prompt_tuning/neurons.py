@@ -17,12 +17,14 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readouts import refuse_remote
+from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
 """After the activation function, before it, and whether the former is above 0."""
 
 
+@typed
 def activated_neurons(
     model: LanguageModel,
     prompts: Mapping[Any, SoftPrompt] | Sequence[SoftPrompt],
@@ -92,6 +94,7 @@ def activated_neurons(
     )
 
 
+@typed
 def concept_prompts(concepts: Iterable[str], templates: Sequence[str], label: str = "emotion") -> Prompts:
     """Plain prompts that name a concept: every template filled with every concept, labelled with both.
 
@@ -115,6 +118,7 @@ def concept_prompts(concepts: Iterable[str], templates: Sequence[str], label: st
     )
 
 
+@typed
 def concept_neurons(
     model: LanguageModel,
     prompts: Any,
@@ -168,6 +172,7 @@ def concept_neurons(
     return found.assign_attrs(stage=stage, position=str(positions), **_about(model))
 
 
+@typed
 def name_embeddings(model: LanguageModel, names: Iterable[str], label: str = "emotion") -> xr.DataArray:
     """What a model knows of words before it has computed anything: the mean token embedding of each name.
 
