@@ -230,7 +230,8 @@ def _tuple(checks: Sequence[Check | None], name: str, value: Any) -> Any:
 def _list(item: Any, check: Check | None, name: str, value: Any) -> Any:
     what = _WORDS.get(item, "values")
     if (
-        isinstance(value, (str, bytes, bytearray, Mapping))
+        isinstance(value, (str, bytes, bytearray))
+        or (isinstance(value, Mapping) and item is not str)  # the keys of a mapping are names, as Python has it
         or not isinstance(value, Iterable)
         or getattr(value, "ndim", 1) == 0
     ):

@@ -5,7 +5,7 @@ Sign: positive means that the component raises the metric; removing it lowers it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -19,7 +19,7 @@ from emotrace.discovery.batches import Batch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen, seen
-from emotrace.discovery.pairing import SPANS, Pairs
+from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -36,7 +36,7 @@ Level = Literal["node", "edge"]
 @typed
 def scores(
     model: LanguageModel,
-    pairs: Pairs,
+    pairs: Pairs | Sequence[Pair],
     metric: Metric,
     *,
     method: str = "eap_ig_activations",
@@ -80,10 +80,7 @@ def scores(
             be rewired, a metric whose slope vanishes where the method looks.
     """
     _check(metric, method, level, steps, threshold)
-    if isinstance(pairs, (list, tuple)):
-        pairs = Pairs(pairs)
-    if not isinstance(pairs, Pairs):
-        raise EmotraceError(f"scores: pairs are Pairs (see emotrace.discovery.pairing), not {type(pairs).__name__}.")
+    pairs = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)
     means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-from emotrace.edits import Add
+from emotrace.edits import Add, Edit
 from emotrace.edits.files import array_of
 from emotrace.interop.files import load_numbers, save_numbers, write
 from emotrace.interop.vectors import checked
@@ -64,7 +64,7 @@ def read_control_vectors(
 
 
 @typed
-def write_control_vector(edit: Add, path: str | Path, *, model_hint: str, layers: int | None = None) -> Path:
+def write_control_vector(edit: Edit, path: str | Path, *, model_hint: str, layers: int | None = None) -> Path:
     """An addition as a GGUF control vector, which ``llama-cli --control-vector`` adds with factor 1, exactly.
 
     Args:
