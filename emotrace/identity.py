@@ -41,7 +41,7 @@ def made_by(model: LanguageModel) -> dict[str, Any]:
     """What of a loaded model its results depend on; where weights are elsewhere, its id and revision stand for them."""
     known, encoder = model.sites.identity, model.sites.encoder
     names = ("config_hash", "weights_hash", "dtype", "attn_implementation")
-    names += ("model_id", "revision") if model.sites.remote is not None else ()
+    names += () if known.get("backend", "local") == "local" else ("model_id", "revision")
     return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.tokenizer_hash}
 
 

@@ -13,7 +13,7 @@ from nnsight import TransformersModel
 from emotrace import checkpoints, configs, traced
 from emotrace import sites as sites_
 from emotrace.forwards import beginnings
-from emotrace.forwards.entering import inputs, lock
+from emotrace.forwards.entering import backend, inputs, lock
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, Simulated, weightless
@@ -148,7 +148,7 @@ def load(
         raise EmotraceError(
             f"{found.model_class} cannot run prompts of 1 to 11 tokens: {type(error).__name__}: {first[:200]}"
         ) from error
-    found.identity = identity(module, model_id, revision, "local" if found.remote is None else found.remote.name)
+    found.identity = identity(module, model_id, revision, backend(traced_model).name)
     if not found.beginnings.padded:  # what was made in padded batches is another thing
         found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"
     return loaded

@@ -11,6 +11,7 @@ import xarray as xr
 import emotrace as et
 from emotrace import scoring
 from emotrace.datasets import Prompts
+from emotrace.forwards import likelihood
 from emotrace.labels import EmotraceError
 from emotrace.testing import hooks
 from tests.helpers import hooked, loaded
@@ -59,7 +60,7 @@ def test_it_does_not_depend_on_batch_order_and_neighbours(batch_size, monkeypatc
     lm = loaded()
     whole = scoring.reply_logprobs(lm, PROMPTS)
     turned = scoring.reply_logprobs(lm, PROMPTS[::-1], batch_size=batch_size)[::-1]
-    monkeypatch.setattr(scoring, "LOGIT_ELEMENTS", 1)  # a large vocabulary leaves one sequence a batch
+    monkeypatch.setattr(likelihood, "LOGIT_ELEMENTS", 1)  # a large vocabulary leaves one sequence a batch
     small = scoring.reply_logprobs(lm, PROMPTS, batch_size=batch_size)
     for a, b, c in zip(whole, turned, small, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -181,7 +182,7 @@ def test_kl_does_not_depend_on_batch_order_and_neighbours(batch_size, monkeypatc
     edits = [et.Ablate("neuron", layers=[0, 1], units=[1, 2, 3])]
     whole = scoring.kl(lm, PROMPTS, edits)
     np.testing.assert_allclose(scoring.kl(lm, PROMPTS[::-1], edits, batch_size)[::-1], whole, rtol=1e-4)
-    monkeypatch.setattr(scoring, "LOGIT_ELEMENTS", 1)
+    monkeypatch.setattr(likelihood, "LOGIT_ELEMENTS", 1)
     np.testing.assert_allclose(scoring.kl(lm, PROMPTS, edits, batch_size), whole, rtol=1e-4)
 
 

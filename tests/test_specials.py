@@ -17,10 +17,10 @@ import emotrace as et
 from emotrace.cli.app import app
 from emotrace.datasets import Prompt, Prompts
 from emotrace.forwards.conversation import Conversation
+from emotrace.forwards.likelihood import continued
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.store.layout import differences
-from emotrace.suite.likelihood import continued
 from emotrace.templates import Encoder
 from emotrace.testing import tiny
 

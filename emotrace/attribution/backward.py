@@ -1,9 +1,8 @@
 """Backward: how a read-out of the last layer changes where any sublayer is shifted, for a batch of prompts at a time.
 
-A shift at the last prompt token reaches the read-out at that token through that token alone: in a causal model no other
-token looks at it, and it sees the others through their keys and values, which do not change. So the tokens before it are
-computed without a graph, and forward-with-graph and backward are those of one token per prompt. Families whose cache does
-not allow this (`emotrace.forwards.beginnings`), masked models and prompts of one token are computed whole.
+A shift at the last prompt token reaches the read-out at that token through that token alone. So the tokens before it are
+computed without a graph, and forward-with-graph and backward are those of one token per prompt, where the model allows it
+(`emotrace.forwards.last`).
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from emotrace.forwards import beginnings, caches, finite
-from emotrace.forwards.entering import enter, inputs, locked
+from emotrace.forwards import finite
+from emotrace.forwards.entering import enter
+from emotrace.forwards.last import LastTokens
 from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import gradients
-from emotrace.traced.caches import Recipe
 from emotrace.traced.steps import Rms, Shift, ordered
 
 Names = Mapping[tuple[int, ...], str]
@@ -130,7 +129,7 @@ class Backward:
         along: np.ndarray, sequences: Sequence[Sequence[int]], names: Names | None = None,
     ) -> None:  # fmt: skip
         self.names = names or {}
-        self.model, self.encoder = model, model.sites.encoder
+        self.model = model
         table: Sites = model.sites
         at = [table.address(cell.site, cell.layer) for cell in wanted]
         self.order = sorted(range(len(wanted)), key=lambda i: at[i].order)
@@ -142,10 +141,7 @@ class Backward:
         dtype = torch.float64 if model._module.dtype == torch.float64 else torch.float32
         self.covectors = torch.as_tensor(covectors, dtype=dtype)
         self.along = torch.as_tensor(along, dtype=dtype)[self.order]
-        self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
-        self.stem = beginnings.common(sequences)
-        lengths = [len(ids) for ids in sequences]
-        self.by_token = self.encoder.causal and min(lengths) > 1 and max(lengths) <= beginnings.shared_up_to(model)
+        self.last = LastTokens(model, sequences, self.steps)
 
     @torch.inference_mode(False)
     def __call__(self, batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,24 +152,8 @@ class Backward:
         Raises:
             EmotraceError: where a derivative is not finite, naming site, layer and prompt.
         """
-        slopes, scores, sizes = (x.double().numpy() for x in (self._last if self.by_token else self._whole)(batch))
+        fed, last = self.last.fed(batch), self.last
+        args = (fed.inputs, fed.recipe, last.setup, self.steps, fed.at, self.covectors, self.along, last.memo)
+        slopes, scores, sizes = (x.double().numpy() for x in enter(self.model, gradients.behind, *args))
         refuse_lost("the gradient", self.model, batch, self.names, slopes, scores, sizes)
         return slopes[:, np.argsort(self.order)], scores, sizes[np.argsort(self.after)]
-
-    def _run(self, fed: dict[str, Any], recipe: Recipe | None, at: list[int]) -> tuple:
-        args = (fed, recipe, self.setup, self.steps, at, self.covectors, self.along)
-        if self.model.sites.remote is not None:
-            return enter(self.model, gradients.behind, *args, {})
-        with locked(self.model):
-            return gradients.behind(self.model, *args, self.memo)
-
-    def _whole(self, batch: Sequence[Sequence[int]]) -> tuple:
-        fed = inputs(self.model, batch)
-        width = fed["input_ids"].shape[1]
-        at = [width - 1 if self.encoder.causal else len(ids) - 1 for ids in batch]
-        return self._run(fed | self.options, None, at)
-
-    def _last(self, batch: Sequence[Sequence[int]]) -> tuple:
-        before = inputs(self.model, [ids[len(self.stem) : -1] for ids in batch])
-        recipe = Recipe(self.stem, (1,) * len(batch), before)
-        return self._run(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))

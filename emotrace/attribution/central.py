@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
-from emotrace.forwards import caches
-from emotrace.forwards.capturing.afar import REQUEST_TOKENS
-from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards import caches, last
+from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import central, gradients
 from emotrace.traced.steps import Shift, ordered
@@ -28,17 +27,15 @@ STEPS = {torch.float64: 0.01, torch.float32: 0.02, torch.float16: 0.1, torch.bfl
 
 def differentiable(model: LanguageModel) -> bool:
     """Whether a trace can differentiate through the model where it lives; a server is asked once."""
-    remote = model.sites.remote
-    if remote is None:
-        return True
-    if remote.gradients is None:
+    where = backend(model)
+    if where.gradients is None:
         sites: Sites = model.sites
         layer = max(sites.layers("mlp_out"))
         start, end = sites.address("mlp_out", layer), sites.address("resid_post", layer)
         program = [Shift(start.order, start.lower(model), 1.0), end.read(model)]
         fed = inputs(model, [[i % sites.vocab_size for i in range(5, 9)]]) | caches.options(model)
-        remote.gradients = enter(model, gradients.available, fed, program, sites.d_model)
-    return bool(remote.gradients)
+        where.gradients = enter(model, gradients.available, fed, program, sites.d_model)
+    return bool(where.gradients)
 
 
 class Central:
@@ -81,16 +78,14 @@ class Central:
         Raises:
             EmotraceError: where a derivative is not finite, naming site, layer and prompt.
         """
-        fed = inputs(self.model, batch) | caches.options(self.model)
-        width = fed["input_ids"].shape[1]
-        at = [width - 1 if self.model.sites.encoder.causal else len(ids) - 1 for ids in batch]
+        fed, _, at = last.whole(self.model, batch, caches.options(self.model))
         scores, sizes = enter(self.model, central.base, fed, self.program, at, self.covectors)
         work = [
             central.Nudge(*place, self.along[i, e], self.step * sizes[self.size_of[i]], e)
             for e in range(len(self.covectors))
             for i, place in enumerate(self.places)
         ]
-        step = max(1, REQUEST_TOKENS // (2 * fed["input_ids"].numel()))
+        step = max(1, (backend(self.model).limit or 0) // (2 * fed["input_ids"].numel()))
         found: list[torch.Tensor] = []
         for start in range(0, len(work), step):
             part = work[start : start + step]

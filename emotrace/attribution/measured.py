@@ -205,7 +205,7 @@ class Measured:
             for found in batch.scores([[], *(edits(e, name, keys) for name in plan.names)], v):
                 bar.update(len(members) if scores else 0)
                 scores.append(found.tolist())
-            row = {"batch": number, "label": e, "rows": members, "by_token": batch.beginning is not None}
+            row = {"batch": number, "label": e, "rows": members, "by_token": batch.by_token}
             yield row | {"base": scores[0], "scores": scores[1:], "made": self._made}
 
     def _summary(self, rows: list[dict[str, Any]]) -> xr.Dataset:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from emotrace.discovery.metrics import Metric
+from emotrace.forwards.entering import HERE, backend
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import Address, LanguageModel
 
@@ -153,5 +154,5 @@ def refuse_remote(model: LanguageModel) -> None:
     Raises:
         EmotraceError: for a model loaded with ``remote=``.
     """
-    if model.sites.remote is not None:
+    if backend(model) is not HERE:
         raise EmotraceError("circuit discovery differentiates and rewires the model here: load it without remote=.")

@@ -47,8 +47,9 @@ def directed(
 def largest(sites: Sites) -> tuple[float, str]:
     """The largest number that the activations of a model hold, and the name of their dtype; a server's are not known."""
     dtype = torch.float32
-    if sites._model is not None and sites.remote is None:
-        dtype = next((p.dtype for p in sites._model._module.parameters() if p.is_floating_point()), dtype)
+    if sites._model is not None:
+        here = (p for p in sites._model._module.parameters() if p.is_floating_point() and not p.is_meta)
+        dtype = next((p.dtype for p in here), dtype)
     return min(torch.finfo(dtype).max, torch.finfo(torch.float32).max), str(dtype).removeprefix("torch.")
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from emotrace import checkpoints
 from emotrace.configs import field, text_config
 from emotrace.forwards import proof
+from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 from emotrace.sites import twin as twins
@@ -112,10 +113,10 @@ def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: i
 
 def shared_up_to(model: LanguageModel) -> float:
     """Tokens up to which prompts may begin with kept keys and values; the first to ask has it confirmed on the weights."""
-    known, remote = of(model), model.sites.remote
-    if remote is not None and remote.copies:  # keys and values would be sent to and fro
+    known, where = of(model), backend(model)
+    if where.copies:  # keys and values would be sent to and fro
         return 0
-    if known.shared and not known.confirmed and _weights(model):
+    if known.shared and not known.confirmed and where.holds(model):
         known.shared, known.confirmed = known.shared if _shares(model, briefly=True) else 0, True
     return known.shared
 
@@ -152,18 +153,13 @@ def prove(model: LanguageModel) -> Beginnings:
     if twin is None:
         return _shown(model, proof.LENGTHS)
     found = _of_twin(model, twin)
-    if not _weights(model):
+    if not backend(model).holds(model):
         return found
     if found.padded and not proof.alike(model, proof.together(model, proof.SHORT)):
         found = replace(found, padded=0, shared=0)
     if not found.padded and found.batched:
         found = replace(found, batched=proof.alike(model, proof.together(model, proof.ALIKE)))
     return found
-
-
-def _weights(model: LanguageModel) -> bool:
-    """Whether a forward finds the weights, here or on a server; nnsight would load them silently."""
-    return model.sites.remote is not None or not any(p.is_meta for p in model._module.parameters())
 
 
 _TWINS: dict[tuple[Any, ...], Beginnings] = {}

@@ -16,8 +16,9 @@ from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.forwards import decoding as decoding_
+from emotrace.forwards.batch import generated
+from emotrace.forwards.entering import backend
 from emotrace.forwards.finite import Item
-from emotrace.forwards.generation import run
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 
@@ -205,15 +206,11 @@ def _reply(
     config = decoding_.configuration(model, decoding, encoder.pad_id)
     options: dict[str, Any] = {}
     streamer = _Streamer(encoder.decode, len(ids), tell or (lambda _: None), stop or (lambda: False))
-    if sites.remote is None:
+    if backend(model).streams:
         options["stopping_criteria"] = StoppingCriteriaList([streamer])
     drawn = seed if decoding["do_sample"] else None
     item = Item(prompt.key, ids, about=prompt.about)
-    tokens, fired = run(model, [item], edits, config, drawn, **options)
+    (reply,), fired = generated(model, [item], edits, config, drawn, **options)
     edits_.refuse_silent(edits, fired)
-    reply = tokens[0, len(ids) :].tolist()
-    ends = decoding_.ends_of(config)
-    last = next((i for i, token in enumerate(reply) if token in ends), None)
-    kept = reply if last is None else reply[:last]
-    streamer.show(kept, whole=True)
-    return Reply(encoder.decode(kept), tuple(kept), last is not None, tuple(fired))
+    streamer.show(list(reply.token_ids), whole=True)
+    return Reply(*reply, tuple(fired))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 
@@ -38,10 +39,10 @@ def neutral(model: LanguageModel) -> Iterator[None]:
     Raises:
         EmotraceError: for a server's model whose settings would change tokens.
     """
-    module, place = model._module, model.sites.remote
+    module = model._module
     own = module.generation_config
     filled = [name for name in FILLED if getattr(own, name, None)]
-    if place is not None and place.name == "ndif":
+    if backend(model).name == "ndif":
         if filled:
             raise EmotraceError(
                 f"the generation_config.json of {model.sites.model_class} sets {', '.join(filled)}, which a "

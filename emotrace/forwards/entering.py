@@ -1,15 +1,17 @@
-"""Entering: one trace at a time, here or on a server, with the inputs that a model takes."""
+"""Entering: where a model runs, and one trace at a time there, with the inputs that it takes."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from emotrace.remote import Backend, Request
 from emotrace.sites import LanguageModel
 
 _LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -27,13 +29,50 @@ def locked(model: LanguageModel) -> Iterator[None]:
         yield
 
 
+class Here:
+    """In this process: the `emotrace.remote.Backend` of a model that was loaded with its weights."""
+
+    name, copies, streams, resumes, traffic = "local", False, True, False, "nothing left this computer"
+    gradients: bool | None = True
+    limit: int | None = None
+
+    def holds(self, model: LanguageModel) -> bool:
+        """Whether the weights were loaded."""
+        return not any(p.is_meta for p in model._module.parameters())
+
+    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
+        """``function(model, *args)``."""
+        with locked(model):
+            return function(model, *args)
+
+    def results(
+        self,
+        model: LanguageModel,
+        requests: Iterable[Request],
+        log: Path | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> Iterator[tuple[Request, Any]]:
+        """Requests with their answers, one after the other."""
+        for request in requests:
+            if request.here is None:
+                yield request, self.call(model, request.function, request.args())
+                continue
+            with locked(model):
+                value = request.here()
+            yield request, value
+
+
+HERE = Here()
+
+
+def backend(model: LanguageModel) -> Backend:
+    """Where a model runs."""
+    return HERE if model.sites.remote is None else model.sites.remote
+
+
 def enter(model: LanguageModel, function: Callable[..., Any], *args: Any) -> Any:
     """``function(model, *args)``, a function of `emotrace.traced`, where the model lives; one at a time."""
-    remote = model.sites.remote
-    if remote is not None:
-        return remote.call(model, function, args)
-    with locked(model):
-        return function(model, *args)
+    return backend(model).call(model, function, args)
 
 
 def inputs(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from emotrace import arguments, disk
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
@@ -17,16 +15,14 @@ from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards import decoding as decoding_
-from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.batch import Generated, generated, text_of
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
-from emotrace.sites import LanguageModel, Site
-from emotrace.traced import runs
-from emotrace.traced.finite import Watch
+from emotrace.sites import LanguageModel
 
 FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 """Fields of a row that are not labels of its prompt."""
@@ -138,23 +134,13 @@ def generate(
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
             for number, batch in todo:
-                lengths = [len(ids[i]) for i in batch]
                 items = [finite.Item(prompts[i].key, ids[i], about=prompts[i].about) for i in batch]
                 drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
-                tokens, counts = run(model, items, edits, config, drawn)
+                replies, counts = generated(model, items, edits, config, drawn)
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
-                    _row(
-                        prompts[i],
-                        tokens[j, max(lengths) :].tolist(),
-                        lengths[j],
-                        config,
-                        encoder,
-                        method,
-                        draw,
-                        {**settings, "made": made[i]},
-                    )
-                    for j, i in enumerate(batch)
+                    _row(prompts[i], reply, len(ids[i]), method, draw, {**settings, "made": made[i]})
+                    for i, reply in zip(batch, replies, strict=True)
                     if prompts[i].key not in rows
                 ]
                 if log is not None:
@@ -176,58 +162,6 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Any) -> None
             "chat template of this model; give chat messages, [{'role': 'user', 'content': …}], to use it.",
             stacklevel=3,
         )
-
-
-def run(
-    model: LanguageModel,
-    items: Sequence[finite.Item],
-    edits: Sequence[Edit],
-    config: Any,
-    seed: int | None,
-    **options: Any,
-) -> tuple[torch.Tensor, list[int]]:
-    """Generate one batch under edits where the model lives: ids with the prompts in front, and how often each edit fired.
-
-    Args:
-        model: from `emotrace.load`.
-        items: the prompts.
-        edits: checked.
-        config: of the generation.
-        seed: of the sampling; None where nothing is drawn.
-        options: more for the model's own ``generate``.
-
-    Raises:
-        EmotraceError: for a model of which nobody knows which columns a forward computes, or one that finds no next token
-            because its numbers are not finite.
-    """
-    sites, most, lengths = model.sites, config.max_new_tokens, [len(item.ids) for item in items]
-    lowered = edits_.lower(
-        edits, sites, [item.about for item in items], lengths, [n + most for n in lengths], max(lengths) + most, True
-    )
-    fed = inputs(model, [item.ids for item in items])
-    first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
-    watch = Watch(max(lengths), decoding_.ends_of(config))
-    options |= {"generation_config": config, "logits_processor": [watch]}
-    if any(e.site == "logits" or isinstance(e.site, Site) for e in edits) and model._module._supports_logits_to_keep():
-        options["logits_to_keep"] = 0  # all columns of a prompt, of which transformers would compute the last alone
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
-        warnings.filterwarnings("ignore", message=".*unwound.*")
-        try:
-            with decoding_.neutral(model):
-                return enter(
-                    model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
-                    seed,
-                )  # fmt: skip
-        except (ValueError, ArithmeticError, EmotraceError) as error:
-            if "columns that arrive" in str(error):
-                raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
-            stopped = finite.stopped(error)
-            if stopped is None:
-                raise
-            item = items[stopped[0]]._replace(reply=stopped[1])
-            what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
-            raise finite.refusal(what, model, [item], edits) from error
 
 
 def _made(
@@ -260,47 +194,31 @@ def _known(
             name = f"row {row['key']!r} ({method}{f', draw {draw}' if draw else ''})"
             now = {k: v for k, v in made[i].items() if batch or k != "batch"}
             disk.same_row(log.path, row, {**settings, **now}, name)
-            told, labels = ({k: v for k, v in some.items() if k not in FIELDS} for some in (row, prompts[i].labels))
+            told, labels = ({k: v for k, v in of.items() if k not in FIELDS} for of in (row, prompts[i].labels))
             disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
             _refuse_changed(row, encoder, f"{log.path}: {name}")
     return {row["key"]: row for row in found}
-
-
-def _text(encoder: Any, reply: Sequence[int]) -> str:
-    return encoder.decode(reply) if encoder.tokenizer is not None else " ".join(map(str, reply))
 
 
 def _refuse_changed(row: Row, encoder: Any, where: str) -> None:
     """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
     ids = row.get("token_ids")
     whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
-    if not whole or row.get("gen_text") != _text(encoder, ids):
+    if not whole or row.get("gen_text") != text_of(encoder, ids or []):
         raise EmotraceError(
             f"{where} was changed after it was written: its gen_text is not what its token_ids say. Take the line out, and it "
             "is generated again."
         )
 
 
-def _row(
-    prompt: Any,
-    tokens: list[int],
-    prompt_length: int,
-    config: Any,
-    encoder: Any,
-    method: str,
-    draw: int,
-    settings: dict,
-) -> Row:
-    ends = decoding_.ends_of(config)
-    stop = next((i for i, t in enumerate(tokens) if t in ends), None)
-    reply = tokens if stop is None else tokens[:stop]
+def _row(prompt: Any, reply: Generated, prompt_length: int, method: str, draw: int, settings: dict) -> Row:
     row = {
         "key": prompt.key,
         "method": method,
         "draw": draw,
         **{k: v for k, v in prompt.labels.items() if k not in FIELDS},
-        "gen_text": _text(encoder, reply),
-        "token_ids": reply,
-        "meta": {"prompt_length": prompt_length, "stopped": stop is not None, **settings},
+        "gen_text": reply.text,
+        "token_ids": list(reply.token_ids),
+        "meta": {"prompt_length": prompt_length, "stopped": reply.stopped, **settings},
     }
     return cast("Row", row)

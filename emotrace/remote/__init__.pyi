@@ -1,5 +1,5 @@
+from emotrace.remote.backends import Backend, Remote, Simulated
 from emotrace.remote.jobs import Request
-from emotrace.remote.place import Place, Remote, Simulated
 from emotrace.remote.server import Server
 
-__all__ = ["Place", "Remote", "Request", "Server", "Simulated"]
+__all__ = ["Backend", "Remote", "Request", "Server", "Simulated"]

@@ -49,6 +49,7 @@ class Request(NamedTuple):
         about: anything that whoever asks wants back with the answer.
         parts: makes smaller requests that do the same together, for a server that allows no job of this length; None where
             there are none.
+        here: does the same where the model is in this process and its values need no packing; None where that is no other.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     args: Callable[[], tuple]
     about: Any = None
     parts: Callable[[], Sequence[Request]] | None = None
+    here: Callable[[], Any] | None = None
 
 
 class TooLong(Exception):

@@ -46,7 +46,7 @@ class Sites:
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
         proofs: layer → the equations that were shown in it.
         identity: what manifests say of the model (see `emotrace.identity`).
-        remote: where the model runs (`emotrace.remote.Place`); None is here.
+        remote: where the model runs (`emotrace.remote.Backend`); None is here.
         beginnings: which prompts may share a forward and its first tokens (`emotrace.forwards.beginnings`).
         twin: what the form was shown on, until more is shown on it.
     """

@@ -14,9 +14,9 @@ from typing import Any
 from emotrace.datasets import Prompt
 from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
+from emotrace.forwards.likelihood import Scores, check_scored, continued, reply_scores
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
-from emotrace.suite.likelihood import Scores, check_scored, continued, reply_scores
 
 
 def adapter(

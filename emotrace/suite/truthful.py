@@ -20,12 +20,12 @@ from emotrace.datasets import Prompt, Question, truthfulqa
 from emotrace.datasets.truthfulqa import TEMPLATE
 from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
+from emotrace.forwards.likelihood import continued, reply_scores
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.replies.row import Row
 from emotrace.replies.table import mean_of, table
 from emotrace.sites import LanguageModel
-from emotrace.suite.likelihood import continued, reply_scores
 
 SMALL: Final = 100_000_000
 """A model of fewer parameters knows too little for TruthfulQA to measure anything but the plumbing."""

@@ -50,7 +50,7 @@ def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: d
     return runs.capture(model, inputs, program, sink, one.n_edits, one.columns)
 
 
-def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup: Setup) -> tuple:
+def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup: Setup, memo: dict) -> tuple:
     """Wanted rows of some forwards.
 
     Args:
@@ -59,12 +59,12 @@ def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup
         forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
         setup: of `caches`.
+        memo: of `caches`, for further forwards where the model is here.
 
     Returns:
         One tensor ``[cell, row, width]`` per variable, rows in the order of forwards and spans, on the CPU and in the
         model's own dtype; and per forward how often each edit fired.
     """
-    memo: dict = {}
     parts: dict = {number: [] for numbers in cells for number in numbers}
     fired = []
     for one in forwards:
@@ -75,7 +75,15 @@ def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup
 
 
 def reduced(
-    model: TracedModel, steps: list, forwards: list, cells: list, setup: Setup, order: Any, reduce: Any, args: tuple
+    model: TracedModel,
+    steps: list,
+    forwards: list,
+    cells: list,
+    setup: Setup,
+    memo: dict,
+    order: Any,
+    reduce: Any,
+    args: tuple,
 ) -> tuple:
     """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
 
@@ -85,11 +93,12 @@ def reduced(
         forwards: see there.
         cells: see there.
         setup: see there.
+        memo: see there.
         order: index of the rows that brings them into the order of the prompts; None leaves them.
         reduce: a function of this package, called with the model and the tensors of `captured`.
         args: what else it takes.
     """
-    values, fired = captured(model, steps, forwards, cells, setup)
+    values, fired = captured(model, steps, forwards, cells, setup, memo)
     if order is not None:
         values = [value[:, order] for value in values]
     return reduce(model, values, *args), fired

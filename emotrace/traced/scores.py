@@ -11,25 +11,31 @@ from emotrace.traced import runs
 from emotrace.traced.model import TracedModel
 
 
-def logprobs(model: TracedModel, inputs: dict, read: tuple, replies: list) -> list:
-    """Log-probability (nats) of every reply token, float64, one tensor per row.
+def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, replies: list) -> tuple:
+    """Log-probability (nats) of every reply token, and whether it is the likeliest token, while a program edits.
 
     Args:
         model: an nnsight model.
         inputs: ids, mask and options.
-        read: step that reads the model's output.
-        replies: token ids of each row's reply.
+        program: the edits' steps, and last the read of the model's output.
+        n_edits: how many edits to count.
+        replies: token ids of each row's reply, none of them empty.
+
+    Returns:
+        ``(scores, likeliest, fired)``: one float64 and one bool tensor per row, and how often each edit fired.
     """
-    found: list = []
+    scores: list = []
+    likeliest: list = []
 
     def keep(number, output):
         for row, reply in zip(output.logits, replies, strict=True):
-            scores = row[-len(reply) - 1 : -1].float().log_softmax(-1)
-            picked = scores.gather(1, torch.tensor(reply, device=scores.device)[:, None])[:, 0]
-            found.append(picked.double().cpu())
+            logits = row[-len(reply) - 1 : -1].double()
+            wanted = torch.tensor(reply, device=logits.device)
+            scores.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].cpu())
+            likeliest.append((logits.argmax(-1) == wanted).cpu())
 
-    runs.capture(model, inputs, [read], keep)
-    return found
+    fired = runs.capture(model, inputs, program, keep, n_edits)
+    return scores, likeliest, fired
 
 
 def divergences(model: TracedModel, inputs: dict, read: tuple, program: list, n_edits: int, firsts: list) -> tuple:

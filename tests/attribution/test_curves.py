@@ -19,12 +19,13 @@ from emotrace.attribution.sets import Set, choose
 from emotrace.circuits.differences import difference_vectors
 from emotrace.datasets import Prompts
 from emotrace.directions import centered_mean
-from emotrace.forwards import reruns
+from emotrace.forwards import last, reruns
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EMOTIONS as EMOTIONS6
 from emotrace.labels import EmotraceError
 from emotrace.testing import hooks
 from emotrace.testing.planted import FAMILIES, planted
+from emotrace.traced import requests
 from tests.helpers import hooked, loaded
 
 EMOTIONS = ("anger", "fear", "sadness")
@@ -155,7 +156,7 @@ def test_the_last_token_alone_is_computed_where_that_is_exact(monkeypatch):
     directions, scores, _ = made(lm, "unit")
     short = ablation_curve(lm, table, directions, scores, ks=[2], **QUIET)
     assert short.attrs["forward"] == "last token"
-    monkeypatch.setattr(reruns.Reruns, "by_token", False)
+    monkeypatch.setattr(last.LastTokens, "alone", False)
     whole = ablation_curve(lm, table, directions, scores, ks=[2], **QUIET)
     assert whole.attrs["forward"] == "whole prompt"
     np.testing.assert_allclose(short["delta"], whole["delta"], rtol=1e-4, atol=1e-6)
@@ -227,15 +228,15 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
     directions, scores, _ = made(lm, "unit")
     options = {"ks": [1, 2], "how": "resample"} | QUIET
     whole = ablation_curve(lm, table, directions, scores, **options)
-    real, calls = reruns.Batch.run, []
+    real, calls = reruns.enter, []
 
-    def run(self, some):
-        calls.append(len(some))
+    def entered(*args):
+        calls.append(args)
         if len(calls) == stop:
             raise KeyboardInterrupt
-        return real(self, some)
+        return real(*args)
 
-    monkeypatch.setattr(reruns.Batch, "run", run)
+    monkeypatch.setattr(reruns, "enter", entered)
     stop = 30
     with pytest.raises(KeyboardInterrupt):
         ablation_curve(lm, table, directions, scores, out=tmp_path, **options)
@@ -495,7 +496,8 @@ def test_ablation_refusals():
 def test_a_model_that_overflows_is_an_error(monkeypatch):
     lm, table = loaded(), prompts(n=1)
     directions, scores, _ = made(lm, "unit")
-    monkeypatch.setattr(reruns.Batch, "run", lambda self, some: np.full((len(self.rows), 32), np.inf if some else 1.0))
+    lost = lambda model, values, v, sizes: [torch.full((n,), torch.inf, dtype=torch.float64) for n in sizes]  # noqa: E731
+    monkeypatch.setattr(requests, "projected", lost)
     with pytest.raises(EmotraceError, match="the read-out: not finite in its batch"):
         ablation_curve(lm, table, directions, scores, **QUIET)
 

@@ -9,7 +9,7 @@ import transformers
 
 import emotrace as et
 from emotrace import model as model_
-from emotrace.forwards import generation
+from emotrace.forwards.batch import generated
 from emotrace.forwards.conversation import Conversation
 from emotrace.forwards.decoding import configuration
 from emotrace.forwards.finite import Item
@@ -104,8 +104,8 @@ def test_a_prompt_that_comes_in_pieces(positions):
     edit = [et.Add("resid_post", layers=LAYER, vector=VECTOR.numpy(), positions=positions)]
     config = configuration(lm, {"max_new_tokens": NEW, "use_cache": True}, 0)
     config.prefill_chunk_size = 2
-    tokens, _ = generation.run(lm, [Item("a", ids)], edit, config, None)
-    assert tokens[0, len(ids) :].tolist() == reference(lm, ids, positions)
+    (reply,), _ = generated(lm, [Item("a", ids)], edit, config, None)
+    assert list(reply.token_ids) == reference(lm, ids, positions)
 
 
 def test_what_arrives_says_where_a_forward_begins():

@@ -10,8 +10,8 @@ import xarray as xr
 import emotrace as et
 from emotrace import attribution, scoring
 from emotrace import model as model_
+from emotrace.forwards.likelihood import reply_scores
 from emotrace.labels import EmotraceError
-from emotrace.suite.likelihood import reply_scores
 from emotrace.testing import tiny
 from emotrace.traced.finite import Watch, finite
 from tests.helpers import loaded

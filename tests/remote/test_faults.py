@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import emotrace as et
-from emotrace.forwards.capturing import afar
+from emotrace.forwards.capturing import filling
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, jobs
 
@@ -26,7 +26,7 @@ def content(store):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(afar, "REQUEST_BYTES", 8_000)
+    monkeypatch.setattr(filling, "REQUEST_BYTES", 8_000)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def undisturbed(pair, tmp_path_factory):
     _, there = pair("llama")
     out = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(afar, "REQUEST_BYTES", 8_000)
+        patch.setattr(filling, "REQUEST_BYTES", 8_000)
         et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     return content(out)
 
@@ -137,7 +137,9 @@ def test_an_interrupt_leaves_a_store_that_continues_with_other_requests(
             et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     shown = len(et.open_activations(out))
     assert 0 < shown < sum(map(len, IDS))
-    monkeypatch.setattr(afar, "REQUEST_BYTES", 4_000)  # jobs on their way hold other rows: their answers are not taken
+    monkeypatch.setattr(
+        filling, "REQUEST_BYTES", 4_000
+    )  # jobs on their way hold other rows: their answers are not taken
     et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     assert content(out) == undisturbed
 

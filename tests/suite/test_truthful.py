@@ -12,8 +12,9 @@ import xarray as xr
 import emotrace as et
 from emotrace.datasets import read_truthfulqa
 from emotrace.datasets.truthfulqa import Choices, Question
+from emotrace.forwards import likelihood
 from emotrace.labels import EmotraceError
-from emotrace.suite import likelihood, truthful
+from emotrace.suite import truthful
 from tests.helpers import hooked, loaded
 
 FILE = Path(__file__).parents[2] / "data" / "truthfulqa_mc_sample.json"
@@ -104,14 +105,16 @@ def test_definitions():
     assert truthful.substring_score("It has six legs.", ("eight", "8")) == 0
 
 
-def test_without_edits_the_scores_are_those_of_scoring():
+def test_without_edits_the_scores_are_those_of_the_plain_model():
     lm = loaded("gpt2")
     prompts = [
         {"key": "a", "token_ids": [11, 12, 13], "reply_ids": [40, 41]},
         {"key": "b", "token_ids": [9], "reply_ids": []},
     ]
     found = likelihood.reply_scores(lm, prompts)
-    np.testing.assert_allclose(found[0].logprobs, et.scoring.reply_logprobs(lm, prompts)[0], atol=1e-5)
+    with torch.no_grad():
+        want = lm._module(torch.tensor([[11, 12, 13, 40, 41]])).logits[0].double().log_softmax(-1)
+    np.testing.assert_allclose(found[0].logprobs, [want[2, 40], want[3, 41]], atol=1e-9)
     assert found[0].likeliest.shape == (2,)
     assert found[1].logprobs.size == 0
 

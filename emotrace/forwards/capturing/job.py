@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.prefixes import Stem, batches, stems, twigs
 from emotrace.forwards.capturing.reads import Reads, Sink
-from emotrace.forwards.entering import inputs, locked
+from emotrace.forwards.entering import inputs
 from emotrace.sites import LanguageModel
 from emotrace.traced import requests
 from emotrace.traced.caches import Recipe
@@ -50,15 +50,6 @@ class Job:
         self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
         self.share = share and not edits and model.sites.encoder.causal
         self.exact: bool | None = None  # asked only where prompts begin alike
-
-    def fill(self, group: Any, buffers: dict[str, np.ndarray], bar: Any) -> None:
-        """Compute one row group here."""
-        targets = self.reads.targets(buffers)
-        for filling in self.forwards(group):
-            self._carry_out(filling, targets)
-            bar.update(len(filling.rows))
-        self.memo.clear()
-        self.refuse_lost(group, buffers)
 
     def refuse_lost(self, group: Any, buffers: dict[str, np.ndarray]) -> None:
         """Refuse a row group with numbers that are not finite.
@@ -147,13 +138,12 @@ class Job:
         fed = fed | self.options if recipe is None else fed
         return Filling(Forward(fed, tuple(spans), recipe, None, program, count), tuple(firsts))
 
-    def _carry_out(self, filling: Filling, targets: list[torch.Tensor]) -> None:
-        """One forward, here."""
-        forward, rows = filling
-        sink = Sink(targets, forward.spans, rows)
-        with locked(self.model):
-            fired = requests.forward(self.model, self.steps, forward, self.setup, self.memo, sink)
-        self.count(fired)
+    def carry_out(self, fillings: Iterable[Filling], targets: list[torch.Tensor]) -> list[list[int]]:
+        """Forwards, here, whose rows are copied to where they belong; per forward how often each edit fired."""
+        return [
+            requests.forward(self.model, self.steps, one, self.setup, self.memo, Sink(targets, one.spans, rows))
+            for one, rows in fillings
+        ]
 
     def count(self, fired: Sequence[int]) -> None:
         """Add how often each edit fired in a forward."""
@@ -161,4 +151,4 @@ class Job:
 
     def arguments(self, fillings: Sequence[Filling]) -> tuple:
         """What `requests.captured` takes."""
-        return self.steps, [filling.forward for filling in fillings], self.reads.cells(), self.setup
+        return self.steps, [filling.forward for filling in fillings], self.reads.cells(), self.setup, self.memo

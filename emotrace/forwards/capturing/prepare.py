@@ -12,7 +12,7 @@ from emotrace.edits import Edit
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.job import Job
 from emotrace.forwards.capturing.reads import Reads
-from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.secrets import command_line
@@ -48,7 +48,7 @@ def planned(
             "Use generate, then prompts.with_replies(rows)."
         )
     chosen = [positions_in(positions, p, len(s)) for p, s in zip(prompt_lengths, sequences, strict=True)]
-    if table.remote is not None and table.remote.copies:
+    if backend(model).copies:
         share_prefixes = False  # keys and values would be sent to and fro
     dtype = str(model._module.dtype).removeprefix("torch.")
     own = _own_widths(model, [s for s in wanted if isinstance(s, Site)], sequences[0])

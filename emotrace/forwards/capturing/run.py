@@ -12,9 +12,10 @@ from emotrace import arguments, store
 from emotrace import edits as edits_
 from emotrace.edits import Edit
 from emotrace.files import to_folder
-from emotrace.forwards.capturing import afar, memory
+from emotrace.forwards.capturing import filling, memory
 from emotrace.forwards.capturing.job import Job
 from emotrace.forwards.capturing.prepare import planned
+from emotrace.forwards.entering import backend
 from emotrace.labels import Positions
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -104,7 +105,9 @@ def capture(
     if dry_run:
         free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
         job.exact = True
-        asked = None if model.sites.remote is None else sum(1 for g in plan.groups for _ in afar.pieces(job, g))
+        asked = None
+        if backend(model).limit is not None:
+            asked = sum(1 for group in plan.groups for _ in filling.pieces(job, group))
         tokens = sum(map(len, job.sequences))
         return Dry(plan.n_rows, len(job.prompts), tokens, plan.bytes, plan.n_groups, free, asked)
     if out is None:
@@ -113,21 +116,15 @@ def capture(
 
 
 def _to_store(job: Job, plan: Any, out: str | Path, progress: bool) -> Any:
-    remote = job.model.sites.remote
+    log = Path(out).with_name(f"{Path(out).name}.jobs") if backend(job.model).resumes else None
     with store.create_or_resume(out, plan, progress) as writer:
         pending = writer.pending()
         with progress_bar(
             total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress
         ) as bar:
-            if remote is None:
-                for group in pending:
-                    buffers = writer.buffers(group)
-                    job.fill(group, buffers, bar)
-                    writer.submit(group, buffers)
-            else:
-                log = Path(out).with_name(f"{Path(out).name}.jobs")
-                for group, buffers in afar.filled(job, pending, afar.identity(plan), writer.buffers, bar, log):
-                    writer.commit(group, buffers)
+            write = writer.submit if log is None else writer.commit  # ids are forgotten once what they gave is safe
+            for group, buffers in filling.filled(job, pending, filling.identity(plan), writer.buffers, bar, log):
+                write(group, buffers)
     if pending:
         edits_.refuse_silent(job.edits, job.fired)
     return store.open_activations(out)
@@ -137,11 +134,8 @@ def _to_memory(job: Job, plan: Any, progress: bool) -> Any:
     plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
     arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:
-        if job.model.sites.remote is None:
-            job.fill(plan.groups[0], arrays, bar)
-        else:
-            for _ in afar.filled(job, plan.groups, "", lambda _: arrays, bar, None):
-                pass
+        for _ in filling.filled(job, plan.groups, "", lambda _: arrays, bar, None):
+            pass
     edits_.refuse_silent(job.edits, job.fired)
     return store.Activations.in_memory(plan, arrays)
 

@@ -1,4 +1,4 @@
-"""Place: where a model runs, if not here: on a server, or here as if it were there."""
+"""Backends: where a model runs, if not here: on a server, or here as if it were there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.schema.config import CONFIG
 from nnsight.schema.request import RequestModel
-from nnsight.tracing.backend import Backend
+from nnsight.tracing import backend
 
 from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.server import Server
@@ -18,24 +18,36 @@ from emotrace.sites import LanguageModel
 from emotrace.traced import runs
 
 Tell = Callable[[str], None]
+REQUEST_TOKENS = 1 << 16
+"""Most tokens that one request computes, padding included: what a server does within its time limit."""
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """Where a model runs.
 
     Attributes:
-        name: what manifests say: ``ndif`` or ``simulated``.
+        name: what manifests say: ``local``, ``ndif`` or ``simulated``.
         gradients: whether a trace can differentiate through the model there; None where nobody asked yet.
         copies: whether a trace is handed copies of the model's values, so that nothing large should go to and fro.
+        streams: whether what a generation says while it runs is heard here.
+        resumes: whether requests go on when whoever sent them is gone, so that their ids are worth keeping.
+        limit: most tokens of one request; None where nothing is requested, and each forward stands alone.
     """
 
     name: str
     gradients: bool | None
     copies: bool
+    streams: bool
+    resumes: bool
+    limit: int | None
 
     @property
     def traffic(self) -> str:
-        """What was asked of the place so far, in words: requests, and bytes both ways."""
+        """What was asked so far, in words: requests, and bytes both ways."""
+        ...
+
+    def holds(self, model: LanguageModel) -> bool:
+        """Whether a forward finds the weights there; nnsight would load them silently."""
         ...
 
     def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
@@ -53,15 +65,20 @@ class Simulated:
     """Here, packed and unpacked as for a server (nnsight's ``remote="local"``)."""
 
     name, gradients, copies, traffic = "simulated", True, False, "nothing left this computer"
+    streams, resumes, limit = False, False, REQUEST_TOKENS
+
+    def holds(self, model: LanguageModel) -> bool:
+        """See `Backend`."""
+        return True
 
     def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
-        """See `Place`."""
+        """See `Backend`."""
         return runs.session(model, function, args, LocalSimulationBackend(model))[0]
 
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
-        """See `Place`."""
+        """See `Backend`."""
         for request in requests:
             yield request, self.call(model, request.function, request.args())
 
@@ -74,7 +91,7 @@ class Remote:
         lock: taken while a trace of the model is packed.
     """
 
-    name = "ndif"
+    name, streams, resumes, limit = "ndif", False, True, REQUEST_TOKENS
 
     def __init__(self, server: Server, lock: threading.RLock) -> None:
         self.server, self._lock = server, lock
@@ -82,21 +99,25 @@ class Remote:
         self.copies = False
         self.requests = 0
 
+    def holds(self, model: LanguageModel) -> bool:
+        """See `Backend`."""
+        return True
+
     @property
     def traffic(self) -> str:
-        """See `Place`."""
+        """See `Backend`."""
         sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
         return f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
 
     def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
-        """See `Place`."""
+        """See `Backend`."""
         request = Request("", function, lambda: args)
         return next(value for _, value in self.results(model, [request]))
 
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
-        """See `Place`."""
+        """See `Backend`."""
         compressed = CONFIG.API.COMPRESS
 
         def pack(request: Request) -> bytes:
@@ -114,7 +135,7 @@ class Remote:
             jobs.close()
 
 
-class _Packed(Backend):
+class _Packed(backend.Backend):
     """Packs a trace instead of running it."""
 
     def __init__(self, compressed: bool) -> None:

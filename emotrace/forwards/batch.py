@@ -1,0 +1,95 @@
+"""Batch: the replies of a model to a few prompts, in one generation where it lives, under edits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from emotrace import edits as edits_
+from emotrace.edits import Edit
+from emotrace.forwards import decoding, finite
+from emotrace.forwards.entering import enter, inputs
+from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel, Site
+from emotrace.traced import runs
+from emotrace.traced.finite import Watch
+
+
+class Generated(NamedTuple):
+    """A reply.
+
+    Attributes:
+        text: without special tokens; the ids where there is no tokenizer.
+        token_ids: without the end token.
+        stopped: whether the model ended it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stopped: bool
+
+
+def generated(
+    model: LanguageModel,
+    items: Sequence[finite.Item],
+    edits: Sequence[Edit],
+    config: Any,
+    seed: int | None,
+    **options: Any,
+) -> tuple[list[Generated], list[int]]:
+    """Replies to prompts in one batch, and how often each edit fired.
+
+    Args:
+        model: from `emotrace.load`.
+        items: the prompts.
+        edits: checked.
+        config: of the generation.
+        seed: of the sampling; None where nothing is drawn.
+        options: more for the model's own ``generate``.
+
+    Raises:
+        EmotraceError: for a model of which nobody knows which columns a forward computes, or one that finds no next token
+            because its numbers are not finite.
+    """
+    sites, most, lengths = model.sites, config.max_new_tokens, [len(item.ids) for item in items]
+    width, ends = max(lengths), decoding.ends_of(config)
+    lowered = edits_.lower(
+        edits, sites, [item.about for item in items], lengths, [n + most for n in lengths], width + most, True
+    )
+    fed = inputs(model, [item.ids for item in items])
+    first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
+    options |= {"generation_config": config, "logits_processor": [Watch(width, ends)]}
+    if any(e.site == "logits" or isinstance(e.site, Site) for e in edits) and model._module._supports_logits_to_keep():
+        options["logits_to_keep"] = 0  # all columns of a prompt, of which transformers would compute the last alone
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*iter.*")  # the loop outruns a batch that ended early, as it should
+        warnings.filterwarnings("ignore", message=".*unwound.*")
+        try:
+            with decoding.neutral(model):
+                tokens, fired = enter(
+                    model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
+                    seed,
+                )  # fmt: skip
+        except (ValueError, ArithmeticError, EmotraceError) as error:
+            if "columns that arrive" in str(error):
+                raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error
+            stopped = finite.stopped(error)
+            if stopped is None:
+                raise
+            item = items[stopped[0]]._replace(reply=stopped[1])
+            what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
+            raise finite.refusal(what, model, [item], edits) from error
+    return [_reply(row[width:].tolist(), ends, sites.encoder) for row in tokens], fired
+
+
+def _reply(tokens: list[int], ends: Sequence[int], encoder: Any) -> Generated:
+    """What was generated, up to the token that ends it."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    kept = tokens[:end]
+    return Generated(text_of(encoder, kept), tuple(kept), end is not None)
+
+
+def text_of(encoder: Any, token_ids: Sequence[int]) -> str:
+    """The text of a reply."""
+    return encoder.decode(token_ids) if encoder.tokenizer is not None else " ".join(map(str, token_ids))
