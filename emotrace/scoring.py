@@ -31,11 +31,11 @@ def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progres
         EmotraceError: as `reply_logprobs`, and where the model's logits are not finite.
     """
     prompts = Prompts.of(prompts)
-    found = reply_logprobs(model, prompts, batch_size, progress)
-    for prompt, s in zip(prompts, found, strict=True):
+    logprobs = reply_logprobs(model, prompts, batch_size, progress)
+    for prompt, s in zip(prompts, logprobs, strict=True):
         if not np.isfinite(s).all():
             raise EmotraceError(f"the model gives a token of the reply to {prompt.key!r} no finite log-probability.")
-    return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in found]
+    return [math.exp(min(-float(s.mean()), LARGEST)) if len(s) else None for s in logprobs]
 
 
 @typed
@@ -60,10 +60,10 @@ def add_perplexity(
         raise EmotraceError(
             f"row {rows[lost[0]].get('key')!r}: no plain prompt {keys[lost[0]]!r} to score its reply after."
         )
-    some = [(row, key) for row, key in zip(rows, keys, strict=True) if key in plain]
-    base = {key: plain[key] for _, key in some}
+    known = [(row, key) for row, key in zip(rows, keys, strict=True) if key in plain]
+    base = {key: plain[key] for _, key in known}
     ids = dict(zip(base, model.sites.encoder.ids(list(base.values())), strict=True)) if base else {}
-    score_rows(model, [row for row, _ in some], [ids[key] for _, key in some], batch_size, progress)
+    score_rows(model, [row for row, _ in known], [ids[key] for _, key in known], batch_size, progress)
 
 
 @typed

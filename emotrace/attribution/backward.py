@@ -50,17 +50,17 @@ def cells(sites: Sites, layers: Sequence[int]) -> list[Cell]:
     Raises:
         EmotraceError: for a layer that the model lacks, or whose residual was not proven.
     """
-    found = []
+    wanted = []
     for layer in layers:
         for sublayer, mid in (("attn_out", "resid_mid"), ("mlp_out", "resid_post")):
             sites.address(sublayer, layer)  # refuses what is not there
             residual = mid if sites.has(mid, layer) else "resid_post"
             proof = sites.proofs[layer]
             if proof.form == "post-ln":  # the norm stands between the sublayer's output and the residual
-                found.append(Cell(layer, sublayer, residual, 1.0, residual))
+                wanted.append(Cell(layer, sublayer, residual, 1.0, residual))
             else:
-                found.append(Cell(layer, sublayer, sublayer, 1.0 / proof.scale, residual))
-    return found
+                wanted.append(Cell(layer, sublayer, sublayer, 1.0 / proof.scale, residual))
+    return wanted
 
 
 def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:

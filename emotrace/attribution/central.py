@@ -86,10 +86,10 @@ class Central:
             for i, place in enumerate(self.places)
         ]
         step = max(1, (backend(self.model).limit or 0) // (2 * fed["input_ids"].numel()))
-        found: list[torch.Tensor] = []
+        parts: list[torch.Tensor] = []
         for start in range(0, len(work), step):
             part = work[start : start + step]
-            found += enter(self.model, central.slopes, fed, part, self.read, at, self.covectors)
-        slopes = torch.stack(found).reshape(len(self.covectors), len(self.places), len(batch)).numpy()
+            parts += enter(self.model, central.slopes, fed, part, self.read, at, self.covectors)
+        slopes = torch.stack(parts).reshape(len(self.covectors), len(self.places), len(batch)).numpy()
         refuse_lost("the read-out", self.model, batch, self.names, slopes, scores, sizes)
         return slopes, scores.numpy(), sizes.numpy()

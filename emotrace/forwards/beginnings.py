@@ -26,7 +26,7 @@ from emotrace.sites import LanguageModel
 from emotrace.sites import twin as twins
 from emotrace.sites.finding import record_ids
 
-MIN_STEM = 8
+MIN_PREFIX = 8
 """A common beginning is worth a pass of its own from this many tokens on."""
 
 
@@ -80,16 +80,16 @@ def batches(
     """
     known = of(model)
     left = sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
-    found, at = [], 0
+    parts, at = [], 0
     while at < len(left):
         longest = lengths[left[at]]
         most = (size if isinstance(size, int) else max(1, size(longest))) if known.batched else 1
         stop = min(at + most, len(left))
         if longest > known.padded:
             stop = next((i for i in range(at, stop) if lengths[left[i]] != longest), stop)
-        found.append(left[at:stop])
+        parts.append(left[at:stop])
         at = stop
-    return found
+    return parts
 
 
 def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: int) -> list[range]:
@@ -101,14 +101,14 @@ def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: i
         size: most rows of a batch.
     """
     known = of(model)
-    found, start = [], 0
+    parts, start = [], 0
     while start < len(lengths):
         stop = min(start + (size if known.batched else 1), len(lengths))
         if max(map(max, lengths[start:stop])) > known.padded:
             stop = next((i for i in range(start, stop) if lengths[i] != lengths[start]), stop)
-        found.append(range(start, stop))
+        parts.append(range(start, stop))
         start = stop
-    return found
+    return parts
 
 
 def shared_up_to(model: LanguageModel) -> float:
@@ -126,7 +126,7 @@ def common(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
     first, last = min(map(list, sequences)), max(map(list, sequences))  # what these two share all share
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     shared = min(shared, min(map(len, sequences)) - 2)
-    return tuple(first[:shared]) if shared >= MIN_STEM else ()
+    return tuple(first[:shared]) if shared >= MIN_PREFIX else ()
 
 
 def refuse_coupled(model: LanguageModel, what: str) -> None:
@@ -152,14 +152,14 @@ def prove(model: LanguageModel) -> Beginnings:
     twin, sites.twin = sites.twin, None
     if twin is None:
         return _shown(model, proof.LENGTHS)
-    found = _of_twin(model, twin)
+    known = _of_twin(model, twin)
     if not backend(model).holds(model):
-        return found
-    if found.padded and not proof.alike(model, proof.together(model, proof.SHORT)):
-        found = replace(found, padded=0, shared=0)
-    if not found.padded and found.batched:
-        found = replace(found, batched=proof.alike(model, proof.together(model, proof.ALIKE)))
-    return found
+        return known
+    if known.padded and not proof.alike(model, proof.together(model, proof.SHORT)):
+        known = replace(known, padded=0, shared=0)
+    if not known.padded and known.batched:
+        known = replace(known, batched=proof.alike(model, proof.together(model, proof.ALIKE)))
+    return known
 
 
 _TWINS: dict[tuple[Any, ...], Beginnings] = {}
@@ -171,16 +171,16 @@ def _of_twin(model: LanguageModel, twin: nn.Module) -> Beginnings:
     about = (module.config.to_json_string(), str(field(module.config, "_attn_implementation", "")))
     key = (type(module), *about, encoder.causal, encoder.pad_id)
     if key not in _TWINS:
-        found = _shown(_attached(model, twin), proof.LENGTHS)
+        known = _shown(_attached(model, twin), proof.LENGTHS)
         reach = _reach(module)
-        if not (found.padded and (found.shared or not encoder.causal)) and math.isfinite(reach):
+        if not (known.padded and (known.shared or not encoder.causal)) and math.isfinite(reach):
             wide = twins.shrunken(module, record_ids, windows=False)[0]
             if wide is not None:
                 within = _attached(model, wide)
-                padded = found.padded or (reach if _neutral(within, proof.LENGTHS) else 0)
-                shared = found.shared or (reach if padded and encoder.causal and _shares(within) else 0)
-                found = Beginnings(padded, found.batched, min(padded, shared))
-        _TWINS[key] = found
+                padded = known.padded or (reach if _neutral(within, proof.LENGTHS) else 0)
+                shared = known.shared or (reach if padded and encoder.causal and _shares(within) else 0)
+                known = Beginnings(padded, known.batched, min(padded, shared))
+        _TWINS[key] = known
     return replace(_TWINS[key])
 
 

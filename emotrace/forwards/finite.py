@@ -48,9 +48,9 @@ def refusal(what: str, model: LanguageModel, items: Iterable[Item], edits: Seque
         edits: under which it was.
     """
     items = list(items)
-    found = located(model, items, edits)
-    if found is not None:
-        return EmotraceError(f"{what}: {found}")
+    place = located(model, items, edits)
+    if place is not None:
+        return EmotraceError(f"{what}: {place}")
     dtype = str(model._module.dtype).removeprefix("torch.")
     named = f"prompt {items[0].key!r}" if len(items) == 1 else f"each of {len(items)} prompts"
     advice = f" {dtype} may be too small: load it with dtype='float32', or take batch_size=1." if dtype in HALF else ""
@@ -67,10 +67,10 @@ def located(model: LanguageModel, items: Iterable[Item], edits: Sequence[Edit] =
     """
     dtype = str(model._module.dtype).removeprefix("torch.")
     for item in items:
-        found = _first(model, item, edits)
-        if found is None:
+        first = _first(model, item, edits)
+        if first is None:
             continue
-        site, layer, position = found
+        site, layer, position = first
         at = site if layer is None else f"{site} of layer {layer}"
         advice = ""
         if edits and _first(model, item, ()) is None:
@@ -83,8 +83,8 @@ def located(model: LanguageModel, items: Iterable[Item], edits: Sequence[Edit] =
 
 def stopped(error: Exception) -> tuple[int, list[int]] | None:
     """Row and reply of a generation that `traced.finite.Watch` ended, here or on a server; None for another error."""
-    found = _STOPPED.search(str(error))
-    return None if found is None else (int(found[1]), ast.literal_eval(found[2] or "[]"))
+    said = _STOPPED.search(str(error))
+    return None if said is None else (int(said[1]), ast.literal_eval(said[2] or "[]"))
 
 
 def unless_finite(
@@ -121,10 +121,10 @@ def _first(model: LanguageModel, item: Item, edits: Sequence[Edit]) -> tuple[str
     )
     free = [number for number, (_, site, _) in enumerate(reads) if site == "logits"]
     fed = inputs(model, [sequence]) | caches.options(model)
-    found = enter(model, requests.lost, fed, lowered.program(steps), lowered.count, free)
-    if not found:
+    lost_at = enter(model, requests.lost, fed, lowered.program(steps), lowered.count, free)
+    if not lost_at:
         return None
-    number, position = found
+    number, position = lost_at
     _, site, layer = reads[number]
     return site, layer, position
 

@@ -186,10 +186,10 @@ def _known(
     if log is None:
         return {}
     number = {p.key: i for i, p in enumerate(prompts)}
-    held = [r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw)]
-    found = [cast("Row", row) for row in held]
+    wanted = (r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw))
+    known = [cast("Row", row) for row in wanted]
     for batch in (False, True):  # the prompt that is another one is named before those that shared its batch
-        for row in found:
+        for row in known:
             i = number[row["key"]]
             name = f"row {row['key']!r} ({method}{f', draw {draw}' if draw else ''})"
             now = {k: v for k, v in made[i].items() if batch or k != "batch"}
@@ -197,7 +197,7 @@ def _known(
             told, labels = ({k: v for k, v in of.items() if k not in FIELDS} for of in (row, prompts[i].labels))
             disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
             _refuse_changed(row, encoder, f"{log.path}: {name}")
-    return {row["key"]: row for row in found}
+    return {row["key"]: row for row in known}
 
 
 def _refuse_changed(row: Row, encoder: Any, where: str) -> None:

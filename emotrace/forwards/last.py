@@ -49,7 +49,7 @@ class LastTokens:
         self.model, self.sequences = model, sequences
         self.setup, self.options = caches.setup(model, program), caches.options(model)
         self.memo: dict[Any, Any] = {}
-        self.stem = beginnings.common(sequences)
+        self.prefix = beginnings.common(sequences)
 
     @cached_property
     def alone(self) -> bool:
@@ -61,8 +61,8 @@ class LastTokens:
     def fed(self, batch: Sequence[Sequence[int]], kept: bool = False) -> Fed:
         """Some of the prompts; ``kept`` says that they run several times in a row."""
         if self.alone:
-            before = inputs(self.model, [ids[len(self.stem) : -1] for ids in batch])
-            recipe = Recipe(self.stem, (1,) * len(batch), before, kept)
+            before = inputs(self.model, [ids[len(self.prefix) : -1] for ids in batch])
+            recipe = Recipe(self.prefix, (1,) * len(batch), before, kept)
             return Fed(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))
         return whole(self.model, batch, self.options)
 

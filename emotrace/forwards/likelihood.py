@@ -113,9 +113,9 @@ def reply_scores(
         logprobs, likeliest, counts = enter(
             model, scores.replies, batch.inputs, program, batch.edits.count, batch.replies
         )
-        for i, item, found, best in zip(batch.rows, batch.items, logprobs, likeliest, strict=True):
-            finite.unless_finite(found, "the likelihood of a reply", model, [item], edits, free=True)
-            out[i] = Scores(found.numpy(), best.numpy())
+        for i, item, values, best in zip(batch.rows, batch.items, logprobs, likeliest, strict=True):
+            finite.unless_finite(values, "the likelihood of a reply", model, [item], edits, free=True)
+            out[i] = Scores(values.numpy(), best.numpy())
         fired = [a + b for a, b in zip(fired, counts, strict=True)]
     if any(item.reply for item in items):
         edits_.refuse_silent(edits, fired)
@@ -140,7 +140,7 @@ def reply_logprobs(
     Raises:
         EmotraceError: for a masked model, or one whose numbers are not finite.
     """
-    return [found.logprobs for found in reply_scores(model, prompts, None, batch_size, progress)]
+    return [reply.logprobs for reply in reply_scores(model, prompts, None, batch_size, progress)]
 
 
 @typed
@@ -226,11 +226,11 @@ def _forced(
     items: list[finite.Item],
     edits: Sequence[Edit],
     batch_size: int,
-    held: int,
+    passes: int,
     desc: str,
     progress: bool,
 ) -> Iterator[Forced]:
-    """Those that have a reply, in batches; ``held`` is how often the logits of one are held."""
+    """Those that have a reply, in batches; ``passes`` is how many forwards' logits are held at a time."""
     sites, options = model.sites, caches.options(model)
     lengths = [len(item.ids) + len(item.reply) for item in items]
     with_reply = [i for i, item in enumerate(items) if item.reply]
@@ -238,7 +238,7 @@ def _forced(
     vocabulary = sites.address("logits").width
 
     def most(longest: int) -> int:
-        return min(batch_size, LOGIT_ELEMENTS // (held * longest * vocabulary))
+        return min(batch_size, LOGIT_ELEMENTS // (passes * longest * vocabulary))
 
     with progress_bar(total=len(with_reply), desc=desc, unit="reply", enabled=progress) as bar:
         for rows in beginnings.batches(model, lengths, most, with_reply):

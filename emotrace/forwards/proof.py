@@ -30,18 +30,18 @@ ROUNDING = 16
 """In lower precision the median over tokens and layers is compared, with so many times the rounding of the dtype."""
 LENGTHS, ALIKE, SHORT = (11, 1, 6, 4), (7, 7, 7), (9, 4)
 """Tokens of the prompts: of a twin (padded ones within and beyond its windows), of a batch of one length, of the weights."""
-STEM, TWIGS, TOTALS = 6, (9, 7), (16, 10)
+PREFIX, BRANCHES, TOTALS = 6, (9, 7), (16, 10)
 """Tokens that two prompts share, those that a further forward computes behind them, and all of theirs."""
 STEPS = 3
 """Tokens that are generated."""
 
 
-def alike(model: LanguageModel, found: Sequence[torch.Tensor]) -> bool:
+def alike(model: LanguageModel, deviations: Sequence[torch.Tensor]) -> bool:
     """Whether deviations are within rounding."""
     eps = torch.finfo(model._module.dtype).eps
     if eps < 1e-5:
-        return all(float(x.max()) <= AGREEMENT for x in found)
-    return all(float(x.median()) <= ROUNDING * eps for x in found)
+        return all(float(x.max()) <= AGREEMENT for x in deviations)
+    return all(float(x.median()) <= ROUNDING * eps for x in deviations)
 
 
 def together(model: LanguageModel, lengths: Sequence[int]) -> list[torch.Tensor]:
@@ -55,15 +55,16 @@ def together(model: LanguageModel, lengths: Sequence[int]) -> list[torch.Tensor]
 
 
 def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
-    """Deviations of two prompts behind kept keys and values: of a stem and padded twigs, of all tokens but the last, of a stem.
+    """Deviations of two prompts behind kept keys and values: of a prefix and padded branches, of all tokens but the
+    last, of a prefix.
 
     Args:
         model: causal; a family without a plain key-value cache fails in its own words.
         briefly: leave out the last of these.
     """
     first = ids(model, TOTALS[0], 0)
-    sequences = [first, first[:STEM] + ids(model, TOTALS[1] - STEM, 1)]
-    stem = tuple(first[:STEM])
+    sequences = [first, first[:PREFIX] + ids(model, TOTALS[1] - PREFIX, 1)]
+    prefix = tuple(first[:PREFIX])
 
     def behind(cuts: Sequence[int], recipe: Recipe) -> Forward:
         rests = [s[cut:] for s, cut in zip(sequences, cuts, strict=True)]
@@ -74,12 +75,12 @@ def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
         return Forward(inputs(model, rests), spans, recipe)
 
     def branched(cuts: Sequence[int]) -> Forward:
-        twigs = inputs(model, [s[STEM:cut] for s, cut in zip(sequences, cuts, strict=True)])
-        return behind(cuts, Recipe(stem, (1, 1), twigs))
+        branches = inputs(model, [s[PREFIX:cut] for s, cut in zip(sequences, cuts, strict=True)])
+        return behind(cuts, Recipe(prefix, (1, 1), branches))
 
-    wanted = [branched(TWIGS), branched([n - 1 for n in TOTALS])]
+    wanted = [branched(BRANCHES), branched([n - 1 for n in TOTALS])]
     if not briefly:
-        wanted.append(behind((STEM, STEM), Recipe(stem, (2,))))
+        wanted.append(behind((PREFIX, PREFIX), Recipe(prefix, (2,))))
     return _deviations(model, sequences, wanted)
 
 
@@ -102,8 +103,8 @@ def _generated(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list
     )  # fmt: skip
     with warnings.catch_warnings(), torch.no_grad(), neutral(model):
         warnings.simplefilter("ignore")  # of generation: about settings that do not matter here
-        found = model._module.generate(**inputs(model, sequences), generation_config=config)
-    return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in found.logits]
+        output = model._module.generate(**inputs(model, sequences), generation_config=config)
+    return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in output.logits]
 
 
 def ids(model: LanguageModel, n: int, seed: int) -> list[int]:
@@ -113,7 +114,7 @@ def ids(model: LanguageModel, n: int, seed: int) -> list[int]:
     """
     config, size = text_config(model._module.config), model.sites.vocab_size
     special = [field(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
-    avoid = {t for held in special for t in (held if isinstance(held, (list, tuple)) else [held]) if t is not None}
+    avoid = {t for token in special for t in (token if isinstance(token, (list, tuple)) else [token]) if t is not None}
     allowed = [i for i in range(min(size, 4096)) if i not in {*avoid, model.sites.encoder.pad_id}]
     drawn = torch.randint(len(allowed), (n - n // 3,), generator=torch.Generator().manual_seed(seed)).tolist()
     return [allowed[i] for i in [*drawn, *drawn[: n // 3]]]
@@ -131,7 +132,7 @@ def _deviations(model: LanguageModel, sequences: Sequence[Sequence[int]], wanted
     reads = ordered(a.read(model, number) for number, a in enumerate(places))
     alone = [Forward(inputs(model, [s]) | plain, ()) for s in sequences]
     setup = caches.setup(model, reads)
-    shapes, found = enter(model, leaf.deviations, reads, alone, wanted, setup)
+    shapes, deviations = enter(model, leaf.deviations, reads, alone, wanted, setup)
     tokens = len(sequences[0])
     for read, (rows, columns) in zip(reads, shapes, strict=True):
         if (rows, columns) != (1, tokens):
@@ -140,4 +141,4 @@ def _deviations(model: LanguageModel, sequences: Sequence[Sequence[int]], wanted
                 f"{sites.model_class}: {a.path!r} holds {columns} columns for {tokens} tokens (the model pads, or adds tokens, "
                 "inside), so its activations cannot be told apart by token."
             )
-    return found
+    return deviations

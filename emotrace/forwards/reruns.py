@@ -91,8 +91,8 @@ class Batch:
         for at in range(0, len(several), step):
             together = several[at : at + step]
             projection = (None, requests.projected, (vector, [len(self.rows)] * len(together)))
-            found, fired = enter(model, requests.reduced, *self._arguments(together), *projection)
-            for edits, scores, counts in zip(together, found, fired, strict=True):
+            projections, fired = enter(model, requests.reduced, *self._arguments(together), *projection)
+            for edits, scores, counts in zip(together, projections, fired, strict=True):
                 edits_.refuse_silent(edits, counts)
                 items = (
                     finite.Item(str(a.get("key")), self.reruns.ids[i], about=a)

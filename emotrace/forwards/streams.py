@@ -116,8 +116,8 @@ def reductions(
         with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
             bar.update(start)
             parts = ((coded[rows.start : rows.stop], args(rows)) for rows in ranges)
-            found = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
-            for rows, value in zip(ranges, found, strict=True):
+            results = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
+            for rows, value in zip(ranges, results, strict=True):
                 bar.update(len(rows))
                 yield rows, value
 
@@ -179,8 +179,8 @@ def codes(prompts: Prompts, label: str, values: Sequence[Any], place: str = "") 
     for p in prompts:
         if p.labels.get(label) not in at:
             raise unknown(f"{label} of prompt {p.key!r}", p.labels.get(label), values, place)
-    found = np.array([at[p.labels[label]] for p in prompts], dtype=np.int64)
-    absent = [v for i, v in enumerate(values) if not (found == i).any()]
+    code = np.array([at[p.labels[label]] for p in prompts], dtype=np.int64)
+    absent = [v for i, v in enumerate(values) if not (code == i).any()]
     if absent:
         raise EmotraceError(f"{place or 'here'}: no (accepted) prompt has {label} {absent[0]!r}.")
-    return found
+    return code

@@ -124,12 +124,12 @@ class Sums:
     def _open(self) -> None:
         self._written = read_bytes(self._manifest)
         try:
-            found = dict(from_json(self._written))
-            identity, done = found["identity"], int(found["done"])
-            numbers = self._manifest.with_name(Path(found["numbers"]).name)
+            manifest = dict(from_json(self._written))
+            identity, done = manifest["identity"], int(manifest["done"])
+            numbers = self._manifest.with_name(Path(manifest["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:
             raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
-        confirm(self._manifest, found)
+        confirm(self._manifest, manifest)
         disk.settle(self.out or "", identity, self.identity, FREE, what=f"{self.name}.json")
         _, arrays = read_pair(self._manifest, numbers)
         self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}

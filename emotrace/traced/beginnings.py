@@ -65,10 +65,10 @@ def _compared(values: dict, known: list, spans: tuple) -> torch.Tensor:
 
 
 def _values(model: TracedModel, reads: list, one: requests.Forward, setup: Setup, memo: dict) -> dict:
-    found: dict = {}
+    values: dict = {}
 
     def keep(number, value):
-        found[number] = value.detach().double().cpu()
+        values[number] = value.detach().double().cpu()
 
     requests.forward(model, reads, one, setup, memo, keep)
-    return found
+    return values

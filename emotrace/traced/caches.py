@@ -14,16 +14,16 @@ from emotrace.traced.model import TracedModel
 
 
 class Recipe(NamedTuple):
-    """What the rows of a forward begin with: a stem, and behind it perhaps the rows of a batch.
+    """What the rows of a forward begin with: a prefix, and behind it perhaps the rows of a batch.
 
     Attributes:
-        stem: token ids that all rows begin with; may be none.
-        counts: how many rows each row of the batch is the beginning of; without a batch, how many the stem is.
-        batch: (left-padded) ids and mask of what follows the stem, or None.
+        prefix: token ids that all rows begin with; may be none.
+        counts: how many rows each row of the batch is the beginning of; without a batch, how many the prefix is.
+        batch: (left-padded) ids and mask of what follows the prefix, or None.
         kept: whether forwards that follow each other have the same beginning, which is made once.
     """
 
-    stem: tuple
+    prefix: tuple
     counts: tuple
     batch: Any = None
     kept: bool = False
@@ -63,26 +63,26 @@ def begun(model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup,
         inputs: ids and mask of what follows, left-padded.
         recipe: see above.
         setup: see above.
-        memo: keeps the stem made last, and a beginning that is kept: recipes with the same follow each other.
+        memo: keeps the prefix made last, and a beginning that is kept: recipes with the same follow each other.
     """
     return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)
 
 
 def beginning(model: TracedModel, recipe: Recipe, setup: Setup, memo: dict) -> Beginning:
     """What a recipe makes; see `begun`."""
-    if recipe.stem not in memo:
+    if recipe.prefix not in memo:
         memo.clear()
-        memo[recipe.stem] = stem(model, recipe.stem, setup)
+        memo[recipe.prefix] = prefix(model, recipe.prefix, setup)
     if recipe.batch is None:
-        return repeated(memo[recipe.stem], recipe.counts[0])
+        return repeated(memo[recipe.prefix], recipe.counts[0])
     if not recipe.kept:
-        return branched(model, memo[recipe.stem], recipe, setup)
+        return branched(model, memo[recipe.prefix], recipe, setup)
     if memo.get("recipe") is not recipe:
-        memo["recipe"], memo["kept"] = recipe, branched(model, memo[recipe.stem], recipe, setup)
+        memo["recipe"], memo["kept"] = recipe, branched(model, memo[recipe.prefix], recipe, setup)
     return memo["kept"]._replace(cache=fresh(memo["kept"].cache))
 
 
-def stem(model: TracedModel, ids: tuple, setup: Setup) -> Beginning:
+def prefix(model: TracedModel, ids: tuple, setup: Setup) -> Beginning:
     """One row: the tokens ``ids``, which may be none."""
     empty = Beginning(fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
     if not ids:

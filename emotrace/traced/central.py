@@ -44,14 +44,14 @@ def base(model: TracedModel, inputs: dict, program: list, at: list, covectors: t
         at: column of the token, one per row.
         covectors: ``[label, width]``.
     """
-    found: dict = {}
+    tokens: dict = {}
 
     def keep(number, value):
-        found[number] = _token(value, at)
+        tokens[number] = _token(value, at)
 
     runs.capture(model, inputs, program, keep)
-    scores = _projected(found.pop(-1), covectors)
-    sizes = [found[number].square().mean(-1).sqrt().cpu() for number in sorted(found)]
+    scores = _projected(tokens.pop(-1), covectors)
+    sizes = [tokens[number].square().mean(-1).sqrt().cpu() for number in sorted(tokens)]
     return scores, torch.stack(sizes) if sizes else torch.zeros((0, len(at)), dtype=torch.float64)
 
 

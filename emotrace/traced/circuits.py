@@ -51,9 +51,9 @@ def forward(
     """
     slopes = "gradients" in wanted
     with torch.inference_mode(False), torch.set_grad_enabled(slopes), model.trace(inputs) as tracer:
-        found = nnsight.save(_forward(steps, at, metric, sets, blends, wanted))
+        answer = nnsight.save(_forward(steps, at, metric, sets, blends, wanted))
         tracer.stop()
-    return found
+    return answer
 
 
 def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, blends: dict, wanted: tuple) -> dict:
@@ -85,8 +85,8 @@ def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, bl
         scores = metric[0](read, *metric[1])
     out["metric"] = scores.detach().cpu()
     if slopes:
-        found = torch.autograd.grad(scores.sum(), nodes, allow_unused=True)
-        empty = [torch.zeros_like(v) if g is None else g for v, g in zip(nodes, found, strict=True)]
+        gradients = torch.autograd.grad(scores.sum(), nodes, allow_unused=True)
+        empty = [torch.zeros_like(v) if g is None else g for v, g in zip(nodes, gradients, strict=True)]
         out["gradients"] = [g.detach().float().cpu() for g in empty]
     return out
 
@@ -114,9 +114,9 @@ def rewired(
         ``metric`` ``[row]`` and, where live, ``gradient`` of its sum with respect to ``cut``; on the CPU.
     """
     with torch.inference_mode(False), torch.set_grad_enabled(live), model.trace(inputs) as tracer:
-        found = nnsight.save(_rewired(layers, last, steps, at, metric, others, cut, live))
+        answer = nnsight.save(_rewired(layers, last, steps, at, metric, others, cut, live))
         tracer.stop()
-    return found
+    return answer
 
 
 def _rewired(
@@ -161,10 +161,10 @@ def _rewired(
         value = places.fetch(place, None, len(at))
         read.append(value[rows.to(value.device), at.to(value.device)])
     scores = metric[0](read, *metric[1])
-    found = {"metric": scores.detach().cpu()}
+    answer = {"metric": scores.detach().cpu()}
     if live:
-        found["gradient"] = torch.autograd.grad(scores.sum(), cut)[0].cpu()
-    return found
+        answer["gradient"] = torch.autograd.grad(scores.sum(), cut)[0].cpu()
+    return answer
 
 
 def following(model: TracedModel, inputs: dict, given: list, last: Place) -> torch.Tensor:
@@ -179,26 +179,26 @@ def following(model: TracedModel, inputs: dict, given: list, last: Place) -> tor
     with torch.no_grad(), model.trace(inputs) as tracer:
         for place, value in given:
             places.put(place, value)
-        found = nnsight.save([places.fetch(last, None, len(inputs["input_ids"])).float().cpu().clone()])
+        read = nnsight.save([places.fetch(last, None, len(inputs["input_ids"])).float().cpu().clone()])
         tracer.stop()
-    return found[0]
+    return read[0]
 
 
 def _streams(x: torch.Tensor, cut: torch.Tensor, written: list, reader: int, n: int) -> torch.Tensor:
     """``[reader, row, token, d]``: the stream of each of the next n readers."""
-    some = cut[:, reader : reader + n, : len(written)].to(x)
-    return x - torch.einsum("brs,sbtd->rbtd", some, torch.stack(written))
+    cuts = cut[:, reader : reader + n, : len(written)].to(x)
+    return x - torch.einsum("brs,sbtd->rbtd", cuts, torch.stack(written))
 
 
 def _placed(projections: list) -> list:
     """Projections of one attention in order of execution: ``(place, module, [(reader, columns)])``, fused ones once."""
-    found: dict = {}
+    fused: dict = {}
     reader = 0
     for place, module, columns, order in projections:
-        found.setdefault(order, (place, module, []))
-        found[order][2].extend((reader + i, c) for i, c in enumerate(columns))
+        fused.setdefault(order, (place, module, []))
+        fused[order][2].extend((reader + i, c) for i, c in enumerate(columns))
         reader += len(columns)
-    return [found[order] for order in sorted(found)]
+    return [fused[order] for order in sorted(fused)]
 
 
 def _projected(module: Any, normed: torch.Tensor, columns: list) -> torch.Tensor:
@@ -207,10 +207,10 @@ def _projected(module: Any, normed: torch.Tensor, columns: list) -> torch.Tensor
     out = torch.zeros((*normed.shape[1:-1], matrix.shape[0]), dtype=normed.dtype, device=normed.device)
     parts = []
     order = []
-    for reader, some in columns:
-        part = normed[reader] @ matrix[some].T
-        parts.append(part if bias is None else part + bias[some])
-        order.append(some)
+    for reader, mine in columns:
+        part = normed[reader] @ matrix[mine].T
+        parts.append(part if bias is None else part + bias[mine])
+        order.append(mine)
     index = torch.cat(order).to(out.device)
     return out.index_copy(-1, index, torch.cat(parts, -1))
 

@@ -38,9 +38,9 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
             pairs = [(pre + attn, mid_in, mid_in), (mid + mlp, post_in, post_in)]
         else:
             pairs = [(pre + scale * (attn + mlp), post, post - pre)]
-        found = [_deviation(*pair) for pair in pairs]
-        errors.append(max(e for e, _ in found))
-        roundings.append(max(r for _, r in found))
+        deviations = [_deviation(*pair) for pair in pairs]
+        errors.append(max(e for e, _ in deviations))
+        roundings.append(max(r for _, r in deviations))
     _, (_, _, _, last, *_) = layers[-1]
     weights = next(iter(model._module.parameters())).dtype
     return errors, roundings, (str(seen[last].dtype), str(weights)), copies(model, inputs, reads[0])
@@ -48,15 +48,15 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
 
 def copies(model: TracedModel, inputs: dict, read: Read) -> bool:
     """Whether the same value, read twice, is two tensors."""
-    found: list = []
+    differ: list = []
     read = read._replace(place=read.place._replace(overwritten=False))  # as it is: no copy of ours
     rows = inputs["input_ids"].shape[0]
 
     def twice(number, value):
-        found.append(value.data_ptr() != places.fetch(read.place, None, rows).data_ptr())
+        differ.append(value.data_ptr() != places.fetch(read.place, None, rows).data_ptr())
 
     runs.capture(model, inputs, [read], twice)
-    return bool(found[0])
+    return bool(differ[0])
 
 
 def _deviation(got: torch.Tensor, want: torch.Tensor, like: torch.Tensor) -> tuple:

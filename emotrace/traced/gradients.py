@@ -33,9 +33,9 @@ def slopes(
         On the CPU: derivatives ``[label, shift, row]``, projections ``[label, row]``, RMS of the places ``[rms, row]``.
     """
     with torch.inference_mode(False), torch.enable_grad(), model.trace(inputs) as tracer:
-        found = nnsight.save(_slopes(program, at, covectors, along))
+        answer = nnsight.save(_slopes(program, at, covectors, along))
         tracer.stop()
-    return found
+    return answer
 
 
 def behind(
@@ -50,10 +50,10 @@ def available(model: TracedModel, inputs: dict, program: list, width: int) -> bo
     """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0."""
     ones = torch.ones((1, width))
     try:
-        found = slopes(model, inputs, program, [0] * inputs["input_ids"].shape[0], ones, ones[None])[0]
+        slope = slopes(model, inputs, program, [0] * inputs["input_ids"].shape[0], ones, ones[None])[0]
     except Exception:  # in whatever words a server says that it keeps no graph
         return False
-    return bool(torch.isfinite(found).all()) and bool((found != 0).any())
+    return bool(torch.isfinite(slope).all()) and bool((slope != 0).any())
 
 
 def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tensor) -> tuple:
@@ -80,13 +80,13 @@ def _slopes(program: list, at: list, covectors: torch.Tensor, along: torch.Tenso
             out = token
     with exactly(out):
         scores = out @ covectors.to(out.device, out.dtype).T
-        found = _backward(scores, shifts, along)
-    return found, scores.detach().T.cpu(), _stacked(sizes, out, len(at))
+        slopes = _backward(scores, shifts, along)
+    return slopes, scores.detach().T.cpu(), _stacked(sizes, out, len(at))
 
 
 def _backward(scores: torch.Tensor, shifts: list, along: torch.Tensor) -> torch.Tensor:
     """Rows do not depend on each other, so the gradient of their sum holds each row's own."""
-    found = []
+    by_label = []
     for label in range(scores.shape[1]):
         last = label == scores.shape[1] - 1
         grads = torch.autograd.grad(scores[:, label].sum(), shifts, retain_graph=not last)
@@ -94,8 +94,8 @@ def _backward(scores: torch.Tensor, shifts: list, along: torch.Tensor) -> torch.
         for grad, direction in zip(grads, along[:, label], strict=True):
             g = _wide(grad[:, 0])
             dots.append((g @ direction.to(g.device, g.dtype)).to(scores.device))
-        found.append(torch.stack(dots))
-    return torch.stack(found).cpu()
+        by_label.append(torch.stack(dots))
+    return torch.stack(by_label).cpu()
 
 
 def _stacked(sizes: list, like: torch.Tensor, rows: int) -> torch.Tensor:

@@ -111,13 +111,13 @@ def projected(model: TracedModel, values: list, v: torch.Tensor, sizes: list) ->
 
 def shape(model: TracedModel, inputs: dict, program: list) -> list:
     """Shape of what one read holds in a forward of one row; empty where it is no tensor."""
-    found: list = [()]
+    sizes: list = [()]
 
     def keep(number, value):
-        found[0] = tuple(getattr(value, "shape", ()))
+        sizes[0] = tuple(getattr(value, "shape", ()))
 
     runs.capture(model, inputs, program, keep)
-    return list(found[0])
+    return list(sizes[0])
 
 
 def lost(model: TracedModel, inputs: dict, program: list, n_edits: int, free: list) -> tuple:
@@ -130,29 +130,29 @@ def lost(model: TracedModel, inputs: dict, program: list, n_edits: int, free: li
         n_edits: how many edits to count.
         free: numbers of the reads in which −∞ is a number like others.
     """
-    found: list = []
+    first: list = []
 
     def keep(number, value):
-        if found or finite.finite(value, number in free):
+        if first or finite.finite(value, number in free):
             return
         wrong = ~torch.isfinite(value)
         if number in free:
             wrong &= value != -float("inf")
-        found.append((number, int(wrong[0].any(-1).nonzero()[0])))
+        first.append((number, int(wrong[0].any(-1).nonzero()[0])))
 
     runs.capture(model, inputs, program, keep, n_edits)
-    return found[0] if found else ()
+    return first[0] if first else ()
 
 
 def pattern(model: TracedModel, inputs: dict, program: list, head: int) -> torch.Tensor:
     """``[query, key]`` of one head in a forward of one row."""
-    found: list = []
+    weights: list = []
 
     def keep(number, value):
-        found.append(value[0, head].detach().float().cpu().clone())
+        weights.append(value[0, head].detach().float().cpu().clone())
 
     runs.capture(model, inputs, program, keep)
-    return found[0]
+    return weights[0]
 
 
 def _sink(parts: dict, spans: tuple) -> Any:

@@ -56,11 +56,11 @@ def scores(
             head.envoy.input = _picked(places.fetch(head, None, batch), at)[:, None]
         whole: Any = places.fetch(stations.output, None, batch)
         logits = whole.logits
-        found = logits[:, 0] if head is not None else _picked(logits, at)
-        found = found[:, torch.tensor(answers, device=found.device)]
-        found = nnsight.save(found if found.dtype == torch.float64 else found.float())
+        chosen = logits[:, 0] if head is not None else _picked(logits, at)
+        chosen = chosen[:, torch.tensor(answers, device=chosen.device)]
+        chosen = nnsight.save(chosen if chosen.dtype == torch.float64 else chosen.float())
         counts = nnsight.save(list(fired))
-    return found, counts
+    return chosen, counts
 
 
 def _insert(place: Place, vectors: torch.Tensor, columns: torch.Tensor, batch: int) -> None:

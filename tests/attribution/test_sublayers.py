@@ -216,9 +216,9 @@ def test_a_common_beginning_is_computed_once():
     job = backward.Backward(
         lm, backward.cells(lm.sites, [0]), ("resid_post", 2), np.ones((2, 32)), np.ones((2, 2, 32)), shared
     )
-    assert (job.last.alone, len(job.last.stem)) == (True, 12)
+    assert (job.last.alone, len(job.last.prefix)) == (True, 12)
     job(shared)
-    _, mask = job.last.memo[job.last.stem]
+    _, mask = job.last.memo[job.last.prefix]
     assert mask.shape == (1, 12)
 
 

@@ -12,7 +12,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
-from emotrace.forwards.capturing.prefixes import Stem, batches, stems, twigs
+from emotrace.forwards.capturing.prefixes import Prefix, batches, branches, prefixes
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import inputs
 from emotrace.sites import LanguageModel
@@ -57,10 +57,10 @@ class Job:
         Raises:
             EmotraceError: naming site, layer and prompt.
         """
-        found = finite.lost(self.reads.variables, buffers, self.reads.free)
-        if found is None:
+        lost = finite.lost(self.reads.variables, buffers, self.reads.free)
+        if lost is None:
             return
-        variable, cell, row = found
+        variable, cell, row = lost
         at = dict(zip(variable.cell_dims, variable.labels(cell), strict=True))
         site = at.get("sublayer", variable.name)
         what = f"capture of {site}" + (f" of layer {at['layer']}" if "layer" in at else "")
@@ -76,37 +76,37 @@ class Job:
         """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""
         wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
         members = list(wants)
-        found: list[Stem] = []
+        shared: list[Prefix] = []
         if self.share and self.exact is not False:
             firsts = [self._span(i, *wants[i])[0] for i in members]
-            found = stems([self.sequences[i] for i in members], firsts)
-            if self.exact is None and any(stem.length for stem in found):  # a stem, and padding behind it
+            shared = prefixes([self.sequences[i] for i in members], firsts)
+            if self.exact is None and any(prefix.length for prefix in shared):  # a prefix, and padding behind it
                 self.exact = 2 * max(map(len, self.sequences)) <= beginnings.shared_up_to(self.model)
         if not self.share or not self.exact:
-            found = [Stem(0, tuple(range(len(members))))]
-        for stem in found:
-            yield from self._stem(stem.length, [members[m] for m in stem.members], wants, group.start)
+            shared = [Prefix(0, tuple(range(len(members))))]
+        for prefix in shared:
+            yield from self._behind(prefix.length, [members[m] for m in prefix.members], wants, group.start)
 
-    def _stem(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Filling]:
-        """Those of one stem: prompts that share more in batches of twigs, the others by length."""
+    def _behind(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Filling]:
+        """Those of one prefix: prompts that share more in batches of branches, the others by length."""
         ids = [self.sequences[i] for i in inside]
-        twig_batches = []
+        together = []
         if self.share and self.exact:
-            found = twigs(ids, [self._span(i, *wants[i])[0] for i in inside], length)
-            twig_batches = batches(found, ids, length, self.batch_size)
-        stem = tuple(ids[0][:length])
+            deeper = branches(ids, [self._span(i, *wants[i])[0] for i in inside], length)
+            together = batches(deeper, ids, length, self.batch_size)
+        prefix = tuple(ids[0][:length])
         done: set[int] = set()
-        for batch in twig_batches:
-            rows = [inside[m] for twig in batch for m in twig.members]
-            further = inputs(self.model, [ids[twig.members[0]][length : twig.length] for twig in batch])
-            recipe = Recipe(stem, tuple(len(twig.members) for twig in batch), further)
-            skips = [twig.length for twig in batch for _ in twig.members]
+        for batch in together:
+            rows = [inside[m] for branch in batch for m in branch.members]
+            further = inputs(self.model, [ids[branch.members[0]][length : branch.length] for branch in batch])
+            recipe = Recipe(prefix, tuple(len(branch.members) for branch in batch), further)
+            skips = [branch.length for branch in batch for _ in branch.members]
             yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
             done.update(rows)
         alone = [i for i in inside if i not in done]
         lengths = [len(s) for s in self.sequences]
         for rows in beginnings.batches(self.model, lengths, self.batch_size, alone):
-            recipe = Recipe(stem, (len(rows),)) if length else None
+            recipe = Recipe(prefix, (len(rows),)) if length else None
             yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:

@@ -16,48 +16,48 @@ PASS_COST = 64
 MAX_DEPTH = 200
 """Forks looked at inside each other, e.g. in conversations that grow turn by turn."""
 MIN_DEEPER = 1
-"""Tokens per prompt that splitting a stem must save beyond that: else its batches are cut for a single common word."""
+"""Tokens per prompt that splitting a prefix must save beyond that: else its batches are cut for a single common word."""
 
 
-class Stem(NamedTuple):
+class Prefix(NamedTuple):
     """Prompts that share their first ``length`` tokens (0: nothing is shared)."""
 
     length: int
     members: tuple[int, ...]
 
 
-def stems(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> list[Stem]:
+def prefixes(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) -> list[Prefix]:
     """A partition of the prompts by shared prefixes, in the order of their first members.
 
     A prefix never reaches the first wanted position of any of its prompts, so every wanted activation is computed.
-    Prompts split into deeper stems where that saves clearly more tokens than the extra pass costs.
+    Prompts split into deeper prefixes where that saves clearly more tokens than the extra pass costs.
 
     Args:
         sequences: token ids of each prompt.
         first_wanted: first position of each prompt whose activations are wanted.
     """
 
-    def best(members: list[int], depth: int) -> tuple[int, list[Stem]]:
-        """Tokens saved, and the stems that save them."""
+    def best(members: list[int], depth: int) -> tuple[int, list[Prefix]]:
+        """Tokens saved, and the prefixes that save them."""
         reach = _common(sequences, members, depth, min(first_wanted[i] for i in members))
         branches: dict[Any, list[int]] = defaultdict(list)
         for i in members:
             branches[sequences[i][reach] if reach < first_wanted[i] else None].append(i)
-        saved, found, stay = 0, [], []
+        saved, chosen, stay = 0, [], []
         for token, branch in branches.items():
             if token is not None and MIN_PROMPTS <= len(branch) < len(members):
                 deeper, parts = best(branch, reach)
                 if deeper > (reach + MIN_DEEPER) * len(branch):
-                    saved, found = saved + deeper, found + parts
+                    saved, chosen = saved + deeper, chosen + parts
                     continue
             stay += branch
         worth = reach >= MIN_TOKENS and len(stay) >= MIN_PROMPTS
         if stay:
-            found.append(Stem(reach if worth else 0, tuple(sorted(stay))))
-        return saved + (reach * (len(stay) - 1) - PASS_COST if worth else 0), found
+            chosen.append(Prefix(reach if worth else 0, tuple(sorted(stay))))
+        return saved + (reach * (len(stay) - 1) - PASS_COST if worth else 0), chosen
 
-    found = best(list(range(len(sequences))), 0)[1] if sequences else []
-    return sorted(found, key=lambda stem: stem.members[0])
+    chosen = best(list(range(len(sequences))), 0)[1] if sequences else []
+    return sorted(chosen, key=lambda prefix: prefix.members[0])
 
 
 def _common(sequences: Sequence[Sequence[int]], members: Sequence[int], start: int, limit: int) -> int:
@@ -73,61 +73,63 @@ def _common(sequences: Sequence[Sequence[int]], members: Sequence[int], start: i
     return reach
 
 
-class Twig(NamedTuple):
-    """Prompts behind one stem that share their first ``length`` tokens."""
+class Branch(NamedTuple):
+    """Prompts behind one prefix that share their first ``length`` tokens."""
 
     length: int
     members: tuple[int, ...]
 
 
-def twigs(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], start: int) -> list[Twig]:
-    """Prompts of one stem that share more than it: few each, so their prefixes are computed as rows of one batch.
+def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], start: int) -> list[Branch]:
+    """Prompts of one prefix that share more than it: few each, so their prefixes are computed as rows of one batch.
 
     Args:
         sequences: token ids of each prompt.
         first_wanted: first position of each prompt whose activations are wanted.
-        start: length of the stem.
+        start: length of the prefix.
 
     Returns:
-        A partition of the prompts that saves most tokens; a prompt that shares nothing further is a twig of its own of
+        A partition of the prompts that saves most tokens; a prompt that shares nothing further is a branch of its own of
         length ``start``.
     """
     order = sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i))
     shared = [_common(sequences, p, start, min(first_wanted[i] for i in p)) for p in itertools.pairwise(order)]
 
-    def best(low: int, high: int, depth: int) -> tuple[int, list[Twig]]:
+    def best(low: int, high: int, depth: int) -> tuple[int, list[Branch]]:
         if high - low == 1:
-            return 0, [Twig(start, (order[low],))]
+            return 0, [Branch(start, (order[low],))]
         reach = min(shared[low : high - 1])
         whole = (reach - start) * (high - low - 1)
-        saved, found = 0, []
+        saved, chosen = 0, []
         if depth < MAX_DEPTH:
             cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] == reach), high]
             parts = [best(a, b, depth + 1) for a, b in itertools.pairwise(cuts)]
-            saved, found = sum(n for n, _ in parts), [twig for _, twigs in parts for twig in twigs]
+            saved, chosen = sum(n for n, _ in parts), [branch for _, branches in parts for branch in branches]
         if whole >= saved and reach - start >= MIN_TOKENS:
-            return whole, [Twig(reach, tuple(order[low:high]))]
-        return saved, found or [Twig(start, (i,)) for i in order[low:high]]
+            return whole, [Branch(reach, tuple(order[low:high]))]
+        return saved, chosen or [Branch(start, (i,)) for i in order[low:high]]
 
     return best(0, len(order), 0)[1] if order else []
 
 
-def batches(found: Sequence[Twig], sequences: Sequence[Sequence[int]], start: int, size: int) -> list[list[Twig]]:
-    """Twigs of several prompts in batches of at most ``size`` prompts with similar ends; none if that saves too little.
+def batches(
+    candidates: Sequence[Branch], sequences: Sequence[Sequence[int]], start: int, size: int
+) -> list[list[Branch]]:
+    """Branches of several prompts in batches of at most ``size`` prompts with similar ends; none if that saves too little.
 
     Args:
-        found: from `twigs`.
+        candidates: from `branches`.
         sequences: token ids of each prompt.
-        start: length of the stem.
+        start: length of the prefix.
         size: most prompts of a batch.
     """
-    several = [t for t in found if t.length > start and len(t.members) > 1]
-    saved = sum((t.length - start) * (len(t.members) - 1) for t in several)
-    if saved < PASS_COST * -(-sum(len(t.members) for t in several) // size):
+    several = [b for b in candidates if b.length > start and len(b.members) > 1]
+    saved = sum((b.length - start) * (len(b.members) - 1) for b in several)
+    if saved < PASS_COST * -(-sum(len(b.members) for b in several) // size):
         return []
-    pieces = [Twig(t.length, t.members[i : i + size]) for t in several for i in range(0, len(t.members), size)]
-    pieces.sort(key=lambda t: (-max(len(sequences[i]) - t.length for i in t.members), t.members))
-    out: list[list[Twig]] = []
+    pieces = [Branch(b.length, b.members[i : i + size]) for b in several for i in range(0, len(b.members), size)]
+    pieces.sort(key=lambda b: (-max(len(sequences[i]) - b.length for i in b.members), b.members))
+    out: list[list[Branch]] = []
     room = 0
     for piece in pieces:
         if len(piece.members) > room:

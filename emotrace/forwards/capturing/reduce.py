@@ -54,17 +54,17 @@ def reduced(
         yield _checked(value, function, job)
 
 
-def _checked(found: Any, function: Any, job: Job) -> Any:
+def _checked(result: Any, function: Any, job: Job) -> Any:
     """What a function made of a chunk, if it is finite."""
-    if not all(finite(x) for x in _tensors(found)):
+    if not all(finite(x) for x in _tensors(result)):
         raise refusal(function.__name__, job.model, map(job.item, range(len(job.prompts))), job.edits)
-    return found
+    return result
 
 
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
+def _tensors(nested: Any) -> Iterator[torch.Tensor]:
     """All tensors of nested containers."""
-    if isinstance(found, torch.Tensor):
-        yield found
-    elif isinstance(found, (tuple, list, dict)):
-        for part in found.values() if isinstance(found, dict) else found:
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list, dict)):
+        for part in nested.values() if isinstance(nested, dict) else nested:
             yield from _tensors(part)

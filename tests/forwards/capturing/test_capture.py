@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.forwards.capturing.prefixes import stems
+from emotrace.forwards.capturing.prefixes import prefixes
 from emotrace.labels import EmotraceError, positions_in
 from tests.helpers import loaded
 
@@ -91,12 +91,12 @@ def test_stems_cover_every_prompt_once_and_are_shared():
     a, b = list(range(20)), [0, 1, *range(50, 70)]
     ids = (
         [[*a, 100 + i] for i in range(5)] + [[*b, 200 + i] for i in range(5)] + [[7, 8]]
-    )  # two stems behind a fork at 2
-    found = stems(ids, [len(s) - 1 for s in ids])
+    )  # two prefixes behind a fork at 2
+    found = prefixes(ids, [len(s) - 1 for s in ids])
     assert sorted(i for s in found for i in s.members) == list(range(11))
     assert {(s.length, len(s.members)) for s in found} == {(20, 5), (22, 5), (0, 1)}
-    for stem in found:
-        assert len({tuple(ids[i][: stem.length]) for i in stem.members}) == 1
+    for prefix in found:
+        assert len({tuple(ids[i][: prefix.length]) for i in prefix.members}) == 1
 
 
 def test_nothing_after_the_last_wanted_site_is_computed():

@@ -1,4 +1,4 @@
-"""Shared beginnings: twigs partition the prompts, are really shared, and change no value; row groups fit the prompts."""
+"""Shared beginnings: branches partition the prompts, are really shared, and change no value; row groups fit the prompts."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import emotrace as et
 from emotrace.forwards.capturing import job
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.memory import WORTH, empty
-from emotrace.forwards.capturing.prefixes import PASS_COST, Twig, batches, twigs
+from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, batches, branches
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 
@@ -27,16 +27,16 @@ def sev_like(scenarios=8, seed=0):
 
 
 def partition(found):
-    return sorted(i for twig in found for i in twig.members)
+    return sorted(i for branch in found for i in branch.members)
 
 
 def test_scenarios_become_twigs_and_loners_stay_alone():
     ids = sev_like()
-    found = twigs(ids, [len(s) - 1 for s in ids], len(SYSTEM))
+    found = branches(ids, [len(s) - 1 for s in ids], len(SYSTEM))
     assert partition(found) == list(range(26))
     several = [t for t in found if len(t.members) > 1]
     assert sorted(sorted(t.members) for t in several) == [[i, i + 1, i + 2] for i in range(0, 24, 3)]
-    assert {t for t in found if len(t.members) == 1} == {Twig(len(SYSTEM), (24,)), Twig(len(SYSTEM), (25,))}
+    assert {t for t in found if len(t.members) == 1} == {Branch(len(SYSTEM), (24,)), Branch(len(SYSTEM), (25,))}
 
 
 @given(
@@ -44,31 +44,31 @@ def test_scenarios_become_twigs_and_loners_stay_alone():
     st.integers(0, 12),
     st.data(),
 )
-def test_twigs_are_a_partition_that_never_reaches_a_wanted_position(tails, stem, data):
-    ids = [[5] * stem + tail for tail in tails]
-    firsts = [data.draw(st.integers(stem, len(s) - 1)) for s in ids]
-    found = twigs(ids, firsts, stem)
+def test_twigs_are_a_partition_that_never_reaches_a_wanted_position(tails, prefix, data):
+    ids = [[5] * prefix + tail for tail in tails]
+    firsts = [data.draw(st.integers(prefix, len(s) - 1)) for s in ids]
+    found = branches(ids, firsts, prefix)
     assert partition(found) == list(range(len(ids)))
-    for twig in found:
-        assert twig.length >= stem
-        assert len({tuple(ids[i][: twig.length]) for i in twig.members}) == 1
-        assert all(twig.length <= firsts[i] for i in twig.members)
+    for branch in found:
+        assert branch.length >= prefix
+        assert len({tuple(ids[i][: branch.length]) for i in branch.members}) == 1
+        assert all(branch.length <= firsts[i] for i in branch.members)
 
 
 def test_a_conversation_that_grows_turn_by_turn_is_no_stack_overflow():
     ids = [list(range(n)) for n in range(10, 3000, 2)]
-    found = twigs(ids, [len(s) - 1 for s in ids], 0)
+    found = branches(ids, [len(s) - 1 for s in ids], 0)
     assert partition(found) == list(range(len(ids)))
 
 
 def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
     ids = [[1] * 10 + [i] * 30 + [j] for i in range(2, 9) for j in range(5)]
-    found = twigs(ids, [40] * 35, 10)
+    found = branches(ids, [40] * 35, 10)
     packed = batches(found, ids, 10, 12)
     assert sorted(i for b in packed for t in b for i in t.members) == list(range(35))
     assert max(sum(len(t.members) for t in b) for b in packed) <= 12
     assert batches(found[:1], ids, 10, 12)
-    assert not batches([Twig(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
+    assert not batches([Branch(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_twigs_change_no_value(name, monkeypatch):
     monkeypatch.setattr(job, "batches", lambda *a: packed.append(batches(*a)) or packed[-1])
     shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
     plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
-    assert any(packed), "no twig was used"
+    assert any(packed), "no branch was used"
     np.testing.assert_allclose(shared.residual.values, plain.residual.values, atol=3e-5)
 
 
