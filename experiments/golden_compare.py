@@ -16,7 +16,8 @@ import zarr
 from matplotlib.image import imread
 
 FREE = {"command", "versions", "python", "started", "finished", "seconds"}
-"""Entries of JSON, and lines of a page's table of settings, that may differ: when, where and with what it was made."""
+"""Entries of JSON, columns of tables, and lines of a page's table of settings, that may differ: when, how and
+with what it was made."""
 ABOUT_RUN = {"golden.json"}
 """Files about a run itself."""
 ROWS = ("row_groups/commit",)
@@ -200,7 +201,8 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     yield "columns", head
     for i, row in enumerate(rows, 2):
         for j, cell in enumerate(row):
-            yield f"line {i}, {head[j] if j < len(head) else j}", cell
+            if (name := head[j] if j < len(head) else str(j)) not in FREE:
+                yield f"line {i}, {name}", cell
 
 
 def _npy(path: Path) -> Iterator[tuple[str, Any]]:

@@ -41,7 +41,7 @@ def store(path, value, label="fear", **options):
 WRITE = {
     "a.json": lambda p, v: p.write_text(json.dumps({"about": {"rows": [1, v]}, "seconds": v})),
     "a.jsonl": lambda p, v: p.write_text(f'{{"key": "a"}}\n{json.dumps({"key": "b", "p": [v]})}\n'),
-    "a.csv": lambda p, v: p.write_text(f"name,p\nx,1\ny,{v!r}\n"),
+    "a.csv": lambda p, v: p.write_text(f"name,p,seconds\nx,1,2\ny,{v!r},{v!r}\n"),
     "a.npy": lambda p, v: np.save(p, np.array([[1.0, v]])),
     "a.safetensors": lambda p, v: save_file({"w": np.array([1.0, v])}, p),
     "a.zarr": store,
