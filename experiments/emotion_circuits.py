@@ -132,7 +132,7 @@ def main(
     # 1. Prompted replies to the training scenarios, judged.
     prompted = study.scored(study.replies("train_prompt", prompts, method="prompt"), plain)
     study = replace(study, bounds=(bounds := replies.fluency_bounds(prompted)))
-    accepted = [row["key"] for row in prompted if row["verdict"]["match"] == 1]
+    accepted = directions_.accepted(prompted)
     print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
 
     # 2. Activations at the last prompt token.

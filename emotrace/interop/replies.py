@@ -23,7 +23,6 @@ FAILED: Final = ("invalid-json", "json-decode-error", "api-error")
 FIELDS: Final = ("key", "skeleton_id", "theme", "valence", "emotion", "scenario", "event", "gen_text")
 TEXTS: Final = ("event_valences", "valence_results", "emotion_texts")
 LABELS: Final = ("valence_labels", "valence_results", "emotion_labels")
-Verdict = Mapping[str, Any]
 
 
 @typed

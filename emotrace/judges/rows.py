@@ -41,7 +41,7 @@ class RowLog(Protocol):
 
 @typed
 def judge_rows(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     judge: Judge,
     log: RowLog | None = None,
     target: bool = False,
@@ -111,7 +111,7 @@ def judge_rows(
     return out
 
 
-def _checked(row: Mapping[str, Any], index: int, choices: Sequence[str] | None) -> tuple[str, str]:
+def _checked(row: Row, index: int, choices: Sequence[str] | None) -> tuple[str, str]:
     """The row's text and its emotion as a judge would name it."""
     where = f"row {index} (key {row.get('key', 'missing')!r})"
     for field in ("gen_text", "emotion"):
@@ -125,7 +125,7 @@ def _checked(row: Mapping[str, Any], index: int, choices: Sequence[str] | None) 
     return row["gen_text"], named(row["emotion"], choices, where)
 
 
-def _stored(rows: Sequence[Mapping[str, Any]], judge: Judge, log: RowLog, target: bool) -> dict[int, Row]:
+def _stored(rows: Sequence[Row], judge: Judge, log: RowLog, target: bool) -> dict[int, Row]:
     """Index of a row → that row as the log holds it, after checking that it is the same reply and judge."""
     fields = tuple(getattr(log, "identity", IDENTITY))
     identity_of = getattr(log, "identity_of", lambda row: tuple(row.get(part) for part in fields))

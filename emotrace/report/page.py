@@ -12,6 +12,7 @@ import xarray as xr
 
 from emotrace.bundles import replace_file
 from emotrace.labels import EmotraceError
+from emotrace.replies import Row
 from emotrace.report import components, figures, style, tables
 from emotrace.report.figures import Shown
 from emotrace.report.numbers import headlines, lifts, paired, published, scores
@@ -38,7 +39,7 @@ _ENV: Final = jinja2.Environment(
 def write(
     out_dir: str | Path,
     report: Mapping[str, Any],
-    rows: Iterable[Mapping[str, Any]] = (),
+    rows: Iterable[Row] = (),
     directions: xr.DataArray | None = None,
     agnosticism: xr.Dataset | None = None,
     manifest: Mapping[str, Any] | None = None,
@@ -112,7 +113,7 @@ def publish(
 @typed
 def render(
     report: Mapping[str, Any],
-    rows: Iterable[Mapping[str, Any]] = (),
+    rows: Iterable[Row] = (),
     shown: Sequence[Shown] = (),
     files: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -126,7 +126,7 @@ def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, pr
         if made is not None and "verdict" in row:
             disk.settle(f"row {row.get('key')!r}", made, record(judge, row["gen_text"]), what="its verdict")
     if judge is not None and todo:
-        bare = [{k: v for k, v in found[i].items() if k != "measures"} for i in todo]
+        bare = [cast("Row", {k: v for k, v in found[i].items() if k != "measures"}) for i in todo]
         for i, row in zip(todo, judges.judge_rows(bare, judge, log=log("verdicts"), progress=progress), strict=True):
             found[i] = {**found[i], "verdict": row["verdict"], "meta": row["meta"]}
     for row in found:

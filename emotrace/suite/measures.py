@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from emotrace.judges import lexicon
 from emotrace.labels import EMOTIONS, EmotraceError, emotion
 from emotrace.replies.fluency import repetition
+from emotrace.replies.row import Row
 from emotrace.replies.texts import DISCLAIMER, WIDER, cleaned, distinct
 from emotrace.signatures import typed
 
@@ -34,7 +34,7 @@ STOP: Final = frozenset(_STOP.split())
 _WORD: Final = re.compile(r"[^\W\d_]+")
 
 
-def of_text(row: Mapping[str, Any]) -> dict[str, float]:
+def of_text(row: Row) -> dict[str, float]:
     """The measures of a reply's text.
 
     Args:
