@@ -21,7 +21,7 @@ ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
 """Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
 
 
-def spec(model: LanguageModel, site: str, layer: int) -> tuple:
+def spec(model: LanguageModel, site: str, layer: int) -> leaf.Spec:
     """What `emotrace.traced.weights.projection` takes.
 
     Args:
@@ -38,7 +38,8 @@ def spec(model: LanguageModel, site: str, layer: int) -> tuple:
     address = sites.address(site, layer)
     here, end = (envoy(model, sites.address(s, layer).path) for s in ENDS[site])
     proof = sites.proofs.get(layer)
-    return site, layer, here, end, address.width, sites.d_model, sites.scale if proof is None else proof.scale
+    scale = sites.scale if proof is None else proof.scale
+    return leaf.Spec(site, layer, here, end, address.width, sites.d_model, scale)
 
 
 def weighed(model: LanguageModel, function: Any, *args: Any) -> Any:
@@ -69,8 +70,8 @@ def projection(model: LanguageModel, site: str, layer: int) -> Projection:
             norm after the projection that is neither RMSNorm nor LayerNorm.
     """
     found = spec(model, site, layer)
-    if any(p.is_meta for p in found[2]._module.parameters()):
-        raise EmotraceError(f"the weights of {found[2].path} are not here; load the model with its weights.")
+    if any(p.is_meta for p in found.map._module.parameters()):
+        raise EmotraceError(f"the weights of {found.map.path} are not here; load the model with its weights.")
     try:
         return leaf.projection(model, found)
     except ValueError as error:

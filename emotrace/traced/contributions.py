@@ -138,7 +138,7 @@ def post_normed(model: TracedModel, specs: list) -> list:
 def _part(model: TracedModel, layer: tuple) -> tuple:
     spec, v, reads, norm = layer
     if norm is not None:
-        norm = weights.norm_of(norm._module, spec[5], str(norm.path))
+        norm = weights.norm_of(norm._module, spec.d_model, str(norm.path))
     return weights.projection(model, spec), v, reads, norm
 
 

@@ -6,7 +6,7 @@ The output of a projection is ``x·matrix + bias``; what joins the residual stre
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,28 @@ class Norm:
         return self.centre(v.double() * self.gain)
 
 
+class Spec(NamedTuple):
+    """Where the last linear map of a branch is.
+
+    Attributes:
+        site: ``z`` or ``neuron``, its input.
+        layer: 0-based.
+        map: envoy of the map.
+        end: envoy of what ends its branch.
+        width: of its input.
+        d_model: of its output.
+        scale: c of the residual stream.
+    """
+
+    site: str
+    layer: int
+    map: Any
+    end: Any
+    width: int
+    d_model: int
+    scale: float
+
+
 class Projection:
     """The last linear map of a branch, and what becomes of its output.
 
@@ -87,30 +109,29 @@ class Projection:
         return torch.cat(parts, dim=-1).cpu()
 
 
-def projection(model: TracedModel, spec: tuple) -> Projection:
+def projection(model: TracedModel, spec: Spec) -> Projection:
     """The map that takes a site into the residual stream.
 
     Args:
         model: an nnsight model with weights.
-        spec: ``(site, layer, envoy of the map, envoy of what ends its branch, width, d_model, scale)``.
+        spec: where it is.
 
     Raises:
         ValueError: for a module without such a matrix, or a norm after it that is neither RMSNorm nor LayerNorm.
     """
-    site, layer, here, end, width, d_model, scale = spec
-    module, last = here._module, end._module
+    module, last, shape = spec.map._module, spec.end._module, (spec.width, spec.d_model)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise ValueError(f"{_path(here)} ({type(module).__name__}) has no weight matrix.")
+        raise ValueError(f"{_path(spec.map)} ({type(module).__name__}) has no weight matrix.")
     matrix = weight.detach() if type(module).__name__ == "Conv1D" else weight.detach().T
-    if matrix.shape != (width, d_model):
+    if matrix.shape != shape:
         matrix = matrix.T
-    if matrix.shape != (width, d_model):
-        raise ValueError(f"{_path(here)} has a weight of shape {tuple(weight.shape)}, not {(width, d_model)}.")
+    if matrix.shape != shape:
+        raise ValueError(f"{_path(spec.map)} has a weight of shape {tuple(weight.shape)}, not {shape}.")
     bias = getattr(module, "bias", None)
     bias = bias.detach().float() if isinstance(bias, Tensor) else None
-    norm = None if any(m is module for m in last.modules()) else norm_of(last, d_model, _path(end))
-    return Projection(site, layer, matrix, bias, norm, scale)
+    norm = None if any(m is module for m in last.modules()) else norm_of(last, spec.d_model, _path(spec.end))
+    return Projection(spec.site, spec.layer, matrix, bias, norm, spec.scale)
 
 
 def _path(envoy: Any) -> str:
