@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from emotrace.circuits.circuit import Circuit
+
+class Components(Protocol):
+    """What is shown of a circuit: its components, by value of its label."""
+
+    @property
+    def components(self) -> pd.DataFrame:
+        """One row per component of a value of the label."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What the components are sorted by."""
+        ...
+
+    @property
+    def labels(self) -> list[Any]:
+        """Values of the label, in order."""
+        ...
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Where the circuit comes from."""
+        ...
+
+    def members(self, label: Any, kind: str, layer: int) -> Sequence[int]:
+        """Indices of the components of one kind in one layer, the best first."""
+        ...
 
 
-def summary(circuit: Circuit) -> str:
+def summary(circuit: Components) -> str:
     """One line: how many components of how many labels in which layers, of which model, ranked how."""
     kinds = circuit.components["kind"].value_counts()
     layers = sorted(set(circuit.components["layer"]))
@@ -25,7 +51,7 @@ def summary(circuit: Circuit) -> str:
     )
 
 
-def table(circuit: Circuit) -> pd.DataFrame:
+def table(circuit: Components) -> pd.DataFrame:
     """One row per label, one column per layer: number of neurons, and the heads by rank."""
     cells = {
         layer: [_cell(circuit, value, layer) for value in circuit.labels]
@@ -34,7 +60,7 @@ def table(circuit: Circuit) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.Index(circuit.labels, name=circuit.label)).rename_axis(columns="layer")
 
 
-def text(circuit: Circuit) -> str:
+def text(circuit: Components) -> str:
     """Summary, table and warnings as plain text."""
     lines = [summary(circuit)]
     if len(circuit.components):
@@ -42,14 +68,14 @@ def text(circuit: Circuit) -> str:
     return "\n".join([*lines, *(f"Note: {w}" for w in circuit.meta.get("warnings", ()))])
 
 
-def html(circuit: Circuit) -> str:
+def html(circuit: Components) -> str:
     """The same for notebooks."""
     body = table(circuit).to_html(border=0) if len(circuit.components) else ""
     notes = "".join(f"<p>Note: {escape(str(w))}</p>" for w in circuit.meta.get("warnings", ()))
     return f"<div><p>{escape(summary(circuit))}</p>{body}{notes}</div>"
 
 
-def _cell(circuit: Circuit, value: object, layer: int) -> str:
+def _cell(circuit: Components, value: object, layer: int) -> str:
     neurons, heads = (circuit.members(value, kind, layer) for kind in ("neuron", "head"))
     parts = [f"{len(neurons)} n"] if neurons else []
     if heads:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 
 from emotrace.store.variable import Variable
 
-if TYPE_CHECKING:
-    from emotrace.store.activations import Activations
+
+class Rows(Protocol):
+    """What is shown of activations: the rows that are committed, and where they come from."""
+
+    path: Path
+    attrs: dict[str, Any]
+    columns: tuple[str, ...]
+    complete: bool
+
+    def column(self, name: str) -> Any:
+        """One token label of every row."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
-def summary(acts: Activations) -> str:
+def summary(acts: Rows) -> str:
     """A few lines: where from, how much, which sites, which labels with their values."""
     attrs, store = acts.attrs, acts.attrs["emotrace_store"]
     state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"
