@@ -21,7 +21,8 @@ from emotrace.traced.finite import finite
 
 
 def reduced(
-    model: LanguageModel, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str | Site, function: Any, *,
+    model: LanguageModel, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str | Site,
+    function: Any, *,
     layers: Iterable[int] | int | None = None, edits: Sequence[Edit] | None = None, batch_size: int = 32,
 ) -> Iterator[Any]:  # fmt: skip
     """Chunks of prompts, and what a function makes of their activations at the last token, where the model lives.
