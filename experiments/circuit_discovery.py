@@ -18,18 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import discovery_figures as figures
 import numpy as np
 import pandas as pd
 import typer
 import xarray as xr
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, report, stats
 from emotrace.cli.options import Bos, NotThere, only_here
-from emotrace.report import discovery as figures
 from emotrace.report.figures import Shown
+from emotrace.report.style import Picture
 from emotrace.run import Run
 from emotrace.runlog import write_json
 from emotrace.sites import LanguageModel
@@ -280,25 +280,19 @@ def _warnings(lm: LanguageModel) -> list[str]:
     ]
 
 
-def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Figure) -> list[Shown]:
+def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Picture) -> list[Shown]:
     """Figures of the page."""
-    captions = {
-        "emotion": "Diamonds: exact patching of a node, filled where q < 0.05. Bars: approximately, by part of the prompt.",
-        "valence": "The same for pairs whose event has another valence, under the same emotion word.",
-    }
     effects = [
-        Shown(f"nodes_{name}", f"What carries the {name}", captions[name],
+        Shown(f"nodes_{name}", f"What carries the {name}",
               figures.node_effects(result["nodes"][name], result["metric"][name], name))
         for name in LABELS
     ]  # fmt: skip
     return [
-        Shown("circuit", "The circuit", "Dashed: into a query; dotted: into a key. Width: magnitude of the score.", graph),
+        Shown("circuit", "The circuit", graph),
         *effects,
-        Shown("agreement", "Approximate against exact", "Spearman's ρ over all nodes, and over all edges on the pairs that were "
-              "patched exactly; magnitude and random are baselines.", figures.agreement(result["agreement"])),
-        Shown("faithfulness", "How small a circuit may be", "Measured on pairs that the scores were not made on.",
-              figures.faithfulness_curves(curves)),
-    ]  # fmt: skip
+        Shown("agreement", "Approximate against exact", figures.agreement(result["agreement"])),
+        Shown("faithfulness", "How small a circuit may be", figures.faithfulness_curves(curves)),
+    ]
 
 
 def _tables(result: dict[str, Any]) -> dict[str, pd.DataFrame]:

@@ -29,6 +29,7 @@ import knowledge_study as study
 import pandas as pd
 import train_tiny_masked
 import typer
+from knowledge_figures import mantel_p
 
 import emotrace as et
 from emotrace import disk, report, rsa
@@ -218,7 +219,7 @@ def main(
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {study.mantel_p(float(fit['p_mantel']))}; "
+          f"Mantel p {mantel_p(float(fit['p_mantel']), study.PERMUTATIONS)}; "
           f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "

@@ -22,15 +22,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import coordinate_figures as coordinates
 import pandas as pd
 import typer
+import vector_figures as figures
 import vector_study as study
 
 import emotrace as et
-from emotrace import directions, dose, extraction, interop, judges, replies
+from emotrace import directions, dose, extraction, interop, judges, replies, report
 from emotrace.cli.options import Bos, Where, place
-from emotrace.report import coordinates
-from emotrace.report import vectors as figures
+from emotrace.report.figures import Shown
 from emotrace.run import Run, records
 from emotrace.runlog import write_json, write_rows
 
@@ -151,20 +152,18 @@ def main(
     write_json(run.path("report.json"), result)
     write_rows(run.path("generations.jsonl"), study.generations(tested, methods, chosen))
     run.finish()
-    page = figures.page(
-        run.out,
-        "Emotion vectors",
-        {
-            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{study.BOUNDS} Intervals: over queries."),
-            "sweep": (figures.doses(sweep, chosen, "Held-out queries"), "The sweep on which the dose was chosen."),
-            "matrix": (figures.matrix(matrix, len(asked), chosen), "Replies to the test queries; joy counts as happiness."),
-            "geometry": (figures.geometry(vectors), "Not normalised: the length of one addition at dose 1."),
-            "neighbours": (coordinates.neighbours(vectors, seed), "Distances between far groups mean nothing in t-SNE."),
-        },
-        tables,
-        study.facts(result),
-        result["warnings"],
-        study.samples(tested, seed),
+    shown = {
+        "doses": figures.doses(
+            curve, chosen, f"Test queries ({test.name})", f"{study.BOUNDS} Intervals: over queries."
+        ),
+        "sweep": figures.doses(sweep, chosen, "Held-out queries", "The sweep on which the dose was chosen."),
+        "matrix": figures.matrix(matrix, len(asked), chosen),
+        "geometry": figures.geometry(vectors),
+        "neighbours": coordinates.neighbours(vectors, seed),
+    }  # fmt: skip
+    page = report.publish(
+        run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
+        title="Emotion vectors", facts=study.facts(result), drawn=study.samples(tested, seed),
     )  # fmt: skip
     print("\n".join(study.facts(result)))
     if lm.sites.remote is not None:

@@ -21,18 +21,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import coordinate_figures as coordinates
 import numpy as np
 import pandas as pd
 import typer
+import vector_figures as figures
 import vector_study as study
 import xarray as xr
 
 import emotrace as et
-from emotrace import directions, disk, dose, extraction, judges, replies
+from emotrace import directions, disk, dose, extraction, judges, replies, report
 from emotrace.cli.options import Bos, Where, names, numbers, place
 from emotrace.directions.vectors import METHODS
-from emotrace.report import coordinates
-from emotrace.report import vectors as figures
+from emotrace.report.figures import Shown
 from emotrace.run import Run, records
 from emotrace.runlog import write_json, write_rows
 from emotrace.suite import relabelled, truthful
@@ -171,22 +172,20 @@ def main(
     run.finish()
     differences = found.statistics["difference"]
     facts = [*study.facts(result), *_facts(apart, result)]
-    page = figures.page(
-        run.out,
-        "Steering from labelled texts",
-        {
-            "doses": (figures.doses(curve, chosen, f"Test queries ({test.name})"), f"{study.BOUNDS} Intervals: over queries."),
-            "sweep": (figures.doses(sweep, chosen, "Trial queries"), "The sweep on which the dose was chosen."),
-            "matrix": (figures.matrix(matrix, len(final), chosen), "Replies to the test queries; joy counts as happiness."),
-            "differences": (coordinates.sorted_differences(differences), f"Mean of the emotion's texts minus {against}."),
-            "largest": (coordinates.largest(differences, k), f"The {k} largest of every layer; outlier coordinates recur."),
-            "geometry": (figures.geometry(vectors), "Not normalised: the length of one addition at dose 1."),
-            "neighbours": (coordinates.neighbours(vectors, seed), "Distances between far groups mean nothing in t-SNE."),
-        },
-        tables,
-        facts,
-        result["warnings"],
-        study.samples(tested, seed),
+    shown = {
+        "doses": figures.doses(
+            curve, chosen, f"Test queries ({test.name})", f"{study.BOUNDS} Intervals: over queries."
+        ),
+        "sweep": figures.doses(sweep, chosen, "Trial queries", "The sweep on which the dose was chosen."),
+        "matrix": figures.matrix(matrix, len(final), chosen),
+        "differences": coordinates.sorted_differences(differences, against),
+        "largest": coordinates.largest(differences, k),
+        "geometry": figures.geometry(vectors),
+        "neighbours": coordinates.neighbours(vectors, seed),
+    }  # fmt: skip
+    page = report.publish(
+        run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
+        title="Steering from labelled texts", facts=facts, drawn=study.samples(tested, seed),
     )  # fmt: skip
     print("\n".join(facts))
     print(f"report: {page}")

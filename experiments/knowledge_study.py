@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import knowledge_figures as knowledge
 import pandas as pd
 import xarray as xr
 from scipy import stats as sps
@@ -18,7 +19,6 @@ from emotrace.labels import unknown
 from emotrace.prompt_tuning.masking import HOWS
 from emotrace.prompt_tuning.neurons import STAGES
 from emotrace.prompt_tuning.recipe import RECIPES
-from emotrace.report import knowledge
 from emotrace.report.figures import Shown
 from emotrace.rsa.masks import MATCHES
 from emotrace.sites import LanguageModel
@@ -185,11 +185,6 @@ def values(data: xr.Dataset) -> dict[str, Any]:
     return {"rows": clean.where(clean.notna(), None).to_dict("records")}
 
 
-def mantel_p(p: float) -> str:
-    """``= 0.0312``; ``≤ 0.0001`` where no shuffle came as far, so that more of them might give less."""
-    return f"{'≤' if p <= (1 + 1e-9) / (1 + PERMUTATIONS) else '='} {p:.4f}"
-
-
 def figures(
     whole: xr.DataArray, people: xr.DataArray, fit: xr.Dataset, control: xr.Dataset, significant: xr.DataArray,
     masks: rsa.Masks, drops: pd.DataFrame, tests: pd.DataFrame, human_side: xr.DataArray, link: pd.DataFrame,
@@ -200,50 +195,30 @@ def figures(
     order += [e for e in rsa.concepts(whole) if e not in order]
     maps = {"model": rsa.matched(whole, order), "human side": rsa.matched(people, order)}
     human = {str(a): float(human_side.sel(attribute=a)) for a in human_side["attribute"].values}
-    r, p = float(fit["correlation"]), float(fit["p_mantel"])
     out = [
+        Shown("prompts", "How well the soft prompts answer", knowledge.tuned_accuracy(table, plan.part)),
         Shown(
-            "prompts", "How well the soft prompts answer",
-            f"Share of right answers on {plan.part}, all seeds of an emotion together, with Wilson's 95 % interval. Half of the "
-            "texts hold the emotion, so chance is 50 %.",
-            knowledge.tuned_accuracy(table, plan.part),
-        ),
-        Shown(
-            "rdms", "Emotion concepts in the model and in people",
-            "Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their "
-            f"Pearson correlation is {r:+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}] (bootstrap over emotions and "
-            f"seeds), Mantel p {mantel_p(p)} ({PERMUTATIONS:,} shuffles of the emotions). Of r² the words of the texts and the "
-            f"embeddings of the names give {float(control['explained']):.0%}; with them held constant r is "
-            f"{float(control['partial']):+.3f}.",
-            knowledge.rdm_maps(maps, f"Model and human side correlate at r = {r:+.2f}"),
+            "rdms", "Emotion concepts in the model and in people", knowledge.rdm_maps(maps, fit, control, PERMUTATIONS)
         ),
         Shown(
             "selective_neurons", "Selective neurons by layer and attribute",
-            f"Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b, one-sided asymptotic p, FDR "
-            f"q < {plan.level} over all neurons and attributes (rule: {plan.rule}). That p takes pairs of emotions for "
-            "independent, which they are not, so the counts are too high; a neuron may be selective for several attributes.",
-            knowledge.selective_counts(significant),
+            knowledge.selective_counts(significant, plan.level, plan.rule),
         ),
     ]  # fmt: skip
     for size in dict.fromkeys(masks.masked["k"].values.tolist()):
         best = masks.sel(kind="selective", k=size).masked
         best = best.swap_dims(mask="attribute").drop_vars(["k", "kind", "draw"])
-        out.append(Shown(
-            f"top_neurons_{size}", f"Where the {size:,} best neurons of each attribute lie",
-            f"The {size:,} neurons with the highest τ of each attribute, whether significant or not; ties go to the lower layer.",
-            knowledge.top_neurons(best),
-        ))  # fmt: skip
-        out.append(Shown(
-            f"masked_{size}", f"Accuracy with {size:,} neurons masked",
-            f"Mean accuracy of the prompts on {plan.part}, with 95 % t-intervals over emotions. A star: the mean with the "
-            "selective mask is below that of more than 95 % of the random masks of the same size; one attribute in twenty would "
-            "be by chance.",
-            knowledge.masked_accuracy(drops, size, tests),
-        ))  # fmt: skip
-        out.append(Shown(
-            f"human_link_{size}", f"Masking {size:,} neurons, and the human side",
-            "Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts more "
-            "than masking random ones (95 % t-interval over emotions).",
-            knowledge.human_scatter(drops, human, size, link),
-        ))  # fmt: skip
+        out += [
+            Shown(
+                f"top_neurons_{size}", f"Where the {size:,} best neurons of each attribute lie", knowledge.top_neurons(best)
+            ),
+            Shown(
+                f"masked_{size}", f"Accuracy with {size:,} neurons masked",
+                knowledge.masked_accuracy(drops, size, tests, plan.part),
+            ),
+            Shown(
+                f"human_link_{size}", f"Masking {size:,} neurons, and the human side",
+                knowledge.human_scatter(drops, human, size, link),
+            ),
+        ]  # fmt: skip
     return out

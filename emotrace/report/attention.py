@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emotrace.report import style
-from emotrace.report.style import COLOURS, INK
-from emotrace.signatures import typed
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import COLOURS, INK, Picture
 
 LOOKED_AT = 7
 """Tokens named beside each pattern."""
@@ -23,8 +22,7 @@ MOST = 6
 """Most heads that are drawn."""
 
 
-@typed
-def attention_patterns(patterns: Sequence[xr.DataArray]) -> Figure:
+def attention_patterns(patterns: Sequence[xr.DataArray]) -> Picture:
     """Attention of each head on a prompt: the whole pattern, and beside it what the last token looks at most.
 
     Args:
@@ -34,7 +32,11 @@ def attention_patterns(patterns: Sequence[xr.DataArray]) -> Figure:
     drawn = distinct(patterns)[:MOST]
     across = min(2, len(drawn))
     down = math.ceil(len(drawn) / across)
-    figure = style.canvas(1.0 + 2.55 * down, _claim(drawn))
+    caption = """Left: how much each token (query, downwards) takes from each earlier one (key, across); rows sum to 1.
+        Right: the tokens that the last prompt token, at which emotions are read and steered, takes most from, with their
+        positions. One prompt, n = 1, without an interval: an illustration, not a measurement. ␣ is a blank, ↵ the
+        end of a line."""
+    figure = style.canvas(1.0 + 2.55 * down, _claim(drawn), caption)
     panels = figure.subplots(down, 2 * across, squeeze=False, width_ratios=[1.25, 1] * across)
     for ax in panels.ravel()[2 * len(drawn) :]:
         ax.set_axis_off()
@@ -43,22 +45,20 @@ def attention_patterns(patterns: Sequence[xr.DataArray]) -> Figure:
     for i, pattern in enumerate(drawn):
         whole, last = panels[i // across, 2 * (i % across) : 2 * (i % across) + 2]
         matrix = np.asarray(pattern.transpose("query", "key").values, dtype=np.float64)
-        image = whole.imshow(
-            matrix, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", origin="upper", interpolation="nearest"
-        )
-        whole.set_title(title(pattern), fontsize=10, loc="left", color=INK)
-        whole.set_ylabel("query (position)" if i % across == 0 else "", fontsize=10, color=INK)
-        whole.set_xlabel("key (position)" if i + across >= len(drawn) else "", fontsize=10, color=INK)
+        image = heat(whole, matrix, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+        style.titled(
+            whole, title(pattern), "key (position)" if i + across >= len(drawn) else "",
+            "query (position)" if i % across == 0 else "", size=10,
+        )  # fmt: skip
         whole.tick_params(labelsize=9, colors=INK, length=2)
         for axis, size in ((whole.xaxis, matrix.shape[1]), (whole.yaxis, matrix.shape[0])):
             axis.set_ticks(range(0, size, max(1, math.ceil(size / 6))))
         _last(last, matrix[-1], tokens_of(pattern), widest)
         last.set_xlabel("of the last token" if i + across >= len(drawn) else "", fontsize=10, color=INK)
     if image is not None:
-        bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.4, aspect=40, pad=0.02)
+        label = "attention (colours by its square root)"
+        bar = scale(figure, image, label, ax=panels, location="bottom", shrink=0.4, aspect=40, pad=0.02)
         bar.set_ticks([0, 0.05, 0.25, 0.5, 1], labels=["0", "0.05", "0.25", "0.5", "1"])
-        bar.ax.tick_params(labelsize=9)
-        bar.set_label("attention (colours by its square root)", fontsize=10)
     return figure
 
 

@@ -12,15 +12,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import FuncNorm, ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from emotrace.labels import EmotraceError
 from emotrace.report import style
+from emotrace.report.heat import heat, scale
 from emotrace.report.parts import CircuitParts, label_of
-from emotrace.report.style import INK
-from emotrace.signatures import typed
+from emotrace.report.style import INK, Picture, span
 
 NEURONS = "#0072B2"
 REST = "#d9d9d9"
@@ -30,8 +29,7 @@ COUNTED = 12
 """Most layers whose bars carry the number of neurons."""
 
 
-@typed
-def circuit_map(parts: CircuitParts) -> Figure:
+def circuit_map(parts: CircuitParts) -> Picture:
     """Layers × heads coloured by contribution, the circuit's outlined; beside it what its neurons contribute per layer.
 
     One panel per emotion, layer 0 at the bottom. The colours of all emotions have one scale, by the square root of the
@@ -48,7 +46,7 @@ def circuit_map(parts: CircuitParts) -> Figure:
     across = min(3, len(labels))
     down = math.ceil(len(labels) / across)
     side = min(3.3, max(1.9, 0.25 * len(layers)))
-    figure = style.canvas(1.75 + down * (side + 0.6), _map_claim(parts, layers))
+    figure = style.canvas(1.75 + down * (side + 0.6), _map_claim(parts, layers), _map_caption(parts))
     widths = {"head": 1.9, "neuron": 1.0}
     panels = figure.subplots(
         down, across * len(kinds), squeeze=False, sharey=True, width_ratios=[widths[k] for k in kinds] * across
@@ -82,13 +80,10 @@ def circuit_map(parts: CircuitParts) -> Figure:
     for ax in bars:
         ax.set_xlim(0, widest)
     if image is not None:
-        bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.5, aspect=45, pad=0.02)
+        label = "contribution of a head (0: removing it changes nothing; colours by its square root)"
+        bar = scale(figure, image, label, ax=panels, location="bottom", shrink=0.5, aspect=45, pad=0.02)
         ticks = [-top, -top / 4, -top / 25, 0, top / 25, top / 4, top]
         bar.set_ticks(ticks, labels=[f"{x:.2g}".replace("-", "−") for x in ticks])
-        bar.ax.tick_params(labelsize=9)
-        bar.set_label(
-            "contribution of a head (0: removing it changes nothing; colours by its square root)", fontsize=10
-        )
     figure.legend(handles=_handles(parts, kinds), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
@@ -131,11 +126,7 @@ def _heads(parts: CircuitParts, emotion: str, layers: Sequence[int]) -> np.ndarr
 def _grid(
     ax: Axes, matrix: np.ndarray, parts: CircuitParts, emotion: str, layers: Sequence[int], norm: FuncNorm
 ) -> Any:  # fmt: skip
-    image = ax.imshow(
-        np.ma.masked_invalid(matrix), cmap=SIGNED, norm=norm, origin="lower", aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
-    ax.set_facecolor("#f2f2f2")
+    image = heat(ax, matrix, cmap=SIGNED, norm=norm, origin="lower", interpolation="nearest")
     n = matrix.shape[1]
     step = max(1, math.ceil(n / 8))
     ax.set_xticks(range(0, n, step), [str(i) for i in range(0, n, step)])
@@ -183,6 +174,28 @@ def _rows(parts: CircuitParts, emotion: str, kind: str) -> Any:
     assert parts.circuit is not None
     table = parts.circuit.components
     return table[(table[parts.circuit.label].astype(str) == emotion) & (table["kind"] == kind)]
+
+
+def _map_caption(parts: CircuitParts) -> str:
+    by = str(parts.circuit.meta.get("by", "contrast")) if parts.circuit is not None else "contrast"
+    score = {
+        "contrast": "the mean over prompts of the emotion less that over prompts of the others",
+        "mean": "the mean over prompts of the emotion",
+    }.get(by, f"the score {by}")
+    normed = parts.heads is not None and parts.heads.attrs.get("readout") == "normed"
+    where = "its own layer" + (", after the norm that the MLP reads through," if normed else "")
+    text = f"""A head contributes what the projection on the emotion's direction loses in {where} when the head is set
+        to zero, a neuron its activation times the projection of its output weights, at the last prompt token: {score}.
+        Positive (red): removing it lowers the emotion. Layer 0 is at the bottom; colours, by the square root of
+        the contribution, and bars have one scale for all emotions."""
+    if parts.circuit is not None:
+        text += " Outlined: heads in the circuit."
+        if "neuron" in set(parts.circuit.components["kind"]):
+            text += " Bars: contributions of the circuit's neurons, summed per layer"
+            text += "; the numbers beside them count them." if len(parts.circuit.layers) <= COUNTED else "."
+    counts = [x for part in (parts.heads, parts.neurons) if part is not None and "n" in part for x in part["n"].values]
+    n = f"n = {span([int(x) for x in counts])} prompts per emotion" if counts else "n unknown"
+    return f"{text} Means without an interval, {n}."
 
 
 def _title(parts: CircuitParts, emotion: str, kind: str, first: bool) -> str:

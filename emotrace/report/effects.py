@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
@@ -17,8 +16,7 @@ from matplotlib.ticker import NullLocator
 from emotrace.report import style
 from emotrace.report.layers import layer_ticks
 from emotrace.report.parts import label_of
-from emotrace.report.style import FAINT, INK, MARKERS, SERIES
-from emotrace.signatures import typed
+from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
 
 SETS: Final = {"top": ("#D55E00", "o"), "low": ("#0072B2", "s"), "random": ("#777777", "D")}
 """Colour and marker of each set of components."""
@@ -28,8 +26,7 @@ WIDE: Final = 5.0
 ROWS: Final = ("neurons ablated", "heads ablated", "neurons added", "heads added")
 
 
-@typed
-def effect_curves(curves: Mapping[str, xr.Dataset]) -> Figure:
+def effect_curves(curves: Mapping[str, xr.Dataset]) -> Picture:
     """Change of the projection on each emotion against the number of components removed or added.
 
     One row per curve, one column per emotion. Orange: the best components of the ranking; blue: those with the smallest
@@ -44,7 +41,7 @@ def effect_curves(curves: Mapping[str, xr.Dataset]) -> Figure:
     labels = style.emotions_of(
         list(dict.fromkeys(str(e) for c in curves.values() for e in c[label_of(c["delta"])].values))
     )
-    figure = style.canvas(1.35 + 1.75 * len(names), curves_claim(curves))
+    figure = style.canvas(1.35 + 1.75 * len(names), curves_claim(curves), _curves_caption(curves))
     panels = figure.subplots(len(names), len(labels), squeeze=False, sharey="row")
     for row, name in enumerate(names):
         curve = curves[name]
@@ -74,8 +71,7 @@ def effect_curves(curves: Mapping[str, xr.Dataset]) -> Figure:
     return figure
 
 
-@typed
-def influence_profile(influence: xr.Dataset) -> Figure:
+def influence_profile(influence: xr.Dataset) -> Picture:
     """Influence of attention and MLP output by layer, one panel per emotion: the exact limit, and finite doses if measured.
 
     Args:
@@ -90,7 +86,7 @@ def influence_profile(influence: xr.Dataset) -> Figure:
     doses = [float(d) for d in influence["dose"].values] if "finite" in influence else []
     across = min(3, len(labels))
     down = math.ceil(len(labels) / across)
-    figure = style.canvas(1.35 + 2.3 * down, _influence_claim(influence, label))
+    figure = style.canvas(1.35 + 2.3 * down, _influence_claim(influence, label), _influence_caption(influence, label))
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for i, (ax, emotion) in enumerate(zip(panels, labels, strict=False)):
         part = influence.sel({label: emotion})
@@ -196,6 +192,35 @@ def curves_claim(curves: Mapping[str, xr.Dataset]) -> str:
         out.append(f"{int(curve['k'].values[-1])} {name} {values}")
     lines = ["; ".join(out[i : i + 2]) for i in range(0, len(out), 2)]
     return f"Δ projection, best components : {against} ones (mean over emotions)\n" + ";\n".join(lines)
+
+
+def _curves_caption(curves: Mapping[str, xr.Dataset]) -> str:
+    one = next(iter(curves.values())).attrs
+    where = f" in layer {one['readout_layer']}" if "readout_layer" in one else ""
+    hows = sorted({str(c.attrs["how"]) for c in curves.values() if "how" in c.attrs})
+    how = f" ({', '.join(hows)} ablation)" if hows else ""
+    return f"""Mean over prompts of the change of the projection on the emotion's direction{where}, at the last prompt
+        token. Ablated{how}: components are taken from the prompts that ask for the emotion, so a fall means that they carried
+        it. Added: the emotion's difference vectors are put in at the components, in prompts that name no emotion, so a rise
+        means more of it. Random and low-scoring sets have as many components in every layer as the best. Whiskers are
+        95 % intervals from a bootstrap over skeletons (grey: of the mean over draws); n counts prompts. The title is
+        about the largest k of each row. Scales differ between rows."""
+
+
+def _influence_caption(influence: xr.Dataset, label: str) -> str:
+    text = f"""The residual after a sublayer is shifted along that sublayer's own direction of the {label}, at the last prompt
+        token of prompts that name none; influence is how fast the projection of the last layer on the {label}'s reference
+        direction changes. Solid: the exact derivative at no shift, mean over n prompts; shaded: ± one standard deviation over
+        prompts (their spread, not an interval of the mean). 1 would be a shift that arrives as it was made; positive means
+        more of the {label}."""
+    if float(abs(influence["influence"]).max()) > WIDE:
+        text += " The axis is logarithmic beyond ±1."
+    off = deviation(influence)
+    if off:
+        parts = ", ".join(f"{style.percent(v, 1)} at {d:g} σ" for d, v in off.items())
+        text += f""" Broken lines: the same from finite doses in units of the residual's root mean square σ, which depart
+            from the exact limit by at most (as a share of its largest value) {parts}."""
+    return text
 
 
 def _influence_claim(influence: xr.Dataset, label: str) -> str:

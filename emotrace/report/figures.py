@@ -1,14 +1,13 @@
-"""Figures: every figure of a report, by name, with the paragraph that says what it shows."""
+"""Figures: every figure of a report, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import xarray as xr
-from matplotlib.figure import Figure
 
-from emotrace.report import captions, style
+from emotrace.report import style
 from emotrace.report.attention import attention_patterns
 from emotrace.report.circuits import circuit_map
 from emotrace.report.comparison import equal_kl
@@ -19,8 +18,7 @@ from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
 from emotrace.report.replies import ABLATIONS, ablation_bars, accuracy_bars, confusion
-from emotrace.report.style import save
-from emotrace.signatures import typed
+from emotrace.report.style import Picture, save
 
 __all__ = [
     "Shown",
@@ -42,15 +40,13 @@ __all__ = [
 
 
 class Shown(NamedTuple):
-    """A figure with its file name (without ending), heading and caption."""
+    """A figure with its file name (without ending) and heading; it carries its caption itself."""
 
     name: str
     heading: str
-    caption: str
-    figure: Figure
+    figure: Picture
 
 
-@typed
 def draw(
     report: Mapping[str, Any],
     directions: xr.DataArray | None = None,
@@ -71,51 +67,36 @@ def draw(
     parts = CircuitParts.of(circuits)
     out: list[Shown] = []
 
-    def add(name: str, heading: str, caption: str, figure: Callable[[], Figure]) -> None:
-        out.append(Shown(name, heading, caption, figure()))
+    def add(name: str, heading: str, figure: Picture) -> None:
+        out.append(Shown(name, heading, figure))
 
     methods = {m for part in ("accuracy", "confusion") for m in report.get(part) or {}}
     spoken = style.only(report, [m for m in methods if m not in ABLATIONS[1:]])
     if spoken.get("accuracy"):
-        add("accuracy", "Accuracy by method", captions.accuracy(spoken), lambda: accuracy_bars(spoken))
+        add("accuracy", "Accuracy by method", accuracy_bars(spoken))
     if spoken.get("confusion"):
-        add("confusion", "What was asked and what was read", captions.confusion(), lambda: confusion(spoken))
+        add("confusion", "What was asked and what was read", confusion(spoken))
     if "ablate" in (report.get("accuracy") or {}):
-        add("ablation", "Is the circuit needed?", captions.ablation(), lambda: ablation_bars(report))
+        add("ablation", "Is the circuit needed?", ablation_bars(report))
     if report.get("sweep"):
-        add("dose", "Dose and fluency", captions.dose(report), lambda: dose_curve(report))
+        add("dose", "Dose and fluency", dose_curve(report))
     if report.get("comparison"):
-        add("comparison", "Steering and circuit at equal KL", captions.comparison(report), lambda: equal_kl(report))
+        add("comparison", "Steering and circuit at equal KL", equal_kl(report))
     if directions is not None:
-        layers = [int(i) for i in directions["layer"].values]
-        at = chosen_layer(layers, report.get("chosen"))
-        add(
-            "similarity",
-            "Similarity of the directions",
-            captions.similarity(directions),
-            lambda: similarity(directions, at),
-        )
+        at = chosen_layer([int(i) for i in directions["layer"].values], report.get("chosen"))
+        add("similarity", "Similarity of the directions", similarity(directions, at))
     if found is not None:
-        add(
-            "agnosticism",
-            "Are the directions context-agnostic?",
-            captions.agnosticism(found),
-            lambda: agnosticism(found),
-        )
+        add("agnosticism", "Are the directions context-agnostic?", agnosticism(found))
     if directions is not None and "norm" in directions.coords:
-        profile = report.get("layer_profile")
-        add("layers", "Layer profile", captions.layers(directions), lambda: layer_profile(directions, found, profile))
+        add("layers", "Layer profile", layer_profile(directions, found, report.get("layer_profile")))
     if parts.circuit is not None or parts.heads is not None:
-        add("circuit", "Where the components lie", captions.circuit(parts), lambda: circuit_map(parts))
+        add("circuit", "Where the components lie", circuit_map(parts))
     if parts.circuit is not None and len(parts.circuit.labels) > 1 and len(parts.circuit.components):
-        circuit = parts.circuit
-        add("overlap", "What circuits share", captions.overlap(circuit), lambda: circuit_overlap(circuit))
+        add("overlap", "What circuits share", circuit_overlap(parts.circuit))
     if parts.curves:
-        heading = "Do the best components carry the emotion?"
-        add("curves", heading, captions.curves(parts.curves), lambda: effect_curves(parts.curves))
+        add("curves", "Do the best components carry the emotion?", effect_curves(parts.curves))
     if parts.influence is not None:
-        influence = parts.influence
-        add("influence", "Which sublayers matter", captions.influence(influence), lambda: influence_profile(influence))
+        add("influence", "Which sublayers matter", influence_profile(parts.influence))
     if parts.attention:
-        add("attention", "Where top heads look", captions.attention(), lambda: attention_patterns(parts.attention))
+        add("attention", "Where top heads look", attention_patterns(parts.attention))
     return out

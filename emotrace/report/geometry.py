@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from emotrace import directions as cosine
 from emotrace.labels import EmotraceError
 from emotrace.report import style
-from emotrace.report.style import INK
-from emotrace.signatures import typed
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import Picture
 
 ANNOTATED = 14
 """Largest side of a matrix whose cells carry numbers."""
 
 
-@typed
-def similarity(directions: xr.DataArray, layer: int | None = None) -> Figure:
+def similarity(directions: xr.DataArray, layer: int | None = None) -> Picture:
     """Cosines between emotions at one layer, and between all sublayers (mean over emotions, order attn0, mlp0, …).
 
     Args:
@@ -44,7 +42,7 @@ def similarity(directions: xr.DataArray, layer: int | None = None) -> Figure:
     side = len(places["place"])
     shown = [s for s in subs if s in ("resid_mid", "resid_post")] or subs[-2:]
     height, bottom = 10.4, 5.2
-    figure = style.canvas(height, _similarity_claim(cosines, at, shown[-1]))
+    figure = style.canvas(height, _similarity_claim(cosines, at, shown[-1]), _similarity_caption(directions))
     figure.set_layout_engine("none")
 
     def square(left: float, low: float, side: float) -> Axes:
@@ -55,18 +53,15 @@ def similarity(directions: xr.DataArray, layer: int | None = None) -> Figure:
         ax = square(1.0 + 4.0 * i, height - 3.75, 3.0)
         matrix = cosines.sel(sublayer=sub).isel(layer=0).sel(emotion=order, emotion_other=order)
         _heat(ax, matrix.transpose("emotion", "emotion_other").values, order, order if i == 0 else [""] * len(order))
-        ax.set_title(f"{sub}, layer {at}{groups(directions)}", fontsize=10.5, loc="left", color=INK)
+        style.titled(ax, f"{sub}, layer {at}{groups(directions)}")
     below = square(1.0, 0.6, bottom)
     names = [str(p) for p in places["place"].values]
     step = max(1, math.ceil(side / 28))
     names = [n if i % step == 0 else "" for i, n in enumerate(names)]
     image = _heat(below, places.values, names, names)
-    title = f"Sublayer × sublayer, mean over {len(order)} emotions{groups(directions)}"
-    below.set_title(title, fontsize=10.5, loc="left", color=INK)
-    scale = figure.add_axes(((1.3 + bottom) / style.WIDTH, 1.4 / height, 0.14 / style.WIDTH, (bottom - 1.6) / height))
-    bar = figure.colorbar(image, cax=scale)
-    bar.ax.tick_params(labelsize=9)
-    bar.set_label("cosine (0: unrelated)", fontsize=10)
+    style.titled(below, f"Sublayer × sublayer, mean over {len(order)} emotions{groups(directions)}")
+    beside = figure.add_axes(((1.3 + bottom) / style.WIDTH, 1.4 / height, 0.14 / style.WIDTH, (bottom - 1.6) / height))
+    scale(figure, image, "cosine (0: unrelated)", cax=beside)
     return figure
 
 
@@ -96,18 +91,31 @@ def groups(directions: xr.DataArray) -> str:
     return f" (n = {int(n):,} groups)" if n else ""
 
 
+def counted(found: xr.DataArray | xr.Dataset) -> str:
+    """``480 groups``, or that it is unknown."""
+    n = found.attrs.get("n_groups")
+    return f"{int(n):,} groups" if n else "unknown"
+
+
 def _heat(ax: Axes, matrix: np.ndarray, across: Sequence[str], down: Sequence[str]) -> Any:
-    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal")
-    many = len(across) > 8
-    ax.set_xticks(range(len(across)), across, rotation=90 if many else 45, ha="center" if many else "right",
-                  rotation_mode="default" if many else "anchor", fontsize=9)  # fmt: skip
-    ax.set_yticks(range(len(down)), down, fontsize=9)
-    ax.tick_params(length=0, colors=INK)
-    if len(matrix) <= ANNOTATED:
-        for (i, j), value in np.ndenumerate(matrix):
-            text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−").replace("0.", ".", 1)
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.65 else INK)
-    return image
+    return heat(
+        ax, matrix, across, down, turn=90 if len(across) > 8 else 45, text=_cosine if len(matrix) <= ANNOTATED else None,
+        dark=0.65, cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal",
+    )  # fmt: skip
+
+
+def _cosine(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−").replace("0.", ".", 1)
+
+
+def _similarity_caption(directions: xr.DataArray) -> str:
+    k = directions.sizes["emotion"]
+    apart = f"""; since {k} centred means sum to zero, {k} that differ equally would have a cosine of −1/{k - 1} =
+        −{1 / (k - 1):.2f} with each other""" if k > 1 else ""  # fmt: skip
+    return f"""A direction is the mean over groups (one scenario and valence) of an emotion's activation less the group's
+        mean over emotions, made unit length. Above: cosines between emotions{apart}. Below: cosines of the same emotion's
+        directions at different places, averaged over emotions, in the order attn0, mlp0, attn1, … (attn: the residual after
+        attention; mlp: after the MLP). They describe one set of directions, without an interval; n = {counted(directions)}."""
 
 
 def _similarity_claim(cosines: xr.DataArray, layer: int, sub: str) -> str:

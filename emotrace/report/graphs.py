@@ -7,14 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from emotrace.discovery.selection import ends
 from emotrace.labels import EmotraceError
 from emotrace.report import style
-from emotrace.signatures import typed
+from emotrace.report.style import Picture
 
 RAISES, LOWERS = style.COLOURS["prompt"], style.COLOURS["steer"]
 LINES: Final = {"q": (0, (5, 2)), "k": (0, (1, 1.5)), "v": "solid", "mlp": "solid", "out": "solid"}
@@ -25,8 +24,7 @@ MOST: Final = 150
 """Edges above which a drawing is no longer readable."""
 
 
-@typed
-def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | None = None, title: str = "") -> Figure:
+def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | None = None, title: str = "") -> Picture:
     """A circuit of edges as a layered graph.
 
     Blue edges raise the metric, orange ones lower it; the width is the magnitude of the score. Dashed edges enter
@@ -59,7 +57,10 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     edges, sizes = _drawn(circuit, mask, weights)
     places = _layout([(s, t) for s, t, _ in edges])
     rows = sorted({y for _, y in places.values()})
-    figure = style.canvas(max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {int(mask.sum())} edges")
+    figure = style.canvas(
+        max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {int(mask.sum())} edges",
+        "Dashed: into a query; dotted: into a key. Width: magnitude of the score.",
+    )  # fmt: skip
     ax = figure.add_subplot()
     ax.axis("off")
     widths = np.abs(sizes)

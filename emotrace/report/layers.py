@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from emotrace.labels import EmotraceError
 from emotrace.report import style
-from emotrace.report.geometry import full, groups
-from emotrace.report.style import FAINT, INK, MARKERS, SERIES
-from emotrace.signatures import typed
+from emotrace.report.geometry import counted, full, groups
+from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
 
 
-@typed
-def agnosticism(found: xr.Dataset) -> Figure:
+def agnosticism(found: xr.Dataset) -> Picture:
     """Held-out accuracy and cosine to the full direction per layer, one column per factor left out, one colour per sublayer.
 
     Above: accuracy over all held-out rows with its 95 % interval; thin line: the worst level; grey: up to the highest
@@ -41,7 +38,7 @@ def agnosticism(found: xr.Dataset) -> Figure:
     factors, subs = [str(f) for f in found["factor"].values], [str(s) for s in found["sublayer"].values]
     layers = found["layer"].values
     chance = float(found.attrs.get("chance", 1 / found.sizes[found.attrs.get("label", "emotion")]))
-    figure = style.canvas(6.6, _agnosticism_claim(found, factors))
+    figure = style.canvas(6.6, _agnosticism_claim(found, factors), _agnosticism_caption(found))
     panels = figure.subplots(2, len(factors), squeeze=False, sharex=True, sharey="row", height_ratios=[1.4, 1])
     n_all = int(found.attrs.get("n_groups", 0))
     lowest: list[float] = []
@@ -89,10 +86,9 @@ def agnosticism(found: xr.Dataset) -> Figure:
     return figure
 
 
-@typed
 def layer_profile(
     directions: xr.DataArray, found: xr.Dataset | None = None, profile: Sequence[Mapping[str, Any]] | None = None
-) -> Figure:
+) -> Picture:
     """By layer: norm of the centred means, that norm relative to the activations (‖c‖ / (σ √d)), held-out accuracy.
 
     Args:
@@ -115,7 +111,11 @@ def layer_profile(
     sigma = _sigma(layers, subs, profile)
     count = 1 + bool(np.isfinite(sigma).any()) + (found is not None)
     relative = norm / (sigma * math.sqrt(directions.sizes["dim"]))
-    figure = style.canvas(4.3, _profile_claim(layers, subs, norm, relative))
+    caption = f"""Norm of the centred mean by layer, mean and range over emotions; the same divided by the length of an
+        activation (σ √d, σ being the root mean square of its coordinates), because activations grow with depth; and the
+        held-out accuracy of the figure above, with its 95 % intervals. Panels without data are left out. n =
+        {counted(directions)}."""
+    figure = style.canvas(4.3, _profile_claim(layers, subs, norm, relative), caption)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     n = groups(directions).removeprefix(" (").removesuffix(")")
     curves = [(norm, "Norm of the centred mean", "‖c‖")]
@@ -210,6 +210,18 @@ def _agnosticism_claim(found: xr.Dataset, factors: Sequence[str]) -> str:
         f"Directions found without a context classify it: {', '.join(parts)} held out\n"
         f"(layer {layer}, {sub}); cosine to the full direction at least {cosine:.2f} there".replace("-", "−")
     )
+
+
+def _agnosticism_caption(found: xr.Dataset) -> str:
+    a = found.attrs
+    clusters = f" ({a['n_clusters']} of them)" if "n_clusters" in a else ""
+    return f"""Directions were fitted without one theme (or valence) and then had to name the emotion of that theme's
+        activations: the answer is the direction with the largest projection of a row less its group's mean. Solid: accuracy
+        over all held-out rows, with 95 % intervals from {a.get("n_bootstrap", "the")} bootstrap draws over
+        {a.get("cluster", "skeletons")}{clusters}; dotted: the level that does worst. Grey: up to the highest of
+        {a.get("n_null", "several")} runs with the labels shuffled within groups. Below: cosine of the direction fitted without a
+        level to the full one, mean over levels and emotions; dotted: the lowest of them, with its interval. n =
+        {counted(found)}."""
 
 
 def _profile_claim(layers: np.ndarray, subs: Sequence[str], norm: np.ndarray, relative: np.ndarray) -> str:

@@ -1,13 +1,33 @@
-"""Numbers: the tables of scores that the page shows, as texts."""
+"""Numbers: the scores that the page shows, as texts, and the tables they stand in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from emotrace.report import style
+from emotrace.report import style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
 from emotrace.report.tables import SCORES
+
+
+class Grid(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+        caption: above it.
+        head: names of the columns.
+        rows: cells.
+        heading: of a section of its own; empty for none.
+        texts: so many columns at the left are texts; the others are numbers.
+        id: by which a link finds it.
+    """
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    heading: str = ""
+    texts: int = 1
+    id: str = ""
 
 
 def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -39,6 +59,59 @@ def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
         note = f"p {found_p}" if found_p.startswith("≤") else f"p = {found_p}"
         out.append({"name": f"{method} over none", "value": _points(lift), "interval": bounds(lift), "note": note})
     return out
+
+
+def grids(report: Mapping[str, Any]) -> list[Grid]:
+    """The tables under the headline numbers: scores, lifts, paired tests; those of which there is something."""
+    methods, tests = scores(report), paired(report)
+    told = any(row["target"] != "–" for row in methods)
+    scored = any(row["score"] for row in tests)
+    interval = "95 % interval from a bootstrap over skeletons, p from sign flips over skeletons"
+    found = [
+        Grid(
+            "Share of replies whose emotion, as read by a judge who does not know what was asked, is the asked one; 95 % "
+            "intervals from a bootstrap over skeletons. Worst case: every unjudged reply counts as a miss. Of several draws "
+            "controls show the highest, ablated random components (random_ablate) the lowest.",
+            ["method", "accuracy", "… and fluent", *(["target-aware"] if told else []), "n", "unjudged", "worst case"],
+            [
+                [
+                    row["method"] + (f" ({row['draws']} draws)" if row["draws"] > 1 else ""), row["accuracy"], row["fluent"],
+                    *([row["target"]] if told else []), str(row["n"]), str(row["n_unjudged"]), row["worst"],
+                ]
+                for row in methods
+            ],
+        ),
+        Grid(
+            "Lift: accuracy less that of the same prompts with nothing asked and nothing edited, paired by prompt; "
+            f"{interval}.",
+            ["method", "emotion", "lift", "95 % interval", "p", "n"],
+            [[row[k] for k in ("method", "name", "value", "interval", "p", "n")] for row in lifts(report)],
+            texts=2,
+        ),
+        Grid(
+            "Paired: the first method's share of matches less the second's, on the prompts judged in both; "
+            f"{interval}, n their number.",
+            ["methods", *(["score"] if scored else []), "difference", "95 % interval", "p", "n"],
+            [
+                [f"{row['a']} − {row['b']}", *([row["score"]] if scored else []),
+                 *(row[k] for k in ("difference", "interval", "p", "n"))]
+                for row in tests
+            ],
+            texts=1 + scored,
+            id="paired",
+        ),
+    ]  # fmt: skip
+    return [grid for grid in found if grid.rows]
+
+
+def fluency(report: Mapping[str, Any]) -> list[Grid]:
+    """The table of fluency by method; none where it is not known."""
+    found = tables.fluency(report)
+    caption = """Median perplexity of the reply under the un-edited model, mean length in tokens, mean share of repeated 3-grams,
+        share of fluent replies."""
+    head = [str(name).replace("_", " ") for name in found]
+    rows = [[_fluent(str(name), value) for name, value in row.items()] for row in found.to_dict("records")]
+    return [Grid(" ".join(caption.split()), head, rows, "Fluency by method", id="fluency")] if rows else []
 
 
 def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -118,6 +191,14 @@ def bounds(leaf: Any) -> str:
     """``[91.9, 94.2]``, in percent."""
     low, high = style.interval(leaf)
     return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−") if low == low and high == high else ""
+
+
+def _fluent(name: str, value: Any) -> str:
+    if name == "share_fluent":
+        return style.percent(value, 1)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _points(leaf: Any) -> str:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from emotrace.labels import EmotraceError
 from emotrace.report import style
-from emotrace.report.style import INK
-from emotrace.signatures import typed
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import Picture
 
 if TYPE_CHECKING:
     from emotrace.circuits.circuit import Circuit
 
 
-@typed
-def circuit_overlap(circuit: Circuit) -> Figure:
+def circuit_overlap(circuit: Circuit) -> Picture:
     """Jaccard index of the circuits of every two emotions, neurons and heads apart.
 
     Args:
@@ -36,7 +34,11 @@ def circuit_overlap(circuit: Circuit) -> Figure:
     found = circuit.overlap()
     order = style.in_order(circuit.labels)
     kinds = [str(k) for k in found["kind"].values]
-    figure = style.canvas(5.0, _overlap_claim(circuit, found, kinds))
+    caption = f"""Jaccard index: components in both circuits over components in either, a component being one neuron or
+        head of one layer. Mean and standard deviation (ddof 1) over {len(order) * (len(order) - 1) // 2} pairs of
+        {circuit.label}s, n = number of components; they describe one circuit each, without an interval. By chance: random
+        circuits with as many components in every layer."""
+    figure = style.canvas(5.0, _overlap_claim(circuit, found, kinds), caption)
     panels = figure.subplots(1, 2, squeeze=False)[0]
     image = None
     for i, ax in enumerate(panels):
@@ -44,21 +46,12 @@ def circuit_overlap(circuit: Circuit) -> Figure:
             ax.set_axis_off()
             continue
         matrix = found["jaccard"].sel({"kind": kinds[i], circuit.label: order, f"{circuit.label}_other": order}).values
-        image = ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for (a, b), value in np.ndenumerate(matrix):
-            if math.isfinite(value):
-                colour = "white" if value > 0.55 else INK
-                ax.text(b, a, _short(value), ha="center", va="center", fontsize=9, color=colour)
+        image = heat(ax, matrix, order, order if i == 0 else [""] * len(order), turn=45, text=_short, vmin=0, vmax=1)
         mask = circuit.mask(kinds[i]).transpose(circuit.label, ...).values
         n = style.span([int(m.sum()) for m in mask])
-        ax.set_title(f"{kinds[i]}s (n = {n} per {circuit.label})", fontsize=10.5, loc="left", color=INK)
-        ax.set_xticks(range(len(order)), order, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
-        ax.set_yticks(range(len(order)), order if i == 0 else [""] * len(order), fontsize=9)
-        ax.tick_params(length=0, colors=INK)
+        style.titled(ax, f"{kinds[i]}s (n = {n} per {circuit.label})")
     if image is not None:
-        bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.75, aspect=25, pad=0.01)
-        bar.ax.tick_params(labelsize=9)
-        bar.set_label("Jaccard index (0: nothing shared)", fontsize=10)
+        scale(figure, image, "Jaccard index (0: nothing shared)", ax=panels.tolist(), shrink=0.75, aspect=25, pad=0.01)
     return figure
 
 
@@ -88,4 +81,4 @@ def _overlap_claim(circuit: Circuit, found: xr.Dataset, kinds: Sequence[str]) ->
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1) if value < 1 else "1"
+    return "" if math.isnan(value) else f"{value:.2f}".replace("0.", ".", 1) if value < 1 else "1"

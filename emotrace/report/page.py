@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +11,12 @@ import jinja2
 import pandas as pd
 import xarray as xr
 
-from emotrace.bundles import replace_file
-from emotrace.labels import EmotraceError
+from emotrace import disk
+from emotrace.labels import EmotraceError, filenames
 from emotrace.replies import Row
-from emotrace.report import components, figures, style, tables
+from emotrace.report import components, figures, numbers, style, tables
 from emotrace.report.figures import Shown
-from emotrace.report.numbers import headlines, lifts, paired, published, scores
+from emotrace.report.numbers import Grid
 from emotrace.report.parts import CircuitParts
 from emotrace.report.samples import samples
 from emotrace.signatures import typed
@@ -33,6 +34,10 @@ _ENV: Final = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+
+
+Table = pd.DataFrame | tuple[pd.DataFrame, str]
+"""Of the folder; with a caption, of the page too."""
 
 
 @typed
@@ -69,92 +74,138 @@ def write(
     Raises:
         EmotraceError: if ``out_dir`` is a file; for a part of ``circuits`` that is unknown or lacks what its figure needs.
     """
-    parts = CircuitParts.of(circuits)
-    out = Path(out_dir)
+    parts, out = CircuitParts.of(circuits), Path(out_dir)
     if out.exists() and not out.is_dir():
         raise EmotraceError(f"report.write(out_dir={str(out)!r}): that is a file; give a folder.")
-    out.mkdir(parents=True, exist_ok=True)
     shown = figures.draw(report, directions, agnosticism, parts)
-    for one in shown:
-        figures.save(one.figure, out / "figures" / f"{one.name}.png")
-    files = tables.write(out / "tables", report, agnosticism, parts)
-    names = [f.name for f in files]
-    html = render(report, rows, shown, names, manifest, command, circuits=parts, groups=groups, seed=seed)
-    replace_file(out / "report.html", as_bytes(html))
-    return out / "report.html"
+    frames = tables.frames(report, agnosticism, parts)
+    more = {"circuits": parts, "side_by_side": samples(rows, groups, seed), "seed": seed, "command": command}
+    return publish(out, report, shown, frames, manifest or {}, **more)
 
 
 @typed
 def publish(
-    out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, pd.DataFrame],
-    manifest: Mapping[str, Any],
+    out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, Table], manifest: Mapping[str, Any],
+    **more: Any,
 ) -> Path:  # fmt: skip
-    """Figures as PNG, tables as CSV, and the page that shows them.
+    """Figures as PNG, tables as CSV, and the page that shows them; everything that a model or a file said is escaped.
 
     Args:
         out: folder of the run.
-        result: content of report.json; its ``warnings`` and ``model`` head the page.
-        shown: figures with names and captions.
-        tables: name → table.
+        result: content of report.json; its ``warnings`` and ``model`` head the page, and what `numbers` knows of it follows.
+        shown: figures with their names.
+        tables: name → table, or (table, caption) of one that the page shows.
         manifest: of the run.
+        more: as of `render`.
 
     Returns:
         The path of report.html.
+
+    Raises:
+        EmotraceError: for names of figures or tables that are no file names, or that are one.
     """
+    for names in ([one.name for one in shown], list(tables)):
+        filenames(names, str(out))
+    page = render(result, shown, tables, manifest, **more)
     for one in shown:
         style.save(one.figure, out / "figures" / f"{one.name}.png")
     for name, table in tables.items():
-        replace_file(out / "tables" / f"{name}.csv", as_bytes(table.to_csv(index=False)))
-    page = render(result, (), shown, [f"{name}.csv" for name in tables], manifest)
-    replace_file(out / "report.html", as_bytes(page))
+        frame = table[0] if isinstance(table, tuple) else table
+        written = frame.to_csv(index=False, lineterminator="\n")
+        disk.replace_file(out / "tables" / f"{name}.csv", as_bytes(written))
+    disk.replace_file(out / "report.html", as_bytes(page))
     return out / "report.html"
 
 
 @typed
 def render(
     report: Mapping[str, Any],
-    rows: Iterable[Row] = (),
     shown: Sequence[Shown] = (),
-    files: Sequence[str] = (),
+    tables: Mapping[str, Table] | None = None,
     manifest: Mapping[str, Any] | None = None,
-    command: str = "",
     *,
-    circuits: Mapping[str, Any] | CircuitParts | None = None,
-    groups: int = 6,
+    title: str = "",
+    facts: Sequence[str] = (),
+    drawn: Sequence[Mapping[str, Any]] = (),
+    side_by_side: Sequence[Mapping[str, Any]] = (),
+    circuits: CircuitParts | None = None,
     seed: int = 0,
+    command: str = "",
 ) -> str:
-    """The page as text; figures and tables are named by relative path. Arguments as `write`."""
-    manifest, parts = manifest or {}, CircuitParts.of(circuits)
+    """The page as text; figures and tables are named by relative path.
+
+    Args:
+        report: content of report.json.
+        shown: as of `publish`.
+        tables: as of `publish`.
+        manifest: as of `publish`.
+        title: of the page; by default it names the model.
+        facts: sentences at the top.
+        drawn: replies that were drawn without looking, mappings with the same fields.
+        side_by_side: of `samples`.
+        circuits: whose tokens and prompts are shown.
+        seed: by which ``side_by_side`` was drawn.
+        command: what repeats the run; by default the manifest's.
+    """
+    manifest, parts = manifest or {}, circuits or CircuitParts()
+    model = _model(report, manifest)
     return _ENV.get_template("page.html").render(
-        model=_model(report, manifest),
+        title=title or f"Emotion in {model}",
+        name=title or model,
         when=manifest.get("finished") or manifest.get("started") or "",
-        notices=notices(report),
-        headlines=headlines(report),
-        published=published(report),
-        scores=scores(report),
         setting=setting(report),
-        lifts=lifts(report),
-        paired=paired(report),
-        fluency=tables.fluency(report).to_dict("records"),
-        figures=[
-            {
-                "src": f"figures/{s.name}.png",
-                "heading": s.heading,
-                "caption": s.caption,
-                "alt": f"{s.heading}: {style.claim(s.figure)}.",
-                "pixels": [round(i * style.DPI) for i in s.figure.get_size_inches()],
-            }
-            for s in shown
-        ],
+        facts=facts,
+        notices=notices(report),
+        headlines=numbers.headlines(report),
+        published=numbers.published(report),
+        grids=numbers.grids(report),
+        figures=[_figure(one) for one in shown],
         tokens=components.token_rows(parts.tokens),
         prompts=components.prompt_rows(parts.top_prompts),
-        samples=samples(rows, groups, seed),
+        samples=side_by_side,
         seed=seed,
-        files=files,
+        shown=[*_drawn(drawn), *_tables(tables or {}), *numbers.fluency(report)],
+        files=[f"{name}.csv" for name in tables or {}],
         manifest=flat({k: v for k, v in manifest.items() if k != "command"}),
         command=command or str(manifest.get("command", "")),
-        percent=style.percent,
     )
+
+
+def _figure(one: Shown) -> dict[str, Any]:
+    claim = style.claim(one.figure)
+    return {
+        "src": f"figures/{one.name}.png",
+        "heading": one.heading or claim,
+        "caption": one.figure.caption,
+        "alt": f"{one.heading}: {claim}." if one.heading else claim,
+        "pixels": [round(i * style.DPI) for i in one.figure.get_size_inches()],
+    }
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[Grid]:
+    """The table of replies; none where there are none."""
+    texts = [[str(value) for value in row.values()] for row in rows]
+    return [Grid("", list(rows[0]), texts, "Replies, drawn without looking", len(rows[0]))] if rows else []
+
+
+def _tables(tables: Mapping[str, Table]) -> list[Grid]:
+    """Those that have a caption."""
+    return [
+        Grid(
+            table[1],
+            list(map(str, table[0].columns)),
+            [[_cell(v) for v in row] for row in table[0].itertuples(index=False)],
+            name,
+        )
+        for name, table in tables.items()
+        if isinstance(table, tuple)
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if not math.isfinite(value) else f"{value:.3g}"
+    return str(value)
 
 
 def notices(report: Mapping[str, Any]) -> list[str]:

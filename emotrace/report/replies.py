@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from emotrace.labels import ANSWERS
 from emotrace.replies.methods import LOWEST
 from emotrace.report import style
-from emotrace.report.style import COLOURS, FAINT, INK, span
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import COLOURS, FAINT, INK, Picture, span
 from emotrace.signatures import typed
 
 CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
@@ -25,18 +25,22 @@ ABLATIONS: Final = ("prompt", "random_ablate", "ablate")
 """Emotions asked for in words, with everything in place and with components set to zero."""
 
 
-def ablation_bars(report: Mapping[str, Any]) -> Figure:
+def ablation_bars(report: Mapping[str, Any]) -> Picture:
     """Prompted replies with the circuit ablated, with random components ablated, and as they are: as `accuracy_bars`."""
     overall = {m: style.percent(report["accuracy"][m].get("overall")) for m in ABLATIONS if m in report["accuracy"]}
     claim = f"asked in words: {overall.pop('prompt', '–')} of replies read as asked;\n" + ", ".join(
         f"{value} with {'the circuit' if m == 'ablate' else 'random components'} ablated"
         for m, value in reversed(overall.items())
     )
-    return accuracy_bars(style.only(report, ABLATIONS), claim)
+    caption = """The emotion is asked for in words, while the components of its circuit (ablate), or as many others of the same
+        layers drawn at random (random_ablate), are set to zero from the last prompt token on. If the
+        circuit is needed, its ablation takes the emotion away and that of random components does not. Of several random
+        draws the bar shows the lowest, each dot one draw. Whiskers are 95 % intervals as above."""
+    return accuracy_bars(style.only(report, ABLATIONS), claim, caption)
 
 
 @typed
-def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
+def accuracy_bars(report: Mapping[str, Any], claim: str = "", caption: str = "") -> Picture:
     """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
 
     Controls with several draws show the highest as the bar (ablated random components: the lowest), and every draw as a dot.
@@ -46,6 +50,7 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     Args:
         report: content of report.json; needs ``accuracy``.
         claim: title; by default it says what was reached.
+        caption: under it; by default it says what counts.
 
     Raises:
         EmotraceError: if ``accuracy`` is absent.
@@ -54,7 +59,9 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
     fluent = report.get("accuracy_fluent") or {}
     methods = style.methods_of(accuracy)
     chance = chance_of(report)
-    figure = style.canvas(7.0, claim or _accuracy_claim(report, methods, chance))
+    figure = style.canvas(
+        7.0, claim or _accuracy_claim(report, methods, chance), caption or _accuracy_caption(report, chance)
+    )
     above, below = figure.subplots(2, 1, height_ratios=[1.05, 1])
     _overall(above, accuracy, fluent, methods, chance)
     _by_emotion(below, accuracy, fluent, methods, chance)
@@ -76,7 +83,7 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "") -> Figure:
 
 
 @typed
-def confusion(report: Mapping[str, Any]) -> Figure:
+def confusion(report: Mapping[str, Any]) -> Picture:
     """Asked emotion × blind answer, one matrix per method, as percentages of the replies of each asked emotion.
 
     Args:
@@ -92,30 +99,30 @@ def confusion(report: Mapping[str, Any]) -> Figure:
     asked = style.emotions_of({e: 0 for m in methods for e in tables[m]})
     across = 2 if len(methods) in (1, 2, 4) else 3
     down = math.ceil(len(methods) / across)
-    figure = style.canvas(0.9 + 2.75 * down if across == 3 else 0.9 + 3.3 * down, _confusion_claim(tables, methods))
+    caption = """Rows are the emotion that was asked for, columns the blind judge's answer; numbers are percentages of the
+        replies of a row, without an interval (those of the diagonal are in the figure above). n counts the replies of all rows
+        of a method, over all draws where it was drawn several times. The replies of none were asked for no emotion: they
+        are the same in every row, and their distribution is what the model says by itself."""
+    figure = style.canvas(0.9 + (2.75 if across == 3 else 3.3) * down, _confusion_claim(tables, methods), caption)
     panels = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
     image = None
     for i, (ax, method) in enumerate(zip(panels, methods, strict=False)):
         counts = np.array([[style.number(tables[method].get(e, {}).get(a, 0)) for a in columns] for e in asked])
         total = counts.sum(1, keepdims=True)
         share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-        image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        _cell_numbers(ax, share)
-        ax.set_title(f"{method}  (n = {int(counts.sum()):,})", fontsize=10.5, loc="left", color=INK)
-        ax.set_xticks(range(len(columns)), columns, rotation=50, ha="right", rotation_mode="anchor", fontsize=9)
-        ax.set_yticks(range(len(asked)), asked if i % across == 0 else [""] * len(asked), fontsize=9)
-        ax.set_ylabel("asked emotion" if i % across == 0 else "", fontsize=10, color=INK)
-        ax.set_xlabel("blind answer" if i + across >= len(methods) else "", fontsize=10, color=INK)
-        ax.tick_params(length=0, colors=INK)
+        rows = asked if i % across == 0 else [""] * len(asked)
+        image = heat(ax, share, columns, rows, turn=50, text=_cell, vmin=0, vmax=1)
+        style.titled(
+            ax, f"{method}  (n = {int(counts.sum()):,})", "blind answer" if i + across >= len(methods) else "",
+            "asked emotion" if i % across == 0 else "",
+        )  # fmt: skip
     for ax in panels[len(methods) :]:
         ax.set_axis_off()
     if image is not None:
-        bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.7, aspect=30, pad=0.01)
+        bar = scale(figure, image, "share of the replies of a row", ax=panels.tolist(), shrink=0.7, aspect=30, pad=0.01)
         chance = 1 / max(len(asked), 1)
         bar.ax.axhline(chance, color="#D55E00", linewidth=1.5)
         bar.set_ticks([0, chance, 0.5, 1], labels=["0 %", f"chance\n{style.percent(chance)}", "50 %", "100 %"])
-        bar.ax.tick_params(labelsize=9)
-        bar.set_label("share of the replies of a row", fontsize=10)
     return figure
 
 
@@ -231,6 +238,20 @@ def _accuracy_claim(report: Mapping[str, Any], methods: Sequence[str], chance: f
     return f"{main}: {style.percent(overall[main])} of replies read as the asked emotion\n({', '.join(parts)})"
 
 
+def _accuracy_caption(report: Mapping[str, Any], chance: float) -> str:
+    text = f"""A reply counts if the blind judge, who does not know what was asked, answers the asked emotion; neutral is a
+        seventh answer. Chance ({style.percent(chance)}) is the most that replies reach on average which ignore the asked
+        emotion. n is the number of judged replies; unjudged ones are left out, and the table states the worst case, in which
+        all of them miss. Whiskers are 95 % intervals from a bootstrap over skeletons (Wilson's where every skeleton scores
+        the same)."""
+    if report.get("accuracy_fluent"):
+        text += """ Hatched bars, and the ticks below, count a reply only if it matches and its perplexity, length and
+            repetition lie within the 1st to 99th percentile of the same model's prompted replies to the training skeletons."""
+    if any("draws" in (part.get("overall") or {}) for part in report["accuracy"].values()):
+        text += " Controls were drawn several times: a bar is the draw that its label names, each dot one draw."
+    return text
+
+
 def _confusion_claim(tables: Mapping[str, Any], methods: Sequence[str]) -> str:
     main = next(m for m in (*CONTROLLED, "prompt", *methods) if m in tables)
     worst = [(int(n), e, a) for e, row in tables[main].items() for a, n in row.items() if a != e and n]
@@ -241,8 +262,5 @@ def _confusion_claim(tables: Mapping[str, Any], methods: Sequence[str]) -> str:
     return f"{main}: the most frequent misreading is {asked} as {answer} ({style.percent(n / total)} of its {total:,} replies)"
 
 
-def _cell_numbers(ax: Axes, share: np.ndarray) -> None:
-    for (i, j), value in np.ndenumerate(share):
-        if value > 0:
-            text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
-            ax.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if value > 0.55 else INK)
+def _cell(share: float) -> str:
+    return "" if not share else f"{100 * share:.0f}" if share >= 0.005 else "<1"

@@ -40,10 +40,17 @@ MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 NAN: Final = float("nan")
 
 
-def canvas(height: float, title: str) -> Figure:
-    """An empty figure of the common width with its claim as title."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+class Picture(Figure):
+    """A figure with the paragraph that stands under it: definition, n, and how the interval was reached."""
+
+    caption: str = ""
+
+
+def canvas(height: float, title: str, caption: str = "") -> Picture:
+    """An empty figure of the common width with its claim as title, and its caption in one line."""
+    figure = Picture(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
+    figure.caption = " ".join(caption.split())
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left", wrap=False)
     return figure
 
@@ -78,15 +85,20 @@ def claim(figure: Figure) -> str:
 
 def axes(ax: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
     """Common look: light grid along y, no box, readable sizes."""
-    ax.set_title(title, fontsize=10.5, loc="left", color=INK)
-    ax.set_xlabel(x, fontsize=10, color=INK)
-    ax.set_ylabel(y, fontsize=10, color=INK)
+    titled(ax, title, x, y)
     ax.tick_params(labelsize=9, colors=INK, length=3)
     ax.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return ax
+
+
+def titled(ax: Axes, title: str = "", x: str = "", y: str = "", size: float = 10.5) -> None:
+    """Title at the left, and what stands along the axes."""
+    ax.set_title(title, fontsize=size, loc="left", color=INK)
+    ax.set_xlabel(x, fontsize=10, color=INK)
+    ax.set_ylabel(y, fontsize=10, color=INK)
 
 
 def percent_axis(ax: Axes, top: float = 1.0) -> None:

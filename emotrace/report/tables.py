@@ -1,20 +1,16 @@
-"""Tables: the numbers of a report as data frames and CSV files, unrounded."""
+"""Tables: the numbers of a report as data frames, unrounded, for CSV files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import xarray as xr
 
-from emotrace import disk
-from emotrace.report import style
-from emotrace.report.components import frames
+from emotrace.report import components, style
 from emotrace.report.parts import CircuitParts
-from emotrace.texts import as_bytes
 
 SCORES = ("accuracy", "accuracy_fluent", "accuracy_target")
 
@@ -105,27 +101,17 @@ def paired(report: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([_flat(test) for test in report.get("paired") or []])
 
 
-def write(
-    folder: str | Path,
-    report: Mapping[str, Any],
-    found: xr.Dataset | None = None,
-    circuits: Mapping[str, Any] | CircuitParts | None = None,
-) -> list[Path]:
-    """Write ``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired``.csv and those of
+def frames(
+    report: Mapping[str, Any], found: xr.Dataset | None = None, parts: CircuitParts | None = None
+) -> dict[str, pd.DataFrame]:
+    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired`` and those of
     `components.frames`, as far as there is data.
 
     Args:
-        folder: created if absent.
         report: content of report.json.
         found: of `directions.context_agnosticism`.
-        circuits: `CircuitParts`, or a mapping of its fields.
-
-    Returns:
-        The files written.
+        parts: of a circuit.
     """
-    parts = CircuitParts.of(circuits)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     named = {
         "accuracy": accuracy(report),
         "lift": lift(report),
@@ -136,14 +122,9 @@ def write(
         "agnosticism": agnosticism(found),
         "comparison": comparison(report),
         "paired": paired(report),
-        **frames(parts),
+        **components.frames(parts or CircuitParts()),
     }
-    out = []
-    for name, frame in named.items():
-        if len(frame):
-            disk.replace_file(folder / f"{name}.csv", as_bytes(frame.to_csv(index=False, lineterminator="\n")))
-            out.append(folder / f"{name}.csv")
-    return out
+    return {name: frame for name, frame in named.items() if len(frame)}
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,18 @@ def experiment(name: str, monkeypatch: Any) -> Iterator[Any]:
     """The module of an experiment, with fewer of the published doses."""
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setattr(dose, "DOSES", FEW)
+    yield module(name)
+    sys.modules.pop("vector_study", None)
+
+
+def module(name: str) -> Any:
+    """A module of the folder of experiments."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("vector_study", None)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def strangers(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from emotrace import report as room
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.report import (
     attention,
-    captions,
     circuits,
     comparison,
     components,
@@ -219,18 +218,19 @@ def test_influence_without_doses_says_nothing_of_them(parts):
     found = parts["influence"].drop_dims("dose")
     figure = effects.influence_profile(found)
     assert "dose" not in style.claim(figure)
-    assert "finite" not in captions.influence(found)
+    assert "finite" not in figure.caption
     assert not [line for line in lines(figure.axes[0], "None") if len(line) == 6]
 
 
 def test_one_large_influence_makes_the_axis_logarithmic(parts):
     found = parts["influence"].copy(deep=True)
     found["influence"][0, 0, 0] = 20.0
-    ax = effects.influence_profile(found).axes[0]
+    figure = effects.influence_profile(found)
+    ax = figure.axes[0]
     assert ax.get_yscale() == "symlog"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "3", "10"]
-    assert "logarithmic" in captions.influence(found)
-    assert "logarithmic" not in captions.influence(parts["influence"])
+    assert "logarithmic" in figure.caption
+    assert "logarithmic" not in effects.influence_profile(parts["influence"]).caption
 
 
 def test_comparison_draws_fluent_accuracy_against_kl_and_prompt_across(compared):
@@ -326,10 +326,12 @@ def test_no_text_leaves_the_picture_and_tick_labels_do_not_overlap(compared, siz
 
 def test_csv_files_hold_the_numbers_unrounded(parts, compared, tmp_path):
     del compared["accuracy_fluent"]
-    names = [p.stem for p in tables.write(tmp_path, compared, circuits=parts)]
-    assert names == [
+    frames = tables.frames(compared, parts=CircuitParts.of(parts))
+    assert list(frames) == [
         "comparison", "paired", "circuit", "heads", "neurons", "influence", "curves", "overlap", "top_tokens", "top_prompts",
     ]  # fmt: skip
+    room.publish(tmp_path, {}, [], frames, {})
+    tmp_path /= "tables"
     heads = pd.read_csv(tmp_path / "heads.csv")
     assert len(heads) == 6 * 6 * 8
     for row in heads.sample(20, random_state=0).to_dict("records"):

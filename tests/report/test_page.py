@@ -7,7 +7,7 @@ import pytest
 
 from emotrace import report as room
 from emotrace.labels import EmotraceError
-from emotrace.report import page, tables
+from emotrace.report import numbers, page, tables
 from emotrace.report.samples import samples
 
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -57,7 +57,7 @@ def test_a_whole_run_is_written_and_everything_named_exists(report, rows, dirs, 
 
 def test_texts_of_a_model_are_escaped_everywhere(report, rows, manifest):
     manifest["model"]["id"] = report["model"]["id"] = "<script>alert(1)</script>"
-    text = page.render(report, rows, manifest=manifest)
+    text = page.render(report, manifest=manifest, side_by_side=samples(rows), drawn=rows[:2], facts=["<b>then</b>"])
     assert "<script" not in text
     assert "<foreign>" not in text
     assert "<b>then" not in text
@@ -66,7 +66,7 @@ def test_texts_of_a_model_are_escaped_everywhere(report, rows, manifest):
 
 
 def test_headline_numbers_are_those_of_the_report(report):
-    shown = {h["name"]: h for h in page.headlines(report)}
+    shown = {h["name"]: h for h in numbers.headlines(report)}
     assert shown["steer"]["value"] == "93.0 %"
     assert shown["prompt"]["value"] == "98.5 %"
     low, high = report["accuracy"]["steer"]["overall"]["ci95"]
@@ -77,7 +77,7 @@ def test_headline_numbers_are_those_of_the_report(report):
 
 
 def test_scores_state_n_unjudged_and_worst_case(report):
-    row = next(s for s in page.scores(report) if s["method"] == "steer")
+    row = next(s for s in numbers.scores(report) if s["method"] == "steer")
     assert (row["n"], row["n_unjudged"], row["target"]) == (2880, 3, "–")
     assert row["worst"] == f"{100 * report['accuracy']['steer']['overall']['worst_case']:.1f} %"
     assert "target-aware" not in page.render(report)
@@ -122,7 +122,7 @@ def test_unjudged_and_missing_replies_are_shown_as_such(rows):
     fear = next(r for r in sample["rows"] if r["emotion"] == "fear")
     assert fear["replies"][1] is None
     assert fear["replies"][0]["answer"] == "unjudged"
-    parsed(page.render({}, kept))
+    parsed(page.render({}, side_by_side=samples(kept)))
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,12 @@ def test_unjudged_and_missing_replies_are_shown_as_such(rows):
         "model",
     ],
 )
-def test_any_part_may_be_absent(report, rows, tmp_path, absent):
+def test_any_part_may_be_absent(report, rows, absent):
     del report[absent]
     shown = room.draw(report)
-    files = [p.name for p in tables.write(tmp_path, report)]
     names = {"accuracy": "accuracy", "confusion": "confusion", "sweep": "dose"}
     assert {s.name for s in shown} == {name for part, name in names.items() if part != absent}
-    parsed(page.render(report, rows[:8], shown, files))
+    parsed(page.render(report, shown, tables.frames(report), side_by_side=samples(rows[:8])))
 
 
 def test_an_empty_report_is_a_page_without_sections(tmp_path):

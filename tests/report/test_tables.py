@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from emotrace.labels import EMOTIONS
-from emotrace.report import tables
+from emotrace.report import publish, tables
 
 
 def test_accuracy_holds_every_leaf_unrounded(report):
@@ -20,10 +20,10 @@ def test_accuracy_holds_every_leaf_unrounded(report):
 
 
 def test_csv_reads_back_to_the_same_numbers(report, found, tmp_path):
-    names = [p.name for p in tables.write(tmp_path, report, found)]
-    assert names == [
-        f"{n}.csv" for n in ("accuracy", "lift", "sweep", "confusion", "fluency", "layer_profile", "agnosticism")
-    ]
+    frames = tables.frames(report, found)
+    assert list(frames) == ["accuracy", "lift", "sweep", "confusion", "fluency", "layer_profile", "agnosticism"]
+    publish(tmp_path, {}, [], frames, {})
+    tmp_path /= "tables"
     back = pd.read_csv(tmp_path / "accuracy.csv")
     assert np.array_equal(back["value"], tables.accuracy(report)["value"])
     sweep = pd.read_csv(tmp_path / "sweep.csv")
@@ -58,6 +58,5 @@ def test_agnosticism_has_pooled_rows_and_rows_per_level(found):
     assert pooled["null_max"] == float(found["null_max"].sel(factor="theme", layer=0, sublayer="resid_mid"))
 
 
-def test_absent_parts_write_no_file(tmp_path):
-    assert tables.write(tmp_path, {}) == []
-    assert list(tmp_path.iterdir()) == []
+def test_absent_parts_have_no_table():
+    assert tables.frames({}) == {}

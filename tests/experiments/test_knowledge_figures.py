@@ -7,10 +7,14 @@ import xarray as xr
 from scipy import stats
 
 from emotrace import rsa
-from emotrace.report import knowledge, publish
+from emotrace.report import publish
 from emotrace.report.figures import Shown
 from emotrace.stats import wilson
+from tests.experiments.studies import module
 
+knowledge = module("knowledge_figures")
+FIT = xr.Dataset({"correlation": 0.5, "lo": 0.1, "hi": 0.8, "p_mantel": 1 / 1001})
+CONTROL = xr.Dataset({"explained": 0.25, "partial": 0.4})
 NAMES = ["joy", "fear", "anger", "love"]
 RDM = rsa.rdm(
     xr.DataArray(np.random.default_rng(0).normal(size=(4, 6)), dims=("emotion", "unit"), coords={"emotion": NAMES}),
@@ -38,22 +42,27 @@ def table():
 
 
 def test_heat_maps_show_every_rdm_with_an_empty_diagonal():
-    figure = knowledge.rdm_maps({"model": RDM, "human side": RDM, "words": RDM}, "a claim")
+    figure = knowledge.rdm_maps({"model": RDM, "human side": RDM, "words": RDM}, FIT, CONTROL, 1000)
     maps = [ax for ax in figure.axes if ax.images and ax.get_title(loc="left")]
     assert [ax.get_title(loc="left") for ax in maps] == ["model", "human side", "words"]
     shown = maps[0].images[0].get_array()
     assert shown.mask.diagonal().all()
     assert shown[0, 1] == pytest.approx(float(RDM[0]))
-    assert figure.get_suptitle() == "a claim"
+    assert figure.get_suptitle() == "Model and human side correlate at r = +0.50"
+    assert (
+        "+0.500 [+0.100, +0.800] (bootstrap over emotions and seeds), Mantel p ≤ 0.0010 (1,000 shuffles"
+        in figure.caption
+    )
+    assert "give 25%; with them held constant r is +0.400." in figure.caption
 
 
 def test_counts_are_of_layers_and_attributes():
-    figure = knowledge.selective_counts(masked([(0, 0, 1), (0, 0, 2), (0, 2, 7), (1, 1, 1)]))
+    figure = knowledge.selective_counts(masked([(0, 0, 1), (0, 0, 2), (0, 2, 7), (1, 1, 1)]), 0.05, "bh")
     (ax, *_) = figure.axes
     assert ax.images[0].get_array().tolist() == [[2, 0, 1], [0, 1, 0]]
     assert figure.get_suptitle() == "Most neurons are selective for valence (3 of 24)"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["valence (3)", "arousal (1)"]
-    assert knowledge.selective_counts(masked([])).get_suptitle().startswith("No neuron is selective")
+    assert knowledge.selective_counts(masked([]), 0.05, "bh").get_suptitle().startswith("No neuron is selective")
 
 
 def test_maps_count_units_that_share_a_column(monkeypatch):
@@ -96,11 +105,12 @@ def test_intervals_are_those_of_t():
 
 
 def test_everything_is_written_and_shown(tmp_path):
-    shown = [Shown("rdms", "Concepts", "A <caption>.", knowledge.rdm_maps({"model": RDM}))]
+    shown = [Shown("rdms", "<Concepts>", knowledge.rdm_maps({"model": RDM}, FIT, CONTROL, 1000))]
     result = {"model": {"model_id": "tiny"}, "warnings": ["The ratings are illustrative."]}
     page = publish(tmp_path, result, shown, {"drops": table()}, {"command": "run.py --out x", "seed": 0})
     html = page.read_text(encoding="utf-8")
-    for part in ("Emotion in tiny", "The ratings are illustrative.", "figures/rdms.png", "A &lt;caption&gt;.", "tables/drops.csv",
+    for part in ("Emotion in tiny", "The ratings are illustrative.", "figures/rdms.png", "&lt;Concepts&gt;",
+                 "Mantel p ≤ 0.0010", "tables/drops.csv",
                  "run.py --out x"):  # fmt: skip
         assert part in html
     assert (tmp_path / "figures" / "rdms.png").stat().st_size > 1000

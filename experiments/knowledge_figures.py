@@ -1,4 +1,4 @@
-"""Knowledge: figures and page of a study of emotion concepts: RDMs, selective neurons, masked accuracy, the link to people."""
+"""Knowledge: figures of the study of emotion concepts: RDMs, selective neurons, masked accuracy, the link to people."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from scipy import stats
 
 from emotrace.report import style
-from emotrace.report.style import FAINT, INK
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import FAINT, INK, Picture
 from emotrace.rsa import square
 from emotrace.stats import wilson
 
@@ -23,7 +23,7 @@ BINS: Final = 256
 """Most columns of a map of neurons; where there are more units, a column counts several."""
 
 
-def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Figure:
+def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Picture:
     """Share of right answers of the soft prompts of each emotion, all seeds together, with Wilson's 95 % interval.
 
     Args:
@@ -36,8 +36,10 @@ def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Figure:
     low = [wilson(r, n) for r, n in zip(found["right"], found["n"], strict=True)]
     above = sum(lo > 0.5 for lo, _ in low)
     figure = style.canvas(
-        1.2 + 0.22 * len(found), f"For {above} of {len(found)} emotions the prompts answer better than chance"
-    )
+        1.2 + 0.22 * len(found), f"For {above} of {len(found)} emotions the prompts answer better than chance",
+        f"""Share of right answers on {part}, all seeds of an emotion together, with Wilson's 95 % interval. Half of the
+        texts hold the emotion, so chance is 50 %.""",
+    )  # fmt: skip
     ax = style.axes(figure.subplots(), "", f"right answers on {part}", "")
     for i, (share, (lo, hi)) in enumerate(zip(found["share"], low, strict=True)):
         ax.plot([lo, hi], [i, i], color=FAINT, linewidth=1.5)
@@ -49,16 +51,23 @@ def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Figure:
     return figure
 
 
-def rdm_maps(rdms: Mapping[str, xr.DataArray], agreement: str = "") -> Figure:
+def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Dataset, permutations: int) -> Picture:
     """One heat map per RDM, concepts in the same order in all; each has its own scale, from its least to its largest distance.
 
     Args:
-        rdms: name → ``[pair]``.
-        agreement: claim of the title.
+        rdms: name → ``[pair]``, the model's and the human side.
+        fit: of `rsa.compare`, of the two.
+        control: of `rsa.text_control`: how much of it the words explain.
+        permutations: that its Mantel p is of.
     """
     across = min(2, len(rdms))
     down = math.ceil(len(rdms) / across)
-    figure = style.canvas(0.2 + 4.3 * down, agreement or "Dissimilarity of emotion concepts")
+    r, explained, partial = float(fit["correlation"]), float(control["explained"]), float(control["partial"])
+    caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
+        Pearson correlation is {r:+.3f} [{float(fit["lo"]):+.3f}, {float(fit["hi"]):+.3f}] (bootstrap over emotions and
+        seeds), Mantel p {mantel_p(float(fit["p_mantel"]), permutations)} ({permutations:,} shuffles of the emotions). Of r² the
+        words of the texts and the embeddings of the names give {explained:.0%}; with them held constant r is {partial:+.3f}."""
+    figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {r:+.2f}", caption)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for ax in panels[len(rdms) :]:
         ax.set_axis_off()
@@ -67,22 +76,20 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], agreement: str = "") -> Figure:
         names = [str(c) for c in matrix[matrix.dims[-1]].values]
         values = np.array(matrix.values, dtype=float)
         np.fill_diagonal(values, np.nan)
-        image = ax.imshow(np.ma.masked_invalid(values), cmap="viridis", interpolation="nearest")
-        ax.set_facecolor("#f2f2f2")
-        ax.set_title(name, fontsize=10.5, loc="left", color=INK)
-        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
-        ax.set_yticks(range(len(names)), names, fontsize=6.5)
-        ax.tick_params(length=0, colors=INK)
-        bar = figure.colorbar(image, ax=ax, shrink=0.75, aspect=25)
-        bar.ax.tick_params(labelsize=8)
+        look: Any = {"cmap": "viridis", "interpolation": "nearest", "aspect": "equal"}
+        image = heat(ax, values, names, names, turn=90, size=6.5, **look)
+        style.titled(ax, name)
+        scale(figure, image, ax=ax, shrink=0.75, aspect=25)
     return figure
 
 
-def selective_counts(significant: xr.DataArray) -> Figure:
+def selective_counts(significant: xr.DataArray, level: float, rule: str) -> Picture:
     """How many neurons are selective for each attribute in each layer, as numbers on a heat map.
 
     Args:
         significant: bool ``[attribute, layer, unit]``.
+        level: of the false discovery rate.
+        rule: by which it is kept.
     """
     counts = significant.sum("unit").transpose("attribute", "layer")
     names = [str(a) for a in counts["attribute"].values]
@@ -91,21 +98,21 @@ def selective_counts(significant: xr.DataArray) -> Figure:
     total = values.sum(1)
     most = names[int(total.argmax())]
     claim = f"Most neurons are selective for {most} ({int(total.max()):,} of {significant[0].size:,})"
-    figure = style.canvas(1.2 + 0.3 * len(names), claim if total.max() else "No neuron is selective for an attribute")
+    caption = f"""Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b, one-sided asymptotic p,
+        FDR q < {level} over all neurons and attributes (rule: {rule}). That p takes pairs of emotions for independent, which
+        they are not, so the counts are too high; a neuron may be selective for several attributes."""
+    claim = claim if total.max() else "No neuron is selective for an attribute"
+    figure = style.canvas(1.2 + 0.3 * len(names), claim, caption)
     ax = figure.subplots()
-    image = ax.imshow(values, cmap="Blues", aspect="auto", vmin=0)
-    for (i, j), value in np.ndenumerate(values):
-        dark = value > 0.6 * max(1, values.max())
-        ax.text(j, i, f"{int(value):,}", ha="center", va="center", fontsize=8, color="white" if dark else INK)
-    ax.set_xticks(range(len(layers)), [str(i) for i in layers])
-    ax.set_yticks(range(len(names)), [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)], fontsize=9)
-    ax.set_xlabel("layer", fontsize=10, color=INK)
-    ax.tick_params(length=0, colors=INK)
-    figure.colorbar(image, ax=ax, shrink=0.7).ax.tick_params(labelsize=8)
+    rows = [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)]
+    dark = 0.6 * max(1, values.max())
+    image = heat(ax, values, [str(i) for i in layers], rows, text=lambda n: f"{int(n):,}", dark=dark, vmin=0)
+    style.titled(ax, x="layer")
+    scale(figure, image, ax=ax, shrink=0.7)
     return figure
 
 
-def top_neurons(masked: xr.DataArray) -> Figure:
+def top_neurons(masked: xr.DataArray) -> Picture:
     """Where the best neurons of each attribute lie: layers upwards, units to the right, darker where there are more.
 
     Args:
@@ -117,8 +124,9 @@ def top_neurons(masked: xr.DataArray) -> Figure:
     down = math.ceil(len(names) / across)
     layers = [int(i) for i in masked["layer"].values]
     figure = style.canvas(
-        0.9 + down * max(0.8, 0.13 * len(layers) + 0.5), f"The {k:,} neurons closest to each attribute"
-    )
+        0.9 + down * max(0.8, 0.13 * len(layers) + 0.5), f"The {k:,} neurons closest to each attribute",
+        f"The {k:,} neurons with the highest τ of each attribute, whether significant or not; ties go to the lower layer.",
+    )  # fmt: skip
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     size = math.ceil(masked.sizes["unit"] / BINS)
     for i, ax in enumerate(panels.ravel()):
@@ -128,9 +136,9 @@ def top_neurons(masked: xr.DataArray) -> Figure:
         values = masked[i].transpose("layer", "unit").values
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % size)))
         counts = padded.reshape(len(values), -1, size).sum(-1)
-        ax.imshow(counts, cmap=_MAP, aspect="auto", origin="lower", interpolation="nearest", vmin=0,
-                  extent=(-0.5, counts.shape[1] * size - 0.5, -0.5, len(values) - 0.5))  # fmt: skip
-        ax.set_title(names[i], fontsize=9.5, loc="left", color=INK)
+        extent = (-0.5, counts.shape[1] * size - 0.5, -0.5, len(values) - 0.5)
+        heat(ax, counts, cmap=_MAP, origin="lower", interpolation="nearest", vmin=0, extent=extent)
+        style.titled(ax, names[i], size=9.5)
         step = max(1, math.ceil(len(layers) / 6))
         ax.set_yticks(range(0, len(layers), step), [str(n) for n in layers[::step]])
         ax.tick_params(labelsize=8, colors=INK, length=2)
@@ -142,29 +150,31 @@ def top_neurons(masked: xr.DataArray) -> Figure:
 _MAP = ListedColormap(["#f2f2f2", *(f"#{int(213 - 60 * i / 7):02x}{int(94 - 50 * i / 7):02x}00" for i in range(8))])
 
 
-def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame | None = None) -> Figure:
+def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame, part: str = "test") -> Picture:
     """Accuracy with the selective and with random neurons of each attribute masked, at one k; 95 % intervals over emotions.
 
     Args:
         drops: of `rsa.drops`, with unmasked accuracies.
         k: neurons masked.
         tests: of `rsa.draw_tests`; an attribute whose selective mask hurts more than 95 % of the draws gets a star.
+        part: whose accuracy it is.
     """
     here: Any = drops[drops["k"] == k]
     names = list(dict.fromkeys(here["attribute"]))
     means = here.groupby(["attribute", "emotion"])[["selective", "random", "unmasked"]].mean()
     unmasked = float(means["unmasked"].mean())
-    starred = set()
-    if tests is not None:
-        rows: Any = tests[(tests["k"] == k) & (tests["hurts_more"] > 0.95)]
-        starred = set(rows["attribute"])
-    below = f"{len(starred)} of {len(names)} selective masks of {k:,} neurons hurt more than 95 % of random ones"
-    figure = style.canvas(4.2, below if tests is not None else f"Accuracy with {k:,} neurons masked")
+    rows: Any = tests[(tests["k"] == k) & (tests["hurts_more"] > 0.95)]
+    starred = set(rows["attribute"])
+    claim = f"{len(starred)} of {len(names)} selective masks of {k:,} neurons hurt more than 95 % of random ones"
+    caption = f"""Mean accuracy of the prompts on {part}, with 95 % t-intervals over emotions. A star: the mean with the
+        selective mask is below that of more than 95 % of the random masks of the same size; one attribute in twenty would
+        be by chance."""
+    figure = style.canvas(4.2, claim, caption)
     ax = style.axes(figure.subplots(), "", "", "accuracy")
     for i, name in enumerate(names):
-        part = means.loc[name]
+        mine = means.loc[name]
         for offset, column, colour, marker in ((-0.14, "random", RANDOM, "D"), (0.14, "selective", SELECTIVE, "o")):
-            mean, low, high = _interval(part[column].to_numpy())
+            mean, low, high = _interval(mine[column].to_numpy())
             style.whisker(ax, i + offset, (low, high), colour)
             ax.plot([i + offset], [mean], marker=marker, color=colour, markersize=5, linestyle="none",
                     label=f"{column} neurons masked" if i == 0 else None)  # fmt: skip
@@ -176,7 +186,7 @@ def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame | None = No
     return figure
 
 
-def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link: pd.DataFrame | None = None) -> Figure:
+def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link: pd.DataFrame) -> Picture:
     """Mean drop of each attribute against how closely people's concepts follow it, at one k.
 
     Args:
@@ -189,12 +199,14 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
     emotions = here.groupby(["attribute", "emotion"])["drop"].mean()
     names = list(dict.fromkeys(here["attribute"]))
     title = "Drop of accuracy against the human side"
-    if link is not None and k in link["k"].tolist():
+    if k in link["k"].tolist():
         row: Any = link[link["k"] == k].iloc[0]
         title = f"Mean r over {int(row['n'])} emotions {row['r']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]".replace(
             "-", "−"
         )
-    figure = style.canvas(4.6, title)
+    caption = """Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts
+        more than masking random ones (95 % t-interval over emotions)."""
+    figure = style.canvas(4.6, title, caption)
     ax = style.axes(
         figure.subplots(), "", "correlation of the attribute with the human RDM", "drop (random − selective)"
     )
@@ -206,6 +218,11 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
         ax.annotate(name, (human[name], mean), xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     return figure
+
+
+def mantel_p(p: float, permutations: int) -> str:
+    """``= 0.0312``; ``≤ 0.0001`` where no shuffle came as far, so that more of them might give less."""
+    return f"{'≤' if p <= (1 + 1e-9) / (1 + permutations) else '='} {p:.4f}"
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

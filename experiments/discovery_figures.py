@@ -1,4 +1,4 @@
-"""Discovery: figures of a study of circuits: where nodes act, how good approximations are, how much small circuits do."""
+"""Discovery: figures of the study of circuits: where nodes act, how good approximations are, how much small circuits do."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from emotrace.report import style
-from emotrace.report.style import FAINT, INK, MARKERS, SERIES
+from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
 
 SPANS: Final = {"before": "#bbbbbb", "changed": "#0072B2", "after": "#56B4E9", "last": "#D55E00"}
 """Parts of the prompt: before what was swapped, the swapped tokens, after them, the last prompt token."""
 
 
-def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], swapped: str) -> Figure:
+SWAPPED: Final = {
+    "emotion": "Diamonds: exact patching of a node, filled where q < 0.05. Bars: approximately, by part of the prompt.",
+    "valence": "The same for pairs whose event has another valence, under the same emotion word.",
+}
+"""What is swapped → what stands under the figure."""
+
+
+def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], swapped: str) -> Picture:
     """The nodes with the largest exact effect, and how it is shared out over the prompt.
 
     Bars: attribution of the effect to parts of the prompt (approximate); diamonds: the exact effect, filled where q < 0.05.
@@ -24,12 +30,12 @@ def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], s
     Args:
         rows: ``{node, effect, q, before, changed, after, last}``, the largest effect first, in units of the metric.
         change: ``{value, ci95}``, what swapping changes the metric by.
-        swapped: what was swapped, e.g. ``emotion``.
+        swapped: what was swapped, one of `SWAPPED`.
     """
     low, high = style.interval(change)
     told = "" if low > 0 or high < 0 else ": not to be told from none"
     title = f"Another {swapped} changes the metric by {style.signed(change)} [{low:+.3g}, {high:+.3g}]{told}"
-    figure = style.canvas(1.4 + 0.3 * len(rows), title.replace("-", "−"))
+    figure = style.canvas(1.4 + 0.3 * len(rows), title.replace("-", "−"), SWAPPED[swapped])
     ax = style.axes(figure.subplots(), "", "effect on the metric", "")
     for i, row in enumerate(reversed(rows)):
         ends = {1: 0.0, -1: 0.0}
@@ -50,14 +56,16 @@ def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], s
     return figure
 
 
-def agreement(found: Mapping[str, Mapping[str, float]]) -> Figure:
+def agreement(found: Mapping[str, Mapping[str, float]]) -> Picture:
     """Spearman's rank correlation of every method with the exact effect.
 
     Args:
         found: what was scored (``emotion node`` …) → method → correlation.
     """
     methods = list(dict.fromkeys(m for row in found.values() for m in row if "(" not in m))
-    figure = style.canvas(1.3 + 0.34 * len(methods), "How well approximations rank components")
+    caption = """Spearman's ρ over all nodes, and over all edges on the pairs that were patched exactly; magnitude and random are
+        baselines."""
+    figure = style.canvas(1.3 + 0.34 * len(methods), "How well approximations rank components", caption)
     ax = style.axes(figure.subplots(), "", "rank correlation with the exact effect", "")
     for n, (name, row) in enumerate(found.items()):
         known = [(row[m], i) for i, m in enumerate(reversed(methods)) if m in row]
@@ -69,14 +77,15 @@ def agreement(found: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def faithfulness_curves(curves: Mapping[str, xr.Dataset]) -> Figure:
+def faithfulness_curves(curves: Mapping[str, xr.Dataset]) -> Picture:
     """How much of the metric's change circuits of growing size keep, components taken by magnitude of their score.
 
     Args:
         curves: ``emotion edge eap`` … (level and method last) → of `discovery.curve`.
     """
     levels = list(dict.fromkeys(name.split()[-2] for name in curves))
-    figure = style.canvas(3.6, "Faithfulness of circuits by size")
+    caption = "Measured on pairs that the scores were not made on."
+    figure = style.canvas(3.6, "Faithfulness of circuits by size", caption)
     panels = np.atleast_1d(figure.subplots(1, len(levels), sharey=True))
     for ax, level in zip(panels, levels, strict=True):
         style.axes(ax, f"{level}s", "share of components kept", "faithfulness" if ax is panels[0] else "")

@@ -9,35 +9,35 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from emotrace.report import style
-from emotrace.report.style import INK, MARKERS, SERIES
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import INK, MARKERS, SERIES, Picture
 
 
-def sorted_differences(differences: xr.DataArray) -> Figure:
+def sorted_differences(differences: xr.DataArray, against: str = "neutral") -> Picture:
     """Heat map of the differences of every layer, for each emotion its coordinates in the order of their mean over layers.
 
     Args:
         differences: ``[emotion, layer, dim]``.
+        against: what was taken off.
     """
     x = differences.transpose("emotion", "layer", "dim")
     values = x.values.astype(np.float64)
     most = _largest(values)
-    figure, panels = _panels(x, "Differences grow with depth" if _grows(values) else "Differences from neutral, sorted")
+    claim = "Differences grow with depth" if _grows(values) else "Differences from neutral, sorted"
+    figure, panels = _panels(x, claim, f"Mean of the emotion's texts minus {against}.")
     shown: Any = None
     for ax, name, rows in zip(panels, x["emotion"].values, values, strict=True):
-        shown = ax.imshow(
-            rows[:, np.argsort(rows.mean(0), kind="stable")], cmap="coolwarm", vmin=-most, vmax=most, aspect="auto",
-            origin="lower", interpolation="nearest",
-        )  # fmt: skip
+        look: Any = {"cmap": "coolwarm", "vmin": -most, "vmax": most, "origin": "lower", "interpolation": "nearest"}
+        shown = heat(ax, rows[:, np.argsort(rows.mean(0), kind="stable")], **look)
         _framed(ax, str(name), "coordinates, by mean difference", x["layer"].values.tolist())
-    figure.colorbar(shown, ax=panels, shrink=0.8, label="mean difference")
+    scale(figure, shown, "mean difference", ax=panels, shrink=0.8)
     return figure
 
 
-def largest(differences: xr.DataArray, k: int) -> Figure:
+def largest(differences: xr.DataArray, k: int) -> Picture:
     """The k coordinates of largest |difference| of every layer: which ones, and which way they are moved.
 
     Args:
@@ -50,7 +50,7 @@ def largest(differences: xr.DataArray, k: int) -> Figure:
     top = np.argsort(-np.abs(values), axis=-1, kind="stable")[..., :k]
     lasting = float(np.mean([_lasting(rows) for rows in top]))
     claim = f"{style.percent(lasting)} of a layer's {k} largest coordinates are among the next layer's"
-    figure, panels = _panels(x, claim)
+    figure, panels = _panels(x, claim, f"The {k} largest of every layer; outlier coordinates recur.")
     shown: Any = None
     for ax, name, rows, picked in zip(panels, x["emotion"].values, values, top, strict=True):
         layers = np.repeat(np.arange(len(rows)), k)
@@ -60,11 +60,11 @@ def largest(differences: xr.DataArray, k: int) -> Figure:
         )  # fmt: skip
         ax.set_xlim(-0.5, values.shape[-1] - 0.5)
         _framed(ax, str(name), "coordinate", x["layer"].values.tolist())
-    figure.colorbar(shown, ax=panels, shrink=0.8, label="mean difference")
+    scale(figure, shown, "mean difference", ax=panels, shrink=0.8)
     return figure
 
 
-def neighbours(vectors: xr.DataArray, seed: int = 0) -> Figure:
+def neighbours(vectors: xr.DataArray, seed: int = 0) -> Picture:
     """The unit vectors of every emotion and layer on two principal axes and by t-SNE; one point a layer, its number beside it.
 
     Args:
@@ -81,8 +81,9 @@ def neighbours(vectors: xr.DataArray, seed: int = 0) -> Figure:
     near = _nearest(points)
     names = np.repeat([str(e) for e in x["emotion"].values], x.sizes["layer"])
     figure = style.canvas(
-        4.4, f"{style.percent(float(np.mean(names[near] == names)))} of vectors lie nearest to one of their emotion"
-    )
+        4.4, f"{style.percent(float(np.mean(names[near] == names)))} of vectors lie nearest to one of their emotion",
+        "Distances between far groups mean nothing in t-SNE.",
+    )  # fmt: skip
     for ax, placed, title in zip(figure.subplots(1, 2), (centred @ axes.T, by_tsne), ("PCA", "t-SNE"), strict=True):
         style.axes(ax, f"{title} of unit vectors, one a layer", "", "")
         ax.set_xticks([])
@@ -96,11 +97,11 @@ def neighbours(vectors: xr.DataArray, seed: int = 0) -> Figure:
     return figure
 
 
-def _panels(x: xr.DataArray, claim: str) -> tuple[Figure, list[Any]]:
+def _panels(x: xr.DataArray, claim: str, caption: str) -> tuple[Picture, list[Any]]:
     n = x.sizes["emotion"]
     across = min(n, 3)
     down = math.ceil(n / across)
-    figure = style.canvas(0.8 + 2.2 * down, claim)
+    figure = style.canvas(0.8 + 2.2 * down, claim, caption)
     panels = list(np.ravel(figure.subplots(down, across, squeeze=False)))
     for ax in panels[n:]:
         ax.remove()
@@ -109,9 +110,7 @@ def _panels(x: xr.DataArray, claim: str) -> tuple[Figure, list[Any]]:
 
 def _framed(ax: Any, title: str, below: str, layers: Sequence[int]) -> None:
     every = max(1, len(layers) // 8)
-    ax.set_title(title, fontsize=10.5, loc="left", color=INK)
-    ax.set_xlabel(below, fontsize=9, color=INK)
-    ax.set_ylabel("layer", fontsize=9, color=INK)
+    style.titled(ax, title, below, "layer")
     ax.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]], fontsize=8)
     ax.tick_params(labelsize=8, colors=INK)
 

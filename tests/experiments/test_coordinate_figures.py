@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from emotrace.report import coordinates, style
+from emotrace.report import style
+from tests.experiments.studies import module
 
+coordinates = module("coordinate_figures")
 RNG = np.random.default_rng(0)
 
 

@@ -1,32 +1,22 @@
-"""Vectors: figures of a study of emotion vectors, and one plain page that shows them."""
+"""Vectors: figures of the studies of emotion vectors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
 
-import jinja2
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
-from emotrace import disk
 from emotrace.directions import similarity
-from emotrace.labels import ANSWERS, emotion, filenames
+from emotrace.labels import ANSWERS, emotion
 from emotrace.replies import diagonal
 from emotrace.report import style
-from emotrace.report.style import INK, MARKERS, SERIES
-from emotrace.texts import as_bytes
-
-_ENV: Final = jinja2.Environment(
-    loader=jinja2.PackageLoader("emotrace.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
-)
+from emotrace.report.heat import heat, scale
+from emotrace.report.style import INK, MARKERS, SERIES, Picture
 
 
-def matrix(table: pd.DataFrame, n: int, dose: float) -> Figure:
+def matrix(table: pd.DataFrame, n: int, dose: float) -> Picture:
     """Heat map of `replies.emotion_matrix`: the vector that was added × what the judge read.
 
     Args:
@@ -38,34 +28,29 @@ def matrix(table: pd.DataFrame, n: int, dose: float) -> Figure:
     order = sorted(table.index, key=lambda e: answers.index(emotion(str(e), answers)))
     values = table.loc[order, answers].to_numpy(dtype=float)
     most = sum(found["most"] for found in diagonal(table).values())
-    figure = style.canvas(4.6, f"{most} of {len(order)} vectors raise their own emotion most")
+    caption = "Replies to the test queries; joy counts as happiness."
+    figure = style.canvas(4.6, f"{most} of {len(order)} vectors raise their own emotion most", caption)
     ax = figure.subplots()
-    image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    ax.set_xticks(range(len(answers)), answers, fontsize=9)
-    ax.set_yticks(range(len(order)), [str(e) for e in order], fontsize=9)
-    ax.set_xlabel("read as, by a judge that does not know the vector", fontsize=10, color=INK)
-    ax.set_ylabel("vector added", fontsize=10, color=INK)
-    ax.set_title(f"dose {dose:g}, n = {n} replies a row", fontsize=10.5, loc="left", color=INK)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            ax.text(
-                j, i, style.percent(value), ha="center", va="center", fontsize=9, color="white" if value > 0.5 else INK
-            )
-    figure.colorbar(image, ax=ax, shrink=0.8)
+    image = heat(ax, values, answers, [str(e) for e in order], text=style.percent, dark=0.5, vmin=0, vmax=1)
+    style.titled(
+        ax, f"dose {dose:g}, n = {n} replies a row", "read as, by a judge that does not know the vector", "vector added"
+    )
+    scale(figure, image, ax=ax, shrink=0.8)
     return figure
 
 
-def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "") -> Figure:
+def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "", caption: str = "") -> Picture:
     """Dose curve of `replies.dose_table`: on target, fluent and on target, drift; below, KL and variety of words.
 
     Args:
         table: its lines of all emotions together are drawn.
         chosen: a dose to mark.
         where: what the replies answer.
+        caption: what the table is.
     """
     lines = table.loc[table["emotion"] == "all"].sort_values(by="dose")
     x = lines["dose"].to_numpy(dtype=float)
-    figure = style.canvas(7.0, _dose_claim(lines))
+    figure = style.canvas(7.0, _dose_claim(lines), caption)
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     style.axes(top, f"{where}, n = {style.span([int(n) for n in lines['n']])} replies a dose", "", "share of replies")
     style.percent_axis(top, 1.06)
@@ -101,7 +86,7 @@ def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "") -> 
     return figure
 
 
-def geometry(vectors: xr.DataArray) -> Figure:
+def geometry(vectors: xr.DataArray) -> Picture:
     """Norms by layer, cosines between emotions (mean over layers), and the vectors of all layers on two principal axes.
 
     Args:
@@ -110,7 +95,10 @@ def geometry(vectors: xr.DataArray) -> Figure:
     names = [str(e) for e in vectors["emotion"].values]
     cosines = similarity(vectors).mean("layer").values
     off = cosines[~np.eye(len(names), dtype=bool)] if len(names) > 1 else np.array([np.nan])
-    figure = style.canvas(4.2, f"Mean cosine between the vectors of two emotions: {style.signed(float(off.mean()))}")
+    figure = style.canvas(
+        4.2, f"Mean cosine between the vectors of two emotions: {style.signed(float(off.mean()))}",
+        "Not normalised: the length of one addition at dose 1.",
+    )  # fmt: skip
     left, middle, right = figure.subplots(1, 3)
     style.axes(left, "Length", "layer", "‖v‖")
     layers = vectors["layer"].values
@@ -118,14 +106,11 @@ def geometry(vectors: xr.DataArray) -> Figure:
     for i, name in enumerate(names):
         left.plot(layers, norms[i], color=SERIES[i % 7], marker=MARKERS[i % 7], markersize=4, label=name)
     left.legend(fontsize=8, frameon=False)
-    middle.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
-    middle.set_xticks(range(len(names)), names, fontsize=8, rotation=45)
-    middle.set_yticks(range(len(names)), names, fontsize=8)
-    middle.set_title("Cosine, mean over layers", fontsize=10.5, loc="left", color=INK)
-    for i in range(len(names)):
-        for j in range(len(names)):
-            middle.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8,
-                        color="white" if abs(cosines[i, j]) > 0.6 else INK)  # fmt: skip
+    heat(
+        middle, cosines, names, names, turn=45, size=8.5, text="{:.2f}".format, dark=0.6, cmap="RdBu_r", vmin=-1, vmax=1,
+        aspect="equal",
+    )  # fmt: skip
+    style.titled(middle, "Cosine, mean over layers")
     flat = vectors.transpose("emotion", "layer", "dim").values.astype(np.float64)
     unit = flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-30)
     points = unit.reshape(-1, unit.shape[-1])
@@ -136,50 +121,6 @@ def geometry(vectors: xr.DataArray) -> Figure:
     for i, name in enumerate(names):
         right.plot(*placed[i].T, linestyle="none", color=SERIES[i % 7], marker=MARKERS[i % 7], markersize=5, label=name)
     return figure
-
-
-def page(
-    out: Path,
-    title: str,
-    figures: Mapping[str, tuple[Figure, str]],
-    tables: Mapping[str, tuple[pd.DataFrame, str]],
-    facts: Sequence[str],
-    warnings: Sequence[str],
-    samples: Sequence[Mapping[str, Any]],
-) -> Path:
-    """Write ``figures/*.png``, ``tables/*.csv`` and ``report.html``; everything that a model or a file said is escaped.
-
-    Args:
-        out: folder of the run.
-        title: of the page.
-        figures: name → (figure, caption).
-        tables: name → (table, caption).
-        facts: sentences at the top.
-        warnings: sentences beside them.
-        samples: replies, mappings with the same fields.
-    """
-    for names in (figures, tables):
-        filenames(names, str(out))
-    for name, (figure, _) in figures.items():
-        style.save(figure, out / "figures" / f"{name}.png")
-    shown = []
-    for name, (table, caption) in tables.items():
-        path = out / "tables" / f"{name}.csv"
-        disk.replace_file(path, as_bytes(table.to_csv(index=False)))
-        rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-        shown.append({"name": name, "caption": caption, "head": list(table.columns), "rows": rows})
-    pictures = [{"name": name, "claim": style.claim(f), "caption": caption} for name, (f, caption) in figures.items()]
-    html = _ENV.get_template("vectors.html").render(
-        title=title, pictures=pictures, tables=shown, facts=facts, warnings=warnings, samples=samples
-    )
-    disk.replace_file(out / "report.html", as_bytes(html))
-    return out / "report.html"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if not math.isfinite(value) else f"{value:.3g}"
-    return str(value)
 
 
 def _dose_claim(lines: pd.DataFrame) -> str:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from emotrace.report import discovery
+from tests.experiments.studies import module
+
+discovery = module("discovery_figures")
 
 
 def row(node, effect, q, **spans):
