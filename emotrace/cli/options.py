@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace import arguments
-from emotrace.forwards.decoding import COLDEST
 from emotrace.labels import EMOTIONS, EmotraceError, check_positions, emotion, unknown
 
 if TYPE_CHECKING:
@@ -176,6 +175,8 @@ def decoding(
     sample: bool, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Options of `emotrace.generate` that the sampling flags say."""
+    from emotrace.forwards.decoding import COLDEST
+
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         finite(value, name)
     if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):

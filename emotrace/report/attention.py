@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import COLOURS, INK, Picture
+from emotrace.signatures import typed
 
 LOOKED_AT = 7
 """Tokens named beside each pattern."""
@@ -22,6 +23,7 @@ MOST = 6
 """Most heads that are drawn."""
 
 
+@typed
 def attention_patterns(patterns: Sequence[xr.DataArray]) -> Picture:
     """Attention of each head on a prompt: the whole pattern, and beside it what the last token looks at most.
 

@@ -20,6 +20,7 @@ from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.parts import CircuitParts, label_of
 from emotrace.report.style import INK, Picture, span
+from emotrace.signatures import typed
 
 NEURONS = "#0072B2"
 REST = "#d9d9d9"
@@ -29,6 +30,7 @@ COUNTED = 12
 """Most layers whose bars carry the number of neurons."""
 
 
+@typed
 def circuit_map(parts: CircuitParts) -> Picture:
     """Layers × heads coloured by contribution, the circuit's outlined; beside it what its neurons contribute per layer.
 

@@ -15,10 +15,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 from emotrace.report import style
 from emotrace.report.replies import chance_of
 from emotrace.report.style import COLOURS, FAINT, INK, MARKERS, Picture
+from emotrace.signatures import typed
 
 Point = Mapping[str, Any]
 
 
+@typed
 def equal_kl(report: Mapping[str, Any]) -> Picture:
     """Accuracy among fluent replies against KL from the un-edited model, one line per method, doses beside the points.
 

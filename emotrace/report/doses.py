@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from emotrace.report import style
 from emotrace.report.replies import chance_of
 from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
+from emotrace.signatures import typed
 
 Point = Mapping[str, Any]
 BAND = "#009E73"
@@ -22,6 +23,7 @@ MOST = 6
 """Lines in one figure."""
 
 
+@typed
 def dose_curve(report: Mapping[str, Any]) -> Picture:
     """Accuracy, fluent accuracy and median perplexity against the dose, one line per layer range; the chosen point is marked.
 

@@ -17,6 +17,7 @@ from emotrace.report import style
 from emotrace.report.layers import layer_ticks
 from emotrace.report.parts import label_of
 from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
+from emotrace.signatures import typed
 
 SETS: Final = {"top": ("#D55E00", "o"), "low": ("#0072B2", "s"), "random": ("#777777", "D")}
 """Colour and marker of each set of components."""
@@ -26,6 +27,7 @@ WIDE: Final = 5.0
 ROWS: Final = ("neurons ablated", "heads ablated", "neurons added", "heads added")
 
 
+@typed
 def effect_curves(curves: Mapping[str, xr.Dataset]) -> Picture:
     """Change of the projection on each emotion against the number of components removed or added.
 
@@ -71,6 +73,7 @@ def effect_curves(curves: Mapping[str, xr.Dataset]) -> Picture:
     return figure
 
 
+@typed
 def influence_profile(influence: xr.Dataset) -> Picture:
     """Influence of attention and MLP output by layer, one panel per emotion: the exact limit, and finite doses if measured.
 

@@ -19,6 +19,7 @@ from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
 from emotrace.report.replies import ABLATIONS, ablation_bars, accuracy_bars, confusion
 from emotrace.report.style import Picture, save
+from emotrace.signatures import typed
 
 __all__ = [
     "Shown",
@@ -47,6 +48,7 @@ class Shown(NamedTuple):
     figure: Picture
 
 
+@typed
 def draw(
     report: Mapping[str, Any],
     directions: xr.DataArray | None = None,

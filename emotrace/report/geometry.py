@@ -15,11 +15,13 @@ from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import Picture
+from emotrace.signatures import typed
 
 ANNOTATED = 14
 """Largest side of a matrix whose cells carry numbers."""
 
 
+@typed
 def similarity(directions: xr.DataArray, layer: int | None = None) -> Picture:
     """Cosines between emotions at one layer, and between all sublayers (mean over emotions, order attn0, mlp0, …).
 

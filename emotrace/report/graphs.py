@@ -14,6 +14,7 @@ from emotrace.discovery.selection import ends
 from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.style import Picture
+from emotrace.signatures import typed
 
 RAISES, LOWERS = style.COLOURS["prompt"], style.COLOURS["steer"]
 LINES: Final = {"q": (0, (5, 2)), "k": (0, (1, 1.5)), "v": "solid", "mlp": "solid", "out": "solid"}
@@ -24,6 +25,7 @@ MOST: Final = 150
 """Edges above which a drawing is no longer readable."""
 
 
+@typed
 def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | None = None, title: str = "") -> Picture:
     """A circuit of edges as a layered graph.
 

@@ -16,8 +16,10 @@ from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.geometry import counted, full, groups
 from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
+from emotrace.signatures import typed
 
 
+@typed
 def agnosticism(found: xr.Dataset) -> Picture:
     """Held-out accuracy and cosine to the full direction per layer, one column per factor left out, one colour per sublayer.
 
@@ -86,6 +88,7 @@ def agnosticism(found: xr.Dataset) -> Picture:
     return figure
 
 
+@typed
 def layer_profile(
     directions: xr.DataArray, found: xr.Dataset | None = None, profile: Sequence[Mapping[str, Any]] | None = None
 ) -> Picture:

@@ -13,11 +13,13 @@ from emotrace.labels import EmotraceError
 from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import Picture
+from emotrace.signatures import typed
 
 if TYPE_CHECKING:
     from emotrace.circuits.circuit import Circuit
 
 
+@typed
 def circuit_overlap(circuit: Circuit) -> Picture:
     """Jaccard index of the circuits of every two emotions, neurons and heads apart.
 
