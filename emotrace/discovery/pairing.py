@@ -50,13 +50,19 @@ class Pairs(Sequence[Pair]):
     """An ordered set of pairs with unique keys.
 
     Raises:
-        EmotraceError: if there are none, or two share a key.
+        EmotraceError: if there are none, one is not aligned, or two share a key.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self._pairs = tuple(pairs)
         if not self._pairs:
             raise EmotraceError("there are no pairs.")
+        for i, p in enumerate(self._pairs):
+            if not isinstance(p, Pair) or isinstance(p.clean, str) or not len(p.clean) == len(p.index) == len(p.spans):
+                raise EmotraceError(
+                    f"pair {p.key if isinstance(p, Pair) else i!r}: token ids with their alignment are due; "
+                    "discovery.pairs(model, clean, counterfactual) makes them of any prompts."
+                )
         keys = [p.key for p in self._pairs]
         if len(set(keys)) < len(keys):
             raise EmotraceError(f"two pairs have the key {next(k for k in keys if keys.count(k) > 1)!r}.")

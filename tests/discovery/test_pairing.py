@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace import discovery
-from emotrace.discovery.pairing import SPANS, Pair, align_pair
+from emotrace.discovery.pairing import SPANS, Pair, Pairs, align_pair
+from emotrace.labels import EmotraceError
 from emotrace.testing.planted import planted
 
 tokens = st.lists(st.integers(3, 6), min_size=1, max_size=8).map(tuple)
@@ -83,3 +84,9 @@ def test_what_is_no_pair_is_refused(known):
         discovery.pairs(m, [[1, 50, 7]], [[1, 51, 7]], align="left")
     with pytest.raises(et.EmotraceError, match="no pairs"):
         discovery.Pairs([])
+
+
+def test_pairs_that_are_not_aligned_are_refused():
+    for wrong in (Pair("a", (1, 2), (1, 3)), Pair("a", "text", "other"), "text"):
+        with pytest.raises(EmotraceError, match=r"pair .*discovery.pairs\(model, clean, counterfactual\) makes them"):
+            Pairs([wrong])

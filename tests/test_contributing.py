@@ -1,0 +1,153 @@
+"""What CONTRIBUTING.md says about adding one of each, done: a site, an edit, a judge, a metric, a measure, a study, a figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import emotrace as et
+from emotrace import discovery, edits, replies
+from emotrace.datasets import Prompts
+from emotrace.evaluation import Evaluation
+from emotrace.report import page, style
+from emotrace.report.figures import Shown
+from emotrace.testing import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ["The door was open", "A cold morning by the sea", "Who knocks?"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contributing") / "model"
+    tiny.save("llama", folder, num_hidden_layers=2)
+    return et.load(str(folder))
+
+
+def test_a_site(model):
+    """A place of one's own is captured, and edited, under its path."""
+    place = et.Site("model.layers.1.mlp.gate_proj")
+    acts = et.capture(model, PROMPTS, place, progress=False)
+    seen = {}
+    hook = model._module.get_submodule(place.path).register_forward_hook(lambda m, i, o: seen.update(x=o[0, -1]))
+    ids = model.sites.encode(PROMPTS[:1])
+    with torch.no_grad():
+        model._module(**{k: v for k, v in ids.items() if isinstance(v, torch.Tensor)})
+    hook.remove()
+    np.testing.assert_allclose(acts.sel(variable=f"{place.path}:output").values[0], seen["x"], atol=1e-6)
+    assert et.generate(model, PROMPTS[:1], [et.Ablate(place)], max_new_tokens=2, progress=False)
+
+
+@dataclass(frozen=True)
+class Twice(edits.Scale):
+    """2·h."""
+
+    strength: float = 2.0
+
+
+def test_an_edit(model):
+    """A kind of edit is a frozen class; where its arithmetic is there already, that is all."""
+
+    def run(edit):
+        return et.capture(model, PROMPTS, "resid_post", edits=[edit], progress=False).sel(layer=1).values
+
+    where = {"site": "mlp_out", "layers": [0], "positions": "all"}
+    np.testing.assert_array_equal(run(Twice(**where)), run(et.Scale(**where, strength=2.0)))
+
+
+class Vowels:
+    """Reads bliss in texts of many vowels, and calm in others."""
+
+    name, choices = "vowels", ("bliss", "calm")
+
+    def judge(self, texts, *, progress=False):
+        many = [sum(c in "aeiou" for c in text) > len(text) / 3 for text in texts]
+        return [{"predicted": "bliss" if m else "calm", "judge": self.name, "reason": "counted"} for m in many]
+
+
+ROWS = [
+    {"key": str(i), "method": "steer", "draw": 0, "skeleton_id": str(i), "valence": "neutral", "emotion": aim, "gen_text": text,
+     "token_ids": [1, 2, 3, i], "meta": {"length": 4}}
+    for i, (aim, text) in enumerate([("bliss", "aaa"), ("bliss", "xxx"), ("calm", "xyz"), ("calm", "zzz")])
+]  # fmt: skip
+
+
+def test_a_judge():
+    """A judge is a name and ``judge(texts)``; what it may answer is ``choices``."""
+    judged = et.judges.judge_rows(ROWS, Vowels(), progress=False)
+    assert replies.accuracy_table(judged)["overall"]["value"] == 3 / 4
+    assert list(replies.confusion_table(judged).columns) == ["bliss", "calm", "neutral", "unjudged"]
+
+
+class Norm:
+    """½‖h‖² of the last layer's residual."""
+
+    name = "norm"
+
+    def reads(self, model):
+        return (("resid_post", model.sites.n_layers - 1),)
+
+    def lower(self, model, pairs, clean):
+        return (lambda values: values[0].square().sum(-1) / 2), ()
+
+
+def test_a_metric(model):
+    """A metric of discovery has a name, the sites that it reads, and a function of them."""
+    pairs = discovery.pairs(model, PROMPTS[:1], ["The gate was open"], align="spans")
+    options = {"method": "patching", "nodes": "mlp", "progress": False}
+    found = discovery.scores(model, pairs, Norm(), **options)
+    same = discovery.SiteFunction([("resid_post", 1)], lambda values: values[0].square().sum(-1) / 2)
+    assert float(abs(found["score"]).max()) > 0
+    np.testing.assert_array_equal(found["score"], discovery.scores(model, pairs, same, **options)["score"])
+
+
+def test_a_measure():
+    """A measure of replies is a column; its mean has n and an interval."""
+    lines = replies.table(ROWS, ["length"], cluster="skeleton_id")
+    assert replies.mean_of(lines, "length")[:4] == (4, 4, 4, 4)
+
+
+def test_a_study(model, tmp_path):
+    """A study is an evaluation whose arms differ by prompts and edits alone; again it computes nothing."""
+    study = Evaluation(model, Vowels(), tmp_path, {"max_new_tokens": 3}, progress=False)
+    prompts = Prompts.of([{"text": t, "emotion": "calm", "key": str(i)} for i, t in enumerate(PROMPTS)])
+    arm = study.replies("steer", prompts, [Twice("mlp_out", layers=[0])], method="steer")
+    assert {row["method"] for row in arm} == {"steer"}
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert study.replies("steer", prompts, [Twice("mlp_out", layers=[0])], method="steer") == arm
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_a_figure(tmp_path):
+    """A figure is a canvas with its claim and caption; it stands on the page under its name, beside its table."""
+    figure = style.canvas(3, "One & two", "n = 2.")
+    figure.add_subplot().plot([0, 1])
+    scores = xr.DataArray([1.0, 2.0], dims="layer", name="score").to_dataframe()
+    out = page.publish(tmp_path, {}, [Shown("mine", "Mine", figure)], {"scores": (scores, "Of two layers.")}, {})
+    text = out.read_text()
+    assert (tmp_path / "figures" / "mine.png").is_file()
+    assert all(words in text for words in ("figures/mine.png", "n = 2.", "Of two layers."))
+
+
+def test_every_name_in_the_guide_is_there():
+    """Files and names that CONTRIBUTING.md speaks of exist."""
+    import re
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = set(re.findall(r"`((?:emotrace|tests|experiments|data)/[\w./]+)`", text))
+    assert len(files) > 8
+    assert [f for f in sorted(files) if not (ROOT / f).exists()] == []
+    for name in re.findall(r"`(\w+(?:\.\w+)+)\(?\)?`", text):
+        if not name.endswith((".html", ".json", ".py", ".md")) and (
+            name.split(".")[0] in et.__all__ or name.startswith("et.")
+        ):
+            found = et
+            for part in name.removeprefix("et.").split("."):
+                found = getattr(found, part)
+    assert json.dumps(sorted(files))
