@@ -12,8 +12,7 @@ import xarray as xr
 from emotrace import arguments, disk, scoring
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts
-from emotrace.edits import digest as edits_digest
-from emotrace.edits import mixture
+from emotrace.edits import edits_digest, mixture
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.files import to_folder
 from emotrace.identity import made_by

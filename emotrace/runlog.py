@@ -10,12 +10,11 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from emotrace import disk
-from emotrace.disk import write_json, write_rows
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import IDENTITY
 from emotrace.texts import from_json, to_json
 
-__all__ = ["Log", "progress", "repair", "write_json", "write_rows"]
+__all__ = ["Log", "progress", "repair_rows"]
 
 _DEFAULTS: Final = {"draw": 0}
 
@@ -150,7 +149,7 @@ class Log:
                 yield end, row
 
 
-def repair(path: str | os.PathLike[str]) -> list[int]:
+def repair_rows(path: str | os.PathLike[str]) -> list[int]:
     """Move the lines of a JSON-lines file that are no rows to ``….damaged`` beside it; the others stay as they are.
 
     Returns:

@@ -22,7 +22,7 @@ class ElsewhereError(EmotraceError):
 
 
 @dataclass(frozen=True)
-class Address:
+class Endpoint:
     """Where requests go.
 
     Attributes:
@@ -36,7 +36,7 @@ class Address:
     basic: str | None
 
     def __repr__(self) -> str:
-        return f"Address({self.url!r})"
+        return f"Endpoint({self.url!r})"
 
     @property
     def place(self) -> str:
@@ -45,7 +45,7 @@ class Address:
         return f"{parts.hostname}{parts.path}"
 
     @classmethod
-    def of(cls, url: str, what: str, example: str) -> Address:
+    def of(cls, url: str, what: str, example: str) -> Endpoint:
         """The parts of a URL; what is secret in it is masked from now on.
 
         Args:

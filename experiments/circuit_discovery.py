@@ -144,7 +144,7 @@ def main(
     edge_scores = scores["emotion edge eap_ig_activations"]
     circuit = discovery.select(edge_scores, edges, rule="greedy")
     discovery.save(circuit, run.path("circuit"), "circuit")
-    stable = discovery.bootstrap(edge_scores, edges, rule="greedy", seed=seed)
+    stable = discovery.bootstrap_circuits(edge_scores, edges, rule="greedy", seed=seed)
     overlap = {
         by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
         for by in ("theme", "valence", "emotion")

@@ -33,13 +33,13 @@ from circuit_study import Study, paired
 import emotrace as et
 from emotrace import attribution, circuits, judges, replies, report
 from emotrace import directions as directions_
-from emotrace.cli.options import Bos, Where, place
+from emotrace.cli.options import Bos, RemoteFlag, place
+from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
 from emotrace.labels import unknown
 from emotrace.replies import Row
 from emotrace.run import Run
-from emotrace.runlog import write_json, write_rows
 from emotrace.sites import LanguageModel
 
 HELD_OUT = 0.25
@@ -84,7 +84,7 @@ def main(
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
     ] = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     bos: Bos = None,

@@ -36,9 +36,9 @@ from emotrace import disk, report, rsa
 from emotrace import prompt_tuning as pt
 from emotrace.cli.options import Bos, NotThere, only_here
 from emotrace.datasets.goemotions import read_goemotions
+from emotrace.disk import write_json
 from emotrace.prompt_tuning.tasks import PARTS
 from emotrace.run import Run, records
-from emotrace.runlog import write_json
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 OURS = {"limit": 48, "length": 8, "epochs": 6, "learning_rate": 0.05, "batch_size": 16}
@@ -136,7 +136,9 @@ def main(
     table: Any = pt.tune_all(
         where, parts, names, plan.seeds, recipe, out=run.path("prompts"), processes=processes, load=load
     )
-    prompts = {key: p for key, p in pt.find(run.path("prompts")).items() if key[0] in names and key[1] in plan.seeds}
+    prompts = {
+        key: p for key, p in pt.tuned_prompts(run.path("prompts")).items() if key[0] in names and key[1] in plan.seeds
+    }
     part = plan.part if plan.part in parts else "dev"
     tuned = study.learned(table, part)
     print(f"{tuned['prompts']} prompts, mean accuracy on {part} {tuned['mean']:.1%} "
@@ -171,7 +173,7 @@ def main(
     significant = rsa.fdr(found["p"], plan.rule) < plan.level
 
     # 5. Masks.
-    masks = rsa.select(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
+    masks = rsa.select_neurons(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
     masks.save(run.path("masks"))
     accuracies: Any = pt.masked_accuracy(
         where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=load,

@@ -30,10 +30,10 @@ import vector_study as study
 
 import emotrace as et
 from emotrace import directions, dose, extraction, interop, judges, replies, report
-from emotrace.cli.options import Bos, Where, place
+from emotrace.cli.options import Bos, RemoteFlag, place
+from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
-from emotrace.runlog import write_json, write_rows
 
 TOP = 0.1
 """Share of the coordinates that the sparse variant keeps."""
@@ -73,7 +73,7 @@ def main(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 40,
     batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
-    remote: Where = None,
+    remote: RemoteFlag = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     bos: Bos = None,

@@ -31,11 +31,11 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import directions, disk, dose, extraction, judges, replies, report
-from emotrace.cli.options import Bos, Where, names, numbers, place
+from emotrace.cli.options import Bos, RemoteFlag, names, numbers, place
 from emotrace.directions.vectors import METHODS
+from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
-from emotrace.runlog import write_json, write_rows
 from emotrace.suite import relabelled, truthful
 
 HELD_OUT = 0.25
@@ -76,7 +76,7 @@ def main(
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str | None, typer.Option()] = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:  # fmt: skip
     """Vectors from labelled texts, doses, controls, TruthfulQA and a report."""

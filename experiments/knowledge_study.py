@@ -43,7 +43,7 @@ class Protocol:
         seeds: of the prompts.
         k: neurons masked; below 1 a share of all.
         draws: random masks of each k.
-        match: see `rsa.select`.
+        match: see `rsa.select_neurons`.
         shared: whether the random masks serve every attribute.
         how: masking.
         stage: ``neuron``, ``neuron_pre`` or ``active``.

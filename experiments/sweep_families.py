@@ -29,9 +29,10 @@ import torch
 import typer
 
 from emotrace.cli import experiment
+from emotrace.disk import write_json
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError
-from emotrace.runlog import Log, progress, write_json
+from emotrace.runlog import Log, progress
 
 FRESH = 25
 """Classes after which a worker process is replaced, so that memory does not grow."""

@@ -104,7 +104,7 @@ import emotrace as et
 circuit = et.Circuit.load("circuit")
 assert "fear" in str(circuit) and len(circuit.components)
 (edit,) = et.edits.load("edits")
-assert isinstance(edit, et.Add) and et.edits.digest([edit])
+assert isinstance(edit, et.Add) and et.edits.edits_digest([edit])
 assert et.datasets.sev and et.judges.make("lexicon").judge(["I am afraid."])
 """
 

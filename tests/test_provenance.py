@@ -198,7 +198,7 @@ def test_a_soft_prompt_that_was_copied_over_another_is_no_other(own, tmp_path):
     for folder in ("joy-0", "anger-0"):
         prompt.save(tmp_path / folder)
     with pytest.raises(EmotraceError, match=r"anger-0 and .*joy-0 both hold the prompt joy-0"):
-        pt.find(tmp_path)
+        pt.tuned_prompts(tmp_path)
 
 
 def test_values_and_masks_of_neurons_know_their_model(own, other, prompts):
@@ -210,7 +210,7 @@ def test_values_and_masks_of_neurons_know_their_model(own, other, prompts):
         .expand_dims(attribute=["a"])
         .drop_vars([n for n, c in stored.coords.items() if c.dims == ("token",)])
     )
-    masks = rsa.select(scores, k=[3], draws=1)
+    masks = rsa.select_neurons(scores, k=[3], draws=1)
     first = masks.masked.isel(mask=0)
     for make in (
         lambda: ablations.mean_ablation("neuron", {1: [0, 2]}, reference),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from emotrace import runlog
+from emotrace import disk, runlog
 from emotrace.labels import EmotraceError
 
 
@@ -102,8 +102,8 @@ def test_a_full_disk_keeps_the_rows_before(tmp_path):
 
 
 def test_write_json_replaces_whole_files(tmp_path):
-    runlog.write_json(tmp_path / "x" / "m.json", {"a": "é"})
-    runlog.write_json(tmp_path / "x" / "m.json", {"a": 2})
+    disk.write_json(tmp_path / "x" / "m.json", {"a": "é"})
+    disk.write_json(tmp_path / "x" / "m.json", {"a": 2})
     assert json.loads((tmp_path / "x/m.json").read_text()) == {"a": 2}
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["m.json"]
 
@@ -121,19 +121,19 @@ def test_repair_moves_damaged_lines_aside_so_that_the_run_continues(tmp_path):
     with runlog.Log(path) as log:
         log.append([row("a"), row("b"), row("c")])
     whole = path.read_bytes()
-    assert runlog.repair(path) == []
+    assert runlog.repair_rows(path) == []
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b"{", b"\xff", 1) + lines[2] + b"[" * 20_000 + b"\n[1]\n" + b'{"key"')
     with pytest.raises(EmotraceError, match=r":2 is damaged.*emotrace repair"):
         runlog.Log(path)
-    assert runlog.repair(path) == [2, 4, 5, 6]
+    assert runlog.repair_rows(path) == [2, 4, 5, 6]
     assert path.read_bytes() == lines[0] + lines[2]
     assert b'\xff"key": "b"' in (tmp_path / "g.jsonl.damaged").read_bytes()
     with runlog.Log(path) as log:
         log.append([r for r in (row("a"), row("b"), row("c")) if r not in log])
         with pytest.raises(EmotraceError, match="another process"):
-            runlog.repair(path)
+            runlog.repair_rows(path)
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
     with pytest.raises(EmotraceError, match="no file of rows"):
-        runlog.repair(tmp_path / "none.jsonl")
+        runlog.repair_rows(tmp_path / "none.jsonl")
     assert not (tmp_path / "none.jsonl").exists()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emotrace import runlog, texts
+from emotrace import disk, runlog, texts
 from emotrace.files import read_jsonl
 from emotrace.labels import EmotraceError
 
@@ -40,9 +40,9 @@ def test_rows_with_odd_text_are_logged_and_read_again(tmp_path):
     with runlog.Log(tmp_path / "log.jsonl") as log:
         log.append(row)
     assert runlog.Log(tmp_path / "log.jsonl").rows() == [row]
-    runlog.write_rows(tmp_path / "rows.jsonl", [row])
+    disk.write_rows(tmp_path / "rows.jsonl", [row])
     assert [found for _, found in read_jsonl(tmp_path / "rows.jsonl", halves=True)] == [row]
-    runlog.write_json(tmp_path / "m.json", row)
+    disk.write_json(tmp_path / "m.json", row)
     assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8")) == row
 
 

@@ -3,20 +3,19 @@ from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.files import load, save
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
-from emotrace.attribution.ranks import auroc, top
+from emotrace.attribution.ranks import planted_auroc, top
 from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
 from emotrace.attribution.sublayers import sublayer_influence
 from emotrace.attribution.views import attention, top_prompts, top_tokens
-from emotrace.attribution.weights import Projection, projection
+from emotrace.attribution.weights import OutputProjection, output_projection
 from emotrace.forwards.streams import stream
 from emotrace.forwards.sums import Sums
 
 __all__ = [
-    "Projection",
+    "OutputProjection",
     "Sums",
     "ablation_curve",
     "attention",
-    "auroc",
     "enhancement_curve",
     "head_contributions",
     "layer_block",
@@ -24,7 +23,8 @@ __all__ = [
     "local_directions",
     "mean_ablation",
     "neuron_contributions",
-    "projection",
+    "output_projection",
+    "planted_auroc",
     "reference_direction",
     "resample_ablation",
     "save",

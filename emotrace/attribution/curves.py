@@ -24,7 +24,7 @@ import xarray as xr
 
 from emotrace import arguments, disk, provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
-from emotrace.attribution.measured import Edits, Measured, Plan
+from emotrace.attribution.measured import CurvePlan, Edits, Measured
 from emotrace.attribution.sets import Set, union
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import Within
@@ -105,7 +105,9 @@ def ablation_curve(
     if how not in HOW:
         raise unknown("ablation", how, HOW, "ablation_curve(how=…)")
     prompts = accepted_only(prompts, accepted)
-    plan = Plan(model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed)
+    plan = CurvePlan(
+        model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed
+    )
     code = codes(prompts, label, plan.labels, "ablation_curve")
     parts = [([e], np.flatnonzero(code == i).tolist()) for i, e in enumerate(plan.labels)]
     settings: dict[str, Any] = {"method": "ablation_curve", "how": how}
@@ -211,7 +213,9 @@ def enhancement_curve(
             f"enhancement_curve takes prompts without the label {label!r}, and runs each once for every {label}: "
             "datasets.sev(…, instruction=False)."
         )
-    plan = Plan(model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed)
+    plan = CurvePlan(
+        model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed
+    )
     provenance.check(differences, model.sites, "enhancement_curve(differences=…)")
     payload = _payload(plan, differences)
     _ = Add(plan.site, vector=0.0, strength=strength)  # refuses a strength that is no number
@@ -239,7 +243,7 @@ def enhancement_curve(
     return measured.keep(curve)
 
 
-def _payload(plan: Plan, differences: xr.Dataset) -> dict[tuple[Any, int], np.ndarray]:
+def _payload(plan: CurvePlan, differences: xr.Dataset) -> dict[tuple[Any, int], np.ndarray]:
     """(label, layer) → difference vectors ``[unit, 1]`` or ``[head, head_dim]`` float32."""
     if plan.site not in differences.data_vars:
         raise unknown("variable of the differences", plan.site, differences.data_vars, "enhancement_curve")

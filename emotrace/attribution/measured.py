@@ -36,7 +36,7 @@ class Dry(NamedTuple):
     reruns: int
 
 
-class Plan:
+class CurvePlan:
     """What is read, and which components each set has, checked against the model.
 
     Args:
@@ -133,7 +133,7 @@ class Measured:
     """
 
     def __init__(
-        self, plan: Plan, prompts: Prompts, parts: Sequence[tuple[list[Any], list[int]]], settings: dict[str, Any],
+        self, plan: CurvePlan, prompts: Prompts, parts: Sequence[tuple[list[Any], list[int]]], settings: dict[str, Any],
         batch_size: int, cluster: str, out: str | Path | None,
     ) -> None:  # fmt: skip
         if batch_size < 1:

@@ -70,7 +70,7 @@ def feature(scores: xr.Dataset | xr.DataArray) -> str:
 
 
 @typed
-def auroc(scores: Any, planted: Any) -> float:
+def planted_auroc(scores: Any, planted: Any) -> float:
     """Probability that a planted component scores higher than another one, ties counted half; 1 is perfect.
 
     Args:
@@ -82,22 +82,24 @@ def auroc(scores: Any, planted: Any) -> float:
     """
     if isinstance(scores, xr.DataArray) and isinstance(planted, xr.DataArray):
         if set(scores.dims) != set(planted.dims):
-            raise EmotraceError(f"auroc: scores have the dims {scores.dims}, planted has {planted.dims}.")
+            raise EmotraceError(f"planted_auroc: scores have the dims {scores.dims}, planted has {planted.dims}.")
         try:
             scores, planted = xr.align(scores, planted, join="exact")
         except ValueError as error:
-            raise EmotraceError(f"auroc: scores and planted have other labels ({error}).") from error
+            raise EmotraceError(f"planted_auroc: scores and planted have other labels ({error}).") from error
         planted = planted.transpose(*scores.dims)
     values, mask = np.asarray(scores, dtype=np.float64), np.asarray(planted)
     if values.shape != mask.shape or mask.dtype != bool:
         raise EmotraceError(
-            f"auroc: planted is a boolean array of shape {values.shape}, not {mask.dtype} {mask.shape}."
+            f"planted_auroc: planted is a boolean array of shape {values.shape}, not {mask.dtype} {mask.shape}."
         )
     if np.isnan(values).any():
-        raise EmotraceError("auroc: the scores hold NaN.")
+        raise EmotraceError("planted_auroc: the scores hold NaN.")
     positive = int(mask.sum())
     negative = mask.size - positive
     if not positive or not negative:
-        raise EmotraceError(f"auroc: {positive} of {mask.size} components are planted; it needs some and some others.")
+        raise EmotraceError(
+            f"planted_auroc: {positive} of {mask.size} components are planted; it needs some and some others."
+        )
     ranks = scipy.stats.rankdata(tied(values.ravel()))
     return float((ranks[mask.ravel()].sum() - positive * (positive + 1) / 2) / (positive * negative))

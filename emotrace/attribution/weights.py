@@ -15,14 +15,14 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import weights as leaf
-from emotrace.traced.weights import Norm, Projection
+from emotrace.traced.weights import Norm, OutputProjection
 
 ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
 """Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
 
 
 def spec(model: LanguageModel, site: str, layer: int) -> leaf.Spec:
-    """What `emotrace.traced.weights.projection` takes.
+    """What `emotrace.traced.weights.output_projection` takes.
 
     Args:
         model: from `emotrace.load`.
@@ -33,7 +33,7 @@ def spec(model: LanguageModel, site: str, layer: int) -> leaf.Spec:
         EmotraceError: for another site, or a layer without it (as in mixtures of experts).
     """
     if site not in ENDS:
-        raise unknown("site", site, ENDS, "projection")
+        raise unknown("site", site, ENDS, "output_projection")
     sites = model.sites
     address = sites.address(site, layer)
     here, end = (envoy(model, sites.address(s, layer).path) for s in ENDS[site])
@@ -57,7 +57,7 @@ def weighed(model: LanguageModel, function: Any, *args: Any) -> Any:
 
 
 @typed
-def projection(model: LanguageModel, site: str, layer: int) -> Projection:
+def output_projection(model: LanguageModel, site: str, layer: int) -> OutputProjection:
     """The map that takes a site into the residual stream, read here.
 
     Args:
@@ -73,7 +73,7 @@ def projection(model: LanguageModel, site: str, layer: int) -> Projection:
     if any(p.is_meta for p in found.map._module.parameters()):
         raise EmotraceError(f"the weights of {found.map.path} are not here; load the model with its weights.")
     try:
-        return leaf.projection(model, found)
+        return leaf.output_projection(model, found)
     except ValueError as error:
         raise EmotraceError(str(error)) from None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Bos, Device, Dtype, Model, Where, place
+from emotrace.cli.options import Bos, Device, Dtype, Model, RemoteFlag, place
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
@@ -23,7 +23,7 @@ def adopt(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Copy what was made with another model, declared fit for this one: the deliberate way to use it there."""
     import emotrace as et

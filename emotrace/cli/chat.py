@@ -13,7 +13,7 @@ import typer
 
 from emotrace import arguments
 from emotrace.cli.app import app
-from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
+from emotrace.cli.mixes import Layers, Positions, Scale, SiteFlag, Strength, Vectors, strength_of, vectors_of, where_of
 from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, Seed, System, TopK, decoding
 from emotrace.labels import EmotraceError, unknown
 
@@ -35,7 +35,7 @@ def chat(
     mix: Annotated[str, typer.Option(help="weights by name: joy=1 or anger=0.5,joy=-0.5; default none")] = "",
     strength: Strength = 1.0,
     scale: Scale = "raw",
-    site: Where = None,
+    site: SiteFlag = None,
     layers: Layers = None,
     positions: Positions = "steer",
     system: System = None,

@@ -19,9 +19,9 @@ from emotrace.cli.options import (
     Folder,
     Limit,
     Model,
+    RemoteFlag,
     Rows,
     Seed,
-    Where,
     Within,
     accepted_keys,
     labelled,
@@ -52,7 +52,7 @@ def neurons(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """What each MLP neuron contributes to its layer's directions."""
     import emotrace as et
@@ -85,7 +85,7 @@ def heads(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     import emotrace as et
@@ -120,7 +120,7 @@ def influence(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
     import emotrace as et
@@ -159,7 +159,7 @@ def circuit(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """The best neurons and heads of each layer, with what is added there: the circuit of every emotion."""
     import emotrace as et
@@ -218,7 +218,7 @@ def curves(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
     import emotrace as et

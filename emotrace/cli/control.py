@@ -18,12 +18,12 @@ from emotrace.cli.options import (
     Directions,
     Dtype,
     Model,
+    RemoteFlag,
     Sample,
     Seed,
     System,
     Texts,
     TopK,
-    Where,
     decoding,
     finite,
     labelled,
@@ -60,7 +60,7 @@ def steer(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Baseline and steered replies, side by side."""
     import emotrace as et
@@ -97,7 +97,7 @@ def modulate(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Baseline replies and those with a circuit added, side by side."""
     import emotrace as et

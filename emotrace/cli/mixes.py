@@ -17,7 +17,7 @@ Vectors = Annotated[
 MixText = Annotated[str, typer.Option("--mix", help="weights by name: joy=1 or anger=0.5,joy=-0.5")]
 Strength = Annotated[float, typer.Option(help="factor of the mixture")]
 Scale = Annotated[str, typer.Option(help="raw | unit | rms | share: what a strength of 1 is")]
-Where = Annotated[str | None, typer.Option("--site", help="default: the site that the vectors say")]
+SiteFlag = Annotated[str | None, typer.Option("--site", help="default: the site that the vectors say")]
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that the vectors have")]
 Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 

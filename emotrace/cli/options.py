@@ -29,7 +29,7 @@ Bos = Annotated[
         "--bos/--no-bos", help="begin every prompt with one BOS token, or with none; default: as the tokenizer does"
     ),
 ]
-Where = Annotated[
+RemoteFlag = Annotated[
     str | None,
     typer.Option("--remote", help="ndif, a URL, or local (packed as for a server): no weights are loaded here"),
 ]

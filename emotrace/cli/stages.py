@@ -20,10 +20,10 @@ from emotrace.cli.options import (
     Limit,
     MessagesColumn,
     Model,
+    RemoteFlag,
     Rows,
     Store,
     TextColumn,
-    Where,
     Within,
     accepted_keys,
     names,
@@ -51,7 +51,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Replies of a model to SEV prompts, or to those of a table of your own."""
     import emotrace as et
@@ -119,7 +119,7 @@ def capture(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """Activations of SEV prompts, or of a table of your own, into a labelled store."""
     import emotrace as et

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Bos, Device, Dtype, Store, Where, place
+from emotrace.cli.options import Bos, Device, Dtype, RemoteFlag, Store, place
 
 
 @app.command()
@@ -19,7 +19,7 @@ def sites(
     device: Device = "auto",
     dtype: Dtype = None,
     bos: Bos = None,
-    remote: Where = None,
+    remote: RemoteFlag = None,
 ) -> None:
     """The sites a model has, where they are, and the error their proof left; which prompts may share a forward."""
     import emotrace as et
@@ -68,7 +68,7 @@ def repair(store: Annotated[Path, typer.Argument(help="an activation store, or a
     from emotrace import store as stores
 
     if not store.is_dir():
-        aside = runlog.repair(store)
+        aside = runlog.repair_rows(store)
         typer.echo(
             f"{len(aside)} damaged lines of {store} are in {store}.damaged now (lines {', '.join(map(str, aside))}): the "
             "command that wrote it computes what it lacks"

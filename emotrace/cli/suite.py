@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.mixes import Layers, Positions, Scale, Strength, Vectors, Where, strength_of, vectors_of, where_of
+from emotrace.cli.mixes import Layers, Positions, Scale, SiteFlag, Strength, Vectors, strength_of, vectors_of, where_of
 from emotrace.cli.options import Bos, Count, Device, Dtype, Few, Folder, Model, Sample, Seed, TopK, decoding, names
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
@@ -28,7 +28,7 @@ def arms(
     mix: Mix = None,
     strength: Strength = 1.0,
     scale: Scale = "raw",
-    site: Where = None,
+    site: SiteFlag = None,
     layers: Layers = None,
     positions: Positions = "steer",
     part: Annotated[str, typer.Option(help="fit | held_out | all of the queries")] = "held_out",
@@ -51,7 +51,7 @@ def arms(
     """The same queries answered plain, steered and under controls, from the same seeds."""
     import emotrace as et
     from emotrace.datasets import emotion_query
-    from emotrace.runlog import write_rows
+    from emotrace.disk import write_rows
     from emotrace.suite import arms as run
     from emotrace.suite import relabelled
 
@@ -138,7 +138,7 @@ def truthfulqa(
     mix: Annotated[str, typer.Option(help="weights by name, e.g. anger=1")] = "",
     strength: Strength = 1.0,
     scale: Scale = "raw",
-    site: Where = None,
+    site: SiteFlag = None,
     layers: Layers = None,
     substring: Annotated[
         bool, typer.Option(help="also the GoEmotions pipeline's substring score, as published")
@@ -155,8 +155,8 @@ def truthfulqa(
     import emotrace as et
     from emotrace.datasets import read_truthfulqa
     from emotrace.datasets.truthfulqa import TEMPLATE
+    from emotrace.disk import write_json, write_rows
     from emotrace.edits import check, mixture
-    from emotrace.runlog import write_json, write_rows
     from emotrace.suite import truthful
 
     to_folder(out, "--out")

@@ -5,7 +5,7 @@ from emotrace.discovery.methods import METHODS, Level, mean, scores
 from emotrace.discovery.metrics import KL, LogitDifference, Metric, Projection, SiteFunction
 from emotrace.discovery.pairing import Pair, Pairs, other_emotion, other_valence, pairs
 from emotrace.discovery.selection import jaccard, live, nodes_of, select
-from emotrace.discovery.stability import across, bootstrap, random_like, significance
+from emotrace.discovery.stability import across, bootstrap_circuits, random_like, significance
 
 __all__ = [
     "KL",
@@ -19,7 +19,7 @@ __all__ = [
     "Projection",
     "SiteFunction",
     "across",
-    "bootstrap",
+    "bootstrap_circuits",
     "curve",
     "edits",
     "evaluate",

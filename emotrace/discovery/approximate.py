@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from emotrace.discovery.batches import Batch, run
+from emotrace.discovery.batches import PairBatch, run
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairing import SPANS
 from emotrace.sites import LanguageModel
@@ -39,7 +39,7 @@ class Term(NamedTuple):
 
 
 def terms(
-    model: LanguageModel, batch: Batch, seen: Seen, method: str, steps: int, writes: Sequence[int]
+    model: LanguageModel, batch: PairBatch, seen: Seen, method: str, steps: int, writes: Sequence[int]
 ) -> Iterator[Term]:
     """The passes of a method; its score is ``Σ change · slope`` over all of them.
 
@@ -88,7 +88,7 @@ def terms(
                 yield Term(only([i], weight(k)), *passed(at(i, k)))
 
 
-def node_scores(model: LanguageModel, batch: Batch, seen: Seen, method: str, steps: int) -> torch.Tensor:
+def node_scores(model: LanguageModel, batch: PairBatch, seen: Seen, method: str, steps: int) -> torch.Tensor:
     """Scores by span, ``[row, span, node]``; their sum over spans is the score."""
     member = torch.stack([(batch.spans == s).float() for s in range(len(SPANS))])
     total = torch.zeros(len(batch), len(SPANS), sum(p.n for p in seen.nodes))
@@ -103,7 +103,7 @@ def node_scores(model: LanguageModel, batch: Batch, seen: Seen, method: str, ste
     return total
 
 
-def node_magnitudes(batch: Batch, seen: Seen) -> torch.Tensor:
+def node_magnitudes(batch: PairBatch, seen: Seen) -> torch.Tensor:
     """``[row, node]``: ‖a − a′‖ of each token, summed over tokens: how much a node changes, whatever the metric."""
     found = [
         d.square().unflatten(-1, (p.n, -1)).sum(-1).sqrt().sum(1)

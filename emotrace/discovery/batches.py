@@ -26,7 +26,7 @@ ABLATIONS: Final = ("counterfactual", "mean", "zero")
 
 
 @dataclass
-class Batch:
+class PairBatch:
     """Some pairs, ready to run.
 
     Attributes:
@@ -97,7 +97,7 @@ def ready(
     ablation: str,
     batch_size: int,
     means: list | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[PairBatch]:
     """Batches with what their components hold, one at a time.
 
     Args:
@@ -161,7 +161,7 @@ def run(
 
 
 def _stands(
-    batch: Batch, i: int, value: torch.Tensor, other: torch.Tensor, ablation: str, means: list | None
+    batch: PairBatch, i: int, value: torch.Tensor, other: torch.Tensor, ablation: str, means: list | None
 ) -> torch.Tensor:
     real = (batch.spans >= 0)[..., None]
     if ablation == "counterfactual":
@@ -179,7 +179,7 @@ def _neighbours(model: LanguageModel, pairs: Pairs, size: int) -> list[range]:
     return beginnings.neighbours(model, [(len(p.clean), len(p.counterfactual)) for p in pairs], size)
 
 
-def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> Batch:
+def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> PairBatch:
     left = model.sites.encoder.causal
     clean, other = [list(p.clean) for p in pairs], [list(p.counterfactual) for p in pairs]
     widths = [max(map(len, s)) for s in (clean, other)]
@@ -192,7 +192,7 @@ def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> Batch:
         index[row, here] = torch.tensor(p.index) + theirs
         spans[row, here] = torch.tensor(p.spans)
         at[0, row], at[1, row] = mine + len(p.clean) - 1, theirs + len(p.counterfactual) - 1
-    return Batch(pairs, inputs(model, clean), inputs(model, other), (at[0], at[1]), index, spans)
+    return PairBatch(pairs, inputs(model, clean), inputs(model, other), (at[0], at[1]), index, spans)
 
 
 def _again(value: Any, times: int, rows: int) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from emotrace.discovery import approximate
-from emotrace.discovery.batches import Batch
+from emotrace.discovery.batches import PairBatch
 from emotrace.discovery.metrics import Metric
-from emotrace.discovery.nodes import Place, Seen, read_at, seen
+from emotrace.discovery.nodes import NodeSite, Seen, read_at, seen
 from emotrace.discovery.wiring import Layer, lowered, wiring
 from emotrace.forwards.entering import enter
 from emotrace.labels import EmotraceError
@@ -102,10 +102,10 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
     watched = list(places.places)
     for i, layer in enumerate(layers):
         watched.append(
-            Place("attention reads", i, layer.norm_orders[0], sites.place(Site(layer.norms[0], "input")), -1, 1)
+            NodeSite("attention reads", i, layer.norm_orders[0], sites.place(Site(layer.norms[0], "input")), -1, 1)
         )
         for path, order in sorted(set(zip(layer.projections, layer.orders, strict=True))):
-            watched.append(Place(path, i, order, sites.place(Site(path)), -1, 1))
+            watched.append(NodeSite(path, i, order, sites.place(Site(path)), -1, 1))
         for part, columns in zip("qkv", layer.columns, strict=True):
             names = [f"a{i}.{'h' if part == 'q' else 'g'}{j}.{part}" for j in range(len(columns))]
             readers += names
@@ -113,7 +113,7 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
         writers += [f"a{i}.h{h}" for h in range(sites.heads(i))]
         if whole or i < last:
             watched.append(
-                Place("mlp reads", i, layer.norm_orders[1], read_at(model, "resid_mid", i).lower(model), -1, 1)
+                NodeSite("mlp reads", i, layer.norm_orders[1], read_at(model, "resid_mid", i).lower(model), -1, 1)
             )
             readers.append(f"m{i}")
             before.append(len(writers))
@@ -121,7 +121,7 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
     readers.append("out")
     before.append(len(writers))
     end = read_at(model, stream, last)
-    watched.append(Place("out", last, end.order, end.lower(model), end.width, 1))
+    watched.append(NodeSite("out", last, end.order, end.lower(model), end.width, 1))
     table = torch.arange(len(writers))[None] < torch.tensor(before)[:, None]
     after = any(site != stream for site, _ in reads)
     found = Seen(tuple(sorted(watched, key=lambda p: p.order)), places.reads)
@@ -129,7 +129,7 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
 
 
 def rewired(
-    model: LanguageModel, g: Graph, batch: Batch, cut: torch.Tensor, live: bool = False, layers: list | None = None
+    model: LanguageModel, g: Graph, batch: PairBatch, cut: torch.Tensor, live: bool = False, layers: list | None = None
 ) -> dict[str, torch.Tensor]:
     """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
 
@@ -152,7 +152,7 @@ def rewired(
     )
 
 
-def edge_scores(model: LanguageModel, batch: Batch, g: Graph, method: str, steps: int) -> torch.Tensor:
+def edge_scores(model: LanguageModel, batch: PairBatch, g: Graph, method: str, steps: int) -> torch.Tensor:
     """``[row, edge]`` of the methods of `approximate`."""
     total = torch.zeros(len(batch), *g.allowed.shape)
     for term in approximate.terms(model, batch, g.seen, method, steps, g.writes):
@@ -164,7 +164,7 @@ def edge_scores(model: LanguageModel, batch: Batch, g: Graph, method: str, steps
     return total[:, g.allowed]
 
 
-def edge_magnitudes(batch: Batch, g: Graph) -> torch.Tensor:
+def edge_magnitudes(batch: PairBatch, g: Graph) -> torch.Tensor:
     """``[row, edge]``: the norm of what the writer's contribution changes by, summed over tokens; the same for all readers."""
     found = []
     for i in g.writes:

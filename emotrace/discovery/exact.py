@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from emotrace.discovery.batches import Batch, run
+from emotrace.discovery.batches import PairBatch, run
 from emotrace.discovery.edges import Graph, rewired
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.wiring import lowered
@@ -23,7 +23,7 @@ from emotrace.sites import LanguageModel
 METHODS: Final = {"node": ("patching",), "edge": ("path_patching", "acdc")}
 
 
-def kept_nodes(model: LanguageModel, batch: Batch, seen: Seen, keep: torch.Tensor, rows: int) -> torch.Tensor:
+def kept_nodes(model: LanguageModel, batch: PairBatch, seen: Seen, keep: torch.Tensor, rows: int) -> torch.Tensor:
     """The metric where only some nodes keep their value: ``[set, row]``.
 
     Args:
@@ -46,7 +46,7 @@ def kept_nodes(model: LanguageModel, batch: Batch, seen: Seen, keep: torch.Tenso
     return torch.cat(found)
 
 
-def kept_edges(model: LanguageModel, batch: Batch, g: Graph, keep: torch.Tensor, rows: int) -> torch.Tensor:
+def kept_edges(model: LanguageModel, batch: PairBatch, g: Graph, keep: torch.Tensor, rows: int) -> torch.Tensor:
     """The metric where only some edges are left: ``[set, row]``; see `kept_nodes`."""
     layers = lowered(model, list(g.layers), g.whole)
     found = []
@@ -62,7 +62,7 @@ def without_each(kept: Any, clean: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def acdc(
-    model: LanguageModel, batches: list[Batch], g: Graph, threshold: float, absolute: bool
+    model: LanguageModel, batches: list[PairBatch], g: Graph, threshold: float, absolute: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses ``[row, edge]`` when each edge's turn came, and which edges were kept ``[edge]``.
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
-from emotrace.discovery.batches import Batch, ready, span_means
+from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen, seen
@@ -153,7 +153,7 @@ def _counts(model: LanguageModel, g: Graph | None) -> dict[str, int]:
     return {"n_heads": len(queries), "n_kv_heads": len(keys)}
 
 
-def _kept(model: LanguageModel, batch: Batch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
+def _kept(model: LanguageModel, batch: PairBatch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
     if isinstance(where, Graph):
         return exact.kept_edges(model, batch, where, keep, rows)
     return exact.kept_nodes(model, batch, where, keep, rows)

@@ -23,7 +23,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 
-Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
+LoweredMetric = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 """``(function, args)``: ``function(values, *args)``, values ``[row, width]`` of each place read, gives ``[row]``."""
 
 
@@ -40,7 +40,7 @@ class Metric(Protocol):
         """Sites (and layers) that it reads, in order of execution; checked against the model."""
         ...
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The function for a batch of pairs, given what the places hold in the clean run."""
         ...
 
@@ -83,7 +83,7 @@ class Projection:
             )
         return ((self.site, self._layer()),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """Unit direction of each pair, minus that of its counterfactual where asked."""
         rows = []
         for p in pairs:
@@ -143,7 +143,7 @@ class LogitDifference:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """Covectors on the logits."""
         ids = {value: self._ids(model, value) for value in self.tokens}
         rows = torch.zeros(len(pairs), model.sites.address("logits").width)
@@ -201,7 +201,7 @@ class KL:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The clean run's own logits are what is compared with."""
         return circuits.divergence, (torch.log_softmax(clean[0].float(), -1),)
 
@@ -234,7 +234,7 @@ class SiteFunction:
             raise EmotraceError(f"SiteFunction(sites={list(self.sites)}): at least one site, in order of execution.")
         return tuple((str(s), k) for s, k in self.sites)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The function, after a look at what it returns."""
         found = self.function([v.clone() for v in clean])
         if not isinstance(found, torch.Tensor) or found.shape != (len(pairs),):

@@ -33,7 +33,7 @@ NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeSite:
     """One place where nodes write.
 
     Attributes:
@@ -70,7 +70,7 @@ class Seen:
         reads: ``(order, place)`` of the metric.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[NodeSite, ...]
     reads: tuple[tuple[int, Any], ...]
 
     @property
@@ -81,7 +81,7 @@ class Seen:
         return sorted([*nodes, *read], key=lambda s: (s[0], s[1] == "metric"))
 
     @property
-    def nodes(self) -> tuple[Place, ...]:
+    def nodes(self) -> tuple[NodeSite, ...]:
         """Without the input."""
         return self.places[1:]
 
@@ -135,11 +135,11 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
             a = sites.address(SITE[kind], layer)
             if a.order < last and (up_to is None or layer < up_to):
                 n = sites.heads(layer) if kind == "head" else a.width if kind == "neuron" else 1
-                found.append(Place(kind, layer, a.order, sites.place(a.site, layer), a.width, n))
+                found.append(NodeSite(kind, layer, a.order, sites.place(a.site, layer), a.width, n))
     if not found:
         raise EmotraceError(f"no {' or '.join(wanted)} runs before the metric reads ({metric.name}).")
     first = sites.address("resid_pre", min(sites.layers("resid_pre")))
-    begin = Place("input", -1, first.order, sites.place("resid_pre", first.layer), first.width, 1)
+    begin = NodeSite("input", -1, first.order, sites.place("resid_pre", first.layer), first.width, 1)
     return Seen((begin, *sorted(found, key=lambda p: p.order)), reads)
 
 

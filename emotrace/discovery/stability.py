@@ -19,7 +19,7 @@ from emotrace.stats.ties import TIED
 
 
 @typed
-def bootstrap(
+def bootstrap_circuits(
     found: xr.Dataset, n: int, *, draws: int = 200, by: str = "skeleton_id", absolute: bool = True, rule: Rule = "top",
     consensus: float = 0.95, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
@@ -45,7 +45,9 @@ def bootstrap(
     score, clusters = _sample(found, by)
     dim = component(score)
     if not 0 < consensus <= 1:
-        raise EmotraceError(f"bootstrap(consensus={consensus}): a share of the samples, above 0 and at most 1.")
+        raise EmotraceError(
+            f"bootstrap_circuits(consensus={consensus}): a share of the samples, above 0 and at most 1."
+        )
     names, code = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), score.sizes[dim]))
     np.add.at(sums, code, score.values.astype(np.float64))

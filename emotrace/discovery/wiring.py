@@ -90,7 +90,7 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
     sites, name = model.sites, model.sites.model_class
     for site in ("z", "mlp_out", "resid_mid"):
         sites.address(site, layer)
-    out = weights.projection(model, "z", layer)
+    out = weights.output_projection(model, "z", layer)
     if out.norm is not None:
         raise EmotraceError(
             f"layer {layer} of {name} norms its attention's output before adding it, so that heads do not add up: there "

@@ -1,4 +1,4 @@
-from emotrace.edits.files import digest, load, save
+from emotrace.edits.files import edits_digest, load, save
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
 from emotrace.edits.lowering import Lowered, check, lower, refuse_silent, refuse_unreached
 from emotrace.edits.mixtures import mixture
@@ -12,7 +12,7 @@ __all__ = [
     "Project",
     "Scale",
     "check",
-    "digest",
+    "edits_digest",
     "load",
     "lower",
     "mixture",

@@ -77,7 +77,7 @@ def load(path: str | Path) -> list[Edit]:
 
 
 @typed
-def digest(edits: Sequence[Edit]) -> str:
+def edits_digest(edits: Sequence[Edit]) -> str:
     """Hash of what edits would do; ``none`` for no edits."""
     if not edits:
         return "none"

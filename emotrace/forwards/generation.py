@@ -124,7 +124,11 @@ def generate(
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample, **sampling,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
     }  # fmt: skip
-    settings = {"decoding": decoding, "edits": edits_.digest(edits), "weights": sites.identity.get("weights_hash")}
+    settings = {
+        "decoding": decoding,
+        "edits": edits_.edits_digest(edits),
+        "weights": sites.identity.get("weights_hash"),
+    }
     batches = beginnings.batches(model, [len(i) + max_new_tokens for i in ids], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id)
     made = _made(model, prompts, ids, config, batches if do_sample else [])

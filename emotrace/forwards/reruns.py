@@ -43,12 +43,12 @@ class Reruns:
         """Some of the prompts, by index, in batches of similar length; always the same for the same rows."""
         return beginnings.batches(self.model, [len(i) for i in self.ids], size, rows)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int]) -> RerunBatch:
         """Prompts by index, ready to run."""
-        return Batch(self, rows)
+        return RerunBatch(self, rows)
 
 
-class Batch:
+class RerunBatch:
     """Some prompts of `Reruns`, with the keys and values of all their tokens but the last where that is allowed.
 
     Args:

@@ -26,7 +26,7 @@ import xarray as xr
 
 from emotrace import disk
 from emotrace import edits as edits_
-from emotrace.attribution.weights import projection
+from emotrace.attribution.weights import output_projection
 from emotrace.configs import text_config
 from emotrace.datasets import Prompts
 from emotrace.edits import Add, Edit
@@ -101,7 +101,7 @@ def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe:
             partial / "emotrace" / "bake.json",
             {
                 "from": {k: v for k, v in model.sites.identity.items() if k not in ("device", "threads")},
-                "edits": edits_.digest(edits), "biases": sorted(biases), "settings": list(settings),
+                "edits": edits_.edits_digest(edits), "biases": sorted(biases), "settings": list(settings),
                 "probe_tokens": [list(ids) for ids in model.sites.encoder.ids(probe)],
                 "largest_deviation_of_logits": error, "largest_change_of_logits": changed, "versions": versions(),
             },
@@ -151,7 +151,7 @@ def _biases(model: LanguageModel, edit: Edit, place: str) -> list[tuple[str, tor
 def _bias_at(model: LanguageModel, edit: Add, layer: int, place: str) -> tuple[str, torch.Tensor]:
     sites, site, before = model.sites, str(edit.site), PROJECTION[str(edit.site)]
     try:
-        path, map_ = sites.address(before, layer).path, projection(model, before, layer)
+        path, map_ = sites.address(before, layer).path, output_projection(model, before, layer)
     except EmotraceError as error:
         raise EmotraceError(f"{place}: {site!r} is baked into the projection after {before!r}: {error}") from error
     lowered = edits_.lower([replace(edit, layers=[layer])], sites, [{}], [1], [1], 1, False)

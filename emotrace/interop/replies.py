@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from emotrace.datasets.sev import Skeleton, read_sev
+from emotrace.disk import write_rows
 from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, METHODS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.replies.row import Row
-from emotrace.runlog import write_rows
 from emotrace.signatures import typed
 
 JUDGE: Final = "openai:gpt-4o-mini"

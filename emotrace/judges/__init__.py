@@ -16,7 +16,7 @@ from emotrace.labels import ANSWERS, EmotraceError, unknown
 from emotrace.signatures import typed
 
 __all__ = [
-    "KINDS",
+    "JUDGES",
     "Judge",
     "StreamingJudge",
     "TargetJudge",
@@ -28,7 +28,7 @@ __all__ = [
     "make",
 ]
 
-KINDS = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
+JUDGES = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
 
 
 @typed
@@ -61,7 +61,7 @@ def make(spec: str, **options: Any) -> Judge:
         from emotrace.judges.openai_compatible import OpenAIJudge
 
         return _build(OpenAIJudge, spec, (rest,) if rest else (), options)
-    raise unknown("judge", spec, KINDS, "--judge")
+    raise unknown("judge", spec, JUDGES, "--judge")
 
 
 @typed

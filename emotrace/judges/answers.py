@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, Final
 
-from emotrace.judges.questions import Question
+from emotrace.judges.questions import JudgeQuestion
 from emotrace.labels import ALIASES
 from emotrace.texts import integer
 
@@ -53,7 +53,7 @@ class _Twice:
     """In the place of a value that an object gives twice, differently."""
 
 
-def read_answer(question: Question, choice: Mapping[str, Any]) -> tuple[Any, str]:
+def read_answer(question: JudgeQuestion, choice: Mapping[str, Any]) -> tuple[Any, str]:
     """Answer and reason in a choice of a chat completion; the content may be fenced, or stand among other words.
 
     Raises:
@@ -96,7 +96,7 @@ def shown(value: Any) -> str:
         return "(nested too deeply)"
 
 
-def _content(content: Any, question: Question) -> str | dict[str, Any]:
+def _content(content: Any, question: JudgeQuestion) -> str | dict[str, Any]:
     """The text of a message: as it is, or of the parts of it that are spoken; an object may be the answer itself."""
     if isinstance(content, dict) and any(str(name).strip().lower() == question.field for name in content):
         return content
@@ -179,7 +179,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _answer(question: Question, given: Any) -> Any:
+def _answer(question: JudgeQuestion, given: Any) -> Any:
     """The choice that a value means: in any case, between quotes and marks, by its alias, or as a number.
 
     Raises:

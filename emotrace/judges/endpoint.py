@@ -19,7 +19,7 @@ import tenacity
 
 from emotrace import wire
 from emotrace.judges.failures import Failure, read_failure
-from emotrace.judges.questions import FORMATS, Question
+from emotrace.judges.questions import FORMATS, JudgeQuestion
 from emotrace.judges.retries import AgainError, pause_after
 from emotrace.labels import EmotraceError
 from emotrace.secrets import mask_logs, redacted
@@ -88,7 +88,7 @@ class Endpoint:
                 f"judge {name!r} needs a key: set the environment variable OPENAI_API_KEY (any word for a local endpoint, "
                 "whose address goes into OPENAI_BASE_URL)."
             )
-        self.address = wire.Address.of(given, f"{name}: the base URL (OPENAI_BASE_URL)", "https://HOST/v1")
+        self.address = wire.Endpoint.of(given, f"{name}: the base URL (OPENAI_BASE_URL)", "https://HOST/v1")
         headers = {"Authorization": self.address.basic} if self.address.basic else None
         mask_logs()
         self._client = openai.OpenAI(
@@ -125,7 +125,7 @@ class Endpoint:
                 self.meter[name] += n
 
     def choice(
-        self, question: Question, messages: list[dict[str, str]], nth: int, stop: threading.Event
+        self, question: JudgeQuestion, messages: list[dict[str, str]], nth: int, stop: threading.Event
     ) -> dict[str, Any]:
         """The first choice of a completion, however often it must be asked for.
 
@@ -153,7 +153,7 @@ class Endpoint:
         sent = [{**message, "content": whole(message["content"])} for message in messages]
         return retrying(self._completion, question, sent, nth, stop)
 
-    def _completion(self, question: Question, messages: Any, nth: int, stop: threading.Event) -> dict[str, Any]:
+    def _completion(self, question: JudgeQuestion, messages: Any, nth: int, stop: threading.Event) -> dict[str, Any]:
         """One completion; an option or format that the endpoint refuses is left out from then on."""
         with self._lock:
             form, options, room, names = self._form, dict(self._options), self._room, list(self._room_names)

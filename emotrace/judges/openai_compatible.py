@@ -19,7 +19,7 @@ from emotrace import arguments
 from emotrace.judges.answers import FilteredError, MalformedError, read_answer
 from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict, texts_of
 from emotrace.judges.endpoint import LONGEST, Endpoint, RejectedError, StoppedError, UnanswerableError
-from emotrace.judges.questions import BLIND, TARGET, Question
+from emotrace.judges.questions import BLIND, TARGET, JudgeQuestion
 from emotrace.judges.retries import AgainError
 from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError, emotion
 from emotrace.secrets import redacted
@@ -87,7 +87,7 @@ class OpenAIJudge:
         self._failing = 0
 
     @property
-    def _questions(self) -> tuple[Question, ...]:
+    def _questions(self) -> tuple[JudgeQuestion, ...]:
         return BLIND, TARGET
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ class OpenAIJudge:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, question: Question, text: str, target: str, stop: threading.Event) -> tuple[Any, str]:
+    def _ask(self, question: JudgeQuestion, text: str, target: str, stop: threading.Event) -> tuple[Any, str]:
         """One text: (answer, reason), or (None, why not)."""
         if not text.strip():
             return None, EMPTY

@@ -16,7 +16,7 @@ FORMATS = ("json_schema", "json_object", "text")
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """What is asked: the messages' wording, the answer's field and what may stand in it."""
 
     name: str
@@ -42,7 +42,7 @@ class Question:
         return {"response_format": {"type": form, form: {"name": self.name, "strict": True, "schema": schema}}}
 
 
-BLIND = Question(
+BLIND = JudgeQuestion(
     "emotion_of_text",
     "You read one short text and name the emotion that it expresses. The choices are exactly: "
     f"{', '.join(ANSWERS)}.\nGo by the way it is said, its tone and attitude, not by whether the events it mentions are "
@@ -53,7 +53,7 @@ BLIND = Question(
     "emotion",
     ANSWERS,
 )
-TARGET = Question(
+TARGET = JudgeQuestion(
     "emotion_match",
     "You are a careful rater.\nGiven a target emotion and a text,\ndecide if the text's STYLE matches the target "
     f"emotion among:\n{list(EMOTIONS)!r}\nFocus on tone/attitude, not content valence.",

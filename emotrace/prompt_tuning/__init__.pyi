@@ -4,7 +4,7 @@ from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.masked import masked_accuracy
 from emotrace.prompt_tuning.masking import mask_edits, reference_values
 from emotrace.prompt_tuning.neurons import activated_neurons, concept_neurons, concept_prompts, name_embeddings
-from emotrace.prompt_tuning.prompts import SoftPrompt, as_edits, find
+from emotrace.prompt_tuning.prompts import SoftPrompt, as_edits, tuned_prompts
 from emotrace.prompt_tuning.readouts import Readout, accuracy, readout
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task, binary, parted
@@ -24,7 +24,6 @@ __all__ = [
     "binary",
     "concept_neurons",
     "concept_prompts",
-    "find",
     "mask_edits",
     "masked_accuracy",
     "name_embeddings",
@@ -33,4 +32,5 @@ __all__ = [
     "reference_values",
     "tune",
     "tune_all",
+    "tuned_prompts",
 ]

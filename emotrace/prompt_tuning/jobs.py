@@ -38,7 +38,7 @@ COLUMNS: Final = (
 
 
 @dataclass(frozen=True)
-class Job:
+class TuningJob:
     """One prompt to be tuned."""
 
     emotion: str
@@ -97,7 +97,7 @@ def tune_all(
     workers.check(model, processes)
     emotions, seeds = arguments.names("tune_all(emotions)", emotions), arguments.wholes("tune_all(seeds)", seeds, 0)
     to_folder(out)
-    jobs = [Job(e, s) for e in emotions for s in seeds]
+    jobs = [TuningJob(e, s) for e in emotions for s in seeds]
     filenames({job.emotion: None for job in jobs}, "tune_all(emotions=…)")
     tasks = {job: task_of(texts, job.emotion, job.seed, recipe) for job in jobs}
     loaded = workers.model_of(model, load)
@@ -132,7 +132,7 @@ def tune_all(
     return table
 
 
-def _tuned(model: LanguageModel, recipe: Recipe, job: tuple[Job, Task, Path]) -> float:
+def _tuned(model: LanguageModel, recipe: Recipe, job: tuple[TuningJob, Task, Path]) -> float:
     """One job in a worker; returns the seconds that it took."""
     begun = time.monotonic()
     tune(model, job[1], recipe).save(job[2] / job[0].key)
@@ -160,7 +160,7 @@ def _finished(folder: Path, model: LanguageModel, task: Task, recipe: Recipe) ->
     return prompt
 
 
-def _row(job: Job, task: Task, prompt: SoftPrompt | None = None, seconds: float | None = None) -> dict[str, Any]:
+def _row(job: TuningJob, task: Task, prompt: SoftPrompt | None = None, seconds: float | None = None) -> dict[str, Any]:
     scores = {} if prompt is None else prompt.scores
     sizes = {f"n_{n}": None if (p := getattr(task, n)) is None else len(p) for n in ("train", "dev", "test")}
     accuracies = {f"{n}_accuracy": scores.get(n, {}).get("accuracy") for n in ("dev", "test")}

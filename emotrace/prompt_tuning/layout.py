@@ -32,7 +32,7 @@ class Laid(NamedTuple):
     at: int
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     """Padded sequences: what the model takes, columns of the prompt ``[batch, prompt]``, of the answer ``[batch]``, lengths."""
 
     inputs: dict[str, torch.Tensor]
@@ -104,14 +104,14 @@ class Layout:
         """The sequence of a prompt alone: ``mask, prompt`` and the token that opens a text; causal: ``BOS, prompt``."""
         return self._laid(self.encoder.opening[:1])
 
-    def batch(self, laid: Sequence[Laid]) -> Batch:
+    def batch(self, laid: Sequence[Laid]) -> PromptBatch:
         """Sequences padded as the model's encoder pads: decoders on the left, encoders on the right."""
         inputs = self.encoder.batch([s.ids for s in laid])
         longest = inputs["input_ids"].shape[1]
         offsets = [longest - len(s.ids) if self.causal else 0 for s in laid]
         columns = [[o + s.first + i for i in range(self.length)] for o, s in zip(offsets, laid, strict=True)]
         at = [o + s.at for o, s in zip(offsets, laid, strict=True)]
-        return Batch(inputs, torch.tensor(columns), torch.tensor(at), [len(s.ids) for s in laid])
+        return PromptBatch(inputs, torch.tensor(columns), torch.tensor(at), [len(s.ids) for s in laid])
 
     def _laid(self, ids: Sequence[int]) -> Laid:
         held = [self.placeholder] * self.length

@@ -136,7 +136,7 @@ def as_edits(prompts: Sequence[SoftPrompt], first: int) -> list[Ablate]:
 
 
 @typed
-def find(out: str | Path) -> dict[tuple[str, int], SoftPrompt]:
+def tuned_prompts(out: str | Path) -> dict[tuple[str, int], SoftPrompt]:
     """Every prompt in the folders of a folder, by emotion and seed.
 
     Raises:

@@ -5,7 +5,7 @@
     attributes = rsa.attribute_rdms(human)                                   # [attribute, pair]
     rsa.compare(rsa.rdm(x, "cosine", over="seed"), attributes, permutations=10_000)
     found = rsa.searchlight(x, attributes)                                   # τ of every neuron with every attribute
-    masks = rsa.select(found.tau, k=[500, 1000], draws=100)                  # the best, and random ones of the same layers
+    masks = rsa.select_neurons(found.tau, k=[500, 1000], draws=100)          # the best, and random ones of the same layers
 
 Concepts are matched by name everywhere. An RDM is ``[…, pair]`` with the names of its concepts as ``first`` and ``second``.
 """
@@ -22,7 +22,7 @@ from emotrace.rsa.attributes import (
 from emotrace.rsa.compare import bootstrap, compare, noise_ceiling
 from emotrace.rsa.intervals import neuron_intervals
 from emotrace.rsa.masking import draw_tests, drops, human_link, paired_tests, unimodality
-from emotrace.rsa.masks import Masks, order, select
+from emotrace.rsa.masks import Masks, order, select_neurons
 from emotrace.rsa.matrices import concepts, condensed, labelled, matched, rdm, square
 from emotrace.rsa.patterns import patterns
 from emotrace.rsa.ratings import read_dissimilarities, read_ratings
@@ -59,7 +59,7 @@ __all__ = [
     "read_ratings",
     "reference_rdms",
     "searchlight",
-    "select",
+    "select_neurons",
     "space_rdms",
     "square",
     "text_control",

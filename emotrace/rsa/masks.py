@@ -137,7 +137,7 @@ def order(scores: xr.DataArray) -> np.ndarray:
 
 
 @typed
-def select(
+def select_neurons(
     scores: xr.DataArray,
     k: int | Iterable[int],
     *,
@@ -167,23 +167,23 @@ def select(
     Raises:
         EmotraceError: for missing dims, a k outside 1 … neurons, or fewer scored neurons than k.
     """
-    arguments.resampling("select", seed, draws=draws)
-    ks = arguments.wholes("select(k)", k)
+    arguments.resampling("select_neurons", seed, draws=draws)
+    ks = arguments.wholes("select_neurons(k)", k)
     for name, value in (("shared", shared), ("overlap", overlap)):
-        arguments.flag(f"select({name})", value)
+        arguments.flag(f"select_neurons({name})", value)
     missing = {by, "layer", "unit"} - set(map(str, scores.dims))
     if missing or scores.ndim != 3:
         raise EmotraceError(f"select: scores are [{by}, layer, unit], not {list(map(str, scores.dims))}.")
     if match not in MATCHES:
-        raise unknown("match", match, MATCHES, "select")
+        raise unknown("match", match, MATCHES, "select_neurons")
     scores = scores.transpose(by, "layer", "unit")
     shape = scores.shape[1:]
     neurons = shape[0] * shape[1]
     for one in ks:
         if not 1 <= one <= neurons:
-            raise EmotraceError(f"select(k={one}): there are {neurons} neurons, so 1 to {neurons}.")
+            raise EmotraceError(f"select_neurons(k={one}): there are {neurons} neurons, so 1 to {neurons}.")
     if draws < 0:
-        raise EmotraceError(f"select(draws={draws}): 0 or more.")
+        raise EmotraceError(f"select_neurons(draws={draws}): 0 or more.")
     names = [str(a) for a in (scores[by].values if by in scores.coords else range(len(scores)))]
     common = match == "none" and shared and overlap
     rows: list[tuple[str, int, str, int]] = []
@@ -192,7 +192,7 @@ def select(
         ranked, scored = order(scores[i]), int(scores[i].notnull().sum())
         for one in ks:
             if one > scored:
-                raise EmotraceError(f"select(k={one}): {by} {name!r} has scores for {scored} neurons only.")
+                raise EmotraceError(f"select_neurons(k={one}): {by} {name!r} has scores for {scored} neurons only.")
             best = np.zeros(neurons, dtype=bool)
             best[ranked[:one]] = True
             rows.append((name, one, "selective", -1))
@@ -233,7 +233,9 @@ def _random(best: np.ndarray, match: str, overlap: bool, entropy: tuple[int, ...
         pool = np.arange(len(mine)) if overlap else np.flatnonzero(~chosen)
         n = int(chosen.sum())
         if n > len(pool):
-            raise EmotraceError(f"select(overlap=False): {n} neurons wanted, {len(pool)} are left outside the mask.")
+            raise EmotraceError(
+                f"select_neurons(overlap=False): {n} neurons wanted, {len(pool)} are left outside the mask."
+            )
         mine[rng.choice(pool, size=n, replace=False)] = True
     return out
 

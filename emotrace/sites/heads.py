@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from emotrace.configs import numbers
 from emotrace.sites.address import Address
-from emotrace.sites.probe import Change, Place, Recording, watched
+from emotrace.sites.probe import Change, ModuleSide, Recording, watched
 from emotrace.sites.roles import begin_anew
 
 COLUMNS, FEW = 96, 8
@@ -107,8 +107,8 @@ def _followed(
     found: dict[int, list[Tensor]] = {layer: [] for layer in z}
     for start in range(0, most, AT_ONCE):
         n = 1 + min(AT_ONCE, most - start)
-        changes: dict[Place, Change] = {}
-        watch: dict[Place, Any] = {}
+        changes: dict[ModuleSide, Change] = {}
+        watch: dict[ModuleSide, Any] = {}
         for layer, address in z.items():
             changes[blocks[layer], "input"] = begin_anew(layer)
             by_path: dict[str, list[tuple[int, int]]] = {}

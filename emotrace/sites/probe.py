@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from emotrace.labels import EmotraceError
 
 BATCH, TOKENS = 2, 5
-Place = tuple[str, str]
+ModuleSide = tuple[str, str]
 """``(module path, side)``: the first input of a module, or its output (element 0 of a tuple)."""
 Change = Callable[[Tensor], Tensor]
 
@@ -91,7 +91,7 @@ def draw(module: nn.Module, vocab_size: int, avoid: set[int], seed: int = 0) -> 
     return torch.tensor(allowed)[chosen].to(next(module.parameters()).device)
 
 
-def record(module: nn.Module, ids: Tensor, changes: Mapping[Place, Change] | None = None) -> Recording:
+def record(module: nn.Module, ids: Tensor, changes: Mapping[ModuleSide, Change] | None = None) -> Recording:
     """Run a small forward with temporary hooks and return copies of what passed through each module.
 
     Args:
@@ -136,7 +136,9 @@ def record(module: nn.Module, ids: Tensor, changes: Mapping[Place, Change] | Non
     return recording
 
 
-def watched(module: nn.Module, ids: Tensor, changes: Mapping[Place, Change], watch: Mapping[Place, Callable]) -> None:
+def watched(
+    module: nn.Module, ids: Tensor, changes: Mapping[ModuleSide, Change], watch: Mapping[ModuleSide, Callable]
+) -> None:
     """Run a forward in which some values are changed and others looked at, and nothing is kept.
 
     Raises:
@@ -169,7 +171,7 @@ def run(module: nn.Module, ids: Tensor, handles: list[Any]) -> None:
         module.train(training)
 
 
-def _changing(module: nn.Module, place: Place, change: Callable[[Tensor], Tensor | None]) -> Any:
+def _changing(module: nn.Module, place: ModuleSide, change: Callable[[Tensor], Tensor | None]) -> Any:
     """A hook that puts ``change(value)`` in the place of a value; where it returns None, the value stays."""
     path, side = place
     target = module.get_submodule(path)

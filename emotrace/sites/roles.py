@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from emotrace.sites.address import Address
 from emotrace.sites.equations import LayerProof, closure, deviation, held, rows
-from emotrace.sites.probe import Change, Place, Recording, record
+from emotrace.sites.probe import Change, ModuleSide, Recording, record
 
 ROWS = 5
 MOVED, STILL = 1e-3, 1e-4
@@ -50,9 +50,9 @@ def refused(module: nn.Module, ids: Tensor, proofs: Mapping[int, LayerProof]) ->
     return {layer: reasons for layer, reasons in found.items() if reasons}
 
 
-def _changes(proofs: Mapping[int, LayerProof]) -> dict[Place, Change]:
-    changes: dict[Place, Change] = {}
-    back: dict[Place, list[int]] = {}
+def _changes(proofs: Mapping[int, LayerProof]) -> dict[ModuleSide, Change]:
+    changes: dict[ModuleSide, Change] = {}
+    back: dict[ModuleSide, list[int]] = {}
     for layer, proof in proofs.items():
         pre = proof.sites["resid_pre"]
         changes[pre.path, pre.side] = begin_anew(layer, first_token)

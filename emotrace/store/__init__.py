@@ -1,6 +1,5 @@
 """Store: labelled activations on disk; planned, written in committed row groups, opened lazily, selected by label."""
 
-from emotrace.disk import free_bytes
 from emotrace.store.activations import Activations, open_activations
 from emotrace.store.checks import Damage
 from emotrace.store.mending import repair
@@ -20,7 +19,6 @@ __all__ = [
     "Variable",
     "Writer",
     "create_or_resume",
-    "free_bytes",
     "info",
     "ls",
     "open_activations",

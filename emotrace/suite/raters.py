@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypedDict
 from emotrace.judges.base import EMPTY, texts_of
 from emotrace.judges.lexicon import lexicon_digest
 from emotrace.judges.openai_compatible import DEFAULT_MODEL, OpenAIJudge
-from emotrace.judges.questions import Question
+from emotrace.judges.questions import JudgeQuestion
 from emotrace.labels import EMOTIONS, EmotraceError, emotion, unknown
 from emotrace.suite.measures import intensity, overlap
 
@@ -83,7 +83,7 @@ class LexiconIntensity:
 
 
 @dataclass(frozen=True)
-class _Pair(Question):
+class _Pair(JudgeQuestion):
     """A question about a text and what was asked; neither is searched for the other's place."""
 
     def messages(self, text: str, target: str = "") -> list[dict[str, str]]:
@@ -126,12 +126,12 @@ class OpenAIRater(OpenAIJudge):
         options: of `emotrace.judges.openai_compatible.OpenAIJudge`.
     """
 
-    def __init__(self, question: Question, model: str = DEFAULT_MODEL, **options: Any) -> None:
+    def __init__(self, question: JudgeQuestion, model: str = DEFAULT_MODEL, **options: Any) -> None:
         super().__init__(model, **options)
         self.question = question
 
     @property
-    def _questions(self) -> tuple[Question, ...]:
+    def _questions(self) -> tuple[JudgeQuestion, ...]:
         return (self.question,)
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:

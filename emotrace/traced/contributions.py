@@ -52,7 +52,7 @@ def betas(model: TracedModel, specs: list, v: Tensor) -> tuple:
     """
     beta, given, added, normed = [], [], [], []
     for i, spec in enumerate(specs):
-        p, along = weights.projection(model, spec), v[:, i]
+        p, along = weights.output_projection(model, spec), v[:, i]
         seen = along if p.norm is None else p.norm.pulled(along.to(p.norm.gain.device)).cpu()
         beta.append(p.scale * p.along(seen))
         bias = torch.zeros(v.shape[-1]) if p.bias is None else p.bias.cpu()
@@ -75,7 +75,7 @@ def neurons(model: TracedModel, values: list, specs: list, own: Tensor) -> dict:
     totals: dict = {"positive": [], "negative": [], "raw": [], "shrink": []}
     for value, spec in zip(values[0], specs, strict=True):
         x = value.double()
-        p = weights.projection(model, spec)
+        p = weights.output_projection(model, spec)
         if p.norm is not None:
             shrink = 1 / p.norm.size(p.output(x)).cpu()
             totals["raw"].append(own @ x)
@@ -132,14 +132,14 @@ def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: 
 
 def post_normed(model: TracedModel, specs: list) -> list:
     """Whether a norm follows each projection."""
-    return [weights.projection(model, spec).norm is not None for spec in specs]
+    return [weights.output_projection(model, spec).norm is not None for spec in specs]
 
 
 def _part(model: TracedModel, layer: tuple) -> tuple:
     spec, v, reads, norm = layer
     if norm is not None:
         norm = weights.norm_of(norm._module, spec.d_model, str(norm.path))
-    return weights.projection(model, spec), v, reads, norm
+    return weights.output_projection(model, spec), v, reads, norm
 
 
 def _writes(part: tuple, n_heads: int) -> Tensor:

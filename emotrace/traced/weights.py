@@ -73,7 +73,7 @@ class Spec(NamedTuple):
     scale: float
 
 
-class Projection:
+class OutputProjection:
     """The last linear map of a branch, and what becomes of its output.
 
     Attributes:
@@ -109,7 +109,7 @@ class Projection:
         return torch.cat(parts, dim=-1).cpu()
 
 
-def projection(model: TracedModel, spec: Spec) -> Projection:
+def output_projection(model: TracedModel, spec: Spec) -> OutputProjection:
     """The map that takes a site into the residual stream.
 
     Args:
@@ -131,7 +131,7 @@ def projection(model: TracedModel, spec: Spec) -> Projection:
     bias = getattr(module, "bias", None)
     bias = bias.detach().float() if isinstance(bias, Tensor) else None
     norm = None if any(m is module for m in last.modules()) else norm_of(last, spec.d_model, _path(spec.end))
-    return Projection(spec.site, spec.layer, matrix, bias, norm, spec.scale)
+    return OutputProjection(spec.site, spec.layer, matrix, bias, norm, spec.scale)
 
 
 def _path(envoy: Any) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import emotrace as et
-from emotrace.attribution import auroc, head_contributions, neuron_contributions, top
+from emotrace.attribution import head_contributions, neuron_contributions, planted_auroc, top
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.testing.planted import FAMILIES, planted
 
@@ -60,13 +60,13 @@ def test_top_is_pythons_sort(values, data):
         (lambda x: top(xr.Dataset({"mean": x}), 1), "unknown score 'contrast'"),
         (lambda x: top(x.rename(head="dim"), 1), "dims"),
         (lambda x: top(x.where(x > 1), 1), "NaN"),
-        (lambda x: auroc(x, x > 99), "0 of 3"),
-        (lambda x: auroc(x, x > -99), "3 of 3"),
-        (lambda x: auroc(x, x), "boolean"),
-        (lambda x: auroc(x.values, [True]), "shape"),
-        (lambda x: auroc(x.where(x > 1), x > 1), "NaN"),
-        (lambda x: auroc(x, (x > 1).assign_coords(layer=[4])), "other labels"),
-        (lambda x: auroc(x, (x > 1).isel(layer=0)), "dims"),
+        (lambda x: planted_auroc(x, x > 99), "0 of 3"),
+        (lambda x: planted_auroc(x, x > -99), "3 of 3"),
+        (lambda x: planted_auroc(x, x), "boolean"),
+        (lambda x: planted_auroc(x.values, [True]), "shape"),
+        (lambda x: planted_auroc(x.where(x > 1), x > 1), "NaN"),
+        (lambda x: planted_auroc(x, (x > 1).assign_coords(layer=[4])), "other labels"),
+        (lambda x: planted_auroc(x, (x > 1).isel(layer=0)), "dims"),
     ],
 )
 def test_refusals(call, word):
@@ -83,14 +83,14 @@ def test_auroc_is_the_share_of_pairs_in_order(rows):
     if mask.all() or not mask.any():
         return
     pairs = [(a > b) + (a == b) / 2 for a in values[mask] for b in values[~mask]]
-    assert auroc(values, mask) == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert auroc(values, mask) == pytest.approx(roc_auc_score(mask, values), abs=1e-12)
+    assert planted_auroc(values, mask) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert planted_auroc(values, mask) == pytest.approx(roc_auc_score(mask, values), abs=1e-12)
 
 
 def test_labelled_arrays_are_matched_by_name():
     x = scores([[[1, 2, 3]], [[4, 5, 6]]])
-    assert auroc(x, (x > 3).transpose("head", "emotion", "layer")) == 1.0
-    assert auroc(-x, x > 3) == 0.0
+    assert planted_auroc(x, (x > 3).transpose("head", "emotion", "layer")) == 1.0
+    assert planted_auroc(-x, x > 3) == 0.0
 
 
 # -- planted models ------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def case(request):
 def test_contrasts_find_exactly_the_planted_components(case):
     plant, _, _, heads, neurons = case
     for got, truth in ((heads, plant.heads), (neurons, plant.neurons)):
-        assert auroc(got["contrast"], truth) == 1.0
+        assert planted_auroc(got["contrast"], truth) == 1.0
         dim = truth.dims[-1]
         for emotion in EMOTIONS:
             for layer in truth["layer"].values:
@@ -135,13 +135,13 @@ def test_contrasts_find_exactly_the_planted_components(case):
 def test_means_without_a_contrast_are_taken_in_by_decoys(case):
     plant, _, _, heads, neurons = case
     for got, truth in ((heads, plant.heads), (neurons, plant.neurons)):
-        assert auroc(got["mean"], truth) < 1.0
+        assert planted_auroc(got["mean"], truth) < 1.0
 
 
 def test_the_normed_read_out_finds_the_planted_heads_too(case):
     plant, _, directions, _, _ = case
     got = head_contributions(plant.model, plant.prompts, directions, readout="normed", progress=False)
-    assert auroc(got["contrast"], plant.heads) == 1.0
+    assert planted_auroc(got["contrast"], plant.heads) == 1.0
 
 
 def test_planted_components_are_what_makes_the_answer(case):

@@ -8,7 +8,7 @@ from torch import nn
 
 import emotrace as et
 from emotrace.attribution import weights
-from emotrace.attribution.weights import Norm, norm_of, projection, reading_norm
+from emotrace.attribution.weights import Norm, norm_of, output_projection, reading_norm
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from emotrace.traced import weights as leaf
@@ -23,7 +23,7 @@ def test_matrix_bias_and_norm_make_the_branch_of_every_layer(name):
     model = loaded(name)
     for site, end in SITES.items():
         for layer in model.sites.layers(site) if model.sites.has(site) else ():
-            p = projection(model, site, layer)
+            p = output_projection(model, site, layer)
             acts = et.capture(model, PROMPTS, [site, end], layers=layer, progress=False)
             x = torch.from_numpy(acts.sel(site, layer=layer).values).flatten(1)
             want = acts.sel(layer=layer, sublayer=end).values
@@ -58,8 +58,8 @@ def test_the_norm_that_reads_the_middle_of_the_residual(name):
 @pytest.mark.parametrize("post_normed", ["gemma2", "gemma3", "olmo2"])
 def test_families_that_normalise_a_branch_before_adding_it(post_normed):
     for site in SITES:
-        assert projection(loaded(post_normed), site, 1).norm is not None
-        assert projection(loaded("gemma"), site, 1).norm is None
+        assert output_projection(loaded(post_normed), site, 1).norm is not None
+        assert output_projection(loaded("gemma"), site, 1).norm is None
 
 
 def test_a_square_conv1d_is_told_from_a_square_linear():
@@ -67,12 +67,12 @@ def test_a_square_conv1d_is_told_from_a_square_linear():
         model = loaded(name)
         weight = model._module.get_submodule(module).weight.detach()
         assert weight.shape[0] == weight.shape[1]
-        matrix = projection(model, "z", 1).matrix
+        matrix = output_projection(model, "z", 1).matrix
         assert torch.equal(matrix, weight if name == "gpt2" else weight.T)
 
 
 def test_along_is_the_product_whatever_the_block(monkeypatch):
-    p = projection(loaded("llama"), "neuron", 0)
+    p = output_projection(loaded("llama"), "neuron", 0)
     v = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).double()
     want = v @ p.matrix.double().T
     monkeypatch.setattr(leaf, "ROWS", 5)
@@ -147,14 +147,14 @@ def test_the_identity_is_no_norm_and_other_modules_are_refused():
 )
 def test_what_there_is_not_is_refused(name, site, layer, word):
     with pytest.raises(EmotraceError, match=word):
-        projection(loaded(name), site, layer)
+        output_projection(loaded(name), site, layer)
 
 
 def test_weights_that_are_not_here_are_refused():
     model = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer())
     model._module.model.layers[0].self_attn.o_proj.to("meta")
     with pytest.raises(EmotraceError, match="not here"):
-        projection(model, "z", 0)
+        output_projection(model, "z", 0)
 
 
 def test_vectors_refuse_what_they_cannot_match():
@@ -179,7 +179,7 @@ def test_vectors_refuse_what_they_cannot_match():
 
 def test_a_bfloat16_model_keeps_its_weights_as_they_are():
     module = tiny.build("gpt2").to(torch.bfloat16)
-    p = projection(et.load(module, tokenizer=tiny.tiny_tokenizer()), "neuron", 1)
+    p = output_projection(et.load(module, tokenizer=tiny.tiny_tokenizer()), "neuron", 1)
     weight = module.transformer.h[1].mlp.c_proj.weight
     assert p.weight.data_ptr() == weight.data_ptr()
     assert p.matrix.dtype == torch.float32

@@ -190,13 +190,13 @@ def sample(effects, noise, skeletons=12, seed=0):
 
 
 def test_inclusion_is_sure_for_what_stands_out_and_split_among_the_rest():
-    found = discovery.bootstrap(sample([5, -4, 0, 0, 0, 0], 0.5), 3, draws=300)
+    found = discovery.bootstrap_circuits(sample([5, -4, 0, 0, 0, 0], 0.5), 3, draws=300)
     assert found["inclusion"].values[:2].tolist() == [1, 1]
     assert found["inclusion"].values[2:].sum() == pytest.approx(1)
     assert found["consensus"].values.tolist() == [True, True, False, False, False, False]
     assert (found["lo"] <= found["hi"]).all()
     assert found["null"] < found["jaccard"] < 1
-    again = discovery.bootstrap(sample([5, -4, 0, 0, 0, 0], 0.5), 3, draws=300)
+    again = discovery.bootstrap_circuits(sample([5, -4, 0, 0, 0, 0], 0.5), 3, draws=300)
     xr.testing.assert_identical(found, again)
 
 

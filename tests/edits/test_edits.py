@@ -151,7 +151,9 @@ def test_a_scale_takes_each_prompt_s_own_factors_at_its_positions_only():
     expected = plain.values.copy()
     expected[np.ix_([4, 7], [4, 2])] *= [[0.5, 1.0], [0.0, 2.0]]
     np.testing.assert_allclose(got.values, expected, atol=1e-6)
-    assert edits_.digest([edit]) != edits_.digest([et.Scale("neuron", layers=[1], units=[4, 2], positions="last")])
+    assert edits_.edits_digest([edit]) != edits_.edits_digest(
+        [et.Scale("neuron", layers=[1], units=[4, 2], positions="last")]
+    )
 
 
 @pytest.mark.parametrize("label", ["emotion", "row"])
@@ -247,7 +249,7 @@ def test_edits_survive_their_files(tmp_path):
     ]
     edits_.save(edits, tmp_path)
     again = edits_.load(tmp_path)
-    assert edits_.digest(again) == edits_.digest(edits)
+    assert edits_.edits_digest(again) == edits_.edits_digest(edits)
     xr.testing.assert_identical(again[0].vector, table)
     assert again[1].site == edits[1].site
     assert again[0].positions == (0, 4)

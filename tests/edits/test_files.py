@@ -28,7 +28,7 @@ def test_numbers_of_every_library_survive(tmp_path):
     ]
     edits.save(mine, tmp_path)
     again = edits.load(tmp_path)
-    assert edits.digest(again) == edits.digest(edits.load(tmp_path))
+    assert edits.edits_digest(again) == edits.edits_digest(edits.load(tmp_path))
     assert [type(e) for e in again] == [type(e) for e in mine]
     assert (again[0].strength, again[0].layers, again[1].strength, again[1].positions) == (0.5, (0, 1), 2, (0, 3))
     assert again[1].site == mine[1].site
@@ -39,7 +39,7 @@ def test_numbers_of_every_library_survive(tmp_path):
 def test_the_digest_sees_values_labels_and_settings():
     def digest(**change):
         base = {"layers": [1], "vector": table(["fear", "anger"]), "strength": 1.0}
-        return edits.digest([et.Add("resid_post", **(base | change))])
+        return edits.edits_digest([et.Add("resid_post", **(base | change))])
 
     others = [
         digest(vector=table(["anger", "fear"])),
@@ -51,7 +51,7 @@ def test_the_digest_sees_values_labels_and_settings():
     ]
     assert digest() == digest()
     assert len({digest(), *others}) == 7
-    assert edits.digest([]) == "none"
+    assert edits.edits_digest([]) == "none"
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -90,4 +90,4 @@ def test_values_of_each_prompt_survive(tmp_path):
     again = edits.load(tmp_path)
     xr.testing.assert_identical(again[0].vector, values)
     assert (again[0].heads, again[1].vector, again[1].units) == ((3,), None, (2,))
-    assert edits.digest(again) == edits.digest(mine)
+    assert edits.edits_digest(again) == edits.edits_digest(mine)

@@ -181,14 +181,14 @@ def test_families_that_cannot_hold_it_say_why(tmp_path, name, site, words):
 def test_a_checkpoint_that_deviates_leaves_nothing_behind(tmp_path, monkeypatch):
     """The comparison is with the edited model itself, so an error of ours anywhere before it shows."""
     module = importlib.import_module("emotrace.interop.baking")
-    good = module.projection
+    good = module.output_projection
 
     def wrong(*a):
         found = good(*a)
         found.scale = 1.01
         return found
 
-    monkeypatch.setattr(module, "projection", wrong)
+    monkeypatch.setattr(module, "output_projection", wrong)
     model = loaded("llama")
     with pytest.raises(EmotraceError, match="logits deviate"):
         bake(model, [et.Add("resid_post", **ADD)], tmp_path / "x")

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from emotrace.judges.answers import FilteredError, MalformedError, read_answer
-from emotrace.judges.questions import BLIND, TARGET, Question
+from emotrace.judges.questions import BLIND, TARGET, JudgeQuestion
 from emotrace.suite.raters import INTENSITY
 
 FEAR, ANGER = '{"emotion": "fear", "reason": "x"}', '{"emotion": "anger", "reason": "y"}'
 
 
-def read(content: Any, finish: str = "stop", question: Question = BLIND, **message: Any) -> Any:
+def read(content: Any, finish: str = "stop", question: JudgeQuestion = BLIND, **message: Any) -> Any:
     try:
         return read_answer(question, {"finish_reason": finish, "message": {"content": content, **message}})[0]
     except MalformedError:

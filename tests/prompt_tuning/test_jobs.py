@@ -14,7 +14,7 @@ import pytest
 from emotrace import bundles
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError
-from emotrace.prompt_tuning import Recipe, find, jobs, tune_all, workers
+from emotrace.prompt_tuning import Recipe, jobs, tune_all, tuned_prompts, workers
 from emotrace.prompt_tuning.jobs import COLUMNS
 from emotrace.testing import tiny
 from tests.helpers import loaded
@@ -44,7 +44,7 @@ def test_every_job_has_a_row_and_a_folder(tmp_path):
     assert table[["emotion", "seed"]].to_numpy().tolist() == [["joy", 1], ["joy", 2], ["fear", 1], ["fear", 2]]
     assert set(table["state"]) == {"done"}
     assert table["n_train"].tolist() == [12] * 4
-    prompts = find(tmp_path)
+    prompts = tuned_prompts(tmp_path)
     for row in table.to_dict("records"):
         scores = prompts[row["emotion"], row["seed"]].scores
         assert scores["test"] == {"accuracy": row["test_accuracy"], "n": row["n_test"]}
@@ -75,8 +75,8 @@ def test_the_same_command_continues(tmp_path, monkeypatch):
     whole = tmp_path / "other"
     monkeypatch.setattr(jobs, "tune", real)
     run(whole)
-    for key, prompt in find(whole).items():
-        np.testing.assert_array_equal(prompt.vectors, find(tmp_path)[key].vectors)
+    for key, prompt in tuned_prompts(whole).items():
+        np.testing.assert_array_equal(prompt.vectors, tuned_prompts(tmp_path)[key].vectors)
 
 
 def test_several_processes_do_the_same(tmp_path):
@@ -84,8 +84,8 @@ def test_several_processes_do_the_same(tmp_path):
     table = run(tmp_path / "two", str(source), seeds=(1,), processes=2)
     assert table["state"].tolist() == ["done", "done"]
     run(tmp_path / "one", str(source), seeds=(1,))
-    for key, prompt in find(tmp_path / "one").items():
-        np.testing.assert_allclose(prompt.vectors, find(tmp_path / "two")[key].vectors, atol=1e-6)
+    for key, prompt in tuned_prompts(tmp_path / "one").items():
+        np.testing.assert_allclose(prompt.vectors, tuned_prompts(tmp_path / "two")[key].vectors, atol=1e-6)
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is(tmp_path):
@@ -123,7 +123,7 @@ def test_prompts_of_other_settings_are_not_mixed(tmp_path):
 
 def test_a_folder_without_prompts_is_said_to_have_none(tmp_path):
     with pytest.raises(EmotraceError, match="holds no soft prompts"):
-        find(tmp_path)
+        tuned_prompts(tmp_path)
 
 
 def test_a_worker_ends_with_the_run_that_it_works_for():

@@ -12,7 +12,7 @@ from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning import Recipe, binary, mask_edits, masked_accuracy, readout, reference_values, tune
 from emotrace.prompt_tuning import masked as masked_
-from emotrace.rsa import drops, select
+from emotrace.rsa import drops, select_neurons
 from tests.helpers import hooked, loaded
 
 IDS = [[11, 12, 13, 14, 15], [21, 22, 23]]
@@ -115,7 +115,7 @@ def test_reference_values_are_those_of_the_model_under_the_prompt(tuned):
 def masks(k=(6, 30), draws=2, seed=0):
     scores = VALUES.expand_dims(attribute=["valence", "arousal"]).copy()
     scores[1] = -scores[1]
-    return select(scores, list(k), draws=draws, seed=seed)
+    return select_neurons(scores, list(k), draws=draws, seed=seed)
 
 
 @pytest.mark.parametrize("how", ["zero", "resample"])

@@ -28,7 +28,7 @@ def found(net):
 
 def test_the_searchlight_finds_the_neurons_that_carry_the_attribute(net, found):
     k = int(net.neurons.sum())
-    masks = rsa.select(found["tau"], k, draws=0)
+    masks = rsa.select_neurons(found["tau"], k, draws=0)
     best = masks.sel(attribute=ATTRIBUTE).masked[0].values
     assert (best == net.neurons.values).all()
     tau = found["tau"].sel(attribute=ATTRIBUTE)
@@ -40,7 +40,9 @@ def test_the_searchlight_finds_the_neurons_that_carry_the_attribute(net, found):
 
 @pytest.mark.parametrize("how", ["zero", "mean"])
 def test_masking_them_hurts_the_task_more_than_95_percent_of_random_masks(net, found, prompt, how, tmp_path):
-    masks = rsa.select(found["tau"].sel(attribute=[ATTRIBUTE]), int(net.neurons.sum()), draws=DRAWS, match="layer")
+    masks = rsa.select_neurons(
+        found["tau"].sel(attribute=[ATTRIBUTE]), int(net.neurons.sum()), draws=DRAWS, match="layer"
+    )
     table = pt.masked_accuracy(net.model, [prompt], net.texts, masks, how=how, out=tmp_path, progress=False)
     (test,) = rsa.draw_tests(table).to_dict("records")
     unmasked = table.loc[table["kind"] == "none", "accuracy"].item()

@@ -104,7 +104,7 @@ def test_edits_act_with_the_unembedding_narrowed_or_not():
     lm, layout, vectors = parts("roberta")
     laid = layout.texts(TEXTS)
     reader = Readout(lm, layout, ANSWERS)
-    mask = et.rsa.select(_scores(lm), 9, draws=0).masked[0]
+    mask = et.rsa.select_neurons(_scores(lm), 9, draws=0).masked[0]
     found = reader.margins(laid, vectors, edits=mask_edits(mask.drop_vars(["attribute", "k", "kind", "draw"])))
     for row, one in enumerate(laid):
         with masked_by_hooks(lm, mask.values):

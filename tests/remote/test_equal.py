@@ -160,7 +160,7 @@ def test_without_weights_nothing_runs_here(pair):
         _ = there.sites.read("resid_post", layer=0).save()
     assert next(there._module.parameters()).is_meta
     with pytest.raises(EmotraceError, match=r"the weights of .* are not here"):
-        attribution.projection(there, "neuron", 0)
+        attribution.output_projection(there, "neuron", 0)
 
 
 def test_the_record_says_where_and_never_the_key(pair, server, tmp_path):
@@ -227,8 +227,10 @@ def test_our_own_sums_are_exact_where_a_server_computes_in_half_precision(server
         acts = et.capture(there, prompts(2), ("resid_post", "neuron", "mlp_out"), layers=[1], progress=False)
         dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",)).sel(sublayer=["resid_post"])
         got = attribution.neuron_contributions(there, prompts(2), dirs, progress=False)
-        norm = attribution.projection(here, "neuron", 1).norm
-        branch = attribution.projection(here, "neuron", 1).output(torch.from_numpy(acts.sel("neuron", layer=1).values))
+        norm = attribution.output_projection(here, "neuron", 1).norm
+        branch = attribution.output_projection(here, "neuron", 1).output(
+            torch.from_numpy(acts.sel("neuron", layer=1).values)
+        )
         out = norm(branch) @ torch.from_numpy(dirs.values[:, 0, 0].astype(np.float64)).T
         for e, emotion in enumerate(dirs["emotion"].values):
             mine = acts.tokens["emotion"].to_numpy() == emotion

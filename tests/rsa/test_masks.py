@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emotrace.labels import EmotraceError
-from emotrace.rsa.masks import SHARED, Masks, order, select
+from emotrace.rsa.masks import SHARED, Masks, order, select_neurons
 
 
 def scores(attributes=("valence", "control"), layers=3, units=20, seed=0, name="tau"):
@@ -28,11 +28,11 @@ def test_random_masks_match_the_selective_one(k, match, overlap):
     x = scores()
     if not overlap and k > 30:
         with pytest.raises(EmotraceError, match="are left outside"):
-            select(x, k, match="none", overlap=False)
+            select_neurons(x, k, match="none", overlap=False)
         return
     if not overlap:
         match = "none"
-    got = select(x, k, draws=3, match=match, shared=False, overlap=overlap, seed=4)
+    got = select_neurons(x, k, draws=3, match=match, shared=False, overlap=overlap, seed=4)
     for name in ("valence", "control"):
         mine = got.sel(attribute=name)
         best = mine.sel(kind="selective").masked.values[0]
@@ -47,29 +47,29 @@ def test_random_masks_match_the_selective_one(k, match, overlap):
 
 def test_draws_do_not_depend_on_what_else_is_asked():
     x = scores()
-    one = select(x.sel(attribute=["control"]), 7, draws=2, seed=3)
-    more = select(x, [3, 7], draws=5, seed=3).sel(attribute="control", k=7, draw=[-1, 0, 1])
+    one = select_neurons(x.sel(attribute=["control"]), 7, draws=2, seed=3)
+    more = select_neurons(x, [3, 7], draws=5, seed=3).sel(attribute="control", k=7, draw=[-1, 0, 1])
     np.testing.assert_array_equal(one.masked.values, more.masked.values)
-    assert (select(x, 7, draws=2, seed=4).sel(attribute="control").masked.values != one.masked.values).any()
+    assert (select_neurons(x, 7, draws=2, seed=4).sel(attribute="control").masked.values != one.masked.values).any()
 
 
 def test_shared_draws_serve_every_attribute():
-    got = select(scores(), [4, 6], draws=3, match="none")
+    got = select_neurons(scores(), [4, 6], draws=3, match="none")
     assert len(got) == 2 * 2 + 2 * 3
     assert set(got.sel(kind="random").masked["attribute"].values) == {SHARED}
-    own = select(scores(), 4, draws=1, match="none", shared=False)
+    own = select_neurons(scores(), 4, draws=1, match="none", shared=False)
     a, b = own.sel(kind="random").masked.values
     assert (a != b).any()
 
 
 def test_random_neurons_are_uniform():
-    got = select(scores(("valence",), layers=2, units=10), 5, draws=2000, match="none").sel(kind="random")
+    got = select_neurons(scores(("valence",), layers=2, units=10), 5, draws=2000, match="none").sel(kind="random")
     share = got.masked.values.mean(0)
     assert np.abs(share - 0.25).max() < 4 * np.sqrt(0.25 * 0.75 / 2000)
 
 
 def test_saved_and_loaded(tmp_path):
-    got = select(scores(layers=3, units=21), [4, 9], draws=2, seed=1)
+    got = select_neurons(scores(layers=3, units=21), [4, 9], draws=2, seed=1)
     path = got.save(tmp_path)
     back = Masks.load(tmp_path)
     xr.testing.assert_identical(back.masked, got.masked)
@@ -83,7 +83,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_multipliers():
-    got = select(scores(), 10, draws=1)
+    got = select_neurons(scores(), 10, draws=1)
     m = got.multipliers(seed=2)
     masked = got.masked.values
     assert (m.values[~masked] == 1).all()
@@ -94,17 +94,17 @@ def test_multipliers():
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda x: select(x, 0), "1 to 60"),
-        (lambda x: select(x, 61), "1 to 60"),
-        (lambda x: select(x.rename(unit="neuron"), 3), "attribute, layer, unit"),
-        (lambda x: select(x, 3, match="layers"), "Did you mean 'layer'"),
-        (lambda x: select(x, 3, draws=-1), "0 or more"),
-        (lambda x: select(x.where(x > 1), 30), "has scores for"),
-        (lambda x: select(x, 3).sel(attribute="valance"), "Did you mean 'valence'"),
-        (lambda x: select(x, 3).sel(size=3), "unknown label"),
-        (lambda x: Masks(select(x, 3).masked.astype(float)), "bool"),
-        (lambda x: Masks(select(x, 3).masked.drop_vars("k")), "'k'"),
-        (lambda x: Masks(~select(x, 3).masked), "number of masked"),
+        (lambda x: select_neurons(x, 0), "1 to 60"),
+        (lambda x: select_neurons(x, 61), "1 to 60"),
+        (lambda x: select_neurons(x.rename(unit="neuron"), 3), "attribute, layer, unit"),
+        (lambda x: select_neurons(x, 3, match="layers"), "Did you mean 'layer'"),
+        (lambda x: select_neurons(x, 3, draws=-1), "0 or more"),
+        (lambda x: select_neurons(x.where(x > 1), 30), "has scores for"),
+        (lambda x: select_neurons(x, 3).sel(attribute="valance"), "Did you mean 'valence'"),
+        (lambda x: select_neurons(x, 3).sel(size=3), "unknown label"),
+        (lambda x: Masks(select_neurons(x, 3).masked.astype(float)), "bool"),
+        (lambda x: Masks(select_neurons(x, 3).masked.drop_vars("k")), "'k'"),
+        (lambda x: Masks(~select_neurons(x, 3).masked), "number of masked"),
         (lambda x: Masks.load("nowhere"), "does not exist"),
     ],
 )

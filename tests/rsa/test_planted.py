@@ -65,7 +65,7 @@ class Network:
 def study():
     network = Network(0)
     found = rsa.searchlight(network.activations(), rsa.attribute_rdms(network.ratings))
-    masks = rsa.select(found.tau, K, draws=59, match="none", seed=1)
+    masks = rsa.select_neurons(found.tau, K, draws=59, match="none", seed=1)
     return found, masks, network.accuracies(masks)
 
 
@@ -89,6 +89,6 @@ def test_masking_them_hurts_more_than_random_neurons(study):
 
 def test_layer_matched_draws_too(study):
     found, _, _ = study
-    masks = rsa.select(found.tau.sel(attribute=["valence"]), K, draws=39, match="layer", overlap=False, seed=2)
+    masks = rsa.select_neurons(found.tau.sel(attribute=["valence"]), K, draws=39, match="layer", overlap=False, seed=2)
     got = rsa.draw_tests(Network(0).accuracies(masks))
     assert got.hurts_more.item() > 0.95

@@ -187,7 +187,7 @@ def test_masks_of_the_sample(sample, distances, found):
     """The best of the sample are those of the smallest published ranks; the tie rule decides inside ties only."""
     _, rank, _ = sample
     tau = found.tau.expand_dims(layer=[0]).rename(neuron="unit")
-    masks = rsa.select(tau, [100, 500], draws=2, match="none")
+    masks = rsa.select_neurons(tau, [100, 500], draws=2, match="none")
     for n, attribute in enumerate(distances["attribute"].values):
         for k in (100, 500):
             chosen = masks.sel(attribute=attribute, k=k, kind="selective").masked.values.ravel()

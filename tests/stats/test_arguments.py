@@ -35,8 +35,8 @@ BAD = {
     "an attribute twice": lambda: rsa.attribute_rdms(SCORES, ["p", "p"]),
     "attributes in a text": lambda: rsa.attribute_rdms(SCORES, "p"),
     "no attribute": lambda: rsa.attribute_rdms(SCORES, []),
-    "k twice": lambda: rsa.select(TAU, k=[1, 1]),
-    "True neurons": lambda: rsa.select(TAU, k=True),
+    "k twice": lambda: rsa.select_neurons(TAU, k=[1, 1]),
+    "True neurons": lambda: rsa.select_neurons(TAU, k=True),
     "a neuron twice": lambda: rsa.neuron_intervals(X, REFERENCES, [(0, 0), (0, 0)], over=None, progress=False),
     "half a layer": lambda: rsa.neuron_intervals(X, REFERENCES, [(0.5, 0)], over=None, progress=False),
     "a layer alone": lambda: rsa.neuron_intervals(X, REFERENCES, [(0,)], over=None, progress=False),
@@ -56,4 +56,4 @@ def test_hits_and_numbers_of_numpy_are_taken() -> None:
     assert stats.bootstrap_ci(hits, list("aabb")) == stats.bootstrap_ci(hits.astype(float), list("aabb"))
     same = np.array([0.5, 1.0], dtype=object)
     assert stats.bootstrap_ci(same, [0, 1]) == stats.bootstrap_ci([0.5, 1.0], [0, 1])
-    assert rsa.select(TAU, k=np.int64(2), draws=np.int64(1)).masked.sizes["mask"] == 4
+    assert rsa.select_neurons(TAU, k=np.int64(2), draws=np.int64(1)).masked.sizes["mask"] == 4

@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from emotrace import store
+from emotrace import disk, store
 from emotrace.labels import EmotraceError
 from emotrace.store import layout
 
@@ -73,4 +73,4 @@ def test_info_and_ls(stored):
 
 
 def test_free_bytes_of_a_place_that_does_not_exist_yet(tmp_path):
-    assert store.free_bytes(tmp_path / "a/b/c") > 0
+    assert disk.free_bytes(tmp_path / "a/b/c") > 0

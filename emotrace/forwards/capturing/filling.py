@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from emotrace.forwards.capturing import memory
-from emotrace.forwards.capturing.job import Filling, Job
+from emotrace.forwards.capturing.job import CaptureJob, Filling
 from emotrace.forwards.capturing.reads import rows_of
 from emotrace.forwards.entering import backend
 from emotrace.remote import Request
@@ -32,7 +32,7 @@ def identity(plan: Plan) -> str:
     return hashlib.sha256(json.dumps([plan.digest, attrs], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def pieces(job: Job, group: Any) -> Iterator[Piece]:
+def pieces(job: CaptureJob, group: Any) -> Iterator[Piece]:
     """The forwards of one row group as one request each, always cut alike."""
     row_bytes, limit = sum(v.row_bytes for v in job.reads.variables), backend(job.model).limit or 0
     piece: list[Filling] = []
@@ -64,12 +64,12 @@ class Piece(NamedTuple):
 class Buffers:
     """The arrays of one row group, and in them the slice that each read fills."""
 
-    def __init__(self, job: Job, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, job: CaptureJob, arrays: dict[str, np.ndarray]) -> None:
         self.arrays, self.targets = arrays, job.reads.targets(arrays)
 
 
 def filled(
-    job: Job, groups: Sequence[Any], name: str, buffers: Callable[[Any], dict[str, np.ndarray]], bar: Any,
+    job: CaptureJob, groups: Sequence[Any], name: str, buffers: Callable[[Any], dict[str, np.ndarray]], bar: Any,
     log: Path | None,
 ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:  # fmt: skip
     """Row groups with their buffers filled, in order, each once; of a server several requests are on their way at a time.
@@ -118,7 +118,7 @@ def filled(
             yield group, arrays
 
 
-def reductions(prepared: Iterable[tuple[Job, Plan, tuple[Any, ...]]], function: Any) -> Iterator[Request]:
+def reductions(prepared: Iterable[tuple[CaptureJob, Plan, tuple[Any, ...]]], function: Any) -> Iterator[Request]:
     """One request per chunk of prompts: all its forwards, and what a function makes of their rows.
 
     Args:
@@ -129,7 +129,7 @@ def reductions(prepared: Iterable[tuple[Job, Plan, tuple[Any, ...]]], function: 
         yield _reduction(job, plan, function, args)
 
 
-def _reduction(job: Job, plan: Plan, function: Any, args: tuple[Any, ...]) -> Request:
+def _reduction(job: CaptureJob, plan: Plan, function: Any, args: tuple[Any, ...]) -> Request:
     (group,) = plan.groups
 
     def packed() -> tuple:
@@ -164,7 +164,7 @@ def _rows(fillings: Sequence[Filling]) -> torch.Tensor:
     return torch.cat([rows_of(forward.spans, rows) for forward, rows in fillings])
 
 
-def _put(job: Job, fillings: Sequence[Filling], values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+def _put(job: CaptureJob, fillings: Sequence[Filling], values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
     """The rows that came with an answer into the buffers of their group."""
     if not values:
         return

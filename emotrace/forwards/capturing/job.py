@@ -34,7 +34,7 @@ class Filling(NamedTuple):
     rows: tuple[int, ...]
 
 
-class Job:
+class CaptureJob:
     """Everything that fills the buffers of one row group."""
 
     def __init__(

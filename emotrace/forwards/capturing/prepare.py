@@ -10,7 +10,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards.capturing.groups import fitted
-from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.reads import Reads
 from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.identity import versions
@@ -24,7 +24,7 @@ def planned(
     model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int,
-) -> tuple[Job, store.Plan]:  # fmt: skip
+) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything checked, and nothing run yet; arguments as of `capture`."""
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
@@ -66,10 +66,10 @@ def planned(
         "tokens_digest": disk.digest([ids, [p.reply_ids or () for p in prompts]]),
         "command": command_line(), "sites": [s.name if isinstance(s, Site) else s for s in wanted],
         "positions": list(positions) if isinstance(positions, tuple) else positions,
-        "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.digest(edits),
+        "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.edits_digest(edits),
     }  # fmt: skip
     plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
-    job = Job(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
+    job = CaptureJob(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
     return job, plan
 
 

@@ -12,7 +12,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards.capturing import filling
-from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import planned
 from emotrace.forwards.entering import backend
 from emotrace.forwards.finite import refusal
@@ -39,7 +39,7 @@ def reduced(
     """
     exact: bool | None = None
 
-    def prepared() -> Iterator[tuple[Job, Any, tuple[Any, ...]]]:
+    def prepared() -> Iterator[tuple[CaptureJob, Any, tuple[Any, ...]]]:
         nonlocal exact
         for prompts, args in chunks:
             job, plan = planned(model, prompts, sites, layers, "last", edits, batch_size, True, "none", 1 << 62, 0)
@@ -55,7 +55,7 @@ def reduced(
         yield _checked(value, function, job)
 
 
-def _checked(result: Any, function: Any, job: Job) -> Any:
+def _checked(result: Any, function: Any, job: CaptureJob) -> Any:
     """What a function made of a chunk, if it is finite."""
     if not all(finite(x) for x in _tensors(result)):
         raise refusal(function.__name__, job.model, map(job.item, range(len(job.prompts))), job.edits)

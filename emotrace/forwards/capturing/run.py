@@ -13,7 +13,7 @@ from emotrace import edits as edits_
 from emotrace.edits import Edit
 from emotrace.files import to_folder
 from emotrace.forwards.capturing import filling, memory
-from emotrace.forwards.capturing.job import Job
+from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import planned
 from emotrace.forwards.entering import backend
 from emotrace.labels import Positions
@@ -115,7 +115,7 @@ def capture(
     return _to_store(job, plan, out, progress)
 
 
-def _to_store(job: Job, plan: Any, out: str | Path, progress: bool) -> Any:
+def _to_store(job: CaptureJob, plan: Any, out: str | Path, progress: bool) -> Any:
     log = Path(out).with_name(f"{Path(out).name}.jobs") if backend(job.model).resumes else None
     with store.create_or_resume(out, plan, progress) as writer:
         pending = writer.pending()
@@ -130,7 +130,7 @@ def _to_store(job: Job, plan: Any, out: str | Path, progress: bool) -> Any:
     return store.open_activations(out)
 
 
-def _to_memory(job: Job, plan: Any, progress: bool) -> Any:
+def _to_memory(job: CaptureJob, plan: Any, progress: bool) -> Any:
     plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
     arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:
