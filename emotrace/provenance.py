@@ -129,7 +129,7 @@ def adopt(thing: Any, model: Any) -> Any:
     if "origin" in fields:
         return replace(thing, origin=about)
     if "masked" in fields:
-        return replace(thing, masked=adopt(thing.masked, model))
+        return replace(thing, masked=adopt(vars(thing)["masked"], model))
     for name in ("meta", "model"):
         if name in fields:
             return replace(thing, **{name: {**getattr(thing, name), **about}})
