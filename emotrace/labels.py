@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emotrace.secrets import redacted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Column = Callable[[], np.ndarray]
 
 EMOTIONS: Final = ("anger", "sadness", "happiness", "fear", "surprise", "disgust")
 EMOTIONS_EV: Final = ("anger", "disgust", "fear", "joy", "sadness")
@@ -38,12 +43,62 @@ SUBLAYERS: Final = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post
 LAYER_SITES: Final = (*SUBLAYERS, "o_proj_out", "z", "neuron_pre", "neuron", "attn_pattern")
 GLOBAL_SITES: Final = ("embed", "final_norm", "logits")
 SITES: Final = (*LAYER_SITES, *GLOBAL_SITES)
+SITE_DIMS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(SITES, ("dim",)), "z": ("head", "head_dim"), "neuron_pre": ("unit",), "neuron": ("unit",),
+}  # fmt: skip
+"""Site → dims of one token's value there."""
+
+
+class Component(NamedTuple):
+    """A kind of component that a layer has.
+
+    Attributes:
+        site: what it writes: there it is read and edited.
+        keyword: of an edit, that picks some of a layer's; None where a layer has one.
+        sublayer: to which it adds.
+    """
+
+    site: str
+    keyword: str | None
+    sublayer: str
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dims of one token's value at its site."""
+        return SITE_DIMS[self.site]
+
+    @property
+    def dim(self) -> str:
+        """The dim that counts the components of a layer, where it has several."""
+        return self.dims[0]
+
+    def picked(self, chosen: Iterable[int]) -> dict[str, Any]:
+        """The argument of an edit at its site that acts on some of a layer's components; nothing where a layer has one."""
+        return {} if self.keyword is None else {self.keyword: list(chosen)}
+
+
+COMPONENTS: Final = {
+    "head": Component("z", "heads", "attn_out"),
+    "neuron": Component("neuron", "units", "mlp_out"),
+    "attn": Component("attn_out", None, "attn_out"),
+    "mlp": Component("mlp_out", None, "mlp_out"),
+    "resid": Component("resid_post", None, "resid_post"),
+}
+"""Kind of component → where it is and how an edit picks it."""
+KINDS: Final = ("neuron", "head")
+"""The kinds of which a layer has several; circuits are made of them, and files number them in this order."""
+COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}
+"""Dim that counts components → its kind's `Component`."""
 
 METHODS: Final = (
     "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "shuffled", "ablate", "random_ablate",
 )  # fmt: skip
 
-POLICIES: Final = ("last", "generated", "steer", "prompt", "all")
+_FROM_END: Final[dict[str, tuple[int | None, int | None]]] = {
+    "last": (-1, 0), "generated": (0, None), "steer": (-1, None), "prompt": (None, 0), "all": (None, None),
+}  # fmt: skip
+"""Policy → half-open span, counted from the end of the prompt; None is an end of the sequence."""
+POLICIES: Final = tuple(_FROM_END)
 Positions = str | tuple[int, int]
 """A policy name or a half-open, 0-based span ``(start, stop)`` of the un-padded sequence."""
 
@@ -182,6 +237,28 @@ def positions_in(positions: Positions, prompt_length: int, length: int) -> range
     """
     if not isinstance(positions, str):
         return range(min(positions[0], length), min(positions[1], length))
-    starts = {"last": prompt_length - 1, "generated": prompt_length, "steer": prompt_length - 1, "prompt": 0, "all": 0}
-    stops = {"last": prompt_length, "prompt": prompt_length}
-    return range(starts[positions], stops.get(positions, length))
+    start, stop = _FROM_END[positions]
+    return range(0 if start is None else prompt_length + start, length if stop is None else prompt_length + stop)
+
+
+def rows_at(positions: Positions, position: Column, from_end: Column) -> np.ndarray:
+    """Which rows of a table of tokens a policy or span selects: what `positions_in` says, row by row.
+
+    Args:
+        positions: policy or span.
+        position: says of every row its index in the un-padded sequence; asked for a span only.
+        from_end: says of every row that index, counted from the end of the prompt (its last token is −1); asked for a policy.
+
+    Returns:
+        One boolean a row.
+    """
+    if not isinstance(positions, str):
+        at, (start, stop) = position(), positions
+    else:
+        at, (start, stop) = from_end(), _FROM_END[positions]
+    chosen = at == at
+    if start is not None:
+        chosen &= at >= start
+    if stop is not None:
+        chosen &= at < stop
+    return chosen

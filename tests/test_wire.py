@@ -13,7 +13,7 @@ def test_an_address_is_shown_without_its_secrets():
     found = wire.Endpoint.of(" http://me:p%40ss@host:81/v1/?api_key=abcdefgh1 ", "remote", "http://h")
     assert (found.url, found.query) == ("http://host:81/v1", {"api_key": "abcdefgh1"})
     assert found.basic == "Basic bWU6cEBzcw=="
-    assert repr(found) == "Address('http://host:81/v1')"
+    assert repr(found) == "Endpoint('http://host:81/v1')"
     assert secrets.redacted("p@ss abcdefgh1") == "[password] [key]"
 
 

@@ -14,12 +14,12 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.attribution.sets import SITES, Components
+from emotrace.attribution.sets import Components
 from emotrace.datasets import Prompts
 from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
-from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.labels import COUNTED, Component, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
@@ -168,7 +168,7 @@ def reference_values(
         Layer → ``[token, unit]`` or ``[token, head, head_dim]`` float32 with ``key`` and the prompts' labels on ``token``.
     """
     prompts = Prompts.of(prompts)
-    layers, dim = sorted(components), _dim(site)
+    layers, dim = sorted(components), _component(site).dim
     width = model.sites.address(site, layers[0]).width
     parts: dict[int, list[xr.DataArray]] = {layer: [] for layer in layers}
     chunk = fitting(4 * width * len(layers))
@@ -182,29 +182,29 @@ def reference_values(
 
 
 def _ablations(site: str, components: Components, vector: Any, positions: Positions) -> list[Ablate]:
-    _dim(site)
+    component = _component(site)
     edits = []
     for layer in sorted(components):
         chosen = sorted(int(i) for i in components[layer])
         if chosen:
-            which: dict[str, Any] = {"units": chosen} if site == "neuron" else {"heads": chosen}
             values, origin = vector(layer, chosen)
-            edits.append(Ablate(site, layers=layer, positions=positions, vector=values, origin=origin or None, **which))
+            edits.append(Ablate(site, layers=layer, positions=positions, vector=values, origin=origin or None,
+                                **component.picked(chosen)))  # fmt: skip
     if not edits:
         raise EmotraceError("an ablation needs at least one component.")
     return edits
 
 
-def _dim(site: str) -> str:
-    for dim, name in SITES.items():
-        if site == name:
-            return dim
-    raise unknown("site of components", site, SITES.values(), "ablation")
+def _component(site: str) -> Component:
+    for component in COUNTED.values():
+        if site == component.site:
+            return component
+    raise unknown("site of components", site, [c.site for c in COUNTED.values()], "ablation")
 
 
 def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> tuple[np.ndarray, xr.DataArray]:
     """``[token, unit]`` or ``[token, head, head_dim]`` of the chosen components of a layer, and what they are taken from."""
-    dim = _dim(site)
+    dim = _component(site).dim
     if isinstance(reference, xr.DataArray):
         layers = reference["layer"].values.tolist() if "layer" in reference.dims else []
         found = reference.sel(layer=layer) if layer in layers else None

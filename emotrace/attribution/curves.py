@@ -232,7 +232,7 @@ def enhancement_curve(
     def edits(e: Any, name: Set, keys: list[str]) -> list[Edit]:
         found: list[Edit] = []
         for layer, chosen in plan.sets[e][name].items():
-            where: dict[str, Any] = {"layers": layer, "units" if plan.dim == "unit" else "heads": chosen}
+            where: dict[str, Any] = {"layers": layer, **plan.component.picked(chosen)}
             vector = payload[e, layer][list(chosen)].ravel()
             found.append(Add(plan.site, positions="last", vector=vector, strength=strength, **where))
         return found

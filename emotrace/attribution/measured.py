@@ -12,13 +12,13 @@ import xarray as xr
 from emotrace import disk, provenance
 from emotrace.attribution.files import save
 from emotrace.attribution.ranks import feature
-from emotrace.attribution.sets import SITES, Set, choose
+from emotrace.attribution.sets import Set, choose
 from emotrace.datasets import Prompts
 from emotrace.disk import plain
 from emotrace.edits import Edit
 from emotrace.forwards.reruns import Reruns
 from emotrace.identity import made_by
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel
@@ -72,7 +72,8 @@ class CurvePlan:
         provenance.check(contributions, model.sites, "the contributions of a curve")
         self.model, self.label = model, label
         self.dim = feature(scores)
-        self.site = SITES[self.dim]
+        self.component = COUNTED[self.dim]
+        self.site = self.component.site
         self.labels: list[Any] = scores[label].values.tolist()
         self.layer, self.vectors = self._readout(directions, readout)
         scores = scores.sel(layer=[i for i in scores["layer"].values.tolist() if i <= self.layer])

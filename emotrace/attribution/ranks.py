@@ -9,11 +9,9 @@ import scipy
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import descending, tied
-
-FEATURES = ("unit", "head")
 
 
 @typed
@@ -63,9 +61,9 @@ def feature(scores: xr.Dataset | xr.DataArray) -> str:
     Raises:
         EmotraceError: for an array with neither, or both.
     """
-    found = [d for d in FEATURES if d in scores.dims]
+    found = [d for d in tuple(COUNTED) if d in scores.dims]
     if len(found) != 1:
-        raise EmotraceError(f"scores need one of the dims {FEATURES}; these have {tuple(map(str, scores.dims))}.")
+        raise EmotraceError(f"scores need one of the dims {tuple(COUNTED)}; these have {tuple(map(str, scores.dims))}.")
     return found[0]
 
 

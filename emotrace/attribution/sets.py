@@ -15,7 +15,6 @@ from emotrace.stats.ties import descending, tied
 
 Components = Mapping[int, Sequence[int]]
 """Layer → indices of its components, ascending."""
-SITES = {"unit": "neuron", "head": "z"}
 """Component → the site that holds it."""
 KS = (1, 2, 4, 8, 16)
 """Components of a set, unless the caller says otherwise; numbers above what exists are left out."""

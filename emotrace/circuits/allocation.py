@@ -14,15 +14,10 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from emotrace import provenance
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import TIED, descending
 
-KINDS: Final = ("neuron", "head")
-SITE_OF: Final = {"neuron": "neuron", "head": "z"}
-"""Kind of component → the site at which it is edited."""
-SUBLAYER_OF: Final = {"neuron": "mlp_out", "head": "attn_out"}
-"""Kind of component → the sublayer whose influence decides its share."""
 MINIMUM: Final = {"neuron": 4, "head": 2}
 PER_SUBLAYER: Final = 10
 CAP: Final = 0.4
@@ -128,7 +123,7 @@ def published_plan(
     for dim in (label, "layer", "sublayer"):
         if dim not in table.dims:
             raise unknown("dim", dim, table.dims, "published_plan(influence=…)")
-    for sublayer in SUBLAYER_OF.values():
+    for sublayer in (COMPONENTS[kind].sublayer for kind in KINDS):
         if sublayer not in table["sublayer"].values:
             raise unknown("sublayer", sublayer, table["sublayer"].values.tolist(), "published_plan(influence=…)")
     if not 0 <= mlp_share <= 1:
@@ -145,7 +140,7 @@ def published_plan(
         if not len(exist) or not totals[kind]:
             continue
         for value in plan[label].values:
-            weights = table.sel({label: value, "sublayer": SUBLAYER_OF[kind]}).values[exist]
+            weights = table.sel({label: value, "sublayer": COMPONENTS[kind].sublayer}).values[exist]
             k = allocate(weights, totals[kind], least[kind], cap, None if room is None else room[exist])
             plan.loc[{label: value, "kind": kind, "layer": np.asarray(layers)[exist]}] = k
     return plan.assign_attrs(

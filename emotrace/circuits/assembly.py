@@ -14,13 +14,13 @@ from emotrace import arguments, disk, presets, provenance
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import top
-from emotrace.circuits.allocation import KINDS, SITE_OF, even_plan, published_plan
-from emotrace.circuits.circuit import INDEX, Circuit
+from emotrace.circuits.allocation import even_plan, published_plan
+from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors
 from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
@@ -113,7 +113,7 @@ def discover(
         raise EmotraceError("discover(influence=…) shares out components where there is a preset, and no plan.")
     provenance.check(influence, model.sites, "discover(influence=…)")
     provenance.check(plan, model.sites, "discover(plan=…)")
-    kinds = [k for k in KINDS if model.sites.has(SITE_OF[k])]
+    kinds = [k for k in KINDS if model.sites.has(COMPONENTS[k].site)]
     if not kinds:
         raise EmotraceError(f"{model.sites.model_class} has neither neurons nor heads (z), so no circuit can be found.")
     at = _layers(model, kinds, directions, layers)
@@ -149,7 +149,7 @@ def discover(
             scores["head"] = head_contributions(
                 model, prompts, directions, layers=at["head"], readout=readout, out=here["head"], **options
             )
-        sites = [SITE_OF[k] for k in kinds]
+        sites = [COMPONENTS[k].site for k in kinds]
         return scores, difference_vectors(
             model, prompts, within=within, sites=sites, layers=same, out=here["differences"], **options
         )
@@ -214,7 +214,7 @@ def assemble(
             for layer in wanted["layer"].values[wanted.sel({label: value}).values > 0].tolist():
                 k = int(wanted.sel({label: value, "layer": layer}))
                 index = ranked.sel({label: value, "layer": layer}).values[:k]
-                score = table[by].sel({label: value, "layer": layer, INDEX[kind]: index}).values
+                score = table[by].sel({label: value, "layer": layer, COMPONENTS[kind].dim: index}).values
                 rows += [
                     {label: value, "kind": kind, "layer": layer, "index": int(i), "score": float(s), "rank": r}
                     for r, (i, s) in enumerate(zip(index, score, strict=True))
@@ -256,7 +256,7 @@ def _crowded(circuit: Circuit, share: Mapping[str, float]) -> list[str]:
     found = []
     for kind, largest in share.items():
         if largest > HALF:
-            size = circuit.payload.sizes[INDEX[kind]]
+            size = circuit.payload.sizes[COMPONENTS[kind].dim]
             found.append(
                 f"the circuit takes up to {round(largest * size)} of the {size} {kind}s of a layer ({largest:.0%}): random "
                 "circuits of that size overlap with it, so they are no control."
@@ -275,7 +275,7 @@ def _layers(
     for layer in wanted:
         if layer not in known:
             raise unknown("layer", layer, known, "discover(layers=…), of the directions")
-    found = {k: [i for i in wanted if model.sites.has(SITE_OF[k], i)] for k in kinds}
+    found = {k: [i for i in wanted if model.sites.has(COMPONENTS[k].site, i)] for k in kinds}
     if not any(found.values()):
         raise EmotraceError(f"none of the layers {wanted} has {' or '.join(kinds)}s.")
     return {k: those for k, those in found.items() if those}
@@ -286,7 +286,7 @@ def _all(at: Mapping[str, list[int]]) -> list[int]:
 
 
 def _available(model: LanguageModel, kind: str, layer: int) -> int:
-    return int(model.sites.size(SITE_OF[kind], layer)[INDEX[kind]])
+    return int(model.sites.size(COMPONENTS[kind].site, layer)[COMPONENTS[kind].dim])
 
 
 def _within(influence: xr.DataArray, layers: Sequence[int]) -> xr.DataArray:

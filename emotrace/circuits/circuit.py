@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,14 +16,9 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.circuits import files, show
-from emotrace.circuits.allocation import KINDS, SITE_OF
 from emotrace.edits import Ablate, Add, Edit
-from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, Positions, unknown
 from emotrace.sites import LanguageModel
-
-INDEX: Final = {"neuron": "unit", "head": "head"}
-"""Kind of component → the dim of the payload that its index counts."""
-FEATURES: Final = {"neuron": ("unit",), "head": ("head", "head_dim")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +54,20 @@ class Circuit:
             if dim not in self.payload.coords:
                 raise unknown("dim", dim, self.payload.coords, "a circuit's payload")
         for kind in KINDS:
-            dims = (label, "layer", *FEATURES[kind])
-            found = self.payload.get(SITE_OF[kind])
+            dims = (label, "layer", *COMPONENTS[kind].dims)
+            found = self.payload.get(COMPONENTS[kind].site)
             if found is not None and (found.dims != dims or not np.isfinite(found.values).all()):
-                raise EmotraceError(f"payload {SITE_OF[kind]!r} has dims {found.dims}, not finite {dims}.")
+                raise EmotraceError(f"payload {COMPONENTS[kind].site!r} has dims {found.dims}, not finite {dims}.")
             rows = table[table["kind"] == kind]
             if len(rows) and found is None:
-                raise EmotraceError(f"the circuit has {len(rows)} {kind}s but no payload {SITE_OF[kind]!r}.")
+                raise EmotraceError(f"the circuit has {len(rows)} {kind}s but no payload {COMPONENTS[kind].site!r}.")
             for name, choices in ((label, self.labels), ("layer", self.layers)) if len(rows) else ():
                 for value in sorted(set(rows[name]) - set(choices)):
                     raise unknown(name, value, choices, "a circuit's components")
-            if found is not None and not rows["index"].between(0, found.sizes[INDEX[kind]] - 1).all():
-                raise EmotraceError(f"a {kind} of the circuit lies outside 0 to {found.sizes[INDEX[kind]] - 1}.")
+            if found is not None and not rows["index"].between(0, found.sizes[COMPONENTS[kind].dim] - 1).all():
+                raise EmotraceError(
+                    f"a {kind} of the circuit lies outside 0 to {found.sizes[COMPONENTS[kind].dim] - 1}."
+                )
         for kind in sorted(set(table["kind"]) - set(KINDS)):
             raise unknown("kind", kind, KINDS, "a circuit's components")
         if table.duplicated([label, "kind", "layer", "index"]).any():
@@ -116,10 +113,10 @@ class Circuit:
         """Which components are in the circuit: ``[label, layer, unit]`` or ``[label, layer, head]`` bool."""
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS, "Circuit.mask")
-        if SITE_OF[kind] not in self.payload:
-            raise EmotraceError(f"the circuit has no {kind}s: its payload has no {SITE_OF[kind]!r}.")
+        if COMPONENTS[kind].site not in self.payload:
+            raise EmotraceError(f"the circuit has no {kind}s: its payload has no {COMPONENTS[kind].site!r}.")
         rows = self._rows(kind)
-        like = self.payload[SITE_OF[kind]]
+        like = self.payload[COMPONENTS[kind].site]
         like = like.isel(head_dim=0, drop=True) if kind == "head" else like
         out = np.zeros(like.shape, dtype=bool)
         of = pd.Index(self.labels).get_indexer(rows[self.label])
@@ -135,7 +132,7 @@ class Circuit:
 
     def share(self) -> dict[str, float]:
         """Of each kind, the largest share of a layer's components that one label takes."""
-        return {k: float(self.mask(k).mean(INDEX[k]).max()) for k in KINDS if self._has(k)}
+        return {k: float(self.mask(k).mean(COMPONENTS[k].dim).max()) for k in KINDS if self._has(k)}
 
     def overlap(self) -> xr.Dataset:
         """Jaccard index of the components of every two labels: |A ∩ B| / |A ∪ B|, a component being (layer, index).
@@ -171,11 +168,11 @@ class Circuit:
         """
         provenance.check(self, model.sites, "the circuit")
         for kind in KINDS:
-            rows, site = self._rows(kind), SITE_OF[kind]
+            rows, site = self._rows(kind), COMPONENTS[kind].site
             for layer in sorted(set(rows["layer"])):
                 model.sites.address(site, layer)
             if len(rows):
-                mine = {d: self.payload.sizes[d] for d in FEATURES[kind]}
+                mine = {d: self.payload.sizes[d] for d in COMPONENTS[kind].dims}
                 theirs = model.sites.size(site, sorted(set(rows["layer"])))
                 if mine != theirs:
                     raise EmotraceError(f"the circuit was made for {site!r} of size {mine}; this model has {theirs}.")
@@ -221,9 +218,11 @@ class Circuit:
             layers = sorted(set(self._rows(kind)["layer"].tolist()))
             if not layers:
                 continue
-            vector = (self.payload[SITE_OF[kind]] * factors).where(self.mask(kind), np.float32(0)).sel(layer=layers)
+            vector = (
+                (self.payload[COMPONENTS[kind].site] * factors).where(self.mask(kind), np.float32(0)).sel(layer=layers)
+            )
             vector = vector.rename({self.label: label} if label not in (None, self.label) else {})
-            found.append(Add(SITE_OF[kind], layers=layers, positions=positions[kind], vector=vector, strength=times,
+            found.append(Add(COMPONENTS[kind].site, layers=layers, positions=positions[kind], vector=vector, strength=times,
                              origin=provenance.of(self)))  # fmt: skip
         if not found:
             raise EmotraceError(f"the circuit has no {' or '.join(by_kind) or 'kind'} to edit.")
@@ -252,11 +251,11 @@ class Circuit:
             positions = "steer" if how == "zero" else "last"
         found: list[Edit] = []
         for kind in KINDS:
-            rows, site = self._rows(kind, label), SITE_OF[kind]
+            rows, site = self._rows(kind, label), COMPONENTS[kind].site
             if how == "mean" and len(rows) and f"{site}_mean" not in self.payload:
                 raise EmotraceError(f"the circuit's payload has no {site}_mean: ablate with how='zero'.")
             for layer, part in rows.groupby("layer"):
-                which: dict[str, Any] = {f"{INDEX[kind]}s": part["index"].tolist()}
+                which = COMPONENTS[kind].picked(part["index"].tolist())
                 vector = None if how == "zero" else self.payload[f"{site}_mean"].sel(layer=layer)
                 found.append(Ablate(site, layers=layer, positions=positions, vector=vector, **which,
                                     origin=provenance.of(self)))  # fmt: skip
@@ -275,17 +274,17 @@ class Circuit:
         whole: Any = self.components
         for (label, kind, layer), part in whole.groupby([self.label, "kind", "layer"], sort=False):
             own, n = part["index"].to_numpy(), len(part)
-            others = np.setdiff1d(np.arange(self.payload.sizes[INDEX[kind]]), own)
+            others = np.setdiff1d(np.arange(self.payload.sizes[COMPONENTS[kind].dim]), own)
             drawn = rng.choice(others, min(n, len(others)), replace=False)
             drawn = np.sort(np.concatenate([drawn, rng.choice(own, n - len(drawn), replace=False)]))
             values = {self.label: label, "kind": kind, "layer": layer, "score": np.nan}
             rows += [{**values, "index": int(i), "rank": rank} for rank, i in enumerate(drawn)]
             if matched:
                 at = {self.label: label, "layer": layer}
-                vectors = payload[SITE_OF[kind]].loc[at]
+                vectors = payload[COMPONENTS[kind].site].loc[at]
                 norms = [float(np.linalg.norm(vectors.values[i])) for i in (own, drawn)]
                 if norms[1] > 0:
-                    payload[SITE_OF[kind]].loc[at] = vectors * np.float32(norms[0] / norms[1])
+                    payload[COMPONENTS[kind].site].loc[at] = vectors * np.float32(norms[0] / norms[1])
         meta = {**self.meta, "method": "random", "seed": int(seed), "matched": matched, "control_of": self.digest}
         columns = [self.label, "kind", *files.NUMBERS]
         return replace(self, components=pd.DataFrame(rows, columns=columns), payload=payload, meta=meta)

@@ -21,13 +21,13 @@ from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import fitting, origin, reductions
 from emotrace.forwards.sums import Sums
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COMPONENTS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
 PLACE: Final = "difference_vectors"
-SITES: Final = ("z", "neuron")
+SITES: Final = tuple(COMPONENTS[kind].site for kind in ("head", "neuron"))
 
 
 @typed

@@ -11,8 +11,7 @@ import xarray as xr
 
 from emotrace import disk
 from emotrace.attribution import files
-from emotrace.circuits.allocation import KINDS
-from emotrace.labels import EmotraceError
+from emotrace.labels import KINDS, EmotraceError
 from emotrace.texts import from_json
 
 CONTENT: Final = "emotrace circuit, version 1"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace.labels import EmotraceError, Positions, check_positions
+from emotrace.labels import EmotraceError, Positions, check_positions, rows_at
 
 BLOCK_BYTES: Final = 64 << 20
 PROVENANCE: Final = (
@@ -156,13 +156,8 @@ def _column(values: np.ndarray) -> np.ndarray:
 
 
 def _at(table: pd.DataFrame, position: Positions) -> np.ndarray:
-    everything = np.ones(len(table), dtype=bool)
-    if not isinstance(position, str):
-        if "position" not in table:
-            raise EmotraceError(f"position={position!r}: the rows carry no 'position' to compare with.")
-        at = table["position"].to_numpy()
-        return (at >= position[0]) & (at < position[1])
-    if "position_from_end" not in table:
-        return everything
-    at = table["position_from_end"].to_numpy()
-    return {"last": at == -1, "generated": at >= 0, "steer": at >= -1, "prompt": at < 0, "all": everything}[position]
+    if not isinstance(position, str) and "position" not in table:
+        raise EmotraceError(f"position={position!r}: the rows carry no 'position' to compare with.")
+    if position == "all" or (isinstance(position, str) and "position_from_end" not in table):
+        return np.ones(len(table), dtype=bool)
+    return rows_at(position, lambda: table["position"].to_numpy(), lambda: table["position_from_end"].to_numpy())

@@ -9,17 +9,15 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.discovery.nodes import SITE
+from emotrace.discovery.nodes import NAME
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture
-from emotrace.labels import EmotraceError, Positions, unknown
+from emotrace.labels import COMPONENTS, SUBLAYERS, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
-PATTERNS = {
-    "head": r"a(\d+)\.h(\d+)", "neuron": r"n(\d+)\.(\d+)", "attn": r"attn(\d+)", "mlp": r"m(\d+)", "resid": r"r(\d+)",
-}  # fmt: skip
+PATTERNS = {kind: re.escape(name).replace(r"\{\}", r"(\d+)") for kind, name in NAME.items()}
 
 
 @typed
@@ -73,20 +71,20 @@ def edits(
         groups.setdefault((layer, kind), []).append(index)
     found: list[Edit] = []
     for (layer, kind), members in sorted(groups.items(), key=lambda g: (g[0][0], list(PATTERNS).index(g[0][1]))):
-        which: dict[str, Any] = {"head": {"heads": sorted(members)}, "neuron": {"units": sorted(members)}}.get(kind, {})
+        where = COMPONENTS[kind]
         vector = None
         if measured is not None:
             acts = capture(
                 measured,
                 prompts,
-                SITE[kind],
+                where.site,
                 layers=[layer],
                 positions=positions,
                 batch_size=batch_size,
                 progress=False,
             )
-            vector = _means(acts, SITE[kind], layer)
-        found.append(Ablate(SITE[kind], layers=layer, positions=positions, vector=vector, **which,
+            vector = _means(acts, where.site, layer)
+        found.append(Ablate(where.site, layers=layer, positions=positions, vector=vector, **where.picked(sorted(members)),
                             origin=provenance.of(circuit)))  # fmt: skip
     return found
 
@@ -105,7 +103,7 @@ def parsed(name: str) -> tuple[str, int, int]:
 
 
 def _means(acts: Any, site: str, layer: int) -> np.ndarray:
-    if site in ("z", "neuron"):
+    if site not in SUBLAYERS:
         values = acts.sel(variable=site, layer=layer)
     else:
         values = acts.sel(variable="residual", layer=layer, sublayer=site)

@@ -24,10 +24,9 @@ import torch
 
 from emotrace.discovery.metrics import Metric
 from emotrace.forwards.entering import HERE, backend
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.sites import Address, LanguageModel
 
-SITE: Final = {"head": "z", "neuron": "neuron", "attn": "attn_out", "mlp": "mlp_out", "resid": "resid_post"}
 GROUPS: Final = {"sublayer": ("attn", "mlp")}
 NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "m{}", "resid": "r{}"}
 
@@ -88,7 +87,7 @@ class Seen:
     def coords(self) -> dict[str, tuple[str, Any]]:
         """Coordinates of the dim ``node``: name, kind, layer, index."""
         rows = [
-            (NAME[p.kind].format(p.layer, i), p.kind, p.layer, i if p.kind in ("head", "neuron") else -1)
+            (NAME[p.kind].format(p.layer, i), p.kind, p.layer, i if p.kind in KINDS else -1)
             for p in self.nodes
             for i in range(p.n)
         ]
@@ -123,16 +122,16 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
     refuse_remote(model)
     wanted: list[str] = []
     for kind in [kinds] if isinstance(kinds, str) else kinds:
-        if kind not in SITE and kind not in GROUPS:
-            raise unknown("kind of node", kind, (*SITE, *GROUPS), "scores(nodes=…)")
+        if kind not in COMPONENTS and kind not in GROUPS:
+            raise unknown("kind of node", kind, (*COMPONENTS, *GROUPS), "scores(nodes=…)")
         wanted += [k for k in GROUPS.get(kind, (kind,)) if k not in wanted]
     addresses = [read_at(model, site, layer) for site, layer in metric.reads(model)]
     reads = tuple((a.order, a.lower(model)) for a in addresses)
     last = max(a.order for a in addresses)
     found = []
     for kind in wanted:
-        for layer in sites.layers(SITE[kind]):
-            a = sites.address(SITE[kind], layer)
+        for layer in sites.layers(COMPONENTS[kind].site):
+            a = sites.address(COMPONENTS[kind].site, layer)
             if a.order < last and (up_to is None or layer < up_to):
                 n = sites.heads(layer) if kind == "head" else a.width if kind == "neuron" else 1
                 found.append(NodeSite(kind, layer, a.order, sites.place(a.site, layer), a.width, n))

@@ -17,7 +17,7 @@ import xarray as xr
 
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import SOURCE, by_head, from_zero, numbers, ordered
-from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames
+from emotrace.labels import EMOTIONS, SITE_DIMS, EmotraceError, emotion, filenames
 from emotrace.signatures import typed
 
 FOLDER: Final = {"z": "attention_emotion_diff", "neuron": "mlp_emotion_diff"}
@@ -67,9 +67,9 @@ def read_differences(
             raise EmotraceError(f"{path}: the emotions have arrays of different shapes: {sorted(shapes)}.")
         values = np.stack([held[e] for e in labels]).astype(np.float32)
         coords = {"emotion": list(labels), "layer": np.arange(values.shape[1])}
-        dims = ("emotion", "layer", "unit")
+        dims = ("emotion", "layer", *SITE_DIMS[name])
         if name == "z":
-            values, dims = by_head(values, n_heads or 1), ("emotion", "layer", "head", "head_dim")
+            values = by_head(values, n_heads or 1)
         found = _summary(Path(path), name, labels, values)
         out[name] = xr.DataArray(values, coords, dims, attrs={} if found is None else {"n_groups": found})
     return out
@@ -97,7 +97,7 @@ def write_differences(differences: xr.Dataset, folder: str | Path) -> list[Path]
     written = []
     for name in names:
         array = differences[name]
-        wanted = ("emotion", "layer", "head", "head_dim") if name == "z" else ("emotion", "layer", "unit")
+        wanted = ("emotion", "layer", *SITE_DIMS[name])
         if set(array.dims) != set(wanted):
             raise EmotraceError(f"write_differences: {name!r} has the dims {tuple(array.dims)}, not {wanted}.")
         n_layers = from_zero(array, f"write_differences({name!r})")

@@ -30,7 +30,7 @@ from emotrace.interop.layout import (
     numbers,
     ordered,
 )
-from emotrace.labels import EMOTIONS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.labels import EMOTIONS, SITE_DIMS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.signatures import typed
 
 KIND: Final = {ours: theirs for theirs, ours in SUBLAYER.items()}
@@ -194,8 +194,8 @@ def read_activations(folder: str | Path, kind: str | None = None, *, n_heads: in
             {**attrs, **leak(kind == "mlp", n_layers)},
         )  # fmt: skip
     if kind == "down_proj_input":
-        return xr.DataArray(values, coords, ("layer", "token", "unit"), "neuron", attrs)
-    return xr.DataArray(by_head(values, n_heads or 1), coords, ("layer", "token", "head", "head_dim"), "z", attrs)
+        return xr.DataArray(values, coords, ("layer", "token", *SITE_DIMS["neuron"]), "neuron", attrs)
+    return xr.DataArray(by_head(values, n_heads or 1), coords, ("layer", "token", *SITE_DIMS["z"]), "z", attrs)
 
 
 @typed

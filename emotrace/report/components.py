@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace.labels import COUNTED
 from emotrace.report import style
 from emotrace.report.circuits import scores
 from emotrace.report.overlap import by_chance
@@ -41,7 +42,7 @@ def frames(parts: CircuitParts) -> dict[str, pd.DataFrame]:
 def contributions(data: xr.Dataset, parts: CircuitParts, kept: int = 0) -> pd.DataFrame:
     """One row per label, layer and component, best first, with every variable of that shape; the best ``kept`` (0: all)."""
     score = scores(data, parts)
-    label, feature = label_of(score), next(d for d in ("head", "unit") if d in score.dims)
+    label, feature = label_of(score), next(d for d in COUNTED if d in score.dims)
     order = (label, "layer", feature)
     score = score.transpose(*order)
     best = np.argsort(-np.nan_to_num(score.values), axis=-1, kind="stable")[..., : kept or None]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from emotrace.labels import SITES, EmotraceError, unknown
+from emotrace.labels import SITE_DIMS, SITES, EmotraceError, unknown
 from emotrace.sites.address import Address, envoy
 from emotrace.sites.equations import LayerProof
 from emotrace.sites.own import Site
@@ -155,11 +155,9 @@ class Sites:
         return dict(next(iter(sizes)))
 
     def _size(self, site: str, layer: int) -> dict[str, int]:
-        width = self.address(site, layer).width
-        if site == "z":
-            n = self.heads(layer)
-            return {"head": n, "head_dim": width // n}
-        return {"unit" if site in ("neuron", "neuron_pre") else "dim": width}
+        width, dims = self.address(site, layer).width, SITE_DIMS[site]
+        n = self.heads(layer) if len(dims) > 1 else width
+        return dict(zip(dims, (n, width // n), strict=False))
 
     def address(self, site: str, layer: int | None = None) -> Address:
         """The address of a site.

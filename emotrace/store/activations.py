@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.chunks import ChunkArray, ColumnArray, existing
@@ -205,7 +205,7 @@ class Activations:
             data = data if self.complete else data.isel(token=self._rows)
             coords: dict[str, Any] = {}
             for dim in v.dims:
-                if dim in v.coords or dim in ("head", "unit"):
+                if dim in v.coords or dim in COUNTED:
                     coords[dim] = (dim, np.array(self._coords(v, dim), dtype=object if dim == "sublayer" else np.int64))
             coords |= {name: ("token", self._token_coord(name)) for name in self.columns}
             origin = {k: self.attrs[k] for k in SOURCE_ATTRS if k in self.attrs}

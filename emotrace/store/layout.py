@@ -25,7 +25,7 @@ import google_crc32c
 import numpy as np
 
 from emotrace import disk
-from emotrace.labels import EmotraceError
+from emotrace.labels import COUNTED, EmotraceError
 from emotrace.store.plan import Plan
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json, to_json
@@ -223,7 +223,7 @@ def _variable(top: Any, variable: Variable, plan: Plan) -> None:
     group = top.create_group(variable.name)
     for dim, values in variable.coords.items():
         _array(group, dim, np.array(values, dtype=np.int64 if isinstance(values[0], int) else object), dim)
-    for dim in ("head", "unit"):
+    for dim in COUNTED:
         if dim in variable.sizes:
             _array(group, dim, np.arange(variable.sizes[dim], dtype=np.int64), dim)
     codec = encoder(variable)

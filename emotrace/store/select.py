@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emotrace.labels import EmotraceError, check_positions, unknown
+from emotrace.labels import EmotraceError, check_positions, rows_at, unknown
 
 MANY = 40
 """More choices than this are not listed in an error."""
@@ -67,10 +67,7 @@ def rows_of(
 
 def _positions(column: Callable[[str], np.ndarray], value: str | tuple[int, int]) -> np.ndarray:
     policy = check_positions(value, "sel(position=…)")
-    if not isinstance(policy, str):
-        return (column("position") >= policy[0]) & (column("position") < policy[1])
-    end = column("position_from_end")
-    return {"last": end == -1, "generated": end >= 0, "steer": end >= -1, "prompt": end < 0, "all": end == end}[policy]
+    return rows_at(policy, lambda: column("position"), lambda: column("position_from_end"))
 
 
 def _matches(name: str, values: np.ndarray, wanted: Any) -> np.ndarray:
