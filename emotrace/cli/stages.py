@@ -77,8 +77,9 @@ def judge(
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
+    from emotrace.disk import write_rows
     from emotrace.replies.row import IDENTITY, has_half, read_rows
-    from emotrace.runlog import Log, write_rows
+    from emotrace.runlog import Log
 
     to_file(out, "--out")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
