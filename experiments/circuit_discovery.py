@@ -28,10 +28,10 @@ from scipy.stats import spearmanr
 import emotrace as et
 from emotrace import discovery, report, stats
 from emotrace.cli.options import Bos, NotThere, only_here
+from emotrace.disk import write_json
 from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
 from emotrace.run import Run
-from emotrace.runlog import write_json
 from emotrace.sites import LanguageModel
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
