@@ -177,25 +177,25 @@ def enhancement_curve(
     at the last token, and the direction of that label is read.
 
     Args:
-        model: as of `ablation_curve`, like all that is not said here.
+        model: from `emotrace.load`.
         plain: prompts without the label (``datasets.sev(…, instruction=False)``).
-        directions: see there.
-        contributions: see there.
+        directions: ``[label, layer, (sublayer,) dim]`` of ``resid_post``; taken at unit length.
+        contributions: of `neuron_contributions` or `head_contributions`, ``[label, layer, unit or head]``.
         differences: of `circuits.difference_vectors`: ``neuron[label, layer, unit]``, ``z[label, layer, head, head_dim]``.
-        ks: see there.
+        ks: sizes of the sets; None takes those of 1, 2, 4, 8, 16 that exist.
         strength: factor of the difference vectors.
-        draws: see there.
-        low: see there.
-        per: see there.
-        by: see there.
-        label: see there.
-        readout: see there.
-        cluster: see there.
-        batch_size: see there.
+        draws: random sets of each size.
+        low: measure the components of the smallest absolute score too.
+        per: k components in each layer, or k in the whole model (the controls then have as many in each layer as the top).
+        by: variable of ``contributions`` that ranks, highest first.
+        label: what the directions are of.
+        readout: layer whose ``resid_post`` is read; None for the last one that has directions.
+        cluster: label that the bootstrap draws as a whole.
+        batch_size: prompts per forward.
         seed: of random sets and bootstrap.
-        out: see there.
-        progress: see there.
-        dry_run: see there.
+        out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
+        progress: show a bar.
+        dry_run: return a `measured.Dry` instead: prompts, sets, reruns.
 
     Returns:
         A Dataset as of `ablation_curve`; ``n`` is the same for all labels.

@@ -132,14 +132,14 @@ def evaluate(
     """Faithfulness, completeness and minimality of one circuit.
 
     Args:
-        model: see `run_circuits`, like all that is not said here.
-        pairs: see there.
-        metric: see there.
+        model: from `emotrace.load`.
+        pairs: to run on; not those that the circuits were found on, if it can be helped.
+        metric: as for `scores`.
         circuit: boolean ``[node]`` or ``[edge]``.
         minimality: one more run for each of its components.
-        ablation: see there.
-        batch_size: see there.
-        progress: see there.
+        ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
+        batch_size: pairs at a time, and most rows of a forward.
+        progress: show a bar.
 
     Returns:
         ``faithfulness``, ``completeness`` (of the complement; 0 is complete), ``n``, the mean metrics ``empty, circuit,
@@ -181,15 +181,15 @@ def curve(
     """Faithfulness of circuits of growing size, CPR and CMD.
 
     Args:
-        model: see `run_circuits`, like all that is not said here.
-        pairs: see there.
-        metric: see there.
+        model: from `emotrace.load`.
+        pairs: to run on; not those that the circuits were found on, if it can be helped.
+        metric: as for `scores`.
         found: scores of nodes or edges.
         points: shares of the components, rising, the last 1.
         rule: ``top`` or ``greedy``.
-        ablation: see there.
-        batch_size: see there.
-        progress: see there.
+        ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
+        batch_size: pairs at a time, and most rows of a forward.
+        progress: show a bar.
 
     Returns:
         ``faithfulness[order, point]``, ``n[order, point]``, ``share[order, axis, point]``, ``cpr[order, axis]`` and

@@ -114,14 +114,14 @@ def other_valence(
     """Each prompt against the same scenario (and emotion word, where there is one) with the event of another valence.
 
     Args:
-        model: see `other_emotion`, like all that is not said here.
+        model: from `emotrace.load`, for its tokens.
         prompts: with the labels ``skeleton_id`` and ``valence``.
-        each: see there.
+        each: ``one`` other emotion for each prompt, drawn so that every emotion is drawn alike; or ``all`` of them.
         align: events are sentences, so their lengths differ: ``spans`` is the default.
-        seed: see there.
+        seed: of the draw.
 
     Raises:
-        EmotraceError: see there.
+        EmotraceError: for prompts without these labels, a prompt with no counterfactual, or lengths that differ.
     """
     names = Prompts.of(prompts).label_names
     same = ("skeleton_id", *(n for n in ("emotion",) if n in names))

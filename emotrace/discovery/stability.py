@@ -30,8 +30,8 @@ def bootstrap_circuits(
         n: components of each circuit.
         draws: bootstrap samples.
         by: label whose values are drawn whole; ``pair`` draws pairs.
-        absolute: see `select`.
-        rule: see there.
+        absolute: rank by magnitude, so that components that lower the metric are taken too; False ranks by signed score.
+        rule: one of `RULES` of `emotrace.discovery.selection`.
         consensus: the consensus circuit has every component that is in at least this share of the samples.
         seed: of the draws.
 
@@ -89,8 +89,8 @@ def across(
         found: Dataset of `scores`.
         n: components of each circuit.
         by: label of the pairs.
-        absolute: see `select`.
-        rule: see there.
+        absolute: rank by magnitude, so that components that lower the metric are taken too; False ranks by signed score.
+        rule: one of `RULES` of `emotrace.discovery.selection`.
         draws: random circuits of the same size for the null, matched in the kind and layer of their components.
         seed: of the draws.
 

@@ -96,7 +96,7 @@ def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: i
     """As `batches`, of rows that stay in order: each has several sequences, which run with those of the other rows.
 
     Args:
-        model: see there.
+        model: from `emotrace.load`.
         lengths: tokens of every sequence of every row.
         size: most rows of a batch.
     """

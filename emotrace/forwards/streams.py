@@ -94,18 +94,18 @@ def reductions(
     """As `stream`, but of each chunk only what a function makes of it, where the model lives.
 
     Args:
-        model: see `stream`, like all that is not said here.
-        prompts: see there.
-        sites: see there.
+        model: from `emotrace.load`.
+        prompts: `Prompts`, or whatever `Prompts.of` takes.
+        sites: as `capture` takes them.
         function: of `emotrace.traced`: ``function(model, values, *args)``, see `emotrace.forwards.capturing.reduced`.
         args: what else it takes for a range of prompts.
-        layers: see there.
-        edits: see there.
-        prompts_per_chunk: see there.
-        batch_size: see there.
-        start: see there.
-        progress: see there.
-        desc: see there.
+        layers: 0-based layers; None for every layer that has the sites.
+        edits: applied in the same forwards.
+        prompts_per_chunk: prompts held at a time.
+        batch_size: prompts per forward.
+        start: prompts already done: a multiple of ``prompts_per_chunk``, or all of them.
+        progress: show one bar for all chunks.
+        desc: its name.
 
     Yields:
         ``(range of prompts, what the function returned)``.

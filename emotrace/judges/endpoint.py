@@ -132,7 +132,9 @@ class Endpoint:
         Raises:
             EmotraceError: for a refused key, spent credits, an address that is none of an API, a redirect elsewhere.
             AgainError: where all attempts failed.
-            RejectedError, UnanswerableError, StoppedError: see there.
+            RejectedError: the endpoint will not take this request, whenever it is sent.
+            UnanswerableError: it will not judge this one text.
+            StoppedError: the run ended while the text was waiting.
         """
 
         def pause(state: tenacity.RetryCallState) -> float:

@@ -89,11 +89,11 @@ def reduced(
 
     Args:
         model: an nnsight model.
-        steps: see there.
-        forwards: see there.
-        cells: see there.
-        setup: see there.
-        memo: see there.
+        steps: that the forwards share.
+        forwards: `Forward` s.
+        cells: of each variable, the numbers of its reads.
+        setup: of `caches`.
+        memo: of `caches`, for further forwards where the model is here.
         order: index of the rows that brings them into the order of the prompts; None leaves them.
         reduce: a function of this package, called with the model and the tensors of `captured`.
         args: what else it takes.
