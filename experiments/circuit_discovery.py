@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, report, stats
-from emotrace.cli.options import Bos, NotThere, only_here
+from emotrace.cli.options import Bos, CausalModel, Device, Dtype, Folder, NotThere, Seed, only_here
 from emotrace.disk import write_json
 from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
@@ -40,13 +40,9 @@ LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emo
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="hub id or directory of a causal model with a chat template")
-    ] = "data/tiny_model",
+    model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
-    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
-        "runs/circuit_discovery"
-    ),
+    out: Folder = Path("runs/circuit_discovery"),
     limit: Annotated[int | None, typer.Option(help="skeletons, spread over themes; half fit, half are scored")] = 32,
     pairs_per_skeleton: Annotated[int, typer.Option(help="pairs of each scored skeleton")] = 3,
     exact_pairs: Annotated[int, typer.Option(help="pairs on which every edge is patched exactly; 0 for none")] = 2,
@@ -56,10 +52,10 @@ def main(
     steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
     remote: NotThere = None,
-    device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str | None, typer.Option()] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     bos: Bos = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
     only_here(remote, "circuit discovery differentiates and rewires the model, which a server does not allow")

@@ -33,7 +33,21 @@ from circuit_study import Study, paired
 import emotrace as et
 from emotrace import attribution, circuits, judges, replies, report
 from emotrace import directions as directions_
-from emotrace.cli.options import Bos, RemoteFlag, place
+from emotrace.cli.options import (
+    BatchSize,
+    Bos,
+    CausalModel,
+    Device,
+    Dtype,
+    Folder,
+    Judge,
+    LabelMap,
+    NewTokens,
+    Price,
+    RemoteFlag,
+    Seed,
+    place,
+)
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
@@ -51,15 +65,11 @@ PUBLISHED = {"prompt": 0.9896, "steer": 0.9122, "circuit": 0.9965}
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="hub id or directory of a causal model with a chat template")
-    ] = "data/tiny_model",
+    model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="SEV file to find directions on")] = Path("data/sev.jsonl"),
     test: Annotated[Path, typer.Option(help="SEV file to measure on, once")] = Path("data/test_set.jsonl"),
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
-    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
-        "runs/emotion_circuits"
-    ),
+    judge: Judge = "lexicon",
+    out: Folder = Path("runs/emotion_circuits"),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
     finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
@@ -72,23 +82,21 @@ def main(
         str | None,
         typer.Option(help="emotion_circuits: components allocated, ranked and added as published"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 60,
-    batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
+    max_new_tokens: NewTokens = 60,
+    batch_size: BatchSize = 32,
     target_aware: Annotated[
         bool, typer.Option(help="ask the published target-aware question as well (openai only)")
     ] = False,
-    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
-    price: Annotated[
-        str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")
-    ] = None,
+    label_map: LabelMap = None,
+    price: Price = None,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
     ] = None,
     remote: RemoteFlag = None,
-    device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str | None, typer.Option()] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     bos: Bos = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Emotion directions, circuits, steering and modulation, from prompts to a judged report."""
     tested, trained = et.datasets.read_sev(test), et.datasets.read_sev(train)

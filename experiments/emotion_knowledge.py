@@ -34,7 +34,7 @@ from knowledge_figures import mantel_p
 import emotrace as et
 from emotrace import disk, report, rsa
 from emotrace import prompt_tuning as pt
-from emotrace.cli.options import Bos, NotThere, only_here
+from emotrace.cli.options import Bos, Device, Dtype, Folder, NotThere, Seed, only_here
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.disk import write_json
 from emotrace.prompt_tuning.tasks import PARTS
@@ -60,7 +60,7 @@ def main(
     ratings: Annotated[Path, typer.Option(help="CSV: emotion and one column per attribute")] = DATA / "illustrative_ratings.csv",
     human: Annotated[Path | None, typer.Option(help="CSV of judged dissimilarities: first, second, dissimilarity; none: distance "
                                                     "in the space of all attributes")] = None,
-    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
+    out: Folder = Path(
         "runs/emotion_knowledge"
     ),
     preset: Annotated[str | None, typer.Option(help="model_emotion: all as published, for roberta-base (hours on a GPU); "
@@ -81,10 +81,10 @@ def main(
     words: Annotated[str | None, typer.Option(help="answers no,yes (negative,positive)")] = None,
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
     remote: NotThere = None,
-    device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str | None, typer.Option()] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     bos: Bos = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
     only_here(remote, "soft prompts are tuned where the weights are")

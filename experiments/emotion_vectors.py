@@ -30,7 +30,21 @@ import vector_study as study
 
 import emotrace as et
 from emotrace import directions, dose, extraction, interop, judges, replies, report
-from emotrace.cli.options import Bos, RemoteFlag, place
+from emotrace.cli.options import (
+    BatchSize,
+    Bos,
+    CausalModel,
+    Device,
+    Dtype,
+    Folder,
+    Judge,
+    LabelMap,
+    NewTokens,
+    Price,
+    RemoteFlag,
+    Seed,
+    place,
+)
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
@@ -40,19 +54,15 @@ TOP = 0.1
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="hub id or directory of a causal model with a chat template")
-    ] = "data/tiny_model",
+    model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="queries by emotion, to make vectors from")] = Path(
         "data/emotion_query_sample.json"
     ),
     test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path(
         "data/emotion_query_plus_sample.json"
     ),
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
-    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
-        "runs/emotion_vectors"
-    ),
+    judge: Judge = "lexicon",
+    out: Folder = Path("runs/emotion_vectors"),
     limit: Annotated[int | None, typer.Option(help="queries of each emotion, and of the test file")] = None,
     site: Annotated[str, typer.Option(help="where vectors are taken and added")] = "o_proj_out",
     over: Annotated[str, typer.Option(help="mean_generated | last | mean_all")] = "mean_generated",
@@ -67,17 +77,15 @@ def main(
         "emotional"
     ],
     draws: Annotated[int, typer.Option(help="draws of each control")] = 2,
-    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
-    price: Annotated[
-        str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="most tokens of a reply")] = 40,
-    batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 32,
+    label_map: LabelMap = None,
+    price: Price = None,
+    max_new_tokens: NewTokens = 40,
+    batch_size: BatchSize = 32,
     remote: RemoteFlag = None,
-    device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str | None, typer.Option()] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
     bos: Bos = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Emotion vectors from answers, doses, controls and a report."""
     the_judge = judges.make(judge, **judges.flags(label_map, price))

@@ -31,7 +31,23 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import directions, disk, dose, extraction, judges, replies, report
-from emotrace.cli.options import Bos, RemoteFlag, names, numbers, place
+from emotrace.cli.options import (
+    BatchSize,
+    Bos,
+    CausalModel,
+    Device,
+    Dtype,
+    Folder,
+    Judge,
+    LabelMap,
+    NewTokens,
+    Price,
+    RemoteFlag,
+    Seed,
+    names,
+    numbers,
+    place,
+)
 from emotrace.directions.vectors import METHODS
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
@@ -45,7 +61,7 @@ DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="hub id or directory of a causal model with a chat template")] = "data/tiny_model",
+    model: CausalModel = "data/tiny_model",
     train: Annotated[
         str, typer.Option(help="texts in a form of GoEmotions: file, folder or hub id")
     ] = "data/goemotions_sample.csv",
@@ -54,8 +70,8 @@ def main(
     questions: Annotated[
         str, typer.Option(help="TruthfulQA, multiple_choice form; none leaves it out")
     ] = "data/truthfulqa_mc_sample.json",
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
-    out: Annotated[Path, typer.Option(help="folder for everything; the same command again continues")] = Path(
+    judge: Judge = "lexicon",
+    out: Folder = Path(
         "runs/goemotions_steering"
     ),
     limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
@@ -69,15 +85,15 @@ def main(
     system: Annotated[str, typer.Option(help="system message of every query")] = extraction.TEMPLATES["neutral"],
     emotional: Annotated[str, typer.Option(help="of the emotion asked in words")] = extraction.TEMPLATES["emotional"],
     draws: Annotated[int, typer.Option(min=1, help="draws of each control")] = 2,
-    label_map: Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")] = None,
-    price: Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens of a reply")] = 40,
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts per batch")] = 32,
-    device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str | None, typer.Option()] = None,
+    label_map: LabelMap = None,
+    price: Price = None,
+    max_new_tokens: NewTokens = 40,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = None,
     bos: Bos = None,
     remote: RemoteFlag = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Vectors from labelled texts, doses, controls, TruthfulQA and a report."""
     the_judge = judges.make(judge, **judges.flags(label_map, price))

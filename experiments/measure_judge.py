@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import typer
 
 from emotrace import cli, judges
+from emotrace.cli.options import Judge
 from emotrace.datasets import read_jsonl
 from emotrace.labels import ALIASES, ANSWERS, EMOTIONS, EmotraceError
 
 
 def main(
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+    judge: Judge = "lexicon",
 ) -> None:
     """Print accuracy and confusion on both sets."""
     folder = os.environ.get("EMOTRACE_ORACLES", "")

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from emotrace.datasets import Prompts
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
+CausalModel = Annotated[str, typer.Option("--model", help="hub id or directory of a causal model with a chat template")]
+Judge = Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")]
+LabelMap = Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")]
+Price = Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")]
+NewTokens = Annotated[int, typer.Option(min=1, help="most tokens of a reply")]
+BatchSize = Annotated[int, typer.Option(min=1, help="prompts per batch")]
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
 Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]

@@ -17,9 +17,12 @@ from emotrace.cli.options import (
     Dtype,
     Emotions,
     Instruction,
+    Judge,
+    LabelMap,
     Limit,
     MessagesColumn,
     Model,
+    Price,
     RemoteFlag,
     Rows,
     Store,
@@ -70,10 +73,10 @@ def generate(
 def judge(
     rows: Annotated[Path, typer.Argument(help="JSON-lines file of replies")],
     out: Annotated[Path, typer.Option(help="JSON-lines file of judged replies")],
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")] = "lexicon",
+    judge: Judge = "lexicon",
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
-    label_map: Annotated[str | None, typer.Option(help="of a classifier: LABEL_0=anger,LABEL_1=none")] = None,
-    price: Annotated[str | None, typer.Option(help="dollars per million prompt,completion tokens")] = None,
+    label_map: LabelMap = None,
+    price: Price = None,
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
