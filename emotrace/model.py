@@ -148,7 +148,7 @@ def load(
         raise EmotraceError(
             f"{found.model_class} cannot run prompts of 1 to 11 tokens: {type(error).__name__}: {first[:200]}"
         ) from error
-    found.identity = identity(module, model_id, revision, backend(traced_model).name)
+    found.identity = identity(module, model_id, revision, backend(loaded).name)
     if not found.beginnings.padded:  # what was made in padded batches is another thing
         found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"
     return loaded
