@@ -21,8 +21,8 @@ from emotrace.datasets import Prompts
 from emotrace.directions import centered_mean
 from emotrace.forwards import last, reruns
 from emotrace.forwards.capturing import capture
+from emotrace.labels import COUNTED, EmotraceError
 from emotrace.labels import EMOTIONS as EMOTIONS6
-from emotrace.labels import EmotraceError
 from emotrace.testing import hooks
 from emotrace.testing.planted import FAMILIES, planted
 from emotrace.traced import requests
@@ -141,7 +141,7 @@ def test_zero_ablation_equals_hooks(name, kind):
     lm, table = loaded(name), prompts(n=2)
     directions, scores, _ = made(lm, kind)
     curve = ablation_curve(lm, table, directions, scores, ks=[1, 3], **QUIET)
-    chosen = {"site": sets.SITES[kind], "sets": choose(scores["contrast"], [1, 3], draws=2)}
+    chosen = {"site": COUNTED[kind].site, "sets": choose(scores["contrast"], [1, 3], draws=2)}
     zero = setting(lambda p, e, layer, c: 0.0)
     compare(curve, literal_curve(lm, table, directions, chosen, zero, lambda p: [p.labels["emotion"]]))
     own = [literal(lm, list(p.token_ids), directions, "fear") for p in table.where(emotion="fear")]
@@ -169,7 +169,7 @@ def test_the_last_token_alone_is_computed_where_that_is_exact(monkeypatch):
 @pytest.mark.parametrize("kind", ["unit", "head"])
 @pytest.mark.parametrize("how", ["mean", "resample"])
 def test_mean_and_resample_put_in_what_they_say(how, kind):
-    lm, site = loaded(), sets.SITES[kind]
+    lm, site = loaded(), COUNTED[kind].site
     table = Prompts([*prompts(n=2), *prompts(n=1, seed=5).where(emotion="fear")[:0:-1]][:12])
     directions, scores, _ = made(lm, kind)
     curve = ablation_curve(lm, table, directions, scores, ks=[2], how=how, **QUIET)
@@ -196,7 +196,7 @@ def test_mean_and_resample_put_in_what_they_say(how, kind):
 
 @pytest.mark.parametrize(("name", "kind"), [("llama", "unit"), ("llama", "head"), ("gpt2", "head")])
 def test_enhancement_equals_hooks(name, kind):
-    lm, plain, site = loaded(name), prompts(instruction=False, n=2), sets.SITES[kind]
+    lm, plain, site = loaded(name), prompts(instruction=False, n=2), COUNTED[kind].site
     directions, scores, differences = made(lm, kind)
     curve = enhancement_curve(lm, plain, directions, scores, differences, ks=[1, 2], strength=0.5, **QUIET)
 
