@@ -11,9 +11,29 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_TO_REPLIES = (
+    "accuracy_table", "bisect", "diagonal", "dose_table", "emotion_matrix", "fluency_bounds", "is_fluent", "paired_test",
+    "repetition", "response_statistics",
+)  # fmt: skip
+MOVED: Final[Mapping[str, str]] = {
+    "emotrace.attribution.Projection": "emotrace.attribution.OutputProjection",
+    "emotrace.attribution.auroc": "emotrace.attribution.planted_auroc",
+    "emotrace.attribution.projection": "emotrace.attribution.output_projection",
+    "emotrace.discovery.bootstrap": "emotrace.discovery.bootstrap_circuits",
+    "emotrace.edits.digest": "emotrace.edits.edits_digest",
+    "emotrace.judges.KINDS": "emotrace.judges.JUDGES",
+    "emotrace.prompt_tuning.find": "emotrace.prompt_tuning.tuned_prompts",
+    "emotrace.rsa.select": "emotrace.rsa.select_neurons",
+    "emotrace.stats.confusion": "emotrace.replies.confusion_table",
+    **{f"emotrace.stats.{name}": f"emotrace.replies.{name}" for name in _TO_REPLIES},
+    "emotrace.suite.shuffled_labels": "emotrace.replies.shuffled_labels",
+}
+"""Names of version 0.1.0 → where they are now; they are answered with a warning until the next version."""
 
 
 def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -29,7 +49,7 @@ def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
     def __getattr__(name: str) -> Any:
         module = origin.get(name)
         if module is None:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+            return moved(room, name)
         if module == room:
             return importlib.import_module(f"{room}.{name}")  # a room of this one, which the import leaves here
         value = getattr(importlib.import_module(module), name)
@@ -40,3 +60,17 @@ def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
         return sorted({*vars(sys.modules[room]), *origin})
 
     return __getattr__, __dir__, sorted(origin)
+
+
+def moved(room: str, name: str) -> Any:
+    """What a room had under a name that has moved (`MOVED`), with a `FutureWarning` that names the new place.
+
+    Raises:
+        AttributeError: for any other name.
+    """
+    now = MOVED.get(f"{room}.{name}")
+    if now is None:
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+    warnings.warn(f"{room}.{name} is now {now}.", FutureWarning, stacklevel=3)
+    module, _, new = now.rpartition(".")
+    return getattr(importlib.import_module(module), new)

@@ -11,6 +11,7 @@ import nnsight  # noqa: F401  # gives every object a method
 import pytest
 
 import emotrace as et
+from emotrace.lazy import MOVED
 from emotrace.testing import tiny
 
 ROOMS = (
@@ -93,6 +94,7 @@ def test_commands_that_read_a_store_need_no_model_library(folder, argv, says):
 
 READING = """
 import emotrace as et
+from emotrace.lazy import MOVED
 acts = et.open_activations("acts.zarr")
 x = acts.sel(layer=slice(0, 1), sublayer="resid_post", emotion=["anger", "fear"]).compute()
 assert len(acts.to_dataframe(sublayer="resid_post", layer=0, emotion="anger"))
@@ -101,6 +103,7 @@ assert made.equals(et.directions.load("directions"))
 """
 LOADING = """
 import emotrace as et
+from emotrace.lazy import MOVED
 circuit = et.Circuit.load("circuit")
 assert "fear" in str(circuit) and len(circuit.components)
 (edit,) = et.edits.load("edits")
@@ -145,3 +148,14 @@ def test_the_stub_exports_what_it_imports(room):
     exec(said[said.index("__all__") :], scope)
     module = importlib.import_module(f"emotrace.{room}".rstrip("."))
     assert sorted(scope["__all__"]) == module.__all__
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(MOVED.items()))
+def test_a_name_that_moved_is_answered_with_its_new_place(old, new):
+    room, _, name = old.rpartition(".")
+    with pytest.warns(FutureWarning, match=f"{old} is now {new}"):
+        found = getattr(importlib.import_module(room), name)
+    home, _, name = new.rpartition(".")
+    assert found is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = importlib.import_module(room).nonsense

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emotrace import arguments
+from emotrace import arguments, lazy
 from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final, texts_of
 from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
 from emotrace.judges.rows import judge_rows
@@ -121,3 +121,7 @@ class _Lexicon:
             lexicon.judge([text])[0] for text in tqdm(texts, f"judge {self.name}", unit="text", disable=not progress)
         )
         return [{"predicted": a["predicted"], "judge": a["judge"], "reason": a["reason"]} for a in answers]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy.moved(__name__, name)

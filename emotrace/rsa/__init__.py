@@ -10,6 +10,9 @@
 Concepts are matched by name everywhere. An RDM is ``[…, pair]`` with the names of its concepts as ``first`` and ``second``.
 """
 
+from typing import Any
+
+from emotrace import lazy
 from emotrace.rsa.attributes import (
     ATTRIBUTES,
     EMOTIONS_27,
@@ -67,3 +70,7 @@ __all__ = [
     "to_rsatoolbox",
     "unimodality",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy.moved(__name__, name)

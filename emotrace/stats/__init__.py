@@ -1,5 +1,8 @@
 """Stats: intervals, permutation, FDR, dip, ties. Pure, on numbers; scores of replies are in `emotrace.replies`."""
 
+from typing import Any
+
+from emotrace import lazy
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
 from emotrace.stats.permutation import sign_flip
 from emotrace.stats.unimodal import dip, dip_test
@@ -13,3 +16,7 @@ __all__ = [
     "sign_flip",
     "wilson",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy.moved(__name__, name)

@@ -4,6 +4,9 @@ Offline everything has a default; topic and intensity then are proxies, and are 
 through `harness.adapter`.
 """
 
+from typing import Any
+
+from emotrace import lazy
 from emotrace.suite import raters, truthful
 from emotrace.suite.arms import arms, control
 from emotrace.suite.measured import measure
@@ -24,3 +27,7 @@ __all__ = [
     "truthful",
     "value_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy.moved(__name__, name)
