@@ -264,6 +264,14 @@ CASES = {
     "a site on the line": (lambda: command(*CAP, "--sites", "resid_mdi"), "Did you mean 'resid_mid'"),
     "rows without replies": (lambda: command("judge", "@noreply.jsonl", "--out", "x"), "noreply.jsonl:1: a reply to judge"),
     "rows of another emotion": (lambda: command("judge", "@odd_emotion.jsonl", "--out", "@x"), "unknown emotion 'rage'"),
+    "verdicts over their replies": (
+        lambda: command("judge", "@unjudged.jsonl", "--out", "@unjudged.jsonl"),
+        "that is the file of the replies to judge",
+    ),
+    "a device for nothing": (
+        lambda: command("evaluate", "@unjudged.jsonl", "--out", "@e", "--device", "cpu"),
+        "--device cpu is of --model or --classifier",
+    ),
     "a question the judge cannot ask": (
         lambda: command("judge", "@unjudged.jsonl", "--out", "@x", "--target-aware"),
         "no target-aware question",

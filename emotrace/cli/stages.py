@@ -85,6 +85,8 @@ def judge(
     from emotrace.runlog import Log
 
     to_file(out, "--out")
+    if out.resolve() == rows.resolve():
+        raise EmotraceError(f"--out {out}: that is the file of the replies to judge; give another.")
     the_judge = judges.make(judge, **judges.flags(label_map, price))
     replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
     if all(has_half(row["gen_text"]) for row in replies):  # one such reply among others ends nothing

@@ -111,6 +111,11 @@ def evaluate(
     check_rows(replies, cluster, baseline)
     if label_map is not None and classifier is None:
         raise EmotraceError(f"--label-map {label_map} is of --classifier, which is not given.")
+    for flag, given in (("--dtype", dtype), ("--bos", bos)):
+        if model is None and given is not None:
+            raise EmotraceError(f"{flag} {given} is of --model, which is not given.")
+    if model is None and classifier is None and device != "auto":
+        raise EmotraceError(f"--device {device} is of --model or --classifier, and neither is given.")
     label = judges.flags(label_map).get("label_map")
     tools: dict[str, Any] = {
         "judge": None if judge == "none" else judges.make(judge),

@@ -119,6 +119,10 @@ def scores(
                 found["clean"].append(batch.clean.numpy())
                 found["counterfactual"].append(batch.counterfactual.numpy())
                 bar.update(len(batch))
+    if not any(np.any(values) for name in ("clean", "counterfactual") for values in found[name]):
+        raise EmotraceError(
+            f"scores(metric={metric.name}): it is 0 for every prompt and every counterfactual, so nothing can be found for it."
+        )
     data: dict[str, Any] = {
         "score": (("pair", level), np.concatenate(found["score"]).astype(np.float32)),
         "clean": ("pair", np.concatenate(found["clean"])),

@@ -9,7 +9,7 @@ are; anything with the same three members is one too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from emotrace import provenance
+from emotrace import arguments, provenance
 from emotrace.discovery.pairing import Pair
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
@@ -98,7 +98,7 @@ class Projection:
 
     def _layer(self) -> int:
         if self.layer is not None:
-            return int(self.layer)
+            return arguments.whole("Projection(layer)", self.layer, 0)
         if "layer" not in self.directions.coords:
             raise EmotraceError("Projection(layer=None): the directions have no layer, so say which.")
         return int(np.max(self.directions["layer"].values))
@@ -165,7 +165,7 @@ class LogitDifference:
     def _ids(self, model: LanguageModel, value: Any) -> list[int]:
         given, size = self.tokens[value], model.sites.address("logits").width
         found: list[int] = []
-        for item in [given] if isinstance(given, (int, str, np.integer)) else given:
+        for item in given if isinstance(given, Iterable) and not isinstance(given, str) else [given]:
             if isinstance(item, str):
                 coded = model.sites.encoder.tokenizer(item, add_special_tokens=False)["input_ids"]
                 if len(coded) != 1:
@@ -174,7 +174,7 @@ class LogitDifference:
                     )
                 found += coded
             else:
-                found.append(int(item))
+                found.append(arguments.whole(f"LogitDifference(tokens): an id of {value!r}", item, 0))
         wrong = [i for i in found if not 0 <= i < size]
         if wrong or not found:
             raise EmotraceError(f"LogitDifference: {value!r} has the ids {found}; the model knows 0 to {size - 1}.")
