@@ -12,6 +12,7 @@ import ast
 import configparser
 import io
 import keyword
+import re
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
@@ -269,8 +270,11 @@ def unlayered(path: Path, package: str, modules: list[Module]) -> list[str]:
     """Modules whose room no contract of layers names."""
     linter = configparser.ConfigParser()
     linter.read(path / ".importlinter", encoding="utf-8")
-    layers = [s.get("layers", "") for s in linter.values() if s.get("type") == "layers"]
-    named = {part.strip("() ") for text in layers for part in text.replace("|", "\n").replace(":", "\n").split("\n")}
+    named = set()
+    for contract in (s for s in linter.values() if s.get("type") == "layers"):
+        names = [n.strip("() ") for n in re.split(r"[|:\n]", contract.get("layers", "")) if n.strip("() ")]
+        inside = contract.get("containers", "").split() or [""]  # layers of a container are named without it
+        named |= {f"{one}.{name}".strip(".") for one in inside for name in names}
     return [m.name for m in modules if m.room and f"{package}.{m.room}" not in named]
 
 
