@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused(known):
         (discovery.LogitDifference({"anger": 10**6, "fear": 5}), "knows 0 to"),
         (discovery.LogitDifference({"anger": True, "fear": 5}), "an id of 'anger'.*True"),
         (discovery.LogitDifference({"anger": 1.5, "fear": 5}), "an id of 'anger'.*1.5"),
-        (discovery.Projection(dirs, layer="last"), r"Projection\(layer\)"),
+        (discovery.Projection(dirs, layer="last"), r"Projection\(layer=.last.\): a whole number"),
         (discovery.SiteFunction([("logits", None)], lambda v: v[0][:, 0] * 0), "0 for every prompt"),
         (discovery.SiteFunction([("logits", None)], lambda v: v[0].sum()), "returned"),
         (discovery.SiteFunction([("logits", None)], lambda v: v[0][:, 0] / 0), "not a finite number"),
