@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.labels import GLOBAL_SITES, NEUTRAL, SUBLAYERS, EmotraceError, unknown
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
@@ -85,6 +86,7 @@ def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Pr
     return Prompts(out)
 
 
+@planned
 @typed
 def answer_vectors(
     model: LanguageModel,
@@ -99,12 +101,12 @@ def answer_vectors(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, xr.DataArray]:
     """Vectors of emotions from a model's own neutral and emotional answers to the same queries.
 
     The model answers every query of an emotion twice; both answers are fed back (teacher forcing) and the activations at
     one site averaged over positions; the vector is the mean difference over queries (`directions.paired_shift`).
+    ``answer_vectors.plan(…)`` says what would be captured (`emotrace.planned.DryRows`) of answers of full length.
 
     Args:
         model: from `emotrace.load`; causal, with a chat template.
@@ -119,7 +121,6 @@ def answer_vectors(
         out: folder for ``answers.jsonl``, ``activations.zarr`` and the vectors; the same call again continues. None keeps
             no file.
         progress: show bars.
-        dry_run: the capture's `Dry` for answers of full length, and nothing else.
 
     Returns:
         ``vector[emotion, layer, dim]`` float32, not normalised, with the coordinates ``norm`` and ``n`` (pairs); attributes
@@ -138,9 +139,12 @@ def answer_vectors(
     layers = _layers(model, site, layers)
     options: dict[str, Any] = {"max_new_tokens": 60, "seed": seed, **(decoding or {})}
     where: dict[str, Any] = {"layers": layers, "positions": OVER[over], "batch_size": batch_size}
-    if dry_run:
+
+    def dry() -> DryRows:
         full = [{"key": p.key, "token_ids": [0] * options["max_new_tokens"]} for p in prompts]
-        return capture(model, prompts.with_replies(full), site, out=out and Path(out), dry_run=True, **where)
+        return capture.plan(model, prompts.with_replies(full), site, out=out, **where)
+
+    yield dry
     with _folder(out) as folder:
         disk.settle_file(
             folder / "extraction.json",
@@ -167,6 +171,7 @@ def answer_vectors(
     return found
 
 
+@planned
 @typed
 def text_vectors(
     model: LanguageModel,
@@ -184,12 +189,12 @@ def text_vectors(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, TextVectors]:
     """Vectors of emotions from labelled texts against neutral ones, at the last token of each text.
 
     The last token is that of the text itself, whatever side the tokenizer pads on. Vectors and tests come from one part
     of the texts, AUROC from the other; the parts share no text.
+    ``text_vectors.plan(…)`` says what would be captured.
 
     Args:
         model: from `emotrace.load`.
@@ -207,7 +212,6 @@ def text_vectors(
         seed: of the split.
         out: folder for ``activations.zarr``, the vectors and the statistics; the same call again continues.
         progress: show a bar.
-        dry_run: the capture's `Dry`, and nothing else.
 
     Returns:
         `TextVectors`.
@@ -243,8 +247,7 @@ def text_vectors(
         raise EmotraceError("final_norm_last_row=True belongs to resid_post, method 'difference', remove_neutral 0.")
     sites = [site, "final_norm"] if final_norm_last_row else [site]
     where: dict[str, Any] = {"layers": layers, "positions": "last", "batch_size": batch_size}
-    if dry_run:
-        return capture(model, prompts, sites, out=out and Path(out), dry_run=True, **where)
+    yield lambda: capture.plan(model, prompts, sites, out=out, **where)
     with _folder(out) as folder:
         disk.settle_file(folder / "extraction.json", {
             "site": site, "against": against, "method": method, "remove_neutral": remove_neutral, "held_out": held_out,
@@ -302,7 +305,7 @@ def of_site(found: xr.DataArray, site: str) -> xr.DataArray:
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Any:
+def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
         yield Path(out)
         return

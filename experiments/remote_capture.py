@@ -47,11 +47,11 @@ def main(
     lm = et.load(model, bos=bos, remote=where)
     typer.echo(lm.sites.describe())
     began = time.perf_counter()
-    found = et.capture(
-        lm, prompts, names(sites), positions=span(positions), out=out / "activations.zarr", batch_size=batch_size,
-        dry_run=dry_run,
-    )  # fmt: skip
-    typer.echo(str(found))
+    do = et.capture.plan if dry_run else et.capture
+    wanted = names(sites), span(positions)
+    typer.echo(
+        str(do(lm, prompts, wanted[0], positions=wanted[1], out=out / "activations.zarr", batch_size=batch_size))
+    )
     if not dry_run:
         typer.echo(f"{lm.sites.remote.traffic}, {time.perf_counter() - began:.1f} s")
 

@@ -82,7 +82,7 @@ BAD = {
     "True for a layer": (lambda p: capture(model(), IDS, "resid_post", layers=True), "layers=True"),
     "a layer twice": (lambda p: capture(model(), IDS, "resid_post", layers=[1, 1]), "1 occurs twice"),
     "half a batch": (lambda p: capture(model(), IDS, "resid_post", batch_size=1.5), "whole number"),
-    "a word for a flag": (lambda p: capture(model(), IDS, "resid_post", dry_run="no"), "True or False"),
+    "a word for a flag": (lambda p: capture(model(), IDS, "resid_post", share_prefixes="no"), "True or False"),
     "the whole model as a place": (lambda p: capture(model(), IDS, et.Site("")), "is the whole model"),
     "a capture below a file": (lambda p: capture(model(), IDS, out=p / "file" / "x.zarr"), "is a file, so no folder"),
     "a prompt of bytes": (lambda p: capture(model(), [b"abc"], "resid_post"), "prompt 0 is b'abc'"),

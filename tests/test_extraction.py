@@ -158,9 +158,9 @@ def test_the_published_last_row_is_after_the_final_norm():
 
 def test_dry_runs_and_refusals():
     lm = loaded()
-    dry = extraction.answer_vectors(lm, QUERIES, decoding=TOKENS, dry_run=True)
+    dry = extraction.answer_vectors.plan(lm, QUERIES, decoding=TOKENS)
     assert (dry.prompts, dry.rows) == (12, 12 * 5)
-    assert extraction.text_vectors(lm, TEXTS, dry_run=True).rows == 20
+    assert extraction.text_vectors.plan(lm, TEXTS).rows == 20
     for call, message in (
         (lambda: extraction.answer_vectors(lm, QUERIES, site="logits"), "unknown site with layers 'logits'"),
         (lambda: extraction.answer_vectors(lm, QUERIES, site="z"), "make o_proj_out together"),

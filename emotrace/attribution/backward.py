@@ -68,37 +68,6 @@ def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:
     return list(dict.fromkeys((cell.layer, cell.residual) for cell in wanted))
 
 
-@dataclass(frozen=True)
-class Passes:
-    """What `sublayer_influence` would do.
-
-    Attributes:
-        prompts: different prompts that count for some label.
-        tokens: of all of them.
-        labels: backward passes of each batch.
-        sublayers: derivatives that each of these gives.
-        doses: finite doses.
-    """
-
-    prompts: int
-    tokens: int
-    labels: int
-    sublayers: int
-    doses: int
-
-    @property
-    def forwards(self) -> int:
-        """Prompts × forwards of the finite doses, the base included; 0 without doses."""
-        return self.prompts * self.labels * (1 + self.doses * self.sublayers) if self.doses else 0
-
-    def __str__(self) -> str:
-        finite = f"; finite doses: {self.forwards:,} prompts forward" if self.doses else ""
-        return (
-            f"{self.prompts} prompts, {self.tokens} tokens: one forward and {self.labels} backward passes for "
-            f"{self.sublayers} sublayers{finite}"
-        )
-
-
 def refuse_lost(what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Any) -> None:
     """Refuse what was made of a batch where it is not finite.
 

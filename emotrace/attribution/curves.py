@@ -32,12 +32,14 @@ from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes
 from emotrace.labels import EmotraceError, unknown
+from emotrace.planned import DryReruns, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
 HOW = ("zero", "mean", "resample")
 
 
+@planned
 @typed
 def ablation_curve(
     model: LanguageModel,
@@ -60,13 +62,13 @@ def ablation_curve(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryReruns, xr.Dataset]:
     """How the projection on each emotion changes as its k best components are ablated at the last token.
 
     Each prompt loses components of its own label and is read along the direction of its own label. In their place stands 0
     (``zero``), their mean over all prompts, labels with equal weight (``mean``), or what they are in another prompt of
-    another label (``resample``; the coordinate ``donor`` says which).
+    another label (``resample``; the coordinate ``donor`` says which). ``ablation_curve.plan(…)`` says what would be done:
+    prompts, sets, reruns (`emotrace.planned.DryReruns`).
 
     Args:
         model: from `emotrace.load`.
@@ -88,7 +90,6 @@ def ablation_curve(
         seed: of random sets, donors and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
         progress: show a bar.
-        dry_run: return a `measured.Dry` instead: prompts, sets, reruns.
 
     Returns:
         Dataset with ``delta``, ``ci_low``, ``ci_high`` ``[label, which, k]`` (95 %, bootstrap over clusters; for ``random``
@@ -116,8 +117,7 @@ def ablation_curve(
         drawn = donors(prompts, label, within, seed)
         settings["within"] = within
     measured = Measured(plan, prompts, parts, settings, batch_size, cluster, out)
-    if dry_run:
-        return measured.dry
+    yield lambda: measured.dry
 
     def make() -> Edits:
         if how == "zero":
@@ -148,6 +148,7 @@ def ablation_curve(
     return measured.keep(curve)
 
 
+@planned
 @typed
 def enhancement_curve(
     model: LanguageModel,
@@ -169,12 +170,11 @@ def enhancement_curve(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryReruns, xr.Dataset]:
     """How the projection on each emotion changes as difference vectors are added to its k best components.
 
     To every prompt, for every label in turn, strength · (difference vector of the label) is added in the chosen components
-    at the last token, and the direction of that label is read.
+    at the last token, and the direction of that label is read. ``enhancement_curve.plan(…)`` says what would be done.
 
     Args:
         model: from `emotrace.load`.
@@ -195,7 +195,6 @@ def enhancement_curve(
         seed: of random sets and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
         progress: show a bar.
-        dry_run: return a `measured.Dry` instead: prompts, sets, reruns.
 
     Returns:
         A Dataset as of `ablation_curve`; ``n`` is the same for all labels.
@@ -226,8 +225,7 @@ def enhancement_curve(
     }
     parts = [(plan.labels, list(range(len(plain))))]
     measured = Measured(plan, plain, parts, settings, batch_size, cluster, out)
-    if dry_run:
-        return measured.dry
+    yield lambda: measured.dry
 
     def edits(e: Any, name: Set, keys: list[str]) -> list[Edit]:
         found: list[Edit] = []

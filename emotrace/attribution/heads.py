@@ -7,7 +7,6 @@ second forward is needed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.capturing import capture
-from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
+from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS, EmotraceError, unknown
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import contributions
@@ -33,6 +32,7 @@ PLACE = "head_contributions"
 READOUTS = ("residual", "normed")
 
 
+@planned
 @typed
 def head_contributions(
     model: LanguageModel,
@@ -46,8 +46,7 @@ def head_contributions(
     batch_size: int = 32,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, xr.Dataset]:
     """How far the projection on each emotion's direction falls when one head is set to zero, read in the same layer.
 
     importance_h = s(r) − s(r without head h) at the last prompt token, s(r) = ⟨v_e, r⟩, exactly: with w_h = W_O,h z_h,
@@ -60,7 +59,7 @@ def head_contributions(
 
     In parallel models, which have no ``resid_mid``, heads are read at ``attn_out`` against the ``resid_post`` direction;
     ``attrs["readout_site"]`` says so. Where the MLP takes ``resid_mid`` without a norm of its own (post-LN, OLMo-2), both
-    read-outs are the same.
+    read-outs are the same. ``head_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -73,7 +72,6 @@ def head_contributions(
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
-        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset, float64. ``[label, layer, head]``: ``mean`` and ``std`` (ddof 0) over the prompts of e; ``contrast`` = ``mean`` −
@@ -113,10 +111,8 @@ def head_contributions(
     sites = ["z", *(s for s in SUBLAYERS if s in read)]
     n_heads = model.sites.size("z", chosen)["head"]
     per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + width))
-    if dry_run:
-        dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
-        size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)
-        return replace(dry, bytes=size, row_groups=-(-len(prompts) // per_chunk))
+    size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)
+    yield lambda: dry(model, prompts, size, per_chunk)
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     settings = {"label": label, "labels": values, "layers": chosen, "readout": readout, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,7 @@ from emotrace.edits import Edit
 from emotrace.forwards.reruns import Reruns
 from emotrace.identity import made_by
 from emotrace.labels import COUNTED, EmotraceError, unknown
+from emotrace.planned import DryReruns
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel
@@ -26,14 +27,6 @@ from emotrace.stats import bootstrap_ci
 
 Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
 """(label, set, keys of the prompts) → edits at the last token."""
-
-
-class Dry(NamedTuple):
-    """What a curve would do: prompts, sets, and reruns of a prompt (of one token each where that is exact)."""
-
-    prompts: int
-    sets: int
-    reruns: int
 
 
 class CurvePlan:
@@ -147,7 +140,7 @@ class Measured:
         self.settings = plain({**settings, **plan.settings, **asked})
         self.work = [(labels, rows) for labels, part in parts for rows in self.reruns.batches(part, batch_size)]
         total = sum(len(labels) * len(rows) for labels, rows in self.work) * len(plan.names)
-        self.dry = Dry(len(prompts), len(plan.names), total)
+        self.dry = DryReruns(len(prompts), len(plan.names), total)
         self.out = None if out is None else Path(out)
         if self.out is not None:
             disk.settle_file(self.out / "settings.json", self.settings, note=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.capturing import capture
-from emotrace.forwards.streams import accepted_only, codes, fitting, origin, reductions
+from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, unknown
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
@@ -28,6 +27,7 @@ PLACE = "neuron_contributions"
 VARIABLES = ("neuron", "neuron_pre")
 
 
+@planned
 @typed
 def neuron_contributions(
     model: LanguageModel,
@@ -41,8 +41,7 @@ def neuron_contributions(
     batch_size: int = 32,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, xr.Dataset]:
     """How much each neuron raises the projection of its layer's MLP output on each emotion's direction.
 
     With a the neurons (input of the down projection) at the last prompt token, v_e the unit direction of e at ``resid_post`` of
@@ -56,6 +55,7 @@ def neuron_contributions(
     post-LN models the projection read is that of ``mlp_out``, before the second norm.
 
     One pass; only Σ max(a, 0) and Σ min(a, 0) over the prompts of each label are kept, never a table of prompts.
+    ``neuron_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -68,7 +68,6 @@ def neuron_contributions(
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
-        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset, float64. ``[label, layer, unit]``: ``mean`` of c over the prompts of e; ``positive`` = mean max(c, 0) ≥ 0 and
@@ -99,10 +98,8 @@ def neuron_contributions(
         raise EmotraceError(f"{PLACE}: a contrast needs two or more values of {label!r}; the directions have {values}.")
     width = model.sites.size("neuron", chosen)["unit"]
     per_chunk = fitting(4 * width * len(chosen) * len(sites))
-    if dry_run:
-        dry = capture(model, prompts, sites, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
-        size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
-        return replace(dry, bytes=size, row_groups=-(-len(prompts) // per_chunk))
+    size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
+    yield lambda: dry(model, prompts, size, per_chunk)
     specs = [spec(model, "neuron", layer) for layer in chosen]
     beta, given, added, normed = weighed(model, contributions.betas, specs, v)
     source = origin(model, prompts)

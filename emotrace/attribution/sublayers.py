@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, provenance
-from emotrace.attribution.backward import Backward, Cell, Passes, cells, residuals
+from emotrace.attribution.backward import Backward, Cell, cells, residuals
 from emotrace.attribution.central import Central, differentiable
 from emotrace.attribution.files import save
 from emotrace.attribution.finite import finite_sums
@@ -37,6 +37,7 @@ from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, unknown
+from emotrace.planned import DryPasses, Steps, planned
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Sites
@@ -48,6 +49,7 @@ READOUTS = ("resid_post", "final_norm")
 LIMITS = {True: "exact derivative at dose 0", False: "central differences of small doses (the server keeps no graph)"}
 
 
+@planned
 @typed
 def sublayer_influence(
     model: LanguageModel,
@@ -65,14 +67,14 @@ def sublayer_influence(
     batch_size: int = 32,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryPasses, xr.Dataset]:
     """Influence of every sublayer on the read-out of each label: the exact small-dose limit, and finite doses.
 
     Plain prompts do not name an emotion, so they are the same for all labels: one forward serves all of them. What is
     shifted is the residual right after the sublayer: 1/c is added to the output of a sublayer in a residual of scale c; in
     post-LN models the output of its norm is shifted. In parallel layers both sublayers shift ``resid_post``,
     along its direction, and have the same influence by construction. The attrs and ``read_at`` say so.
+    ``sublayer_influence.plan(…)`` says what would be done (`emotrace.planned.DryPasses`).
 
     Args:
         model: from `emotrace.load`.
@@ -92,7 +94,6 @@ def sublayer_influence(
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar on stderr.
-        dry_run: return what would be done (`Passes`).
 
     Returns:
         Dataset: ``influence, std [label, layer, sublayer]`` (std over prompts, ddof 0), ``finite [dose, label, layer,
@@ -140,8 +141,7 @@ def sublayer_influence(
     values = local[label].values.tolist()
     sequences, counts = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
     names = {tuple(ids): p.key for p, ids in zip(prompts, sites.encoder.ids(prompts), strict=True)}
-    if dry_run:
-        return Passes(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
+    yield lambda: DryPasses(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     identity = {
         **source, "method": PLACE, "versions": versions(), "readout": readout, "labels": values, "layers": chosen,

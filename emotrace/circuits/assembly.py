@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,11 @@ from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
+R = TypeVar("R")
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
 """Published rankings; with them the plan follows the influence of sublayers."""
 HALF: Final = 0.5
@@ -32,6 +34,15 @@ ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_
                 "template_date", "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows")  # fmt: skip
 
 
+class DryCircuit(TypedDict, total=False):
+    """What each pass of `discover` would do; a kind that the model lacks has none."""
+
+    neuron: DryRows
+    head: DryRows
+    differences: DryRows
+
+
+@planned
 @typed
 def discover(
     model: LanguageModel,
@@ -53,14 +64,13 @@ def discover(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryCircuit, Circuit]:
     """The circuit of every label: its highest-ranked neurons and heads in each layer, and their difference vectors.
 
     Three passes over the prompts: `neuron_contributions`, `head_contributions`, `difference_vectors`; then `assemble`. By default
     components are ranked by the contrast between the label and the others, and every layer gives the same number. The
     preset ``emotion_circuits`` ranks by the un-contrasted mean, reads heads in the normed space, and shares out
-    components by the influence of sublayers.
+    components by the influence of sublayers. ``discover.plan(…)`` says what each pass would do (`DryCircuit`).
 
     Args:
         model: from `emotrace.load`.
@@ -82,11 +92,9 @@ def discover(
         seed: recorded only; nothing is drawn here.
         out: folder; each pass continues there after a kill, and the circuit is saved in it.
         progress: show bars on stderr.
-        dry_run: return what each pass would do.
 
     Returns:
-        `Circuit`; ``meta`` says what it came from, and warns of layers of which it takes more than half. (For ``dry_run`` a
-        dict of `emotrace.forwards.capturing.Dry`.)
+        `Circuit`; ``meta`` says what it came from, and warns of layers of which it takes more than half.
 
     Raises:
         EmotraceError: before anything runs, for what does not fit the model, a preset without influence, or a model with
@@ -138,27 +146,26 @@ def discover(
     }  # fmt: skip
     same = at[kinds[0]] if all(those == at[kinds[0]] for those in at.values()) else None
 
-    def measure(dry_run: bool) -> tuple[dict[str, Any], Any]:
-        options = {**common, "dry_run": dry_run}
-        scores: dict[str, Any] = {}
+    def measure(neurons: Callable[..., R], heads: Callable[..., R], differences: Callable[..., R]) -> dict[str, R]:
+        found: dict[str, R] = {}
         if "neuron" in kinds:
-            scores["neuron"] = neuron_contributions(
-                model, prompts, directions, layers=at["neuron"], out=here["neuron"], **options
-            )
+            found["neuron"] = neurons(model, prompts, directions, layers=at["neuron"], out=here["neuron"], **common)
         if "head" in kinds:
-            scores["head"] = head_contributions(
-                model, prompts, directions, layers=at["head"], readout=readout, out=here["head"], **options
+            found["head"] = heads(
+                model, prompts, directions, layers=at["head"], readout=readout, out=here["head"], **common
             )
         sites = [COMPONENTS[k].site for k in kinds]
-        return scores, difference_vectors(
-            model, prompts, within=within, sites=sites, layers=same, out=here["differences"], **options
+        found["differences"] = differences(
+            model, prompts, within=within, sites=sites, layers=same, out=here["differences"], **common
         )
+        return found
 
-    dry, dry_differences = measure(True)  # what one of the passes refuses is refused before the first
-    if dry_run:
-        return {**dry, "differences": dry_differences}
+    # what one of the passes refuses is refused before the first
+    dry = measure(neuron_contributions.plan, head_contributions.plan, difference_vectors.plan)
+    yield lambda: DryCircuit(**dry)
     _check_plan(plan, label, directions[label].values.tolist(), at)
-    scores, differences = measure(False)
+    scores = measure(neuron_contributions, head_contributions, difference_vectors)
+    differences = scores.pop("differences")
     found = assemble(
         scores, differences, plan, by=by, label=label,
         meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions),

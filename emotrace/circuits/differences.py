@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +17,10 @@ from emotrace.directions.estimate import centering_weights
 from emotrace.directions.groups import Groups, Within, check_within, group
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.capturing import capture
-from emotrace.forwards.streams import fitting, origin, reductions
+from emotrace.forwards.streams import dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import COMPONENTS, EmotraceError, unknown
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
@@ -30,6 +29,7 @@ PLACE: Final = "difference_vectors"
 SITES: Final = tuple(COMPONENTS[kind].site for kind in ("head", "neuron"))
 
 
+@planned
 @typed
 def difference_vectors(
     model: LanguageModel,
@@ -45,8 +45,7 @@ def difference_vectors(
     prompts_per_chunk: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, xr.Dataset]:
     """Difference vectors of heads and neurons at the last prompt token: centred means that keep their length.
 
     With x = z (input of the attention's output projection) or x = a (input of the MLP's) and groups g that share
@@ -56,7 +55,7 @@ def difference_vectors(
 
     as `emotrace.directions.centered_mean` of a whole capture with ``unit=False``; here the prompts stream by, since every
     δ is a weighted sum of them, so memory holds one chunk of activations. Positive: more of it than the other labels have
-    in the same context.
+    in the same context. ``difference_vectors.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -71,7 +70,6 @@ def difference_vectors(
         prompts_per_chunk: prompts held at a time; None chooses by size.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar on stderr.
-        dry_run: return what would be done (`emotrace.forwards.capturing.Dry`).
 
     Returns:
         Dataset of float32 ``z[label, layer, head, head_dim]`` and ``neuron[label, layer, unit]``, with ``z_mean`` and
@@ -104,9 +102,7 @@ def difference_vectors(
     used = Prompts([prompts[int(i)] for i in groups.rows])
     row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sites_.size(s, at[s]).values()])) for s in wanted)
     per_chunk = fitting(row_bytes) if prompts_per_chunk is None else prompts_per_chunk
-    if dry_run:
-        dry = capture(model, used, wanted, layers=chosen, positions="last", batch_size=batch_size, dry_run=True)
-        return replace(dry, bytes=2 * row_bytes * (len(groups.labels) + 1), row_groups=-(-len(used) // per_chunk))
+    yield lambda: dry(model, used, 2 * row_bytes * (len(groups.labels) + 1), per_chunk)
     source = origin(model, used)
     settings = {
         "label": label, "labels": list(groups.labels), "within": list(check_within(prompts.table, label, within)),

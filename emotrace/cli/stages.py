@@ -143,11 +143,9 @@ def capture(
         told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
         with of("--replies", replies):
             prompts = prompts.with_replies(told)
-    done = et.capture(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)), prompts, chosen, positions=where, out=out,
-        batch_size=batch_size, dry_run=dry_run,
-    )  # fmt: skip
-    typer.echo(str(done))
+    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    do = et.capture.plan if dry_run else et.capture
+    typer.echo(str(do(lm, prompts, chosen, positions=where, out=out, batch_size=batch_size)))
 
 
 @app.command()

@@ -100,7 +100,7 @@ def vectors(
     place = site or ("o_proj_out" if texts is None else "resid_post")
     common: dict[str, Any] = {
         "site": place, "layers": None if layers is None else layer_list(layers), "batch_size": batch_size, "seed": drawn,
-        "out": out, "dry_run": dry_run,
+        "out": out,
     }  # fmt: skip
     prompts: Any
     ranked = None
@@ -112,24 +112,26 @@ def vectors(
         _several(prompts, without_base)
         lm = et.load(model, device=device, dtype=dtype, bos=bos)
         _fits(lm, place, keep)
-        found = extraction.answer_vectors(lm, prompts, over=over, templates=templates, decoding=options, **common)  # type: ignore[arg-type]
+        common |= {"over": over, "templates": templates, "decoding": options}
+        if dry_run:
+            typer.echo(str(extraction.answer_vectors.plan(lm, prompts, **common)))
+            return
+        found = extraction.answer_vectors(lm, prompts, **common)
     else:
         labels = None if wanted is None else [*wanted, against]
         prompts = et.datasets.goemotions(str(texts), emotions=labels, grouping=grouping, limit=limit)
         _several(prompts, without_base, against)
         lm = et.load(model, device=device, dtype=dtype, bos=bos)
         _fits(lm, place, keep)
-        found = extraction.text_vectors(
-            lm, prompts, against=against, method=method, remove_neutral=remove_neutral, **common  # type: ignore[arg-type]
-        )  # fmt: skip
-    if dry_run:
-        typer.echo(str(found))
-        return
-    if isinstance(found, extraction.TextVectors):
-        for emotion in found.auroc["emotion"].values:
-            value = float(found.auroc.sel(emotion=emotion).mean())
+        common |= {"against": against, "method": method, "remove_neutral": remove_neutral}
+        if dry_run:
+            typer.echo(str(extraction.text_vectors.plan(lm, prompts, **common)))
+            return
+        measured = extraction.text_vectors(lm, prompts, **common)
+        for emotion in measured.auroc["emotion"].values:
+            value = float(measured.auroc.sel(emotion=emotion).mean())
             typer.echo(f"{emotion}: AUROC {value:.3f} on held-out texts, mean over layers")
-        ranked, found = found.statistics["d"], found.vectors
+        ranked, found = measured.statistics["d"], measured.vectors
     base = directions.base_vector(found)
     kept = directions.orthogonal_to(found, base) if without_base else found
     if keep is not None:

@@ -13,7 +13,9 @@ from emotrace.datasets import Prompts
 from emotrace.directions.groups import is_accepted
 from emotrace.edits import Edit, check
 from emotrace.forwards.capturing import capture, reduced
+from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError, unknown
+from emotrace.planned import DryRows
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
@@ -145,6 +147,16 @@ def _chunked(
 def fitting(row_bytes: int) -> int:
     """Prompts per chunk within `CHUNK_BYTES` where one prompt takes ``row_bytes``: a multiple of 32 from 32 to 1024."""
     return int(min(1024, max(32, CHUNK_BYTES // max(row_bytes, 1) // 32 * 32)))
+
+
+def dry(model: LanguageModel, prompts: Prompts, size: int, prompts_per_chunk: int) -> DryRows:
+    """What `reductions` of prompts would do, and sums of ``size`` bytes keep."""
+    chunks = -(-len(prompts) // prompts_per_chunk)
+    tokens = sum(
+        len(i) + len(p.reply_ids or ()) for i, p in zip(model.sites.encoder.ids(prompts), prompts, strict=True)
+    )
+    asked = None if backend(model).limit is None else chunks
+    return DryRows(len(prompts), len(prompts), tokens, size, chunks, requests=asked)
 
 
 def origin(model: LanguageModel, prompts: Prompts) -> dict[str, Any]:

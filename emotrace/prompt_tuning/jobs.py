@@ -16,6 +16,7 @@ from emotrace.datasets.goemotions import LabelledText
 from emotrace.files import to_folder
 from emotrace.identity import made_by
 from emotrace.labels import filenames
+from emotrace.planned import Steps, planned
 from emotrace.prompt_tuning import workers
 from emotrace.prompt_tuning.answers import answer_ids
 from emotrace.prompt_tuning.layout import Layout
@@ -55,6 +56,7 @@ def task_of(texts: Mapping[str, Sequence[LabelledText]], emotion: str, seed: int
     return binary(texts, emotion, seed, negatives=recipe.negatives, ratio=recipe.ratio, limit=recipe.limit)
 
 
+@planned
 @typed
 def tune_all(
     model: LanguageModel | str | Path,
@@ -67,12 +69,12 @@ def tune_all(
     processes: int = 1,
     load: Mapping[str, Any] | None = None,
     progress: bool = True,
-    dry_run: bool = False,
-) -> pd.DataFrame:
+) -> Steps[pd.DataFrame, pd.DataFrame]:
     """Tune a prompt for every emotion and seed.
 
     Each job writes its folder ``{emotion}-{seed}`` whole or not at all; a job whose folder is there is not done again. After
     every job the table ``jobs.csv`` is written anew: what is done, with which accuracy, and what waits.
+    ``tune_all.plan(…)`` gives it as it is now.
 
     Args:
         model: directory or hub id; a loaded model for one process.
@@ -84,7 +86,6 @@ def tune_all(
         processes: side by side, with one torch thread each.
         load: options of `emotrace.load` for a directory or hub id.
         progress: show a bar with the time left and the last job.
-        dry_run: return the table without doing anything.
 
     Returns:
         One row per job, as in ``jobs.csv``: `COLUMNS`.
@@ -115,8 +116,7 @@ def tune_all(
         else:
             rows[job] = _row(job, tasks[job], prompt, seconds.get((job.emotion, job.seed)))
     table = _table(rows.values())
-    if dry_run:
-        return table
+    yield lambda: table
     _write(out, table)
     with progress_bar(total=len(jobs), desc="prompts", unit="prompt", enabled=progress) as bar:
         bar.update(len(jobs) - len(waiting))

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from emotrace import edits, stats
-from emotrace.attribution import ablations, files, measured, sets
+from emotrace.attribution import ablations, files, sets
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -23,6 +23,7 @@ from emotrace.forwards import last, reruns
 from emotrace.forwards.capturing import capture
 from emotrace.labels import COUNTED, EmotraceError
 from emotrace.labels import EMOTIONS as EMOTIONS6
+from emotrace.planned import DryReruns
 from emotrace.testing import hooks
 from emotrace.testing.planted import FAMILIES, planted
 from emotrace.traced import requests
@@ -289,11 +290,11 @@ def test_order_and_batches_do_not_matter():
 def test_dry_run_counts():
     lm, table = loaded(), prompts()
     directions, scores, differences = made(lm, "unit")
-    dry = ablation_curve(lm, table, directions, scores, dry_run=True, draws=3)
-    assert dry == measured.Dry(prompts=18, sets=5 * (1 + 1 + 3), reruns=18 * 25)
+    dry = ablation_curve.plan(lm, table, directions, scores, draws=3)
+    assert dry == DryReruns(prompts=18, sets=5 * (1 + 1 + 3), reruns=18 * 25)
     plain = prompts(instruction=False)
-    dry = enhancement_curve(lm, plain, directions, scores, differences, ks=[1], draws=0, low=False, dry_run=True)
-    assert dry == measured.Dry(prompts=6, sets=1, reruns=18)
+    dry = enhancement_curve.plan(lm, plain, directions, scores, differences, ks=[1], draws=0, low=False)
+    assert dry == DryReruns(prompts=6, sets=1, reruns=18)
 
 
 def test_only_accepted_prompts_count():

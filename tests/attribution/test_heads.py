@@ -174,7 +174,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)  # chunks of 32
     alone = head_contributions(model, prompts, directions, progress=False)
     np.testing.assert_allclose(alone["mean"], whole["mean"], atol=1e-6)
-    real, calls = reduce.planned, []
+    real, calls = reduce.prepared, []
 
     def dies_at_the_third(*args, **kwargs):
         calls.append(len(args[1]))
@@ -182,7 +182,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reduce, "planned", dies_at_the_third)
+    monkeypatch.setattr(reduce, "prepared", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         head_contributions(model, prompts, directions, out=tmp_path, progress=False)
     resumed = head_contributions(model, prompts, directions, out=tmp_path, progress=False)
@@ -237,7 +237,7 @@ def test_removing_a_positive_head_lowers_the_projection():
 
 def test_a_dry_run_says_what_would_be_done(tmp_path):
     model, prompts = loaded("llama"), some_prompts()
-    dry = head_contributions(model, prompts, random_directions(model), dry_run=True, out=tmp_path)
+    dry = head_contributions.plan(model, prompts, random_directions(model), out=tmp_path)
     assert (dry.prompts, dry.rows, dry.row_groups) == (11, 11, 1)
     assert dry.bytes == 8 * 3 * 3 * (4 * 4 + 1)
     assert not list(tmp_path.iterdir())
@@ -273,7 +273,7 @@ def test_bfloat16_weights():
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(change, word, monkeypatch):
     model = loaded("llama")
-    monkeypatch.setattr(reduce, "planned", None)
+    monkeypatch.setattr(reduce, "prepared", None)
     options = {k: v for k, v in change.items() if k != "directions"}
     directions = change.get("directions", lambda d: d)(random_directions(model))
     with pytest.raises(EmotraceError, match=word):

@@ -165,7 +165,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path, monkeypatch):
     directions = random_directions(model)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)  # chunks of 32
     alone = neuron_contributions(model, prompts, directions, progress=False)
-    real, calls = reduce.planned, []
+    real, calls = reduce.prepared, []
 
     def dies_at_the_second(*args, **kwargs):
         calls.append(len(args[1]))
@@ -173,7 +173,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reduce, "planned", dies_at_the_second)
+    monkeypatch.setattr(reduce, "prepared", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         neuron_contributions(model, prompts, directions, out=tmp_path, progress=False)
     resumed = neuron_contributions(model, prompts, directions, out=tmp_path, progress=False)
@@ -205,7 +205,7 @@ def test_only_the_dense_layer_of_a_partial_mixture():
 
 def test_a_dry_run_says_what_would_be_done():
     model = loaded("llama")
-    dry = neuron_contributions(model, some_prompts(), random_directions(model), dry_run=True)
+    dry = neuron_contributions.plan(model, some_prompts(), random_directions(model))
     assert (dry.prompts, dry.row_groups) == (11, 1)
     assert dry.bytes == 2 * 8 * 3 * 3 * model.sites.d_ff
 
@@ -222,14 +222,14 @@ def test_a_dry_run_says_what_would_be_done():
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(options, word, monkeypatch):
     model = loaded("llama")
-    monkeypatch.setattr(reduce, "planned", None)
+    monkeypatch.setattr(reduce, "prepared", None)
     with pytest.raises(EmotraceError, match=word):
         neuron_contributions(model, some_prompts(), random_directions(model), **options)
 
 
 def test_a_prompt_that_is_too_long_is_found_before_the_first_forward(monkeypatch):
     model = loaded("gpt2")
-    monkeypatch.setattr(reduce, "planned", None)
+    monkeypatch.setattr(reduce, "prepared", None)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 1)
     prompts = some_prompts(n=60)
     long = Prompt("long", token_ids=(20,) * 65, labels={"emotion": "fear", "skeleton_id": "s"})

@@ -423,7 +423,7 @@ def test_the_dataset_survives_its_files(tmp_path):
 
 
 def test_a_dry_run_counts_and_computes_nothing():
-    dry = influence(loaded(), doses=(0.1, 0.3), dry_run=True)
+    dry = sublayer_influence.plan(loaded(), IDS, directions_of(loaded()), doses=(0.1, 0.3))
     assert (dry.prompts, dry.tokens, dry.labels, dry.sublayers) == (3, 13, 2, 6)
     assert dry.forwards == 3 * 2 * 13
     assert "2 backward passes" in str(dry)

@@ -242,7 +242,7 @@ def test_layers_share_and_dry_run(shipped):
     circuit = discover(model, given, directions, **options)
     assert circuit.counts().to_numpy().tolist() == [[7, 7], [2, 2]] * 6
     assert circuit.layers == [1, 4]
-    dry = discover(model, given, directions, dry_run=True, **options)
+    dry = discover.plan(model, given, directions, **options)
     assert {name: found.prompts for name, found in dry.items()} == {"neuron": 18, "head": 18, "differences": 18}
 
 

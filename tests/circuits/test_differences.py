@@ -10,8 +10,8 @@ import emotrace as et
 from emotrace import attribution
 from emotrace.circuits import difference_vectors, differences
 from emotrace.datasets import Prompts
-from emotrace.forwards.capturing.run import Dry
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
+from emotrace.planned import DryRows
 from tests.helpers import loaded
 
 
@@ -155,8 +155,8 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_dry_run():
-    found = run(loaded("llama"), prompts(), dry_run=True)
-    assert isinstance(found, Dry)
+    found = difference_vectors.plan(loaded("llama"), prompts(), prompts_per_chunk=7, batch_size=4)
+    assert isinstance(found, DryRows)
     assert (found.rows, found.prompts, found.row_groups) == (27, 27, 4)
 
 

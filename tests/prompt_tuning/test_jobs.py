@@ -36,7 +36,7 @@ def run(out, model=None, emotions=("joy", "fear"), seeds=(1, 2), recipe=RECIPE, 
 
 
 def test_every_job_has_a_row_and_a_folder(tmp_path):
-    dry = run(tmp_path, dry_run=True)
+    dry = tune_all.plan(loaded("roberta"), TEXTS, ("joy", "fear"), (1, 2), RECIPE, out=tmp_path)
     assert dry["state"].tolist() == ["waiting"] * 4
     assert not any(tmp_path.iterdir())
     table = run(tmp_path)

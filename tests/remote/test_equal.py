@@ -194,7 +194,7 @@ def test_a_large_capture_comes_home_at_its_own_size(pair, server, tmp_path):
     asked = server.log()[before:]
     assert stored >= 10e6
     assert sum(job["payload"] for job in asked) <= 1.2 * stored
-    dry = et.capture(there, ids, ("resid_pre", "resid_post"), positions="all", batch_size=64, dry_run=True)
+    dry = et.capture.plan(there, ids, ("resid_pre", "resid_post"), positions="all", batch_size=64)
     assert dry.requests == len(asked)
     assert f"{dry.requests} requests" in str(dry)
 

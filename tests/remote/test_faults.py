@@ -102,7 +102,7 @@ def test_a_refused_key_leaves_a_store_that_continues_with_the_jobs_on_their_way(
     assert (tmp_path / "a.zarr.jobs").read_text().count("\n") >= 4
     et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     assert content(out) == undisturbed
-    assert len(impatient.log()) - before == et.capture(there, IDS, "resid_post", dry_run=True, **OPTIONS).requests, (
+    assert len(impatient.log()) - before == et.capture.plan(there, IDS, "resid_post", **OPTIONS).requests, (
         "a job was sent twice"
     )
 
@@ -113,7 +113,7 @@ def test_a_job_that_takes_too_long_is_cut_in_two(pair, impatient, undisturbed, t
     impatient.faults(error="running", message="Overtime: the block ran past the execution timeout of 2.0 s", times=2)
     et.capture(there, IDS, "resid_post", out=tmp_path / "a.zarr", **OPTIONS)
     assert content(tmp_path / "a.zarr") == undisturbed
-    whole = et.capture(there, IDS, "resid_post", dry_run=True, **OPTIONS).requests
+    whole = et.capture.plan(there, IDS, "resid_post", **OPTIONS).requests
     assert len(impatient.log()) - before == whole + 4, "two jobs failed, and two took the place of each"
 
 

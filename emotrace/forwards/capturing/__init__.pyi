@@ -1,4 +1,4 @@
 from emotrace.forwards.capturing.reduce import reduced
-from emotrace.forwards.capturing.run import Dry, capture
+from emotrace.forwards.capturing.run import capture
 
-__all__ = ["Dry", "capture", "reduced"]
+__all__ = ["capture", "reduced"]

@@ -20,7 +20,7 @@ from emotrace.sites import LanguageModel, Site
 from emotrace.traced import requests
 
 
-def planned(
+def prepared(
     model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int,

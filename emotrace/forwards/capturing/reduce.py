@@ -13,7 +13,7 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards.capturing import filling
 from emotrace.forwards.capturing.job import CaptureJob
-from emotrace.forwards.capturing.prepare import planned
+from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
 from emotrace.forwards.finite import refusal
 from emotrace.sites import LanguageModel, Site
@@ -39,15 +39,15 @@ def reduced(
     """
     exact: bool | None = None
 
-    def prepared() -> Iterator[tuple[CaptureJob, Any, tuple[Any, ...]]]:
+    def jobs() -> Iterator[tuple[CaptureJob, Any, tuple[Any, ...]]]:
         nonlocal exact
         for prompts, args in chunks:
-            job, plan = planned(model, prompts, sites, layers, "last", edits, batch_size, True, "none", 1 << 62, 0)
+            job, plan = prepared(model, prompts, sites, layers, "last", edits, batch_size, True, "none", 1 << 62, 0)
             job.exact, plan = exact, replace(plan, row_group=plan.n_rows)
             yield job, plan, args
             exact = job.exact
 
-    for request, (value, fired) in backend(model).results(model, filling.reductions(prepared(), function)):
+    for request, (value, fired) in backend(model).results(model, filling.reductions(jobs(), function)):
         job = request.about
         for counts in fired:
             job.count(counts)

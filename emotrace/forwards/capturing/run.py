@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,17 @@ from emotrace.edits import Edit
 from emotrace.files import to_folder
 from emotrace.forwards.capturing import filling, memory
 from emotrace.forwards.capturing.job import CaptureJob
-from emotrace.forwards.capturing.prepare import planned
+from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
 from emotrace.labels import Positions
+from emotrace.planned import DryRows, Steps, planned
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
+from emotrace.store import Activations, Plan
 
 
-@dataclass(frozen=True)
-class Dry:
-    """What a capture would do: rows, bytes, row groups, the free disk at its destination, and requests to a server."""
-
-    rows: int
-    prompts: int
-    tokens: int
-    bytes: int
-    row_groups: int
-    free_disk: int | None
-    requests: int | None = None
-
-    def __str__(self) -> str:
-        free = "" if self.free_disk is None else f", {self.free_disk / 1e9:.1f} GB free"
-        free += "" if self.requests is None else f"; {self.requests} requests, whose answers hold these bytes at most"
-        return (
-            f"{self.prompts} prompts, {self.tokens} tokens → {self.rows} rows, {self.bytes / 1e6:.1f} MB in "
-            f"{self.row_groups} row groups{free}"
-        )
-
-
+@planned
 @typed
 def capture(
     model: LanguageModel,
@@ -59,13 +41,13 @@ def capture(
     row_group_bytes: int = 256 << 20,
     seed: int = 0,
     progress: bool = True,
-    dry_run: bool = False,
-) -> Any:
+) -> Steps[DryRows, Activations]:
     """Activations of prompts at chosen sites and positions.
 
     Only what is asked is copied, and nothing after the last wanted site is computed. Prompts that begin alike share the
     computation of their first tokens where only later positions are wanted. The values are those of one prompt at a
-    time, to float rounding, whatever the batch, the order and the padding.
+    time, to float rounding, whatever the batch, the order and the padding. ``capture.plan(…)`` says what would be done: rows,
+    bytes, row groups, the free disk, and requests to a server (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -83,10 +65,9 @@ def capture(
         row_group_bytes: most memory of one row group, the unit of commit; two of them are held.
         seed: recorded only; a capture draws nothing.
         progress: show a bar on stderr.
-        dry_run: return what would be done instead of doing it.
 
     Returns:
-        `emotrace.Activations` (a `Dry` for ``dry_run``).
+        `emotrace.Activations`.
 
     Raises:
         EmotraceError: before anything runs, for prompts, sites, positions or edits that do not fit the model; for a
@@ -94,28 +75,31 @@ def capture(
     """
     arguments.whole("batch_size", batch_size, 1)
     arguments.whole("row_group_bytes", row_group_bytes, 1)
-    for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("dry_run", dry_run)):
+    for name, value in (("share_prefixes", share_prefixes), ("progress", progress)):
         arguments.flag(name, value)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
-    job, plan = planned(
+    job, plan = prepared(
         model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed
     )
-    if dry_run:
-        free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
-        job.exact = True
-        asked = None
-        if backend(model).limit is not None:
-            asked = sum(1 for group in plan.groups for _ in filling.pieces(job, group))
-        tokens = sum(map(len, job.sequences))
-        return Dry(plan.n_rows, len(job.prompts), tokens, plan.bytes, plan.n_groups, free, asked)
+    yield lambda: _dry(job, plan, out)
     if out is None:
         return _to_memory(job, plan, progress)
     return _to_store(job, plan, out, progress)
 
 
-def _to_store(job: CaptureJob, plan: Any, out: str | Path, progress: bool) -> Any:
+def _dry(job: CaptureJob, plan: Plan, out: str | Path | None) -> DryRows:
+    free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
+    job.exact = True  # as where shared beginnings are proven, which takes forwards
+    asked = None
+    if backend(job.model).limit is not None:
+        asked = sum(1 for group in plan.groups for _ in filling.pieces(job, group))
+    tokens = sum(map(len, job.sequences))
+    return DryRows(len(job.prompts), plan.n_rows, tokens, plan.bytes, plan.n_groups, free, asked)
+
+
+def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool) -> Activations:
     log = Path(out).with_name(f"{Path(out).name}.jobs") if backend(job.model).resumes else None
     with store.create_or_resume(out, plan, progress) as writer:
         pending = writer.pending()
@@ -130,7 +114,7 @@ def _to_store(job: CaptureJob, plan: Any, out: str | Path, progress: bool) -> An
     return store.open_activations(out)
 
 
-def _to_memory(job: CaptureJob, plan: Any, progress: bool) -> Any:
+def _to_memory(job: CaptureJob, plan: Plan, progress: bool) -> Activations:
     plan = replace(plan, row_group=plan.n_rows)  # nothing is committed: one group, every prompt computed once
     arrays = {v.name: memory.empty(v.shape(plan.n_rows), v.dtype) for v in plan.variables}
     with progress_bar(total=len(job.prompts), desc="capture", unit="prompt", enabled=progress) as bar:

@@ -148,9 +148,7 @@ def test_bfloat16_is_stored_without_loss(tmp_path):
 
 
 def test_dry_run_says_rows_and_bytes_and_writes_nothing(tmp_path):
-    dry = et.capture(
-        loaded(), [[11, 12, 13]] * 1, ("resid_post",), positions="all", out=tmp_path / "a.zarr", dry_run=True
-    )
+    dry = et.capture.plan(loaded(), [[11, 12, 13]] * 1, ("resid_post",), positions="all", out=tmp_path / "a.zarr")
     assert (dry.rows, dry.prompts, dry.tokens) == (3, 1, 3)
     assert dry.bytes == 3 * 3 * 32 * 4
     assert not (tmp_path / "a.zarr").exists()
