@@ -27,6 +27,8 @@ PROVENANCE: Final = (
     "attn_implementation",
     "prompts_digest",
     "plan_digest",
+    "source",
+    "selection",
 )
 
 

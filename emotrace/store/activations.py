@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ import xarray as xr
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
-from emotrace.store.chunks import ChunkArray, ColumnArray, existing
+from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing
 from emotrace.store.laziness import cached, lazy
+from emotrace.store.narrow import Kept, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of
 from emotrace.store.variable import Variable
@@ -23,6 +25,8 @@ from emotrace.store.variable import Variable
 EAGER_ROWS = 20_000
 """Up to so many rows the labels on ``token`` are read at once; beyond, when they are asked for."""
 SOURCE_ATTRS = ("model_id", "revision", "dtype", "weights_hash", "weights_sample", "prompts_digest", "plan_digest")
+WHOLE = "[]"
+"""The selection of activations that are not narrowed."""
 
 
 @typed
@@ -39,7 +43,7 @@ class Activations:
     """Activations of a prompt set: lazy arrays by site, labelled by layer, sublayer and everything known of each token.
 
     ``acts.residual`` (and ``.z``, ``.neuron``, …) is a lazy ``xarray.DataArray``; `sel` takes array dims and token
-    labels alike; ``acts.tokens`` is the token table.
+    labels alike; `where` takes the same labels and gives activations again, narrowed; ``acts.tokens`` is the token table.
 
     Args:
         path: directory of the store.
@@ -52,10 +56,7 @@ class Activations:
         self._n: int = store["rows"]
         self._row_group: int = store["row_group"]
         self.columns: tuple[str, ...] = tuple(store["columns"])
-        self._variables = {v["name"]: Variable.from_json(v) for v in store["variables"]}
-        self._cache: dict[str, np.ndarray] = {}
-        self._arrays: dict[str, xr.DataArray] = {}
-        self._held: dict[str, np.ndarray] = {}
+        self._hold({v["name"]: Variable.from_json(v) for v in store["variables"]}, {}, {})
         self.n_groups = -(-self._n // self._row_group)
         groups = [g for g in layout.committed_groups(self.path) if g < self.n_groups]
         self.complete = len(groups) == self.n_groups
@@ -72,12 +73,19 @@ class Activations:
         self.attrs = {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()}
         self._n, self._row_group = plan.n_rows, plan.row_group
         self.columns = tuple(plan.rows.columns)
-        self._variables = {v.name: v for v in plan.variables}
-        self._cache, self._arrays, self._held = dict(plan.rows.columns), {}, dict(arrays)
+        self._hold({v.name: v for v in plan.variables}, dict(arrays), dict(plan.rows.columns))
         self.n_groups = self.n_groups_committed = plan.n_groups
         self.complete = True
         self._rows = np.arange(plan.n_rows)
         return self
+
+    def _hold(self, variables: dict[str, Variable], held: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
+        self._stored: dict[str, Variable] = variables
+        self._variables = dict(variables)
+        self._kept: dict[str, Kept] = {name: {} for name in variables}
+        self._held, self._cache = held, columns
+        self._arrays: dict[str, xr.DataArray] = {}
+        self._wider: tuple[Activations, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,6 +105,16 @@ class Activations:
     def variables(self) -> tuple[str, ...]:
         """Names of the stored sites."""
         return tuple(self.__dict__.get("_variables", ()))
+
+    @property
+    def described(self) -> tuple[Variable, ...]:
+        """Dims, labels and dtype of every stored site, as far as these activations hold it."""
+        return tuple(self._variables.values())
+
+    @property
+    def selection(self) -> str:
+        """The labels that these activations were narrowed to by `where`, in order, as JSON."""
+        return str(self.attrs.get("selection", WHOLE))
 
     @property
     def tokens(self) -> pd.DataFrame:
@@ -128,11 +146,35 @@ class Activations:
                 raise unknown("label", name, (*v.dims, *self.columns), f"sel({variable!r})")
         dims = {n: index_of(n, self._coords(v, n), w) for n, w in labels.items() if n in v.dims}
         self._refuse_absent(v, dims)
-        wanted = {n: w for n, w in labels.items() if n in self.columns}
-        if not len(self):
-            raise EmotraceError(f"{self.path} has no committed rows yet ({self.n_groups} row groups planned).")
-        rows = rows_of(self.column, self.columns, len(self), wanted) if wanted else np.arange(len(self))
-        return self._array(v, dims, rows)
+        rows = self._matching({n: w for n, w in labels.items() if n in self.columns})
+        return self._array(v, dims, rows, labels)
+
+    def where(self, **labels: Any) -> Activations:
+        """The activations that have these labels, as activations: a view, nothing is read or copied.
+
+        Args:
+            labels: as of `sel`. A variable that lacks a dim stays whole; one that has it, but none of the values, is left out. No
+                dim is dropped, and all stays in the order of the store.
+
+        Returns:
+            Activations with everything that these can do; ``attrs["selection"]`` says what they were narrowed to.
+
+        Raises:
+            EmotraceError: for a label or value that nothing has, or an empty selection.
+        """
+        dims = {d for v in self._variables.values() for d in v.dims}
+        for name in labels:
+            if name not in dims and name not in self.columns:
+                raise unknown("label", name, (*sorted(dims), *self.columns), f"where on {self.path}")
+        kept = kept_of(self._variables, self._coords, {n: w for n, w in labels.items() if n in dims})
+        rows = self._matching({n: w for n, w in labels.items() if n in self.columns})
+        view = copy.copy(self)
+        view.attrs = {**self.attrs, "selection": chained(self.selection, labels)}
+        view._variables = {name: narrowed(self._variables[name], kept[name]) for name in kept}
+        view._kept = {name: within(self._kept[name], kept[name]) for name in kept}
+        view._rows, view._wider = self._rows[rows], (self, rows)
+        view._cache, view._arrays = {}, {}
+        return view
 
     def dataset(self, *variables: str) -> xr.Dataset:
         """The named variables (default: all) as one lazy ``xarray.Dataset``.
@@ -175,6 +217,12 @@ class Activations:
         out[variable] = x.values.ravel()
         return pd.DataFrame(out)
 
+    def _matching(self, wanted: Mapping[str, Any]) -> np.ndarray:
+        """Rows of these activations that have these token labels."""
+        if not len(self):
+            raise EmotraceError(f"{self.path} has no committed rows yet ({self.n_groups} row groups planned).")
+        return rows_of(self.column, self.columns, len(self), wanted) if wanted else np.arange(len(self))
+
     def _refuse_absent(self, v: Variable, dims: dict[str, int | list[int]]) -> None:
         for cell in v.absent:
             at = {d: list(v.coords[d]).index(c) for d, c in zip(v.cell_dims, cell, strict=True)}
@@ -183,33 +231,41 @@ class Activations:
                 raise EmotraceError(f"{v.name} has no {place}: the model has no such site. {existing(v)}")
 
     def _coords(self, v: Variable, dim: str) -> list[Any]:
-        return list(v.coords[dim]) if dim in v.coords else list(range(v.sizes[dim]))
+        if dim in v.coords:
+            return list(v.coords[dim])
+        return list(self._kept[v.name].get(dim, range(v.sizes[dim])))
 
-    def _array(self, v: Variable, dims: dict[str, int | list[int]], rows: np.ndarray) -> xr.DataArray:
-        """The DataArray of these indices; ``rows`` count committed rows."""
+    def _array(
+        self, v: Variable, dims: dict[str, int | list[int]], rows: np.ndarray, labels: Mapping[str, Any] | None = None
+    ) -> xr.DataArray:
+        """The DataArray of these indices; ``rows`` count rows of these activations, ``labels`` say what was asked for."""
         index: dict[str, Any] = dict(dims)
         if len(rows) < len(self):
-            consecutive = rows[-1] - rows[0] == len(rows) - 1
-            index["token"] = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
+            index["token"] = as_slice(rows)
         part = self._whole(v).isel(index)
         numbered = {d: i for d, i in dims.items() if d not in part.coords and isinstance(i, int)}
         part = part.assign_coords(numbered) if numbered else part
+        part = part.assign_attrs(selection=chained(self.selection, labels)) if labels else part
         return part.copy(deep=False, data=cached(part.variable))
 
     def _whole(self, v: Variable) -> xr.DataArray:
-        """All committed rows of a variable; made once, since making coordinates takes longer than indexing them."""
+        """All rows of a variable; made once, since making coordinates takes longer than indexing them."""
         if v.name not in self._arrays:
+            stored, kept = self._stored[v.name], self._kept[v.name]
             held = self._held.get(v.name)
-            source = lazy(ChunkArray(self.path, v, self._n, self._row_group)) if held is None else held
-            data = xr.Variable(v.full_dims, source)
-            data = data if self.complete else data.isel(token=self._rows)
+            whole = ChunkArray(self.path, stored, self._n, self._row_group) if held is None else held
+            index: dict[str, Any] = {d: as_slice(np.array(at)) for d, at in kept.items()}
+            if len(self._rows) < self._n:
+                index["token"] = as_slice(self._rows)
+            data = xr.Variable(v.full_dims, lazy(whole)).isel(index)
             coords: dict[str, Any] = {}
             for dim in v.dims:
-                if dim in v.coords or dim in COUNTED:
+                if dim in v.coords or dim in COUNTED or dim in kept:
                     coords[dim] = (dim, np.array(self._coords(v, dim), dtype=object if dim == "sublayer" else np.int64))
             coords |= {name: ("token", self._token_coord(name)) for name in self.columns}
             origin = {k: self.attrs[k] for k in SOURCE_ATTRS if k in self.attrs}
-            attrs = {"variable": v.name, "source_dtype": v.source_dtype, **origin, "source": str(self.path)}
+            origin |= {"source": str(self.path), "selection": self.selection}
+            attrs = {"variable": v.name, "source_dtype": v.source_dtype, **origin}
             self._arrays[v.name] = xr.DataArray(data, name=v.name, attrs=attrs).assign_coords(coords)
         return self._arrays[v.name]
 
@@ -221,11 +277,15 @@ class Activations:
         return lazy(ColumnArray(lambda: self.column(name), len(self), dtype))
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the token table, committed rows only; read once."""
+        """One column of the token table, rows of these activations only; read once."""
         if name not in self._cache:
-            values = np.asarray(self._open_column(name)[:])
-            values = values if values.dtype.kind in "iufb" else values.astype(object)
-            self._cache[name] = values if self.complete else values[self._rows]
+            if self._wider is None:
+                values = np.asarray(self._open_column(name)[:])
+                values = values if values.dtype.kind in "iufb" else values.astype(object)
+                self._cache[name] = values if self.complete else values[self._rows]
+            else:
+                wider, rows = self._wider
+                self._cache[name] = wider.column(name)[rows]
         return self._cache[name]
 
     def _open_column(self, name: str) -> Any:

@@ -50,7 +50,7 @@ class ChunkArray(BackendArray):
         n_cell = len(self.variable.cell_dims)
         index = [_indices(k, size) for k, size in zip(key, self.shape, strict=True)]
         cells, rows, rest = index[:n_cell], index[n_cell], index[n_cell + 1 :]
-        rest_key = [_as_slice(k) for k in rest]
+        rest_key = [as_slice(k) for k in rest]
         whole = all(len(k) == size for k, size in zip(rest, self.variable.rest_shape, strict=True)) and all(
             isinstance(k, slice) for k in rest_key
         )
@@ -152,7 +152,7 @@ def _indices(key: Any, size: int) -> np.ndarray:
     return np.atleast_1d(np.asarray(key, dtype=np.int64)) % max(size, 1)
 
 
-def _as_slice(index: np.ndarray) -> Any:
+def as_slice(index: np.ndarray) -> Any:
     """The same indices as a slice where they are consecutive."""
     if len(index) and index[-1] - index[0] == len(index) - 1 and (len(index) == 1 or (np.diff(index) == 1).all()):
         return slice(int(index[0]), int(index[-1]) + 1)
@@ -165,7 +165,7 @@ def _runs(rows: np.ndarray, row_group: int) -> Iterator[tuple[slice, int, Rows]]
     cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(rows)] if len(rows) else [0]
     for start, stop in itertools.pairwise(cuts):
         group = int(groups[start])
-        yield slice(start, stop), group, _as_slice(rows[start:stop] - group * row_group)
+        yield slice(start, stop), group, as_slice(rows[start:stop] - group * row_group)
 
 
 def _take(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:

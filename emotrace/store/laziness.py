@@ -16,7 +16,7 @@ from xarray.core import indexing
 Key: TypeAlias = indexing.ExplicitIndexer
 
 
-def lazy(array: BackendArray) -> Any:
+def lazy(array: BackendArray | np.ndarray) -> Any:
     """The array as xarray data whose indexing is put off until it is read."""
     return indexing.LazilyIndexedArray(array)
 

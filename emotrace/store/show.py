@@ -18,6 +18,11 @@ class Rows(Protocol):
     columns: tuple[str, ...]
     complete: bool
 
+    @property
+    def described(self) -> tuple[Variable, ...]:
+        """Dims, labels and dtype of every stored site."""
+        ...
+
     def column(self, name: str) -> Any:
         """One token label of every row."""
         ...
@@ -29,12 +34,14 @@ def summary(acts: Rows) -> str:
     """A few lines: where from, how much, which sites, which labels with their values."""
     attrs, store = acts.attrs, acts.attrs["emotrace_store"]
     state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"
+    if "selection" in attrs:
+        state = f"of {store['rows']:,} in the store, where {attrs['selection']}"
     head = f"Activations of {attrs.get('model_id', 'an unnamed model')}: {len(acts):,} rows, {state}  ({acts.path})"
-    sites = [f"    {describe(Variable.from_json(spec), len(acts))}" for spec in store["variables"]]
+    sites = [f"    {describe(v, len(acts))}" for v in acts.described]
     lines = [head, "  sites", *sites, "  token labels"]
     if len(acts):
         lines += [f"    {name:<18} {_values(acts.column(name))}" for name in acts.columns]
-    lines.append("  .sel(layer=…, sublayer=…, LABEL=…) → lazy DataArray; .tokens → DataFrame")
+    lines.append("  .sel(layer=…, sublayer=…, LABEL=…) → lazy DataArray; .where(…) → Activations; .tokens → DataFrame")
     return "\n".join(lines)
 
 
