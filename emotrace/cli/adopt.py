@@ -8,22 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Bos, Device, Dtype, Model, RemoteFlag, place
+from emotrace.cli.groups import LoadingAnywhere, grouped
+from emotrace.cli.options import Model
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
 
 @app.command()
+@grouped
 def adopt(
+    *,
     folder: Annotated[
         Path, typer.Argument(help="directions, vectors, circuit, scores, masks, soft prompt or edits of another model")
     ],
     model: Model,
     out: Annotated[Path, typer.Option(help="folder of the copies")],
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """Copy what was made with another model, declared fit for this one: the deliberate way to use it there."""
     import emotrace as et
@@ -35,7 +35,7 @@ def adopt(
     if not found:
         raise EmotraceError(f"{folder} holds nothing of emotrace: no NAME.json with its NAME.safetensors.")
     loaded = [(file, _load(file)) for file in found]
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    lm = loading.load(model)
     for file, thing in loaded:
         _save(et.adopt(thing, lm), out / file.parent.relative_to(folder), file.stem)
         typer.echo(f"{file} → {out / file.relative_to(folder)}")

@@ -13,8 +13,9 @@ import typer
 
 from emotrace import arguments
 from emotrace.cli.app import app
-from emotrace.cli.mixes import Layers, Positions, Scale, SiteFlag, Strength, Vectors, strength_of, vectors_of, where_of
-from emotrace.cli.options import Bos, Count, Device, Dtype, Sample, Seed, System, TopK, decoding
+from emotrace.cli.groups import Decoding, Loading, grouped
+from emotrace.cli.mixes import PlacedAddition, Vectors, vectors_of
+from emotrace.cli.options import System
 from emotrace.labels import EmotraceError, unknown
 
 COMMANDS = {
@@ -26,42 +27,29 @@ COMMANDS = {
     "/help": "/help                   this list",
     "/quit": "/quit                   end (also /exit, or the end of the input)",
 }
+LONG = Decoding(max_new_tokens=200)
 
 
 @app.command()
+@grouped
 def chat(
+    *,
     model: Annotated[str, typer.Argument(help="hub id or directory")],
     vectors: Vectors,
     mix: Annotated[str, typer.Option(help="weights by name: joy=1 or anger=0.5,joy=-0.5; default none")] = "",
-    strength: Strength = 1.0,
-    scale: Scale = "raw",
-    site: SiteFlag = None,
-    layers: Layers = None,
-    positions: Positions = "steer",
+    addition: PlacedAddition,
     system: System = None,
     side: Annotated[bool, typer.Option(help="show the model as it is beside the steered one")] = False,
-    max_new_tokens: Count = 200,
-    sample: Sample = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
+    decoding: Decoding = LONG,
+    loading: Loading,
 ) -> None:
     """Talk with a steered model; /help lists what may be changed between turns."""
-    import emotrace as et
     from emotrace.forwards.conversation import Conversation
 
-    options = decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
-    where = where_of(scale, site, layers, positions)
-    drawn = options.pop("seed")
+    options, where = decoding.options, addition.options
     found = vectors_of(vectors)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos)
-    talk = Conversation(
-        lm, found, mix, strength=strength_of(strength), system=system, seed=drawn, decoding=options, **where
-    )
+    lm = loading.load(model)
+    talk = Conversation(lm, found, mix, system=system, seed=decoding.seed, decoding=options, **where)
     typer.echo(f"{model}, emotions {', '.join(talk.emotions)}; {talk.label}. /help for commands.")
     Terminal(talk, side).run()
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from emotrace.cli.app import app
+from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import (
-    Bos,
     Count,
     Data,
-    Device,
     Directions,
-    Dtype,
     Folder,
     Limit,
     Model,
-    RemoteFlag,
     Rows,
     Seed,
     Within,
@@ -27,10 +25,9 @@ from emotrace.cli.options import (
     labelled,
     names,
     numbers,
-    place,
 )
 from emotrace.files import to_folder
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EMOTIONS, EmotraceError, unknown
 from emotrace.texts import as_bytes
 
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
@@ -38,54 +35,79 @@ Top = Annotated[int, typer.Option(min=1, help="components printed for each label
 Draws = Annotated[int, typer.Option(min=0, max=10_000, help="random sets of each size")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What components are scored on, and where the scores go."""
+
+    data: Data
+    directions: Directions
+    out: Folder
+    rows: Rows = None
+    limit: Limit = None
+    batch_size: Count = 32
+
+    def read(self, asked: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+        """Prompts, directions, and what every room takes besides, read before a model is loaded.
+
+        Args:
+            asked: whether the prompts ask for an emotion.
+        """
+        from emotrace.datasets import sev
+
+        to_folder(self.out, "--out")
+        dirs, label = labelled(self.directions)
+        emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
+        prompts = sev(self.data, emotions=emotions, instruction=asked, limit=self.limit)
+        accepted = accepted_keys(self.rows, prompts.table)
+        return prompts, dirs, {"label": label, "accepted": accepted, "batch_size": self.batch_size, "out": self.out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sets:
+    """Which sets of components a curve is drawn from."""
+
+    ks: Annotated[str | None, typer.Option(help="components per layer; default those of 1,2,4,8,16 that exist")] = None
+    draws: Draws = 5
+    by: By = "contrast"
+    seed: Seed = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the curves in `emotrace.attribution`."""
+        ks = None if self.ks is None else numbers(self.ks, "--ks", int)
+        return {"ks": ks, "draws": self.draws, "by": self.by, "seed": self.seed}
+
+
 @app.command()
+@grouped
 def neurons(
+    *,
     model: Model,
-    data: Data,
-    directions: Directions,
-    out: Folder,
-    rows: Rows = None,
+    inputs: Inputs,
     by: By = "contrast",
     top: Top = 5,
-    limit: Limit = None,
-    batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """What each MLP neuron contributes to its layer's directions."""
     import emotrace as et
 
     _one_of(by, ("contrast", "mean"), "--by")
-    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
-    found = et.attribution.neuron_contributions(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
-        prompts,
-        dirs,
-        batch_size=batch_size,
-        **common,
-    )
+    prompts, dirs, common = inputs.read()
+    found = et.attribution.neuron_contributions(loading.load(model), prompts, dirs, **common)
     _print_best(found, by, top)
-    typer.echo(f"{dict(found.sizes)} in {out}")
+    typer.echo(f"{dict(found.sizes)} in {inputs.out}")
 
 
 @app.command()
+@grouped
 def heads(
+    *,
     model: Model,
-    data: Data,
-    directions: Directions,
-    out: Folder,
+    inputs: Inputs,
     readout: Annotated[str, typer.Option(help="residual, or normed (as published: the input of the MLP)")] = "residual",
-    rows: Rows = None,
     by: By = "contrast",
     top: Top = 5,
-    limit: Limit = None,
-    batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     import emotrace as et
@@ -93,34 +115,21 @@ def heads(
 
     _one_of(by, ("contrast", "mean"), "--by")
     _one_of(readout, READOUTS, "--readout")
-    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
-    found = et.attribution.head_contributions(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
-        prompts,
-        dirs,
-        readout=readout,
-        batch_size=batch_size,
-        **common,
-    )
+    prompts, dirs, common = inputs.read()
+    found = et.attribution.head_contributions(loading.load(model), prompts, dirs, readout=readout, **common)
     _print_best(found, by, top)
-    typer.echo(f"{dict(found.sizes)} in {out}")
+    typer.echo(f"{dict(found.sizes)} in {inputs.out}")
 
 
 @app.command()
+@grouped
 def influence(
+    *,
     model: Model,
-    data: Data,
-    directions: Directions,
-    out: Folder,
+    inputs: Inputs,
     doses: Annotated[str, typer.Option(help="finite doses too, in units of σ, e.g. 0.1,0.3,0.5,0.7")] = "",
     readout: Annotated[str, typer.Option(help="resid_post of the last layer, or final_norm")] = "resid_post",
-    rows: Rows = None,
-    limit: Limit = None,
-    batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
     import emotrace as et
@@ -128,38 +137,28 @@ def influence(
 
     _one_of(readout, READOUTS, "--readout")
     sizes = numbers(doses, "--doses")
-    plain, dirs, common = _inputs(data, directions, out, rows, limit, asked=False)
-    found = et.attribution.sublayer_influence(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
-        plain, dirs, doses=sizes, readout=readout, batch_size=batch_size,
-        **common,
-    )  # fmt: skip
+    plain, dirs, common = inputs.read(asked=False)
+    found = et.attribution.sublayer_influence(loading.load(model), plain, dirs, doses=sizes, readout=readout, **common)
     label, block = common["label"], [f"{site} {layer}" for layer, site in json.loads(found.attrs["reference_block"])]
     typer.echo(f"influence on {found.attrs['readout']}, along the mean direction of {block[0]} to {block[-1]}")
     typer.echo(_table(found["influence"].transpose("layer", "sublayer", label), label))
-    typer.echo(f"{dict(found.sizes)} in {out}")
+    typer.echo(f"{dict(found.sizes)} in {inputs.out}")
 
 
 @app.command()
+@grouped
 def circuit(
+    *,
     model: Model,
-    data: Data,
-    directions: Directions,
-    out: Folder,
+    inputs: Inputs,
     neurons_per_layer: Annotated[float | None, typer.Option(help="default 20; below 1 a share of the layer")] = None,
     heads_per_layer: Annotated[float | None, typer.Option(help="default 2; below 1 a share of the layer")] = None,
     preset: Annotated[
         str | None, typer.Option(help="emotion_circuits: ranked and shared out as published; needs --influence")
     ] = None,
     influence: Annotated[Path | None, typer.Option(help="folder that `emotrace influence` wrote")] = None,
-    rows: Rows = None,
     within: Within = "skeleton_id,valence",
-    limit: Limit = None,
-    batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """The best neurons and heads of each layer, with what is added there: the circuit of every emotion."""
     import emotrace as et
@@ -178,13 +177,18 @@ def circuit(
         raise EmotraceError(
             f"--preset {preset} decides itself how many components each layer gives; leave out {flags}."
         )
-    prompts, dirs, common = _inputs(data, directions, out, rows, limit)
+    prompts, dirs, common = inputs.read()
     table = None if influence is None else et.attribution.load(influence, "influence")
     found = et.circuits.discover(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
-        prompts, dirs, preset=preset, influence=table,
-        within=tuple(names(within)), batch_size=batch_size, **sizes, **common,
-    )  # fmt: skip
+        loading.load(model),
+        prompts,
+        dirs,
+        preset=preset,
+        influence=table,
+        within=tuple(names(within)),
+        **sizes,
+        **common,
+    )
     typer.echo(str(found))
     overlap = found.overlap()
     for kind in overlap["kind"].values.tolist():
@@ -193,32 +197,23 @@ def circuit(
             f"overlap of {kind}s: Jaccard {mean:.3f} ± {sd:.3f} over {overlap.attrs['n_pairs']} pairs "
             f"({by_chance(found, kind):.3f} by chance)"
         )
-    typer.echo(f"{len(found.components)} components in {out}")
+    typer.echo(f"{len(found.components)} components in {inputs.out}")
 
 
 @app.command()
+@grouped
 def curves(
+    *,
     contributions: Annotated[
         Path, typer.Argument(help="folder of `emotrace neurons` or `heads`, or CIRCUIT/neuron, CIRCUIT/head")
     ],
     model: Model,
-    data: Data,
-    directions: Directions,
-    out: Folder,
+    inputs: Inputs,
     what: Annotated[str, typer.Option(help="ablate the components, or add their difference vectors")] = "ablate",
     how: Annotated[str | None, typer.Option(help="of ablate: zero (default), mean or resample")] = None,
     circuit: Annotated[Path | None, typer.Option(help="of add: folder of `emotrace circuit`, for its vectors")] = None,
-    ks: Annotated[str | None, typer.Option(help="components per layer; default those of 1,2,4,8,16 that exist")] = None,
-    draws: Draws = 5,
-    by: By = "contrast",
-    seed: Seed = 0,
-    rows: Rows = None,
-    limit: Limit = None,
-    batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    sets: Sets,
+    loading: LoadingAnywhere,
 ) -> None:
     """Does ablating or adding the best k components move the projection, and do others not? As files and curve.csv."""
     import emotrace as et
@@ -228,49 +223,34 @@ def curves(
     from emotrace.report.components import curves as csv
 
     _one_of(what, ("ablate", "add"), "--what")
-    _one_of(by, ("contrast", "mean"), "--by")
+    _one_of(sets.by, ("contrast", "mean"), "--by")
     if how is not None:
         _one_of(how, HOW, "--how")
-    if what == "add" and (how is not None or rows is not None):
+    if what == "add" and (how is not None or inputs.rows is not None):
         raise EmotraceError(
             "--how and --rows are of --what ablate; difference vectors are added to prompts without emotion."
         )
     if (what == "add") != (circuit is not None):
         raise EmotraceError("--what add takes its difference vectors from --circuit FOLDER, and nothing else does.")
-    options: dict[str, Any] = {"draws": draws, "by": by, "seed": seed, "batch_size": batch_size}
-    options["ks"] = None if ks is None else numbers(ks, "--ks", int)
+    options = sets.options
     name, scores = _contributions(contributions)
-    prompts, dirs, common = _inputs(data, directions, out, rows, limit, asked=what == "ablate")
+    prompts, dirs, common = inputs.read(asked=what == "ablate")
     if what == "ablate":
         options["how"] = how or "zero"
-        lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+        lm = loading.load(model)
         found = et.attribution.ablation_curve(lm, prompts, dirs, scores, **options, **common)
     else:
         assert circuit is not None
         del common["accepted"]
         added = et.Circuit.load(circuit)
         payload = added.payload.assign_attrs(provenance.of(added))
-        lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+        lm = loading.load(model)
         found = et.attribution.enhancement_curve(lm, prompts, dirs, scores, payload, **options, **common)
     table = csv({f"{name} {'ablated' if what == 'ablate' else 'added'}": found})
-    replace_file(out / "curve.csv", as_bytes(table.to_csv(index=False, lineterminator="\n")))
+    replace_file(inputs.out / "curve.csv", as_bytes(table.to_csv(index=False, lineterminator="\n")))
     typer.echo("change of the projection, for the best, the least telling and random components (mean of the draws)")
     typer.echo(_table(found["delta"], "k"))
-    typer.echo(f"{dict(found.sizes)} in {out}, and curve.csv")
-
-
-def _inputs(
-    data: Path, directions: Path, out: Path, rows: Path | None, limit: int | None, asked: bool = True
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Prompts, directions, and what every room takes besides, read before a model is loaded."""
-    from emotrace.datasets import sev
-    from emotrace.labels import EMOTIONS
-
-    to_folder(out, "--out")
-    dirs, label = labelled(directions)
-    emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
-    prompts = sev(data, emotions=emotions, instruction=asked, limit=limit)
-    return prompts, dirs, {"label": label, "accepted": accepted_keys(rows, prompts.table), "out": out}
+    typer.echo(f"{dict(found.sizes)} in {inputs.out}, and curve.csv")
 
 
 def _contributions(folder: Path) -> tuple[str, Any]:

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from emotrace.cli.app import app
+from emotrace.cli.groups import Decoding, Loading, LoadingAnywhere, grouped
 from emotrace.cli.options import (
-    Bos,
-    Count,
-    Device,
     Directions,
-    Dtype,
     Model,
-    RemoteFlag,
-    Sample,
-    Seed,
     System,
     Texts,
-    TopK,
-    decoding,
     finite,
     labelled,
     layer_list,
-    place,
     said,
     span,
     value_of,
@@ -41,42 +32,49 @@ Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the m
 Emotion = Annotated[str, typer.Option(help="label of the direction, or of the circuit")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked(Decoding):
+    """What is to be replied to, and how replies are decoded."""
+
+    prompts: Texts
+    system: System = None
+
+    def turns(self) -> list[list[dict[str, str]]]:
+        """Chat messages of each prompt, none of them blank."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [[*first, {"role": "user", "content": text}] for text in said(self.prompts)]
+
+
 @app.command()
+@grouped
 def steer(
-    prompts: Texts,
+    *,
+    asked: Asked,
     model: Model,
     directions: Directions,
     emotion: Emotion,
     layers: Layers = None,
     dose: Annotated[float, typer.Option(help="size of each addition as a share of the activation's norm")] = 0.3,
     site: str = "resid_post",
-    system: System = None,
-    max_new_tokens: Count = 60,
-    sample: Sample = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """Baseline and steered replies, side by side."""
     import emotrace as et
 
-    texts, options = said(prompts), decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
+    turns, options = asked.turns(), {**asked.options, "seed": asked.seed}
     finite(dose, "--dose")
     aim, vector, wanted = _direction(directions, emotion, layers, site)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    lm = loading.load(model)
     strength = dose * math.sqrt(lm.sites.d_model)
     edit = et.Add(site, layers=wanted or _middle(lm), vector=vector, strength=strength, scale="rms")
-    _side_by_side(lm, texts, system, [edit], aim, options)
+    _side_by_side(lm, turns, [edit], aim, options)
 
 
 @app.command()
+@grouped
 def modulate(
-    prompts: Texts,
+    *,
+    asked: Asked,
     model: Model,
     circuit: Annotated[Path, typer.Option(help="folder that `emotrace circuit` wrote")],
     emotion: Emotion,
@@ -87,35 +85,27 @@ def modulate(
     head_positions: Annotated[
         str | None, typer.Option(help="where heads are; default steer, or all for a circuit of the published preset")
     ] = None,
-    system: System = None,
-    max_new_tokens: Count = 60,
-    sample: Sample = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """Baseline replies and those with a circuit added, side by side."""
     import emotrace as et
 
-    texts, options = said(prompts), decoding(sample, temperature, top_p, top_k, seed, max_new_tokens)
+    turns, options = asked.turns(), {**asked.options, "seed": asked.seed}
     found = et.Circuit.load(circuit)
     positions = {
         "neuron_positions": span(neuron_positions, "--neuron-positions"),
         "head_positions": span(head_positions or ("all" if found.meta.get("preset") else "steer"), "--head-positions"),
     }
     aim, edits = _added(found, circuit, emotion, strength, **positions)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    lm = loading.load(model)
     found.check(lm)
-    _side_by_side(lm, texts, system, edits, aim, options)
+    _side_by_side(lm, turns, edits, aim, options)
 
 
 @app.command()
+@grouped
 def export(
+    *,
     model: Model,
     out: Annotated[Path, typer.Option(help="folder of the checkpoint, not there yet")],
     emotion: Emotion,
@@ -128,9 +118,7 @@ def export(
     strength: Annotated[
         float | None, typer.Option(help="factor of the circuit (default 1); of directions the length of each addition")
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
+    loading: Loading,
 ) -> None:
     """A plain Hugging Face checkpoint with an addition at every token, where biases can hold it exactly."""
     import emotrace as et
@@ -145,14 +133,14 @@ def export(
         found, times = et.Circuit.load(circuit), 1.0 if strength is None else strength
         aim, edits = _added(found, circuit, emotion, times, neuron_positions="all", head_positions="all")
         edits = edits if layers is None else _only(edits, layer_list(layers), circuit)
-        lm = et.load(model, device=device, dtype=dtype, bos=bos)
+        lm = loading.load(model)
         found.check(lm)
     else:
         assert directions is not None
         site = site or "resid_post"
         aim, vector, wanted = _direction(directions, emotion, layers, site)
         length = _length(strength, vector, wanted, site)
-        lm = et.load(model, device=device, dtype=dtype, bos=bos)
+        lm = loading.load(model)
         at = wanted or _middle(lm)
         edits = [et.Add(site, layers=at, vector=vector, strength=length, positions="all")]
     bake(lm, edits, out)
@@ -214,8 +202,7 @@ def _only(edits: Sequence[Any], layers: list[int], folder: Path) -> list[Any]:
 
 def _side_by_side(
     lm: LanguageModel,
-    prompts: Sequence[str],
-    system: str | None,
+    turns: Sequence[list[dict[str, str]]],
     edits: Sequence[Any],
     name: str,
     options: dict[str, Any],
@@ -224,9 +211,7 @@ def _side_by_side(
     from emotrace.edits import check
     from emotrace.forwards.generation import generate
 
-    first = [{"role": "system", "content": system}] if system else []
-    turns = [[*first, {"role": "user", "content": text}] for text in prompts]
     check(edits, lm.sites)
     plain, edited = (generate(lm, turns, some, progress=False, **options) for some in ([], edits))
-    for text, a, b in zip(prompts, plain, edited, strict=True):
-        typer.echo(f"prompt:   {text}\nbaseline: {a['gen_text']}\n{name + ':':<10}{b['gen_text']}\n")
+    for turn, a, b in zip(turns, plain, edited, strict=True):
+        typer.echo(f"prompt:   {turn[-1]['content']}\nbaseline: {a['gen_text']}\n{name + ':':<10}{b['gen_text']}\n")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from emotrace.cli.options import finite, layer_list, span
+from emotrace.cli.options import Positions, finite, layer_list, span
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 
 Vectors = Annotated[
     Path, typer.Option(help="folder of vectors, as emotrace saves them or as Emotion Vectors published")
 ]
-MixText = Annotated[str, typer.Option("--mix", help="weights by name: joy=1 or anger=0.5,joy=-0.5")]
-Strength = Annotated[float, typer.Option(help="factor of the mixture")]
-Scale = Annotated[str, typer.Option(help="raw | unit | rms | share: what a strength of 1 is")]
-SiteFlag = Annotated[str | None, typer.Option("--site", help="default: the site that the vectors say")]
-Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that the vectors have")]
-Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 
 
 def vectors_of(folder: Path, model: LanguageModel | None = None) -> Any:
@@ -42,20 +37,38 @@ def vectors_of(folder: Path, model: LanguageModel | None = None) -> Any:
     return found
 
 
-def where_of(scale: str, site: str | None, layers: str | None, positions: str) -> dict[str, Any]:
-    """Arguments of `emotrace.edits.mixture` that the flags say."""
-    from emotrace.edits.mixtures import SIZES
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """How a mixture of vectors is added, and where."""
 
-    if scale not in SIZES:
-        raise unknown("scale", scale, SIZES, "--scale")
-    return {
-        "scale": scale,
-        "site": site,
-        "layers": None if layers is None else layer_list(layers),
-        "positions": span(positions),
-    }
+    strength: Annotated[float, typer.Option(help="factor of the mixture")] = 1.0
+    scale: Annotated[str, typer.Option(help="raw | unit | rms | share: what a strength of 1 is")] = "raw"
+    site: Annotated[str | None, typer.Option(help="default: the site that the vectors say")] = None
+    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that the vectors have")] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `emotrace.edits.mixture`.
+
+        Raises:
+            EmotraceError: for an unknown scale, layers that are none, and a strength that is no number.
+        """
+        from emotrace.edits.mixtures import SIZES
+
+        if self.scale not in SIZES:
+            raise unknown("scale", self.scale, SIZES, "--scale")
+        layers = None if self.layers is None else layer_list(self.layers)
+        strength = finite(self.strength, "--strength")
+        return {"strength": strength, "scale": self.scale, "site": self.site, "layers": layers}
 
 
-def strength_of(strength: float) -> float:
-    """The factor, unless it is no number."""
-    return finite(strength, "--strength")
+@dataclass(frozen=True, kw_only=True)
+class PlacedAddition(Addition):
+    """How a mixture of vectors is added, where, and at which positions."""
+
+    positions: Positions = "steer"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `emotrace.edits.mixture`."""
+        return {**super().options, "positions": span(self.positions)}

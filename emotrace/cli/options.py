@@ -6,21 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from emotrace import arguments
 from emotrace.labels import EMOTIONS, EmotraceError, check_positions, emotion, unknown
 
-if TYPE_CHECKING:
-    from emotrace.datasets import Prompts
-
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
 CausalModel = Annotated[str, typer.Option("--model", help="hub id or directory of a causal model with a chat template")]
 Judge = Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")]
 LabelMap = Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")]
 Price = Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")]
+Sites = Annotated[str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")]
+Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 NewTokens = Annotated[int, typer.Option(min=1, help="most tokens of a reply")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts per batch")]
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
@@ -67,26 +66,6 @@ Texts = Annotated[list[str], typer.Argument(help="what to reply to")]
 System = Annotated[str | None, typer.Option(help="system message; default none")]
 Sample = Annotated[bool, typer.Option(help="sample instead of taking the likeliest token")]
 TopK = Annotated[int, typer.Option(min=0)]
-
-
-def prompts_of(
-    data: Path,
-    text_column: str | None,
-    messages_column: str | None,
-    instruction: bool | None,
-    limit: int | None,
-    emotions: str | None = None,
-) -> Prompts:
-    """The prompts of ``--data``: SEV with or without its instruction, or a table of the user's own."""
-    from emotrace import datasets
-
-    if not data.exists() or (text_column is None and messages_column is None and datasets.is_sev(data)):
-        chosen = EMOTIONS if emotions is None else names(emotions)
-        return datasets.sev(data, emotions=chosen, instruction=instruction is not False, limit=limit)
-    for flag, value in (("--instruction", instruction), ("--emotions", emotions)):
-        if value is not None:
-            raise EmotraceError(f"{flag}: {data} is no SEV file; its prompts are given to the model as they are.")
-    return datasets.read_prompts(data, text_column=text_column, messages_column=messages_column, limit=limit)
 
 
 def place(remote: str | None) -> bool | str:
@@ -175,25 +154,6 @@ def of(flag: str, value: Any) -> Iterator[None]:
         yield
     except EmotraceError as error:
         raise EmotraceError(f"{flag} {value}: {error}") from error
-
-
-def decoding(
-    sample: bool, temperature: float, top_p: float, top_k: int, seed: int, max_new_tokens: int
-) -> dict[str, Any]:
-    """Options of `emotrace.generate` that the sampling flags say."""
-    from emotrace.forwards.decoding import COLDEST
-
-    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
-        finite(value, name)
-    if not sample and (temperature, top_p, top_k) != (1.0, 1.0, 0):
-        raise EmotraceError("--temperature, --top-p and --top-k need --sample.")
-    if temperature < COLDEST or not 0 < top_p <= 1:
-        raise EmotraceError(
-            f"--temperature {temperature}, --top-p {top_p}: a temperature of at least {COLDEST:g}, and --top-p above 0 and at "
-            "most 1."
-        )
-    found: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, "seed": seed}
-    return found | ({"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {})
 
 
 def accepted_keys(rows: Path | None, table: Any) -> list[str] | None:

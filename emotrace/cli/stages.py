@@ -9,74 +9,44 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import (
-    Bos,
-    Count,
-    Data,
-    Device,
-    Dtype,
-    Emotions,
-    Instruction,
-    Judge,
-    LabelMap,
-    Limit,
-    MessagesColumn,
-    Model,
-    Price,
-    RemoteFlag,
-    Rows,
-    Store,
-    TextColumn,
-    Within,
-    accepted_keys,
-    names,
-    of,
-    place,
-    prompts_of,
-    span,
-)
+from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Read, grouped
+from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
 from emotrace.files import to_file, to_folder
-from emotrace.labels import SITES, EmotraceError, unknown
+from emotrace.labels import EmotraceError
 
 
 @app.command()
+@grouped
 def generate(
+    *,
     model: Model,
-    data: Data,
+    prompts: PromptFile,
     out: Annotated[Path, typer.Option(help="JSON-lines file; rows in it are not generated again")],
-    instruction: Instruction = None,
     emotions: Emotions = None,
-    text_column: TextColumn = None,
-    messages_column: MessagesColumn = None,
-    limit: Limit = None,
     max_new_tokens: Count = 60,
     batch_size: Count = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """Replies of a model to SEV prompts, or to those of a table of your own."""
     import emotrace as et
 
     to_file(out, "--out")
-    prompts = prompts_of(data, text_column, messages_column, instruction, limit, emotions)
+    asked = prompts.read(emotions)
     rows = et.generate(
-        et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote)),
-        prompts, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        method="none" if instruction is False else "prompt", out=out,
+        loading.load(model), asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        method="none" if prompts.instruction is False else "prompt", out=out,
     )  # fmt: skip
     typer.echo(f"{len(rows)} replies in {out}")
 
 
 @app.command()
+@grouped
 def judge(
+    *,
     rows: Annotated[Path, typer.Argument(help="JSON-lines file of replies")],
     out: Annotated[Path, typer.Option(help="JSON-lines file of judged replies")],
-    judge: Judge = "lexicon",
+    judging: Judging,
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
-    label_map: LabelMap = None,
-    price: Price = None,
 ) -> None:
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
@@ -87,7 +57,7 @@ def judge(
     to_file(out, "--out")
     if out.resolve() == rows.resolve():
         raise EmotraceError(f"--out {out}: that is the file of the replies to judge; give another.")
-    the_judge = judges.make(judge, **judges.flags(label_map, price))
+    the_judge = judging.make()
     replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
     if all(has_half(row["gen_text"]) for row in replies):  # one such reply among others ends nothing
         raise EmotraceError(
@@ -107,45 +77,31 @@ def judge(
 
 
 @app.command()
+@grouped
 def capture(
+    *,
     model: Model,
-    data: Data,
+    prompts: PromptFile,
     out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
-    sites: Annotated[
-        str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")
-    ] = "resid_mid,resid_post",
-    positions: Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")] = "last",
+    read: Read,
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
-    instruction: Instruction = None,
-    text_column: TextColumn = None,
-    messages_column: MessagesColumn = None,
-    limit: Limit = None,
     batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """Activations of SEV prompts, or of a table of your own, into a labelled store."""
     import emotrace as et
     from emotrace.replies.row import read_rows
 
     to_folder(out, "--out")
-    chosen, where = names(sites), span(positions)
-    for site in chosen:
-        if site not in SITES:
-            raise unknown("site", site, SITES, "--sites")
-    if not chosen:
-        raise EmotraceError(f"--sites {sites!r} names no site.")
-    prompts = prompts_of(data, text_column, messages_column, instruction, limit)
+    where = read.options
+    chosen = prompts.read()
     if replies is not None:
         told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
         with of("--replies", replies):
-            prompts = prompts.with_replies(told)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+            chosen = chosen.with_replies(told)
     do = et.capture.plan if dry_run else et.capture
-    typer.echo(str(do(lm, prompts, chosen, positions=where, out=out, batch_size=batch_size)))
+    typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, **where)))
 
 
 @app.command()

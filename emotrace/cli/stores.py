@@ -9,25 +9,22 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.options import Bos, Device, Dtype, RemoteFlag, Store, place
+from emotrace.cli.groups import LoadingAnywhere, grouped
+from emotrace.cli.options import Store
 
 
 @app.command()
+@grouped
 def sites(
+    *,
     model: Annotated[str, typer.Argument(help="hub id or directory")],
     attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
+    loading: LoadingAnywhere,
 ) -> None:
     """The sites a model has, where they are, and the error their proof left; which prompts may share a forward."""
-    import emotrace as et
     from emotrace.forwards import beginnings
 
-    loaded = et.load(
-        model, device=device, dtype=dtype, bos=bos, remote=place(remote), attn_implementation=attn_implementation
-    )
+    loaded = loading.load(model, attn_implementation=attn_implementation)
     beginnings.shared_up_to(loaded)  # has it confirmed
     table = loaded.sites
     typer.echo(table.describe())

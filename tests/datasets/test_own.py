@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import emotrace as et
-from emotrace.cli.options import prompts_of
+from emotrace.cli.groups import PromptFile
 from emotrace.datasets import read_prompts
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
@@ -68,15 +68,15 @@ def test_bad_tables_are_named_with_their_row(tmp_path, rows, options, words):
 def test_data_of_a_command_is_sev_or_a_table(tmp_path):
     sev = [{"skeleton_id": "work_00", "theme": "Work/Job", "scenario": "I work.", "event": {"neutral": "It rains."}}]
     file = write(tmp_path, ".jsonl", sev)
-    assert prompts_of(file, None, None, None, None, "pride,anger").keys == (
+    assert PromptFile(data=file).read("pride,anger").keys == (
         "work_00__neutral__pride",
         "work_00__neutral__anger",
     )
-    assert prompts_of(file, None, None, False, None).keys == ("work_00__neutral",)
+    assert PromptFile(data=file, instruction=False).read().keys == ("work_00__neutral",)
     with pytest.raises(EmotraceError, match=r"--instruction: .*mine.csv is no SEV file"):
-        prompts_of(write(tmp_path, ".csv"), None, None, True, None)
+        PromptFile(data=write(tmp_path, ".csv"), instruction=True).read()
     with pytest.raises(EmotraceError, match="no such file"):
-        prompts_of(tmp_path / "absent.csv", None, None, None, None)
+        PromptFile(data=tmp_path / "absent.csv").read()
 
 
 def test_from_a_table_to_directions_on_the_command_line(tmp_path):
