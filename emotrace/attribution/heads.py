@@ -107,7 +107,7 @@ def head_contributions(
         _layer(model, layer, readout, by_site[_sublayer(has)][1][:, i])
         for i, (layer, has) in enumerate(zip(chosen, has_mid, strict=True))
     ]
-    read = {reads for _, _, reads, _ in parts if reads is not None}
+    read = {part.residual for part in parts if part.residual is not None}
     sites = ["z", *(s for s in SUBLAYERS if s in read)]
     n_heads = model.sites.size("z", chosen)["head"]
     per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + width))
@@ -116,7 +116,7 @@ def head_contributions(
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     settings = {"label": label, "labels": values, "layers": chosen, "readout": readout, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
-    post_norm = any(weighed(model, contributions.post_normed, [part[0] for part in parts]))
+    post_norm = any(weighed(model, contributions.post_normed, [part.spec for part in parts]))
     memo: dict[str, Any] = {}
 
     def args(rows: range) -> tuple[Any, ...]:
@@ -163,7 +163,7 @@ def _sublayer(has_mid: bool) -> str:
     return "resid_mid" if has_mid else "resid_post"
 
 
-def _layer(model: LanguageModel, layer: int, readout: str, v: Tensor) -> tuple:
+def _layer(model: LanguageModel, layer: int, readout: str, v: Tensor) -> contributions.HeadLayer:
     """How one layer is read, as `emotrace.traced.contributions.heads` takes it.
 
     The residual site read beside z is ``resid_mid``, ``resid_pre`` (post-LN), or none (parallel); the norm is that of the
@@ -171,9 +171,9 @@ def _layer(model: LanguageModel, layer: int, readout: str, v: Tensor) -> tuple:
     """
     found = spec(model, "z", layer)
     if not model.sites.has("resid_mid", layer):
-        return found, v, None, None
+        return contributions.HeadLayer(found, v, None, None)
     address = model.sites.address("resid_mid", layer)
     if address.kind != "mid":
-        return found, v, "resid_pre", envoy(model, address.path)
+        return contributions.HeadLayer(found, v, "resid_pre", envoy(model, address.path))
     path = reading_norm_path(model, layer) if readout == "normed" else None
-    return found, v, "resid_mid", None if path is None else envoy(model, path)
+    return contributions.HeadLayer(found, v, "resid_mid", None if path is None else envoy(model, path))

@@ -30,8 +30,15 @@ from emotrace.sites import LanguageModel
 METHODS: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 
 
+class Passed(NamedTuple):
+    """What the places held in one pass, and their slopes."""
+
+    values: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+
+
 class Term(NamedTuple):
-    """One pass: the change of every place that takes part (None elsewhere), and what the places held and their slopes."""
+    """The change of every place that takes part (None elsewhere), and what the places held in one pass and their slopes."""
 
     change: list[torch.Tensor | None]
     values: list[torch.Tensor]
@@ -52,10 +59,10 @@ def terms(
         writes: numbers of the places that write.
     """
 
-    def passed(sets: dict[int, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def passed(sets: dict[int, torch.Tensor]) -> Passed:
         wanted = ("values", "gradients")
-        found = run(model, batch.inputs, seen, batch.at[0], batch.metric, sets=sets, wanted=wanted)
-        return found["values"], found["gradients"]
+        found = run(model, batch.inputs, seen, batch.at.clean, batch.metric, sets=sets, wanted=wanted)
+        return Passed(found["values"], found["gradients"])
 
     def at(i: int, k: int) -> dict[int, torch.Tensor]:
         return {i: batch.others[i] + (k / steps) * (batch.values[i] - batch.others[i])}
@@ -77,7 +84,8 @@ def terms(
         for k in range(1, steps + 1):
             now = passed(at(0, k))
             half = [
-                (a - b) / 2 if i in writes else None for i, (a, b) in enumerate(zip(now[0], before[0], strict=True))
+                (a - b) / 2 if i in writes else None
+                for i, (a, b) in enumerate(zip(now.values, before.values, strict=True))
             ]
             yield Term([h if c is None or h is None else c + h for c, h in zip(carried, half, strict=True)], *before)
             before, carried = now, half

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -25,6 +25,25 @@ from emotrace.traced import circuits
 ABLATIONS: Final = ("counterfactual", "mean", "zero")
 
 
+UNMEASURED: Final = circuits.LoweredMetric(circuits.linear, ())
+"""Of a batch that is not ready."""
+
+
+class Columns(NamedTuple):
+    """A column of each row, in both prompts of its pair."""
+
+    clean: torch.Tensor
+    counterfactual: torch.Tensor
+
+
+class Repeated(NamedTuple):
+    """Whole batches one after the other: inputs of the clean prompts, column of their last token, and the metric."""
+
+    inputs: dict[str, Any]
+    at: torch.Tensor
+    metric: circuits.LoweredMetric
+
+
 @dataclass
 class PairBatch:
     """Some pairs, ready to run.
@@ -33,7 +52,7 @@ class PairBatch:
         pairs: in order.
         inputs: of the clean prompts.
         other: of the counterfactuals.
-        at: column of the last prompt token, clean and counterfactual.
+        at: of the last prompt token.
         index: ``[row, token]``, column of the counterfactual that stands against a clean column.
         spans: ``[row, token]``, place in `SPANS`; −1 for padding.
         values: of every place in the clean run.
@@ -46,14 +65,14 @@ class PairBatch:
     pairs: Sequence[Pair]
     inputs: dict[str, Any]
     other: dict[str, Any]
-    at: tuple[torch.Tensor, torch.Tensor]
+    at: Columns
     index: torch.Tensor
     spans: torch.Tensor
     values: list[torch.Tensor] = field(default_factory=list)
     others: list[torch.Tensor] = field(default_factory=list)
     clean: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     counterfactual: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    metric: Any = None
+    metric: circuits.LoweredMetric = UNMEASURED
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -76,17 +95,13 @@ class PairBatch:
         items = [finite.Item(pair.key, pair.clean), finite.Item(f"{pair.key} (counterfactual)", pair.counterfactual)]
         raise finite.refusal(f"{what} of {pair.key!r} is not a finite number", model, items)
 
-    def repeated(self, times: int) -> tuple[dict[str, Any], torch.Tensor, Any]:
+    def repeated(self, times: int) -> Repeated:
         """Inputs, columns and metric of the batch several times over, whole batches one after the other."""
         if times == 1:
-            return self.inputs, self.at[0], self.metric
-        function, args = self.metric
-        again = tuple(_again(a, times, len(self)) for a in args)
-        return (
-            {k: _again(v, times, len(self)) for k, v in self.inputs.items()},
-            self.at[0].repeat(times),
-            (function, again),
-        )
+            return Repeated(self.inputs, self.at.clean, self.metric)
+        again = tuple(_again(a, times, len(self)) for a in self.metric.args)
+        fed = {k: _again(v, times, len(self)) for k, v in self.inputs.items()}
+        return Repeated(fed, self.at.clean.repeat(times), self.metric._replace(args=again))
 
 
 def ready(
@@ -119,12 +134,12 @@ def ready(
         raise EmotraceError(f"batch_size={batch_size}: at least 1.")
     for rows in _neighbours(model, pairs, batch_size):
         batch = _batch(model, pairs[rows.start : rows.stop])
-        clean = run(model, batch.inputs, seen, batch.at[0], None, wanted=("values",))
-        lowered = metric.lower(model, batch.pairs, clean["metric"])
+        clean = run(model, batch.inputs, seen, batch.at.clean, None, wanted=("values",))
+        lowered = circuits.LoweredMetric(*metric.lower(model, batch.pairs, clean["metric"]))
         batch.values, batch.metric = clean["values"], lowered
-        batch.clean = lowered[0](clean["metric"], *lowered[1]).detach()
-        other = run(model, batch.other, seen, batch.at[1], None, wanted=("values",))
-        batch.counterfactual = lowered[0](other["metric"], *lowered[1]).detach()
+        batch.clean = lowered.function(clean["metric"], *lowered.args).detach()
+        other = run(model, batch.other, seen, batch.at.counterfactual, None, wanted=("values",))
+        batch.counterfactual = lowered.function(other["metric"], *lowered.args).detach()
         for value in (batch.clean, batch.counterfactual):
             batch.refuse_lost(model, value, "the metric")
         batch.others = [
@@ -143,7 +158,10 @@ def span_means(model: LanguageModel, pairs: Pairs, seen: Seen, batch_size: int) 
         theirs = torch.full_like(batch.other["attention_mask"].cpu(), -1)
         for row, spans in enumerate(batch.spans):  # a counterfactual token has the span of those that stand against it
             theirs[row, batch.index[row][spans >= 0]] = spans[spans >= 0]
-        for ids, columns, spans in ((batch.inputs, batch.at[0], batch.spans), (batch.other, batch.at[1], theirs)):
+        for ids, columns, spans in (
+            (batch.inputs, batch.at.clean, batch.spans),
+            (batch.other, batch.at.counterfactual, theirs),
+        ):
             values = run(model, ids, seen, columns, None, wanted=("values",))["values"]
             member = torch.stack([(spans == s).double() for s in range(len(SPANS))])
             counts += member.sum((1, 2))
@@ -153,8 +171,8 @@ def span_means(model: LanguageModel, pairs: Pairs, seen: Seen, batch_size: int) 
 
 
 def run(
-    model: LanguageModel, inputs: dict[str, Any], seen: Seen, at: torch.Tensor, metric: Any, *, sets: dict | None = None,
-    blends: dict | None = None, wanted: tuple[str, ...] = (),
+    model: LanguageModel, inputs: dict[str, Any], seen: Seen, at: torch.Tensor, metric: circuits.LoweredMetric | None, *,
+    sets: dict[int, torch.Tensor] | None = None, blends: dict[int, circuits.Blend] | None = None, wanted: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """`emotrace.traced.circuits.forward` at these places."""
     return enter(model, circuits.forward, inputs, seen.steps, at, metric, sets or {}, blends or {}, wanted)
@@ -192,7 +210,7 @@ def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> PairBatch:
         index[row, here] = torch.tensor(p.index) + theirs
         spans[row, here] = torch.tensor(p.spans)
         at[0, row], at[1, row] = mine + len(p.clean) - 1, theirs + len(p.counterfactual) - 1
-    return PairBatch(pairs, inputs(model, clean), inputs(model, other), (at[0], at[1]), index, spans)
+    return PairBatch(pairs, inputs(model, clean), inputs(model, other), Columns(*at), index, spans)
 
 
 def _again(value: Any, times: int, rows: int) -> Any:

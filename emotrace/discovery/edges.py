@@ -129,8 +129,9 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
 
 
 def rewired(
-    model: LanguageModel, g: Graph, batch: PairBatch, cut: torch.Tensor, live: bool = False, layers: list | None = None
-) -> dict[str, torch.Tensor]:
+    model: LanguageModel, g: Graph, batch: PairBatch, cut: torch.Tensor, live: bool = False,
+    layers: list[circuits.Layer] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
 
     Args:
@@ -144,12 +145,10 @@ def rewired(
     times = len(cut) // len(batch)
     inputs, at, metric = batch.repeated(times)
     others = [batch.others[i].repeat(times, 1, 1) for i in g.writes]
-    steps = [(order, "metric", i, place) for i, (order, place) in enumerate(g.seen.reads)] if g.after else []
+    steps = list(g.seen.reads) if g.after else []
     layers = lowered(model, list(g.layers), g.whole) if layers is None else layers
-    last = g.seen.places[-1]
-    return enter(
-        model, circuits.rewired, inputs, layers, (last.order, last.place), steps, at, metric, others, cut, live
-    )
+    last = g.seen.places[-1].place
+    return enter(model, circuits.rewired, inputs, layers, last, steps, at, metric, others, cut, live)
 
 
 def edge_scores(model: LanguageModel, batch: PairBatch, g: Graph, method: str, steps: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from emotrace.discovery.edges import Graph, rewired
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.wiring import lowered
 from emotrace.sites import LanguageModel
+from emotrace.traced.circuits import Blend
 
 METHODS: Final = {"node": ("patching",), "edge": ("path_patching", "acdc")}
 
@@ -38,7 +39,7 @@ def kept_nodes(model: LanguageModel, batch: PairBatch, seen: Seen, keep: torch.T
         inputs, at, metric = batch.repeated(len(some))
         masks = seen.split(some.repeat_interleave(len(batch), 0))
         blends = {
-            i: (batch.others[i].repeat(len(some), 1, 1), mask)
+            i: Blend(batch.others[i].repeat(len(some), 1, 1), mask)
             for i, mask in enumerate(masks, 1)
             if not bool((mask == 1).all())
         }

@@ -22,9 +22,11 @@ from emotrace.discovery.pairing import Pair
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
+from emotrace.traced.circuits import LoweredMetric
 
-LoweredMetric = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
-"""``(function, args)``: ``function(values, *args)``, values ``[row, width]`` of each place read, gives ``[row]``."""
+Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
+"""``(function, args)``, as a `LoweredMetric` is: ``function(values, *args)``, values ``[row, width]`` of each place read, gives
+``[row]``."""
 
 
 @runtime_checkable
@@ -40,7 +42,7 @@ class Metric(Protocol):
         """Sites (and layers) that it reads, in order of execution; checked against the model."""
         ...
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
         """The function for a batch of pairs, given what the places hold in the clean run."""
         ...
 
@@ -94,7 +96,7 @@ class Projection:
                     _labelled(p, "against", self.label, self.name) if other == "counterfactual" else other
                 )
             rows.append(v)
-        return circuits.linear, (torch.tensor(np.stack(rows), dtype=torch.float32),)
+        return LoweredMetric(circuits.linear, (torch.tensor(np.stack(rows), dtype=torch.float32),))
 
     def _layer(self) -> int:
         if self.layer is not None:
@@ -160,7 +162,7 @@ class LogitDifference:
                     raise unknown(self.label, value, ids, "LogitDifference(tokens=…)")
                 for i in ids[value]:
                     row[i] += sign / len(ids[value])
-        return circuits.linear, (rows,)
+        return LoweredMetric(circuits.linear, (rows,))
 
     def _ids(self, model: LanguageModel, value: Any) -> list[int]:
         given, size = self.tokens[value], model.sites.address("logits").width
@@ -203,7 +205,7 @@ class KL:
 
     def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The clean run's own logits are what is compared with."""
-        return circuits.divergence, (torch.log_softmax(clean[0].float(), -1),)
+        return LoweredMetric(circuits.divergence, (torch.log_softmax(clean[0].float(), -1),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +242,7 @@ class SiteFunction:
         if not isinstance(found, torch.Tensor) or found.shape != (len(pairs),):
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             raise EmotraceError(f"metric {self.name!r} returned {shape} for {len(pairs)} prompts, not ({len(pairs)},).")
-        return self.function, ()
+        return LoweredMetric(self.function, ())
 
 
 def _labelled(pair: Pair, which: str, label: str, name: str) -> Any:

@@ -26,6 +26,8 @@ from emotrace.discovery.metrics import Metric
 from emotrace.forwards.entering import HERE, backend
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.sites import Address, LanguageModel
+from emotrace.traced.places import Place
+from emotrace.traced.steps import Node, Read, ordered
 
 GROUPS: Final = {"sublayer": ("attn", "mlp")}
 NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "m{}", "resid": "r{}"}
@@ -47,7 +49,7 @@ class NodeSite:
     kind: str
     layer: int
     order: int
-    place: tuple[Any, ...]
+    place: Place
     width: int
     n: int
 
@@ -66,18 +68,16 @@ class Seen:
 
     Attributes:
         places: in order of execution; the first is the input of the first layer.
-        reads: ``(order, place)`` of the metric.
+        reads: those of the metric.
     """
 
     places: tuple[NodeSite, ...]
-    reads: tuple[tuple[int, Any], ...]
+    reads: tuple[Read, ...]
 
     @property
-    def steps(self) -> list[tuple]:
+    def steps(self) -> list[Node | Read]:
         """For `emotrace.traced.circuits.forward`."""
-        nodes = [(p.order, "node", i, p.place) for i, p in enumerate(self.places)]
-        read = [(order, "metric", i, place) for i, (order, place) in enumerate(self.reads)]
-        return sorted([*nodes, *read], key=lambda s: (s[0], s[1] == "metric"))
+        return ordered([*(Node(p.order, p.place, i) for i, p in enumerate(self.places)), *self.reads])
 
     @property
     def nodes(self) -> tuple[NodeSite, ...]:
@@ -126,7 +126,7 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
             raise unknown("kind of node", kind, (*COMPONENTS, *GROUPS), "scores(nodes=…)")
         wanted += [k for k in GROUPS.get(kind, (kind,)) if k not in wanted]
     addresses = [read_at(model, site, layer) for site, layer in metric.reads(model)]
-    reads = tuple((a.order, a.lower(model)) for a in addresses)
+    reads = tuple(a.read(model, i) for i, a in enumerate(addresses))
     last = max(a.order for a in addresses)
     found = []
     for kind in wanted:

@@ -127,25 +127,23 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
     )
 
 
-def lowered(model: LanguageModel, layers: list[Layer], whole: bool = True) -> list[tuple]:
+def lowered(model: LanguageModel, layers: list[Layer], whole: bool = True) -> list[circuits.Layer]:
     """The layers as `emotrace.traced.circuits.rewired` takes them; without the last MLP where not ``whole``."""
     sites, module = model.sites, model._module
     found = []
     for n, layer in enumerate(layers):
-        attention = (
-            module.get_submodule(layer.norms[0]),
-            [
-                (sites.place(Site(path)), module.get_submodule(path), list(columns), order)
-                for path, columns, order in zip(layer.projections, layer.columns, layer.orders, strict=True)
-            ],
-        )
+        attention, reading = map(module.get_submodule, layer.norms)
+        projections = [
+            circuits.Projection(sites.place(Site(path)), module.get_submodule(path), list(columns), order)
+            for path, columns, order in zip(layer.projections, layer.columns, layer.orders, strict=True)
+        ]
         mlp = None
         if whole or n + 1 < len(layers):
             stream = read_at(model, "resid_mid", n)  # knows whether batch and token are one axis there
             normed = replace(stream, side="output", index=None)
-            mlp = (stream.lower(model), module.get_submodule(layer.norms[1]), normed.lower(model))
-        z, out = (sites.place(site, n) for site in ("z", "mlp_out"))
-        found.append((sites.place("resid_pre", n), attention, (z, layer.matrix), mlp, (out, layer.scale)))
+            mlp = circuits.MlpReader(stream.lower(model), reading, normed.lower(model))
+        before, z, out = (sites.place(site, n) for site in ("resid_pre", "z", "mlp_out"))
+        found.append(circuits.Layer(before, attention, projections, z, layer.matrix, mlp, out, layer.scale))
     return found
 
 

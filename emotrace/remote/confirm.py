@@ -35,25 +35,25 @@ def confirm(model: LanguageModel, inputs: dict[str, Any]) -> None:
         )
     reads, layers = [], []
     for proof in sites.proofs.values():
-        numbers = list(range(len(reads), len(reads) + 4))
+        closure = leaf.Closure(*range(len(reads), len(reads) + 4), scale=proof.scale)
         reads += [
             proof.sites[name].read(model, number)
-            for name, number in zip(("resid_pre", "attn_out", "mlp_out", "resid_post"), numbers, strict=True)
+            for name, number in zip(("resid_pre", "attn_out", "mlp_out", "resid_post"), closure, strict=False)
         ]
-        scale = proof.scale
         if proof.norms is not None:
-            scale, after = None, proof.sites["attn_out"].order
+            after = proof.sites["attn_out"].order
             ends = (proof.sites["mlp_out"].order, proof.sites["resid_post"].order)
             places: tuple[tuple[str, Side, int], ...] = (
                 (proof.norms[0], "input", after),
                 (proof.norms[1], "input", ends[0]),
                 (proof.norms[0], "output", after),
             )
-            for path, side, order in places:
-                numbers.append(len(reads))
+            norms = leaf.Norms(*range(len(reads), len(reads) + 3))
+            for number, (path, side, order) in zip(norms, places, strict=True):
                 half = 0.25 if side == "input" else 0.5
-                reads.append(Read(order + half, sites.resolve(Site(path, side)).lower(model), numbers[-1]))
-        layers.append((scale, numbers))
+                reads.append(Read(order + half, sites.resolve(Site(path, side)).lower(model), number))
+            closure = closure._replace(scale=None, norms=norms)
+        layers.append(closure)
     answer = sites.remote.call(model, leaf.closures, (inputs, ordered(reads), layers))
     errors, roundings, dtypes, copies = answer
     dtype, stored = (getattr(torch, name.removeprefix("torch.")) for name in dtypes)

@@ -1,13 +1,11 @@
 """Circuits inside a trace: forwards in which nodes are blended with other values, and in which every reader has its own input.
 
-A *step* is ``(order, kind, number, place)``, steps sorted by order: kind ``node`` is a place where components write, kind
-``metric`` one that the metric reads. A *metric* is ``(function, args)``: ``function(values, *args)`` takes what its places
-hold at one token, ``[row, width]`` each, and returns one number per row.
+Steps are a `Node` at each place where components write, and a `Read` at each that the metric reads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import nnsight
 import torch
@@ -16,6 +14,84 @@ from emotrace.traced import places
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
+
+
+class LoweredMetric(NamedTuple):
+    """One number per row of what places hold at one token.
+
+    Attributes:
+        function: takes the values, ``[row, width]`` of each place read, and the other arguments; returns ``[row]``.
+        args: its other arguments.
+    """
+
+    function: Any
+    args: tuple
+
+
+class Blend(NamedTuple):
+    """A node becomes ``other + keep · (value − other)``.
+
+    Attributes:
+        other: ``[row, token, width]``.
+        keep: ``[row, 1, width]``.
+    """
+
+    other: torch.Tensor
+    keep: torch.Tensor
+
+
+class Projection(NamedTuple):
+    """What makes the queries, the keys or the values of a layer.
+
+    Attributes:
+        place: of its output.
+        module: itself.
+        columns: of its output, that each reader makes.
+        order: when it runs; the same for those that are one module.
+    """
+
+    place: Place
+    module: Any
+    columns: list
+    order: float
+
+
+class MlpReader(NamedTuple):
+    """The MLP of a layer as a reader.
+
+    Attributes:
+        stream: place of the residual that it reads.
+        norm: module that it reads through.
+        normed: place of the output of that.
+    """
+
+    stream: Place
+    norm: Any
+    normed: Place
+
+
+class Layer(NamedTuple):
+    """Readers and writers of one layer, of `emotrace.discovery.wiring`.
+
+    Attributes:
+        stream: place of the residual that attention reads.
+        norm: module that it reads through.
+        projections: `Projection` s of queries, keys and values.
+        z: place of what heads write, before the output projection.
+        matrix: ``[head, head_dim, d_model]``, what z writes.
+        mlp: `MlpReader`, or None where it neither reads nor writes.
+        mlp_out: place of what the MLP writes.
+        scale: of it.
+    """
+
+    stream: Place
+    norm: Any
+    projections: list
+    z: Place
+    matrix: torch.Tensor
+    mlp: Any
+    mlp_out: Place
+    scale: float
 
 
 def linear(values: list, covectors: torch.Tensor) -> torch.Tensor:
@@ -31,7 +107,7 @@ def divergence(values: list, clean: torch.Tensor) -> torch.Tensor:
 
 
 def forward(
-    model: TracedModel, inputs: dict, steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, blends: dict,
+    model: TracedModel, inputs: dict, steps: list, at: torch.Tensor, metric: LoweredMetric | None, sets: dict, blends: dict,
     wanted: tuple,
 ) -> dict:  # fmt: skip
     """One forward up to the last step.
@@ -39,11 +115,11 @@ def forward(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        steps: see above.
+        steps: sorted, see above.
         at: ``[row]``, the column where the metric reads.
-        metric: see above; None returns what it would have been given.
+        metric: None returns what it would have been given.
         sets: number of a node → ``[row, token, width]`` that takes its place.
-        blends: number of a node → ``(other, keep)``: it becomes ``other + keep · (value − other)``, keep ``[row, 1, width]``.
+        blends: number of a node → `Blend`.
         wanted: of ``values`` (of the nodes, as written) and ``gradients`` (of the metric's sum with respect to them).
 
     Returns:
@@ -56,25 +132,27 @@ def forward(
     return answer
 
 
-def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, blends: dict, wanted: tuple) -> dict:
+def _forward(
+    steps: list, at: torch.Tensor, metric: LoweredMetric | None, sets: dict, blends: dict, wanted: tuple
+) -> dict:
     slopes, rows = "gradients" in wanted, torch.arange(len(at))
     nodes: list = []
     read: list = []
-    for _, kind, number, place in steps:
-        value = places.fetch(place, None, len(at))
-        if kind == "metric":
+    for step in steps:
+        value = places.fetch(step.place, None, len(at))
+        if step.kind == "read":
             read.append(value[rows.to(value.device), at.to(value.device)])
             continue
         new = value
-        if number in sets:
-            new = sets[number].to(value.device, value.dtype)
-        elif number in blends:
-            other, keep = (v.to(value.device, value.dtype) for v in blends[number])
+        if step.number in sets:
+            new = sets[step.number].to(value.device, value.dtype)
+        elif step.number in blends:
+            other, keep = (v.to(value.device, value.dtype) for v in blends[step.number])
             new = other + keep * (value - other)
         if slopes:  # a tensor of its own: what else reads the same value is not this place
             new = new.view_as(new) if new.requires_grad else new.detach().requires_grad_(True)
         if slopes or new is not value:
-            places.put(place, new)
+            places.put(step.place, new)
         nodes.append(new)
     out: dict = {}
     if "values" in wanted:
@@ -82,7 +160,7 @@ def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, bl
     if metric is None:
         return out | {"metric": [v.detach().float().cpu().clone() for v in read]}
     with exactly(read[-1]):
-        scores = metric[0](read, *metric[1])
+        scores = metric.function(read, *metric.args)
     out["metric"] = scores.detach().cpu()
     if slopes:
         gradients = torch.autograd.grad(scores.sum(), nodes, allow_unused=True)
@@ -92,7 +170,7 @@ def _forward(steps: list, at: torch.Tensor, metric: tuple | None, sets: dict, bl
 
 
 def rewired(
-    model: TracedModel, inputs: dict, layers: list, last: tuple, steps: list, at: torch.Tensor, metric: tuple | None,
+    model: TracedModel, inputs: dict, layers: list, last: Place, steps: list, at: torch.Tensor, metric: LoweredMetric,
     others: list, cut: torch.Tensor, live: bool,
 ) -> dict:  # fmt: skip
     """One forward in which every reader gets its own residual stream: x − Σ_s cut[reader, s] · (a_s − other_s).
@@ -100,11 +178,11 @@ def rewired(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        layers: of `emotrace.discovery.wiring`, lowered.
-        last: ``(order, place)`` of the stream that the metric sees.
-        steps: what the metric reads after it, see above; empty where it reads that stream itself.
+        layers: `Layer` s.
+        last: place of the stream that the metric sees.
+        steps: `Read` s of what the metric reads after it; empty where it reads that stream itself.
         at: ``[row]``, the column where the metric reads.
-        metric: see above.
+        metric: what is measured.
         others: of every writer, in order, what stands for it: ``[row, token, d]`` of the input, and of each layer
             ``[row, token, head · head_dim]`` of z and ``[row, token, d]`` of the MLP.
         cut: ``[row, reader, writer]``: 1 takes an edge away, 0 leaves it.
@@ -120,47 +198,43 @@ def rewired(
 
 
 def _rewired(
-    layers: list, last: tuple, steps: list, at: torch.Tensor, metric: Any, others: list, cut: torch.Tensor, live: bool
-) -> dict:
+    layers: list, last: Place, steps: list, at: torch.Tensor, metric: LoweredMetric, others: list, cut: torch.Tensor,
+    live: bool,
+) -> dict:  # fmt: skip
     cut = cut.detach().requires_grad_(live)
     written: list = []  # [row, token, d] of each writer, minus what stands for it
     reader = 0
-    for n, (base, attention, z, mlp, mlp_out) in enumerate(layers):
-        x = places.fetch(base, None, len(at))
+    for n, layer in enumerate(layers):
+        x = places.fetch(layer.stream, None, len(at))
         if n == 0:
             written.append(x - others[0].to(x))
-        norm, projections = attention
-        streams = _streams(x, cut, written, reader, sum(len(p[2]) for p in projections))
+        streams = _streams(x, cut, written, reader, sum(len(p.columns) for p in layer.projections))
         reader += len(streams)
-        normed = _call(norm, streams)
-        for place, module, columns in _placed(projections):
-            out = _projected(module, normed, columns)
-            places.put(place, out)
-        place, matrix = z
-        heads = places.fetch(place, None, len(at))
-        change = (heads - others[2 * n + 1].to(heads)).unflatten(-1, (matrix.shape[0], -1))
-        written += list(torch.einsum("bthk,hkd->hbtd", change, matrix.to(heads)))
-        if mlp is None:
+        normed = _call(layer.norm, streams)
+        for projection, columns in _placed(layer.projections):
+            places.put(projection.place, _projected(projection.module, normed, columns))
+        heads = places.fetch(layer.z, None, len(at))
+        change = (heads - others[2 * n + 1].to(heads)).unflatten(-1, (layer.matrix.shape[0], -1))
+        written += list(torch.einsum("bthk,hkd->hbtd", change, layer.matrix.to(heads)))
+        if layer.mlp is None:
             continue
-        stream, norm, place = mlp
-        x = places.fetch(stream, None, len(at))
-        places.put(place, _call(norm, _streams(x, cut, written, reader, 1))[0])
+        x = places.fetch(layer.mlp.stream, None, len(at))
+        places.put(layer.mlp.normed, _call(layer.mlp.norm, _streams(x, cut, written, reader, 1))[0])
         reader += 1
-        place, scale = mlp_out
-        value = places.fetch(place, None, len(at))
-        written.append(scale * (value - others[2 * n + 2].to(value)))
+        value = places.fetch(layer.mlp_out, None, len(at))
+        written.append(layer.scale * (value - others[2 * n + 2].to(value)))
     rows = torch.arange(len(at))
-    x = places.fetch(last[1], None, len(at))
+    x = places.fetch(last, None, len(at))
     x = _streams(x, cut, written, reader, 1)[0]
     read = []
     if not steps:
         read.append(x[rows, at])
     else:
-        places.put(last[1], x)
-    for _, _, _, place in steps:
-        value = places.fetch(place, None, len(at))
+        places.put(last, x)
+    for step in steps:
+        value = places.fetch(step.place, None, len(at))
         read.append(value[rows.to(value.device), at.to(value.device)])
-    scores = metric[0](read, *metric[1])
+    scores = metric.function(read, *metric.args)
     answer = {"metric": scores.detach().cpu()}
     if live:
         answer["gradient"] = torch.autograd.grad(scores.sum(), cut)[0].cpu()
@@ -191,13 +265,13 @@ def _streams(x: torch.Tensor, cut: torch.Tensor, written: list, reader: int, n: 
 
 
 def _placed(projections: list) -> list:
-    """Projections of one attention in order of execution: ``(place, module, [(reader, columns)])``, fused ones once."""
+    """Projections of one attention in order of execution, fused ones once, with ``(reader, columns)`` of all that each makes."""
     fused: dict = {}
     reader = 0
-    for place, module, columns, order in projections:
-        fused.setdefault(order, (place, module, []))
-        fused[order][2].extend((reader + i, c) for i, c in enumerate(columns))
-        reader += len(columns)
+    for projection in projections:
+        _, columns = fused.setdefault(projection.order, (projection, []))
+        columns.extend((reader + i, c) for i, c in enumerate(projection.columns))
+        reader += len(projection.columns)
     return [fused[order] for order in sorted(fused)]
 
 

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 
 from emotrace.traced import places, runs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.steps import Read
+
+
+class Closure(NamedTuple):
+    """By which numbers a layer's closure knows what it reads.
+
+    Attributes:
+        pre: ``resid_pre``.
+        attn: ``attn_out``.
+        mlp: ``mlp_out``.
+        post: ``resid_post``.
+        scale: c of the residual stream; None in a post-LN layer.
+        norms: `Norms` of a post-LN layer; None elsewhere.
+    """
+
+    pre: int
+    attn: int
+    mlp: int
+    post: int
+    scale: Any = None
+    norms: Any = None
+
+
+class Norms(NamedTuple):
+    """The numbers of the inputs of both norms of a post-LN layer, and of the output of the first."""
+
+    mid_in: int
+    post_in: int
+    mid: int
 
 
 def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tuple:
@@ -16,8 +46,7 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
         model: an nnsight model.
         inputs: ids and mask.
         reads: sorted steps that read, numbered.
-        layers: per layer ``(scale, numbers)`` of ``resid_pre, attn_out, mlp_out, resid_post``, and in a post-LN layer of
-            the inputs of both norms and the output of the first (scale None).
+        layers: a `Closure` each.
 
     Returns:
         ``(deviations, roundings, dtypes, copies)``: max|got − want| / max|like| of every layer; max|want| / max|like|, by
@@ -31,17 +60,17 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
 
     runs.capture(model, inputs, reads, keep)
     errors, roundings = [], []
-    for scale, numbers in layers:
-        pre, attn, mlp, post, *norms = (seen[n].reshape(-1, seen[n].shape[-1]).double().cpu() for n in numbers)
-        if norms:
-            mid_in, post_in, mid = norms
+    for layer in layers:
+        pre, attn, mlp, post = (_rows(seen[n]) for n in (layer.pre, layer.attn, layer.mlp, layer.post))
+        if layer.norms is not None:
+            mid_in, post_in, mid = (_rows(seen[n]) for n in layer.norms)
             pairs = [(pre + attn, mid_in, mid_in), (mid + mlp, post_in, post_in)]
         else:
-            pairs = [(pre + scale * (attn + mlp), post, post - pre)]
+            pairs = [(pre + layer.scale * (attn + mlp), post, post - pre)]
         deviations = [_deviation(*pair) for pair in pairs]
         errors.append(max(e for e, _ in deviations))
         roundings.append(max(r for _, r in deviations))
-    _, (_, _, _, last, *_) = layers[-1]
+    last = layers[-1].post
     weights = next(iter(model._module.parameters())).dtype
     return errors, roundings, (str(seen[last].dtype), str(weights)), copies(model, inputs, reads[0])
 
@@ -57,6 +86,10 @@ def copies(model: TracedModel, inputs: dict, read: Read) -> bool:
 
     runs.capture(model, inputs, [read], twice)
     return bool(differ[0])
+
+
+def _rows(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1, value.shape[-1]).double().cpu()
 
 
 def _deviation(got: torch.Tensor, want: torch.Tensor, like: torch.Tensor) -> tuple:

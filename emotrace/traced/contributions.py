@@ -6,6 +6,8 @@ sublayer, prompt, dim]``) per variable. Sums are float64, on the CPU.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,31 @@ def neurons(model: TracedModel, values: list, specs: list, own: Tensor) -> dict:
 # -- heads --------------------------------------------------------------------------------------------------------
 
 
+class HeadLayer(NamedTuple):
+    """How the heads of one layer are read.
+
+    Attributes:
+        spec: of the projection that they write through.
+        directions: ``[label, d]`` float64.
+        residual: the site read beside z; None for what the heads write alone.
+        norm: envoy of the norm that what is read goes through, or None.
+    """
+
+    spec: weights.Spec
+    directions: Tensor
+    residual: Any
+    norm: Any
+
+
+class HeadWeights(NamedTuple):
+    """`HeadLayer` with the weights in the place of where they are: an `OutputProjection`, and a `Norm` or None."""
+
+    projection: weights.OutputProjection
+    directions: Tensor
+    residual: Any
+    norm: Any
+
+
 def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: int, code: Tensor, memo: dict) -> dict:
     """Sums of one chunk: importance per label of prompt and direction, its square on the own label, and s(r).
 
@@ -98,14 +125,14 @@ def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: 
         model: an nnsight model.
         values: if read, the residual ``[layer · site, prompt, dim]``; ``z``.
         names: the residual sites, in the order of their cells.
-        layers: per layer ``(spec, directions [label, d], residual site or None, envoy of the norm it goes through or None)``.
+        layers: `HeadLayer` s.
         n_heads: query heads.
         code: label of each prompt.
         memo: keeps what does not depend on the prompts, for another chunk.
     """
     if "parts" not in memo:
-        memo["parts"] = [_part(model, layer) for layer in layers]
-        through = any(norm is not None or p.norm is not None for p, _, _, norm in memo["parts"])
+        memo["parts"] = [_weights(model, layer) for layer in layers]
+        through = any(part.norm is not None or part.projection.norm is not None for part in memo["parts"])
         memo["writes"] = None if through else torch.stack([_writes(part, n_heads) for part in memo["parts"]])
     parts, writes = memo["parts"], memo["writes"]
     z = values[-1].reshape(len(parts), len(code), n_heads, -1)
@@ -113,7 +140,7 @@ def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: 
     if names:
         grid = values[0].reshape(len(parts), len(names), len(code), -1)
         residual = {name: grid[:, j] for j, name in enumerate(names)}
-    n_labels = len(parts[0][1])
+    n_labels = len(parts[0].directions)
     own = torch.nn.functional.one_hot(code, n_labels).double()
     if writes is not None:
         importance = torch.einsum("lbhk,lhke->lhbe", z.double(), writes)
@@ -135,37 +162,38 @@ def post_normed(model: TracedModel, specs: list) -> list:
     return [weights.output_projection(model, spec).norm is not None for spec in specs]
 
 
-def _part(model: TracedModel, layer: tuple) -> tuple:
-    spec, v, reads, norm = layer
+def _weights(model: TracedModel, layer: HeadLayer) -> HeadWeights:
+    norm = layer.norm
     if norm is not None:
-        norm = weights.norm_of(norm._module, spec.d_model, str(norm.path))
-    return weights.output_projection(model, spec), v, reads, norm
+        norm = weights.norm_of(norm._module, layer.spec.d_model, str(norm.path))
+    return HeadWeights(weights.output_projection(model, layer.spec), layer.directions, layer.residual, norm)
 
 
-def _writes(part: tuple, n_heads: int) -> Tensor:
+def _writes(part: HeadWeights, n_heads: int) -> Tensor:
     """W_O,hᵀ v · c, float64 ``[head, head_dim, label]``."""
-    p, v, _, _ = part
+    p, v = part.projection, part.directions
     u = p.scale * p.along(v)
     return u.reshape(len(v), n_heads, -1).permute(1, 2, 0).contiguous()
 
 
 def _linear_baseline(code: Tensor, importance: Tensor, residual: dict, parts: list) -> Tensor:
     """s(r) of each prompt on its own label's direction ``[layer, prompt]``."""
-    v = torch.stack([along for _, along, _, _ in parts])[:, code]
+    v = torch.stack([part.directions for part in parts])[:, code]
     if "resid_mid" in residual:
         return (residual["resid_mid"].double() * v).sum(-1)
     summed = importance.sum(1)[:, torch.arange(len(code)), code]
-    for i, (p, _, _, _) in enumerate(parts):
+    for i, part in enumerate(parts):
+        p = part.projection
         if p.bias is not None:
             summed[i] += p.scale * (v[i] @ p.bias.double().cpu())
     return summed
 
 
-def _through_norms(part: tuple, i: int, z: Tensor, residual: dict) -> tuple:
+def _through_norms(part: HeadWeights, i: int, z: Tensor, residual: dict) -> tuple:
     """Importance ``[head, prompt, label]`` and s(r) ``[prompt, label]`` of one layer, in blocks of prompts."""
-    p, along, reads, norm = part
+    p, norm = part.projection, part.norm
     device = p.weight.device
-    v = along.to(device)
+    v = part.directions.to(device)
     weight = p.matrix.reshape(z.shape[1], z.shape[2], -1)
     step = max(1, BLOCK_BYTES // (8 * z.shape[1] * weight.shape[-1]))
     importance, base = [], []
@@ -177,9 +205,9 @@ def _through_norms(part: tuple, i: int, z: Tensor, residual: dict) -> tuple:
         if p.norm is not None:
             wrote = p.norm(branch)[:, None] - p.norm(branch[:, None] - wrote)
             branch = p.norm(branch)
-        if reads == "resid_mid":
+        if part.residual == "resid_mid":
             r = residual["resid_mid"][i, at : at + step].to(device, torch.float64)
-        elif reads == "resid_pre":
+        elif part.residual == "resid_pre":
             r = residual["resid_pre"][i, at : at + step].to(device, torch.float64) + branch
         else:
             r = p.scale * branch

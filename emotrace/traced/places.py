@@ -42,6 +42,14 @@ class Place(NamedTuple):
     overwritten: bool = False
 
 
+class LastBase(NamedTuple):
+    """The ``resid_pre`` that a trace read last: where, at which visit, and its value."""
+
+    location: str
+    visit: int
+    value: torch.Tensor
+
+
 def fetch(place: Place, base: torch.Tensor | None = None, batch: int | None = None) -> torch.Tensor:
     """The value at a place: ``[batch, token, width]``; for kind ``mid`` it is ``base + scale · value``.
 
@@ -169,7 +177,7 @@ def _remember(place: Place, value: torch.Tensor) -> None:
     mediator = worker()
     if mediator is not None:
         location = _location(place)
-        mediator.emotrace_base = (location, mediator.occurrence(location), value)
+        mediator.emotrace_base = LastBase(location, mediator.occurrence(location), value)
 
 
 def _location(place: Place) -> str:
@@ -182,9 +190,9 @@ def _base(place: Place, batch: int | None) -> torch.Tensor | None:
     if mediator is None:
         return fetch(place.base, None, batch)
     there, wanted = _location(place.base), mediator.wanted(_location(place))
-    location, visit, value = getattr(mediator, "emotrace_base", (None, None, None))
-    if location == there and visit == wanted:
-        return value
+    last = getattr(mediator, "emotrace_base", None)
+    if last is not None and last.location == there and last.visit == wanted:
+        return last.value
     if mediator.occurrence(there) > wanted:
         return None
     return fetch(place.base, None, batch)

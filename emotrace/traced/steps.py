@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from emotrace.traced.places import Place
 
-RANK = {"edit": 0, "shift": 0, "keep": 1, "rms": 1, "read": 2}
+RANK = {"edit": 0, "shift": 0, "node": 0, "keep": 1, "rms": 1, "read": 2}
 """At one place: what changes a value comes before what sees it."""
 
 
@@ -52,6 +52,15 @@ class Rms(NamedTuple):
     order: float
     place: Place
     kind = "rms"
+
+
+class Node(NamedTuple):
+    """What components write is set or blended, and handed on as the number of a node (`emotrace.traced.circuits`)."""
+
+    order: float
+    place: Place
+    number: int
+    kind = "node"
 
 
 def ordered(steps: Any) -> list:
