@@ -16,26 +16,13 @@ import torch
 
 from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
 from emotrace.forwards import caches, last
-from emotrace.forwards.entering import backend, enter, inputs
-from emotrace.sites import LanguageModel, Sites
-from emotrace.traced import central, gradients
+from emotrace.forwards.entering import backend, enter
+from emotrace.sites import LanguageModel
+from emotrace.traced import central
 from emotrace.traced.steps import Shift, ordered
 
 STEPS = {torch.float64: 0.01, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.25}
 """δ in units of the RMS, by the dtype of the weights."""
-
-
-def differentiable(model: LanguageModel) -> bool:
-    """Whether a trace can differentiate through the model where it lives; a server is asked once."""
-    where = backend(model)
-    if where.gradients is None:
-        sites: Sites = model.sites
-        layer = max(sites.layers("mlp_out"))
-        start, end = sites.address("mlp_out", layer), sites.address("resid_post", layer)
-        program = [Shift(start.order, start.lower(model), 1.0), end.read(model)]
-        fed = inputs(model, [[i % sites.vocab_size for i in range(5, 9)]]) | caches.options(model)
-        where.gradients = enter(model, gradients.available, fed, program, sites.d_model)
-    return bool(where.gradients)
 
 
 class Central:

@@ -24,7 +24,7 @@ import xarray as xr
 
 from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Cell, cells, residuals
-from emotrace.attribution.central import Central, differentiable
+from emotrace.attribution.central import Central
 from emotrace.attribution.files import save
 from emotrace.attribution.finite import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
@@ -33,6 +33,7 @@ from emotrace.datasets import Prompts
 from emotrace.disk import plain as json_of
 from emotrace.files import to_folder
 from emotrace.forwards import beginnings
+from emotrace.forwards.metrics import differentiable
 from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
 from emotrace.identity import versions

@@ -2,10 +2,11 @@ from emotrace.discovery.as_edits import edits
 from emotrace.discovery.evaluation import POINTS, curve, evaluate, faithfulness, run_circuits
 from emotrace.discovery.files import load, save
 from emotrace.discovery.methods import METHODS, Level, mean, scores
-from emotrace.discovery.metrics import KL, LogitDifference, Metric, Projection, SiteFunction
+from emotrace.discovery.metrics import KL, LogitDifference, Projection, SiteFunction
 from emotrace.discovery.pairing import Pair, Pairs, other_emotion, other_valence, pairs
 from emotrace.discovery.selection import jaccard, live, nodes_of, select
 from emotrace.discovery.stability import across, bootstrap_circuits, random_like, significance
+from emotrace.forwards.metrics import Metric
 
 __all__ = [
     "KL",

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from emotrace import arguments
-from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits

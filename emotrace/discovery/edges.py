@@ -19,10 +19,10 @@ import torch
 
 from emotrace.discovery import approximate
 from emotrace.discovery.batches import PairBatch
-from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import NodeSite, Seen, read_at, seen
 from emotrace.discovery.wiring import Layer, lowered, wiring
 from emotrace.forwards.entering import enter
+from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import circuits

@@ -24,10 +24,10 @@ from emotrace import provenance
 from emotrace.discovery import exact
 from emotrace.discovery.batches import ready, span_means
 from emotrace.discovery.edges import graph
-from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import seen
 from emotrace.discovery.pairing import Pairs
 from emotrace.discovery.selection import Rule, component, live, select, values_of
+from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed

@@ -17,9 +17,9 @@ from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
-from emotrace.discovery.metrics import Metric
 from emotrace.discovery.nodes import Seen, seen
 from emotrace.discovery.pairing import SPANS, Pair, Pairs
+from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed

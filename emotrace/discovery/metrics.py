@@ -11,40 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.discovery.pairing import Pair
+from emotrace.forwards.metrics import Labelled
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 from emotrace.traced.circuits import LoweredMetric
-
-Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
-"""``(function, args)``, as a `LoweredMetric` is: ``function(values, *args)``, values ``[row, width]`` of each place read, gives
-``[row]``."""
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """What the methods of this room differentiate and compare."""
-
-    @property
-    def name(self) -> str:
-        """For attrs and figures."""
-        ...
-
-    def reads(self, model: LanguageModel) -> tuple[tuple[str, int | None], ...]:
-        """Sites (and layers) that it reads, in order of execution; checked against the model."""
-        ...
-
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> Lowered:
-        """The function for a batch of pairs, given what the places hold in the clean run."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +63,7 @@ class Projection:
             )
         return ((self.site, self._layer()),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """Unit direction of each pair, minus that of its counterfactual where asked."""
         rows = []
         for p in pairs:
@@ -145,7 +123,7 @@ class LogitDifference:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """Covectors on the logits."""
         ids = {value: self._ids(model, value) for value in self.tokens}
         rows = torch.zeros(len(pairs), model.sites.address("logits").width)
@@ -203,7 +181,7 @@ class KL:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The clean run's own logits are what is compared with."""
         return LoweredMetric(circuits.divergence, (torch.log_softmax(clean[0].float(), -1),))
 
@@ -236,7 +214,7 @@ class SiteFunction:
             raise EmotraceError(f"SiteFunction(sites={list(self.sites)}): at least one site, in order of execution.")
         return tuple((str(s), k) for s, k in self.sites)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Pair], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
         """The function, after a look at what it returns."""
         found = self.function([v.clone() for v in clean])
         if not isinstance(found, torch.Tensor) or found.shape != (len(pairs),):
@@ -245,7 +223,7 @@ class SiteFunction:
         return LoweredMetric(self.function, ())
 
 
-def _labelled(pair: Pair, which: str, label: str, name: str) -> Any:
+def _labelled(pair: Labelled, which: str, label: str, name: str) -> Any:
     found = getattr(pair, which)
     if label not in found:
         whose = "prompt" if which == "labels" else "counterfactual"

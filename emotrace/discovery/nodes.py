@@ -22,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from emotrace.discovery.metrics import Metric
 from emotrace.forwards.entering import HERE, backend
+from emotrace.forwards.metrics import Metric
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.sites import Address, LanguageModel
 from emotrace.traced.places import Place

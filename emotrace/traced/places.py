@@ -113,6 +113,15 @@ def add(place: Place, delta: torch.Tensor) -> None:
     _set(place, _with(whole, place.index, (wide + delta).to(element.dtype)))
 
 
+def leaf(place: Place, batch: int) -> torch.Tensor:
+    """δ = 0, added at a place; what follows can be differentiated to it: ``[batch, token, width]`` in the dtype of the value."""
+    element = _element(_get(place), place.index)
+    value = _unflatten(element, batch) if place.flat else element
+    delta = torch.zeros_like(value, requires_grad=True)
+    add(place, delta)
+    return delta
+
+
 def _get(place: Place) -> Any:
     return place.envoy.input if place.side == "input" else place.envoy.output
 

@@ -9,8 +9,24 @@ import torch
 from emotrace.traced import edits, places
 
 
-def forward(program: list, batch: int, start: int, stop: int, fired: list, sink: Any = None) -> None:
+class Graph(NamedTuple):
+    """What a forward keeps to be differentiated.
+
+    Attributes:
+        leaves: number of a `Leaf` → its δ.
+        measured: what the metric's places hold, in order.
+    """
+
+    leaves: dict
+    measured: list
+
+
+def forward(
+    program: list, batch: int, start: int, stop: int, fired: list, sink: Any = None, graph: Graph | None = None
+) -> None:
     """Run a program in the forward that computes columns ``[start, stop)``.
+
+    Without a graph a `Leaf` does nothing, and a `Measure` is a read like any other.
 
     Args:
         program: sorted, see `steps`.
@@ -19,6 +35,7 @@ def forward(program: list, batch: int, start: int, stop: int, fired: list, sink:
         stop: one past the last.
         fired: counts of the edits, one per edit; counted up.
         sink: called as ``sink(number, value)`` with ``[batch, token, width]`` at each read.
+        graph: filled; None where nothing is differentiated.
     """
     kept: dict = {}
     bases = {step.base for step in program if step.kind == "edit" and edits.live(step, start, stop)}
@@ -28,10 +45,15 @@ def forward(program: list, batch: int, start: int, stop: int, fired: list, sink:
         elif step.kind == "keep":
             if step.order in bases:
                 kept[step.order] = places.fetch(step.place, None, batch)
+        elif step.kind == "leaf":
+            if graph is not None:
+                graph.leaves[step.number] = places.leaf(step.place, batch)
         else:
             value = places.fetch(step.place, None, batch)
-            if sink is not None:
-                sink(step.number, value)
+            if step.kind == "measure" and graph is not None:
+                graph.measured.append(value)
+            elif sink is not None:
+                sink(step.number, value.detach() if isinstance(value, torch.Tensor) else value)
 
 
 def reaches(program: list, start: int) -> bool:

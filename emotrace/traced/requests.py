@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emotrace.traced import caches, finite, programs, runs
+from emotrace.traced import caches, derivatives, finite, programs, runs
 from emotrace.traced.caches import Recipe, Setup
 from emotrace.traced.model import TracedModel
 
@@ -24,6 +24,7 @@ class Forward(NamedTuple):
         columns: ``(start, stop)`` that it computes of the padded sequences; None for all.
         program: its steps; None for those that all forwards share.
         n_edits: how many edits it counts.
+        differentiated: what is differentiated to every leaf of the program, as `derivatives` says; None for nothing.
     """
 
     inputs: dict
@@ -32,6 +33,7 @@ class Forward(NamedTuple):
     columns: Any = None
     program: Any = None
     n_edits: int = 0
+    differentiated: Any = None
 
 
 def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: dict, sink: Any) -> list:
@@ -47,6 +49,8 @@ def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: d
     """
     inputs = caches.begun(model, one.inputs, one.recipe, setup, memo)
     program = steps if one.program is None else one.program
+    if one.differentiated is not None:
+        return derivatives.capture(model, inputs, program, sink, one.n_edits, one.columns, one.differentiated)
     return runs.capture(model, inputs, program, sink, one.n_edits, one.columns)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from emotrace.traced.places import Place
 
-RANK = {"edit": 0, "shift": 0, "node": 0, "keep": 1, "rms": 1, "read": 2}
+RANK = {"edit": 0, "shift": 0, "node": 0, "leaf": 1, "keep": 2, "rms": 2, "read": 3, "measure": 3}
 """At one place: what changes a value comes before what sees it."""
 
 
@@ -44,6 +44,24 @@ class Shift(NamedTuple):
     place: Place
     factor: float
     kind = "shift"
+
+
+class Leaf(NamedTuple):
+    """δ = 0 is added to a value, to which a metric is differentiated: its gradient is handed on where the model can give one."""
+
+    order: float
+    place: Place
+    number: int
+    kind = "leaf"
+
+
+class Measure(NamedTuple):
+    """A value that a metric reads at its token."""
+
+    order: float
+    place: Place
+    number: int
+    kind = "measure"
 
 
 class Rms(NamedTuple):

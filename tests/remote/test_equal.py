@@ -8,7 +8,7 @@ import xarray as xr
 from nnsight.schema.config import CONFIG
 
 import emotrace as et
-from emotrace import attribution, circuits, scoring
+from emotrace import attribution, circuits, discovery, scoring
 from emotrace.cli.options import only_here
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
@@ -274,3 +274,25 @@ def test_a_study_that_needs_the_weights_here_refuses():
         only_here("ndif", "it tunes")
     with pytest.raises(EmotraceError, match="ndif, local, a URL"):
         only_here("moon", "it tunes")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", "gpt2"])
+def test_gradients_beside_what_is_captured(pair, server, deployed, name, tmp_path):
+    here, there = pair(name)
+    dirs = et.directions.centered_mean(
+        et.capture(here, prompts(), "resid_post", progress=False), within=("skeleton_id",)
+    )
+    metric = discovery.Projection(dirs)
+    how = {"positions": "prompt", "gradients": metric, "batch_size": 3, "progress": False}
+    want, got = (et.capture(lm, prompts(), ("z", "mlp_out"), **how) for lm in (here, there))
+    assert "z_gradient" in got.variables
+    for variable, values in arrays(want).items():
+        np.testing.assert_array_equal(got.sel(variable=variable).values, values, err_msg=variable)
+    server.modes(no_gradients=True)
+    try:
+        stranger = et.load(deployed[name].parent / "client" / name, remote=Server(server.url, server.key))
+        with pytest.raises(EmotraceError, match="the server keeps no graph of the model"):
+            et.capture(stranger, prompts(), ("z", "mlp_out"), out=tmp_path / "x.zarr", **how)
+        assert not (tmp_path / "x.zarr").exists()
+    finally:
+        server.modes(no_gradients=False)

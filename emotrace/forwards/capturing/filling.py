@@ -150,7 +150,7 @@ def _reduction(job: CaptureJob, plan: Plan, function: Any, args: tuple[Any, ...]
 
 def _digest(fillings: Sequence[Filling]) -> str:
     """What a request computes, and where its rows belong."""
-    asked = [(rows, *_asked(forward)) for forward, rows in fillings]
+    asked = [(filling.rows, *_asked(filling.forward)) for filling in fillings]
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
 
 
@@ -161,7 +161,7 @@ def _asked(forward: Forward) -> tuple:
 
 def _rows(fillings: Sequence[Filling]) -> torch.Tensor:
     """Where the rows of some forwards belong, in the order in which they come."""
-    return torch.cat([rows_of(forward.spans, rows) for forward, rows in fillings])
+    return torch.cat([rows_of(filling.forward.spans, filling.rows) for filling in fillings])
 
 
 def _put(job: CaptureJob, fillings: Sequence[Filling], values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:

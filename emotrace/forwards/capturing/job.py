@@ -14,12 +14,15 @@ from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.prefixes import Prefix, batches, branches, prefixes
 from emotrace.forwards.capturing.reads import Reads, Sink
-from emotrace.forwards.entering import inputs
+from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.metrics import Captured, Clean, Metric
 from emotrace.sites import LanguageModel
-from emotrace.traced import requests
+from emotrace.traced import derivatives, requests
 from emotrace.traced.caches import Recipe
+from emotrace.traced.circuits import LoweredMetric
 from emotrace.traced.programs import Span
 from emotrace.traced.requests import Forward
+from emotrace.traced.steps import Measure, ordered
 
 
 class Filling(NamedTuple):
@@ -28,10 +31,28 @@ class Filling(NamedTuple):
     Attributes:
         forward: as `emotrace.traced.requests` takes it.
         rows: for each of its spans, its first row in the row group.
+        prompts: of its rows.
+        last: column of the last token of each prompt, which a metric is read at.
     """
 
     forward: Forward
     rows: tuple[int, ...]
+    prompts: tuple[int, ...]
+    last: tuple[int, ...]
+
+
+class Differentiated(NamedTuple):
+    """A metric whose gradients are captured.
+
+    Attributes:
+        metric: read at the last token of each prompt.
+        steps: its reads, with numbers behind those of the cells.
+        number: of the cell that holds what it is.
+    """
+
+    metric: Metric
+    steps: list[Measure]
+    number: int
 
 
 class CaptureJob:
@@ -40,13 +61,15 @@ class CaptureJob:
     def __init__(
         self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
+        differentiated: Differentiated | None = None,
     ) -> None:  # fmt: skip
         self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
         self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
         self.batch_size = batch_size
         self.fired = [0] * len(edits)
         self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
-        self.steps = reads.program()
+        self.differentiated = differentiated
+        self.steps = ordered([*reads.program(), *(differentiated.steps if differentiated else ())])
         self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
         self.share = share and not edits and model.sites.encoder.causal
         self.exact: bool | None = None  # asked only where prompts begin alike
@@ -121,12 +144,13 @@ class CaptureJob:
         encoder = self.model.sites.encoder
         fed = inputs(self.model, [self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
         width = fed["input_ids"].shape[1]
-        spans, firsts = [], []
+        spans, firsts, read = [], [], []
         for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
             pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
             first, last = self._span(i, start, stop)
             spans.append(Span(row, first - skip + pad, last - skip + pad))
             firsts.append(start - offset)
+            read.append(self.prompt_lengths[i] - 1 - skip + pad)
         program, count = None, 0
         if self.edits:
             lengths = [len(self.sequences[i]) for i in batch]
@@ -136,13 +160,35 @@ class CaptureJob:
             )  # fmt: skip
             program, count = lowered.program(self.steps), lowered.count
         fed = fed | self.options if recipe is None else fed
-        return Filling(Forward(fed, tuple(spans), recipe, None, program, count), tuple(firsts))
+        forward = Forward(fed, tuple(spans), recipe, None, program, count)
+        return Filling(forward, tuple(firsts), tuple(batch), tuple(read))
+
+    def _ready(self, filling: Filling) -> Forward:
+        """A forward with the metric that it differentiates, lowered for its prompts."""
+        if self.differentiated is None:
+            return filling.forward
+        metric, steps, number = self.differentiated
+        about = [Captured.of(self.prompts[i].key, self.prompts[i].labels) for i in filling.prompts]
+        clean = Clean(lambda: self._clean(filling, [step.number for step in steps]), len(steps))
+        lowered = LoweredMetric(*metric.lower(self.model, about, clean))
+        what = derivatives.Differentiated(lowered, torch.tensor(filling.last), number)
+        return filling.forward._replace(differentiated=what)
+
+    def _clean(self, filling: Filling, numbers: list[int]) -> list[torch.Tensor]:
+        """What the metric's places hold at its token, ``[row, width]`` each, from a forward of its own."""
+        program = [s for s in filling.forward.program or self.steps if s.kind not in ("read", "leaf")]
+        spans = tuple(Span(row, column, column + 1) for row, column in enumerate(filling.last))
+        one = filling.forward._replace(program=program, spans=spans)
+        values, _ = enter(self.model, requests.captured, [], [one], [[n] for n in numbers], self.setup, {})
+        return [value[0] for value in values]
 
     def carry_out(self, fillings: Iterable[Filling], targets: list[torch.Tensor]) -> list[list[int]]:
         """Forwards, here, whose rows are copied to where they belong; per forward how often each edit fired."""
         return [
-            requests.forward(self.model, self.steps, one, self.setup, self.memo, Sink(targets, one.spans, rows))
-            for one, rows in fillings
+            requests.forward(
+                self.model, self.steps, self._ready(f), self.setup, self.memo, Sink(targets, f.forward.spans, f.rows)
+            )
+            for f in fillings
         ]
 
     def count(self, fired: Sequence[int]) -> None:
@@ -151,4 +197,4 @@ class CaptureJob:
 
     def arguments(self, fillings: Sequence[Filling]) -> tuple:
         """What `requests.captured` takes."""
-        return self.steps, [filling.forward for filling in fillings], self.reads.cells(), self.setup, self.memo
+        return self.steps, [self._ready(filling) for filling in fillings], self.reads.cells(), self.setup, self.memo

@@ -10,20 +10,22 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards.capturing.groups import fitted
-from emotrace.forwards.capturing.job import CaptureJob
+from emotrace.forwards.capturing.job import CaptureJob, Differentiated
 from emotrace.forwards.capturing.reads import Reads
 from emotrace.forwards.entering import backend, enter, inputs
+from emotrace.forwards.metrics import Metric, digest
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.secrets import command_line
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import requests
+from emotrace.traced.steps import Measure
 
 
 def prepared(
     model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
-    row_group_bytes: int, seed: int,
+    row_group_bytes: int, seed: int, gradients: Metric | None = None,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything checked, and nothing run yet; arguments as of `capture`."""
     prompts = Prompts.of(prompts)
@@ -68,9 +70,46 @@ def prepared(
         "positions": list(positions) if isinstance(positions, tuple) else positions,
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.edits_digest(edits),
     }  # fmt: skip
+    differentiated = None
+    if gradients is not None:
+        differentiated = _differentiated(model, reads, gradients, prompts, prompt_lengths, chosen)
+        attrs |= {"gradients": gradients.name, "metric_digest": digest(gradients)}
     plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
-    job = CaptureJob(model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes)
+    job = CaptureJob(
+        model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated
+    )
     return job, plan
+
+
+def _differentiated(
+    model: LanguageModel, reads: Reads, metric: Metric, prompts: Prompts, prompt_lengths: Sequence[int], chosen: Sequence[range]
+) -> Differentiated:  # fmt: skip
+    """The metric's own reads, and variables for its gradients.
+
+    Raises:
+        EmotraceError: for what is no metric, one whose slope is zero, rows after its token in a causal model, or a metric
+            that is read before every captured site.
+    """
+    if not isinstance(metric, Metric):
+        raise EmotraceError(
+            f"capture(gradients=…): {type(metric).__name__} is no metric: it needs name, reads(model) and lower(…)."
+        )
+    if getattr(metric, "flat_at_clean", False):
+        raise EmotraceError(
+            f"capture(gradients=…): the slope of {metric.name!r} is zero at every place of the un-edited run."
+        )
+    if model.sites.encoder.causal:
+        for prompt, length, rows in zip(prompts, prompt_lengths, chosen, strict=True):
+            if len(rows) and rows.stop > length:
+                raise EmotraceError(
+                    f"capture(gradients={metric.name}): the metric is read at the last prompt token, position {length - 1} of "
+                    f"{prompt.key!r}, and no later token changes it: the gradient at position {rows.stop - 1} is 0. Choose "
+                    "positions of the prompt (positions='last', 'prompt' or a span), and capture the reply without gradients."
+                )
+    places = [model.sites.address(site, layer).seen for site, layer in metric.reads(model)]
+    number = reads.with_gradients(max(place.order for place in places), metric.name)
+    steps = [Measure(place.order, place.lower(model), number + 1 + i) for i, place in enumerate(places)]
+    return Differentiated(metric, steps, number)
 
 
 def _own_widths(model: LanguageModel, own: list[Site], ids: list[int]) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,22 +15,45 @@ from emotrace.labels import SUBLAYERS, EmotraceError
 from emotrace.sites import Address, Site, Sites
 from emotrace.store import Variable
 from emotrace.traced import programs
+from emotrace.traced.model import TracedModel
 from emotrace.traced.programs import Span
-from emotrace.traced.steps import Read
+from emotrace.traced.steps import Leaf, Read, ordered
+
+GRADIENT = "_gradient"
+"""What the name of a variable of gradients ends in."""
+METRIC = "metric"
+"""Variable that holds the metric of each row's prompt."""
 
 
 class Cell(NamedTuple):
-    """What is read at one place.
+    """What is read at one place, or differentiated to.
 
     Attributes:
-        address: where.
+        address: where; None for what the metric is.
         variable: of the store.
         cell: of that variable.
+        leaf: whether it is the gradient at this place.
     """
 
-    address: Address
+    address: Address | None
     variable: str
     cell: tuple[int, ...]
+    leaf: bool = False
+
+    @property
+    def order(self) -> float:
+        """When it happens in a forward; what follows from the others comes last."""
+        if self.address is None:
+            return math.inf
+        return (self.address if self.leaf else self.address.seen).order
+
+    def steps(self, model: TracedModel, number: int) -> list[Read | Leaf]:
+        """What a trace does for it; nothing where it follows from the others."""
+        if self.address is None:
+            return []
+        if self.leaf:
+            return [Leaf(self.address.order, self.address.lower(model), number)]
+        return [self.address.seen.read(model, number)]
 
 
 class Reads:
@@ -88,7 +113,7 @@ class Reads:
                 self.variables.append(Variable(name, ("layer", *size), {"layer": chosen}, size, dtype, codec))
                 for i, layer in enumerate(chosen):
                     self._add(name, layer, name, (i,))
-        self._cells.sort(key=lambda cell: cell.address.order)
+        self._cells.sort(key=lambda cell: cell.order)
         self.free = {v.name for v in self.variables if v.name == "logits"} | {
             name.replace("/", "|") for item, name in zip(wanted, names, strict=True) if isinstance(item, Site)
         }  # where a model may say −∞
@@ -106,11 +131,52 @@ class Reads:
         return common
 
     def _add(self, site: str | Site, layer: int | None, variable: str, cell: tuple[int, ...]) -> None:
-        self._cells.append(Cell(self.sites.resolve(site, layer).seen, variable, cell))
+        self._cells.append(Cell(self.sites.resolve(site, layer), variable, cell))
 
-    def program(self) -> list[Read]:
+    def program(self) -> list[Read | Leaf]:
         """The steps of a trace: one read per cell, in execution order."""
-        return [cell.address.read(self.sites.model, number) for number, cell in enumerate(self._cells)]
+        return ordered(step for number, cell in enumerate(self._cells) for step in cell.steps(self.sites.model, number))
+
+    def with_gradients(self, last: float, metric: str) -> int:
+        """Beside every variable the gradient at it, in layers all of whose sites come before a metric is read; and the metric.
+
+        Args:
+            last: when the metric reads its last place.
+            metric: its name, for the message.
+
+        Returns:
+            The number of the metric's cell.
+
+        Raises:
+            EmotraceError: where the metric is read before every site.
+        """
+        for v in tuple(self.variables):
+            leaves = [
+                cell._replace(variable=f"{v.name}{GRADIENT}", leaf=True)
+                for cell in self._cells
+                if cell.variable == v.name
+            ]
+            late = {cell.cell[:1] for cell in leaves if cell.order > last}  # by layer; () for what has none
+            layers = v.coords.get("layer", ())
+            kept = [i for i in range(len(layers)) if (i,) not in late]
+            if () in late or (layers and not kept):
+                continue
+            coords = {**v.coords, "layer": [layers[i] for i in kept]} if layers else v.coords
+            self.variables.append(replace(v, name=f"{v.name}{GRADIENT}", coords=coords))
+            for cell in leaves:
+                if not layers:
+                    self._cells.append(cell)
+                elif cell.cell[0] in kept:
+                    self._cells.append(cell._replace(cell=(kept.index(cell.cell[0]), *cell.cell[1:])))
+        if not any(cell.leaf for cell in self._cells):
+            raise EmotraceError(
+                f"capture(gradients={metric}): it is read before every captured site, so none of them changes it. Capture "
+                "earlier layers, or read the metric later."
+            )
+        self.variables.append(Variable(METRIC, (), {}, {}))
+        self._cells.sort(key=lambda cell: cell.order)
+        self._cells.append(Cell(None, METRIC, ()))
+        return len(self._cells) - 1
 
     def cells(self) -> list[list[int]]:
         """Of each variable, the numbers of its reads, in the order of its cells."""

@@ -16,7 +16,8 @@ from emotrace.forwards.capturing import filling, memory
 from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
-from emotrace.labels import Positions
+from emotrace.forwards.metrics import Metric, differentiable
+from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -34,6 +35,7 @@ def capture(
     layers: Iterable[int] | int | None = None,
     positions: Positions = "last",
     edits: Sequence[Edit] | None = None,
+    gradients: Metric | None = None,
     out: str | Path | None = None,
     batch_size: int = 32,
     share_prefixes: bool = True,
@@ -56,6 +58,10 @@ def capture(
         layers: 0-based layers; None for every layer that has the sites.
         positions: policy or span; ``generated`` needs prompts with replies.
         edits: applied in the same forward, before the reads of their site.
+        gradients: a metric of `emotrace.discovery` (or anything like it), read at the last token of each prompt: beside every
+            variable ``X`` the store holds ``X_gradient`` = d metric / d X at the same rows, in the layers that come before the
+            metric, from one backward pass per forward; and ``metric``, what it is for the prompt of each row. A metric of
+            pairs finds labels of the counterfactual as ``against_NAME``.
         out: zarr store to write or to continue; None keeps everything in memory. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
         batch_size: prompts per forward.
@@ -81,9 +87,14 @@ def capture(
     if out is not None:
         to_folder(out)
     job, plan = prepared(
-        model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed
-    )
+        model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed, gradients,
+    )  # fmt: skip
     yield lambda: _dry(job, plan, out)
+    if gradients is not None and not differentiable(model):
+        raise EmotraceError(
+            "capture(gradients=…): the server keeps no graph of the model. Capture values there without gradients; "
+            "attribution.sublayer_influence takes central differences, and a model loaded here gives gradients."
+        )
     if out is None:
         return _to_memory(job, plan, progress)
     return _to_store(job, plan, out, progress)
