@@ -54,6 +54,7 @@ def verify(store: Store) -> None:
         typer.echo(str(item))
     mend = f"{len(damage)} damaged; `emotrace repair {store}` makes them pending again"
     typer.echo(mend if damage else "all committed chunks are intact")
+    _tell_begun(store)
     if damage:
         raise typer.Exit(1)
 
@@ -99,3 +100,12 @@ def ls(store: Store) -> None:
     from emotrace.store import ls as listing
 
     typer.echo(listing(store).to_string(index=False))
+    _tell_begun(store)
+
+
+def _tell_begun(store: Path) -> None:
+    """What of a store is computed and not committed."""
+    from emotrace.store import begun
+
+    for group, rows in begun(store).items():
+        typer.echo(f"row group {group} is not committed; {rows} of its rows are in the journal")

@@ -6,7 +6,7 @@ from emotrace.store.mending import repair
 from emotrace.store.plan import Plan, PromptRows, RowGroup
 from emotrace.store.rows import Rows
 from emotrace.store.variable import Variable
-from emotrace.store.verify import info, ls, verify
+from emotrace.store.verify import begun, info, ls, verify
 from emotrace.store.writer import Writer, create_or_resume
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Rows",
     "Variable",
     "Writer",
+    "begun",
     "create_or_resume",
     "info",
     "ls",

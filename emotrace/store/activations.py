@@ -70,7 +70,7 @@ class Activations:
         """Activations that were never written: the same surface over arrays ``[layer, sublayer, token, …]``."""
         self = cls.__new__(cls)
         self.path = Path("(memory)")
-        self.attrs = {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()}
+        self.attrs = plan.described
         self._n, self._row_group = plan.n_rows, plan.row_group
         self.columns = tuple(plan.rows.columns)
         self._hold({v.name: v for v in plan.variables}, dict(arrays), dict(plan.rows.columns))

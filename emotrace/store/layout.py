@@ -8,11 +8,13 @@ activations.zarr/
     layer/ sublayer/           its coordinates
     residual/c.LAYER.SUBLAYER.GROUP.0    one chunk per (layer, sublayer, row group)
   row_groups/commit/           first row of each group; NNNNNN.json: the commit records; .lock
+    NNNNNN.journal             batches of a group that is not committed yet
 ```
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +43,9 @@ COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
 PARTIAL = ".partial"
+JOURNAL = ".journal"
+DESCRIBING = ("emotrace_store", "plan_digest")
+"""Attrs that the store writes itself."""
 CASTAGNOLI = "crc32c:"
 """What CRC-32C checksums begin with."""
 
@@ -48,6 +53,24 @@ CASTAGNOLI = "crc32c:"
 def commit_record(group: int) -> str:
     """Path of a group's commit record inside the store."""
     return f"{COMMITS}/{group:06d}.json"
+
+
+def journal(group: int) -> str:
+    """Path of a group's journal inside the store."""
+    return f"{COMMITS}/{group:06d}{JOURNAL}"
+
+
+def journaled(path: Path) -> list[int]:
+    """Indices of the row groups that have a journal, in order."""
+    names = os.listdir(path / COMMITS) if (path / COMMITS).is_dir() else []
+    stems = [n.removesuffix(JOURNAL) for n in names if n.endswith(JOURNAL)]
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def identity(attrs: Mapping[str, Any]) -> str:
+    """Hash of everything that the values of a store depend on, out of its attributes."""
+    made = {name: value for name, value in attrs.items() if name not in (*MAY_DIFFER, *DESCRIBING)}
+    return hashlib.sha256(json.dumps([attrs["plan_digest"], made], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(*parts: Any, like: str = CASTAGNOLI) -> str:
@@ -166,7 +189,7 @@ def create(path: Path, plan: Plan) -> int:
             raise EmotraceError(f"another process has just created {path}; repeat the command to continue it.")
         clear(building)
         with disk.writing(path):
-            build(building, plan, {**plan.attrs, "plan_digest": plan.digest, "emotrace_store": plan.to_json()})
+            build(building, plan, plan.described)
             os.rename(building, path)
             disk.sync_folder(path.parent)
     except BaseException:

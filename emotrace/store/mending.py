@@ -13,7 +13,7 @@ import numpy as np
 from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
-from emotrace.store import checks, layout
+from emotrace.store import checks, entries, layout
 from emotrace.store.checks import Damage
 from emotrace.store.plan import Plan
 from emotrace.store.rows import COLUMNS, Rows
@@ -25,6 +25,7 @@ from emotrace.texts import from_json
 def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
     """Take the commit back from every damaged row group; intact ones stay as they are.
 
+    Damaged entries of journals (batches of groups that are not committed yet) go; intact ones stay.
     Damaged metadata is written again where the token table is still the one that its digest names; otherwise the next run of
     the capture that made the store writes both.
 
@@ -50,6 +51,10 @@ def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
                 plan = _plan(root, attrs)
                 if plan is not None:
                     rebuild(root, plan, attrs)
+            for group, kept in entries.kept_in(root, attrs).items():
+                if kept.problems:
+                    entries.mend(root / layout.journal(group), kept)
+                    found += in_journal(group, kept)
     finally:
         os.close(lock)
     return found
@@ -97,6 +102,11 @@ def examine(root: Path, attrs: Mapping[str, Any], progress: bool = False) -> lis
         else:
             found += checks.in_group(root, group, variables)
     return found
+
+
+def in_journal(group: int, kept: entries.Kept) -> list[Damage]:
+    """Damage of the journal of a row group."""
+    return [Damage(layout.journal(group), problem, group) for problem in kept.problems]
 
 
 def told(root: Path, damage: Sequence[Damage]) -> str:

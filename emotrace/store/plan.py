@@ -167,6 +167,11 @@ class Plan:
                 digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Attributes of a store of this plan."""
+        return {**self.attrs, "plan_digest": self.digest, "emotrace_store": self.to_json()}
+
     def to_json(self) -> dict[str, Any]:
         """What the store's metadata says of the plan."""
         return {

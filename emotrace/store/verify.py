@@ -11,33 +11,42 @@ import pandas as pd
 
 from emotrace.labels import unknown
 from emotrace.signatures import typed
+from emotrace.store import entries
 from emotrace.store.activations import Activations
 from emotrace.store.checks import Damage
-from emotrace.store.mending import examine, settings
+from emotrace.store.mending import examine, in_journal, settings
 from emotrace.store.variable import Variable
 
 
 @typed
 def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]:
-    """Read every committed file and compare size and checksum with the commit records.
+    """Read every committed file and compare size and checksum with the commit records; read journals alike.
 
     Args:
         path: the store.
         progress: show a bar on stderr.
 
     Returns:
-        The damaged files; empty if all is well. Groups that are not committed yet are no damage.
+        The damaged files, and the damaged entries of journals; empty if all is well. Groups that are not committed yet are
+        no damage, nor is an entry of a journal that was cut off.
 
     Raises:
         EmotraceError: if there is no store of emotrace at ``path``.
     """
     root = Path(path)
-    return examine(root, settings(root), progress)
+    attrs = settings(root)
+    found = examine(root, attrs, progress)
+    for group, kept in entries.kept_in(root, attrs).items():
+        found += in_journal(group, kept)
+    return found
 
 
 @typed
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a store holds, as JSON values: sizes, progress, variables, labels and attrs."""
+    """What a store holds, as JSON values: sizes, progress, variables, labels and attrs.
+
+    ``groups_begun`` has for each row group that a killed or living run has begun the rows that it need not compute again.
+    """
     acts = Activations(path)
     store = acts.attrs["emotrace_store"]
     variables = [Variable.from_json(v) for v in store["variables"]]
@@ -49,6 +58,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "row_group": store["row_group"],
         "groups": acts.n_groups,
         "groups_committed": acts.n_groups_committed,
+        "groups_begun": begun(acts.path),
         "bytes": len(acts) * sum(v.row_bytes for v in variables),
         "columns": list(acts.columns),
         "variables": {
@@ -56,6 +66,17 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         },
         "attrs": {k: v for k, v in acts.attrs.items() if k != "emotrace_store"},
     }
+
+
+@typed
+def begun(path: str | os.PathLike[str]) -> dict[int, int]:
+    """Rows that are computed, of each row group that is begun and not committed.
+
+    Raises:
+        EmotraceError: if there is no store of emotrace at ``path``.
+    """
+    root = Path(path)
+    return {group: int(kept.done.sum()) for group, kept in entries.kept_in(root, settings(root)).items()}
 
 
 def _sizes(v: Variable, rows: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.store import layout, mending
+from emotrace.store.journal import Journal, Pace
 from emotrace.store.plan import Plan, RowGroup
 from emotrace.store.variable import Variable
 
@@ -43,7 +44,7 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
     root = Path(path)
     occupied = root.is_symlink() or root.exists()
     if not occupied or (root.is_dir() and not any(root.iterdir())):
-        return Writer(root, plan, layout.create(root, plan))
+        return Writer(root, plan, layout.create(root, plan), layout.identity(plan.described))
     stored = mending.settings(root)
     found = layout.differences(stored, {**plan.attrs, "plan_digest": plan.digest})
     if found:
@@ -60,7 +61,7 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
             if any(item.group is None for item in damage):
                 mending.rebuild(root, plan, stored)
             warnings.warn(mending.told(root, damage), stacklevel=3)
-        return Writer(root, plan, lock)
+        return Writer(root, plan, lock, layout.identity(stored))
     except BaseException:
         os.close(lock)
         raise
@@ -71,11 +72,18 @@ class Writer:
 
     ``commit`` writes in the calling thread. ``submit`` hands the group to one background thread, so that writing
     overlaps the next forward; its errors are raised by the next ``submit``, ``buffers`` or ``close``.
+
+    Attributes:
+        path: of the store.
+        plan: what it shall hold.
+        made: identity of the store, over everything that its values depend on.
+        begun: groups of which an earlier run left a journal.
     """
 
-    def __init__(self, path: Path, plan: Plan, lock: int) -> None:
+    def __init__(self, path: Path, plan: Plan, lock: int, made: str) -> None:
         self.path = path
         self.plan = plan
+        self.made = made
         self._lock: int | None = lock
         self._codecs = {v.name: layout.encoder(v) for v in plan.variables}
         self._committed = set(layout.committed_groups(path))
@@ -86,6 +94,10 @@ class Writer:
         self._queue: queue.Queue[tuple[RowGroup, Mapping[str, np.ndarray]] | None] = queue.Queue(maxsize=1)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._pace, self._journals = Pace(), dict[int, Journal]()
+        self.begun = set(layout.journaled(path))
+        for group in self.begun & self._committed:  # killed between its commit and the end of its journal
+            (path / layout.journal(group)).unlink()
 
     def __enter__(self) -> Writer:
         return self
@@ -117,6 +129,13 @@ class Writer:
         axes = {v.name: (slice(None),) * len(v.cell_dims) for v in self.plan.variables}
         return {name: array[(*axes[name], slice(0, len(group)))] for name, array in full.items()}
 
+    def journal(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> Journal:
+        """The journal of a group whose `buffers` are being filled; it goes when the group is committed."""
+        reserve = RING * self.plan.group_bytes
+        found = Journal(self.path, self.made, group, self.plan.variables, arrays, self._pace, reserve)
+        self._journals[group.index] = found
+        return found
+
     def commit(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a group: all chunks under temporary names, synced, renamed, then one synced commit record.
 
@@ -143,17 +162,23 @@ class Writer:
         self._queue.put((group, arrays))
 
     def close(self) -> None:
-        """Wait for the background thread, release the lock, and raise what went wrong there."""
+        """Wait for the background thread, keep in journals what is not committed, and raise what went wrong."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
             self._thread = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        self._free.clear()
-        self._lent.clear()
-        self._raise()
+        try:
+            with contextlib.ExitStack() as journals:
+                for journal in self._journals.values():
+                    journals.callback(journal.close)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+            self._journals.clear()
+            self._free.clear()
+            self._lent.clear()
+            self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -220,6 +245,11 @@ class Writer:
                 (self.path / (name + layout.PARTIAL)).unlink(missing_ok=True)
             raise
         self._committed.add(group.index)
+        journal = self._journals.pop(group.index, None)
+        if journal is not None:
+            journal.discard()
+        else:
+            (self.path / layout.journal(group.index)).unlink(missing_ok=True)
 
     def _chunk(self, name: str, variable: Variable, rows: np.ndarray) -> list[Any]:
         """Write one chunk, padded to the size of the row group, and return its size and checksum."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from emotrace.forwards.capturing import memory
 from emotrace.forwards.capturing.job import CaptureJob, Filling
 from emotrace.forwards.capturing.reads import rows_of
 from emotrace.forwards.entering import backend
+from emotrace.labels import EmotraceError
 from emotrace.remote import Request
-from emotrace.store import Plan
-from emotrace.store.layout import MAY_DIFFER
+from emotrace.store import Plan, RowGroup, Writer
+from emotrace.store.entries import Kept
+from emotrace.store.journal import Journal
 from emotrace.traced import requests
 from emotrace.traced.requests import Forward
 
@@ -26,13 +27,7 @@ REQUEST_BYTES = 32 << 20
 """Most bytes of one answer."""
 
 
-def identity(plan: Plan) -> str:
-    """Hash of everything that the answers depend on."""
-    attrs = {name: value for name, value in plan.attrs.items() if name not in MAY_DIFFER}
-    return hashlib.sha256(json.dumps([plan.digest, attrs], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def pieces(job: CaptureJob, group: Any) -> Iterator[Piece]:
+def pieces(job: CaptureJob, group: RowGroup) -> Iterator[Piece]:
     """The forwards of one row group as one request each, always cut alike."""
     row_bytes, limit = sum(v.row_bytes for v in job.reads.variables), backend(job.model).limit or 0
     piece: list[Filling] = []
@@ -56,23 +51,49 @@ class Piece(NamedTuple):
         last: whether the group is whole with it.
     """
 
-    group: Any
+    group: RowGroup
     fillings: list[Filling]
     last: bool
 
 
 class Buffers:
-    """The arrays of one row group, and in them the slice that each read fills."""
+    """The arrays of one row group, in them the slice that each read fills, and which rows are there.
 
-    def __init__(self, job: CaptureJob, arrays: dict[str, np.ndarray]) -> None:
-        self.arrays, self.targets = arrays, job.reads.targets(arrays)
+    Args:
+        job: the capture.
+        group: of its plan.
+        arrays: of the group.
+        journal: that keeps what is computed; None keeps nothing.
+    """
+
+    def __init__(
+        self, job: CaptureJob, group: RowGroup, arrays: dict[str, np.ndarray], journal: Journal | None
+    ) -> None:
+        self.arrays, self.journal, self.targets = arrays, journal, job.reads.targets(arrays)
+        kept = Kept(len(group), []) if journal is None else journal.restore()
+        self.done = kept.done
+        for entry in kept.entries:
+            if entry.problem is None:
+                job.count(entry.fired)
+
+    def lack(self, fillings: Iterable[Filling]) -> bool:
+        """Whether a row of these forwards is not there."""
+        return not all(self.done[_rows([filling]).numpy()].all() for filling in fillings)
+
+    def add(self, filling: Filling, fired: Sequence[int]) -> None:
+        """The rows of a forward are there now."""
+        if self.journal is not None:
+            spans = [
+                (first, first + s.stop - s.start) for s, first in zip(filling.forward.spans, filling.rows, strict=True)
+            ]
+            self.journal.add(spans, fired)
 
 
 def filled(
-    job: CaptureJob, groups: Sequence[Any], name: str, buffers: Callable[[Any], dict[str, np.ndarray]], bar: Any,
-    log: Path | None,
-) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:  # fmt: skip
-    """Row groups with their buffers filled, in order, each once; of a server several requests are on their way at a time.
+    job: CaptureJob, groups: Sequence[RowGroup], name: str, buffers: Callable[[RowGroup], dict[str, np.ndarray]], bar: Any,
+    log: Path | None, writer: Writer | None = None,
+) -> Iterator[tuple[RowGroup, dict[str, np.ndarray]]]:  # fmt: skip
+    """Row groups with their buffers filled, each once; of a server several requests are on their way at a time.
 
     Args:
         job: the capture.
@@ -81,12 +102,15 @@ def filled(
         buffers: gives the arrays of a group.
         bar: progress; says what the server says of the request that is waited for.
         log: file of request ids.
+        writer: of the store whose journals hold what was computed before, and keep what is computed now.
     """
     begun: dict[int, Buffers] = {}
+    whole: list[RowGroup] = []
 
-    def of(group: Any) -> Buffers:
+    def of(group: RowGroup) -> Buffers:
         if group.index not in begun:
-            begun[group.index] = Buffers(job, buffers(group))
+            arrays = buffers(group)
+            begun[group.index] = Buffers(job, group, arrays, writer and writer.journal(group, arrays))
         return begun[group.index]
 
     def request(piece: Piece) -> Request:
@@ -104,18 +128,53 @@ def filled(
     def tell(said: str) -> None:
         bar.set_postfix_str(said[:60])
 
-    asked = (request(piece) for group in groups for piece in pieces(job, group))
-    for answered, (values, fired) in backend(job.model).results(job.model, asked, log, tell):
+    def lacking(group: RowGroup) -> Iterator[Piece]:
+        """The pieces that no journal holds, cut as if there were none; the last of them makes the group whole."""
+        held = None
+        for piece in pieces(job, group):
+            if not of(group).lack(piece.fillings):
+                bar.update(sum(len(filling.rows) for filling in piece.fillings))
+                continue
+            if held is not None:
+                yield held
+            held = piece._replace(last=False)
+        if held is None:
+            whole.append(group)
+        else:
+            yield held._replace(last=True)
+
+    def asked() -> Iterator[Request]:
+        for group in groups:
+            known = writer is not None and group.index in writer.begun
+            yield from map(request, lacking(group) if known else pieces(job, group))
+
+    def finished(group: RowGroup) -> tuple[RowGroup, dict[str, np.ndarray]]:
+        job.memo.clear()
+        done = begun.pop(group.index)
+        try:
+            job.refuse_lost(group, done.arrays)
+        except EmotraceError:
+            if done.journal is not None:
+                done.journal.discard()
+            raise
+        return group, done.arrays
+
+    for answered, (values, fired) in backend(job.model).results(job.model, asked(), log, tell):
+        while whole:
+            yield finished(whole.pop(0))
         group, fillings, last = answered.about
-        _put(job, fillings, values, of(group).targets)
+        into = of(group)
+        _put(job, fillings, values, into.targets)
         for filling, counts in zip(fillings, fired, strict=True):
             job.count(counts)
             bar.update(len(filling.rows))
+            into.add(filling, counts)
         if last:
-            job.memo.clear()
-            arrays = begun.pop(group.index).arrays
-            job.refuse_lost(group, arrays)
-            yield group, arrays
+            yield finished(group)
+        elif into.journal is not None:
+            into.journal.keep()
+    while whole:
+        yield finished(whole.pop(0))
 
 
 def reductions(prepared: Iterable[tuple[CaptureJob, Plan, tuple[Any, ...]]], function: Any) -> Iterator[Request]:

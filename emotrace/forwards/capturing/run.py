@@ -118,7 +118,7 @@ def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool) -> A
             total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress
         ) as bar:
             write = writer.submit if log is None else writer.commit  # ids are forgotten once what they gave is safe
-            for group, buffers in filling.filled(job, pending, filling.identity(plan), writer.buffers, bar, log):
+            for group, buffers in filling.filled(job, pending, writer.made, writer.buffers, bar, log, writer):
                 write(group, buffers)
     if pending:
         edits_.refuse_silent(job.edits, job.fired)
