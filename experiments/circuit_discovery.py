@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, report, stats
-from emotrace.cli.options import Bos, CausalModel, Device, Dtype, Folder, NotThere, Seed, only_here
+from emotrace.cli.groups import LoadingHere, grouped
+from emotrace.cli.options import CausalModel, Folder, Seed
 from emotrace.disk import write_json
 from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
@@ -39,7 +40,9 @@ LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emo
 """What is swapped, and what a pair has in common."""
 
 
+@grouped
 def main(
+    *,
     model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
     out: Folder = Path("runs/circuit_discovery"),
@@ -51,16 +54,13 @@ def main(
     nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
     steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
-    remote: NotThere = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
+    loading: LoadingHere,
     seed: Seed = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
-    only_here(remote, "circuit discovery differentiates and rewires the model, which a server does not allow")
+    loading.only_here("circuit discovery differentiates and rewires the model, which a server does not allow")
     prompts = et.datasets.sev(train, limit=limit)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos)
+    lm = loading.load(model)
     at = lm.sites.n_layers - 2 if layer is None else layer
     lm.sites.address("resid_post", at)  # refuses a layer that there is not
     settings = {

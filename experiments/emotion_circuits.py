@@ -21,7 +21,7 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,23 +31,10 @@ import typer
 from circuit_study import Study, paired
 
 import emotrace as et
-from emotrace import attribution, circuits, judges, replies, report
+from emotrace import attribution, circuits, replies, report
 from emotrace import directions as directions_
-from emotrace.cli.options import (
-    BatchSize,
-    Bos,
-    CausalModel,
-    Device,
-    Dtype,
-    Folder,
-    Judge,
-    LabelMap,
-    NewTokens,
-    Price,
-    RemoteFlag,
-    Seed,
-    place,
-)
+from emotrace.cli.groups import Answering, Judging, LoadingAnywhere, grouped
+from emotrace.cli.options import CausalModel, Folder
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
@@ -64,11 +51,16 @@ PUBLISHED = {"prompt": 0.9896, "steer": 0.9122, "circuit": 0.9965}
 """Llama-3.2-3B-Instruct, judge told the emotion; shown beside ours and not comparable with them."""
 
 
+LONG = Answering(max_new_tokens=60)
+
+
+@grouped
 def main(
+    *,
     model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="SEV file to find directions on")] = Path("data/sev.jsonl"),
     test: Annotated[Path, typer.Option(help="SEV file to measure on, once")] = Path("data/test_set.jsonl"),
-    judge: Judge = "lexicon",
+    judging: Judging,
     out: Folder = Path("runs/emotion_circuits"),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
@@ -82,26 +74,19 @@ def main(
         str | None,
         typer.Option(help="emotion_circuits: components allocated, ranked and added as published"),
     ] = None,
-    max_new_tokens: NewTokens = 60,
-    batch_size: BatchSize = 32,
+    answering: Answering = LONG,
     target_aware: Annotated[
         bool, typer.Option(help="ask the published target-aware question as well (openai only)")
     ] = False,
-    label_map: LabelMap = None,
-    price: Price = None,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
     ] = None,
-    remote: RemoteFlag = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    seed: Seed = 0,
+    loading: LoadingAnywhere,
 ) -> None:
     """Emotion directions, circuits, steering and modulation, from prompts to a judged report."""
     tested, trained = et.datasets.read_sev(test), et.datasets.read_sev(train)
     et.datasets.refuse_shared(tested, trained, f"--test {test}", f"--train {train}")
-    the_judge = judges.make(judge, **judges.flags(label_map, price))
+    the_judge = judging.make()
     prompts = et.datasets.sev(train, limit=limit)
     asked = et.datasets.sev(test, limit=limit)
     plain, asked_plain = (et.datasets.sev(file, instruction=False, limit=limit) for file in (train, test))
@@ -109,29 +94,22 @@ def main(
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if preset not in (None, *circuits.PRESETS):
         raise unknown("preset", preset, circuits.PRESETS, "--preset")
-    encoding = circuit_protocol.encoding(preset)
-    lm = et.load(
-        model,
-        device=device,
-        dtype=dtype,
-        bos=bos,
-        attn_implementation=attn_implementation,
-        remote=place(remote),
-        **encoding,
-    )
+    batch_size, seed = answering.batch_size, answering.seed
+    lm = loading.load(model, attn_implementation=attn_implementation, **circuit_protocol.encoding(preset))
     protocol = (
-        circuit_protocol.published(preset, lm) if preset else circuit_protocol.ours(lm, max_new_tokens, dose_step)
+        circuit_protocol.published(preset, lm)
+        if preset
+        else circuit_protocol.ours(lm, answering.max_new_tokens, dose_step)
     )
     settings = {
         "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
-        "judge": the_judge.name, "label_map": label_map, "limit": limit, "sweep_limit": sweep_limit,
+        "judge": the_judge.name, "label_map": judging.label_map, "limit": limit, "sweep_limit": sweep_limit,
         "finalists": finalists, "draws": draws,
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
-        "preset": preset, "preset_settings": protocol.record, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
-        "target_aware": target_aware,
-        "seed": seed, "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
+        "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
+        "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
     }  # fmt: skip
     run = Run(out, settings)
     study = Study(lm, the_judge, run.path("parts"), batch_size=batch_size, target=target_aware, protocol=protocol)

@@ -34,7 +34,8 @@ from knowledge_figures import mantel_p
 import emotrace as et
 from emotrace import disk, report, rsa
 from emotrace import prompt_tuning as pt
-from emotrace.cli.options import Bos, Device, Dtype, Folder, NotThere, Seed, only_here
+from emotrace.cli.groups import LoadingHere, grouped
+from emotrace.cli.options import Folder, Seed
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.disk import write_json
 from emotrace.prompt_tuning.tasks import PARTS
@@ -53,7 +54,9 @@ TINY = (
 )
 
 
+@grouped
 def main(
+    *,
     model: Annotated[str | None, typer.Option(help="hub id or directory, masked or causal; none: train a tiny one")] = None,
     texts: Annotated[Path | None, typer.Option(help="folder with train.csv, dev.csv and test.csv in the format of GoEmotions; "
                                                     "none: texts of this project")] = None,
@@ -80,14 +83,11 @@ def main(
     limit: Annotated[int | None, typer.Option(help="most positives of a part (48)")] = None,
     words: Annotated[str | None, typer.Option(help="answers no,yes (negative,positive)")] = None,
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
-    remote: NotThere = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
+    loading: LoadingHere,
     seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
-    only_here(remote, "soft prompts are tuned where the weights are")
+    loading.only_here("soft prompts are tuned where the weights are")
     plan = study.Protocol.of(
         preset, seeds=study.numbers(seeds, int, "--seeds"), k=study.numbers(k, float, "--k"), draws=draws, match=match, how=how,
         stage=stage, position=position,
@@ -105,7 +105,7 @@ def main(
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist(), "digest": disk.digest(scores)},
         "human": human.name if human else "space of all attributes", "human_digest": human and _content(human),
         "preset": preset, "recipe": recipe.record,
-        **plan.record, "emotions": emotions, "dtype": dtype, "bos": bos, "seed": seed,
+        **plan.record, "emotions": emotions, "dtype": loading.dtype, "bos": loading.bos, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
 
@@ -125,8 +125,7 @@ def main(
     source = model or str(run.path("model"))
     if model is None and not run.path("model", "training.json").is_file():
         train_tiny_masked.fit(parts, run.path("model"), train_tiny_masked.Recipe(seed=seed))
-    load = {"device": device, "dtype": dtype, "bos": bos}
-    lm = et.load(source, **load)
+    lm = loading.load(source)
     print(lm.sites.describe())
     names = study.emotions(parts, scores, emotions)
     sizes = study.sizes(plan.k, sum(lm.sites.address("neuron", i).width for i in lm.sites.layers("neuron")))
@@ -134,7 +133,7 @@ def main(
 
     # 1. Soft prompts.
     table: Any = pt.tune_all(
-        where, parts, names, plan.seeds, recipe, out=run.path("prompts"), processes=processes, load=load
+        where, parts, names, plan.seeds, recipe, out=run.path("prompts"), processes=processes, load=loading.options
     )
     prompts = {
         key: p for key, p in pt.tuned_prompts(run.path("prompts")).items() if key[0] in names and key[1] in plan.seeds
@@ -176,7 +175,7 @@ def main(
     masks = rsa.select_neurons(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
     masks.save(run.path("masks"))
     accuracies: Any = pt.masked_accuracy(
-        where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=load,
+        where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=loading.options,
         eval_batch=plan.eval_batch, seed=seed,
     )  # fmt: skip
 

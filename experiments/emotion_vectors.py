@@ -19,6 +19,7 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,22 +30,9 @@ import vector_figures as figures
 import vector_study as study
 
 import emotrace as et
-from emotrace import directions, dose, extraction, interop, judges, replies, report
-from emotrace.cli.options import (
-    BatchSize,
-    Bos,
-    CausalModel,
-    Device,
-    Dtype,
-    Folder,
-    Judge,
-    LabelMap,
-    NewTokens,
-    Price,
-    RemoteFlag,
-    Seed,
-    place,
-)
+from emotrace import directions, dose, extraction, interop, replies, report
+from emotrace.cli.groups import Answering, Judging, LoadingAnywhere, grouped
+from emotrace.cli.options import CausalModel, Folder
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
@@ -53,7 +41,9 @@ TOP = 0.1
 """Share of the coordinates that the sparse variant keeps."""
 
 
+@grouped
 def main(
+    *,
     model: CausalModel = "data/tiny_model",
     train: Annotated[Path, typer.Option(help="queries by emotion, to make vectors from")] = Path(
         "data/emotion_query_sample.json"
@@ -61,7 +51,7 @@ def main(
     test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path(
         "data/emotion_query_plus_sample.json"
     ),
-    judge: Judge = "lexicon",
+    judging: Judging,
     out: Folder = Path("runs/emotion_vectors"),
     limit: Annotated[int | None, typer.Option(help="queries of each emotion, and of the test file")] = None,
     site: Annotated[str, typer.Option(help="where vectors are taken and added")] = "o_proj_out",
@@ -77,19 +67,13 @@ def main(
         "emotional"
     ],
     draws: Annotated[int, typer.Option(help="draws of each control")] = 2,
-    label_map: LabelMap = None,
-    price: Price = None,
-    max_new_tokens: NewTokens = 40,
-    batch_size: BatchSize = 32,
-    remote: RemoteFlag = None,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    seed: Seed = 0,
+    answering: Answering,
+    loading: LoadingAnywhere,
 ) -> None:
     """Emotion vectors from answers, doses, controls and a report."""
-    the_judge = judges.make(judge, **judges.flags(label_map, price))
-    wanted = _numbers(doses)
+    the_judge = judging.make()
+    wanted, batch_size, seed = _numbers(doses), answering.batch_size, answering.seed
+    decoding = {"max_new_tokens": answering.max_new_tokens}
     if draws < 1:
         raise et.EmotraceError(f"--draws {draws}: at least 1 draw of each control.")
 
@@ -98,24 +82,25 @@ def main(
     fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
     study.say_shared(others, queries, f"--test {test}", f"--train {train}")
     asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    lm = loading.load(model)
     templates = {"neutral": neutral, "emotional": emotional}
     settings = {
         "experiment": "emotion_vectors", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "fit": fit.digest, "held_out": held.digest},
-        "test": {"file": test.name, "digest": asked.digest}, "judge": the_judge.name, "label_map": label_map, "site": site,
+        "test": {"file": test.name, "digest": asked.digest}, "judge": the_judge.name, "label_map": judging.label_map,
+        "site": site,
         "over": over, "scale": scale, "templates": templates, "doses": wanted, "limit": limit, "draws": draws,
-        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
+        **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
     it = study.Study(
-        lm, the_judge, run.path("parts"), {"max_new_tokens": max_new_tokens}, batch_size, seed,
+        lm, the_judge, run.path("parts"), decoding, batch_size, seed,
         templates=templates, where={"site": site, "scale": scale},
     )  # fmt: skip
 
     # 2. Vectors, and what they share.
     vectors = extraction.answer_vectors(
-        lm, fit, site=site, over=over, templates=templates, decoding={"max_new_tokens": max_new_tokens},  # type: ignore[arg-type]
+        lm, fit, site=site, over=over, templates=templates, decoding=decoding,  # type: ignore[arg-type]
         batch_size=batch_size, seed=seed, out=run.path("extraction"),
     )  # fmt: skip
     base = directions.base_vector(vectors)

@@ -18,6 +18,7 @@ Run it again with the same arguments to continue it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,24 +31,9 @@ import vector_study as study
 import xarray as xr
 
 import emotrace as et
-from emotrace import directions, disk, dose, extraction, judges, replies, report
-from emotrace.cli.options import (
-    BatchSize,
-    Bos,
-    CausalModel,
-    Device,
-    Dtype,
-    Folder,
-    Judge,
-    LabelMap,
-    NewTokens,
-    Price,
-    RemoteFlag,
-    Seed,
-    names,
-    numbers,
-    place,
-)
+from emotrace import directions, disk, dose, extraction, replies, report
+from emotrace.cli.groups import Answering, Judging, LoadingAnywhere, grouped
+from emotrace.cli.options import CausalModel, Folder, names, numbers
 from emotrace.directions.vectors import METHODS
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
@@ -60,7 +46,9 @@ DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the sweep; what is added to a residual stream stays there, so the additions of all layers add up."""
 
 
+@grouped
 def main(
+    *,
     model: CausalModel = "data/tiny_model",
     train: Annotated[
         str, typer.Option(help="texts in a form of GoEmotions: file, folder or hub id")
@@ -70,7 +58,7 @@ def main(
     questions: Annotated[
         str, typer.Option(help="TruthfulQA, multiple_choice form; none leaves it out")
     ] = "data/truthfulqa_mc_sample.json",
-    judge: Judge = "lexicon",
+    judging: Judging,
     out: Folder = Path(
         "runs/goemotions_steering"
     ),
@@ -85,19 +73,13 @@ def main(
     system: Annotated[str, typer.Option(help="system message of every query")] = extraction.TEMPLATES["neutral"],
     emotional: Annotated[str, typer.Option(help="of the emotion asked in words")] = extraction.TEMPLATES["emotional"],
     draws: Annotated[int, typer.Option(min=1, help="draws of each control")] = 2,
-    label_map: LabelMap = None,
-    price: Price = None,
-    max_new_tokens: NewTokens = 40,
-    batch_size: BatchSize = 32,
-    device: Device = "auto",
-    dtype: Dtype = None,
-    bos: Bos = None,
-    remote: RemoteFlag = None,
-    seed: Seed = 0,
+    answering: Answering,
+    loading: LoadingAnywhere,
 ) -> None:  # fmt: skip
     """Vectors from labelled texts, doses, controls, TruthfulQA and a report."""
-    the_judge = judges.make(judge, **judges.flags(label_map, price))
+    the_judge = judging.make()
     wanted = sorted({*numbers(doses, "--doses")})
+    batch_size, seed = answering.batch_size, answering.seed
 
     # 1. Texts, queries and questions.
     texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=limit)
@@ -108,19 +90,19 @@ def main(
     final = et.datasets.emotion_query(asked, part="all", exclude=tried)[:limit]
     choices = [] if questions == "none" else et.datasets.read_truthfulqa(questions, "multiple_choice")[:limit]
     fit, unseen = et.datasets.hold_out(texts, HELD_OUT, seed)
-    lm = et.load(model, device=device, dtype=dtype, bos=bos, remote=place(remote))
+    lm = loading.load(model)
     settings = {
         "experiment": "goemotions_steering", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": Path(train).name, "digest": texts.digest}, "trial": {"file": trial.name, "digest": held.digest},
         "test": {"file": test.name, "digest": final.digest},
         "questions": [Path(questions).name, len(choices), disk.digest([repr(q) for q in choices])],
-        "judge": the_judge.name, "label_map": label_map, "emotions": emotions, "against": against, "grouping": grouping,
+        "judge": the_judge.name, "label_map": judging.label_map, "emotions": emotions, "against": against, "grouping": grouping,
         "keep": keep, "scale": scale, "layers": layers, "doses": wanted, "system": system, "emotional": emotional,
-        "limit": limit, "draws": draws, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed,
+        "limit": limit, "draws": draws, **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
     it = study.Study(
-        lm, the_judge, run.path("parts"), {"max_new_tokens": max_new_tokens}, batch_size, seed,
+        lm, the_judge, run.path("parts"), {"max_new_tokens": answering.max_new_tokens}, batch_size, seed,
         templates={"neutral": system, "emotional": emotional},
         where={"scale": scale, "layers": study.layers_of(layers)},
     )  # fmt: skip

@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
 
 from emotrace.cli.options import (
+    BatchSize,
     Bos,
     Count,
     Data,
@@ -19,6 +22,7 @@ from emotrace.cli.options import (
     LabelMap,
     Limit,
     MessagesColumn,
+    NewTokens,
     Positions,
     Price,
     RemoteFlag,
@@ -112,6 +116,29 @@ class LoadingAnywhere(Loading):
     def options(self) -> dict[str, Any]:
         """Arguments of `emotrace.load`."""
         return {**super().options, "remote": place(self.remote)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingHere(Loading):
+    """How a model is loaded of a study that needs the weights; asked to work elsewhere, it says why it cannot."""
+
+    remote: Annotated[str | None, typer.Option("--remote", hidden=True)] = None
+
+    def only_here(self, why: str) -> None:
+        """Refuse ``--remote``."""
+        if place(self.remote):
+            raise EmotraceError(
+                f"--remote {self.remote}: {why}. Leave --remote out, and give a model whose weights are here."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How a study has its prompts answered."""
+
+    max_new_tokens: NewTokens = 40
+    batch_size: BatchSize = 32
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,6 @@ RemoteFlag = Annotated[
     str | None,
     typer.Option("--remote", help="ndif, a URL, or local (packed as for a server): no weights are loaded here"),
 ]
-NotThere = Annotated[str | None, typer.Option("--remote", hidden=True)]
-"""Where a study that cannot be done elsewhere is asked for; see `only_here`."""
 Store = Annotated[Path, typer.Argument(help="an activation store")]
 Data = Annotated[
     Path,
@@ -75,12 +73,6 @@ def place(remote: str | None) -> bool | str:
     if remote not in ("ndif", "local") and not remote.startswith(("http://", "https://")):
         raise unknown("place", remote, ("ndif", "local", "a URL"), "--remote")
     return True if remote == "ndif" else remote
-
-
-def only_here(remote: str | None, why: str) -> None:
-    """Refuse ``--remote`` where the weights must be on this computer."""
-    if place(remote):
-        raise EmotraceError(f"--remote {remote}: {why}. Leave --remote out, and give a model whose weights are here.")
 
 
 def names(text: str) -> list[str]:

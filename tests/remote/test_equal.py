@@ -9,7 +9,7 @@ from nnsight.schema.config import CONFIG
 
 import emotrace as et
 from emotrace import attribution, circuits, discovery, scoring
-from emotrace.cli.options import only_here
+from emotrace.cli.groups import LoadingHere
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
@@ -269,11 +269,11 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
 
 
 def test_a_study_that_needs_the_weights_here_refuses():
-    only_here(None, "it tunes")
+    LoadingHere().only_here("it tunes")
     with pytest.raises(EmotraceError, match=r"--remote ndif: it tunes\. Leave --remote out"):
-        only_here("ndif", "it tunes")
+        LoadingHere(remote="ndif").only_here("it tunes")
     with pytest.raises(EmotraceError, match="ndif, local, a URL"):
-        only_here("moon", "it tunes")
+        LoadingHere(remote="moon").only_here("it tunes")
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", "gpt2"])
