@@ -34,7 +34,7 @@ import torch
 from emotrace.labels import EmotraceError
 from emotrace.traced.inner import call
 
-SCRIPT = Path(__file__).with_name("ndif_server.py")
+SCRIPT = Path(__file__).with_name("ndif_server")
 PATIENCE = 20.0
 """Seconds for which an order to the server waits while it restarts."""
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -119,7 +119,7 @@ class Server:
 
         Args:
             fault: one of ``refuse, http, drop, delay, error, lose, twice, restart`` = a stage, and ``times`` (1; −1 for
-                ever), ``after`` (0), ``seconds``, ``code``, ``message``, ``stale`` where they apply. See `ndif_server`.
+                ever), ``after`` (0), ``seconds``, ``code``, ``message``, ``stale`` where they apply. See `ndif_server.faults`.
 
         Raises:
             EmotraceError: for a fault that there is not.

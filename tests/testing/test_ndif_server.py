@@ -19,8 +19,10 @@ from nnsight.intervention.backends.remote import AsyncRemoteBackend, RemoteBacke
 from nnsight.schema.response import Status
 
 from emotrace.labels import EmotraceError
-from emotrace.testing import ndif_server, tiny
+from emotrace.testing import tiny
 from emotrace.testing.ndif import Server, loopback, mint
+from emotrace.testing.ndif_server import modes as ndif_modes
+from emotrace.testing.ndif_server import serving
 
 NAME, MASKED = "org/tiny-llama", "org/tiny-roberta"
 
@@ -346,8 +348,8 @@ def test_flags_are_modes(server: Server) -> None:
     modes = server.modes()
     assert (modes["inline_limit"], modes["execution_timeout"], modes["expire_urls"]) == (4 << 20, 60.0, None)
     flags = ["--no-gradients", "--copies", "--autocast", "bfloat16", "--expire-urls"]
-    options = vars(ndif_server._parser().parse_args(["--model", "any", *flags]))
-    assert set(ndif_server.MODES) - {"versions"} <= set(options)
+    options = vars(serving.parser().parse_args(["--model", "any", *flags]))
+    assert set(ndif_modes.MODES) - {"versions"} <= set(options)
     assert [options[name] for name in ("no_gradients", "copies", "autocast", "expire_urls")] == [
         True,
         True,

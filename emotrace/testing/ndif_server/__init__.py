@@ -1,0 +1,24 @@
+"""NDIF server: nnsight's remote protocol (0.8) on 127.0.0.1, in a process that knows nothing of the rest of emotrace.
+
+```
+python -m emotrace.testing.ndif_server --model meta-llama/Llama-3.1-8B=data/tiny_model
+```
+
+prints one line of JSON with its address and key when it is ready. A client then says ``remote="http://127.0.0.1:PORT"``, or
+sets ``NDIF_HOST``, and ``NDIF_API_KEY``. Jobs run one after the other with nnsight's own server-side calls, and ``emotrace``
+cannot be imported here: whatever a block needs must have come with it. Not imitated: NDIF's separate runner process, its
+GPUs, and a file system of its own (a block that opens a file of the client's works here and fails there). All results are
+kept in memory until the server ends.
+
+**It executes pickles that clients send**, as NDIF does. So it binds the loopback address, takes jobs with its key only, and
+makes up the key where none is given; put it behind no proxy and on no other address.
+
+What NDIF does to every job is a *mode* (`modes.MODES`): a flag, or ``POST /admin/modes``. What goes wrong is a *fault*:
+``POST /admin/faults`` with ``{kind: stage, "times": 1, "after": 0}``, kinds and stages as in `faults.FAULTS`; it happens
+``times`` times (−1: always) after it was spared ``after`` times. ``DELETE /admin/faults`` ends them, ``GET`` lists those that
+are left. ``POST /admin/restart`` forgets every job that is not finished, and ``GET /admin/log`` lists all jobs ever seen.
+Orders need the key, too.
+
+Its rooms: `faults`, `modes`, `models`, `sockets`, `jobs`; `loopback`, the queue in which jobs run; `requests`, what is asked over
+HTTP; `serving`, the process. They import the standard library, torch, transformers, nnsight and each other only.
+"""

@@ -1,0 +1,219 @@
+"""Loopback: the queue of one server, in which jobs run one after the other with nnsight's own server-side calls."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import queue
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import nnsight.tracing.globals
+import torch
+import zstandard
+from nnsight import TransformersModel
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel, Status
+from nnsight.tracing.tracer import _saves, dec, inc
+
+from emotrace.testing.ndif_server import models, modes
+from emotrace.testing.ndif_server.faults import Faults, Misfortune
+from emotrace.testing.ndif_server.jobs import LOST, Held, Job
+from emotrace.testing.ndif_server.sockets import Socket, hang_up
+
+Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
+
+
+class Loopback:
+    """The models, the queue and every job of one server.
+
+    Args:
+        models: what a client calls a model → the model.
+        key: that a client must give.
+        port: to listen on; 0 for a free one.
+        modes: of `modes.MODES`.
+        handler: what answers HTTP for a server: `requests.handler`.
+    """
+
+    def __init__(
+        self, models: dict[str, TransformersModel], key: str, port: int, modes: dict[str, Any], handler: Handler
+    ) -> None:
+        self.models, self.key, self.modes, self.handler = models, key, dict(modes), handler
+        self.faults = Faults()
+        self.lock = threading.RLock()
+        self.held: dict[str, Held] = {}
+        self.sockets: dict[str, Socket] = {}
+        self.connections: set[socket.socket] = set()
+        self.queue: queue.Queue[Held] = queue.Queue()
+        self.listen(port)
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        return f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def listen(self, port: int) -> None:
+        """Open the port and answer in threads of their own."""
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), self.handler(self))
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def restart(self, seconds: float = 0.2, stale: bool = False, spare: socket.socket | None = None) -> None:
+        """Go down, forget every unfinished job, come back on the same port. Stored results survive, as in S3."""
+        with self.lock:
+            for held in self.held.values():
+                if held.job.state not in (Status.COMPLETED.value, Status.ERROR.value):
+                    held.job.state = LOST
+                    held.stored = held.stored if stale else None
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.queue.get_nowait()
+        self.faults.wake()
+        port = self.http.server_address[1]
+        self.http.shutdown()
+        self.http.server_close()
+        for connection in list(self.connections - {spare}):
+            hang_up(connection)
+        time.sleep(seconds)
+        self.listen(port)
+
+    def submit(self, request: RequestModel, blob: bytes, bytes_in: int) -> ResponseModel:
+        """Take a job in; its first answer."""
+        job = Job(str(uuid.uuid4()), request.model_key, bool(request.session_id), bytes_in)
+        held = Held(job, request, blob)
+        with self.lock:
+            self.held[job.id] = held
+        received = ResponseModel(id=job.id, status=Status.RECEIVED, description="Your job has been received.")
+        if self.faults.take("drop", "request"):
+            self.close(held)
+        if self.faults.take("lose", "job"):
+            job.state = LOST
+            return received
+        self.tell(held, Status.QUEUED, f"Your job is number {self.queue.qsize() + 1} in the queue.")
+        try:
+            self.at("queued", held)
+        except Misfortune as error:
+            self.fail(held, error, 0.0)
+            return received
+        self.queue.put(held)
+        if self.faults.take("twice", "run"):
+            self.queue.put(held)
+        return received
+
+    def work(self) -> None:
+        """Run job after job, for ever."""
+        while True:
+            held = self.queue.get()
+            if held.job.state == LOST:
+                continue
+            for place, waiting in enumerate(list(self.queue.queue), 1):
+                self.tell(waiting, Status.QUEUED, f"Your job is number {place} in the queue.")
+            started = time.perf_counter()
+            try:
+                self.tell(held, Status.DISPATCHED, "Your job has been sent to the model.")
+                self.tell(held, Status.RUNNING, "Your job has started running.")
+                self.at("running", held)
+                result = self.run(held)
+                seconds = time.perf_counter() - started
+                self.at("completed", held)
+                self.finish(held, result, seconds)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a block may raise anything, SystemExit too
+                self.fail(held, error, time.perf_counter() - started)
+
+    def at(self, stage: str, held: Held) -> None:
+        """Whatever was ordered to go wrong here."""
+        self.faults.wait(stage)
+        if self.faults.take("drop", stage):
+            self.close(held)
+        if fault := self.faults.take("error", stage):
+            raise Misfortune(fault.get("message", f"ordered at {stage}"))
+        if fault := self.faults.take("restart", stage):
+            self.restart(fault.get("seconds", 0.2), fault.get("stale", False))
+            raise Misfortune(f"the server restarted at {stage}")
+
+    def run(self, held: Held) -> bytes:
+        """Execute the block against the model it names; the saved values as torch writes them."""
+        model = models.named(self.models, held.job.model_key)
+        nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
+        nnsight.tracing.globals.BLOCKS.clear()
+        held.job.runs += 1
+        objects = model._remoteable_persistent_objects()
+        try:
+            tracer = RequestModel.deserialize(held.blob, objects, held.request.compress)
+        except Exception as error:
+            raise ValueError(f"Your request payload could not be read ({type(error).__name__}: {error})") from error
+        model._remoteable_set_env(held.request.env)
+        inc()
+        try:
+            with modes.limits(self.modes, functools.partial(self.tell, held, Status.LOG)):
+                tracer.execute(tracer.info.code)
+            saved = {k: v for k, v in tracer.info.frame.f_locals.items() if id(v) in _saves()}
+        finally:
+            dec()
+        with io.BytesIO() as file:
+            torch.save(saved, file)
+            return file.getvalue()
+
+    def finish(self, held: Held, result: bytes, seconds: float) -> None:
+        """Hand the result over on the socket, or say where it lies."""
+        job = held.job
+        if job.state == LOST or self.faults.take("lose", "result"):
+            job.state, held.stored = LOST, None
+            return
+        job.payload = len(result)
+        held.result = zstandard.ZstdCompressor().compress(result) if held.request.compress else result
+        job.bytes_out = len(held.result)
+        if (valid := self.modes["expire_urls"]) is not None:
+            held.expires = time.time() + valid
+        done = ResponseModel(id=job.id, status=Status.COMPLETED, description="Your job has been completed.",
+                             meta=_meta(seconds))  # fmt: skip
+        if job.blocking and job.bytes_out <= self.modes["inline_limit"]:
+            self.send(held, done.model_copy(update={"data": held.result}))
+        else:
+            self.send(held, done.model_copy(update={"data": f"{self.url}/results/{job.id}"}))
+
+    def fail(self, held: Held, error: BaseException, seconds: float) -> None:
+        """Tell the client what was raised, with the traceback as its block caused it."""
+        held.job.error = f"{type(error).__name__}: {error}"
+        ordered = isinstance(error, (Misfortune, modes.Overtime))
+        text = held.job.error if ordered else "".join(traceback.format_exception(error))
+        self.send(held, ResponseModel(id=held.job.id, status=Status.ERROR, description=text, meta=_meta(seconds)))
+
+    def tell(self, held: Held, status: Status, description: str) -> None:
+        """A status without a result."""
+        self.send(held, ResponseModel(id=held.job.id, status=status, description=description))
+
+    def send(self, held: Held, response: ResponseModel) -> None:
+        """Bring a job into a state: told on its socket where it has one, else stored for whoever polls."""
+        job = held.job
+        inline = isinstance(response.data, bytes)
+        with self.lock:
+            if job.state == LOST:
+                return
+            if response.status != Status.LOG:
+                job.state = response.status.value
+                job.states.append(job.state)
+                held.stored = held.stored if job.blocking else response
+        client = self.sockets.get(held.request.session_id)
+        if client is None:
+            return
+        frame = (2, response.pickle()) if inline else (1, response.model_dump_json().encode())
+        for _ in range(2 if self.faults.take("twice", job.state.lower()) else 1):
+            job.served += client.send(*frame) and inline
+
+    def close(self, held: Held) -> None:
+        """Close the socket that listens for a job; the job goes on."""
+        if client := self.sockets.pop(held.request.session_id, None):
+            hang_up(client.connection)
+
+
+def _meta(seconds: float) -> dict[str, Any]:
+    return {"runtime": seconds, "max_mem_by_gpu": {}}

@@ -1,0 +1,86 @@
+"""Modes: what NDIF does to every job, around the block that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from nnsight.intervention.interleaver import Mediator
+
+MODES: dict[str, Any] = {
+    "no_gradients": False,  # values come without a graph, and what a block writes carries none into the model
+    "copies": False,  # values are copies: changing one in place changes nothing in the model
+    "autocast": None,  # dtype of torch.autocast around every block
+    "expire_urls": None,  # seconds for which the address of a result is good
+    "execution_timeout": None,  # seconds after which a block is killed
+    "inline_limit": 8 << 20,  # results up to so many bytes come on the websocket, others by URL
+    "versions": {},  # package → version that /env claims
+}
+
+
+class Overtime(BaseException):
+    """The block ran past the execution timeout; no ``except Exception`` of its own may hide that."""
+
+
+@contextlib.contextmanager
+def limits(modes: dict[str, Any], say: Callable[[str], None]) -> Iterator[None]:
+    """The modes, around one block that tells what it prints."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(Prints(say)))
+        if dtype := modes["autocast"]:
+            stack.enter_context(torch.autocast("cpu", dtype=getattr(torch, dtype)))
+        if modes["copies"] or modes["no_gradients"]:
+            stack.enter_context(_crossing(modes["copies"], modes["no_gradients"]))
+        if seconds := modes["execution_timeout"]:
+            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, functools.partial(_overtime, seconds))
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+
+
+def _overtime(seconds: float, *_: object) -> None:
+    raise Overtime(f"the block ran past the execution timeout of {seconds} s")
+
+
+@contextlib.contextmanager
+def _crossing(copies: bool, detached: bool) -> Iterator[None]:
+    """Values cross between block and model as through a pickle: no shared memory, no graph, or neither."""
+    original = Mediator.__dict__["event"]
+
+    def over(value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(over, value))
+        if type(value) is dict:
+            return {key: over(item) for key, item in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.detach() if detached else value
+        return value.clone() if copies else value
+
+    def event(cls: type[Mediator], kind: Any, location: str, *rest: Any) -> Any:
+        return over(original.__func__(cls, kind, location, *map(over, rest)))
+
+    Mediator.event = classmethod(event)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Mediator.event = original
+
+
+class Prints(io.TextIOBase):
+    """What a block prints, told line by line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.rest = say, ""
+
+    def write(self, text: str) -> int:
+        """Say every line that is whole."""
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.say(line)
+        return len(text)

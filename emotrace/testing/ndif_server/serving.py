@@ -1,0 +1,66 @@
+"""Serving: the process, from its flags on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import sys
+import threading
+from pathlib import Path
+
+import torch
+import transformers
+
+from emotrace.testing.ndif_server import models
+from emotrace.testing.ndif_server.loopback import Loopback
+from emotrace.testing.ndif_server.modes import MODES
+from emotrace.testing.ndif_server.requests import handler
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    found = argparse.ArgumentParser(
+        "ndif_server", description="nnsight's remote protocol on 127.0.0.1; it executes pickles."
+    )
+    found.add_argument("--model", action="append", required=True, metavar="[NAME=]DIR", help="repeat for several")
+    found.add_argument("--port", type=int, default=0)
+    found.add_argument(
+        "--key", default=os.environ.get("NDIF_API_KEY") or secrets.token_hex(16), help="$NDIF_API_KEY, or random"
+    )
+    found.add_argument("--dtype", default="float32", help="of the weights")
+    found.add_argument("--threads", type=int, help="of torch")
+    found.add_argument("--attached", action="store_true", help="end when standard input closes")
+    found.add_argument("--no-gradients", action="store_true")
+    found.add_argument("--copies", action="store_true")
+    found.add_argument("--autocast", metavar="DTYPE")
+    found.add_argument("--expire-urls", type=float, metavar="SECONDS", nargs="?", const=0.0)
+    found.add_argument("--execution-timeout", type=float, metavar="SECONDS")
+    found.add_argument("--inline-limit", type=int, metavar="BYTES", default=MODES["inline_limit"])
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until killed; from here on this process cannot import emotrace."""
+    for name in {"emotrace", *(name for name in sys.modules if name.startswith("emotrace."))}:
+        sys.modules[name] = None  # type: ignore[assignment]
+    options = vars(parser().parse_args(arguments))
+    torch.set_num_threads(options["threads"] or torch.get_num_threads())
+    transformers.utils.logging.disable_progress_bar()
+    up = {}
+    for given in options["model"]:
+        name, _, directory = given.rpartition("=")
+        up[name or directory] = models.load(Path(directory), options["dtype"])
+    server = Loopback(up, options["key"], options["port"], {m: options.get(m, MODES[m]) for m in MODES}, handler)
+    if options["attached"]:
+        threading.Thread(target=_end_with_input, daemon=True).start()
+    print(json.dumps({"url": server.url, "key": server.key, "models": list(up)}), flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.work()
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
