@@ -12,8 +12,9 @@ from emotrace.forwards import decoding, finite
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
-from emotrace.traced import runs
+from emotrace.traced import kept, runs
 from emotrace.traced.finite import Watch
+from emotrace.traced.kept import Begun
 
 
 class Generated(NamedTuple):
@@ -36,6 +37,7 @@ def generated(
     edits: Sequence[Edit],
     config: Any,
     seed: int | None,
+    begun: Begun | None = None,
     **options: Any,
 ) -> tuple[list[Generated], list[int]]:
     """Replies to prompts in one batch, and how often each edit fired.
@@ -46,6 +48,7 @@ def generated(
         edits: checked.
         config: of the generation.
         seed: of the sampling; None where nothing is drawn.
+        begun: what they begin with; None where they are computed whole.
         options: more for the model's own ``generate``.
 
     Raises:
@@ -67,10 +70,11 @@ def generated(
         warnings.filterwarnings("ignore", message=".*unwound.*")
         try:
             with decoding.neutral(model):
-                tokens, fired = enter(
-                    model, runs.generate, fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options,
-                    seed,
-                )  # fmt: skip
+                args = (fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options, seed)
+                if begun is None:
+                    tokens, fired = enter(model, runs.generate, *args)
+                else:
+                    tokens, fired = enter(model, kept.generate, begun, args)
         except (ValueError, ArithmeticError, EmotraceError) as error:
             if "columns that arrive" in str(error):
                 raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error

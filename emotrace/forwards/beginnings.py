@@ -39,12 +39,14 @@ class Beginnings:
         batched: whether prompts of equal length may run together.
         shared: tokens, padding included, up to which prompts may begin with kept keys and values; 0 for never.
         confirmed: whether ``shared``, shown on the twin, was confirmed on the weights.
+        continued: whether replies come out alike that are generated behind kept keys and values.
     """
 
     padded: float = math.inf
     batched: bool = True
     shared: float = math.inf
     confirmed: bool = False
+    continued: bool = False
 
     def allows(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths, in one padded batch, come out as each does alone."""
@@ -179,7 +181,8 @@ def _of_twin(model: LanguageModel, twin: nn.Module) -> Beginnings:
                 within = _attached(model, wide)
                 padded = known.padded or (reach if _neutral(within, proof.LENGTHS) else 0)
                 shared = known.shared or (reach if padded and encoder.causal and _shares(within) else 0)
-                known = Beginnings(padded, known.batched, min(padded, shared))
+                continued = known.continued if known.shared else bool(shared) and _continues(within)
+                known = Beginnings(padded, known.batched, min(padded, shared), continued=continued)
         _TWINS[key] = known
     return replace(_TWINS[key])
 
@@ -188,7 +191,8 @@ def _shown(model: LanguageModel, lengths: Sequence[int]) -> Beginnings:
     """What a model with its weights here shows on a few prompts."""
     causal = model.sites.encoder.causal
     if _neutral(model, lengths):
-        return Beginnings(shared=math.inf if causal and _shares(model) else 0)
+        shared = causal and _shares(model)
+        return Beginnings(shared=math.inf if shared else 0, continued=shared and _continues(model))
     return Beginnings(0, _neutral(model, proof.ALIKE), 0)
 
 
@@ -207,6 +211,13 @@ def _shares(model: LanguageModel, briefly: bool = False) -> bool:
     try:
         return proof.alike(model, proof.shared(model, briefly))
     except Exception:  # a family without a plain key-value cache: computing every prompt whole is always right
+        return False
+
+
+def _continues(model: LanguageModel) -> bool:
+    try:
+        return proof.alike(model, proof.continued(model))
+    except Exception:  # a family that does not generate, or not behind a cache it is given
         return False
 
 

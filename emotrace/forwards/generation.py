@@ -16,6 +16,7 @@ from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards import decoding as decoding_
 from emotrace.forwards.batch import Generated, generated, text_of
+from emotrace.forwards.kept import Shared
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row
@@ -132,15 +133,16 @@ def generate(
     batches = beginnings.batches(model, [len(i) + max_new_tokens for i in ids], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id)
     made = _made(model, prompts, ids, config, batches if do_sample else [])
+    items = [finite.Item(p.key, i, about=p.about) for p, i in zip(prompts, ids, strict=True)]
     with Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made, encoder)
         fired = [0] * len(edits)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
+        shared = Shared(model, items if todo and use_cache else [], edits, longest, batch_size)
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
             for number, batch in todo:
-                items = [finite.Item(prompts[i].key, ids[i], about=prompts[i].about) for i in batch]
                 drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
-                replies, counts = generated(model, items, edits, config, drawn)
+                replies, counts = generated(model, [items[i] for i in batch], edits, config, drawn, shared.begun(batch))
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
                     _row(prompts[i], reply, len(ids[i]), method, draw, {**settings, "made": made[i]})

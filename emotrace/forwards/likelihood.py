@@ -18,11 +18,13 @@ from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import scores
+from emotrace.traced.kept import Begun
 from emotrace.traced.steps import Read
 
 LOGIT_ELEMENTS = 1 << 26
@@ -49,6 +51,8 @@ class Forced(NamedTuple):
         inputs: ids, mask and options.
         read: step that reads the model's output.
         edits: lowered.
+        base: what they begin with without the edits, each distinct one once; None for nothing.
+        begun: what they begin with under them.
     """
 
     rows: list[int]
@@ -56,11 +60,18 @@ class Forced(NamedTuple):
     inputs: dict[str, Any]
     read: Read
     edits: edits_.Lowered
+    base: Begun | None
+    begun: Begun | None
 
     @property
     def replies(self) -> list[list[int]]:
         """Token ids of each reply."""
         return [list(item.reply) for item in self.items]
+
+    @property
+    def same(self) -> list[int]:
+        """For each row, the first of the batch with the same prompt and reply."""
+        return _same(self.items)
 
 
 def check_scored(edits: Sequence[Edit]) -> None:
@@ -111,7 +122,7 @@ def reply_scores(
     for batch in _forced(model, items, edits, batch_size, 1, "likelihood", progress):
         program = batch.edits.program([batch.read])
         logprobs, likeliest, counts = enter(
-            model, scores.replies, batch.inputs, program, batch.edits.count, batch.replies
+            model, scores.replies, batch.inputs, program, batch.edits.count, batch.replies, batch.begun
         )
         for i, item, values, best in zip(batch.rows, batch.items, logprobs, likeliest, strict=True):
             finite.unless_finite(values, "the likelihood of a reply", model, [item], edits, free=True)
@@ -175,10 +186,11 @@ def kl(
         raise EmotraceError("kl needs prompts that carry replies: prompts.with_replies(rows of the un-edited model).")
     out, fired = np.full(len(items), np.nan), [0] * len(edits)
     for batch in _forced(model, items, edits, batch_size, 2, "KL", progress):  # base and edited at once
-        width = batch.inputs["input_ids"].shape[1]
-        firsts = [width - len(item.reply) - 1 for item in batch.items]
         program, count = batch.edits.program([batch.read]), batch.edits.count
-        out[batch.rows], counts = enter(model, scores.divergences, batch.inputs, batch.read, program, count, firsts)
+        lengths, begun = [len(item.reply) for item in batch.items], (batch.base, batch.begun)
+        out[batch.rows], counts = enter(
+            model, scores.divergences, batch.inputs, batch.read, program, count, lengths, batch.same, begun
+        )
         fired = [a + b for a, b in zip(fired, counts, strict=True)]
         lost = [items[i] for i in batch.rows if np.isnan(out[i])]
         if lost:
@@ -240,13 +252,23 @@ def _forced(
     def most(longest: int) -> int:
         return min(batch_size, LOGIT_ELEMENTS // (passes * longest * vocabulary))
 
+    begun = Shared(model, items if with_reply else [], edits, max(lengths, default=0), batch_size)
+    base = begun if not begun.inside else Shared(model, items, [], max(lengths), batch_size)
+    batches = begun.batches(with_reply, most) if begun.on else beginnings.batches(model, lengths, most, with_reply)
     with progress_bar(total=len(with_reply), desc=desc, unit="reply", enabled=progress) as bar:
-        for rows in beginnings.batches(model, lengths, most, with_reply):
+        for rows in batches:
             batch = [items[i] for i in rows]
-            fed = inputs(model, [[*item.ids, *item.reply] for item in batch]) | options
+            fed = inputs(model, [[*item.ids, *item.reply] for item in batch])
             lowered = edits_.lower(
                 edits, sites, [item.about for item in batch], [len(item.ids) for item in batch],
                 [lengths[i] for i in rows], fed["input_ids"].shape[1], True,
             )  # fmt: skip
-            yield Forced(rows, batch, fed, read, lowered)
+            distinct = [rows[n] for n in sorted(set(_same(batch)))]
+            yield Forced(rows, batch, fed | options, read, lowered, base.begun(distinct), begun.begun(rows))
             bar.update(len(rows))
+
+
+def _same(items: Sequence[finite.Item]) -> list[int]:
+    """For each item, the first that has its prompt and reply."""
+    first: dict[tuple[tuple[int, ...], ...], int] = {}
+    return [first.setdefault((tuple(item.ids), tuple(item.reply)), n) for n, item in enumerate(items)]

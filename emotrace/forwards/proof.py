@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -21,6 +22,7 @@ from emotrace.sites import LanguageModel
 from emotrace.traced import beginnings as leaf
 from emotrace.traced.beginnings import Stretch
 from emotrace.traced.caches import Recipe
+from emotrace.traced.kept import Begun, Block, Kept, Pass, Row, Wanted, cache_of
 from emotrace.traced.requests import Forward
 from emotrace.traced.steps import ordered
 
@@ -95,7 +97,22 @@ def replies(model: LanguageModel, lengths: Sequence[int]) -> list[torch.Tensor]:
     return [(b[-1] - a[0]).norm()[None] / a[0].norm().clamp(min=1e-30) for a, b in zip(alone, batch, strict=False)]
 
 
-def _generated(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def continued(model: LanguageModel) -> list[torch.Tensor]:
+    """Deviations of what a model here predicts while it generates behind kept keys and values of all tokens but the last."""
+    first = ids(model, TOTALS[0], 0)
+    sequences = [first, first[:PREFIX] + ids(model, TOTALS[1] - PREFIX, 1)]
+    last = max(model.sites.layers("resid_post"))
+    setup = caches.setup(model, [model.sites.address("resid_post", last).seen.read(model)])
+    trunk = Pass("trunk", inputs(model, [first[:PREFIX]]), setup.program)
+    own = Pass("own", inputs(model, [s[PREFIX:-1] for s in sequences]), setup.program)
+    rows = [Row(0, row, len(s) - 1, len(s) - 1 - PREFIX) for row, s in enumerate(sequences)]
+    wanted = Wanted([Block(trunk, own)], rows, TOTALS[0] - 1)
+    cache, _ = enter(model, cache_of, Begun(wanted, setup, Kept(0)))
+    pairs = zip(_generated(model, sequences), _generated(model, sequences, past_key_values=cache), strict=True)
+    return [(b - a).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-30) for a, b in pairs]
+
+
+def _generated(model: LanguageModel, sequences: Sequence[Sequence[int]], **options: Any) -> list[torch.Tensor]:
     """Logits of every step, ``[row, vocabulary]``."""
     config = GenerationConfig(
         max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, num_beams=1, pad_token_id=model.sites.encoder.pad_id,
@@ -103,7 +120,7 @@ def _generated(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list
     )  # fmt: skip
     with warnings.catch_warnings(), torch.no_grad(), neutral(model):
         warnings.simplefilter("ignore")  # of generation: about settings that do not matter here
-        output = model._module.generate(**inputs(model, sequences), generation_config=config)
+        output = model._module.generate(**inputs(model, sequences), generation_config=config, **options)
     return [torch.nan_to_num(logits.double(), nan=torch.inf) for logits in output.logits]
 
 

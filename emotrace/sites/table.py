@@ -49,6 +49,7 @@ class Sites:
         remote: where the model runs (`emotrace.remote.Backend`); None is here.
         beginnings: which prompts may share a forward and its first tokens (`emotrace.forwards.beginnings`).
         twin: what the form was shown on, until more is shown on it.
+        kept_bytes: most bytes of keys and values of prompts' first tokens that are kept between calls; 0 shares none.
     """
 
     model_class: str
@@ -68,6 +69,7 @@ class Sites:
     remote: Any = field(default=None, repr=False, compare=False)
     beginnings: Any = field(default=None, repr=False, compare=False)
     twin: Any = field(default=None, repr=False, compare=False)
+    kept_bytes: int = field(default=1 << 30, repr=False, compare=False)
     _model: TracedModel | None = field(default=None, repr=False, compare=False)
     _encoder: Encoder | None = field(default=None, repr=False, compare=False)
     _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)

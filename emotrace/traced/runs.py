@@ -58,7 +58,7 @@ def capture(
 
 def generate(
     model: TracedModel, inputs: dict, program: list, counter: Place, steps: int, batch: int, n_edits: int, options: dict,
-    seed: int | None,
+    seed: int | None, before: int = 0,
 ) -> tuple:  # fmt: skip
     """Generate with edits in every forward, at the columns that it computes.
 
@@ -74,6 +74,7 @@ def generate(
         n_edits: how many edits to count.
         options: for the model's own ``generate``.
         seed: of the sampling; None where nothing is drawn.
+        before: columns that are in the cache that the options hold.
 
     Returns:
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
@@ -84,7 +85,7 @@ def generate(
     with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * n_edits)
         with tracer.invoke(inputs):
-            done = 0
+            done = before
             for _ in tracer.iter[:] if program else ():
                 arrived = places.columns(counter, batch)
                 start = passing.first(arrived, done, width)

@@ -5,13 +5,16 @@ Rows are padded on the left and end with their reply; the logits of a column pre
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from emotrace.traced import runs
+from emotrace.traced import kept, runs
+from emotrace.traced.kept import Begun
 from emotrace.traced.model import TracedModel
 
 
-def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, replies: list) -> tuple:
+def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, replies: list, begun: Begun | None) -> tuple:
     """Log-probability (nats) of every reply token, and whether it is the likeliest token, while a program edits.
 
     Args:
@@ -20,6 +23,7 @@ def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, repli
         program: the edits' steps, and last the read of the model's output.
         n_edits: how many edits to count.
         replies: token ids of each row's reply, none of them empty.
+        begun: what the rows begin with, as `kept.follow` takes it; None for nothing.
 
     Returns:
         ``(scores, likeliest, fired)``: one float64 and one bool tensor per row, and how often each edit fired.
@@ -34,12 +38,13 @@ def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, repli
             scores.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].cpu())
             likeliest.append((logits.argmax(-1) == wanted).cpu())
 
-    fired = runs.capture(model, inputs, program, keep, n_edits)
-    return scores, likeliest, fired
+    return scores, likeliest, _carried_out(model, inputs, program, keep, n_edits, begun)
 
 
-def divergences(model: TracedModel, inputs: dict, read: tuple, program: list, n_edits: int, firsts: list) -> tuple:
-    """Mean KL(base ‖ edited) of each row over the columns from its ``first`` to the one before the last.
+def divergences(
+    model: TracedModel, inputs: dict, read: tuple, program: list, n_edits: int, counts: list, base: list, begun: tuple
+) -> tuple:
+    """Mean KL(base ‖ edited) of each row over the columns that predict its reply.
 
     Args:
         model: an nnsight model.
@@ -47,24 +52,34 @@ def divergences(model: TracedModel, inputs: dict, read: tuple, program: list, n_
         read: step that reads the model's output.
         program: the edits' steps and the read.
         n_edits: how many edits to count.
-        firsts: of each row, the column whose logits predict its first reply token.
+        counts: tokens of each row's reply.
+        base: for each row, the row of the same tokens whose un-edited predictions it is compared with.
+        begun: what the distinct rows of ``base`` begin with without, and all rows with the edits; None for nothing.
 
     Returns:
         The means, and how often each edit fired.
     """
-    base: list = []
+    known: dict = {}
     means: list = []
+    distinct = sorted(set(base))
 
     def keep(number, output):  # the un-edited model, only where it predicts a reply
-        for row, start in zip(output.logits, firsts, strict=True):
-            base.append(row[start:-1].detach().clone())
+        for i, row in zip(distinct, output.logits, strict=True):
+            known[i] = row[-counts[i] - 1 : -1].detach().clone()
 
     def compare(number, output):
-        for before, row, start in zip(base, output.logits, firsts, strict=True):
-            p, q = before.double().log_softmax(-1), row[start:-1].double().log_softmax(-1)
+        for i, row, count in zip(base, output.logits, counts, strict=True):
+            p, q = known[i].double().log_softmax(-1), row[-count - 1 : -1].double().log_softmax(-1)
             terms = torch.where(p.isneginf(), 0.0, p.exp() * (p - q))  # 0 · ln 0 = 0, where a model rules a token out
             means.append(float(terms.sum(-1).mean()))
 
-    runs.capture(model, inputs, [read], keep)
-    fired = runs.capture(model, inputs, program, compare, n_edits)
-    return means, fired
+    first = {k: v[distinct] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    _carried_out(model, first, [read], keep, 0, begun[0])
+    return means, _carried_out(model, inputs, program, compare, n_edits, begun[1])
+
+
+def _carried_out(model: TracedModel, inputs: dict, program: list, sink: Any, n_edits: int, begun: Begun | None) -> list:
+    """One forward behind what its rows begin with; how often each edit fired."""
+    fed, columns, before = kept.follow(model, inputs, n_edits, begun)
+    fired = runs.capture(model, fed, program, sink, n_edits, columns)
+    return [a + b for a, b in zip(fired, before, strict=True)]
