@@ -82,6 +82,10 @@ def test_padding_changes_nothing(name):
     conformance.check_padding(loaded(name))
 
 
+def test_replies_behind_kept_first_tokens(name):
+    conformance.check_kept(loaded(name))
+
+
 def test_absent_sites_are_refused(name):
     conformance.check_absent(loaded(name))
 

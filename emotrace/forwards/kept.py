@@ -83,7 +83,7 @@ class Shared:
         if not backend(self.model).holds(self.model):
             return Kept(float("inf"))
         found = _KEPT.setdefault(self.model._module, Kept(0))
-        found.limit = self.model.sites.kept_bytes
+        found.within(self.model.sites.kept_bytes)
         return found
 
     def rest(self, i: int) -> int:

@@ -50,6 +50,7 @@ def check(model: LanguageModel, batch: dict[str, Tensor] | None = None) -> None:
     check_invokes(model, batch)
     check_padding(model)
     check_shared(model)
+    check_kept(model)
     check_heads(model)
     check_generation(model)
     check_absent(model)
@@ -347,6 +348,29 @@ def check_shared(model: LanguageModel) -> None:
             forward(model, _fed(model, ids))
         want = seen[0].reshape(len(ids), -1)[-1].float()
         _close(got[row].reshape(-1).float(), want, f"resid_post at layer {layer} of a prompt that begins like others")
+
+
+def check_kept(model: LanguageModel, steps: int = 3) -> None:
+    """Replies to prompts that begin alike are those of prompts computed whole, token by token; in float32, with edits too."""
+    if not model.sites.encoder.causal or model._module.dtype != torch.float32:
+        return
+    stem, limit = _ids(model, 24), model.sites.encoder.max_length
+    prompts = [(stem + _ids(model, 4 + seed, seed))[: limit and limit - steps] for seed in (1, 2, 3)]
+    vector = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(1)).numpy()
+    most = model.sites.kept_bytes
+    for positions in ("steer", "all"):
+        edits = [Add("resid_post", layers=_middle(model), vector=vector, scale="rms", positions=positions)]
+        found = []
+        for kept in (most, 0):
+            model.sites.kept_bytes = kept
+            try:
+                rows = generate(model, prompts, edits, max_new_tokens=steps, progress=False)
+            finally:
+                model.sites.kept_bytes = most
+            found.append([row["token_ids"] for row in rows])
+        assert found[0] == found[1], (
+            f"replies behind kept first tokens, edits at {positions}: {found[0]}, not {found[1]}"
+        )
 
 
 def _fed(model: LanguageModel, ids: list[int]) -> dict[str, Tensor]:

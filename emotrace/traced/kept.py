@@ -134,7 +134,12 @@ class Kept:
             return
         self.size += part.size
         self.parts[key] = part
-        while self.size > self.limit:
+        self.within(self.limit)
+
+    def within(self, limit: float) -> None:
+        """Set the limit."""
+        self.limit = limit
+        while self.size > limit:
             self.size -= self.parts.popitem(last=False)[1].size
 
 

@@ -11,6 +11,8 @@ import emotrace as et
 from emotrace import attribution, circuits, discovery, scoring
 from emotrace.cli.groups import LoadingHere
 from emotrace.datasets import Prompts
+from emotrace.forwards.finite import Item
+from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
 from tests.helpers import loaded
@@ -85,6 +87,21 @@ def test_generation_with_edits(pair, sample):
         options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": sample, "batch_size": 2, "progress": False}
         rows = [et.generate(lm, IDS, some, **options) for lm in pair("llama")]
         assert [row["token_ids"] for row in rows[0]] == [row["token_ids"] for row in rows[1]]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
+def test_replies_and_likelihoods_behind_kept_first_tokens(pair, name):
+    stem = list(range(60, 96))
+    asked = [{"key": str(i), "token_ids": [*stem, *ids], "reply_ids": [40, 41, 42 + i]} for i, ids in enumerate(IDS)]
+    found = []
+    for lm in pair(name):
+        vector = torch.linspace(-1, 1, lm.sites.d_model)
+        edits = [et.Add("resid_post", layers=[1], vector=vector, strength=3, positions=p) for p in ("steer", "all")]
+        assert Shared(lm, [Item("0", asked[0]["token_ids"])], edits, 60, 2).begun([0]) is not None
+        rows = et.generate(lm, [p["token_ids"] for p in asked], edits, max_new_tokens=4, batch_size=2, progress=False)
+        kl = scoring.kl(lm, asked, edits, batch_size=2)
+        found.append([[row["token_ids"] for row in rows], scoring.perplexity(lm, asked, 2), kl.tolist()])
+    assert found[0] == found[1]
 
 
 def test_an_edit_that_never_fires_is_an_error_there_too(pair):

@@ -1,0 +1,313 @@
+"""First tokens that are kept: replies, likelihoods and KL are those of prompts that are computed whole, whatever was kept before.
+
+The twin computes everything whole (``kept_bytes = 0``), one prompt at a time.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import emotrace as et
+from emotrace import scoring
+from emotrace.forwards import kept
+from emotrace.forwards.finite import Item
+from emotrace.forwards.kept import Shared
+from emotrace.testing import tiny
+from emotrace.traced import runs
+from emotrace.traced.kept import Kept, Part
+from tests.helpers import loaded
+
+STEM = list(range(20, 56))
+IDS = [[*STEM, 80, 81, 82], [*STEM, 60], [*STEM, 80, 90, 91, 92, 93], [*STEM, 70, 71], [*range(80, 92)], [100, 101]]
+NEW = 5
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(1)).numpy()
+PLACES = ["steer", "generated", "last", "prompt", "all", (0, 3), (2, 39)]
+
+
+def fresh(name="llama", **options):
+    """A model of which nothing is kept."""
+    model = loaded(name, **options)
+    kept._KEPT.pop(model._module, None)
+    return model
+
+
+@contextmanager
+def whole(model):
+    """Everything computed whole."""
+    most, model.sites.kept_bytes = model.sites.kept_bytes, 0
+    try:
+        yield model
+    finally:
+        model.sites.kept_bytes = most
+
+
+def made(model) -> int:
+    """How many passes over first tokens were computed."""
+    return kept._KEPT[model._module].made if model._module in kept._KEPT else 0
+
+
+def replies(model, ids=IDS, edits=(), **options):
+    options = {"max_new_tokens": NEW, "progress": False} | options
+    return [row["token_ids"] for row in et.generate(model, ids, list(edits), **options)]
+
+
+def alone(model, ids=IDS, edits=(), **options):
+    with whole(model):
+        return [replies(model, [one], edits, **options)[0] for one in ids]
+
+
+def add(positions, strength=3.0, vector=VECTOR):
+    return et.Add("resid_post", layers=[0, 1], vector=vector, strength=strength, scale="rms", positions=positions)
+
+
+def test_edits_and_doses_begin_with_what_the_first_call_computed():
+    model = fresh()
+    for dose in (0.5, 2.0, 4.0):
+        got = replies(model, IDS, [add("steer", dose)], batch_size=4)
+        assert got == alone(model, IDS, [add("steer", dose)])
+        assert made(model) == 3, "one stem, what follows it in four prompts, and the others"
+    assert got != replies(model, batch_size=2), "the edit changes nothing, so the test shows nothing"
+    assert made(model) == 5, "other rows in a forward are another block: the four in two"
+
+
+@pytest.mark.parametrize("positions", PLACES)
+def test_wherever_an_edit_acts(positions):
+    model = fresh()
+    edits = [add(positions), et.Scale("z", layers=[0], heads=[1], strength=0.5, positions=positions)]
+    assert replies(model, IDS, edits, batch_size=3) == alone(model, IDS, edits)
+    assert made(model) > 0
+    assert replies(model, IDS, edits, batch_size=3) != replies(model, IDS, batch_size=3)
+
+
+def test_an_edit_that_acts_in_first_tokens_alone_has_fired():
+    model = fresh()
+    for site in ("resid_post", "final_norm", "logits"):
+        layers = [2] if site == "resid_post" else None
+        edits = [et.Scale(site, layers=layers, strength=0.1, positions=(0, 3))]
+        for _ in range(2):  # computed, and kept
+            assert replies(model, IDS, edits) == alone(model, IDS[:-1], edits) + alone(model, IDS[-1:], edits)
+
+
+def test_a_payload_is_gathered_in_first_tokens_too():
+    model = fresh()
+    table = xr.DataArray(np.stack([VECTOR, -VECTOR]), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]})
+    prompts = [
+        {"key": f"{i}{e}", "token_ids": one, "emotion": e} for i, one in enumerate(IDS[:4]) for e in ("anger", "fear")
+    ]
+    edits = [add("all", vector=table)]
+    got = replies(model, prompts, edits, batch_size=3)
+    assert got == alone(model, prompts, edits)
+    assert got[0] != got[1]
+    assert made(model) == 2 * 3, "for each emotion one stem, and two blocks of at most three prompts"
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 36), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=7),
+    size=st.integers(1, 5),
+    places=st.lists(st.sampled_from([p for p in PLACES if p != (2, 39)]), max_size=2),
+    limit=st.sampled_from([1, 9_000, 1 << 30]),
+)
+def test_any_prompts_batches_edits_and_limits(lengths, size, places, limit):
+    model = loaded()
+    draw = np.random.default_rng(len(lengths))
+    prompts = [
+        {"key": str(i), "token_ids": [*STEM[:a], *draw.integers(40, 150, b).tolist()]}
+        | {"reply_ids": draw.integers(40, 150, n).tolist()}
+        for i, (a, b, n) in enumerate(lengths)
+    ]
+    edits, before = [add(p, 1.0 + i) for i, p in enumerate(places)], model.sites.kept_bytes
+    bare = [{"key": p["key"], "token_ids": p["token_ids"]} for p in prompts]
+    try:
+        model.sites.kept_bytes = limit
+        got = replies(model, bare, edits, batch_size=size)
+        assert model._module not in kept._KEPT or kept._KEPT[model._module].size <= limit
+        scores = scoring.perplexity(model, prompts, size)
+        moved = scoring.kl(model, prompts, edits, size) if any(n for *_, n in lengths) else []
+    finally:
+        model.sites.kept_bytes = before
+    with whole(model):
+        together = replies(model, bare, edits, batch_size=size)
+        wanted = [scoring.perplexity(model, [p])[0] for p in prompts]
+        np.testing.assert_allclose(moved, scoring.kl(model, prompts, edits, size) if len(moved) else [], atol=1e-5)
+    assert got == together
+    np.testing.assert_allclose([x or 0.0 for x in scores], [x or 0.0 for x in wanted], rtol=1e-4, err_msg="perplexity")
+
+
+CAUSAL = [n for n in tiny.NAMES if not any(c in n for c in ("bert", "electra"))]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_families_reply_token_by_token_as_they_do_whole(name):
+    model = fresh(name)
+    vector = np.linspace(-1, 1, model.sites.d_model)
+    for positions in ("steer", "all"):
+        edits = [et.Add("resid_post", layers=[1], vector=vector, strength=2.0, scale="rms", positions=positions)]
+        got = replies(model, IDS, edits)
+        with whole(model):
+            assert got == replies(model, IDS, edits)
+    assert made(model) > 0
+    forced = [{"key": str(i), "token_ids": one, "reply_ids": [41, 42 + i]} for i, one in enumerate(IDS)]
+    scores = scoring.reply_logprobs(model, forced)
+    with whole(model):
+        for one, wanted in zip(scores, scoring.reply_logprobs(model, forced), strict=True):
+            np.testing.assert_allclose(one, wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "window"), [("mistral", {"sliding_window": 60}), ("gpt-neo", {"window_size": 6})])
+def test_a_window_is_never_reached(name, window):
+    model = fresh(name, **window)
+    short = [IDS[1][:20], IDS[1][1:21]]
+    assert replies(model, short) == alone(model, short)
+    before = made(model)
+    assert (before > 0) == (name == "mistral")
+    assert replies(model) == alone(model)
+    assert made(model) == before, "42 tokens and more are not within half a window"
+
+
+def test_what_was_kept_before_changes_no_bit():
+    """So a run that was killed and repeated yields the same rows."""
+    model, forced = fresh(), [{"key": str(i), "token_ids": one, "reply_ids": [41, 42]} for i, one in enumerate(IDS)]
+    cold = scoring.reply_logprobs(model, forced)
+    model = fresh()
+    replies(model, IDS[:2])
+    replies(model, IDS[::-1], [add("all")], batch_size=2)
+    scoring.reply_logprobs(model, forced[:3], batch_size=2)
+    for a, b in zip(cold, scoring.reply_logprobs(model, forced), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_weights_hooks_and_switches_are_another_model():
+    model = fresh()
+    module = model._module
+    replies(model)
+    before = made(model)
+    layer = module.model.layers[0]
+    with torch.no_grad():
+        layer.mlp.down_proj.weight.mul_(1.5)
+    try:
+        assert replies(model) == alone(model)
+        assert made(model) == 2 * before
+    finally:
+        with torch.no_grad():
+            layer.mlp.down_proj.weight.div_(1.5)
+    handle = layer.register_forward_hook(lambda m, a, out: out * 1.5)
+    try:
+        assert replies(model) == alone(model)
+        assert made(model) == 3 * before
+    finally:
+        handle.remove()
+
+
+def test_likelihood_begins_with_what_generation_computed():
+    model = fresh()
+    rows = et.generate(model, IDS, max_new_tokens=NEW, min_new_tokens=NEW, progress=False)
+    before = made(model)
+    forced = [
+        {"key": r["key"], "token_ids": one, "reply_ids": r["token_ids"]} for r, one in zip(rows, IDS, strict=True)
+    ]
+    scoring.perplexity(model, forced)
+    scoring.kl(model, forced, [add("steer")])
+    assert made(model) == before
+
+
+def test_equal_prompts_and_replies_are_compared_with_one_forward(monkeypatch):
+    model = fresh()
+    real, rows = runs.capture, []
+
+    def capture(model, inputs, *args, **options):
+        rows.append(len(inputs["input_ids"]))
+        return real(model, inputs, *args, **options)
+
+    monkeypatch.setattr(runs, "capture", capture)
+    table = xr.DataArray(np.stack([VECTOR, 0 * VECTOR]), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]})
+    forced = [
+        {"key": f"{i}{e}", "token_ids": one, "reply_ids": [41, 42, 43], "emotion": e}
+        for i, one in enumerate(IDS)
+        for e in ("anger", "fear")
+    ]
+    edits = [et.Add("resid_post", layers=[0], vector=table, positions="steer", scale="raw", strength=3.0)]
+    got = scoring.kl(model, forced, edits)
+    assert rows[-2:] == [len(IDS), 2 * len(IDS)]
+    with whole(model):
+        want = [float(scoring.kl(model, [one], edits)[0]) for one in forced]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert (got[0::2] > 1e-3).all()
+
+
+def test_rows_of_a_finished_log_cost_no_forward(tmp_path, monkeypatch):
+    model = fresh()
+    prompts = [{"key": f"s{i}__neutral", "token_ids": one} for i, one in enumerate(IDS)]
+    plain = {p.key: p for p in et.datasets.Prompts.of(prompts)}
+    options = {"max_new_tokens": NEW, "progress": False, "out": tmp_path / "rows.jsonl"}
+    rows = et.generate(model, prompts, [add("steer")], **options)
+    for row in rows:
+        row["prompt"] = row["key"]
+    scoring.add_perplexity(model, rows, plain, progress=False)
+    want = [row["meta"]["perplexity"] for row in rows]
+
+    def refused(*_, **__):
+        raise AssertionError("a forward")
+
+    for name in ("capture", "generate"):
+        monkeypatch.setattr(runs, name, refused)
+    again = et.generate(model, prompts, [add("steer")], **options)
+    assert [row["token_ids"] for row in again] == [row["token_ids"] for row in rows]
+    scoring.add_perplexity(model, rows, plain, progress=False)
+    assert [row["meta"]["perplexity"] for row in rows] == want
+    with pytest.raises(AssertionError, match="a forward"):
+        scoring.add_perplexity(model, [{**rows[0], "token_ids": [44]}], plain, progress=False)
+
+
+def part(n: int) -> Part:
+    return Part([(torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1)), None], [])
+
+
+def test_those_used_longest_ago_go_first_and_bytes_are_counted():
+    some = Kept(100)
+    for name, n in (("a", 5), ("b", 5)):
+        some.put(name, part(n))
+    assert some.size == 80 == sum(p.size for p in some.parts.values())
+    assert some.get("a") is not None
+    some.put("c", part(7))
+    assert list(some.parts) == ["a", "c"]
+    assert some.size == sum(p.size for p in some.parts.values()) == 96
+    some.put("d", part(50))
+    assert "d" not in some.parts, "what does not fit alone pushes nothing out"
+    assert some.get("b") is None
+    some.within(60)
+    assert list(some.parts) == ["c"]
+
+
+def test_the_limit_holds_the_bytes_of_keys_and_values():
+    model = fresh()
+    replies(model)
+    known = kept._KEPT[model._module]
+    tokens = (len(STEM) - 1) + 4 * 5 + 2 * 11  # what all share; what follows it, padded; two others, padded
+    config = model._module.config
+    per = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert known.size == tokens * per
+    before, model.sites.kept_bytes = model.sites.kept_bytes, known.size - 1
+    try:
+        assert replies(model, IDS, [add("steer")], batch_size=2) == alone(model, IDS, [add("steer")])
+        assert kept._KEPT[model._module].size < tokens * per
+    finally:
+        model.sites.kept_bytes = before
+
+
+def test_short_prompts_masked_models_and_no_limit_share_nothing():
+    model = fresh()
+    for ids, limit in (([[11, 12, 13]], 1 << 30), (IDS, 0)):
+        before, model.sites.kept_bytes = model.sites.kept_bytes, limit
+        shared = Shared(model, [Item(str(i), one) for i, one in enumerate(ids)], [], 30, 4)
+        model.sites.kept_bytes = before
+        assert not shared.on
+        assert shared.begun([0]) is None
+    assert not kept.allowed(loaded("bert"), 10)
