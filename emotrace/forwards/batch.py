@@ -15,6 +15,7 @@ from emotrace.sites import LanguageModel, Site
 from emotrace.traced import kept, runs
 from emotrace.traced.finite import Watch
 from emotrace.traced.kept import Begun
+from emotrace.traced.runs import Generation
 
 
 class Generated(NamedTuple):
@@ -70,11 +71,11 @@ def generated(
         warnings.filterwarnings("ignore", message=".*unwound.*")
         try:
             with decoding.neutral(model):
-                args = (fed, lowered.program(), sites.place(*first), most, len(items), lowered.count, options, seed)
+                asked = Generation(fed, lowered.program(), sites.place(*first), most, lowered.count, options, seed)
                 if begun is None:
-                    tokens, fired = enter(model, runs.generate, *args)
+                    tokens, fired = enter(model, runs.generate, asked)
                 else:
-                    tokens, fired = enter(model, kept.generate, begun, args)
+                    tokens, fired = enter(model, kept.generate, begun, asked)
         except (ValueError, ArithmeticError, EmotraceError) as error:
             if "columns that arrive" in str(error):
                 raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error

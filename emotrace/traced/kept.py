@@ -14,6 +14,7 @@ import torch
 from emotrace.traced import caches, runs
 from emotrace.traced.caches import Beginning, Setup
 from emotrace.traced.model import TracedModel
+from emotrace.traced.runs import Generation
 
 
 class Pass(NamedTuple):
@@ -183,17 +184,17 @@ def follow(model: TracedModel, inputs: dict, n_edits: int, begun: Begun | None) 
     return fed, (at, ids.shape[1]), _added(fired, begun.wanted, counts)
 
 
-def generate(model: TracedModel, begun: Begun, args: tuple) -> tuple:
+def generate(model: TracedModel, begun: Begun, one: Generation) -> tuple:
     """As `runs.generate`, behind what the rows begin with.
 
     Args:
         model: an nnsight model.
         begun: what the rows begin with.
-        args: of `runs.generate`.
+        one: of `runs`.
     """
     cache, counts = cache_of(model, begun)
-    *args, options, seed = args
-    ids, fired = runs.generate(model, *args, options | {"past_key_values": cache}, seed, begun.wanted.columns)
+    options = one.options | {"past_key_values": cache}
+    ids, fired = runs.generate(model, one._replace(options=options, before=begun.wanted.columns))
     return ids, _added(fired, begun.wanted, counts)
 
 
@@ -206,14 +207,13 @@ def _added(fired: list, wanted: Wanted, counts: list) -> list:
 
 def _block(model: TracedModel, block: Block, setup: Setup, kept: Kept) -> tuple:
     """Parts of a block: of its trunk, if it has one, and of what follows."""
-    trunk, before = None, Beginning(caches.fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
     own = kept.get(block.own.key)
-    if block.trunk is not None:
-        trunk = _part(model, block.trunk, before, setup, kept)
+    before = Beginning(caches.fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
+    trunk = None if block.trunk is None else _part(model, block.trunk, before, setup, kept)
     if own is None:
         rows = block.own.inputs["input_ids"].shape[0]
         cache, length = caches.fresh(setup.empty), 0
-        for number, pair in enumerate(() if trunk is None else trunk.layers):
+        for number, pair in enumerate([] if trunk is None else trunk.layers):
             if pair is not None:
                 cache.update(*(t.expand(rows, -1, -1, -1) for t in pair), number)
                 length = pair[0].shape[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import nnsight
 import torch
@@ -56,43 +56,57 @@ def capture(
     return counts
 
 
-def generate(
-    model: TracedModel, inputs: dict, program: list, counter: Place, steps: int, batch: int, n_edits: int, options: dict,
-    seed: int | None, before: int = 0,
-) -> tuple:  # fmt: skip
+class Generation(NamedTuple):
+    """What is to be generated from one batch.
+
+    Attributes:
+        inputs: ids and mask.
+        program: sorted, see `steps`.
+        counter: place before all others, of which the columns are counted that arrive in a forward.
+        steps: most new tokens.
+        n_edits: how many edits to count.
+        options: for the model's own ``generate``.
+        seed: of the sampling; None where nothing is drawn.
+        before: columns whose keys and values are in a cache among the options.
+    """
+
+    inputs: dict
+    program: list
+    counter: Place
+    steps: int
+    n_edits: int
+    options: dict
+    seed: Any = None
+    before: int = 0
+
+
+def generate(model: TracedModel, one: Generation) -> tuple:
     """Generate with edits in every forward, at the columns that it computes.
 
     With a cache each column passes once; where a forward computes everything again, so does everything that is edited in it.
 
     Args:
         model: an nnsight model.
-        inputs: ids and mask.
-        program: sorted, see `steps`.
-        counter: place before all others, of which the columns are counted that arrive in a forward.
-        steps: most new tokens.
-        batch: rows.
-        n_edits: how many edits to count.
-        options: for the model's own ``generate``.
-        seed: of the sampling; None where nothing is drawn.
-        before: columns that are in the cache that the options hold.
+        one: see above.
 
     Returns:
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
     """
-    width = inputs["input_ids"].shape[1]
-    if seed is not None:
-        torch.manual_seed(seed)
-    with torch.no_grad(), model.generate(**options) as tracer:
-        counts = nnsight.save([0] * n_edits)
-        with tracer.invoke(inputs):
-            done = before
+    batch, width = one.inputs["input_ids"].shape
+    program, last = one.program, width + one.steps - 1
+    if one.seed is not None:
+        torch.manual_seed(one.seed)
+    with torch.no_grad(), model.generate(**one.options) as tracer:
+        counts = nnsight.save([0] * one.n_edits)
+        with tracer.invoke(one.inputs):
+            done = one.before
             for _ in tracer.iter[:] if program else ():
-                arrived = places.columns(counter, batch)
+                arrived = places.columns(one.counter, batch)
                 start = passing.first(arrived, done, width)
                 done = start + arrived
                 programs.forward(program, batch, start, done, counts, None)
                 kept = done > width and start > 0  # a cache: what has passed does not pass again
-                if done >= width + steps - 1 or (kept and not programs.reaches(program, done)):
+                if done >= last or (kept and not programs.reaches(program, done)):
                     break
         with tracer.invoke():
             ids = nnsight.save(tracer.result)

@@ -6,6 +6,7 @@ The twin computes everything whole (``kept_bytes = 0``), one prompt at a time.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def alone(model, ids=IDS, edits=(), **options):
         return [replies(model, [one], edits, **options)[0] for one in ids]
 
 
-def add(positions, strength=3.0, vector=VECTOR):
+def add(positions, strength=3.0, vector: Any = VECTOR):
     return et.Add("resid_post", layers=[0, 1], vector=vector, strength=strength, scale="rms", positions=positions)
 
 
