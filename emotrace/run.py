@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -24,17 +25,34 @@ from emotrace.texts import from_json
 
 FREE = ("command", "versions", "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
+LOCK = ".lock"
+"""In the folder; whoever has locked it writes there."""
+
+
+class _Hold:
+    """The lock of one folder, shared by the runs of this process on it and gone with the last of them."""
+
+    def __init__(self, out: Path) -> None:
+        self._file = disk.lock(out / LOCK, f"--out {out}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+_HELD: WeakValueDictionary[Path, _Hold] = WeakValueDictionary()
 
 
 class Run:
-    """One output folder.
+    """One output folder, which one process at a time writes to until it has finished.
 
     Args:
         out: the folder; created, or continued if its manifest says the same.
         settings: everything that the numbers depend on (JSON values). No secret belongs here.
 
     Raises:
-        EmotraceError: if the folder holds a run with other settings (each difference is named), or something else.
+        EmotraceError: if the folder holds a run with other settings (each difference is named), or something else, or another
+            process is at work there.
     """
 
     def __init__(self, out: str | Path, settings: Mapping[str, Any]) -> None:
@@ -44,15 +62,17 @@ class Run:
         taken = next((p for p in (self.out, *self.out.parents) if p.exists()), None)
         if taken is not None and not taken.is_dir():
             raise EmotraceError(f"--out {self.out}: {taken} is a file; give a folder.")
+        if not manifest.is_file() and self.out.is_dir() and not all(map(_ours, self.out.iterdir())):
+            raise EmotraceError(f"--out {self.out} is not empty and holds no run of emotrace. Give a new folder.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        place = self.out.resolve()
+        self._hold: _Hold | None = _HELD.get(place) or _HELD.setdefault(place, _Hold(self.out))
         disk.clear_leftovers(self.out, manifest.name)
         if manifest.is_file():
             self._compare(manifest)
             for folder, inside, _ in os.walk(self.out):
                 inside[:] = [name for name in inside if not name.endswith(".zarr")]  # stores see to their own
                 disk.clear_leftovers(folder)
-        elif self.out.is_dir() and any(self.out.iterdir()):
-            raise EmotraceError(f"--out {self.out} is not empty and holds no run of emotrace. Give a new folder.")
-        self.out.mkdir(parents=True, exist_ok=True)
         self.manifest: dict[str, Any] = {
             **self.settings,
             "command": command_line(),
@@ -80,10 +100,16 @@ class Run:
         return path
 
     def finish(self) -> None:
-        """Note the end of the run in the manifest."""
+        """Note the end of the run in the manifest, and let the folder go."""
         self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
         write_json(self.path("manifest.json"), self.manifest)
+        self._hold = None
+
+
+def _ours(entry: Path) -> bool:
+    """Whether an entry of a folder without a manifest is of a run that was killed before it wrote one."""
+    return entry.name == LOCK or entry.name.startswith(".manifest.json.")
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ import numpy as np
 import zarr
 from matplotlib.image import imread
 
+from emotrace.run import LOCK
+
 FREE = {"command", "versions", "python", "started", "finished", "seconds"}
 """Entries of JSON, columns of tables, and lines of a page's table of settings, that may differ: when, how and
 with what it was made."""
@@ -106,7 +108,7 @@ def _files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if any(p.endswith(".zarr") for p in inside.parts[:-1]) or inside.as_posix() in ABOUT_RUN:
+        if any(p.endswith(".zarr") for p in inside.parts[:-1]) or inside.as_posix() in ABOUT_RUN or path.name == LOCK:
             continue
         if path.is_file() or path.suffix == ".zarr":
             found[inside.as_posix()] = path

@@ -1,11 +1,14 @@
 """Run: one folder that the same settings continue, and that nothing else may use."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from emotrace import run as run_
 from emotrace.labels import EmotraceError
 from emotrace.run import Run, records
 
@@ -82,6 +85,44 @@ def test_an_empty_folder_and_a_first_write_that_was_killed_are_begun(tmp_path):
     killed.mkdir()
     (killed / ".manifest.json.partial").write_text("{")
     assert Run(killed, SETTINGS).manifest["seed"] == 0
+
+
+def test_another_process_at_work_in_the_folder_is_refused_until_it_has_finished(tmp_path):
+    out = tmp_path / "run"
+    code = f"""
+import sys
+from emotrace.run import Run
+run = Run({str(out)!r}, {SETTINGS!r})
+print("begun", flush=True)
+sys.stdin.readline()
+run.finish()
+print("finished", flush=True)
+sys.stdin.readline()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == "begun\n"
+        before = (out / "manifest.json").read_bytes()
+        with pytest.raises(EmotraceError, match=rf"another process is writing to --out {out}; wait for it"):
+            Run(out, SETTINGS)
+        assert (out / "manifest.json").read_bytes() == before
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "finished\n"
+        assert Run(out, SETTINGS).out == out
+    finally:
+        other.communicate("\n")
+
+
+def test_a_run_that_failed_is_begun_again_in_the_same_process(tmp_path):
+    failed = Run(tmp_path, SETTINGS)
+    again = Run(tmp_path, SETTINGS)
+    assert again._hold is failed._hold
+    again.finish()
+    failed.finish()
+    assert not run_._HELD
 
 
 def test_records_are_json_whatever_the_table_holds():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import lru_cache
 from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -40,7 +42,9 @@ class Judge(Protocol):
     Where it has ``choices`` (names), it answers one of them and nothing else, and judges only rows whose emotion is among them.
     The shipped judges know `labels.ANSWERS`; one of the user's own may name any emotions.
     Where it has an ``identity`` (JSON values: whatever beside the name its answers depend on), verdicts of another identity
-    are never taken for its own.
+    are never taken for its own. Where it has none, its class's code stands for it: verdicts of another class of that name, or of
+    other code, are refused, while two objects of one class that answer differently are told apart by their names alone. One
+    without an ``identity`` whose code cannot be read (typed at a prompt, say) may judge, but continues no file.
     """
 
     @property
@@ -168,8 +172,36 @@ _ANSWERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 
 def record(judge: Any, text: str) -> dict[str, str]:
     """What a verdict or rating was made from: who judged, with which settings, and the text."""
-    return {
-        "judge": judge.name,
-        "judge_settings": disk.digest(getattr(judge, "identity", {})),
-        "text": disk.digest(text),
-    }
+    settings = judge.identity if hasattr(judge, "identity") else {"code": _code(type(judge))}
+    return {"judge": judge.name, "judge_settings": disk.digest(settings), "text": disk.digest(text)}
+
+
+def same_judge(path: Any, made: Any, now: Mapping[str, Any], judge: Any, what: str) -> None:
+    """Refuse to take the verdict or rating of another judge, other settings or another text for one of this judge.
+
+    Args:
+        path: of the file, for the message.
+        made: what the verdict was made from; None where that is not recorded.
+        now: what it would be made from: `record`, and whatever else it depends on.
+        judge: who would give it.
+        what: which verdict, e.g. ``row 'a'``.
+
+    Raises:
+        EmotraceError: naming every difference; or for a judge of which nothing but the name is known.
+    """
+    if not hasattr(judge, "identity") and _code(type(judge)) is None:
+        raise EmotraceError(
+            f"{path}: {what} was judged already, and judge {judge.name!r} has no 'identity', nor can its code be read, by which "
+            "one could tell whether it was the same one. Give the judge an identity (JSON values that its answers depend on), "
+            "or another file."
+        )
+    disk.settle(path, made, now, what=what)
+
+
+@lru_cache(maxsize=64)
+def _code(kind: type) -> list[str] | None:
+    """The source of a class and of those that it inherits from; None where it cannot be read."""
+    try:
+        return [inspect.getsource(k) for k in kind.__mro__ if k.__module__ not in ("builtins", "typing")]
+    except (OSError, TypeError):
+        return None

@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
-from emotrace import disk
 from emotrace.judges.base import (
     Judge,
     StreamingJudge,
@@ -18,6 +17,7 @@ from emotrace.judges.base import (
     is_final,
     named,
     record,
+    same_judge,
 )
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import IDENTITY, Judged, Row
@@ -149,7 +149,7 @@ def _stored(rows: Sequence[Row], judge: Judge, log: RowLog, target: bool) -> dic
             )
         made = ((old.get("meta") or {}).get("made") or {}).get("verdict")
         made = None if made is None else {**made, "emotion": old.get("emotion")}
-        disk.settle(place, made, {**record(judge, row["gen_text"]), "emotion": row["emotion"]}, what=where)
+        same_judge(place, made, {**record(judge, row["gen_text"]), "emotion": row["emotion"]}, judge, where)
         if target and "verdict_target" not in old:
             raise EmotraceError(
                 f"{place}: {where} is there without 'verdict_target': use another file, or target=False."

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from emotrace import arguments, disk, judges, scoring
+from emotrace import arguments, judges, scoring
 from emotrace.datasets import Prompt
 from emotrace.files import to_folder
 from emotrace.judges import Judge, is_final
-from emotrace.judges.base import in_order, record
+from emotrace.judges.base import in_order, record, same_judge
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
 from emotrace.replies.row import Row, check_row, query_of
@@ -124,7 +124,7 @@ def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, pr
     for row in found if judge is not None else ():
         made = ((row.get("meta") or {}).get("made") or {}).get("verdict")
         if made is not None and "verdict" in row:
-            disk.settle(f"row {row.get('key')!r}", made, record(judge, row["gen_text"]), what="its verdict")
+            same_judge(f"row {row.get('key')!r}", made, record(judge, row["gen_text"]), judge, "its verdict")
     if judge is not None and todo:
         bare = [cast("Row", {k: v for k, v in found[i].items() if k != "measures"}) for i in todo]
         for i, row in zip(todo, judges.judge_rows(bare, judge, log=log("verdicts"), progress=progress), strict=True):
@@ -148,7 +148,7 @@ def _rated(
         if row is None:
             continue
         now = {**record(rater, texts[i]), "asked": query}
-        disk.settle(kept.path if kept else "", row.get("made"), now, what=f"the rating of row {found[i]['key']!r}")
+        same_judge(kept.path if kept else "", row.get("made"), now, rater, f"the rating of row {found[i]['key']!r}")
         known[texts[i], query] = row["rating"]
     pairs = [
         pair for pair in dict.fromkeys((texts[i], q) for i, q in zip(which, asked, strict=True)) if pair not in known

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypedDict
+from typing import Any, ClassVar, Final, Protocol, TypedDict
 
 from emotrace.judges.base import EMPTY, texts_of
 from emotrace.judges.lexicon import lexicon_digest
@@ -48,6 +48,7 @@ class ContentWords:
     """Topic adherence offline: the share of the query's content words in the reply, 0..1. A proxy."""
 
     name = "proxy:content-words"
+    identity: ClassVar[dict[str, Any]] = {}  # nothing that could be another
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`."""

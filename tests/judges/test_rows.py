@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,36 @@ def test_a_verdict_belongs_to_the_settings_of_its_judge_and_rows_are_those_of_no
         del row["meta"]["made"]["verdict"]
     with pytest.raises(EmotraceError, match=r"row {'key': 'a', .*was written by an earlier version"):
         judge_rows(ROWS, judge, log, progress=False)
+
+
+def test_without_an_identity_the_code_of_a_judge_stands_for_it(tmp_path: Path) -> None:
+    class Other(FirstWord):
+        def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
+            return [{"predicted": "fear", "judge": self.name, "reason": "always"} for _ in texts]
+
+    log = Memory()
+    judge_rows(ROWS[:2], FirstWord(), log, progress=False)
+    judge_rows(ROWS[:2], FirstWord(), log, progress=False)
+    with pytest.raises(EmotraceError, match=r"row {'key': 'a', .*judge_settings: '\w{16}' there, '\w{16}' now"):
+        judge_rows(ROWS[:2], Other(), log, progress=False)
+
+
+def test_a_judge_that_may_be_any_judges_but_continues_nothing() -> None:
+    unread = SimpleNamespace(name="first-word", judge=FirstWord().judge)
+    judged = judge_rows(ROWS, unread, progress=False)
+    assert [row["verdict"] for row in judged] == [
+        row["verdict"] for row in judge_rows(ROWS, FirstWord(), progress=False)
+    ]
+    log = Memory()
+    judge_rows(ROWS[:2], unread, log, progress=False)
+    with pytest.raises(
+        EmotraceError, match=r"row {'key': 'a', .*'first-word' has no 'identity', nor can its code be read"
+    ):
+        judge_rows(ROWS, unread, log, progress=False)
+    known = SimpleNamespace(**vars(unread), identity={"word": 1})
+    kept = Memory()
+    judge_rows(ROWS[:2], known, kept, progress=False)
+    assert len(judge_rows(ROWS, known, kept, progress=False)) == len(ROWS)
 
 
 def test_a_log_of_unjudged_rows_is_refused() -> None:
