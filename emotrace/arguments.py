@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import numbers as kinds
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,20 @@ DRAWS: Final = 10**7
 """The most draws or permutations; what takes longer, or more memory, than anybody has, is a slip of the hand."""
 
 
-def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+class Labelled(Protocol):
+    """What has named dims, as xarray's arrays do."""
+
+    @property
+    def dims(self) -> Iterable[Hashable]:
+        """Their names."""
+        ...
+
+
+L = TypeVar("L", bound=Labelled)
+C = TypeVar("C")
+
+
+def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """A whole number.
 
     Args:
@@ -35,7 +48,8 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         EmotraceError: for a bool, a float (2.0 too), a text, or a number out of bounds.
     """
     try:
-        found = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+        is_flag = isinstance(value, (bool, np.bool_))
+        found = operator.index(value) if isinstance(value, SupportsIndex) and not is_flag else None
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None:
@@ -45,12 +59,12 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
     return found
 
 
-def seed(name: str, value: Any) -> int:
+def seed(name: str, value: object) -> int:
     """A seed: a whole number from 0 to `SEEDS`."""
     return whole(name, value, 0, SEEDS)
 
 
-def resampling(function: str, seed_: Any, **counts: Any) -> None:
+def resampling(function: str, seed_: object, **counts: Any) -> None:
     """Refuse a seed or a count of draws that is no whole number; how many are too few is the function's to say."""
     seed(f"{function}(seed)", seed_)
     for name, value in counts.items():
@@ -58,7 +72,7 @@ def resampling(function: str, seed_: Any, **counts: Any) -> None:
 
 
 def number(
-    name: str, value: Any, *, least: float | None = None, most: float | None = None, above: float | None = None
+    name: str, value: object, *, least: float | None = None, most: float | None = None, above: float | None = None
 ) -> float:
     """A finite number: no bool, no text, no NaN.
 
@@ -82,7 +96,7 @@ def number(
     return found
 
 
-def share(name: str, value: Any) -> float:
+def share(name: str, value: object) -> float:
     """A number between 0 and 1, neither of them.
 
     Raises:
@@ -94,7 +108,7 @@ def share(name: str, value: Any) -> float:
     return found
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """True or False, and nothing that Python would read as one of them.
 
     Raises:
@@ -105,20 +119,21 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: Any, choices: Iterable[Any], place: str = "") -> Any:
+def choice(name: str, value: object, choices: Iterable[C], place: str = "") -> C:
     """One of the choices.
 
     Raises:
         EmotraceError: naming them, the closest first.
     """
     known = list(choices)
-    if not isinstance(value, (str, int, type(None))) or isinstance(value, bool) or value not in known:
-        raise unknown(name, value, known, place)
-    return value
+    for one in known if isinstance(value, (str, int, type(None))) and not isinstance(value, bool) else ():
+        if one == value:
+            return one
+    raise unknown(name, value, known, place)
 
 
 def wholes(
-    name: str, value: Any, least: int | None = None, most: int | None = None, *, empty: bool = False
+    name: str, value: object, least: int | None = None, most: int | None = None, *, empty: bool = False
 ) -> tuple[int, ...]:
     """Whole numbers, each once: of an iterable, or of one alone.
 
@@ -138,14 +153,14 @@ def wholes(
     return _once(name, value, [whole(name, item, least, most) for item in items], empty)
 
 
-def numbers(name: str, value: Any, *, empty: bool = False, **bounds: float) -> tuple[float, ...]:
+def numbers(name: str, value: object, *, empty: bool = False, **bounds: float) -> tuple[float, ...]:
     """Finite numbers, each once: of an iterable, or of one alone; ``bounds`` as of `number`."""
     items = _items(name, value, "numbers") if isinstance(value, Iterable) and _listed(value) else [value]
     return _once(name, value, [number(name, item, **bounds) for item in items], empty)
 
 
 def names(
-    name: str, value: Any, choices: Iterable[str] | None = None, *, empty: bool = False, place: str = ""
+    name: str, value: object, choices: Iterable[str] | None = None, *, empty: bool = False, place: str = ""
 ) -> tuple[str, ...]:
     """Texts, each once, of an iterable that is no text itself.
 
@@ -167,7 +182,7 @@ def names(
     return _once(name, value, found, empty)
 
 
-def text(name: str, value: Any) -> str:
+def text(name: str, value: object) -> str:
     """A text that is not blank and that every file can hold (no half of a surrogate pair).
 
     Raises:
@@ -192,7 +207,7 @@ def encodable(name: str, value: str) -> str:
     return value
 
 
-def real(name: str, value: Any) -> np.ndarray:
+def real(name: str, value: object) -> np.ndarray:
     """Numbers as an array of floats: no complex ones, no bools, texts or objects, and all of them finite.
 
     Raises:
@@ -209,7 +224,7 @@ def real(name: str, value: Any) -> np.ndarray:
     return found
 
 
-def values(name: str, value: Any) -> np.ndarray:
+def values(name: str, value: object) -> np.ndarray:
     """Real numbers as float64, True and False as 1 and 0; NaN is a value here.
 
     Raises:
@@ -225,7 +240,7 @@ def values(name: str, value: Any) -> np.ndarray:
     return found.astype(np.float64)
 
 
-def having(name: str, value: Any, *dims: str) -> Any:
+def having(name: str, value: L, *dims: str) -> L:
     """A labelled array with these dims, and maybe others.
 
     Raises:
@@ -237,7 +252,7 @@ def having(name: str, value: Any, *dims: str) -> Any:
     return value
 
 
-def said(name: str, value: Any) -> str:
+def said(name: str, value: object) -> str:
     """An argument with its value, for a message: ``capture(batch_size=0)`` for the name ``capture(batch_size)``."""
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
@@ -246,7 +261,7 @@ def said(name: str, value: Any) -> str:
     return f"{name} is {shown}" if " " in name else f"{name}={shown}"
 
 
-def _real(value: Any) -> float | None:
+def _real(value: object) -> float | None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (kinds.Real, np.floating, np.integer)):
         return None
     try:
@@ -262,18 +277,18 @@ def _bounds(least: float | None, most: float | None) -> str:
     return f"{least} to {most}"
 
 
-def _listed(value: Any) -> bool:
+def _listed(value: object) -> bool:
     """Whether an iterable is several things rather than one (an array without dims is one)."""
     return getattr(value, "ndim", 1) != 0
 
 
-def _items(name: str, value: Any, what: str) -> Sequence[Any]:
+def _items(name: str, value: object, what: str) -> Sequence[Any]:
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
         raise EmotraceError(f"{said(name, value)}: a list of {what} is due.")
     return list(value)
 
 
-def _once(name: str, value: Any, found: list[Any], empty: bool) -> tuple[Any, ...]:
+def _once(name: str, value: object, found: list[Any], empty: bool) -> tuple[Any, ...]:
     if not found and not empty:
         raise EmotraceError(f"{said(name, value)} is empty: at least one is due.")
     seen: set[Any] = set()

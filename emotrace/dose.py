@@ -11,7 +11,7 @@ import xarray as xr
 
 from emotrace import arguments, disk, scoring
 from emotrace import edits as edits_
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import edits_digest, mixture
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.files import to_folder
@@ -32,7 +32,7 @@ FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 @typed
 def dose_response(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     vectors: xr.DataArray,
     judge: Any,
     *,
@@ -153,7 +153,7 @@ def _known(path: Path | None, made: Mapping[str, Mapping[str, Any]]) -> dict[str
 @typed
 def strength_at_kl(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     vectors: xr.DataArray,
     mix: Any,
     target: float,
@@ -190,7 +190,7 @@ def strength_at_kl(
 
 @typed
 def fluency_of(
-    model: LanguageModel, prompts: Any, rows: Sequence[Row], batch_size: int = 32, progress: bool = True
+    model: LanguageModel, prompts: PromptsLike, rows: Sequence[Row], batch_size: int = 32, progress: bool = True
 ) -> dict[str, list[float]]:
     """Bounds of fluency: 1st to 99th percentile over the model's own replies to an emotion asked in words.
 

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, directions, disk
-from emotrace.datasets import Prompt, Prompts, hold_out
+from emotrace.datasets import Prompt, Prompts, PromptsLike, hold_out
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
 from emotrace.directions.vectors import METHODS, Method
 from emotrace.files import to_folder
@@ -55,7 +55,7 @@ class TextVectors:
 
 
 @typed
-def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Prompts:
+def answer_prompts(queries: PromptsLike, templates: Mapping[str, str] = TEMPLATES) -> Prompts:
     """Each query twice: to be answered neutrally and in its emotion.
 
     Args:
@@ -90,7 +90,7 @@ def answer_prompts(queries: Any, templates: Mapping[str, str] = TEMPLATES) -> Pr
 @typed
 def answer_vectors(
     model: LanguageModel,
-    queries: Any,
+    queries: PromptsLike,
     *,
     site: str = "o_proj_out",
     layers: Sequence[int] | None = None,
@@ -175,7 +175,7 @@ def answer_vectors(
 @typed
 def text_vectors(
     model: LanguageModel,
-    texts: Any,
+    texts: PromptsLike,
     *,
     against: str = NEUTRAL,
     emotions: Sequence[str] | None = None,

@@ -110,7 +110,7 @@ def parsed(text: str, place: str, *, one_line: bool = False, halves: bool = Fals
     return value
 
 
-def to_file(out: Any, name: str = "out") -> Path:
+def to_file(out: object, name: str = "out") -> Path:
     """A path that a file can be written to, now; nothing is left there.
 
     Args:
@@ -129,7 +129,7 @@ def to_file(out: Any, name: str = "out") -> Path:
     return path
 
 
-def to_folder(out: Any, name: str = "out") -> Path:
+def to_folder(out: object, name: str = "out") -> Path:
     """A path that a folder can be made at or written into, now; nothing is left there. See `to_file`."""
     path = _path(out, name)
     if path.exists() and not path.is_dir():
@@ -138,7 +138,7 @@ def to_folder(out: Any, name: str = "out") -> Path:
     return path
 
 
-def _path(out: Any, name: str) -> Path:
+def _path(out: object, name: str) -> Path:
     if not isinstance(out, (str, os.PathLike)) or not str(out).strip() or "\0" in str(out):
         raise EmotraceError(f"{name}={out!r} is no path.")
     try:
@@ -181,7 +181,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(DEPTH + 1):
         level = [

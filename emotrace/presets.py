@@ -20,7 +20,7 @@ def preset(name: str) -> Mapping[str, Any]:
     return PRESETS[name]
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> Any:
     return MappingProxyType({k: _frozen(v) for k, v in value.items()}) if isinstance(value, dict) else value
 
 

@@ -24,7 +24,7 @@ ALIKE: Final = 0.85
 """Least share of sampled weights that are equal in bfloat16 where dtypes differ; float16 rounds a few to the other side."""
 
 
-def of(thing: Any) -> dict[str, Any]:
+def of(thing: object) -> dict[str, Any]:
     """What a thing says of the model that it was made with; empty where it says nothing.
 
     Args:
@@ -43,7 +43,7 @@ def of(thing: Any) -> dict[str, Any]:
     return {k: about[k] for k in (*KEYS, ADOPTED) if k in about} if isinstance(about, Mapping) else {}
 
 
-def check(thing: Any, sites: Any, what: str) -> None:
+def check(thing: object, sites: Any, what: str) -> None:
     """Refuse a thing that was made with another model.
 
     Args:
@@ -104,7 +104,7 @@ def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 @typed
-def adopt(thing: Any, model: Any) -> Any:
+def adopt(thing: object, model: Any) -> Any:
     """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
 
     Args:

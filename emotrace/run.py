@@ -117,6 +117,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): _json(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> Any:
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain

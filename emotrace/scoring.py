@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emotrace import disk
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.forwards.likelihood import kl, reply_logprobs
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
@@ -24,7 +24,9 @@ LARGEST = 700.0
 
 
 @typed
-def perplexity(model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False) -> list[float | None]:
+def perplexity(
+    model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
+) -> list[float | None]:
     """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`.
 
     Raises:

@@ -34,8 +34,8 @@ _WORDS = {int: "whole numbers", float: "numbers", str: "names", bool: "True or F
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """The function, or class, behind a look at its arguments: an `EmotraceError` for one of another kind than is annotated.
 
-    An annotation that is ``Any``, or that only type checkers can resolve, is not looked at; an argument called ``model`` is a
-    model, and one called ``seed`` a seed.
+    An annotation that is ``Any``, ``Annotated`` (with who checks it), or that only type checkers can resolve, is not looked at;
+    an argument called ``model`` is a model, and one called ``seed`` a seed.
     """
     if isinstance(function, type):
         function.__init__ = _guarded(function.__init__, function.__name__)  # type: ignore[misc]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from emotrace.datasets import Prompt, Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.labels import EmotraceError
 from emotrace.specials import Specials, check_switch
 
@@ -139,7 +139,7 @@ class Encoder:
 
     # -- ids ----------------------------------------------------------------------------------------------------
 
-    def ids(self, prompts: Any) -> list[list[int]]:
+    def ids(self, prompts: PromptsLike) -> list[list[int]]:
         """Token ids of every prompt (without replies), one BOS each.
 
         Raises:
@@ -233,7 +233,7 @@ class Encoder:
             mask[row, span] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    def __call__(self, prompts: Any) -> dict[str, torch.Tensor]:
+    def __call__(self, prompts: PromptsLike) -> dict[str, torch.Tensor]:
         """Ids and mask of prompts, replies included where they carry one: what `capture` runs on."""
         prompts = Prompts.of(prompts)
         return self.batch([i + list(p.reply_ids or ()) for i, p in zip(self.ids(prompts), prompts, strict=True)])
@@ -291,6 +291,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return _digest({k: v for k, v in content.items() if k not in ("padding", "truncation")})
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ _LONE = re.compile("[\ud800-\udfff]")
 _LONG_INT: Final = 400
 
 
-def to_json(obj: Any, **options: Any) -> str:
+def to_json(obj: object, **options: Any) -> str:
     """JSON that every UTF-8 file takes: half of a surrogate pair is written as its escape, and read back as it was.
 
     Args:

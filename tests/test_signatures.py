@@ -28,6 +28,9 @@ ROOMS = (
     "suite",
 )
 
+UNTYPED = ("Any", "object", "ArrayLike", "PromptsLike", "PromptLike | Prompts", "ActivationsLike")
+"""Annotations of arguments that a function looks at itself."""
+
 
 @typed
 def taken(
@@ -102,7 +105,7 @@ def test_every_public_function_refuses_what_is_of_no_kind(function):
     own = {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     assert hasattr(function, "__wrapped__"), "not @typed"
     needed = {n: object() for n, p in own.items() if p.default is p.empty}
-    if all(own[n].annotation in ("Any", "ArrayLike") and n != "model" for n in needed):
+    if all(own[n].annotation in UNTYPED and n != "model" for n in needed):
         return
     with pytest.raises(EmotraceError, match=function.__name__):
         function(**needed)

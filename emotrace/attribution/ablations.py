@@ -15,7 +15,7 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.attribution.sets import Components
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
@@ -147,7 +147,7 @@ def donors(
 
 def reference_values(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     site: str,
     components: Components,
     *,

@@ -26,7 +26,7 @@ from emotrace import arguments, disk, provenance
 from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
 from emotrace.attribution.measured import CurvePlan, Edits, Measured
 from emotrace.attribution.sets import Set, union
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
@@ -43,7 +43,7 @@ HOW = ("zero", "mean", "resample")
 @typed
 def ablation_curve(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     directions: xr.DataArray,
     contributions: xr.Dataset,
     *,
@@ -152,7 +152,7 @@ def ablation_curve(
 @typed
 def enhancement_curve(
     model: LanguageModel,
-    plain: Any,
+    plain: PromptsLike,
     directions: xr.DataArray,
     contributions: xr.Dataset,
     differences: xr.Dataset,

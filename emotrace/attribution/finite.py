@@ -6,6 +6,7 @@ Also the literal twin of the derivative: what `finite` gives for a vanishing dos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ CHUNK = 1024
 def finite_sums(
     model: LanguageModel, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
     cells: Sequence[Cell], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
-    sigmas: np.ndarray, doses: Sequence[float], identity: dict[str, Any], batch_size: int, out: Any, progress: bool,
+    sigmas: np.ndarray, doses: Sequence[float], identity: dict[str, Any], batch_size: int, out: str | Path | None, progress: bool,
 ) -> np.ndarray:  # fmt: skip
     """Σ over prompts of the projected read-out, without a shift and with each dose at each cell alone.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from emotrace import arguments, disk
 from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
+from emotrace.datasets import PromptsLike
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
@@ -36,7 +37,7 @@ READOUTS = ("residual", "normed")
 @typed
 def head_contributions(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     directions: xr.DataArray,
     *,
     label: str = "emotion",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,9 @@ from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel
 from emotrace.stats import bootstrap_ci
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
 """(label, set, keys of the prompts) → edits at the last token."""
@@ -189,7 +192,9 @@ class Measured:
                         log.append(row)
         return rows
 
-    def _batch(self, number: int, labels: list[Any], members: list[int], edits: Edits, bar: Any) -> Iterable[dict]:
+    def _batch(
+        self, number: int, labels: list[Any], members: list[int], edits: Edits, bar: tqdm[Any]
+    ) -> Iterable[dict]:
         plan, batch = self.plan, self.reruns.batch(members)
         keys = [self.prompts[i].key for i in members]
 

@@ -13,6 +13,7 @@ import xarray as xr
 from emotrace import arguments
 from emotrace.attribution.files import save
 from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
+from emotrace.datasets import PromptsLike
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
@@ -31,7 +32,7 @@ VARIABLES = ("neuron", "neuron_pre")
 @typed
 def neuron_contributions(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     directions: xr.DataArray,
     *,
     label: str = "emotion",

@@ -29,7 +29,7 @@ from emotrace.attribution.files import save
 from emotrace.attribution.finite import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.disk import plain as json_of
 from emotrace.files import to_folder
 from emotrace.forwards import beginnings
@@ -54,7 +54,7 @@ LIMITS = {True: "exact derivative at dose 0", False: "central differences of sma
 @typed
 def sublayer_influence(
     model: LanguageModel,
-    plain: Any,
+    plain: PromptsLike,
     directions: xr.DataArray,
     *,
     reference: xr.DataArray | None = None,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.datasets import Prompt, Prompts
+from emotrace.datasets import Prompt, PromptLike, Prompts, PromptsLike
 from emotrace.edits import Ablate
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.entering import enter, inputs
@@ -86,7 +85,7 @@ def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> p
 
 
 @typed
-def attention(model: LanguageModel, prompt: Any, layer: int, head: int) -> xr.DataArray:
+def attention(model: LanguageModel, prompt: PromptLike | Prompts, layer: int, head: int) -> xr.DataArray:
     """The attention pattern of one head on one prompt.
 
     Args:
@@ -125,7 +124,7 @@ def attention(model: LanguageModel, prompt: Any, layer: int, head: int) -> xr.Da
 @typed
 def top_prompts(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     layer: int,
     units: int | Iterable[int],
     k: int = 10,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import xarray as xr
@@ -16,6 +16,8 @@ from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced import weights as leaf
 from emotrace.traced.weights import Norm, OutputProjection
+
+R = TypeVar("R")
 
 ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
 """Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
@@ -42,7 +44,7 @@ def spec(model: LanguageModel, site: str, layer: int) -> leaf.Spec:
     return leaf.Spec(site, layer, here, end, address.width, sites.d_model, scale)
 
 
-def weighed(model: LanguageModel, function: Any, *args: Any) -> Any:
+def weighed(model: LanguageModel, function: Callable[..., R], *args: object) -> R:
     """``function(model, *args)``, of `emotrace.traced.contributions`, where the weights are.
 
     Raises:

@@ -204,7 +204,7 @@ def empty_plan(label: str, labels: Sequence[Any], layers: Sequence[int]) -> xr.D
     return xr.DataArray(np.zeros([len(c) for c in coords.values()], dtype=np.int64), coords, name="k")
 
 
-def per_layer(value: Any, n_layers: int, name: str) -> np.ndarray:
+def per_layer(value: object, n_layers: int, name: str) -> np.ndarray:
     """One count per layer out of one number or one per layer."""
     array = np.asarray(value)
     return _available(np.broadcast_to(array, (n_layers,)) if array.ndim == 0 else array, n_layers, name)

@@ -17,6 +17,7 @@ from emotrace.attribution.ranks import top
 from emotrace.circuits.allocation import even_plan, published_plan
 from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors
+from emotrace.datasets import PromptsLike
 from emotrace.directions.groups import Within
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -46,7 +47,7 @@ class DryCircuit(TypedDict, total=False):
 @typed
 def discover(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     directions: xr.DataArray,
     *,
     neurons_per_layer: float = 20,

@@ -12,7 +12,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.attribution.files import save
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights
 from emotrace.directions.groups import Groups, Within, check_within, group
 from emotrace.disk import plain
@@ -33,7 +33,7 @@ SITES: Final = tuple(COMPONENTS[kind].site for kind in ("head", "neuron"))
 @typed
 def difference_vectors(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     *,
     label: str = "emotion",
     within: Within = ("skeleton_id", "valence"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,16 @@ from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import Model
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from emotrace.circuits import Circuit
+    from emotrace.edits import Edit
+    from emotrace.prompt_tuning import SoftPrompt
+    from emotrace.rsa import Masks
+
+    Thing = xr.DataArray | xr.Dataset | list[Edit] | Masks | Circuit | SoftPrompt
 
 
 @app.command()
@@ -41,7 +51,7 @@ def adopt(
         typer.echo(f"{file} → {out / file.relative_to(folder)}")
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path) -> Thing:
     from emotrace import attribution, circuits, directions, edits
     from emotrace.bundles import read
     from emotrace.prompt_tuning import SoftPrompt
@@ -57,7 +67,7 @@ def _load(file: Path) -> Any:
     return circuits.Circuit.load(file.parent) if is_circuit else attribution.load(file.parent, file.stem)
 
 
-def _save(thing: Any, folder: Path, name: str) -> None:
+def _save(thing: Thing, folder: Path, name: str) -> None:
     import xarray as xr
 
     from emotrace import attribution, directions, edits

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,9 @@ from emotrace.cli.options import (
 from emotrace.files import to_folder
 from emotrace.labels import EMOTIONS, EmotraceError, unknown
 from emotrace.texts import as_bytes
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
 Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
@@ -266,23 +270,28 @@ def _contributions(folder: Path) -> tuple[str, Any]:
     )
 
 
-def _one_of(value: str, choices: Any, flag: str) -> None:
+def _one_of(value: str, choices: Collection[str], flag: str) -> None:
     if value not in choices:
         raise unknown("choice", value, choices, flag)
 
 
-def _print_best(found: Any, by: str, top: int) -> None:
+def _print_best(found: xr.Dataset, by: str, top: int) -> None:
     """The components with the highest scores of each label, over all layers."""
     label, _, feature = found[by].dims
     scores = found[by].to_series()
     typer.echo(f"highest {by} (layer.{feature} score)")
     for value in found[label].values.tolist():
         best = scores.xs(value, level=label).nlargest(top)
-        typer.echo(f"{value:<10} " + "  ".join(f"{layer}.{i} {score:+.4g}" for (layer, i), score in best.items()))
+        shown = (f"{layer}.{i} {score:+.4g}" for (layer, i), score in zip(best.index, best, strict=True))
+        typer.echo(f"{value:<10} " + "  ".join(shown))
 
 
-def _table(array: Any, columns: str) -> str:
+def _table(array: xr.DataArray, columns: str) -> str:
     """An array as text, one dim across, the others down."""
+    from pandas import DataFrame
+
     plain = array.reset_coords(drop=True)
     down = [d for d in plain.dims if d != columns]
-    return plain.stack(row=down).transpose("row", columns).to_pandas().to_string(float_format="{:+.4g}".format)
+    table = plain.stack(row=down).transpose("row", columns).to_pandas()  # noqa: PD013 - xarray's
+    assert isinstance(table, DataFrame)
+    return table.to_string(float_format="{:+.4g}".format)

@@ -127,7 +127,7 @@ def numbers(text: str, flag: str, kind: type = float) -> list[Any]:
     return found
 
 
-def finite(value: Any, flag: str) -> float:
+def finite(value: float, flag: str) -> float:
     """The number, unless it is NaN or infinite."""
     if not math.isfinite(value):
         raise EmotraceError(f"{flag} {value} is not a finite number.")
@@ -140,7 +140,7 @@ def said(texts: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def of(flag: str, value: Any) -> Iterator[None]:
+def of(flag: str, value: object) -> Iterator[None]:
     """Errors of what a flag gave, with the flag before them."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from emotrace.cli.options import Count, Few, Folder, Model, layer_list, names
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    from emotrace.datasets import Prompts
 
 RANKS = ("value", "d")
 ONE_OF = "give --queries (answers of the model itself) or --texts (labelled texts), and not both."
@@ -161,7 +164,7 @@ def _unused(ctx: typer.Context, *groups: type[Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in given]
 
 
-def _several(prompts: Any, without_base: bool, against: str = "") -> None:
+def _several(prompts: Prompts, without_base: bool, against: str = "") -> None:
     """Refuse to take from one emotion what it shares with the others."""
     named = {p.labels["emotion"] for p in prompts} - {against}
     if without_base and len(named) < 2:

@@ -3,7 +3,7 @@
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
 from emotrace.datasets.overlap import hold_out, refuse_shared, shared, split
 from emotrace.datasets.own import is_sev, read_prompts
-from emotrace.datasets.prompts import Prompt, Prompts, spread
+from emotrace.datasets.prompts import Prompt, PromptLike, Prompts, PromptsLike, spread
 from emotrace.datasets.queries import Query, emotion_query, query_report, read_queries
 from emotrace.datasets.sev import Skeleton, read_sev, sev
 from emotrace.datasets.truthfulqa import Question, read_truthfulqa, truthfulqa
@@ -11,7 +11,9 @@ from emotrace.files import read_jsonl
 
 __all__ = [
     "Prompt",
+    "PromptLike",
     "Prompts",
+    "PromptsLike",
     "Query",
     "Question",
     "Skeleton",

@@ -200,7 +200,7 @@ def _names(row: Mapping[str, Any], where: str, table: Table) -> Iterator[str]:
     return (LABELS[i] for i in sorted(places))
 
 
-def _place(item: Any, known: Sequence[str], where: str) -> int:
+def _place(item: object, known: Sequence[str], where: str) -> int:
     """The place in `LABELS` of a class id of the source, or of a name."""
     if isinstance(item, str) and not (item.isascii() and item.isdigit() and len(item) < 10):
         name = item

@@ -83,7 +83,7 @@ def refuse_shared(
         )
 
 
-def _named(item: Any) -> tuple[str, str, str]:
+def _named(item: object) -> tuple[str, str, str]:
     """Skeleton id (or nothing), name and text of whatever holds a text."""
     if isinstance(item, str):
         return "", repr(item[:40]), item

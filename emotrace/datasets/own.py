@@ -79,7 +79,7 @@ def is_sev(path: str | Path) -> bool:
     return first is not None and {"skeleton_id", "scenario"} <= set(first[1])
 
 
-def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
+def _messages(value: object, where: str) -> tuple[Mapping[str, str], ...]:
     if isinstance(value, str):
         value = parsed(value, f"{where}, messages")
     if not isinstance(value, (list, tuple)) or not value:

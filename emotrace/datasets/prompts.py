@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -105,7 +105,7 @@ class Prompts(Sequence[Prompt]):
             seen.add(prompt.key)
 
     @classmethod
-    def of(cls, source: Any) -> Prompts:
+    def of(cls, source: PromptsLike) -> Prompts:
         """Prompts from whatever says what a prompt is.
 
         Args:
@@ -242,6 +242,12 @@ class Prompts(Sequence[Prompt]):
                 f"none of the {len(replies)} replies has a key of these prompts (e.g. {self[0].key!r})."
             )
         return Prompts(replace(p, reply_ids=replies[p.key]) for p in self if p.key in replies)
+
+
+PromptLike = Prompt | str | Sequence[int] | Sequence[Mapping[str, str]] | Mapping[str, Any]
+"""One prompt: text, token ids, chat messages, or a mapping with one of them, a key and labels."""
+PromptsLike = Annotated[Prompts | Prompt | str | pd.DataFrame | Iterable[PromptLike], "checked by Prompts.of"]
+"""What `Prompts.of` takes."""
 
 
 @typed

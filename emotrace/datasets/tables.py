@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from emotrace.files import read_json, read_jsonl, read_text
 from emotrace.labels import EmotraceError, unknown
@@ -16,6 +16,16 @@ from emotrace.labels import EmotraceError, unknown
 SUFFIXES: Final = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 EXTRA: Final = "pip install 'emotrace[hub]'"
+
+
+class HubTable(Protocol):
+    """A data set of the hub's library."""
+
+    features: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Its rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ def _hub(name: str, config: str | None, split: str) -> Table:
         raise EmotraceError(f"{name} (config {config}, split {split}) cannot be had from the hub: {error}") from error
 
 
-def _loaded(name: str, found: Any) -> Table:
+def _loaded(name: str, found: HubTable) -> Table:
     classes = {}
     for column, feature in found.features.items():
         inner = getattr(feature, "feature", feature)  # a list of class labels, or one

@@ -15,7 +15,7 @@ import scipy
 import xarray as xr
 
 from emotrace.directions.groups import Groups, Within, group, ordered
-from emotrace.directions.source import Source, source
+from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.stats import bootstrap_ci, cluster_weights
@@ -25,7 +25,7 @@ BOUND = ("lo", "hi")
 
 @typed
 def context_agnosticism(
-    acts: Any,
+    acts: ActivationsLike,
     label: str = "emotion",
     within: Within = ("skeleton_id", "valence"),
     leave_out: Sequence[str] = ("theme", "valence"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import scipy
@@ -11,14 +10,14 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.directions.groups import Within, is_accepted, missing
-from emotrace.directions.source import source
+from emotrace.directions.source import ActivationsLike, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 
 
 @typed
 def pca(
-    acts: Any,
+    acts: ActivationsLike,
     within: Within = None,
     accepted: Iterable[str] | None = None,
     position: Positions = "last",

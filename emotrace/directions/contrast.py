@@ -15,7 +15,7 @@ import xarray as xr
 from emotrace import arguments, provenance
 from emotrace.directions.groups import is_accepted, ordered
 from emotrace.directions.moments import Moments
-from emotrace.directions.source import Source, source
+from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.stats import fdr_bh
@@ -26,7 +26,7 @@ STATISTICS = ("difference", "t", "df", "p", "q", "d")
 
 @typed
 def contrast(
-    acts: Any,
+    acts: ActivationsLike,
     label: str = "emotion",
     against: str = NEUTRAL,
     values: Sequence[str] | None = None,
@@ -90,7 +90,7 @@ def contrast(
 
 @typed
 def auroc(
-    acts: Any,
+    acts: ActivationsLike,
     vectors: xr.DataArray,
     label: str = "emotion",
     against: str = NEUTRAL,

@@ -13,14 +13,14 @@ import numpy as np
 import xarray as xr
 
 from emotrace.directions.groups import Groups, Within, check_within, group, is_accepted
-from emotrace.directions.source import Source, source
+from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 
 
 @typed
 def centered_mean(
-    acts: Any,
+    acts: ActivationsLike,
     label: str = "emotion",
     within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
@@ -96,7 +96,7 @@ def centering_weights(groups: Groups) -> np.ndarray:
 
 @typed
 def mean_difference(
-    acts: Any,
+    acts: ActivationsLike,
     label: str,
     positive: Any,
     negative: Any,
@@ -180,7 +180,7 @@ def mean_difference(
 
 @typed
 def mean_rms(
-    acts: Any,
+    acts: ActivationsLike,
     label: str | None = None,
     within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,

@@ -62,5 +62,5 @@ def load(path: str | Path, name: str = "directions") -> xr.DataArray:
         raise EmotraceError(f"{path}/{name}.json does not describe its numbers ({error!r}).") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -169,7 +169,7 @@ def ordered(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(found, key=lambda v: (isinstance(v, str), v)))
 
 
-def missing(column: Any) -> np.ndarray:
+def missing(column: pd.Series | pd.DataFrame) -> np.ndarray:
     """Which values are absent: None, NaN or the empty string."""
     return (column.isna() | (column.astype(str) == "")).to_numpy(dtype=bool)
 

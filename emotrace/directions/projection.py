@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.directions.source import source
+from emotrace.directions.source import ActivationsLike, source
 from emotrace.labels import EmotraceError, Positions
 from emotrace.signatures import typed
 
@@ -19,7 +19,7 @@ OF: Final = "direction"
 
 @typed
 def project(
-    acts: Any, directions: xr.DataArray, position: Positions = "all", *, variable: str = "residual"
+    acts: ActivationsLike, directions: xr.DataArray, position: Positions = "all", *, variable: str = "residual"
 ) -> xr.DataArray:
     """Scalar product of every row with every direction at the same place: ``p[d, layer, sublayer, token] = ⟨h, v_d⟩``.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
 
 from emotrace.directions.estimate import labelled, weighted_sums
 from emotrace.directions.groups import group
-from emotrace.directions.source import source
+from emotrace.directions.source import ActivationsLike, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 
@@ -22,7 +22,7 @@ EMOTIONAL: Final = "emotional"
 
 @typed
 def paired_shift(
-    acts: Any,
+    acts: ActivationsLike,
     label: str = "emotion",
     condition: str = "condition",
     pair: str = "query_id",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,18 @@ PROVENANCE: Final = (
     "source",
     "selection",
 )
+
+
+class Selectable(Protocol):
+    """Open activations, as `emotrace.open_activations` gives them."""
+
+    def sel(self, variable: str = "residual", **labels: Any) -> xr.DataArray:
+        """Rows of one variable."""
+        ...
+
+
+ActivationsLike = Annotated[xr.DataArray | Selectable, "checked by source"]
+"""A labelled array with a dim ``token``, or open activations."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ class Source:
         return {k: self.attrs[k] for k in PROVENANCE if k in self.attrs}
 
 
-def source(acts: Any, variable: str = "residual", position: Positions = "last") -> Source:
+def source(acts: ActivationsLike, variable: str = "residual", position: Positions = "last") -> Source:
     """Rows of ``acts`` at the positions asked.
 
     Args:

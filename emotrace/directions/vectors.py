@@ -18,7 +18,7 @@ from emotrace.directions.axes import pca
 from emotrace.directions.contrast import sides_of, stream
 from emotrace.directions.estimate import labelled
 from emotrace.directions.selectors import without
-from emotrace.directions.source import Source, source
+from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 
@@ -28,7 +28,7 @@ METHODS: Final = ("difference", "pca", "lat", "probe")
 
 @typed
 def vectors(
-    acts: Any,
+    acts: ActivationsLike,
     method: Method = "difference",
     label: str = "emotion",
     against: str = NEUTRAL,

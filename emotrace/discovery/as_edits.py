@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.datasets import PromptsLike
 from emotrace.discovery.nodes import NAME
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
@@ -16,6 +17,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.labels import COMPONENTS, SUBLAYERS, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
 
 PATTERNS = {kind: re.escape(name).replace(r"\{\}", r"(\d+)") for kind, name in NAME.items()}
 
@@ -28,7 +30,7 @@ def edits(
     outside: bool = False,
     positions: Positions = "all",
     model: LanguageModel | None = None,
-    prompts: Any = None,
+    prompts: PromptsLike | None = None,
     batch_size: int = 32,
 ) -> list[Edit]:
     """The nodes of a circuit taken away, or all others.
@@ -53,8 +55,7 @@ def edits(
     """
     if how not in ("zero", "mean"):
         raise unknown("ablation", how, ("zero", "mean"), "discovery.edits(how=…)")
-    measured = model if how == "mean" and prompts is not None else None
-    if how == "mean" and measured is None:
+    if how == "mean" and (model is None or prompts is None):
         raise EmotraceError("discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=.")
     if model is not None:
         provenance.check(circuit, model.sites, "discovery.edits(circuit=…)")
@@ -73,9 +74,11 @@ def edits(
     for (layer, kind), members in sorted(groups.items(), key=lambda g: (g[0][0], list(PATTERNS).index(g[0][1]))):
         where = COMPONENTS[kind]
         vector = None
-        if measured is not None:
+        if how == "mean":
+            assert model is not None
+            assert prompts is not None
             acts = capture(
-                measured,
+                model,
                 prompts,
                 where.site,
                 layers=[layer],
@@ -102,7 +105,7 @@ def parsed(name: str) -> tuple[str, int, int]:
     raise EmotraceError(f"{name!r} is no node: names are a3.h5, n3.120, attn3, m3, r3.")
 
 
-def _means(acts: Any, site: str, layer: int) -> np.ndarray:
+def _means(acts: Activations, site: str, layer: int) -> np.ndarray:
     if site not in SUBLAYERS:
         values = acts.sel(variable=site, layer=layer)
     else:

@@ -213,7 +213,7 @@ def _batch(model: LanguageModel, pairs: Sequence[Pair]) -> PairBatch:
     return PairBatch(pairs, inputs(model, clean), inputs(model, other), Columns(*at), index, spans)
 
 
-def _again(value: Any, times: int, rows: int) -> Any:
+def _again(value: object, times: int, rows: int) -> object:
     """Repeats whatever has one entry per row."""
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
         return value.repeat(times, *[1] * (value.ndim - 1))

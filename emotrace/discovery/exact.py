@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import torch
 
@@ -57,7 +58,7 @@ def kept_edges(model: LanguageModel, batch: PairBatch, g: Graph, keep: torch.Ten
     return torch.cat(found)
 
 
-def without_each(kept: Any, clean: torch.Tensor, n: int) -> torch.Tensor:
+def without_each(kept: Callable[[torch.Tensor], torch.Tensor], clean: torch.Tensor, n: int) -> torch.Tensor:
     """``[row, component]``: what the metric loses without each; ``kept(keep)`` runs sets of components that stay."""
     return (clean - kept(1 - torch.eye(n))).T
 

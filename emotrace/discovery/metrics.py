@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 
 from emotrace import arguments, provenance
+from emotrace.datasets.prompts import Label
 from emotrace.forwards.metrics import Labelled
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
@@ -83,7 +84,7 @@ class Projection:
             raise EmotraceError("Projection(layer=None): the directions have no layer, so say which.")
         return int(np.max(self.directions["layer"].values))
 
-    def _unit(self, emotion: Any) -> np.ndarray:
+    def _unit(self, emotion: Label) -> np.ndarray:
         found = self.directions
         for dim, value in ((self.label, emotion), ("layer", self._layer()), ("sublayer", self.site)):
             if dim in found.dims:
@@ -142,7 +143,7 @@ class LogitDifference:
                     row[i] += sign / len(ids[value])
         return LoweredMetric(circuits.linear, (rows,))
 
-    def _ids(self, model: LanguageModel, value: Any) -> list[int]:
+    def _ids(self, model: LanguageModel, value: object) -> list[int]:
         given, size = self.tokens[value], model.sites.address("logits").width
         found: list[int] = []
         for item in given if isinstance(given, Iterable) and not isinstance(given, str) else [given]:
@@ -223,7 +224,7 @@ class SiteFunction:
         return LoweredMetric(self.function, ())
 
 
-def _labelled(pair: Labelled, which: str, label: str, name: str) -> Any:
+def _labelled(pair: Labelled, which: str, label: str, name: str) -> Label:
     found = getattr(pair, which)
     if label not in found:
         whose = "prompt" if which == "labels" else "counterfactual"

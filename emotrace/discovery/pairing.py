@@ -7,13 +7,13 @@ aligned, and the tokens between them are matched in proportion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 
-from emotrace.datasets import Prompt, Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -67,7 +67,11 @@ class Pairs(Sequence[Pair]):
         if len(set(keys)) < len(keys):
             raise EmotraceError(f"two pairs have the key {next(k for k in keys if keys.count(k) > 1)!r}.")
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pairs: ...
+    def __getitem__(self, index: int | slice) -> Pair | Pairs:
         return Pairs(self._pairs[index]) if isinstance(index, slice) else self._pairs[index]
 
     def __len__(self) -> int:
@@ -90,7 +94,12 @@ class Pairs(Sequence[Pair]):
 
 @typed
 def other_emotion(
-    model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
+    model: LanguageModel,
+    prompts: PromptsLike,
+    *,
+    each: Literal["one", "all"] = "one",
+    align: str = "equal",
+    seed: int = 0,
 ) -> Pairs:
     """Each prompt against the same scenario and event with another emotion word.
 
@@ -109,7 +118,12 @@ def other_emotion(
 
 @typed
 def other_valence(
-    model: LanguageModel, prompts: Any, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
+    model: LanguageModel,
+    prompts: PromptsLike,
+    *,
+    each: Literal["one", "all"] = "one",
+    align: str = "spans",
+    seed: int = 0,
 ) -> Pairs:
     """Each prompt against the same scenario (and emotion word, where there is one) with the event of another valence.
 
@@ -129,7 +143,7 @@ def other_valence(
 
 
 @typed
-def pairs(model: LanguageModel, clean: Any, counterfactual: Any, *, align: str = "equal") -> Pairs:
+def pairs(model: LanguageModel, clean: PromptsLike, counterfactual: PromptsLike, *, align: str = "equal") -> Pairs:
     """Prompts against counterfactuals of your own, one to one.
 
     Args:
@@ -150,7 +164,7 @@ def pairs(model: LanguageModel, clean: Any, counterfactual: Any, *, align: str =
 
 
 def _matched(
-    model: LanguageModel, prompts: Any, same: tuple[str, ...], differ: str, each: str, align: str, seed: int
+    model: LanguageModel, prompts: PromptsLike, same: tuple[str, ...], differ: str, each: str, align: str, seed: int
 ) -> Pairs:
     if each not in ("one", "all"):
         raise unknown("each", each, ("one", "all"), f"other_{differ}(each=…)")
@@ -193,7 +207,9 @@ def _coded(model: LanguageModel, matched: list[tuple[Prompt, Prompt]], align: st
     return Pairs(found)
 
 
-def align_pair(pair: Pair, align: str, texts: Any = lambda ids: [str(i) for i in ids]) -> Pair:
+def align_pair(
+    pair: Pair, align: str, texts: Callable[[list[int]], list[str]] = lambda ids: [str(i) for i in ids]
+) -> Pair:
     """The pair with ``index`` and ``spans``.
 
     Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import re
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
@@ -181,7 +182,7 @@ def _greedy(score: xr.DataArray, ranked: np.ndarray, least: float) -> np.ndarray
 
 
 @typed
-def jaccard(a: Any, b: Any) -> float:
+def jaccard(a: ArrayLike, b: ArrayLike) -> float:
     """|A ∩ B| / |A ∪ B| of two circuits over the same components; 1 where both are empty."""
     one, other = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     either = int((one | other).sum())

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from emotrace.labels import EmotraceError
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """16 hexadecimal digits of the SHA-256 of a value as canonical JSON: equal values have equal digests.
 
     Keys are sorted, tuples are lists, numpy numbers are Python's; an array stands as its shape, type and bytes, a labelled
@@ -26,7 +26,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+@runtime_checkable
+class Labelled(Protocol):
+    """An array with labels, as xarray's are."""
+
+    dims: tuple[Hashable, ...]
+    coords: Mapping[Any, Labelled]
+    values: np.ndarray
+
+
+def _plain(value: object) -> object:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):
@@ -42,7 +51,7 @@ def _plain(value: Any) -> Any:
             return ["array", list(value.shape), _plain(value.tolist())]
         numbers = np.ascontiguousarray(value)
         return ["array", list(value.shape), value.dtype.str, hashlib.sha256(numbers.tobytes()).hexdigest()]
-    if hasattr(value, "dims") and hasattr(value, "coords"):  # an xarray.DataArray
+    if isinstance(value, Labelled):
         named = {str(n): [[str(d) for d in c.dims], _plain(c.values)] for n, c in value.coords.items()}
         return ["labelled", [str(d) for d in value.dims], named, _plain(np.asarray(value.values))]
     raise EmotraceError(f"digest: {type(value).__name__} {value!r} has no canonical form.")

@@ -121,7 +121,7 @@ def same_row(path: str | os.PathLike[str], row: Mapping[str, Any], now: Made, na
     settle(path, {k: v for k, v in {**meta, **made}.items() if k in now} if known else None, now, what=name)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value as JSON holds it: arrays as lists, numpy numbers as Python's, tuples as lists."""
     if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
@@ -130,10 +130,10 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (list, tuple, range)) else value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"

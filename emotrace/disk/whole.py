@@ -41,7 +41,7 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
             part.unlink()
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(path: str | os.PathLike[str], obj: object) -> None:
     """Write JSON whole; NaN is refused."""
     replace_file(path, (to_json(obj, indent=2, allow_nan=False) + "\n").encode())
 

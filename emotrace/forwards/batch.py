@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emotrace import edits as edits_
 from emotrace.edits import Edit
@@ -12,10 +12,14 @@ from emotrace.forwards import decoding, finite
 from emotrace.forwards.entering import enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
+from emotrace.templates import Encoder
 from emotrace.traced import kept, runs
 from emotrace.traced.finite import Watch
 from emotrace.traced.kept import Begun
 from emotrace.traced.runs import Generation
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 class Generated(NamedTuple):
@@ -36,7 +40,7 @@ def generated(
     model: LanguageModel,
     items: Sequence[finite.Item],
     edits: Sequence[Edit],
-    config: Any,
+    config: GenerationConfig,
     seed: int | None,
     begun: Begun | None = None,
     **options: Any,
@@ -88,13 +92,13 @@ def generated(
     return [_reply(row[width:].tolist(), ends, sites.encoder) for row in tokens], fired
 
 
-def _reply(tokens: list[int], ends: Sequence[int], encoder: Any) -> Generated:
+def _reply(tokens: list[int], ends: Sequence[int], encoder: Encoder) -> Generated:
     """What was generated, up to the token that ends it."""
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     kept = tokens[:end]
     return Generated(text_of(encoder, kept), tuple(kept), end is not None)
 
 
-def text_of(encoder: Any, token_ids: Sequence[int]) -> str:
+def text_of(encoder: Encoder, token_ids: Sequence[int]) -> str:
     """The text of a reply."""
     return encoder.decode(token_ids) if encoder.tokenizer is not None else " ".join(map(str, token_ids))

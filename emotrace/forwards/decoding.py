@@ -6,11 +6,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 COLDEST: Final = 1e-4
 """Lowest temperature of sampling: what logits are divided by, in float16 too."""
@@ -57,7 +60,7 @@ def neutral(model: LanguageModel) -> Iterator[None]:
         module.generation_config = own
 
 
-def configuration(model: LanguageModel, decoding: dict[str, Any], pad_id: int) -> Any:
+def configuration(model: LanguageModel, decoding: dict[str, Any], pad_id: int) -> GenerationConfig:
     """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
     config = copy.deepcopy(model._module.generation_config)
     keep = {name: getattr(config, name, None) for name in OF_THE_MODEL}
@@ -75,7 +78,7 @@ def configuration(model: LanguageModel, decoding: dict[str, Any], pad_id: int) -
     return config
 
 
-def ends_of(config: Any) -> list[int]:
+def ends_of(config: GenerationConfig) -> list[int]:
     """The tokens that end a reply."""
     ends = config.eos_token_id
     return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]

@@ -7,12 +7,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from emotrace.remote import Backend, Request
 from emotrace.sites import LanguageModel
+
+R = TypeVar("R")
 
 _LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 
@@ -40,7 +42,7 @@ class Here:
         """Whether the weights were loaded."""
         return not any(p.is_meta for p in model._module.parameters())
 
-    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """``function(model, *args)``."""
         with locked(model):
             return function(model, *args)
@@ -70,7 +72,7 @@ def backend(model: LanguageModel) -> Backend:
     return HERE if model.sites.remote is None else model.sites.remote
 
 
-def enter(model: LanguageModel, function: Callable[..., Any], *args: Any) -> Any:
+def enter(model: LanguageModel, function: Callable[..., R], *args: object) -> R:
     """``function(model, *args)``, a function of `emotrace.traced`, where the model lives; one at a time."""
     return backend(model).call(model, function, args)
 

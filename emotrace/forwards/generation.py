@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from emotrace import arguments, disk
 from emotrace import edits as edits_
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
@@ -24,6 +24,10 @@ from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+from emotrace.templates import Encoder
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 """Fields of a row that are not labels of its prompt."""
@@ -32,7 +36,7 @@ FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 @typed
 def generate(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     edits: Sequence[Edit] | None = None,
     *,
     max_new_tokens: int = 60,
@@ -159,7 +163,7 @@ def generate(
     return [rows[key] for key in prompts.keys]
 
 
-def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Any) -> None:
+def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> None:
     """Says why plain strings may have got no reply: a model tuned on chats may end at once outside its template."""
     empty = [p.key for p in prompts if p.text is not None and not rows[p.key]["token_ids"]]
     if empty and encoder.has_template:
@@ -171,7 +175,7 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Any) -> None
 
 
 def _made(
-    model: LanguageModel, prompts: Prompts, ids: list[list[int]], config: Any, batches: list[list[int]]
+    model: LanguageModel, prompts: Prompts, ids: list[list[int]], config: GenerationConfig, batches: list[list[int]]
 ) -> list[dict[str, str]]:
     """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
     forced = {n: v for n in decoding_.OF_THE_MODEL if (v := getattr(config, n, None)) is not None and "forced" in n}
@@ -186,7 +190,7 @@ def _made(
 
 def _known(
     log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]],
-    encoder: Any,
+    encoder: Encoder,
 ) -> dict[str, Row]:  # fmt: skip
     """Rows of this method and draw that a log holds already, each made of what is wanted now and left as it was written."""
     if log is None:
@@ -206,7 +210,7 @@ def _known(
     return {row["key"]: row for row in known}
 
 
-def _refuse_changed(row: Row, encoder: Any, where: str) -> None:
+def _refuse_changed(row: Row, encoder: Encoder, where: str) -> None:
     """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
     ids = row.get("token_ids")
     whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
@@ -217,7 +221,7 @@ def _refuse_changed(row: Row, encoder: Any, where: str) -> None:
         )
 
 
-def _row(prompt: Any, reply: Generated, prompt_length: int, method: str, draw: int, settings: dict) -> Row:
+def _row(prompt: Prompt, reply: Generated, prompt_length: int, method: str, draw: int, settings: dict) -> Row:
     row = {
         "key": prompt.key,
         "method": method,

@@ -14,7 +14,7 @@ import numpy as np
 
 from emotrace import arguments
 from emotrace import edits as edits_
-from emotrace.datasets import Prompt, Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.entering import enter, inputs
@@ -93,7 +93,7 @@ def check_scored(edits: Sequence[Edit]) -> None:
 
 def reply_scores(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     edits: Sequence[Edit] | None = None,
     batch_size: int = 32,
     progress: bool = False,
@@ -135,7 +135,7 @@ def reply_scores(
 
 @typed
 def reply_logprobs(
-    model: LanguageModel, prompts: Any, batch_size: int = 32, progress: bool = False
+    model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
 ) -> list[np.ndarray]:
     """Log-probability (nats) of every reply token under the un-edited model, given its prompt and the reply before it.
 
@@ -156,7 +156,7 @@ def reply_logprobs(
 
 @typed
 def kl(
-    model: LanguageModel, prompts: Any, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False
+    model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False
 ) -> np.ndarray:
     """KL(base ‖ edited) of each prompt: how far edits move the predictions along a given reply, in nats per token.
 
@@ -219,7 +219,7 @@ def continued(model: LanguageModel, prompt: Prompt, continuation: str, key: str)
     return Prompt(key, token_ids=tuple(ids[:shared]), reply_ids=tuple(ids[shared:]), labels=prompt.labels)
 
 
-def _items(model: LanguageModel, prompts: Any, edits: Sequence[Edit], batch_size: int) -> list[finite.Item]:
+def _items(model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit], batch_size: int) -> list[finite.Item]:
     """Prompts with their replies, everything checked."""
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder

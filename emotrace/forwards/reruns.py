@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from emotrace import edits as edits_
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards.entering import backend, enter
@@ -31,7 +30,9 @@ class Reruns:
         layer: of the site; None for global sites.
     """
 
-    def __init__(self, model: LanguageModel, prompts: Any, site: str = "resid_post", layer: int | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, prompts: PromptsLike, site: str = "resid_post", layer: int | None = None
+    ) -> None:
         self.model, self.encoder = model, model.sites.encoder
         prompts = Prompts.of(prompts)
         self.labels = [p.about for p in prompts]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emotrace import disk
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import is_accepted
 from emotrace.edits import Edit, check
 from emotrace.forwards.capturing import capture, reduced
@@ -28,7 +28,7 @@ CHUNK_BYTES = 64 << 20
 @typed
 def stream(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     sites: Sequence[str | Site] | str | Site,
     *,
     layers: Iterable[int] | int | None = None,
@@ -80,7 +80,7 @@ def stream(
 
 def reductions(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     sites: Sequence[str | Site] | str | Site,
     function: Callable[..., Any],
     args: Callable[[range], tuple[Any, ...]],
@@ -127,7 +127,7 @@ def reductions(
 
 
 def _chunked(
-    model: LanguageModel, prompts: Any, edits: Sequence[Edit] | None, prompts_per_chunk: int, start: int
+    model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit] | None, prompts_per_chunk: int, start: int
 ) -> tuple[Prompts, list[range]]:
     """Prompts as token ids, and the ranges that are left."""
     prompts = Prompts.of(prompts)
@@ -166,7 +166,7 @@ def origin(model: LanguageModel, prompts: Prompts) -> dict[str, Any]:
     return {**model.sites.identity, **encoder.record, "prompts_digest": prompts.digest, "tokens_digest": tokens}
 
 
-def accepted_only(prompts: Any, accepted: Iterable[str] | None) -> Prompts:
+def accepted_only(prompts: PromptsLike, accepted: Iterable[str] | None) -> Prompts:
     """The prompts whose key is among the accepted ones; all for None.
 
     Raises:

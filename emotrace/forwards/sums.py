@@ -68,7 +68,7 @@ class Sums:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
-    def add(self, name: str, value: Any) -> None:
+    def add(self, name: str, value: object) -> None:
         """Add an array (or number) to a total of the same shape; the first one makes it.
 
         Raises:

@@ -28,7 +28,7 @@ from emotrace import disk
 from emotrace import edits as edits_
 from emotrace.attribution.weights import output_projection
 from emotrace.configs import text_config
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Add, Edit
 from emotrace.forwards.capturing import capture
 from emotrace.identity import versions
@@ -47,7 +47,7 @@ EXACT: Final = 1e-4
 
 
 @typed
-def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe: Any = None) -> Path:
+def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe: PromptsLike | None = None) -> Path:
     """A Hugging Face checkpoint that does of itself what additions do to a model, at every token.
 
     A circuit's edits are baked for one emotion at a time::

@@ -190,17 +190,18 @@ def _read(file: Path) -> tuple[Any, dict[str, np.ndarray]]:
     return kind, {tensor.name: np.array(tensor.data) for tensor in held.tensors}
 
 
-def _held(value: Any, file: Path) -> dict[int, np.ndarray]:
+def _held(value: object, file: Path) -> dict[int, np.ndarray]:
     if isinstance(value, torch.Tensor):
         said = _CAA.findall(file.stem)
         if len(said) != 1:
             raise EmotraceError(f"{file} holds one tensor, and its name does not say of which layer (layer_13).")
-        value = {int(said[0]): value}
-    if not isinstance(value, dict):
+        return _held({int(said[0]): value}, file)
+    if not isinstance(value, Mapping):
         raise EmotraceError(f"{file} holds a {type(value).__name__}, not layer → vector.")
-    inner = value.get("layer_activations", value)
+    held: Mapping[object, object] = value
+    inner = held.get("layer_activations", held)
     out = {}
-    for layer, vector in inner.items() if isinstance(inner, dict) else ():
+    for layer, vector in inner.items() if isinstance(inner, Mapping) else ():
         if not str(layer).isdigit() or not isinstance(vector, (torch.Tensor, np.ndarray)):
             raise EmotraceError(f"{file}: {layer!r} is no layer with a vector.")
         array = vector.float().numpy() if isinstance(vector, torch.Tensor) else vector

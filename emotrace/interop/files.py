@@ -88,7 +88,7 @@ class _Pickler(pickle.Pickler):
         self._file, self._inner = file, io.BytesIO()
         super().__init__(self._inner, protocol=2)  # later protocols spell names in more than one way
 
-    def dump(self, obj: Any) -> None:
+    def dump(self, obj: object) -> None:
         super().dump(obj)
         self._file.write(
             self._inner.getvalue().replace(

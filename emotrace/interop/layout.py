@@ -90,7 +90,7 @@ def files_of(path: Paths, *patterns: str) -> list[Path]:
     return out
 
 
-def numbers(value: Any, place: str) -> np.ndarray:
+def numbers(value: object, place: str) -> np.ndarray:
     """A numpy array or torch tensor of finite numbers, as numpy.
 
     Raises:

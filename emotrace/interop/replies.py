@@ -213,7 +213,7 @@ def _verdicts(path: str | Path, judge: str) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _verdict(value: Any, judge: str, where: str) -> dict[str, Any]:
+def _verdict(value: object, judge: str, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or value.get("match") not in (0, 1, "0", "1"):
         raise EmotraceError(f"{where}: {value!r} is no verdict; one is {{'match': 0 or 1, 'reason': …}}.")
     reason = str(value.get("reason", ""))
@@ -233,7 +233,7 @@ def _key(row: Mapping[str, Any]) -> str:
     return f"{row['skeleton_id']}__{row['valence']}__{row['emotion']}".replace("/", "_")
 
 
-def _valence(value: Any, where: str) -> str:
+def _valence(value: object, where: str) -> str:
     if value not in VALENCES:
         raise unknown("valence", value, VALENCES, where)
     return str(value)

@@ -86,7 +86,7 @@ def read_answer(question: JudgeQuestion, choice: Mapping[str, Any]) -> tuple[Any
     return answers[0], shown(reason) if reason else "no reason given"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message: a text as it is, anything else as JSON."""
     if isinstance(value, str):
         return value
@@ -96,7 +96,7 @@ def shown(value: Any) -> str:
         return "(nested too deeply)"
 
 
-def _content(content: Any, question: JudgeQuestion) -> str | dict[str, Any]:
+def _content(content: object, question: JudgeQuestion) -> str | dict[str, Any]:
     """The text of a message: as it is, or of the parts of it that are spoken; an object may be the answer itself."""
     if isinstance(content, dict) and any(str(name).strip().lower() == question.field for name in content):
         return content
@@ -179,7 +179,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _answer(question: JudgeQuestion, given: Any) -> Any:
+def _answer(question: JudgeQuestion, given: object) -> Any:
     """The choice that a value means: in any case, between quotes and marks, by its alias, or as a number.
 
     Raises:

@@ -95,7 +95,7 @@ def is_final(verdict: Mapping[str, Any]) -> bool:
     return answer is not None or not verdict["reason"].startswith(ENDPOINT)
 
 
-def texts_of(who: str, texts: Any) -> list[str]:
+def texts_of(who: str, texts: Iterable[str]) -> list[str]:
     """The texts that somebody is to judge, as a list.
 
     Raises:
@@ -119,7 +119,7 @@ def named(name: Any, choices: Sequence[str] | None, place: str) -> str:
     return emotion(name, ANSWERS, place, own=True) if choices is None else emotion(name, choices, place)
 
 
-def in_order(found: Any, n: int, who: str, choices: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def in_order(found: object, n: int, who: str, choices: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The answers of a judge or rater of anyone's, one for each of ``n`` texts, as JSON holds them.
 
     Args:
@@ -147,7 +147,7 @@ def in_order(found: Any, n: int, who: str, choices: Sequence[str] | None = None)
         yield _plain(answer, who, f"answer {i} of judge {who!r}", choices)
 
 
-def _plain(answer: Any, who: str, where: str, choices: Sequence[str] | None) -> dict[str, Any]:
+def _plain(answer: object, who: str, where: str, choices: Sequence[str] | None) -> dict[str, Any]:
     if not isinstance(answer, Mapping) or not (names := [name for name in _ANSWERS if name in answer]):
         raise EmotraceError(f"{arguments.said(where, answer)}: an object with {' or '.join(_ANSWERS)} is due.")
     found = dict(answer)
@@ -159,7 +159,7 @@ def _plain(answer: Any, who: str, where: str, choices: Sequence[str] | None) -> 
     return {**found, "judge": str(found.get("judge") or who), "reason": str(found.get("reason") or "")}
 
 
-def _match(name: str, value: Any) -> int:
+def _match(name: str, value: object) -> int:
     return int(value) if isinstance(value, (bool, np.bool_)) else arguments.whole(name, value, 0, 1)
 
 

@@ -266,7 +266,7 @@ class Endpoint:
             before, self._room = self._room, min(ROOM[1], 4 * self._room) if self._room else ROOM[0]
             return bool(self._room_names) and self._room != before
 
-    def _meter(self, used: Any) -> None:
+    def _meter(self, used: object) -> None:
         """Count the tokens of an answer; also malformed ones are paid for."""
         found = [
             _tokens(used, *names)
@@ -288,7 +288,7 @@ def _json(body: bytes) -> Any:
     return None
 
 
-def _failed(part: Any) -> bool:
+def _failed(part: object) -> bool:
     """Whether a body or a choice tells of an error."""
     if not isinstance(part, dict):
         return False
@@ -298,7 +298,7 @@ def _failed(part: Any) -> bool:
     return told or (bare and not chosen) or str(part.get("finish_reason")).lower() == "error"
 
 
-def _tokens(used: Any, *names: str) -> int | None:
+def _tokens(used: object, *names: str) -> int | None:
     """A count of tokens, under one of its names; None where there is none that can be one."""
     value: Any = next((used[name] for name in names if name in used), None) if isinstance(used, dict) else None
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 16:

@@ -101,7 +101,7 @@ class Failure:
         return said or [option for option in options if option in self._keys]
 
 
-def read_failure(status: int, payload: Any, headers: Mapping[str, str]) -> Failure:
+def read_failure(status: int, payload: object, headers: Mapping[str, str]) -> Failure:
     """Read an error.
 
     Args:
@@ -153,7 +153,7 @@ def _kind(code: int, words: list[str], said: list[str]) -> Kind | None:
     return by_words or by_sentence
 
 
-def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(payload: object) -> Iterator[tuple[str, Any]]:
     """Values that hold no others, in order, each with the name of its field; JSON within a text is read as well."""
     left, stack = _PARTS, [("", payload)]
     while stack and left:
@@ -170,12 +170,13 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _number(value: Any) -> int | None:
+def _number(value: object) -> int | None:
     """An HTTP code of an error, as a number or as a text."""
     if isinstance(value, str) and re.fullmatch(r"\s*[45]\d\d\s*", value):
-        value = int(value)
-    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and 400 <= value < 600
-    return int(value) if whole else None
+        return int(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 400 <= value < 600:
+        return None
+    return int(value)
 
 
 def _snake(text: str) -> str:

@@ -167,7 +167,7 @@ class OpenAIJudge:
         """Ask about every item on ``concurrency`` threads; the first fatal error stops all of them."""
         stop, fatal = threading.Event(), list[BaseException]()
 
-        def guarded(item: Any) -> _T:
+        def guarded(item: object) -> _T:
             try:
                 return one(item, stop)
             except StoppedError:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Final
 
 _UNITS: Final = {"ms": 0.001, "mil": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 """Beginning of a unit → seconds; the first that fits."""
@@ -47,7 +47,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def seconds_in(value: Any, name: str) -> float | None:
+def seconds_in(value: object, name: str) -> float | None:
     """Seconds that a field asks for: a number, or spans such as ``17s`` and ``1m30s``.
 
     Args:

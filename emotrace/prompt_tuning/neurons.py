@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.datasets import Prompt, Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, unknown
 from emotrace.prompt_tuning.layout import Layout
@@ -121,7 +121,7 @@ def concept_prompts(concepts: Iterable[str], templates: Sequence[str], label: st
 @typed
 def concept_neurons(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     stage: str = "neuron",
     *,
     label: str = "emotion",

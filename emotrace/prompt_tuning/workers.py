@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +22,10 @@ from emotrace.sites import LanguageModel
 _HERE: dict[str, Any] = {}
 """What a worker process holds: the model, and whatever all its jobs share."""
 
-Work = Callable[[Any, Any, Any], Any]
+S = TypeVar("S")
+J = TypeVar("J")
+R = TypeVar("R")
+Work = Callable[[LanguageModel, S, J], R]
 """``work(model, shared, job) → result``: a function of a module, so that a new process can import it."""
 
 
@@ -51,9 +54,9 @@ def check(model: LanguageModel | str | Path, processes: int) -> None:
 
 
 def spread(
-    work: Work, jobs: Sequence[Any], shared: Any, model: LanguageModel | str | Path, loaded: LanguageModel, processes: int,
+    work: Work[S, J, R], jobs: Sequence[J], shared: S, model: LanguageModel | str | Path, loaded: LanguageModel, processes: int,
     options: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+) -> Iterator[tuple[J, R]]:  # fmt: skip
     """Results of jobs as they become ready.
 
     Processes are spawned, with one torch thread each. No more jobs are handed out than there are processes, so that little
@@ -99,7 +102,7 @@ def spread(
         ended.close()
 
 
-def _begin(ended: Connection, model: str, options: dict[str, Any], shared: Any) -> None:
+def _begin(ended: Connection, model: str, options: dict[str, Any], shared: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the run decides what ends
     threading.Thread(target=_end_with, args=(ended,), name="emotrace-lifeline", daemon=True).start()
     torch.set_num_threads(1)
@@ -112,5 +115,5 @@ def _end_with(run: Connection) -> None:
     os._exit(1)
 
 
-def _carry_out(work: Work, job: Any) -> Any:
+def _carry_out(work: Work[Any, J, R], job: J) -> R:
     return work(_HERE["model"], _HERE["shared"], job)

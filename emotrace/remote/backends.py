@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.schema.config import CONFIG
@@ -16,6 +16,8 @@ from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.server import Server
 from emotrace.sites import LanguageModel
 from emotrace.traced import runs
+
+R = TypeVar("R")
 
 Tell = Callable[[str], None]
 REQUEST_TOKENS = 1 << 16
@@ -50,7 +52,7 @@ class Backend(Protocol):
         """Whether a forward finds the weights there; nnsight would load them silently."""
         ...
 
-    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """``function(model, *args)``, a function of `emotrace.traced`, there."""
         ...
 
@@ -71,7 +73,7 @@ class Simulated:
         """See `Backend`."""
         return True
 
-    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """See `Backend`."""
         return runs.session(model, function, args, LocalSimulationBackend(model))[0]
 
@@ -109,7 +111,7 @@ class Remote:
         sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
         return f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
 
-    def call(self, model: LanguageModel, function: Any, args: tuple) -> Any:
+    def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """See `Backend`."""
         request = Request("", function, lambda: args)
         return next(value for _, value in self.results(model, [request]))

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 import zstandard
@@ -26,6 +26,10 @@ from emotrace.texts import from_json, one_line
 from emotrace.wire import Endpoint, origin
 from emotrace.wire import key as key_of
 
+if TYPE_CHECKING:
+    import httpx
+
+R = TypeVar("R")
 CONNECT, READ, ANSWER = 10.0, 600.0, 60.0
 """Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question."""
 CRITICAL = {"nnsight": 2, "transformers": 1, "torch": 1}
@@ -55,7 +59,7 @@ class Server:
         url = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
         self.address = Endpoint.of(url, "remote", "http://127.0.0.1:8000 (or True, or 'local')")
         self._key = key_of(key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY, "NDIF_API_KEY")
-        self._client: Any = None
+        self._client: httpx.Client | None = None
         self.sent = self.received = 0
         mask_logs()
 
@@ -68,8 +72,9 @@ class Server:
         return f"Server({self.host!r})"  # never the key
 
     def __del__(self) -> None:
-        if getattr(self, "_client", None) is not None:
-            self._client.close()
+        client = getattr(self, "_client", None)
+        if client is not None:
+            client.close()
 
     @property
     def has_key(self) -> bool:
@@ -141,7 +146,7 @@ class Server:
                 raise EmotraceError(f"{self.host} runs {package} {there}, this is {here}: install {package}=={there}.")
         return {package: str(theirs[package]) for package in CRITICAL if package in theirs}
 
-    def _parsed(self, answer: Any, read: Callable[[str], Any]) -> Any:
+    def _parsed(self, answer: httpx.Response, read: Callable[[str], R]) -> R:
         """What an answer says.
 
         Raises:
@@ -152,7 +157,7 @@ class Server:
         except ValueError:  # its words may hold the answer
             raise Unreachable(redacted(f"{answer.url}: not an answer of an NDIF server")) from None
 
-    def _http(self) -> Any:
+    def _http(self) -> httpx.Client:
         if self._client is None:
             import httpx
 
@@ -162,7 +167,7 @@ class Server:
                 raise EmotraceError(f"no connection can be made (is HTTP_PROXY right?): {error}") from None
         return self._client
 
-    def _send(self, method: str, url: str, **content: Any) -> Any:
+    def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
         """One answer, whatever it says.
 
         Raises:
@@ -176,7 +181,7 @@ class Server:
             problem = redacted(f"{self.host}: {error or type(error).__name__}")
         raise Unreachable(problem)
 
-    def _signed(self, request: Any) -> Any:
+    def _signed(self, request: httpx.Request) -> httpx.Request:
         """The request with the key in its header."""
         if self._key:
             request.headers["ndif-api-key"] = self._key
@@ -184,7 +189,11 @@ class Server:
             request.headers["authorization"] = self.address.basic
         return request
 
-    def _ask(self, method: str, path: str, missing: bool = False, **content: Any) -> Any:
+    @overload
+    def _ask(self, method: str, path: str, missing: Literal[False] = False, **content: Any) -> httpx.Response: ...
+    @overload
+    def _ask(self, method: str, path: str, missing: Literal[True], **content: Any) -> httpx.Response | None: ...
+    def _ask(self, method: str, path: str, missing: bool = False, **content: Any) -> httpx.Response | None:
         """One request; None for 404 where that may be.
 
         Raises:
@@ -222,7 +231,7 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def _detail(answer: Any) -> str:
+def _detail(answer: httpx.Response) -> str:
     """What a refusal says, masked before it is cut."""
     try:
         found = from_json(answer.content)

@@ -182,7 +182,7 @@ def refuse_other_prompt(row: Mapping[str, Any], labels: Mapping[str, Any], where
         raise EmotraceError(f"{where}: the row {row.get('key')!r} is a reply to another prompt ({shown}).")
 
 
-def _text(value: Any) -> bool:
+def _text(value: object) -> bool:
     """A text that every file and tokenizer takes."""
     return isinstance(value, str) and not has_half(value)
 
@@ -192,32 +192,32 @@ def has_half(text: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _said(value: Any) -> bool:
+def _said(value: object) -> bool:
     """What a model said, with whatever halves of characters."""
     return isinstance(value, str)
 
 
-def _name(value: Any) -> bool:
-    return _text(value) and bool(value.strip())
+def _name(value: object) -> bool:
+    return isinstance(value, str) and _text(value) and bool(value.strip())
 
 
-def _ids(value: Any) -> bool:
+def _ids(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(_count(i) for i in value)
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < 2**63
 
 
-def _label(value: Any) -> bool:
+def _label(value: object) -> bool:
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _verdict(value: Any) -> bool:
+def _verdict(value: object) -> bool:
     """Blind and target-aware verdicts, and the published ones."""
     if not isinstance(value, Mapping):
         return False
@@ -226,7 +226,7 @@ def _verdict(value: Any) -> bool:
     return texts and (match is None or (isinstance(match, int) and match in (0, 1)))
 
 
-def _meta(value: Any) -> bool:
+def _meta(value: object) -> bool:
     """Numbers under the names that emotrace gives them; anything under others."""
     measured = ("perplexity", "length", "repetition", "kl", "prompt_length")
     if not isinstance(value, Mapping) or not all(value.get(n) is None or _number(value[n]) for n in measured):
@@ -234,7 +234,7 @@ def _meta(value: Any) -> bool:
     return value.get("perplexity") is None or value["perplexity"] > 0
 
 
-def _ratings(value: Any) -> bool:
+def _ratings(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(rating, Mapping) for rating in value.values())
 
 

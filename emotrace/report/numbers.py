@@ -182,18 +182,18 @@ def published(report: Mapping[str, Any]) -> str:
     )
 
 
-def cell(leaf: Any) -> str:
+def cell(leaf: object) -> str:
     """``93.1 % [91.9, 94.2]``; a dash where there is nothing."""
     return f"{style.percent(leaf, 1)} {bounds(leaf)}".strip() if leaf else "–"
 
 
-def bounds(leaf: Any) -> str:
+def bounds(leaf: object) -> str:
     """``[91.9, 94.2]``, in percent."""
     low, high = style.interval(leaf)
     return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−") if low == low and high == high else ""
 
 
-def _fluent(name: str, value: Any) -> str:
+def _fluent(name: str, value: object) -> str:
     if name == "share_fluent":
         return style.percent(value, 1)
     if isinstance(value, int):
@@ -201,7 +201,7 @@ def _fluent(name: str, value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
-def _points(leaf: Any) -> str:
+def _points(leaf: object) -> str:
     value = style.number(leaf)
     return f"{100 * value:+.1f} points".replace("-", "−") if value == value else "–"
 

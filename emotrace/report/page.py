@@ -202,7 +202,7 @@ def _tables(tables: Mapping[str, Table]) -> list[Grid]:
     ]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if not math.isfinite(value) else f"{value:.3g}"
     return str(value)

@@ -98,7 +98,7 @@ def label_of(data: xr.Dataset | xr.DataArray) -> str:
     return next(str(d) for d in data.dims if d not in INNER)
 
 
-def _check(data: Any, variable: str, dims: tuple[str, ...], place: str) -> None:
+def _check(data: object, variable: str, dims: tuple[str, ...], place: str) -> None:
     if not isinstance(data, xr.Dataset) or variable not in data:
         raise EmotraceError(f"{place} is a Dataset with {variable!r}, not {_contents(data)}.")
     found = set(map(str, data[variable].dims))
@@ -106,5 +106,5 @@ def _check(data: Any, variable: str, dims: tuple[str, ...], place: str) -> None:
         raise EmotraceError(f"{place}: {variable!r} has the dims label, {', '.join(dims)}, not {tuple(sorted(found))}.")
 
 
-def _contents(data: Any) -> str:
+def _contents(data: object) -> str:
     return f"one with {', '.join(map(str, data)) or 'nothing'}" if isinstance(data, xr.Dataset) else type(data).__name__

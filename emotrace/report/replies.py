@@ -221,7 +221,7 @@ def _method_label(method: str, leaf: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _draws(leaf: Any) -> list[float]:
+def _draws(leaf: Mapping[str, Any] | None) -> list[float]:
     return [style.number(d) for d in (leaf or {}).get("draws") or []]
 
 

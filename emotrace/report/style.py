@@ -120,20 +120,20 @@ def whisker(ax: Axes, x: float, ci: tuple[float, float], colour: str = INK, widt
         ax.plot([x, x], ci, linestyle="none", marker="_", markersize=5, markeredgewidth=width, color=colour, zorder=3)
 
 
-def number(value: Any) -> float:
+def number(value: object) -> float:
     """A float; NaN for None and whatever is not a number. Of a leaf ``{value, …}``, its value."""
     if isinstance(value, Mapping):
         value = value.get("value")
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else NAN
 
 
-def interval(leaf: Any, name: str = "ci95") -> tuple[float, float]:
+def interval(leaf: object, name: str = "ci95") -> tuple[float, float]:
     """The bounds of a leaf, NaN where there are none."""
     bounds = leaf.get(name) if isinstance(leaf, Mapping) else None
     return (number(bounds[0]), number(bounds[1])) if bounds else (NAN, NAN)
 
 
-def percent(value: Any, digits: int = 0) -> str:
+def percent(value: object, digits: int = 0) -> str:
     """``93 %``; a dash where there is no number. Never rounds up to 100 % or down to 0 %."""
     x = number(value)
     if not math.isfinite(x):
@@ -143,7 +143,7 @@ def percent(value: Any, digits: int = 0) -> str:
     return f"{100 * x:.{digits}f} %".replace("-", "−")
 
 
-def signed(value: Any, digits: int = 2) -> str:
+def signed(value: object, digits: int = 2) -> str:
     """``+0.52`` or ``−1.3``, with so many significant digits; a dash where there is no number."""
     x = number(value)
     if not math.isfinite(x):
@@ -152,12 +152,12 @@ def signed(value: Any, digits: int = 2) -> str:
     return f"{x:+.{min(places, 6)}f}".replace("-", "−")
 
 
-def visible(text: Any) -> str:
+def visible(text: object) -> str:
     """A token with its blanks as ␣ and its line ends as ↵."""
     return str(text).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
-def printed(text: Any, longest: int = 0) -> str:
+def printed(text: object, longest: int = 0) -> str:
     """A token as a figure can print it: `visible`, no mathematics, □ for what the font lacks.
 
     Args:

@@ -240,5 +240,5 @@ def _random(best: np.ndarray, match: str, overlap: bool, entropy: tuple[int, ...
     return out
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

@@ -195,7 +195,7 @@ def _changing(module: nn.Module, place: ModuleSide, change: Callable[[Tensor], T
     return target.register_forward_hook(after)
 
 
-def _copy(value: Any) -> Tensor | None:
+def _copy(value: object) -> Tensor | None:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().clone().cpu()
     return None

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from emotrace.datasets import PromptsLike
 from emotrace.labels import SITE_DIMS, SITES, EmotraceError, unknown
 from emotrace.sites.address import Address, envoy
 from emotrace.sites.equations import LayerProof
@@ -301,7 +302,7 @@ class Sites:
         except ValueError as error:
             raise EmotraceError(f"write({site!r}, layer={layer}): {error}") from None
 
-    def encode(self, prompts: Any) -> dict[str, torch.Tensor]:
+    def encode(self, prompts: PromptsLike) -> dict[str, torch.Tensor]:
         """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
         fed = self.encoder(prompts)
         rows, width = fed["input_ids"].shape

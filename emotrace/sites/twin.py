@@ -88,7 +88,7 @@ def _overrides(config: Any) -> dict[int, dict[str, Any]]:
     return {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
 
 
-def _in_proportion(value: Any, before: int | None, after: int | None) -> Any:
+def _in_proportion(value: object, before: int | None, after: int | None) -> Any:
     """One layer's number, as much larger or smaller than that of the other layers as it was before they changed."""
     if not isinstance(value, int) or isinstance(value, bool) or before is None or after is None or before == after:
         return value
@@ -199,7 +199,7 @@ def _special_tokens(config: Any) -> None:
             _set(config, name, [min(int(t), VOCAB - 1) for t in token])
 
 
-def _set(config: Any, name: str, value: Any) -> None:
+def _set(config: Any, name: str, value: object) -> None:
     if field(config, name) is not None:
         with contextlib.suppress(AttributeError):  # computed from the others, as head_dim is in some families
             setattr(config, name, value)

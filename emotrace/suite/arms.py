@@ -10,7 +10,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace import edits as edits_
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.directions.mixtures import Mix, mixed, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.evaluation import Evaluation, repeated
@@ -28,7 +28,7 @@ BASE, STEER = "none", "steer"
 @typed
 def arms(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     vectors: xr.DataArray,
     mix: Mix | None = None,
     *,
@@ -162,7 +162,7 @@ def _at(fake: xr.DataArray, vectors: xr.DataArray) -> xr.DataArray:
     return fake.sel(layer=vectors["layer"].values)
 
 
-def _asked(prompt: Any) -> str:
+def _asked(prompt: Prompt) -> str:
     """The last user message, or the text of a prompt."""
     said = [m["content"] for m in prompt.messages or () if m["role"] == "user"]
     return said[-1] if said else prompt.text or ""

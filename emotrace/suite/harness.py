@@ -17,6 +17,7 @@ from emotrace.forwards.generation import generate
 from emotrace.forwards.likelihood import Scores, check_scored, continued, reply_scores
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
+from emotrace.templates import Encoder
 
 
 def adapter(
@@ -98,7 +99,7 @@ def _moved(context: str, continuation: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + continuation
 
 
-def _rolling(encoder: Any, text: str, key: str) -> Prompt:
+def _rolling(encoder: Encoder, text: str, key: str) -> Prompt:
     """A whole text as a reply to its first token: the BOS where there is one, unless the model was loaded without."""
     ids = encoder.ids([Prompt(key, text=text)])[0]
     bos = getattr(encoder.tokenizer, "bos_token_id", None)

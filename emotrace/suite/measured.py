@@ -206,8 +206,14 @@ def _plain_ids(found: list[Row], model: LanguageModel, prompt_of: PromptOf) -> l
     return model.sites.encoder.ids(prompts)
 
 
-def _perplexity(found: list[Row], model: LanguageModel | None, prompts: Any, batch_size: int, progress: bool) -> None:
-    if model is not None:
+def _perplexity(
+    found: list[Row],
+    model: LanguageModel | None,
+    prompts: Sequence[Sequence[int]] | None,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    if model is not None and prompts is not None:
         scoring.score_rows(model, found, prompts, batch_size, progress)
     for row in found:
         if "perplexity" in (row.get("meta") or {}):

@@ -160,7 +160,7 @@ class Server:
         with process.stderr:
             self._said.extend(process.stderr)
 
-    def _ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
+    def _ask(self, path: str, body: object = None, method: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"ndif-api-key": self.key}
         end = time.monotonic() + PATIENCE

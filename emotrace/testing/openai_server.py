@@ -71,7 +71,7 @@ def matches(match: Any, reason: str = "because") -> Reply:
     return completion(json.dumps({"match": match, "reason": reason}))
 
 
-def told(body: Any, status: int = 200) -> Reply:
+def told(body: object, status: int = 200) -> Reply:
     """Any JSON, by default with 200: how routers tell of failures."""
     return Reply(status, json.dumps(body).encode())
 

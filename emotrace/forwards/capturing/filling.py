@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from emotrace.store.entries import Kept
 from emotrace.store.journal import Journal
 from emotrace.traced import requests
 from emotrace.traced.requests import Forward
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 REQUEST_BYTES = 32 << 20
 """Most bytes of one answer."""
@@ -90,7 +93,7 @@ class Buffers:
 
 
 def filled(
-    job: CaptureJob, groups: Sequence[RowGroup], name: str, buffers: Callable[[RowGroup], dict[str, np.ndarray]], bar: Any,
+    job: CaptureJob, groups: Sequence[RowGroup], name: str, buffers: Callable[[RowGroup], dict[str, np.ndarray]], bar: tqdm[Any],
     log: Path | None, writer: Writer | None = None,
 ) -> Iterator[tuple[RowGroup, dict[str, np.ndarray]]]:  # fmt: skip
     """Row groups with their buffers filled, each once; of a server several requests are on their way at a time.
@@ -177,7 +180,9 @@ def filled(
         yield finished(whole.pop(0))
 
 
-def reductions(prepared: Iterable[tuple[CaptureJob, Plan, tuple[Any, ...]]], function: Any) -> Iterator[Request]:
+def reductions(
+    prepared: Iterable[tuple[CaptureJob, Plan, tuple[Any, ...]]], function: Callable[..., Any]
+) -> Iterator[Request]:
     """One request per chunk of prompts: all its forwards, and what a function makes of their rows.
 
     Args:
@@ -188,7 +193,7 @@ def reductions(prepared: Iterable[tuple[CaptureJob, Plan, tuple[Any, ...]]], fun
         yield _reduction(job, plan, function, args)
 
 
-def _reduction(job: CaptureJob, plan: Plan, function: Any, args: tuple[Any, ...]) -> Request:
+def _reduction(job: CaptureJob, plan: Plan, function: Callable[..., Any], args: tuple[Any, ...]) -> Request:
     (group,) = plan.groups
 
     def packed() -> tuple:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Captured, Clean, Metric
 from emotrace.sites import LanguageModel
+from emotrace.store.plan import RowGroup
 from emotrace.traced import derivatives, requests
 from emotrace.traced.caches import Recipe
 from emotrace.traced.circuits import LoweredMetric
@@ -74,7 +75,7 @@ class CaptureJob:
         self.share = share and not edits and model.sites.encoder.causal
         self.exact: bool | None = None  # asked only where prompts begin alike
 
-    def refuse_lost(self, group: Any, buffers: dict[str, np.ndarray]) -> None:
+    def refuse_lost(self, group: RowGroup, buffers: dict[str, np.ndarray]) -> None:
         """Refuse a row group with numbers that are not finite.
 
         Raises:
@@ -95,7 +96,7 @@ class CaptureJob:
         n, ids = self.prompt_lengths[i], self.sequences[i]
         return finite.Item(self.prompts[i].key, ids[:n], ids[n:], self.prompts[i].about)
 
-    def forwards(self, group: Any) -> Iterator[Filling]:
+    def forwards(self, group: RowGroup) -> Iterator[Filling]:
         """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""
         wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
         members = list(wants)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from emotrace import arguments, disk, store
 from emotrace import edits as edits_
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.job import CaptureJob, Differentiated
@@ -23,7 +22,7 @@ from emotrace.traced.steps import Measure
 
 
 def prepared(
-    model: LanguageModel, prompts: Any, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
+    model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int, gradients: Metric | None = None,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip

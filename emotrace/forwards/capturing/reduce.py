@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,12 +19,14 @@ from emotrace.forwards.finite import refusal
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced.finite import finite
 
+R = TypeVar("R")
+
 
 def reduced(
     model: LanguageModel, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str | Site,
-    function: Any, *,
+    function: Callable[...,R], *,
     layers: Iterable[int] | int | None = None, edits: Sequence[Edit] | None = None, batch_size: int = 32,
-) -> Iterator[Any]:  # fmt: skip
+) -> Iterator[R]:  # fmt: skip
     """Chunks of prompts, and what a function makes of their activations at the last token, where the model lives.
 
     Args:
@@ -55,14 +57,14 @@ def reduced(
         yield _checked(value, function, job)
 
 
-def _checked(result: Any, function: Any, job: CaptureJob) -> Any:
+def _checked(result: R, function: Callable[..., R], job: CaptureJob) -> R:
     """What a function made of a chunk, if it is finite."""
     if not all(finite(x) for x in _tensors(result)):
         raise refusal(function.__name__, job.model, map(job.item, range(len(job.prompts))), job.edits)
     return result
 
 
-def _tensors(nested: Any) -> Iterator[torch.Tensor]:
+def _tensors(nested: object) -> Iterator[torch.Tensor]:
     """All tensors of nested containers."""
     if isinstance(nested, torch.Tensor):
         yield nested

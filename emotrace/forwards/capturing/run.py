@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from emotrace import arguments, store
 from emotrace import edits as edits_
+from emotrace.datasets import PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_folder
 from emotrace.forwards.capturing import filling, memory
@@ -29,7 +29,7 @@ from emotrace.store import Activations, Plan
 @typed
 def capture(
     model: LanguageModel,
-    prompts: Any,
+    prompts: PromptsLike,
     sites: Sequence[str | Site] | str | Site = ("resid_mid", "resid_post"),
     *,
     layers: Iterable[int] | int | None = None,
