@@ -4,30 +4,6 @@ Offline everything has a default; topic and intensity then are proxies, and are 
 through `harness.adapter`.
 """
 
-from typing import Any
+from emotrace.lazy import attach
 
-from emotrace import lazy
-from emotrace.suite import raters, truthful
-from emotrace.suite.arms import arms, control
-from emotrace.suite.measured import measure
-from emotrace.suite.measures import overlap
-from emotrace.suite.probability import EmotionClassifier
-from emotrace.suite.relabelled import relabelled
-from emotrace.suite.summary import summarise, value_of
-
-__all__ = [
-    "EmotionClassifier",
-    "arms",
-    "control",
-    "measure",
-    "overlap",
-    "raters",
-    "relabelled",
-    "summarise",
-    "truthful",
-    "value_of",
-]
-
-
-def __getattr__(name: str) -> Any:
-    return lazy.moved(__name__, name)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -16,7 +16,7 @@ from emotrace.interop import write_emotion_vectors
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from tests.cli.inner import refused
-from tests.suite.test_arms import vectors
+from tests.suite.test_paired import vectors
 from tests.suite.test_truthful import FILE
 from tests.test_cli import run
 

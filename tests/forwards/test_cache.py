@@ -17,7 +17,7 @@ from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 from emotrace.traced import passing
 from tests.helpers import hooked, loaded
-from tests.suite.test_arms import vectors
+from tests.suite.test_paired import vectors
 
 IDS = [[11, 12, 13, 14, 15], [21]]
 NEW, LAYER = 4, 1

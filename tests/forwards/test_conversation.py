@@ -7,7 +7,7 @@ from emotrace.edits import mixture
 from emotrace.forwards.conversation import Conversation, _Streamer
 from emotrace.labels import EmotraceError
 from tests.helpers import loaded
-from tests.suite.test_arms import vectors
+from tests.suite.test_paired import vectors
 
 OPTIONS = {"max_new_tokens": 8, "do_sample": True}
 

@@ -1,4 +1,4 @@
-"""Relabelled: control vectors from shuffled labels, by the method and from the activations that made the true ones."""
+"""Shuffled: control vectors from shuffled labels, by the method and from the activations that made the true ones."""
 
 from __future__ import annotations
 

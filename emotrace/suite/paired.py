@@ -1,4 +1,4 @@
-"""Arms: the same prompts answered by the model as it is, steered, and under the controls, with the same seeds."""
+"""Paired: the same prompts answered by the model as it is, steered, and under the controls, with the same seeds."""
 
 from __future__ import annotations
 
