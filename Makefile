@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo study sweep test benchmarks fuzz lint clean setup
+.PHONY: demo study sweep test benchmarks fuzz soak lint clean setup
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ benchmarks: $(READY)
 # The property tests with other random inputs than `make test`, which tries the same ones every time.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m hypothesis --hypothesis-profile=fuzz
+
+# Captures killed dozens of times at random moments, each to end with the bytes of one that was not (minutes).
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
 
 lint: $(READY)
 	$(BIN)/ruff check .
