@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, scoring
@@ -19,6 +18,7 @@ from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies import bisect, fluency_bounds, mark_fluent
 from emotrace.replies.row import Row
+from emotrace.replies.table import finite_mean
 from emotrace.runlog import Log
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -183,7 +183,7 @@ def strength_at_kl(
 
     def measure(strength: float) -> float:
         edits = mixture(vectors, mix, strength=strength, **where)
-        return float(np.nanmean(scoring.kl(model, prompts, edits, batch_size)))
+        return finite_mean(scoring.kl(model, prompts, edits, batch_size))
 
     return bisect(measure, target, start=start, tolerance=tolerance)
 

@@ -81,7 +81,14 @@ def mean_of(part: pd.DataFrame, column: str, n: int = 2000, seed: int = 0, *, sh
         return Mean(np.nan, np.nan, np.nan, 0, len(part), 0)
     clusters = np.asarray(known["cluster"])
     lo, hi = bootstrap_ci(np.asarray(known[column], dtype=np.float64), clusters, n, seed, shares=shares)
-    return Mean(float(known[column].mean()), lo, hi, len(known), len(part) - len(known), len(set(clusters)))
+    return Mean(finite_mean(part[column]), lo, hi, len(known), len(part) - len(known), len(set(clusters)))
+
+
+def finite_mean(values: Iterable[float]) -> float:
+    """The one mean of replies: that of the values that are finite, the others being *missing*; NaN where none is."""
+    found = np.asarray(list(values), dtype=np.float64)
+    known = found[np.isfinite(found)]
+    return float(known.mean()) if known.size else np.nan
 
 
 def by_key(part: pd.DataFrame, column: str) -> dict[str, tuple[float, str]]:
@@ -92,7 +99,7 @@ def by_key(part: pd.DataFrame, column: str) -> dict[str, tuple[float, str]]:
         where[key] = cluster
         if np.isfinite(value):
             found.setdefault(key, []).append(float(value))
-    return {key: (float(np.mean(values)), where[key]) for key, values in found.items()}
+    return {key: (finite_mean(values), where[key]) for key, values in found.items()}
 
 
 def match_of(row: Mapping[str, Any], verdict: str = "verdict") -> int | None:

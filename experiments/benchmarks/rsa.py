@@ -15,11 +15,13 @@ that of a process of its own, activations included.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,20 +126,32 @@ def searchlight(size: tuple[int, int, int, int], repetitions: int, sample: int, 
 
 
 def peak(size: tuple[int, int, int, int]) -> list[Answer]:
-    """Peak memory of a process that does nothing else."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        before, after = pool.submit(_peak, size).result()
+    """Peak memory of a process that does nothing else, and ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    answer, theirs = context.Pipe()
+    process = context.Process(target=_peak, args=(size, theirs))
+    process.start()
+    theirs.close()
+    before, after = answer.recv()
+    process.join()
     note = f"{before:.0f} MB of them with the activations before the call"
     return [Answer("its peak memory", f"{after:.0f} MB", "< 1000 MB", after < 1000, note)]
 
 
-def _peak(size: tuple[int, int, int, int]) -> tuple[float, float]:
-    """Megabytes before and after, in this process."""
+def _peak(size: tuple[int, int, int, int], asked: Connection) -> None:
+    """Megabytes before and after, in this process, to whoever asked."""
+    threading.Thread(target=_end_with, args=(asked,), daemon=True).start()
     with threadpoolctl.threadpool_limits(1):
         acts, references = case(size)
         before = _resident()
         rsa.searchlight(acts, references)
-        return before, _resident()
+        asked.send((before, _resident()))
+
+
+def _end_with(asked: Connection) -> None:
+    """End this process as soon as the other end is closed, by whatever ends it."""
+    asked.poll(None)
+    os._exit(0)
 
 
 def _resident() -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from emotrace import replies, stats
 from emotrace.labels import EmotraceError
-from emotrace.replies.table import READINGS, by_key
+from emotrace.replies.table import READINGS, by_key, finite_mean
 
 BOUNDS = {"perplexity": [1, 9], "length": [1, 9], "repetition": [0, 0.5]}
 
@@ -71,6 +71,16 @@ def test_a_mean_leaves_out_what_is_missing_and_draws_clusters():
     nothing = replies.mean_of(lines.loc[lines["match"].isna()], "match")
     assert math.isnan(nothing.value)
     assert (nothing.n, nothing.n_missing, nothing.n_clusters) == (0, 1, 0)
+
+
+def test_the_one_mean_is_of_what_is_finite():
+    assert finite_mean([1.0, math.nan, 3.0, -math.inf]) == 2.0
+    assert math.isnan(finite_mean([math.nan]))
+    assert math.isnan(finite_mean([]))
+    rng = np.random.default_rng(0).standard_normal(1000)
+    rows = [{"key": str(i), "meta": {"kl": float(v)}} for i, v in enumerate(rng)]
+    part = replies.table(rows, ["kl"], cluster="key")
+    assert replies.mean_of(part, "kl").value == finite_mean(rng) == part["kl"].mean()
 
 
 def test_draws_of_a_key_are_averaged():
