@@ -79,7 +79,7 @@ def generated(
                 if begun is None:
                     tokens, fired = enter(model, runs.generate, asked)
                 else:
-                    tokens, fired = enter(model, kept.generate, begun, asked)
+                    tokens, fired = enter(model, kept.generate, begun, asked._replace(ends=tuple(ends)))
         except (ValueError, ArithmeticError, EmotraceError) as error:
             if "columns that arrive" in str(error):
                 raise EmotraceError(f"{sites.model_class} cannot be edited while it generates: {error}") from error

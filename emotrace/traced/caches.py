@@ -119,12 +119,13 @@ def behind(before: Beginning, batch: dict, setup: Setup) -> dict:
 
 def fresh(cache: Any) -> Any:
     """The same keys and values in a cache of its own: a forward joins its tokens to them in new tensors."""
-    twin = _twin(cache)
-    twin.layers = [_twin(layer) for layer in cache.layers]
-    return twin
+    made = twin(cache)
+    made.layers = [twin(layer) for layer in cache.layers]
+    return made
 
 
-def _twin(thing: Any) -> Any:
+def twin(thing: Any) -> Any:
+    """Another of the same kind, with the same attributes."""
     kind: Any = type(thing)
     made = kind.__new__(kind)
     made.__dict__.update(thing.__dict__)

@@ -15,10 +15,15 @@ class Watch:
     Args:
         width: columns of the prompts.
         ends: tokens that end a reply: what a row is after one of them matters to nobody.
+        rows: what the rows are called; None for their numbers.
     """
 
-    def __init__(self, width: int, ends: list) -> None:
-        self.width, self.ends = width, ends
+    def __init__(self, width: int, ends: list, rows: list | None = None) -> None:
+        self.width, self.ends, self.rows = width, ends, rows
+
+    def of_rows(self, left: list) -> Watch:
+        """The same for some of the rows."""
+        return Watch(self.width, self.ends, left if self.rows is None else [self.rows[at] for at in left])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores as they are.
@@ -32,7 +37,8 @@ class Watch:
         for row, good in enumerate(torch.isfinite(best).tolist()):
             reply = input_ids[row, self.width :].tolist()
             if not good and not any(token in self.ends for token in reply):
-                raise ArithmeticError(f"{STOPPED}: row {row} after {reply}")
+                named = row if self.rows is None else self.rows[row]
+                raise ArithmeticError(f"{STOPPED}: row {named} after {reply}")
         return torch.where(torch.isfinite(best)[:, None], scores, torch.zeros_like(scores))
 
 

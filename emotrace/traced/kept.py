@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emotrace.traced import caches, runs
+from emotrace.traced import caches, leaving, runs
 from emotrace.traced.caches import Beginning, Setup
 from emotrace.traced.model import TracedModel
 from emotrace.traced.runs import Generation
@@ -193,8 +193,11 @@ def generate(model: TracedModel, begun: Begun, one: Generation) -> tuple:
         one: of `runs`.
     """
     cache, counts = cache_of(model, begun)
-    options = one.options | {"past_key_values": cache}
-    ids, fired = runs.generate(model, one._replace(options=options, before=begun.wanted.columns))
+    one = one._replace(before=begun.wanted.columns)
+    if one.ends and one.seed is None:
+        ids, fired = leaving.generate(model, one, cache)
+    else:
+        ids, fired = runs.generate(model, one._replace(options=one.options | {"past_key_values": cache}))
     return ids, _added(fired, begun.wanted, counts)
 
 

@@ -68,6 +68,7 @@ class Generation(NamedTuple):
         options: for the model's own ``generate``.
         seed: of the sampling; None where nothing is drawn.
         before: columns whose keys and values are in a cache among the options.
+        ends: tokens that end a reply, where rows that ended leave; empty where they stay.
     """
 
     inputs: dict
@@ -78,6 +79,7 @@ class Generation(NamedTuple):
     options: dict
     seed: Any = None
     before: int = 0
+    ends: tuple = ()
 
 
 def generate(model: TracedModel, one: Generation) -> tuple:

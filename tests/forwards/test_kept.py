@@ -6,6 +6,7 @@ The twin computes everything whole (``kept_bytes = 0``), one prompt at a time.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,59 @@ def test_short_prompts_masked_models_and_no_limit_share_nothing():
         assert not shared.on
         assert shared.begun([0]) is None
     assert not kept.allowed(loaded("bert"), 10)
+
+
+def ended_at(model, ids, edits=(), **options):
+    """Tokens of which one ends four of the replies, each somewhere else, and none the last two."""
+    rows = replies(model, ids, edits, **options | {"min_new_tokens": options["max_new_tokens"]})
+    free = [set(row) - set().union(*rows[-2:]) for row in rows[:4]]
+    ends = [next(t for t in rows[i][i:] if t in own) for i, own in enumerate(free)]
+    return [next((n for n, t in enumerate(row) if t in ends), len(row)) for row in rows], ends
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_rows_that_ended_leave(monkeypatch, least):
+    model = fresh()
+    table = xr.DataArray(np.stack([VECTOR, -VECTOR]), dims=("emotion", "dim"), coords={"emotion": ["anger", "fear"]})
+    prompts = [
+        {"key": f"{i}{e}", "token_ids": one, "emotion": e} for i, one in enumerate(IDS) for e in ("anger", "fear")
+    ]
+    edits = [
+        add("steer", 0.5, table),
+        et.Scale("resid_post", layers=[2], vector=0.05 * table + 1, positions="all"),
+        add((3, 39)),
+    ]
+    options = {"max_new_tokens": 12, "min_new_tokens": least, "repetition_penalty": 1.1, "no_repeat_ngram_size": 4}
+    real, sizes = runs.generate, []
+
+    def counted(model, one):
+        sizes.append(len(one.inputs["input_ids"]))
+        return real(model, one)
+
+    monkeypatch.setattr(runs, "generate", counted)
+    for some, asked in ((edits, prompts), ([], IDS)):
+        _, ends = ended_at(model, asked, some, **options)
+        monkeypatch.setattr(model._module.generation_config, "eos_token_id", ends)
+        sizes.clear()
+        got = et.generate(model, asked, some, progress=False, **options)
+        assert sizes[0] == len(asked)
+        assert len(sizes) > 1
+        assert all(2 * b <= a for a, b in pairwise(sizes)), "a pass ends with half of its rows"
+        with whole(model):
+            want = [et.generate(model, [one], some, progress=False, **options)[0] for one in asked]
+        for a, b in zip(got, want, strict=True):
+            assert (a["token_ids"], a["meta"]["stopped"]) == (b["token_ids"], b["meta"]["stopped"])
+
+
+def test_a_row_without_a_next_token_is_named_after_others_left(monkeypatch):
+    model = fresh()
+    lengths, ends = ended_at(model, IDS, max_new_tokens=12)
+    monkeypatch.setattr(model._module.generation_config, "eos_token_id", ends)
+    last = len(IDS) - 1
+    assert lengths[last] == 12 > 10 > sorted(lengths)[len(IDS) // 2 - 1]
+    stop = len(IDS[last]) + 10
+    huge = xr.DataArray(np.stack([0 * VECTOR, 0 * VECTOR + 3e38]), dims=("who", "dim"), coords={"who": ["a", "b"]})
+    edits = [et.Add("resid_post", layers=[1], vector=huge, positions=(stop, stop + 1))] * 2
+    asked = [{"key": str(i), "token_ids": one, "who": "ab"[i == last]} for i, one in enumerate(IDS)]
+    with pytest.raises(et.EmotraceError, match=rf"token 11 of the reply to '{last}'"):
+        replies(model, asked, edits, max_new_tokens=12)

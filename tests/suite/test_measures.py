@@ -149,7 +149,7 @@ def test_measure_puts_all_of_them_into_the_rows(planted):
     assert found[0]["ratings"]["topic"]["judge"] == "proxy:content-words"
     chat = Prompts.of([[{"role": "user", "content": "Was the bus late?"}]])
     ids = lm.sites.encoder.ids(chat)[0]
-    (wanted,) = scoring.perplexity(lm, [{"token_ids": ids, "reply_ids": [40, 41]}])
+    wanted, *_ = scoring.perplexity(lm, [{"token_ids": ids, "reply_ids": row["token_ids"]} for row in rows])
     assert found[0]["measures"]["perplexity"] == wanted
     assert found[0]["measures"]["nats_per_token"] == pytest.approx(math.log(wanted))
     assert "measures" not in rows[0]
