@@ -85,6 +85,12 @@ COMPONENTS: Final = {
     "resid": Component("resid_post", None, "resid_post"),
 }
 """Kind of component → where it is and how an edit picks it."""
+GRADIENT: Final = "_gradient"
+"""What the name of a stored variable of gradients ends in: ``z_gradient`` is d metric / d ``z``."""
+METRIC: Final = "metric"
+"""Stored variable that holds the metric of each row's prompt."""
+AGAINST: Final = "against_"
+"""What a label of a prompt's counterfactual begins with, beside the labels of the prompt."""
 KINDS: Final = ("neuron", "head")
 """The kinds of which a layer has several; circuits are made of them, and files number them in this order."""
 COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}

@@ -6,6 +6,7 @@ from emotrace.discovery.metrics import KL, LogitDifference, Projection, SiteFunc
 from emotrace.discovery.pairing import Pair, Pairs, other_emotion, other_valence, pairs
 from emotrace.discovery.selection import jaccard, live, nodes_of, select
 from emotrace.discovery.stability import across, bootstrap_circuits, random_like, significance
+from emotrace.discovery.stored import attribution_patching
 from emotrace.forwards.metrics import Metric
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Projection",
     "SiteFunction",
     "across",
+    "attribution_patching",
     "bootstrap_circuits",
     "curve",
     "edits",

@@ -10,7 +10,7 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.datasets import PromptsLike
-from emotrace.discovery.nodes import NAME
+from emotrace.discovery.names import NAME
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture

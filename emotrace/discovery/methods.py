@@ -17,6 +17,7 @@ from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
+from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, seen
 from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.forwards.metrics import Metric
@@ -25,7 +26,6 @@ from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
-SIGN: Final = "positive: the component raises the metric; removing it lowers it"
 BASELINES: Final = ("magnitude", "random")
 """What a method must beat: how much a component changes, whatever that does; and a draw from a normal distribution."""
 METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level], *BASELINES) for level in ("node", "edge")}
@@ -132,7 +132,7 @@ def scores(
         data["by_span"] = (("pair", "span", level), np.concatenate(found["by_span"]).astype(np.float32))
     if kept_edges is not None:
         data["kept"] = ("edge", kept_edges.numpy())
-    coords = {**(places.coords() if g is None else g.coords()), **_labels(pairs)}
+    coords = {**(places.coords() if g is None else g.coords()), **pair_coords(pairs)}
     if "by_span" in data:
         coords["span"] = ("span", list(SPANS))
     attrs = {
@@ -178,20 +178,6 @@ def _check(metric: Metric, method: str, level: str, steps: int, threshold: float
             f"scores(method='eap'): the slope of {metric.name!r} at the clean run is zero, so every score would be. Choose an "
             "integrated method (ceap, eap_ig_inputs, eap_ig_activations) or an exact one."
         )
-
-
-def _labels(pairs: Pairs) -> dict[str, Any]:
-    """Coordinates of the dim ``pair``: key, labels, and labels of the counterfactual as ``against_NAME`` where they differ."""
-    found: dict[str, Any] = {"pair": ("pair", np.array([p.key for p in pairs]))}
-    taken = {"node", "edge", "kind", "layer", "index", "source", "target", "input", "span", "pair"}
-    for name in dict.fromkeys(n for p in pairs for n in p.labels):
-        values = [p.labels.get(name) for p in pairs]
-        if name not in taken and all(isinstance(v, type(values[0])) and v is not None for v in values):
-            found[name] = ("pair", np.array(values))
-            other = [p.against.get(name) for p in pairs]
-            if other != values and all(isinstance(v, type(values[0])) for v in other):
-                found[f"against_{name}"] = ("pair", np.array(other))
-    return found
 
 
 @typed

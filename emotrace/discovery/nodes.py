@@ -17,20 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 
+from emotrace.discovery.names import kinds_of, node_coords, nodes_at
 from emotrace.forwards.entering import HERE, backend
 from emotrace.forwards.metrics import Metric
-from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
+from emotrace.labels import COMPONENTS, EmotraceError
 from emotrace.sites import Address, LanguageModel
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Node, Read, ordered
-
-GROUPS: Final = {"sublayer": ("attn", "mlp")}
-NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "m{}", "resid": "r{}"}
 
 
 @dataclass(frozen=True)
@@ -86,16 +83,7 @@ class Seen:
 
     def coords(self) -> dict[str, tuple[str, Any]]:
         """Coordinates of the dim ``node``: name, kind, layer, index."""
-        rows = [
-            (NAME[p.kind].format(p.layer, i), p.kind, p.layer, i if p.kind in KINDS else -1)
-            for p in self.nodes
-            for i in range(p.n)
-        ]
-        names, kinds, layers, index = zip(*rows, strict=True)
-        return {
-            "node": ("node", np.array(names)), "kind": ("node", np.array(kinds)),
-            "layer": ("node", np.array(layers)), "index": ("node", np.array(index)),
-        }  # fmt: skip
+        return node_coords(node for p in self.nodes for node in nodes_at(p.kind, p.layer, range(p.n)))
 
     def split(self, nodes: torch.Tensor) -> list[torch.Tensor]:
         """``[row, node]`` as one ``[row, 1, width]`` per place after the input."""
@@ -120,11 +108,7 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
         raise EmotraceError(f"{type(metric).__name__} is no metric: it needs name, reads(model) and lower(…).")
     sites = model.sites
     refuse_remote(model)
-    wanted: list[str] = []
-    for kind in [kinds] if isinstance(kinds, str) else kinds:
-        if kind not in COMPONENTS and kind not in GROUPS:
-            raise unknown("kind of node", kind, (*COMPONENTS, *GROUPS), "scores(nodes=…)")
-        wanted += [k for k in GROUPS.get(kind, (kind,)) if k not in wanted]
+    wanted = kinds_of(kinds, "scores(nodes=…)")
     addresses = [read_at(model, site, layer) for site, layer in metric.reads(model)]
     reads = tuple(a.read(model, i) for i, a in enumerate(addresses))
     last = max(a.order for a in addresses)

@@ -8,19 +8,31 @@ aligned, and the tokens between them are matched in proportion.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, overload
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 import numpy as np
 
+from emotrace import arguments
 from emotrace.datasets import Prompt, Prompts, PromptsLike
-from emotrace.labels import EmotraceError, unknown
+from emotrace.discovery.held import Held
+from emotrace.labels import AGAINST, EmotraceError, unknown
 from emotrace.signatures import typed
-from emotrace.sites import LanguageModel
+from emotrace.store import Activations
+
+if TYPE_CHECKING:
+    from emotrace.sites import LanguageModel  # not at run time: with activations no model library is needed
 
 SPANS: Final = ("before", "changed", "after", "last")
 """Of a token: before what differs, in it (first to last difference), after it, or the last prompt token."""
 ALIGNS: Final = ("equal", "spans")
+
+
+class PairKeys(NamedTuple):
+    """The keys of a prompt and of its counterfactual."""
+
+    clean: str
+    counterfactual: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Pair:
         against: labels of the counterfactual.
         index: for every clean position the position of the counterfactual that stands against it.
         spans: for every clean position its place in `SPANS`.
+        keys: of both prompts by themselves; None where nobody said.
     """
 
     key: str
@@ -44,6 +57,7 @@ class Pair:
     against: dict[str, Any] = field(default_factory=dict)
     index: tuple[int, ...] = ()
     spans: tuple[int, ...] = ()
+    keys: PairKeys | None = None
 
 
 class Pairs(Sequence[Pair]):
@@ -91,11 +105,59 @@ class Pairs(Sequence[Pair]):
                 raise unknown("label", name, self[0].labels, "Pairs.where")
         return Pairs([p for p in self if all(p.labels.get(k) in v for k, v in wanted.items())])
 
+    def prompts(self) -> Prompts:
+        """Every prompt and counterfactual once, as token ids: what `attribution_patching` needs the activations of.
 
-@typed
+        A prompt carries the labels in which what it is compared with differs as ``against_NAME`` (a counterfactual that is no
+        prompt of another pair, those of its prompt), where all of its pairs agree, so that metrics of pairs can be captured.
+
+        Raises:
+            EmotraceError: where two different prompts have one key, or a pair does not say the keys of its prompts.
+        """
+        clean = {p.keys.clean for p in self if p.keys}
+        ids: dict[str, tuple[int, ...]] = {}
+        labels: dict[str, dict[str, Any]] = {}
+        against: dict[str, list[dict[str, Any]]] = {}
+        for p in self:
+            if p.keys is None:
+                raise EmotraceError(f"pair {p.key!r} does not say the keys of its prompts (Pair(keys=…)).")
+            sides = (
+                (p.keys.clean, p.clean, p.labels, p.against),
+                (p.keys.counterfactual, p.counterfactual, p.against, p.labels),
+            )
+            for side, (key, tokens, mine, theirs) in enumerate(sides):
+                if ids.setdefault(key, tokens) != tokens:
+                    raise EmotraceError(
+                        f"two prompts of these pairs have the key {key!r}: capture prompts and counterfactuals apart."
+                    )
+                if side == 0 or key not in clean:
+                    labels[key] = dict(mine)
+                    against.setdefault(key, []).append(theirs)
+        found = []
+        for key, (first, *more) in against.items():
+            differ = {k: v for k, v in first.items() if v != labels[key].get(k)}
+            agreed = {f"{AGAINST}{k}": v for k, v in differ.items() if all(one.get(k) == v for one in more)}
+            found.append(Prompt(key, token_ids=ids[key], labels={**labels[key], **agreed}))
+        return Prompts(found)
+
+
+@overload
+def other_emotion(
+    model: Activations, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
+) -> Pairs: ...
+@overload
 def other_emotion(
     model: LanguageModel,
     prompts: PromptsLike,
+    *,
+    each: Literal["one", "all"] = "one",
+    align: str = "equal",
+    seed: int = 0,
+) -> Pairs: ...
+@typed
+def other_emotion(
+    model: LanguageModel | Activations,
+    prompts: PromptsLike | None = None,
     *,
     each: Literal["one", "all"] = "one",
     align: str = "equal",
@@ -104,7 +166,7 @@ def other_emotion(
     """Each prompt against the same scenario and event with another emotion word.
 
     Args:
-        model: from `emotrace.load`, for its tokens.
+        model: from `emotrace.load`, for its tokens; or activations of all tokens of the prompts, in place of model and prompts.
         prompts: with the labels ``skeleton_id``, ``valence`` and ``emotion``, as `emotrace.datasets.sev` makes them.
         each: ``one`` other emotion for each prompt, drawn so that every emotion is drawn alike; or ``all`` of them.
         align: ``equal`` asserts equal lengths; ``spans`` aligns beginning and end.
@@ -113,13 +175,27 @@ def other_emotion(
     Raises:
         EmotraceError: for prompts without these labels, a prompt with no counterfactual, or lengths that differ.
     """
-    return _matched(model, prompts, ("skeleton_id", "valence"), "emotion", each, align, seed)
+    told = _told(model, prompts, "other_emotion")
+    return _matched(told, ("skeleton_id", "valence"), "emotion", each, align, seed)
 
 
-@typed
+@overload
+def other_valence(
+    model: Activations, *, each: Literal["one", "all"] = "one", align: str = "spans", seed: int = 0
+) -> Pairs: ...
+@overload
 def other_valence(
     model: LanguageModel,
     prompts: PromptsLike,
+    *,
+    each: Literal["one", "all"] = "one",
+    align: str = "spans",
+    seed: int = 0,
+) -> Pairs: ...
+@typed
+def other_valence(
+    model: LanguageModel | Activations,
+    prompts: PromptsLike | None = None,
     *,
     each: Literal["one", "all"] = "one",
     align: str = "spans",
@@ -128,7 +204,7 @@ def other_valence(
     """Each prompt against the same scenario (and emotion word, where there is one) with the event of another valence.
 
     Args:
-        model: from `emotrace.load`, for its tokens.
+        model: from `emotrace.load`, for its tokens; or activations of all tokens of the prompts, in place of model and prompts.
         prompts: with the labels ``skeleton_id`` and ``valence``.
         each: ``one`` other emotion for each prompt, drawn so that every emotion is drawn alike; or ``all`` of them.
         align: events are sentences, so their lengths differ: ``spans`` is the default.
@@ -137,9 +213,9 @@ def other_valence(
     Raises:
         EmotraceError: for prompts without these labels, a prompt with no counterfactual, or lengths that differ.
     """
-    names = Prompts.of(prompts).label_names
-    same = ("skeleton_id", *(n for n in ("emotion",) if n in names))
-    return _matched(model, prompts, same, "valence", each, align, seed)
+    told = _told(model, prompts, "other_valence")
+    same = ("skeleton_id", *(n for n in ("emotion",) if n in told.prompts.label_names))
+    return _matched(told, same, "valence", each, align, seed)
 
 
 @typed
@@ -160,17 +236,38 @@ def pairs(model: LanguageModel, clean: PromptsLike, counterfactual: PromptsLike,
     one, other = Prompts.of(clean), Prompts.of(counterfactual)
     if len(one) != len(other):
         raise EmotraceError(f"pairs: {len(one)} prompts and {len(other)} counterfactuals.")
-    return _coded(model, list(zip(one, other, strict=True)), align)
+    return _coded(_told(model, one, "pairs"), list(zip(one, other, strict=True)), align)
 
 
-def _matched(
-    model: LanguageModel, prompts: PromptsLike, same: tuple[str, ...], differ: str, each: str, align: str, seed: int
-) -> Pairs:
+class _Told(NamedTuple):
+    """Prompts, and what makes tokens of them: of a model, or of activations that hold them."""
+
+    prompts: Prompts
+    ids: Callable[[Prompts], Sequence[Sequence[int]]]
+    texts: Callable[[list[int]], list[str]]
+
+
+def _told(model: LanguageModel | Activations, prompts: PromptsLike | None, place: str) -> _Told:
+    if isinstance(model, Activations):
+        if prompts is not None:
+            raise EmotraceError(
+                f"{place}: activations hold their prompts already; give {place}(acts), or a model and prompts."
+            )
+        held = Held(model, place)
+        return _Told(held.prompts(), lambda some: [p.token_ids or () for p in some], held.texts)
+    if not hasattr(model, "sites"):
+        raise EmotraceError(
+            f"{arguments.said(f'{place}(model)', model)}: a model of emotrace.load, or activations, are due."
+        )
+    return _Told(Prompts.of(prompts), model.sites.encoder.ids, model.sites.encoder.token_texts)
+
+
+def _matched(told: _Told, same: tuple[str, ...], differ: str, each: str, align: str, seed: int) -> Pairs:
     if each not in ("one", "all"):
         raise unknown("each", each, ("one", "all"), f"other_{differ}(each=…)")
     if align not in ALIGNS:
         raise unknown("align", align, ALIGNS, f"other_{differ}(align=…)")
-    prompts = Prompts.of(prompts)
+    prompts = told.prompts
     for name in (*same, differ):
         if name not in prompts.label_names:
             raise unknown("label", name, prompts.label_names, f"other_{differ}")
@@ -188,22 +285,22 @@ def _matched(
             others = [q for q in members[i + 1 :] + members[:i] if q.labels[differ] != p.labels[differ]]
             chosen = others if each == "all" else [others[int(rng.integers(len(others)))]]
             found += [(p, q) for q in chosen]
-    return _coded(model, found, align)
+    return _coded(told, found, align)
 
 
-def _coded(model: LanguageModel, matched: list[tuple[Prompt, Prompt]], align: str) -> Pairs:
-    encoder = model.sites.encoder
+def _coded(told: _Told, matched: list[tuple[Prompt, Prompt]], align: str) -> Pairs:
     sides = []
     for side in range(2):  # each side by itself: two sets of prompts may count their keys alike
         unique = {pair[side].key: pair[side] for pair in matched}
-        coded = dict(zip(unique, encoder.ids(Prompts(unique.values())), strict=True))
+        coded = dict(zip(unique, told.ids(Prompts(unique.values())), strict=True))
         sides.append([tuple(coded[pair[side].key]) for pair in matched])
     found = []
     for (a, b), clean, other in zip(matched, *sides, strict=True):
         key = f"{a.key}|{b.key}"
         if a.reply_ids or b.reply_ids:
             raise EmotraceError(f"pair {key!r} carries a reply; pairs are prompts, read at their last token.")
-        found.append(align_pair(Pair(key, clean, other, dict(a.labels), dict(b.labels)), align, encoder.token_texts))
+        pair = Pair(key, clean, other, dict(a.labels), dict(b.labels), keys=PairKeys(a.key, b.key))
+        found.append(align_pair(pair, align, told.texts))
     return Pairs(found)
 
 
@@ -236,4 +333,4 @@ def align_pair(
     index = (*range(head), *middle, *range(len(other) - tail, len(other)))
     spans = [0] * head + [1] * n + [2] * tail
     spans[-1] = 3
-    return Pair(pair.key, one, other, pair.labels, pair.against, tuple(index), tuple(spans))
+    return replace(pair, index=tuple(index), spans=tuple(spans))

@@ -12,7 +12,7 @@ import torch
 from emotrace import disk
 from emotrace.forwards import caches
 from emotrace.forwards.entering import backend, enter, inputs
-from emotrace.labels import EmotraceError
+from emotrace.labels import AGAINST, EmotraceError
 from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import gradients
 from emotrace.traced.steps import Shift
@@ -20,8 +20,6 @@ from emotrace.traced.steps import Shift
 Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 """``(function, args)``, as a `LoweredMetric` is: ``function(values, *args)``, values ``[row, width]`` of each place read, gives
 ``[row]``."""
-AGAINST = "against_"
-"""What a label of a prompt's counterfactual begins with, beside the labels of the prompt."""
 
 
 class Labelled(Protocol):
@@ -49,7 +47,7 @@ class Captured(NamedTuple):
     Attributes:
         key: of the prompt.
         labels: of the prompt.
-        against: its labels ``against_NAME``, by NAME.
+        against: of what it is compared with: as those of the prompt, but for its labels ``against_NAME``; nothing without these.
     """
 
     key: str
@@ -59,8 +57,9 @@ class Captured(NamedTuple):
     @classmethod
     def of(cls, key: str, labels: Mapping[str, Any]) -> Captured:
         """What is known of a prompt."""
-        against = {name.removeprefix(AGAINST): value for name, value in labels.items() if name.startswith(AGAINST)}
-        return cls(key, dict(labels), against)
+        given = {name.removeprefix(AGAINST): value for name, value in labels.items() if name.startswith(AGAINST)}
+        own = {name: value for name, value in labels.items() if not name.startswith(AGAINST)}
+        return cls(key, own, {**own, **given} if given else {})
 
 
 @runtime_checkable

@@ -72,7 +72,10 @@ def prepared(
     differentiated = None
     if gradients is not None:
         differentiated = _differentiated(model, reads, gradients, prompts, prompt_lengths, chosen)
-        attrs |= {"gradients": gradients.name, "metric_digest": digest(gradients)}
+        attrs |= {
+            "gradients": gradients.name, "metric_digest": digest(gradients),
+            "metric_reads": [list(read) for read in gradients.reads(model)],
+        }  # fmt: skip
     plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
     job = CaptureJob(
         model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated

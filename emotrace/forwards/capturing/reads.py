@@ -11,18 +11,13 @@ import numpy as np
 import torch
 
 from emotrace import arguments
-from emotrace.labels import SUBLAYERS, EmotraceError
+from emotrace.labels import GRADIENT, METRIC, SUBLAYERS, EmotraceError
 from emotrace.sites import Address, Site, Sites
 from emotrace.store import Variable
 from emotrace.traced import programs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.programs import Span
 from emotrace.traced.steps import Leaf, Read, ordered
-
-GRADIENT = "_gradient"
-"""What the name of a variable of gradients ends in."""
-METRIC = "metric"
-"""Variable that holds the metric of each row's prompt."""
 
 
 class Cell(NamedTuple):
