@@ -64,7 +64,7 @@ def seed(name: str, value: object) -> int:
     return whole(name, value, 0, SEEDS)
 
 
-def resampling(function: str, seed_: object, **counts: Any) -> None:
+def resampling(function: str, seed_: object, **counts: object) -> None:
     """Refuse a seed or a count of draws that is no whole number; how many are too few is the function's to say."""
     seed(f"{function}(seed)", seed_)
     for name, value in counts.items():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import torch
 import transformers
 from nnsight import TransformersModel
 from safetensors import SafetensorError
+from torch import nn
 
 from emotrace.configs import field
 from emotrace.labels import EmotraceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def from_pretrained(
@@ -99,7 +103,7 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _dtype(dtype: Any, where: torch.device) -> Any:
+def _dtype(dtype: Any, where: torch.device) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if where.type == "cpu" else "auto"
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -122,7 +126,7 @@ def _auto_class(config: Any) -> Any:
     raise EmotraceError(f"{type(config).__name__} ({architectures or 'no architecture'}) is no causal or masked model.")
 
 
-def refuse_config(config: Any, name: str) -> None:
+def refuse_config(config: object, name: str) -> None:
     """Refuse a model that is quantized, or an encoder-decoder."""
     quantized = field(config, "quantization_config")
     if quantized:
@@ -135,7 +139,7 @@ def refuse_config(config: Any, name: str) -> None:
         raise EmotraceError(f"model {name!r} is an encoder-decoder; emotrace takes causal and masked models.")
 
 
-def refuse_unsupported(module: Any, name: str) -> None:
+def refuse_unsupported(module: object, name: str) -> None:
     """Refuse what is no plain transformers model."""
     if hasattr(module, "peft_config") or type(module).__module__.startswith("peft"):
         raise EmotraceError(f"model {name!r} is a PEFT model. Give model.merge_and_unload() instead.")
@@ -145,7 +149,9 @@ def refuse_unsupported(module: Any, name: str) -> None:
     refuse_config(module.config, name)
 
 
-def tokenizer_of(source: Any, revision: str | None, trust: bool) -> Any:
+def tokenizer_of(
+    source: PreTrainedTokenizerBase | str | None, revision: str | None, trust: bool
+) -> PreTrainedTokenizerBase | None:
     """A tokenizer by its id or directory; one already made as it is."""
     if not isinstance(source, str):
         return source
@@ -156,7 +162,7 @@ def tokenizer_of(source: Any, revision: str | None, trust: bool) -> Any:
         raise EmotraceError(f"tokenizer of {source!r} cannot be loaded: {first}") from error
 
 
-def wrapped(module: Any, tokenizer: Any) -> TransformersModel:
+def wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> TransformersModel:
     """nnsight's model of a transformers model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*E_output.*")  # BERT-likes name a child `output`; see sites.envoy
@@ -164,7 +170,7 @@ def wrapped(module: Any, tokenizer: Any) -> TransformersModel:
         return TransformersModel(module, tokenizer=placeholder() if tokenizer is None else tokenizer)
 
 
-def placeholder() -> Any:
+def placeholder() -> PreTrainedTokenizerBase:
     """nnsight's pipeline wants a tokenizer, with a mask for masked models; this stands in, and our encoder refuses text."""
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     return transformers.PreTrainedTokenizerFast(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import xarray as xr
 
@@ -23,6 +23,9 @@ from emotrace.runlog import Log
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
+if TYPE_CHECKING:
+    from emotrace.judges import Judge
+
 DOSES: Final = (-1.0, 0.0, 1.0, 2.0, 4.0)
 """The published doses (arXiv 2502.04075): multiples of a vector."""
 FINE: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -34,7 +37,7 @@ def dose_response(
     model: LanguageModel,
     prompts: PromptsLike,
     vectors: xr.DataArray,
-    judge: Any,
+    judge: Judge,
     *,
     doses: Sequence[float] = DOSES,
     emotions: Sequence[str] | None = None,

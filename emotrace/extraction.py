@@ -283,7 +283,7 @@ def _variable(model: LanguageModel, site: str) -> str:
     return VARIABLES.get(site, site)
 
 
-def _layers(model: LanguageModel, site: str, layers: Any) -> list[int] | None:
+def _layers(model: LanguageModel, site: str, layers: Sequence[int] | None) -> list[int] | None:
     """The layers asked for, which the model must have with that site; None for all."""
     if layers is None:
         return None

@@ -8,12 +8,16 @@ import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from emotrace import configs
 from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    pass
 
 SAMPLED = 32
 """Weight matrices of which a few numbers are noted."""
@@ -45,7 +49,7 @@ def made_by(model: LanguageModel) -> dict[str, Any]:
     return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.tokenizer_hash}
 
 
-def _weights_hash(module: Any) -> str:
+def _weights_hash(module: nn.Module) -> str:
     """Hash of the name, shape and numbers of every parameter and of every buffer that checkpoints hold."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *_stored_buffers(module)):
@@ -54,7 +58,7 @@ def _weights_hash(module: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stored_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Buffers beside the parameters in a checkpoint, as the bias by which DeepSeek chooses experts; others follow from the
     configuration."""
     for path, part in module.named_modules():
@@ -77,7 +81,7 @@ def _bits(tensor: torch.Tensor) -> bytes:
     return b"".join(table.sum(axis, dtype=torch.int64).cpu().numpy().tobytes() for axis in (0, 1))
 
 
-def _weights_sample(module: Any) -> str:
+def _weights_sample(module: nn.Module) -> str:
     """Some weights as bfloat16 patterns, 4 hexadecimal digits each: nearly the same in whatever dtype they are loaded."""
     here = [p.detach() for p in module.parameters() if not p.is_meta and p.numel() and p.is_floating_point()]
     chosen = [p for p in here if p.ndim > 1] or here  # gains and biases of different models are often all 1 or 0

@@ -105,6 +105,8 @@ _FROM_END: Final[dict[str, tuple[int | None, int | None]]] = {
 }  # fmt: skip
 """Policy → half-open span, counted from the end of the prompt; None is an end of the sequence."""
 POLICIES: Final = tuple(_FROM_END)
+Label = str | int
+"""Value of a label."""
 Positions = str | tuple[int, int]
 """A policy name or a half-open, 0-based span ``(start, stop)`` of the un-padded sequence."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import nnsight
 import torch
@@ -22,6 +23,9 @@ from emotrace.sites import LanguageModel
 from emotrace.specials import check_switch
 from emotrace.templates import DATE, Encoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 nnsight.register(traced)  # what runs inside a trace ships by value to a remote server
 
 
@@ -30,10 +34,10 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
-    device_map: Any = None,
+    device_map: str | Mapping[str, Any] | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
     date: str = DATE,
     double_bos: bool = False,
     bos: bool | None = None,

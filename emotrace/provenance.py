@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import xarray as xr
 
@@ -22,6 +22,15 @@ ADOPTED: Final = "adopted_from"
 """Entry that `adopt` leaves: the model that a thing was made with before; it stays with what is made of the thing."""
 ALIKE: Final = 0.85
 """Least share of sampled weights that are equal in bfloat16 where dtypes differ; float16 rounds a few to the other side."""
+
+
+class HasIdentity(Protocol):
+    """What says which model it belongs to, as ``model.sites`` does."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Entries `KEYS`, and others."""
+        ...
 
 
 def of(thing: object) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def of(thing: object) -> dict[str, Any]:
     return {k: about[k] for k in (*KEYS, ADOPTED) if k in about} if isinstance(about, Mapping) else {}
 
 
-def check(thing: object, sites: Any, what: str) -> None:
+def check(thing: object, sites: HasIdentity, what: str) -> None:
     """Refuse a thing that was made with another model.
 
     Args:
@@ -62,7 +71,7 @@ def check(thing: object, sites: Any, what: str) -> None:
         )
 
 
-def together(place: str, /, **things: Any) -> None:
+def together(place: str, /, **things: object) -> None:
     """Refuse things that were made with different models where they are compared or put together.
 
     Args:

@@ -22,7 +22,7 @@ from emotrace.labels import EmotraceError, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Check = Callable[[str, Any], Any]
+Check = Callable[[str, object], object]
 """``check(name, value)`` gives the value, or an iterator that checks its items as they come."""
 
 _LISTS: tuple[Any, ...] = (Iterable, Iterator, Sequence, Collection, AbstractSet, list, tuple, set, frozenset)
@@ -65,7 +65,7 @@ def _guarded(function: Any, name: str) -> Any:
     return guarded
 
 
-def _checks(function: Any, signature: inspect.Signature) -> dict[str, Check]:
+def _checks(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Check]:
     found: dict[str, Check] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name == "self":
@@ -82,7 +82,7 @@ def _checks(function: Any, signature: inspect.Signature) -> dict[str, Check]:
     return found
 
 
-def _evaluated(function: Any, annotation: Any) -> Any:
+def _evaluated(function: Callable[..., Any], annotation: object) -> Any:
     if not isinstance(annotation, str):
         return Any if annotation is inspect.Parameter.empty else annotation
     try:
@@ -91,7 +91,7 @@ def _evaluated(function: Any, annotation: Any) -> Any:
         return Any
 
 
-def _model(name: str, value: Any) -> Any:
+def _model(name: str, value: object) -> object:
     if not hasattr(value, "sites"):
         raise EmotraceError(f"{arguments.said(name, value)}: a model of emotrace.load is due.")
     return value
@@ -131,30 +131,30 @@ def _of(annotation: Any) -> Check | None:
 class _Wrong(EmotraceError):
     """Another kind of thing than is due, of which others may be right, too."""
 
-    def __init__(self, name: str, value: Any, due: str) -> None:
+    def __init__(self, name: str, value: object, due: str) -> None:
         super().__init__(f"{arguments.said(name, value)}: {due} is due.")
         self.due = due
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise _Wrong(name, value, "a text")
     return value
 
 
-def _path(name: str, value: Any) -> Any:
+def _path(name: str, value: object) -> object:
     if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
         raise _Wrong(name, value, "a path")
     return value
 
 
-def _callable(name: str, value: Any) -> Any:
+def _callable(name: str, value: object) -> object:
     if not callable(value):
         raise _Wrong(name, value, "a function")
     return value
 
 
-def _plain(check: Check, due: str, name: str, value: Any) -> Any:
+def _plain(check: Check, due: str, name: str, value: object) -> object:
     """The value as it is, where a rule of `emotrace.arguments` takes it."""
     try:
         check(name, value)
@@ -173,7 +173,7 @@ _NUMBERS: dict[Any, Check] = {
 
 
 def _instance(kind: type) -> Check:
-    def check(name: str, value: Any) -> Any:
+    def check(name: str, value: object) -> object:
         if not isinstance(value, kind):
             raise _Wrong(name, value, kind.__name__)
         return value
@@ -181,12 +181,12 @@ def _instance(kind: type) -> Check:
     return check
 
 
-def _none(name: str, value: Any) -> None:
+def _none(name: str, value: object) -> None:
     if value is not None:
         raise _Wrong(name, value, "")
 
 
-def _literal(choices: tuple[Any, ...], name: str, value: Any) -> Any:
+def _literal(choices: tuple[Any, ...], name: str, value: object) -> object:
     if (
         not isinstance(value, (str, int, type(None)))
         or isinstance(value, bool) != (True in choices)
@@ -202,7 +202,7 @@ def _any_of(checks: Sequence[Check | None]) -> Check | None:
     if any(check is None for check in checks):
         return None
 
-    def check(name: str, value: Any) -> Any:
+    def check(name: str, value: object) -> object:
         due: dict[str, None] = {}
         inside = None
         for one in checks:
@@ -219,7 +219,7 @@ def _any_of(checks: Sequence[Check | None]) -> Check | None:
     return check
 
 
-def _tuple(checks: Sequence[Check | None], name: str, value: Any) -> Any:
+def _tuple(checks: Sequence[Check | None], name: str, value: object) -> object:
     if not isinstance(value, (tuple, list)) or len(value) != len(checks):
         raise _Wrong(name, value, f"{len(checks)} values in a tuple")
     for check, item in zip(checks, value, strict=True):
@@ -227,7 +227,7 @@ def _tuple(checks: Sequence[Check | None], name: str, value: Any) -> Any:
     return value
 
 
-def _list(item: Any, check: Check | None, name: str, value: Any) -> Any:
+def _list(item: object, check: Check | None, name: str, value: object) -> object:
     what = _WORDS.get(item, "values")
     if (
         isinstance(value, (str, bytes, bytearray))
@@ -254,7 +254,7 @@ def _list(item: Any, check: Check | None, name: str, value: Any) -> Any:
     return value
 
 
-def _mapping(checks: Sequence[Check | None], name: str, value: Any) -> Any:
+def _mapping(checks: Sequence[Check | None], name: str, value: object) -> object:
     if not isinstance(value, Mapping):
         raise _Wrong(name, value, "a mapping (a dict)")
     for key, one in value.items():
@@ -263,7 +263,7 @@ def _mapping(checks: Sequence[Check | None], name: str, value: Any) -> Any:
     return value
 
 
-def _inside(check: Check | None, name: str, value: Any) -> Any:
+def _inside(check: Check | None, name: str, value: object) -> object:
     """An item by its own check: what is wrong with it is what is wrong with the whole."""
     try:
         return value if check is None else check(name, value)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from emotrace.labels import EmotraceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PROBE = "a"
 
@@ -44,7 +47,7 @@ class Specials:
     after: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: Any, causal: bool) -> Specials:
+    def of(cls, tokenizer: PreTrainedTokenizerBase | None, causal: bool) -> Specials:
         """Found by encoding a text with and without them, so that what files say does not count."""
         if tokenizer is None:
             return cls(None, causal)

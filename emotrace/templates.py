@@ -12,13 +12,16 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.labels import EmotraceError
 from emotrace.specials import Specials, check_switch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATE = "2024-07-26"
 """Day that dated chat templates are told, so that prompts of different days are the same prompts."""
@@ -50,7 +53,7 @@ class Encoder:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
         causal: bool = True,
         date: str = DATE,
@@ -63,7 +66,8 @@ class Encoder:
             self.date = datetime.date.fromisoformat(date)
         except ValueError:
             raise EmotraceError(f"date={date!r} is not an ISO day such as {DATE!r}.") from None
-        self.tokenizer, self.causal, self.double_bos, self.max_length = tokenizer, causal, double_bos, max_length
+        self.tokenizer: Any = tokenizer
+        self.causal, self.double_bos, self.max_length = causal, double_bos, max_length
         self.vocab_size = vocab_size
         check_switch(bos, double_bos)
         self.specials, self.bos = Specials.of(tokenizer, causal), bos
@@ -282,7 +286,7 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return rest or [{"role": "user", "content": "\n\n".join(system)}]
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of what a tokenizer does: its vocabulary and rules, not the padding of its last call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

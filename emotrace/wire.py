@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urljoin, urlsplit, urlunsplit
 
 from emotrace import secrets
 from emotrace.labels import EmotraceError
+
+if TYPE_CHECKING:
+    import httpx
 
 Origin = tuple[str, str, int]
 
@@ -84,7 +87,7 @@ class Endpoint:
             )
         return moved
 
-    def guard(self, request: Any) -> None:
+    def guard(self, request: httpx.Request) -> None:
         """A hook for every request of an HTTP client that follows redirects."""
         self.stay(str(request.url))
 

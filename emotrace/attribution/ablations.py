@@ -6,7 +6,7 @@ unless told otherwise, where the reference values were read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,12 @@ def reference_values(
     return {layer: xr.concat(parts[layer], "token") for layer in layers}
 
 
-def _ablations(site: str, components: Components, vector: Any, positions: Positions) -> list[Ablate]:
+def _ablations(
+    site: str,
+    components: Components,
+    vector: Callable[[int, list[int]], tuple[Any, dict[str, Any]]],
+    positions: Positions,
+) -> list[Ablate]:
     component = _component(site)
     edits = []
     for layer in sorted(components):

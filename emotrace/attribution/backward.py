@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from emotrace.forwards import finite
 from emotrace.forwards.entering import enter
@@ -68,7 +68,7 @@ def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:
     return list(dict.fromkeys((cell.layer, cell.residual) for cell in wanted))
 
 
-def refuse_lost(what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Any) -> None:
+def refuse_lost(what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Tensor) -> None:
     """Refuse what was made of a batch where it is not finite.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from emotrace import bundles
 from emotrace.disk import plain
@@ -83,5 +84,5 @@ def _attrs(attrs: Mapping[Any, Any], where: str) -> dict[str, Any]:
     return out
 
 
-def _texts(values: Any) -> np.ndarray:
+def _texts(values: ArrayLike) -> np.ndarray:
     return np.array(values) if np.size(values) else np.array(values, dtype=object)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from emotrace import arguments
 from emotrace.labels import COUNTED, EmotraceError, unknown
@@ -68,7 +69,7 @@ def feature(scores: xr.Dataset | xr.DataArray) -> str:
 
 
 @typed
-def planted_auroc(scores: Any, planted: Any) -> float:
+def planted_auroc(scores: ArrayLike, planted: ArrayLike) -> float:
     """Probability that a planted component scores higher than another one, ties counted half; 1 is perfect.
 
     Args:

@@ -17,7 +17,7 @@ import xarray as xr
 from emotrace import provenance
 from emotrace.circuits import files, show
 from emotrace.edits import Ablate, Add, Edit
-from emotrace.labels import COMPONENTS, KINDS, EmotraceError, Positions, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, Label, Positions, unknown
 from emotrace.sites import LanguageModel
 
 
@@ -104,7 +104,7 @@ class Circuit:
             sha.update(name.encode() + np.ascontiguousarray(self.payload[name].values).tobytes())
         return sha.hexdigest()[:16]
 
-    def members(self, label: Any, kind: str, layer: int) -> list[int]:
+    def members(self, label: Label, kind: str, layer: int) -> list[int]:
         """Indices of one label's components of one kind in one layer, by rank."""
         rows = self._rows(kind, label)
         return rows[rows["layer"] == layer]["index"].tolist()
@@ -229,7 +229,7 @@ class Circuit:
         return found
 
     def ablations(
-        self, label: Any, how: Literal["zero", "mean"] = "zero", positions: Positions | None = None
+        self, label: Label, how: Literal["zero", "mean"] = "zero", positions: Positions | None = None
     ) -> list[Edit]:
         """One label's components taken away: 0, or the mean over all labels, in their place.
 
@@ -319,7 +319,7 @@ class Circuit:
     def _has(self, kind: str) -> bool:
         return len(self._rows(kind)) > 0
 
-    def _rows(self, kind: str, label: Any = None) -> Any:
+    def _rows(self, kind: str, label: Label | None = None) -> Any:
         """Components of one kind, of all labels or of one."""
         table: Any = self.components
         if label is not None and label not in self.labels:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from emotrace.cli.groups import Decoding, Loading, grouped
 from emotrace.cli.mixes import PlacedAddition, Vectors, vectors_of
 from emotrace.cli.options import System
 from emotrace.labels import EmotraceError, unknown
+
+if TYPE_CHECKING:
+    from emotrace.forwards.conversation import Conversation
 
 COMMANDS = {
     "/mix": "/mix anger=0.5,joy=-1   change the mixture; /mix alone shows it, /mix none takes it away",
@@ -62,7 +65,7 @@ class Terminal:
         side: show the model as it is beside the steered reply.
     """
 
-    def __init__(self, talk: Any, side: bool = False) -> None:
+    def __init__(self, talk: Conversation, side: bool = False) -> None:
         self.talk, self.side = talk, side
 
     def run(self) -> None:

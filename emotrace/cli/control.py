@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,10 @@ from emotrace.cli.options import (
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")]
 Emotion = Annotated[str, typer.Option(help="label of the direction, or of the circuit")]
@@ -167,7 +171,7 @@ def _middle(lm: LanguageModel) -> list[int]:
     return list(range(n // 4, max(n // 4 + 1, (3 * n) // 4)))
 
 
-def _length(strength: float | None, vector: Any, wanted: list[int] | None, site: str) -> float:
+def _length(strength: float | None, vector: xr.DataArray, wanted: list[int] | None, site: str) -> float:
     """The length of an addition; without one, the error says how long the differences are that the directions came from."""
     if strength is not None:
         return finite(strength, "--strength")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,12 +12,15 @@ from emotrace.cli.options import Positions, finite, layer_list, span
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 Vectors = Annotated[
     Path, typer.Option(help="folder of vectors, as emotrace saves them or as Emotion Vectors published")
 ]
 
 
-def vectors_of(folder: Path, model: LanguageModel | None = None) -> Any:
+def vectors_of(folder: Path, model: LanguageModel | None = None) -> xr.DataArray:
     """The vectors in a folder: ``directions.json`` (also in its ``vectors/``), or published ``{prefix}_{emotion}.json``.
 
     Raises:

@@ -6,12 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emotrace import arguments
 from emotrace.labels import EMOTIONS, EmotraceError, check_positions, emotion, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from emotrace import labels
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
 CausalModel = Annotated[str, typer.Option("--model", help="hub id or directory of a causal model with a chat template")]
@@ -80,7 +85,7 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def span(text: str, flag: str = "--positions") -> Any:
+def span(text: str, flag: str = "--positions") -> labels.Positions:
     """A position policy, or START:STOP."""
     if ":" not in text:
         return check_positions(text, flag)
@@ -148,7 +153,7 @@ def of(flag: str, value: object) -> Iterator[None]:
         raise EmotraceError(f"{flag} {value}: {error}") from error
 
 
-def accepted_keys(rows: Path | None, table: Any) -> list[str] | None:
+def accepted_keys(rows: Path | None, table: pd.DataFrame) -> list[str] | None:
     """Keys of the judged replies in a file that were accepted; None where there is no file.
 
     Args:

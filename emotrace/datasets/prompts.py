@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EmotraceError, Label, unknown
 from emotrace.replies.row import check_row, refuse_other_prompt
 from emotrace.signatures import typed
-
-Label = str | int
 
 
 @dataclass(frozen=True)

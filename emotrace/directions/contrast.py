@@ -6,7 +6,6 @@ The arrays are never held whole: means and variances are streamed (`Moments`), b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import scipy
@@ -16,7 +15,7 @@ from emotrace import arguments, provenance
 from emotrace.directions.groups import is_accepted, ordered
 from emotrace.directions.moments import Moments
 from emotrace.directions.source import ActivationsLike, Source, source
-from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
+from emotrace.labels import NEUTRAL, EmotraceError, Label, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.stats import fdr_bh
 from emotrace.stats.ties import tied
@@ -200,7 +199,12 @@ def sides_of(
 
 
 def _vector(
-    vectors: xr.DataArray, label: str, names: Sequence[str], layer: Any, sublayer: Any, features: tuple[str, ...]
+    vectors: xr.DataArray,
+    label: str,
+    names: Sequence[str],
+    layer: Label | None,
+    sublayer: Label | None,
+    features: tuple[str, ...],
 ) -> np.ndarray:
     """``[label, features]`` in float64 at one place."""
     at = {d: v for d, v in (("layer", layer), ("sublayer", sublayer)) if v is not None and d in vectors.dims}

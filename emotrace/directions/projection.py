@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -102,5 +103,5 @@ def _shared(array: xr.DataArray, directions: xr.DataArray, dim: str) -> list[Any
     return names
 
 
-def _sizes(array: xr.DataArray, dims: Any) -> str:
+def _sizes(array: xr.DataArray, dims: Iterable[Hashable]) -> str:
     return ", ".join(f"{d} {array.sizes[d]}" for d in dims)

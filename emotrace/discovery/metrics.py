@@ -18,9 +18,8 @@ import torch
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.datasets.prompts import Label
 from emotrace.forwards.metrics import Labelled
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EmotraceError, Label, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 from emotrace.traced.circuits import LoweredMetric

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,9 @@ from emotrace.edits.kinds import KINDS, Edit
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.sites import Site
+
+if TYPE_CHECKING:
+    pass
 
 NAME: Final = "edits"
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from emotrace import provenance
 from emotrace.edits.kinds import KINDS, Edit
@@ -222,7 +223,12 @@ def _at(place: str, address: Address) -> str:
 
 
 def _tensor(
-    values: Any, edit: Edit, address: Address, columns: list[int] | None, place: str, names: Sequence[Any] | None = None
+    values: ArrayLike | torch.Tensor,
+    edit: Edit,
+    address: Address,
+    columns: list[int] | None,
+    place: str,
+    names: Sequence[Any] | None = None,
 ) -> torch.Tensor:
     ndim = 1 if names is None else 2
     try:

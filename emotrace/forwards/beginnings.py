@@ -221,7 +221,7 @@ def _continues(model: LanguageModel) -> bool:
         return False
 
 
-def _attached(model: LanguageModel, twin: nn.Module) -> Any:
+def _attached(model: LanguageModel, twin: nn.Module) -> LanguageModel:
     """A twin as an nnsight model with the sites of its original."""
     vocabulary = int(twin.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     encoder = copy.copy(model.sites.encoder)

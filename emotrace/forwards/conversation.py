@@ -173,7 +173,7 @@ class _Streamer(StoppingCriteria):
         self.decode, self.start, self.tell, self.stop = decode, start, tell, stop
         self.shown = ""
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+    def __call__(self, input_ids: torch.LongTensor, scores: object, **kwargs: Any) -> Any:
         self.show(input_ids[0, self.start :].tolist())
         return torch.full((len(input_ids),), bool(self.stop()), dtype=torch.bool, device=input_ids.device)
 

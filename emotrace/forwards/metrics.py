@@ -142,7 +142,7 @@ def digest(metric: Metric) -> str:
         ) from None
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(k): _canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -159,7 +159,7 @@ def _code(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), list(code.co_names), [_constant(c) for c in code.co_consts]]
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: object) -> object:
     if isinstance(value, CodeType):
         return _code(value)
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import transformers
 import xarray as xr
+from torch import nn
 
 from emotrace import disk
 from emotrace import edits as edits_
@@ -36,6 +37,9 @@ from emotrace.labels import EmotraceError
 from emotrace.model import is_causal
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 PROJECTION: Final = {
     "z": "z", "o_proj_out": "z", "attn_out": "z", "resid_mid": "z",
@@ -174,7 +178,7 @@ def _bias_at(model: LanguageModel, edit: Add, layer: int, place: str) -> tuple[s
     return path, delta / map_.scale if site.startswith("resid") else delta
 
 
-def _label_dims(vector: Any) -> list[str]:
+def _label_dims(vector: object) -> list[str]:
     """Dims of a payload that are neither place nor feature."""
     if not isinstance(vector, xr.DataArray):
         return []
@@ -185,11 +189,11 @@ def _label_dims(vector: Any) -> list[str]:
     return [str(d) for d in rest if d != feature]
 
 
-def _bias(root: Any, path: str) -> Any:
+def _bias(root: nn.Module, path: str) -> object:
     return getattr(root.get_submodule(path), "bias", None)
 
 
-def _config(root: Any, lacking: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
+def _config(root: PreTrainedModel, lacking: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
     """A configuration under which the modules have biases and all else is as before, and the settings changed.
 
     No family is known by name: every boolean setting with ``bias`` in its name that is off is tried, and what it does is
@@ -217,14 +221,14 @@ def _config(root: Any, lacking: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
     )
 
 
-def _hollow(root: Any, config: Any) -> Any:
+def _hollow(root: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     """A model of the same class without weights."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return type(root)(config)
 
 
-def _save(model: LanguageModel, config: Any, biases: dict[str, torch.Tensor], folder: Path) -> None:
+def _save(model: LanguageModel, config: PretrainedConfig, biases: dict[str, torch.Tensor], folder: Path) -> None:
     root = model._module
     state = dict(root.state_dict())
     baked = _hollow(root, config)

@@ -9,10 +9,11 @@ import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import IO, Any, Final, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from emotrace.bundles import replace_file
 from emotrace.files import read_json
@@ -84,7 +85,7 @@ def save_pt(value: Mapping[str, Any], path: str | Path) -> None:
 class _Pickler(pickle.Pickler):
     """Pickles arrays under the name that numpy 1 gave their constructor; numpy 2 knows it too, but not the reverse."""
 
-    def __init__(self, file: Any, protocol: int = 2) -> None:
+    def __init__(self, file: IO[bytes], protocol: int = 2) -> None:
         self._file, self._inner = file, io.BytesIO()
         super().__init__(self._inner, protocol=2)  # later protocols spell names in more than one way
 
@@ -131,7 +132,7 @@ def load_npy(path: str | Path) -> np.ndarray:
     return array
 
 
-def save_npy(array: Any, path: str | Path) -> None:
+def save_npy(array: ArrayLike, path: str | Path) -> None:
     """Write a ``.npy`` array."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 from emotrace.labels import EMOTIONS, EmotraceError, emotion
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SOURCE: Final = "EmotionCircuits, arXiv 2510.11328"
 SUBLAYER: Final = {"attention": "resid_mid", "mlp": "resid_post"}
@@ -46,7 +49,7 @@ def emotion_in(file: str | Path) -> str:
     return found[0]
 
 
-def from_zero(array: Any, place: str) -> int:
+def from_zero(array: xr.DataArray, place: str) -> int:
     """The number of layers of an array whose layers count from 0.
 
     Raises:

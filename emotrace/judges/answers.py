@@ -179,7 +179,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _answer(question: JudgeQuestion, given: object) -> Any:
+def _answer(question: JudgeQuestion, given: object) -> str | int:
     """The choice that a value means: in any case, between quotes and marks, by its alias, or as a number.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -33,6 +34,15 @@ class TargetVerdict(TypedDict):
     match: int | None
     judge: str
     reason: str
+
+
+class Named(Protocol):
+    """A judge or a rater, in so far as its answers are told from those of another."""
+
+    @property
+    def name(self) -> str:
+        """What files say."""
+        ...
 
 
 @runtime_checkable
@@ -110,7 +120,7 @@ def texts_of(who: str, texts: Iterable[str]) -> list[str]:
     return [str(text) for text in found]
 
 
-def named(name: Any, choices: Sequence[str] | None, place: str) -> str:
+def named(name: str, choices: Sequence[str] | None, place: str) -> str:
     """An emotion as a judge names it: one of its choices, or where it says none, any name (joy = happiness).
 
     Raises:
@@ -170,13 +180,15 @@ _ANSWERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 }
 
 
-def record(judge: Any, text: str) -> dict[str, str]:
+def record(judge: Named, text: str) -> dict[str, str]:
     """What a verdict or rating was made from: who judged, with which settings, and the text."""
-    settings = judge.identity if hasattr(judge, "identity") else {"code": _code(type(judge))}
+    settings = getattr(judge, "identity", {"code": _code(type(judge))})
     return {"judge": judge.name, "judge_settings": disk.digest(settings), "text": disk.digest(text)}
 
 
-def same_judge(path: Any, made: Any, now: Mapping[str, Any], judge: Any, what: str) -> None:
+def same_judge(
+    path: str | Path, made: Mapping[str, Any] | None, now: Mapping[str, Any], judge: Named, what: str
+) -> None:
     """Refuse to take the verdict or rating of another judge, other settings or another text for one of this judge.
 
     Args:

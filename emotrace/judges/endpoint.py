@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -155,7 +155,9 @@ class Endpoint:
         sent = [{**message, "content": whole(message["content"])} for message in messages]
         return retrying(self._completion, question, sent, nth, stop)
 
-    def _completion(self, question: JudgeQuestion, messages: Any, nth: int, stop: threading.Event) -> dict[str, Any]:
+    def _completion(
+        self, question: JudgeQuestion, messages: Sequence[Mapping[str, str]], nth: int, stop: threading.Event
+    ) -> dict[str, Any]:
         """One completion; an option or format that the endpoint refuses is left out from then on."""
         with self._lock:
             form, options, room, names = self._form, dict(self._options), self._room, list(self._room_names)
@@ -189,7 +191,7 @@ class Endpoint:
                 raise RejectedError(found.why)
 
     def _sent(
-        self, messages: Any, asked: Mapping[str, Any], stop: threading.Event
+        self, messages: Sequence[Mapping[str, str]], asked: Mapping[str, Any], stop: threading.Event
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of one answer, whatever they say; nothing of the request comes with an error."""
         elsewhere = None

@@ -30,11 +30,11 @@ COMMIT = 16  # rows per append
 class RowLog(Protocol):
     """What `judge_rows` needs of a log: `emotrace.runlog.Log` has it. ``identity`` and ``identity_of`` are honoured."""
 
-    def rows(self) -> Any:
+    def rows(self) -> Sequence[Any]:
         """Every committed row."""
         ...
 
-    def append(self, rows: Any) -> Any:
+    def append(self, rows: Sequence[Any]) -> object:
         """Commit rows."""
         ...
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.templates import tokenizer_hash
 from emotrace.texts import whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -132,6 +135,6 @@ def _source(model: str | Path, name: str) -> str:
     return str(model)
 
 
-def _limit(tokenizer: Any, config: Any) -> int:
+def _limit(tokenizer: PreTrainedTokenizerBase, config: object) -> int:
     """Longest input in tokens: the tokenizer's, and the model's less the two positions some families keep back."""
     return max(2, min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 514) - 2))

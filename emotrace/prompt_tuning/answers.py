@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PAIRS: Final = (
     ("negative", "positive"), ("no", "yes"), ("No", "Yes"), ("bad", "good"), ("false", "true"), ("False", "True"),
@@ -15,7 +18,9 @@ PAIRS: Final = (
 
 
 @typed
-def answer_ids(words: Sequence[str | int], tokenizer: Any, vocab_size: int | None = None) -> tuple[int, int]:
+def answer_ids(
+    words: Sequence[str | int], tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> tuple[int, int]:
     """Token ids of *no* and *yes*.
 
     A word is taken as it is written; where that is several tokens, with a blank before it, as it stands inside a sentence.
@@ -52,7 +57,7 @@ def answer_ids(words: Sequence[str | int], tokenizer: Any, vocab_size: int | Non
     return ids[0], ids[1]
 
 
-def single_token(word: str, tokenizer: Any) -> int | None:
+def single_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of a word that is one known token, as it is or after a blank; None if it is not."""
     for text in (word, f" {word}"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -61,7 +66,7 @@ def single_token(word: str, tokenizer: Any) -> int | None:
     return None
 
 
-def _choices(tokenizer: Any) -> str:
+def _choices(tokenizer: PreTrainedTokenizerBase) -> str:
     good = [pair for pair in PAIRS if all(single_token(w, tokenizer) is not None for w in pair)]
     if good:
         return ", ".join("/".join(pair) for pair in good)

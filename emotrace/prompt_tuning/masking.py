@@ -12,7 +12,7 @@ from emotrace import provenance
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Ablate, Edit, Scale
 from emotrace.forwards.capturing import capture
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readouts import readout
 from emotrace.signatures import typed
@@ -30,7 +30,7 @@ def mask_edits(
     *,
     reference: xr.Dataset | None = None,
     factors: xr.DataArray | None = None,
-    positions: Any = "all",
+    positions: Positions = "all",
 ) -> list[Edit]:
     """A mask as edits of ``neuron``, one for each layer that it touches.
 

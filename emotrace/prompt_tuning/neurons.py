@@ -13,7 +13,7 @@ import xarray as xr
 from emotrace import provenance
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.forwards.capturing import capture
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.prompt_tuning.readouts import refuse_remote
@@ -126,7 +126,7 @@ def concept_neurons(
     *,
     label: str = "emotion",
     over: str = "seed",
-    positions: Any = "last",
+    positions: Positions = "last",
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
     batch_size: int = 32,

@@ -86,7 +86,7 @@ class Recipe:
             raise EmotraceError(f"Recipe(patience={self.patience}): at least 1 epoch, or None.")
 
     @classmethod
-    def of(cls, name: str | None = None, **changes: Any) -> Recipe:
+    def of(cls, name: str | None = None, **changes: object) -> Recipe:
         """The recipe of a preset with changes.
 
         Raises:

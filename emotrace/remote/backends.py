@@ -143,5 +143,5 @@ class _Packed(backend.Backend):
     def __init__(self, compressed: bool) -> None:
         self.compressed, self.blob = compressed, b""
 
-    def __call__(self, tracer: Any) -> None:
+    def __call__(self, tracer: object) -> None:
         self.blob = RequestModel.serialize(tracer, self.compressed)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nnsight.schema.response import Status
 
@@ -21,6 +21,8 @@ from emotrace.labels import EmotraceError
 from emotrace.remote.server import Gone, Server, Unreachable
 from emotrace.runlog import Log
 from emotrace.secrets import redacted
+
+R = TypeVar("R")
 
 IN_FLIGHT = 4
 """Jobs that a server is given before the first of them is answered."""
@@ -189,7 +191,7 @@ class Jobs:
             time.sleep(pause)
             pause = min(POLL[1], 1.3 * pause)
 
-    def _insisting(self, ask: Callable[[], Any]) -> Any:
+    def _insisting(self, ask: Callable[[], R]) -> R:
         """Ask until the server answers."""
         until, pause = time.monotonic() + PATIENCE, 0.1
         while True:

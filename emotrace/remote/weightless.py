@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from nnsight import TransformersModel
@@ -15,9 +15,18 @@ from emotrace.labels import EmotraceError
 from emotrace.remote.server import Server, Unreachable
 from emotrace.traced.inner import call, called
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 
 def build(
-    source: str, config: Any, auto: Any, tokenizer: Any, revision: str | None, attn: str | None, trust: bool
+    source: str,
+    config: PretrainedConfig,
+    auto: type,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    attn: str | None,
+    trust: bool,
 ) -> TransformersModel:
     """nnsight's model of a configuration, without weights: a trace that would run here is refused.
 
@@ -63,12 +72,12 @@ class _Refusal:
         return type(None), ()  # the model on the server has its weights
 
 
-def task_of(auto: Any) -> str:
+def task_of(auto: object) -> str:
     """What nnsight calls the use of a model that this class makes."""
     return "fill-mask" if auto is transformers.AutoModelForMaskedLM else "text-generation"
 
 
-def deployed(server: Server, source: str, auto: Any, revision: str | None) -> str:
+def deployed(server: Server, source: str, auto: object, revision: str | None) -> str:
     """What the server calls a model, which nnsight then asks for.
 
     A directory is known by its path as given, or by its own name.

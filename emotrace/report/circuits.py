@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import FuncNorm, ListedColormap
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -21,6 +22,9 @@ from emotrace.report.heat import heat, scale
 from emotrace.report.parts import CircuitParts, label_of
 from emotrace.report.style import INK, Picture, span
 from emotrace.signatures import typed
+
+if TYPE_CHECKING:
+    pass
 
 NEURONS = "#0072B2"
 REST = "#d9d9d9"
@@ -127,7 +131,7 @@ def _heads(parts: CircuitParts, emotion: str, layers: Sequence[int]) -> np.ndarr
 
 def _grid(
     ax: Axes, matrix: np.ndarray, parts: CircuitParts, emotion: str, layers: Sequence[int], norm: FuncNorm
-) -> Any:  # fmt: skip
+) -> AxesImage:  # fmt: skip
     image = heat(ax, matrix, cmap=SIGNED, norm=norm, origin="lower", interpolation="nearest")
     n = matrix.shape[1]
     step = max(1, math.ceil(n / 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from emotrace.report import style
 from emotrace.report.circuits import scores
 from emotrace.report.overlap import by_chance
 from emotrace.report.parts import CircuitParts, label_of
+
+if TYPE_CHECKING:
+    from emotrace.circuits import Circuit
 
 KEPT: Final = 20
 """Neurons per emotion and layer in the CSV file, best first; all heads are in theirs."""
@@ -86,7 +89,7 @@ def curves(found: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return table.reindex(columns=[*first, *[c for c in table if c not in first]])
 
 
-def overlap(circuit: Any) -> pd.DataFrame:
+def overlap(circuit: Circuit) -> pd.DataFrame:
     """One row per kind and pair of labels, and one per kind (label ``all``) with mean, sd and what chance would give."""
     found, label = circuit.overlap(), circuit.label
     pairs = found["jaccard"].to_dataframe().reset_index()

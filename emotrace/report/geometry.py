@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from emotrace import directions as cosine
 from emotrace.labels import EmotraceError
@@ -75,7 +76,7 @@ def chosen_layer(layers: Sequence[int], chosen: Mapping[str, Any] | None = None)
     return int(sorted(edited)[len(edited) // 2])
 
 
-def full(x: Any) -> Any:
+def full(x: xr.DataArray) -> xr.DataArray:
     """The array with the dim ``sublayer``, of one nameless entry where it is absent."""
     if "sublayer" in x.dims:
         return x
@@ -99,7 +100,7 @@ def counted(found: xr.DataArray | xr.Dataset) -> str:
     return f"{int(n):,} groups" if n else "unknown"
 
 
-def _heat(ax: Axes, matrix: np.ndarray, across: Sequence[str], down: Sequence[str]) -> Any:
+def _heat(ax: Axes, matrix: np.ndarray, across: Sequence[str], down: Sequence[str]) -> AxesImage:
     return heat(
         ax, matrix, across, down, turn=90 if len(across) > 8 else 45, text=_cosine if len(matrix) <= ANNOTATED else None,
         dark=0.65, cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal",

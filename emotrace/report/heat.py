@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
 
 from emotrace.report.style import INK
 
@@ -17,9 +19,9 @@ EMPTY = "#f2f2f2"
 
 
 def heat(
-    ax: Axes, values: Any, across: Sequence[str] = (), down: Sequence[str] = (), *, turn: float = 0, size: float = 9,
+    ax: Axes, values: ArrayLike, across: Sequence[str] = (), down: Sequence[str] = (), *, turn: float = 0, size: float = 9,
     text: Callable[[float], str] | None = None, dark: float = 0.55, **image: Any,
-) -> Any:  # fmt: skip
+) -> AxesImage:  # fmt: skip
     """Draw a matrix.
 
     Args:
@@ -50,7 +52,7 @@ def heat(
     return shown
 
 
-def scale(figure: Figure, image: Any, label: str = "", **where: Any) -> Colorbar:
+def scale(figure: Figure, image: AxesImage, label: str = "", **where: Any) -> Colorbar:
     """The colours' scale, with what they mean beside it.
 
     Args:

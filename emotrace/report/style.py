@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -186,7 +186,7 @@ def emotions_of(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return in_order(names, EMOTIONS)
 
 
-def in_order(names: Any, order: Sequence[str] = (*ANSWERS, "unjudged", *VALENCES)) -> list[str]:
+def in_order(names: Iterable[str], order: Sequence[str] = (*ANSWERS, "unjudged", *VALENCES)) -> list[str]:
     """Names sorted as in ``order``; those that are not in it keep their own order, after the others."""
     return sorted(map(str, names), key=lambda n: order.index(n) if n in order else len(order))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -78,7 +77,7 @@ def neuron_intervals(
     return xr.concat(found, "neuron", combine_attrs="override").assign_coords(neuron=np.arange(len(chosen)), **where)
 
 
-def _pairs(neurons: Any) -> list[tuple[int, int]]:
+def _pairs(neurons: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The neurons as (layer, unit), whole numbers both."""
     try:
         found = [(layer, unit) for layer, unit in neurons]

@@ -233,7 +233,7 @@ def _norms(call: Call, final: Call) -> bool:
     return all(p.ndim == 1 for p in weights) and (bool(weights) or "norm" in call.path.lower())
 
 
-def _kv_heads(config: Any, heads: int) -> int:
+def _kv_heads(config: object, heads: int) -> int:
     if field(config, "multi_query") and not field(config, "new_decoder_architecture"):
         return 1
     return number(config, "num_key_value_heads") or number(config, "num_kv_heads") or heads

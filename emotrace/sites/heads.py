@@ -8,7 +8,7 @@ known: a norm over the whole width mixes them, for example.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -137,7 +137,7 @@ def _shifted(where: list[tuple[int, int]], n: int) -> Change:
     return change
 
 
-def _noting(into: list[Tensor], n: int) -> Any:
+def _noting(into: list[Tensor], n: int) -> Callable[[Tensor], None]:
     def look(value: Tensor) -> None:
         value = value.detach().double().reshape(n, -1, value.shape[-1])
         change = (value[1:] - value[:1]).abs().amax(1)
@@ -179,7 +179,7 @@ def _is_size(name: str) -> bool:
     return any(part in leaf for part in ("dim", "size", "channels", "d_kv"))
 
 
-def layer_numbers(module: nn.Module, block: str, z: str, config: Any, layer: int) -> list[dict[str, int]]:
+def layer_numbers(module: nn.Module, block: str, z: str, config: object, layer: int) -> list[dict[str, int]]:
     """Whole numbers that describe a layer's attention: those of the modules around z, and the configuration's beside them.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from emotrace.labels import EmotraceError
 
@@ -171,12 +172,12 @@ def run(module: nn.Module, ids: Tensor, handles: list[Any]) -> None:
         module.train(training)
 
 
-def _changing(module: nn.Module, place: ModuleSide, change: Callable[[Tensor], Tensor | None]) -> Any:
+def _changing(module: nn.Module, place: ModuleSide, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """A hook that puts ``change(value)`` in the place of a value; where it returns None, the value stays."""
     path, side = place
     target = module.get_submodule(path)
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         name = None if args else next(iter(kwargs), None)
         value = args[0] if args else kwargs.get(name)  # type: ignore[arg-type]
         new = change(value) if isinstance(value, Tensor) else None
@@ -184,7 +185,7 @@ def _changing(module: nn.Module, place: ModuleSide, change: Callable[[Tensor], T
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def after(_: nn.Module, args: tuple[Any, ...], output: object) -> object:
         several = isinstance(output, (tuple, list))
         value = output[0] if several and output else output
         new = change(value) if isinstance(value, Tensor) else None

@@ -82,13 +82,13 @@ def _narrowed(original: Any, head_dim: int | None, windows: bool) -> Any:
     return config
 
 
-def _overrides(config: Any) -> dict[int, dict[str, Any]]:
+def _overrides(config: object) -> dict[int, dict[str, Any]]:
     """Of a configuration whose layers differ, the fields of each layer that has some of its own."""
     spec = field(config, "_heterogeneity_spec")
     return {} if spec is None else copy.deepcopy(spec.per_layer_overrides)
 
 
-def _in_proportion(value: object, before: int | None, after: int | None) -> Any:
+def _in_proportion(value: object, before: int | None, after: int | None) -> object:
     """One layer's number, as much larger or smaller than that of the other layers as it was before they changed."""
     if not isinstance(value, int) or isinstance(value, bool) or before is None or after is None or before == after:
         return value
@@ -119,7 +119,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 parameter.add_(0.1 * noise)
 
 
-def windows_of(config: Any) -> list[tuple[Any, str, int]]:
+def windows_of(config: object) -> list[tuple[Any, str, int]]:
     """Where a configuration says how many tokens a window, a chunk or a table of positions spans: ``(holder, name, tokens)``."""
     found = []
     inner = [v for v in vars(config).values() if isinstance(v, dict)]
@@ -132,7 +132,7 @@ def windows_of(config: Any) -> list[tuple[Any, str, int]]:
     return found
 
 
-def _shorten(within: Any, name: str) -> None:
+def _shorten(within: object, name: str) -> None:
     """Bring a window down to `WINDOW` tokens."""
     if isinstance(within, dict):
         within[name] = min(within[name], WINDOW)
@@ -142,7 +142,7 @@ def _shorten(within: Any, name: str) -> None:
         _set(within, name, short)
 
 
-def _narrow(config: Any, head_dim: int) -> None:
+def _narrow(config: object, head_dim: int) -> None:
     heads, width = number(config, "num_attention_heads"), number(config, "hidden_size")
     if heads is None or width is None:
         return
@@ -190,7 +190,7 @@ def _narrow(config: Any, head_dim: int) -> None:
         _set(config, "head_dim", head_dim)
 
 
-def _special_tokens(config: Any) -> None:
+def _special_tokens(config: object) -> None:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
         token = field(config, name)
         if isinstance(token, int) and token >= VOCAB:
@@ -199,7 +199,7 @@ def _special_tokens(config: Any) -> None:
             _set(config, name, [min(int(t), VOCAB - 1) for t in token])
 
 
-def _set(config: Any, name: str, value: object) -> None:
+def _set(config: object, name: str, value: object) -> None:
     if field(config, name) is not None:
         with contextlib.suppress(AttributeError):  # computed from the others, as head_dim is in some families
             setattr(config, name, value)

@@ -27,7 +27,7 @@ def cached(variable: xr.Variable) -> Any:
     return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(data))
 
 
-def selection(key: Key, shape: tuple[int, ...], read: Callable[[tuple[Any, ...]], np.ndarray]) -> Any:
+def selection(key: Key, shape: tuple[int, ...], read: Callable[[tuple[Any, ...]], np.ndarray]) -> np.ndarray:
     """What ``read`` gives for a key of xarray's.
 
     Args:

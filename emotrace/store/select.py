@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ MANY = 40
 """More choices than this are not listed in an error."""
 
 
-def index_of(dim: str, values: Sequence[Any], wanted: Any) -> int | list[int]:
+def index_of(dim: str, values: Sequence[Any], wanted: object) -> int | list[int]:
     """Index or indices of coordinate values along an array dim.
 
     Args:
@@ -70,7 +70,7 @@ def _positions(column: Callable[[str], np.ndarray], value: str | tuple[int, int]
     return rows_at(policy, lambda: column("position"), lambda: column("position_from_end"))
 
 
-def _matches(name: str, values: np.ndarray, wanted: Any) -> np.ndarray:
+def _matches(name: str, values: np.ndarray, wanted: object) -> np.ndarray:
     if isinstance(wanted, slice):
         return _between(name, values, wanted)
     several = _several(wanted)
@@ -88,7 +88,7 @@ def _matches(name: str, values: np.ndarray, wanted: Any) -> np.ndarray:
     return mask
 
 
-def _equal(values: np.ndarray, value: Any) -> np.ndarray:
+def _equal(values: np.ndarray, value: object) -> np.ndarray:
     text = values.dtype == object
     if text != isinstance(value, str) or not np.isscalar(value):
         return np.zeros(len(values), dtype=bool)
@@ -113,15 +113,15 @@ def _between(name: str, values: np.ndarray, wanted: slice) -> np.ndarray:
     return mask
 
 
-def _several(wanted: Any) -> list[Any] | None:
+def _several(wanted: object) -> list[Any] | None:
     if isinstance(wanted, np.ndarray) and wanted.ndim:
         return [w.item() if isinstance(w, np.generic) else w for w in wanted.ravel()]
-    if isinstance(wanted, (str, bytes)) or not hasattr(wanted, "__iter__"):
+    if isinstance(wanted, (str, bytes)) or not isinstance(wanted, Iterable):
         return None
     return [w.item() if isinstance(w, np.generic) else w for w in wanted]
 
 
-def _place(dim: str, place: Mapping[Any, int], value: Any) -> int:
+def _place(dim: str, place: Mapping[Any, int], value: object) -> int:
     try:
         found = place.get(value)
     except TypeError:
@@ -131,13 +131,13 @@ def _place(dim: str, place: Mapping[Any, int], value: Any) -> int:
     return found
 
 
-def _some(dim: str, wanted: Any, index: list[int]) -> list[int]:
+def _some(dim: str, wanted: object, index: list[int]) -> list[int]:
     if not index:
         raise EmotraceError(f"the selection is empty: no {dim} is in {wanted!r}.")
     return index
 
 
-def _unknown(name: str, value: Any, values: np.ndarray) -> EmotraceError:
+def _unknown(name: str, value: object, values: np.ndarray) -> EmotraceError:
     choices = pd.unique(values).tolist()
     if len(choices) <= MANY:
         return unknown(name, value, choices, "sel")

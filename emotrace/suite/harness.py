@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from emotrace.datasets import Prompt
 from emotrace.edits import Edit
@@ -18,6 +18,12 @@ from emotrace.forwards.likelihood import Scores, check_scored, continued, reply_
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 from emotrace.templates import Encoder
+
+
+class Instance(Protocol):
+    """A request of the harness."""
+
+    args: tuple[Any, ...]
 
 
 def adapter(
@@ -57,7 +63,7 @@ def adapter(
     class Edited(LM):
         """See `adapter`."""
 
-        def loglikelihood(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        def loglikelihood(self, requests: Sequence[Instance], **_: object) -> list[tuple[float, bool]]:
             """(Σ ln p of the continuation, whether greedy decoding would give it) of each (context, continuation)."""
             prompts = []
             for i, request in enumerate(requests):
@@ -68,12 +74,12 @@ def adapter(
                     prompts.append(_rolling(encoder, continuation, str(i)))
             return [(float(s.logprobs.sum()), bool(s.likeliest.all())) for s in scored(prompts)]
 
-        def loglikelihood_rolling(self, requests: Any, **_: Any) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Instance], **_: object) -> list[float]:
             """Σ ln p of each whole text."""
             prompts = [_rolling(encoder, request.args[0], str(i)) for i, request in enumerate(requests)]
             return [float(s.logprobs.sum()) for s in scored(prompts)]
 
-        def generate_until(self, requests: Any, **_: Any) -> list[str]:
+        def generate_until(self, requests: Sequence[Instance], **_: object) -> list[str]:
             """Greedy replies, each cut before the first of its stop texts."""
             out: list[str] = [""] * len(requests)
             groups: dict[int, list[int]] = {}

@@ -120,10 +120,12 @@ def plain_prompt(row: Row) -> Prompt | None:
     return Prompt(str(row.get("key", "")), messages=(*before, {"role": "user", "content": query}))
 
 
-def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, progress: bool) -> None:
-    for row in found if judge is not None else ():
+def _judged(
+    found: list[Row], todo: list[int], judge: Judge | None, log: Callable[[str], Log | None], progress: bool
+) -> None:
+    for row in found:
         made = ((row.get("meta") or {}).get("made") or {}).get("verdict")
-        if made is not None and "verdict" in row:
+        if judge is not None and made is not None and "verdict" in row:
             same_judge(f"row {row.get('key')!r}", made, record(judge, row["gen_text"]), judge, "its verdict")
     if judge is not None and todo:
         bare = [cast("Row", {k: v for k, v in found[i].items() if k != "measures"}) for i in todo]
@@ -136,7 +138,13 @@ def _judged(found: list[Row], todo: list[int], judge: Judge | None, log: Any, pr
 
 
 def _rated(
-    found: list[Row], which: list[int], asked: list[str], what: str, rater: Rater, log: Any, progress: bool
+    found: list[Row],
+    which: list[int],
+    asked: list[str],
+    what: str,
+    rater: Rater,
+    log: Callable[[str], Log | None],
+    progress: bool,
 ) -> None:
     """Write ``ratings.{what}`` and ``measures.{what}``; equal replies to the same thing are rated once."""
     kept = log(f"ratings_{what}")

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 import xarray as xr
+from torch import nn
 
 from emotrace import model as model_
 from emotrace.datasets import Prompts
@@ -24,6 +25,9 @@ from emotrace.datasets.goemotions import LabelledText
 from emotrace.prompt_tuning import concept_prompts
 from emotrace.sites import LanguageModel
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 D, LAYERS, D_FF, HEADS = 32, 2, 64, 4
 PLANTED = 3
@@ -84,7 +88,9 @@ def carried(seed: int = 0, texts: tuple[int, int, int] = (40, 20, 40)) -> Carrie
 
 
 @torch.no_grad()
-def _build(rng: np.random.Generator, values: dict[int, float], planted: np.ndarray, tokenizer: Any) -> Any:
+def _build(
+    rng: np.random.Generator, values: dict[int, float], planted: np.ndarray, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
     basis = torch.tensor(np.linalg.qr(rng.normal(size=(D, D)))[0].T, dtype=torch.float32)
     held, moved, answer, always, rest = basis[0], basis[1], basis[2], basis[3], basis[4:]
 

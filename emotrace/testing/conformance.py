@@ -14,7 +14,7 @@ What is compared with are plain torch hooks on the module paths of the site tabl
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
 
 import nnsight
 import torch
@@ -410,7 +410,7 @@ def _close(got: Tensor, want: Tensor, what: str) -> None:
     assert deviation <= 256 * eps * largest, f"{what}: deviates by {deviation:.2e} from values up to {largest:.2e}"
 
 
-def _refusal(act: Any) -> str:
+def _refusal(act: Callable[[], object]) -> str:
     try:
         act()
     except EmotraceError as error:

@@ -95,7 +95,7 @@ def _hook(module: torch.nn.Module, address: Address, act: Any) -> Any:
     """Call ``act`` with the tensor at an address; what it returns, if anything, takes the tensor's place."""
     target = module.get_submodule(address.path)
 
-    def before(_: Any, args: tuple, kwargs: dict) -> tuple | None:
+    def before(_: object, args: tuple, kwargs: dict) -> tuple | None:
         value = args[0] if args else next(iter(kwargs.values()))
         new = act(value)
         if new is None:
@@ -104,7 +104,7 @@ def _hook(module: torch.nn.Module, address: Address, act: Any) -> Any:
             return (new, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): new}
 
-    def after(_: Any, args: tuple, output: Any) -> Any:
+    def after(_: object, args: tuple, output: Any) -> Any:
         if not isinstance(output, (tuple, list)):
             return act(output)
         i = address.index or 0

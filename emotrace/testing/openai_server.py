@@ -66,7 +66,7 @@ def says(emotion: str, reason: str = "because") -> Reply:
     return completion(json.dumps({"emotion": emotion, "reason": reason}))
 
 
-def matches(match: Any, reason: str = "because") -> Reply:
+def matches(match: object, reason: str = "because") -> Reply:
     """A well-formed answer to the target-aware question."""
     return completion(json.dumps({"match": match, "reason": reason}))
 
@@ -224,7 +224,7 @@ class OpenAIServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that closing waits for every handler and no socket is left behind
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Clients that went away are part of the game."""
 
 
@@ -247,7 +247,7 @@ def _handler(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(reply.body)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     return Handler

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EMOTIONS, VALENCES, unknown
 from emotrace.sites import LanguageModel
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FAMILIES = ("llama", "gpt2")
 D, LAYERS, HEADS, HEAD_DIM, D_FF = 64, 3, 4, 16, 96
@@ -194,7 +197,7 @@ class _Plan:
         return gate, up, down
 
 
-def _llama(plan: _Plan) -> Any:
+def _llama(plan: _Plan) -> PreTrainedModel:
     config = transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=D, intermediate_size=D_FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
         num_key_value_heads=HEADS // 2, head_dim=HEAD_DIM, max_position_embeddings=128, tie_word_embeddings=False,
@@ -222,7 +225,7 @@ def _llama(plan: _Plan) -> Any:
     return module
 
 
-def _gpt2(plan: _Plan) -> Any:
+def _gpt2(plan: _Plan) -> PreTrainedModel:
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=D, n_layer=LAYERS, n_head=HEADS, n_inner=D_FF, n_positions=128,
         tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,

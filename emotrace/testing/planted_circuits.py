@@ -12,7 +12,7 @@ Its shapes are in `emotrace.testing.planted_shapes`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from emotrace.labels import unknown
 from emotrace.sites import LanguageModel
 from emotrace.testing.planted_shapes import SHAPES, Shape
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BOS, END, MIDDLE, WORDS, SIDES, ANSWERS, CONTEXT = 1, 7, 8, (10, 11), (14, 15), (20, 21), range(40, 140)
 PLACES: Final = {
@@ -205,7 +208,7 @@ class _Plan:
         return gate, up, down
 
 
-def _llama(plan: _Plan) -> Any:
+def _llama(plan: _Plan) -> PreTrainedModel:
     s = plan.shape
     config = transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=plan.d, intermediate_size=plan.d_ff, num_hidden_layers=s.layers,
@@ -233,7 +236,7 @@ def _llama(plan: _Plan) -> Any:
     return module
 
 
-def _gpt2(plan: _Plan) -> Any:
+def _gpt2(plan: _Plan) -> PreTrainedModel:
     s = plan.shape
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=plan.d, n_layer=s.layers, n_head=s.heads, n_inner=plan.d_ff, n_positions=64,

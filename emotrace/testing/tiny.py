@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from emotrace.configs import number, text_config
 from emotrace.labels import unknown
@@ -190,7 +190,7 @@ def tiny_tokenizer(
     return fast
 
 
-def save(name: str, directory: str | Path, *, tokenizer: Any = None, **options: Any) -> Path:
+def save(name: str, directory: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Path:
     """Write a tiny model and its tokenizer as a Hugging Face directory.
 
     Args:

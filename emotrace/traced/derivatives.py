@@ -7,7 +7,7 @@ their metrics holds each row's own. No gradient of a weight is computed.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nnsight
 import torch
@@ -17,6 +17,7 @@ from emotrace.traced.circuits import LoweredMetric
 from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 from emotrace.traced.programs import Graph
+from emotrace.traced.steps import Sink
 
 
 class Differentiated(NamedTuple):
@@ -37,7 +38,7 @@ def capture(
     model: TracedModel,
     inputs: dict,
     program: list,
-    sink: Any,
+    sink: Sink,
     n_edits: int,
     columns: tuple | None,
     what: Differentiated,
@@ -69,7 +70,7 @@ def capture(
     return counts
 
 
-def _passed_back(graph: Graph, what: Differentiated, sink: Any) -> None:
+def _passed_back(graph: Graph, what: Differentiated, sink: Sink) -> None:
     numbers, leaves = list(graph.leaves), list(graph.leaves.values())
     values = []
     for value in graph.measured:

@@ -113,7 +113,7 @@ def _addition(op: Operation, h0: torch.Tensor | None) -> torch.Tensor:
     return op.strength * torch.sqrt((part * part).mean(dim=-1, keepdim=True) + 1e-12) * v
 
 
-def _payload(op: Operation, device: Any) -> torch.Tensor:
+def _payload(op: Operation, device: torch.device) -> torch.Tensor:
     """``[batch or 1, 1, width]``."""
     v = op.payload.to(device).float()
     return v[:, None, :] if v.ndim == 2 else v[None, None, :]

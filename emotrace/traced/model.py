@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TracedModel(Protocol):
@@ -16,19 +20,19 @@ class TracedModel(Protocol):
     _module: Any
     tokenizer: Any
 
-    def trace(self, *inputs: Any, **options: Any) -> Any:
+    def trace(self, *inputs: object, **options: object) -> Any:
         """Opens a trace: a with-block that runs the model once, and whose reads and writes take place in that run."""
         ...
 
-    def generate(self, *inputs: Any, **options: Any) -> Any:
+    def generate(self, *inputs: object, **options: object) -> Any:
         """Opens a trace of a generation, of which every forward is a step."""
         ...
 
-    def session(self, *, backend: Any = None, remote: bool | str = False) -> Any:
+    def session(self, *, backend: object = None, remote: bool | str = False) -> Any:
         """Opens a block of several traces that are one job."""
         ...
 
-    def parameters(self) -> Any:
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The weights."""
         ...
 

@@ -126,7 +126,7 @@ def _get(place: Place) -> Any:
     return place.envoy.input if place.side == "input" else place.envoy.output
 
 
-def _set(place: Place, value: Any) -> None:
+def _set(place: Place, value: object) -> None:
     if place.side == "input":
         place.envoy.input = value
     else:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 
-def exactly(like: torch.Tensor) -> Any:
+def exactly(like: torch.Tensor) -> torch.autocast:
     """A context without autocast for a tensor's device."""
     return torch.autocast(like.device.type, enabled=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from emotrace.traced import edits, places
+from emotrace.traced.steps import Sink
 
 
 class Graph(NamedTuple):
@@ -22,7 +23,7 @@ class Graph(NamedTuple):
 
 
 def forward(
-    program: list, batch: int, start: int, stop: int, fired: list, sink: Any = None, graph: Graph | None = None
+    program: list, batch: int, start: int, stop: int, fired: list, sink: Sink | None = None, graph: Graph | None = None
 ) -> None:
     """Run a program in the forward that computes columns ``[start, stop)``.
 

@@ -5,6 +5,7 @@ The rows of a forward that are wanted are *spans*.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from emotrace.traced import caches, derivatives, finite, programs, runs
 from emotrace.traced.caches import Recipe, Setup
 from emotrace.traced.model import TracedModel
+from emotrace.traced.steps import Sink
 
 
 class Forward(NamedTuple):
@@ -36,7 +38,7 @@ class Forward(NamedTuple):
     differentiated: Any = None
 
 
-def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: dict, sink: Any) -> list:
+def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: dict, sink: Sink) -> list:
     """Carry out one forward; how often each edit fired.
 
     Args:
@@ -85,8 +87,8 @@ def reduced(
     cells: list,
     setup: Setup,
     memo: dict,
-    order: Any,
-    reduce: Any,
+    order: torch.Tensor | None,
+    reduce: Callable,
     args: tuple,
 ) -> tuple:
     """What a function makes of the rows of `captured`, and how often each edit fired in each forward.
@@ -159,7 +161,7 @@ def pattern(model: TracedModel, inputs: dict, program: list, head: int) -> torch
     return weights[0]
 
 
-def _sink(parts: dict, spans: tuple) -> Any:
+def _sink(parts: dict, spans: tuple) -> Sink:
     single = programs.single(spans)
 
     def keep(number, value):  # copies: what a place holds is the model's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import nnsight
@@ -10,9 +11,10 @@ import torch
 from emotrace.traced import passing, places, programs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
+from emotrace.traced.steps import Sink
 
 
-def session(model: TracedModel, function: Any, args: tuple, backend: Any) -> Any:
+def session(model: TracedModel, function: Callable, args: tuple, backend: object) -> Any:
     """Call a function of this package where a model lives, as one job: ``function(model, *args)``.
 
     Args:
@@ -31,7 +33,12 @@ def session(model: TracedModel, function: Any, args: tuple, backend: Any) -> Any
 
 
 def capture(
-    model: TracedModel, inputs: dict, program: list, sink: Any = None, n_edits: int = 0, columns: tuple | None = None
+    model: TracedModel,
+    inputs: dict,
+    program: list,
+    sink: Sink | None = None,
+    n_edits: int = 0,
+    columns: tuple | None = None,
 ) -> list:
     """One forward that reads and edits, and computes nothing after its last step.
 

@@ -5,13 +5,12 @@ Rows are padded on the left and end with their reply; the logits of a column pre
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from emotrace.traced import kept, runs
 from emotrace.traced.kept import Begun
 from emotrace.traced.model import TracedModel
+from emotrace.traced.steps import Sink
 
 
 def replies(model: TracedModel, inputs: dict, program: list, n_edits: int, replies: list, begun: Begun | None) -> tuple:
@@ -78,7 +77,9 @@ def divergences(
     return means, _carried_out(model, inputs, program, compare, n_edits, begun[1])
 
 
-def _carried_out(model: TracedModel, inputs: dict, program: list, sink: Any, n_edits: int, begun: Begun | None) -> list:
+def _carried_out(
+    model: TracedModel, inputs: dict, program: list, sink: Sink, n_edits: int, begun: Begun | None
+) -> list:
     """One forward behind what its rows begin with; how often each edit fired."""
     fed, columns, before = kept.follow(model, inputs, n_edits, begun)
     fired = runs.capture(model, fed, program, sink, n_edits, columns)

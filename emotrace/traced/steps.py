@@ -6,10 +6,13 @@ edits of one forward share the list.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from emotrace.traced.places import Place
 
+Sink = Callable[[int, Any], None]
+"""Called with the number of a read and what its place holds."""
 RANK = {"edit": 0, "shift": 0, "node": 0, "leaf": 1, "keep": 2, "rms": 2, "read": 3, "measure": 3}
 """At one place: what changes a value comes before what sees it."""
 
@@ -81,6 +84,6 @@ class Node(NamedTuple):
     kind = "node"
 
 
-def ordered(steps: Any) -> list:
+def ordered(steps: Iterable) -> list:
     """Steps in the order of execution."""
     return sorted(steps, key=lambda step: (step.order, RANK[step.kind]))

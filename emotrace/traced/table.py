@@ -37,27 +37,27 @@ class Table:
     rows: dict
     changed: Any
 
-    def read(self, site: Any, layer: Any = None) -> torch.Tensor:
+    def read(self, site: str | tuple, layer: int | None = None) -> torch.Tensor:
         """The value at a site, ``[batch, token, width]``."""
         value = places.fetch(self.place(site, layer))
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{site!r} holds no tensor but a {type(value).__name__}; choose another side or index.")
         return value
 
-    def write(self, site: Any, value: torch.Tensor, layer: Any = None) -> None:
+    def write(self, site: str | tuple, value: torch.Tensor, layer: int | None = None) -> None:
         """Swap the value at a site."""
         if not isinstance(site, tuple) and not self._address(site, layer).writable:
             raise ValueError(f"site {site!r} is read-only; edit z or o_proj_out instead.")
         places.put(self.place(site, layer), value)
 
-    def place(self, site: Any, layer: Any = None) -> Place:
+    def place(self, site: str | tuple, layer: int | None = None) -> Place:
         """The place of a site."""
         if isinstance(site, tuple):
             path, side, index = site
             return Place("plain", _envoy(self.model, path), side, index, overwritten=(path, side) in self.changed)
         return self._place(self._address(site, layer))
 
-    def _address(self, site: str, layer: Any) -> Address:
+    def _address(self, site: str, layer: int | None) -> Address:
         if site not in self.rows:
             raise ValueError(f"the model has no site {site!r}. It has: {', '.join(self.rows)}.")
         if layer not in self.rows[site]:

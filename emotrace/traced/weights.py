@@ -138,7 +138,7 @@ def _path(envoy: Any) -> str:
     return str(envoy.path).partition(".")[2]
 
 
-def norm_of(module: Any, width: int, place: str = "") -> Norm | None:
+def norm_of(module: torch.nn.Module, width: int, place: str = "") -> Norm | None:
     """A module as the norm it computes, after comparing the two on random inputs; None for the identity.
 
     Weights are read as a gain or as gain − 1 (Gemma); which, and whether the mean is taken away, is what fits.

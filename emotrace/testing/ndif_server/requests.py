@@ -13,7 +13,6 @@ import time
 import uuid
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 from nnsight.schema.request import RequestModel
 
@@ -191,7 +190,7 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
                 self.answer(held.result)
                 held.job.served += 1
 
-        def answer(self, body: Any, status: int = 200, part: int | None = None) -> None:
+        def answer(self, body: object, status: int = 200, part: int | None = None) -> None:
             """One whole answer: bytes as they are, the rest as JSON."""
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
@@ -200,7 +199,7 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data[:part])
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     return Handler

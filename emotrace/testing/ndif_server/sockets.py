@@ -6,7 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
-from typing import Any
+from io import BufferedIOBase
 
 
 class Socket:
@@ -29,7 +29,7 @@ class Socket:
             return False
         return True
 
-    def listen(self, file: Any) -> None:
+    def listen(self, file: BufferedIOBase) -> None:
         """Answer pings until the client goes."""
         while len(head := file.read(2)) == 2:
             size = head[1] & 0x7F
