@@ -1,5 +1,6 @@
 from emotrace.attribution.ablations import mean_ablation, resample_ablation, zero_ablation
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
+from emotrace.attribution.downstream import gradient_influence
 from emotrace.attribution.files import load, save
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -17,6 +18,7 @@ __all__ = [
     "ablation_curve",
     "attention",
     "enhancement_curve",
+    "gradient_influence",
     "head_contributions",
     "layer_block",
     "load",

@@ -75,6 +75,7 @@ def prepared(
         attrs |= {
             "gradients": gradients.name, "metric_digest": digest(gradients),
             "metric_reads": [list(read) for read in gradients.reads(model)],
+            "layers_without_resid_mid": [k for k in range(table.n_layers) if not table.has("resid_mid", k)],
         }  # fmt: skip
     plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
     job = CaptureJob(
