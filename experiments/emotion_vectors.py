@@ -156,7 +156,7 @@ def main(
     }  # fmt: skip
     page = report.publish(
         run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
-        title="Emotion vectors", facts=study.facts(result), drawn=study.samples(tested, seed),
+        report.Page(title="Emotion vectors", facts=study.facts(result), drawn=study.samples(tested, seed)),
     )  # fmt: skip
     print("\n".join(study.facts(result)))
     if lm.sites.remote is not None:

@@ -183,7 +183,7 @@ def main(
     }  # fmt: skip
     page = report.publish(
         run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
-        title="Steering from labelled texts", facts=facts, drawn=study.samples(tested, seed),
+        report.Page(title="Steering from labelled texts", facts=facts, drawn=study.samples(tested, seed)),
     )  # fmt: skip
     print("\n".join(facts))
     print(f"report: {page}")

@@ -106,22 +106,29 @@ def modulate(
     _side_by_side(lm, turns, edits, aim, options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Baked:
+    """What is added at every token: directions, or a circuit."""
+
+    emotion: Emotion
+    directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None
+    circuit: Annotated[Path | None, typer.Option(help="or folder that `emotrace circuit` wrote")] = None
+    layers: Annotated[
+        str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half, or all of the circuit")
+    ] = None
+    site: Annotated[str | None, typer.Option(help="of the directions; default resid_post")] = None
+    strength: Annotated[
+        float | None, typer.Option(help="factor of the circuit (default 1); of directions the length of each addition")
+    ] = None
+
+
 @app.command()
 @grouped
 def export(
     *,
     model: Model,
     out: Annotated[Path, typer.Option(help="folder of the checkpoint, not there yet")],
-    emotion: Emotion,
-    directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None,
-    circuit: Annotated[Path | None, typer.Option(help="or folder that `emotrace circuit` wrote")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half, or all of the circuit")
-    ] = None,
-    site: Annotated[str | None, typer.Option(help="of the directions; default resid_post")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="factor of the circuit (default 1); of directions the length of each addition")
-    ] = None,
+    baked: Baked,
     loading: Loading,
 ) -> None:
     """A plain Hugging Face checkpoint with an addition at every token, where biases can hold it exactly."""
@@ -129,21 +136,22 @@ def export(
     from emotrace.interop import bake
 
     to_folder(out, "--out")
-    if (directions is None) == (circuit is None):
+    circuit, site = baked.circuit, baked.site
+    if (baked.directions is None) == (circuit is None):
         raise EmotraceError("emotrace export bakes either --directions or a --circuit: give one of them.")
     if circuit is not None:
         if site is not None:
             raise EmotraceError(f"--site {site} is of --directions; a circuit has its own sites.")
-        found, times = et.Circuit.load(circuit), 1.0 if strength is None else strength
-        aim, edits = _added(found, circuit, emotion, times, neuron_positions="all", head_positions="all")
-        edits = edits if layers is None else _only(edits, layer_list(layers), circuit)
+        found, times = et.Circuit.load(circuit), 1.0 if baked.strength is None else baked.strength
+        aim, edits = _added(found, circuit, baked.emotion, times, neuron_positions="all", head_positions="all")
+        edits = edits if baked.layers is None else _only(edits, layer_list(baked.layers), circuit)
         lm = loading.load(model)
         found.check(lm)
     else:
-        assert directions is not None
+        assert baked.directions is not None
         site = site or "resid_post"
-        aim, vector, wanted = _direction(directions, emotion, layers, site)
-        length = _length(strength, vector, wanted, site)
+        aim, vector, wanted = _direction(baked.directions, baked.emotion, baked.layers, site)
+        length = _length(baked.strength, vector, wanted, site)
         lm = loading.load(model)
         at = wanted or _middle(lm)
         edits = [et.Add(site, layers=at, vector=vector, strength=length, positions="all")]

@@ -24,7 +24,7 @@ ONE_OF = "give --queries (answers of the model itself) or --texts (labelled text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Answers(Decoding):
     """Vectors from answers of the model itself to queries."""
 
     queries: Annotated[Path | None, typer.Option(help="emotion → queries, or rows with 'query' and 'emotion'")] = None
@@ -54,6 +54,18 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """What vectors of both kinds are made of, and where they go."""
+
+    out: Folder
+    emotions: Annotated[str | None, typer.Option(help="comma-separated; default all")] = None
+    limit: Few = None
+    site: Annotated[str | None, typer.Option(help="default o_proj_out for queries, resid_post for texts")] = None
+    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that have the site")] = None
+    batch_size: Count = 32
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kept:
     """What of the vectors is kept."""
 
@@ -68,16 +80,10 @@ def vectors(
     *,
     ctx: typer.Context,
     model: Model,
-    out: Folder,
     answers: Answers,
     labelled: Labelled,
-    emotions: Annotated[str | None, typer.Option(help="comma-separated; default all")] = None,
-    limit: Few = None,
-    site: Annotated[str | None, typer.Option(help="default o_proj_out for queries, resid_post for texts")] = None,
-    layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that have the site")] = None,
+    made: Made,
     kept: Kept,
-    decoding: Decoding,
-    batch_size: Count = 32,
     loading: Loading,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
 ) -> None:
@@ -88,6 +94,7 @@ def vectors(
     from emotrace.directions.shift import OVER
     from emotrace.directions.vectors import METHODS
 
+    out, site, limit, seed = made.out, made.site, made.limit, answers.seed
     to_folder(out, "--out")
     queries, texts = answers.queries, labelled.texts
     if (queries is None) == (texts is None):
@@ -98,26 +105,26 @@ def vectors(
     ):  # fmt: skip
         if value not in choices:
             raise unknown(name, value, choices, flag)
-    unused = _unused(ctx, *((Answers, Decoding) if queries is None else (Labelled,)))
+    unused = _unused(ctx, Answers if queries is None else Labelled)
     if unused:
         one, other = ("--queries", "--texts") if queries is None else ("--texts", "--queries")
         raise EmotraceError(f"{', '.join(unused)}: of {one}, and nothing that vectors from {other} take.")
     if kept.rank == "d" and (texts is None or kept.keep is None):
         raise EmotraceError("--rank d needs --texts (answers have no d) and --keep.")
-    wanted = None if emotions is None else names(emotions)
-    options = decoding.options
+    wanted = None if made.emotions is None else names(made.emotions)
+    options = answers.options
     if site is not None:
         arguments.text("--site", site)
     place = site or ("o_proj_out" if texts is None else "resid_post")
     common: dict[str, Any] = {
-        "site": place, "layers": None if layers is None else layer_list(layers), "batch_size": batch_size,
-        "seed": decoding.seed, "out": out,
+        "site": place, "layers": None if made.layers is None else layer_list(made.layers),
+        "batch_size": made.batch_size, "seed": seed, "out": out,
     }  # fmt: skip
     prompts: Any
     ranked = None
     if queries is not None:
         part, over, templates = answers.part, answers.over, answers.templates
-        prompts = et.datasets.emotion_query(queries, emotions=wanted, part=part, limit=limit, seed=decoding.seed)  # type: ignore[arg-type]
+        prompts = et.datasets.emotion_query(queries, emotions=wanted, part=part, limit=limit, seed=seed)  # type: ignore[arg-type]
         extraction.answer_prompts(prompts, templates)
         _several(prompts, kept.without_base)
         lm = loading.load(model)
@@ -157,9 +164,9 @@ def vectors(
     )
 
 
-def _unused(ctx: typer.Context, *groups: type[Any]) -> list[str]:
-    """Those flags of some groups that the command line gives; the seed is drawn with for other things too."""
-    flags = [f.name for group in groups for f in fields(group) if f.name != "seed"]
+def _unused(ctx: typer.Context, group: type[Any]) -> list[str]:
+    """Those flags of a group that the command line gives; the seed is of other things too."""
+    flags = [f.name for f in fields(group) if f.name != "seed"]
     given = [name for name in flags if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE")]
     return [f"--{name.replace('_', '-')}" for name in given]
 

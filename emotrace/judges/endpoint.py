@@ -20,7 +20,7 @@ import tenacity
 from emotrace import wire
 from emotrace.judges.failures import Failure, read_failure
 from emotrace.judges.questions import FORMATS, JudgeQuestion
-from emotrace.judges.retries import AgainError, pause_after
+from emotrace.judges.retries import AgainError, Patience
 from emotrace.labels import EmotraceError
 from emotrace.secrets import mask_logs, redacted
 from emotrace.texts import from_json, one_line, whole
@@ -65,10 +65,7 @@ class Endpoint:
         model: the endpoint's name of the model.
         base_url: None takes ``OPENAI_BASE_URL``, else OpenAI's own.
         concurrency: requests in flight at most.
-        attempts: requests per answer at most, where they fail on the way.
-        timeout: seconds for a request.
-        backoff: seconds before the second attempt, doubled for each further one.
-        max_wait: longest pause in seconds.
+        patience: how often and how long an answer is waited for.
         seed: sent along; the n-th answer is asked for with ``seed + n``.
 
     Raises:
@@ -76,11 +73,9 @@ class Endpoint:
     """
 
     def __init__(
-        self, name: str, model: str, base_url: str | None, concurrency: int, attempts: int, timeout: float, backoff: float,
-        max_wait: float, seed: int,
-    ) -> None:  # fmt: skip
-        self.name, self.model, self.seed = name, model, seed
-        self.attempts, self.backoff, self.max_wait = attempts, backoff, max_wait
+        self, name: str, model: str, base_url: str | None, concurrency: int, patience: Patience, seed: int
+    ) -> None:
+        self.name, self.model, self.patience, self.seed = name, model, patience, seed
         given = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
         key = wire.key(os.environ.get("OPENAI_API_KEY"), f"judge {name!r}: OPENAI_API_KEY")
         if not key:
@@ -93,7 +88,7 @@ class Endpoint:
         mask_logs()
         self._client = openai.OpenAI(
             api_key=key, base_url=self.address.url, default_query=self.address.query, default_headers=headers, max_retries=0,
-            http_client=openai.DefaultHttpxClient(timeout=timeout, event_hooks={"request": [self.address.guard]}),
+            http_client=openai.DefaultHttpxClient(timeout=patience.timeout, event_hooks={"request": [self.address.guard]}),
         )  # fmt: skip
         self._create: Any = self._client.chat.completions.with_raw_response.create
         self._slots = threading.BoundedSemaphore(concurrency)
@@ -139,13 +134,13 @@ class Endpoint:
 
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            return pause_after(state.attempt_number, getattr(error, "wait", None), self.backoff, self.max_wait)
+            return self.patience.pause_after(state.attempt_number, getattr(error, "wait", None))
 
         def pausing(seconds: float) -> None:
             stop.wait(seconds)
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self.attempts),
+            stop=tenacity.stop_after_attempt(self.patience.attempts),
             wait=pause,
             retry=tenacity.retry_if_exception_type(AgainError),
             sleep=pausing,
@@ -242,7 +237,7 @@ class Endpoint:
         why = f"not a chat completion: {text!r}" if text else "an empty answer"
         with self._lock:
             self._pages += 1
-            wrong = not self._answered and self._pages >= min(PAGES, self.attempts)
+            wrong = not self._answered and self._pages >= min(PAGES, self.patience.attempts)
         if wrong:
             raise EmotraceError(
                 f"{self.name}: {self.address.url} is the address of no API, or of one that wants a log-in: it answers with "

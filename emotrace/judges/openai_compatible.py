@@ -20,7 +20,7 @@ from emotrace.judges.answers import FilteredError, MalformedError, read_answer
 from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict, texts_of
 from emotrace.judges.endpoint import LONGEST, Endpoint, RejectedError, StoppedError, UnanswerableError
 from emotrace.judges.questions import BLIND, TARGET, JudgeQuestion
-from emotrace.judges.retries import AgainError
+from emotrace.judges.retries import AgainError, Patience
 from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError, emotion
 from emotrace.secrets import redacted
 from emotrace.texts import one_line
@@ -82,7 +82,9 @@ class OpenAIJudge:
             for figure in price:
                 arguments.number("OpenAIJudge(price)", figure, least=0)
         self.concurrency, self.answers, self.give_up, self.price = concurrency, answers, give_up, price
-        self._endpoint = Endpoint(self.name, model, base_url, concurrency, attempts, timeout, backoff, max_wait, seed)
+        self._endpoint = Endpoint(
+            self.name, model, base_url, concurrency, Patience(attempts, timeout, backoff, max_wait), seed
+        )
         self._lock = threading.Lock()
         self._failing = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -24,10 +25,26 @@ class AgainError(Exception):
         self.wait = wait
 
 
-def pause_after(attempt: int, asked: float | None, backoff: float, max_wait: float) -> float:
-    """Seconds before the next attempt: min(max_wait, backoff · 2^(attempt−1) · U(0.5, 1)), at least what was asked."""
-    own = backoff * 2 ** min(attempt - 1, 30) * random.uniform(0.5, 1.0)
-    return min(max_wait, max(own, asked or 0.0))
+@dataclass(frozen=True)
+class Patience:
+    """How often and how long an answer is waited for.
+
+    Attributes:
+        attempts: requests per answer at most, where they fail on the way.
+        timeout: seconds for a request.
+        backoff: seconds before the second attempt, doubled for each further one, times a random 0.5 to 1.
+        max_wait: longest pause in seconds; also where the endpoint asks for more.
+    """
+
+    attempts: int
+    timeout: float
+    backoff: float
+    max_wait: float
+
+    def pause_after(self, attempt: int, asked: float | None) -> float:
+        """Seconds before the next attempt: min(max_wait, backoff · 2^(attempt−1) · U(0.5, 1)), at least what was asked."""
+        own = self.backoff * 2 ** min(attempt - 1, 30) * random.uniform(0.5, 1.0)
+        return min(self.max_wait, max(own, asked or 0.0))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

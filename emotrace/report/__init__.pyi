@@ -15,11 +15,12 @@ from emotrace.report.figures import (
     similarity,
 )
 from emotrace.report.graphs import circuit_graph
-from emotrace.report.page import publish, render, write
+from emotrace.report.page import Page, publish, render, write
 from emotrace.report.parts import CircuitParts
 
 __all__ = [
     "CircuitParts",
+    "Page",
     "accuracy_bars",
     "agnosticism",
     "attention_patterns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,27 @@ Table = pd.DataFrame | tuple[pd.DataFrame, str]
 """Of the folder; with a caption, of the page too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a page says beside the figures and tables of a run.
+
+    Attributes:
+        title: of the page; by default it names the model.
+        facts: sentences at the top.
+        drawn: replies that were drawn without looking, mappings with the same fields.
+        side_by_side: of `samples`.
+        circuits: whose tokens and prompts are shown.
+        seed: by which ``side_by_side`` was drawn.
+    """
+
+    title: str = ""
+    facts: Sequence[str] = ()
+    drawn: Sequence[Mapping[str, Any]] = ()
+    side_by_side: Sequence[Mapping[str, Any]] = ()
+    circuits: CircuitParts = field(default_factory=CircuitParts)
+    seed: int = 0
+
+
 @typed
 def write(
     out_dir: str | Path,
@@ -48,10 +70,8 @@ def write(
     directions: xr.DataArray | None = None,
     agnosticism: xr.Dataset | None = None,
     manifest: Mapping[str, Any] | None = None,
-    command: str = "",
     *,
     circuits: Mapping[str, Any] | CircuitParts | None = None,
-    groups: int = 6,
     seed: int = 0,
 ) -> Path:
     """Write ``figures/*.png``, ``tables/*.csv`` and ``report.html`` of a run; absent parts are left out.
@@ -63,10 +83,8 @@ def write(
         directions: of `directions.centered_mean`.
         agnosticism: of `directions.context_agnosticism`.
         manifest: content of manifest.json.
-        command: what repeats the run; by default the manifest's.
         circuits: `CircuitParts`, or a mapping of its fields: circuit, contributions, curves, influence and what else there is.
-        groups: how many scenarios are shown side by side.
-        seed: which ones: drawn without looking at the replies.
+        seed: which scenarios are shown side by side: drawn without looking at the replies.
 
     Returns:
         The path of report.html.
@@ -79,14 +97,14 @@ def write(
         raise EmotraceError(f"report.write(out_dir={str(out)!r}): that is a file; give a folder.")
     shown = figures.draw(report, directions, agnosticism, parts)
     frames = tables.frames(report, agnosticism, parts)
-    more = {"circuits": parts, "side_by_side": samples(rows, groups, seed), "seed": seed, "command": command}
-    return publish(out, report, shown, frames, manifest or {}, **more)
+    page = Page(circuits=parts, side_by_side=samples(rows, seed=seed), seed=seed)
+    return publish(out, report, shown, frames, manifest or {}, page)
 
 
 @typed
 def publish(
     out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, Table], manifest: Mapping[str, Any],
-    **more: Any,
+    page: Page | None = None,
 ) -> Path:  # fmt: skip
     """Figures as PNG, tables as CSV, and the page that shows them; everything that a model or a file said is escaped.
 
@@ -96,7 +114,7 @@ def publish(
         shown: figures with their names.
         tables: name → table, or (table, caption) of one that the page shows.
         manifest: of the run.
-        more: as of `render`.
+        page: what else it says.
 
     Returns:
         The path of report.html.
@@ -106,14 +124,14 @@ def publish(
     """
     for names in ([one.name for one in shown], list(tables)):
         filenames(names, str(out))
-    page = render(result, shown, tables, manifest, **more)
+    text = render(result, shown, tables, manifest, page)
     for one in shown:
         style.save(one.figure, out / "figures" / f"{one.name}.png")
     for name, table in tables.items():
         frame = table[0] if isinstance(table, tuple) else table
         written = frame.to_csv(index=False, lineterminator="\n")
         disk.replace_file(out / "tables" / f"{name}.csv", as_bytes(written))
-    disk.replace_file(out / "report.html", as_bytes(page))
+    disk.replace_file(out / "report.html", as_bytes(text))
     return out / "report.html"
 
 
@@ -123,51 +141,38 @@ def render(
     shown: Sequence[Shown] = (),
     tables: Mapping[str, Table] | None = None,
     manifest: Mapping[str, Any] | None = None,
-    *,
-    title: str = "",
-    facts: Sequence[str] = (),
-    drawn: Sequence[Mapping[str, Any]] = (),
-    side_by_side: Sequence[Mapping[str, Any]] = (),
-    circuits: CircuitParts | None = None,
-    seed: int = 0,
-    command: str = "",
+    page: Page | None = None,
 ) -> str:
     """The page as text; figures and tables are named by relative path.
 
     Args:
         report: content of report.json.
-        shown: as of `publish`.
-        tables: as of `publish`.
-        manifest: as of `publish`.
-        title: of the page; by default it names the model.
-        facts: sentences at the top.
-        drawn: replies that were drawn without looking, mappings with the same fields.
-        side_by_side: of `samples`.
-        circuits: whose tokens and prompts are shown.
-        seed: by which ``side_by_side`` was drawn.
-        command: what repeats the run; by default the manifest's.
+        shown: figures with their names.
+        tables: name → table, or (table, caption) of one that the page shows.
+        manifest: of the run; its ``command`` repeats it.
+        page: what else it says.
     """
-    manifest, parts = manifest or {}, circuits or CircuitParts()
+    manifest, page = manifest or {}, page or Page()
     model = _model(report, manifest)
     return _ENV.get_template("page.html").render(
-        title=title or f"Emotion in {model}",
-        name=title or model,
+        title=page.title or f"Emotion in {model}",
+        name=page.title or model,
         when=manifest.get("finished") or manifest.get("started") or "",
         setting=setting(report),
-        facts=facts,
+        facts=page.facts,
         notices=notices(report),
         headlines=numbers.headlines(report),
         published=numbers.published(report),
         grids=numbers.grids(report),
         figures=[_figure(one) for one in shown],
-        tokens=components.token_rows(parts.tokens),
-        prompts=components.prompt_rows(parts.top_prompts),
-        samples=side_by_side,
-        seed=seed,
-        shown=[*_drawn(drawn), *_tables(tables or {}), *numbers.fluency(report)],
+        tokens=components.token_rows(page.circuits.tokens),
+        prompts=components.prompt_rows(page.circuits.top_prompts),
+        samples=page.side_by_side,
+        seed=page.seed,
+        shown=[*_drawn(page.drawn), *_tables(tables or {}), *numbers.fluency(report)],
         files=[f"{name}.csv" for name in tables or {}],
         manifest=flat({k: v for k, v in manifest.items() if k != "command"}),
-        command=command or str(manifest.get("command", "")),
+        command=str(manifest.get("command", "")),
     )
 
 

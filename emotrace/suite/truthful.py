@@ -133,8 +133,7 @@ def substring(
     questions: Sequence[Question],
     edits: Sequence[Edit] | None = None,
     *,
-    published: bool = True,
-    max_new_tokens: int = 60,
+    max_new_tokens: int | None = None,
     method: str = "none",
     draw: int = 0,
     batch_size: int = 32,
@@ -146,9 +145,8 @@ def substring(
         model: from `emotrace.load`, causal.
         questions: either form.
         edits: None for the model as it is.
-        published: as published: the prompt counts as part of the text, and the length limit (60 tokens) includes it.
-            Otherwise the answer alone is searched, of at most ``max_new_tokens``.
-        max_new_tokens: where not published.
+        max_new_tokens: most tokens of an answer, which alone is searched; None: as published, where the prompt counts as part of
+            the text, and the length limit (60 tokens) includes it.
         method: label of the rows.
         draw: of a random method.
         batch_size: prompts per batch.
@@ -159,12 +157,12 @@ def substring(
     """
     prompts = truthfulqa(list(questions))
     limit = int(_PUBLISHED["max_length"])
-    longest = limit if published else max_new_tokens
+    published = max_new_tokens is None
     rows = generate(
         model,
         prompts,
         edits,
-        max_new_tokens=longest,
+        max_new_tokens=limit if max_new_tokens is None else max_new_tokens,
         method=method,
         draw=draw,
         batch_size=batch_size,

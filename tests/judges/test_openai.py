@@ -14,7 +14,7 @@ import pytest
 from emotrace.judges.base import StreamingTargetJudge, is_final
 from emotrace.judges.openai_compatible import OpenAIJudge
 from emotrace.judges.questions import BLIND
-from emotrace.judges.retries import pause_after, retry_after
+from emotrace.judges.retries import Patience, retry_after
 from emotrace.judges.rows import judge_rows
 from emotrace.labels import ANSWERS, EmotraceError
 from emotrace.runlog import Log
@@ -153,14 +153,18 @@ def test_retry_after_is_honoured(make: Make) -> None:
     assert server.requests[1].time - server.requests[0].time >= 0.3
 
 
+def patient(max_wait: float) -> Patience:
+    return Patience(attempts=8, timeout=60.0, backoff=1.0, max_wait=max_wait)
+
+
 def test_pauses_grow_with_jitter_and_are_bounded() -> None:
     for attempt in range(1, 6):
-        pauses = [pause_after(attempt, None, 1.0, 1000.0) for _ in range(50)]
+        pauses = [patient(1000.0).pause_after(attempt, None) for _ in range(50)]
         assert all(2 ** (attempt - 1) / 2 <= pause <= 2 ** (attempt - 1) for pause in pauses)
         assert len(set(pauses)) > 1
-    assert pause_after(500, None, 1.0, 60.0) == 60.0
-    assert pause_after(1, 20.0, 1.0, 60.0) == 20.0
-    assert pause_after(1, 3600.0, 1.0, 60.0) == 60.0
+    assert patient(60.0).pause_after(500, None) == 60.0
+    assert patient(60.0).pause_after(1, 20.0) == 20.0
+    assert patient(60.0).pause_after(1, 3600.0) == 60.0
 
 
 def test_retry_after_headers() -> None:

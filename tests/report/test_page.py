@@ -57,7 +57,9 @@ def test_a_whole_run_is_written_and_everything_named_exists(report, rows, dirs, 
 
 def test_texts_of_a_model_are_escaped_everywhere(report, rows, manifest):
     manifest["model"]["id"] = report["model"]["id"] = "<script>alert(1)</script>"
-    text = page.render(report, manifest=manifest, side_by_side=samples(rows), drawn=rows[:2], facts=["<b>then</b>"])
+    text = page.render(
+        report, manifest=manifest, page=page.Page(side_by_side=samples(rows), drawn=rows[:2], facts=["<b>then</b>"])
+    )
     assert "<script" not in text
     assert "<foreign>" not in text
     assert "<b>then" not in text
@@ -122,7 +124,7 @@ def test_unjudged_and_missing_replies_are_shown_as_such(rows):
     fear = next(r for r in sample["rows"] if r["emotion"] == "fear")
     assert fear["replies"][1] is None
     assert fear["replies"][0]["answer"] == "unjudged"
-    parsed(page.render({}, side_by_side=samples(kept)))
+    parsed(page.render({}, page=page.Page(side_by_side=samples(kept))))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_any_part_may_be_absent(report, rows, absent):
     shown = room.draw(report)
     names = {"accuracy": "accuracy", "confusion": "confusion", "sweep": "dose"}
     assert {s.name for s in shown} == {name for part, name in names.items() if part != absent}
-    parsed(page.render(report, shown, tables.frames(report), side_by_side=samples(rows[:8])))
+    parsed(page.render(report, shown, tables.frames(report), page=page.Page(side_by_side=samples(rows[:8]))))
 
 
 def test_an_empty_report_is_a_page_without_sections(tmp_path):

@@ -126,7 +126,7 @@ def test_the_published_substring_score_reads_the_prompt_too_and_counts_it_in_the
     (row,) = truthful.substring(lm, [q], progress=False)
     assert row["substring"] == 1  # the question itself holds the answer
     assert len(row["token_ids"]) <= 60 - row["meta"]["prompt_length"]
-    (row,) = truthful.substring(lm, [q], published=False, max_new_tokens=4, progress=False)
+    (row,) = truthful.substring(lm, [q], max_new_tokens=4, progress=False)
     assert row["substring"] == int("a cat" in row["gen_text"].lower())
     assert len(row["token_ids"]) <= 4
 
