@@ -110,7 +110,7 @@ def answer_vectors(
 
     Args:
         model: from `emotrace.load`; causal, with a chat template.
-        queries: see `answer_prompts`.
+        queries: prompts of chat messages with the labels ``query_id`` and ``emotion``, e.g. of `datasets.emotion_query`.
         site: any site with layers; ``o_proj_out`` as published.
         layers: None for every layer that has the site.
         over: ``mean_generated``, ``last`` or ``mean_all``.

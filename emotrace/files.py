@@ -64,7 +64,7 @@ def read_jsonl(path: str | Path, *, halves: bool = False) -> Iterator[tuple[str,
 
     Args:
         path: the file.
-        halves: see `parsed`.
+        halves: take halves of surrogate pairs, which what a model or an endpoint said may hold.
 
     Raises:
         EmotraceError: as `read_text` and `parsed`, or for a line that is not a JSON object.
@@ -130,7 +130,15 @@ def to_file(out: object, name: str = "out") -> Path:
 
 
 def to_folder(out: object, name: str = "out") -> Path:
-    """A path that a folder can be made at or written into, now; nothing is left there. See `to_file`."""
+    """A path that a folder can be made at or written into, now; nothing is left there.
+
+    Args:
+        out: where to; parents need not exist.
+        name: of the argument or flag, for messages.
+
+    Raises:
+        EmotraceError: for what is no path, a file, a parent that is a file, or a place where nothing may be written.
+    """
     path = _path(out, name)
     if path.exists() and not path.is_dir():
         raise EmotraceError(f"{name} {path} is a file; give a folder.")

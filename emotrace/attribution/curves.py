@@ -197,10 +197,14 @@ def enhancement_curve(
         progress: show a bar.
 
     Returns:
-        A Dataset as of `ablation_curve`; ``n`` is the same for all labels.
+        Dataset with ``delta``, ``ci_low``, ``ci_high`` ``[label, which, k]`` (95 %, bootstrap over clusters; for ``random``
+        of the mean over draws), ``random`` ``[label, draw, k]`` (delta of each draw), ``size`` ``[label, k]`` (components
+        over all layers), ``base``, ``base_std`` (ddof 0) and ``n`` ``[label]``, the same for all. attrs say what was read, where
+        and how.
 
     Raises:
-        EmotraceError: as `ablation_curve`; for prompts that carry the label already, or differences that do not fit.
+        EmotraceError: before anything runs, for labels, layers, widths, sizes or differences that do not fit, prompts that carry
+            the label already, or a folder of another run.
     """
     arguments.whole("batch_size", batch_size, 1)
     arguments.seed("seed", seed)

@@ -109,7 +109,7 @@ def published_plan(
         total: neurons and heads of one label together; None is 10 for every sublayer.
         mlp_share: share of the neurons.
         minimum: of each layer, by kind; None is 4 neurons and 2 heads.
-        cap: of `allocate`.
+        cap: share of a kind's components that a layer may get above its minimum, in (0, 1].
         available: components of each layer by kind (an int or one per layer); a kind that is absent gets none.
         label: dim of the labels.
 

@@ -110,7 +110,7 @@ def goemotions(
     """GoEmotions as prompts of plain text, in the order of the file.
 
     Args:
-        source: see `read_goemotions`, or texts that it read.
+        source: a file, a saved data set or a hub id that `read_goemotions` reads, or the texts that it read.
         split: of a data set that has several.
         emotions: labels (or groups) to take, neutral among them if wanted; None for all. ``joy`` and ``happiness`` are
             one (`emotrace.labels.ALIASES`).

@@ -65,8 +65,8 @@ def refuse_shared(
     """Refuse to measure on what was fitted on: the same file, a copy of it, or one that shares a part.
 
     Args:
-        test: what is measured on; see `shared`.
-        fit: what is fitted on.
+        test: what is measured on: skeletons, prompts, queries, labelled texts or plain texts.
+        fit: what is fitted on, of the same or of another kind.
         tested: how messages name the first.
         fitted: how they name the second.
 

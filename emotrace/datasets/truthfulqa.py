@@ -120,7 +120,7 @@ def truthfulqa(
     """The questions as prompts.
 
     Args:
-        source: see `read_truthfulqa`, or questions.
+        source: a file or hub id that `read_truthfulqa` reads, or questions that it read.
         form: of a file.
         template: plain text with ``{question}``; None asks in a chat message.
         split: of a data set.

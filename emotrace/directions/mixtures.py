@@ -67,7 +67,7 @@ def mixed(vectors: xr.DataArray, mix: Mix, label: str = "emotion") -> xr.DataArr
 
     Args:
         vectors: ``[label, layer, (sublayer), dim]``.
-        mix: see `parse_mix`.
+        mix: weights by emotion: ``"anger=0.5,joy=-0.5"``, a mapping, or the published five-tuple.
         label: the dim of the emotions.
 
     Returns:

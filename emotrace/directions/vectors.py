@@ -54,7 +54,7 @@ def vectors(
 
     Args:
         acts: labelled array or open activations; one row per text.
-        method: see above.
+        method: ``difference``, ``pca``, ``lat`` or ``probe``.
         label: what the vectors are of.
         against: the value on the negative side.
         values: those on the positive side; None for all others.

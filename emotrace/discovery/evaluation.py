@@ -55,7 +55,7 @@ def run_circuits(
     Args:
         model: from `emotrace.load`.
         pairs: to run on; not those that the circuits were found on, if it can be helped.
-        metric: as for `scores`.
+        metric: of `emotrace.discovery.metrics`, or of your own.
         circuits: booleans ``[node]`` or ``[edge]``, over the same components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
         batch_size: pairs at a time, and most rows of a forward.
@@ -134,7 +134,7 @@ def evaluate(
     Args:
         model: from `emotrace.load`.
         pairs: to run on; not those that the circuits were found on, if it can be helped.
-        metric: as for `scores`.
+        metric: of `emotrace.discovery.metrics`, or of your own.
         circuit: boolean ``[node]`` or ``[edge]``.
         minimality: one more run for each of its components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
@@ -183,7 +183,7 @@ def curve(
     Args:
         model: from `emotrace.load`.
         pairs: to run on; not those that the circuits were found on, if it can be helped.
-        metric: as for `scores`.
+        metric: of `emotrace.discovery.metrics`, or of your own.
         found: scores of nodes or edges.
         points: shares of the components, rising, the last 1.
         rule: ``top`` or ``greedy``.

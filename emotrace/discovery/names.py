@@ -19,7 +19,7 @@ class Node(NamedTuple):
     """One node.
 
     Attributes:
-        name: see `NAME`.
+        name: of kind, layer and number, e.g. ``a3.h1`` (`NAME`).
         kind: of it.
         layer: 0-based.
         number: among those of its kind and layer; −1 where a layer has one.

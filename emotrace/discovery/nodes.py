@@ -97,7 +97,7 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
     Args:
         model: from `emotrace.load`.
         metric: what is measured.
-        kinds: see above.
+        kinds: head, mlp, neuron, attn, resid, or sublayer for attn and mlp.
         up_to: only layers below it; None for all.
 
     Raises:

@@ -90,7 +90,7 @@ def attribution_patching(
         acts: of ``capture(model, pairs.prompts(), sites, positions="prompt", gradients=metric)``, with the sites of the nodes
             (head ``z``, neuron ``neuron``, attn ``attn_out``, mlp ``mlp_out``, resid ``resid_post``).
         pairs: of `other_emotion` and the like, of the model or of these activations.
-        nodes: kinds of node, as of `scores`.
+        nodes: kinds of node: head, mlp, neuron, attn, resid, or sublayer for attn and mlp.
         ablation: what stands for a component that is gone: its value in the ``counterfactual``, or ``zero``.
         counterfactuals: activations that hold the counterfactuals; None where ``acts`` hold them.
 

@@ -41,8 +41,8 @@ class LastTokens:
         program: of the forwards; layers after its last step are not computed.
 
     Attributes:
-        setup: of `emotrace.traced.caches`.
-        memo: of `emotrace.traced.caches`.
+        setup: the empty cache, the last step, and whether the model takes positions.
+        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
     """
 
     def __init__(self, model: LanguageModel, sequences: Sequence[Sequence[int]], program: list[Any]) -> None:

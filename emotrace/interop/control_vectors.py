@@ -122,7 +122,7 @@ def read_steering(
         offset: what a file's first block is numbered: 0 for CAA and steering-vectors, 1 where it counts states with the
             embedding as 0. There is no default, because the file does not say.
         site: where they belong; None takes the file's ``layer_type``, else ``resid_post``.
-        model: as of `read_control_vectors`.
+        model: a model of `emotrace.load` whose layers and width must fit.
 
     Raises:
         EmotraceError: as `read_control_vectors`, and for a pickled object (which is never loaded).

@@ -63,7 +63,7 @@ class Failure:
     """What went wrong.
 
     Attributes:
-        kind: see `Kind`.
+        kind: what is to be done about it (`Kind`).
         why: for the user: the code and what was said.
         wait: seconds that were asked for.
         unsure: neither code nor words say what kind it is, so that it is sent again.

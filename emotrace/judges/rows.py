@@ -54,7 +54,7 @@ def judge_rows(
 
     Args:
         rows: replies with ``gen_text`` and ``emotion``; never changed.
-        judge: see `emotrace.judges.make`.
+        judge: of `emotrace.judges.make`, or of your own.
         log: a log of its own for the judged rows. Rows whose text this judge has judged there are not judged again; new
             ones are appended in order as their verdicts arrive. Rows that failed on the way to the endpoint are left out,
             so that the next run asks for them again.

@@ -76,8 +76,8 @@ def masked_accuracy(
         prompts: tuned for it.
         texts: those that the prompts were tuned with; their tasks are drawn again and must be the same.
         masks: of `rsa.select_neurons`.
-        how: see `mask_edits`. ``mean`` and ``resample`` take their values from at most `REFERENCES` training texts of the task;
-            ``multiply`` takes its factors from ``masks.multipliers(seed)``.
+        how: ``zero``, ``mean``, ``resample`` or ``multiply``. ``mean`` and ``resample`` take their values from at most
+            `REFERENCES` training texts of the task; ``multiply`` takes its factors from ``masks.multipliers(seed)``.
         part: ``test``, or ``dev`` (as published, although the prompts were chosen on it).
         out: folder of ``masked.jsonl`` and ``masked.json``; the same command continues.
         processes: side by side, over prompts.

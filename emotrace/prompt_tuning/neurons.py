@@ -138,7 +138,8 @@ def concept_neurons(
         model: from `emotrace.load`.
         prompts: labelled with the concept and with what tells its repetitions apart, e.g. `concept_prompts`, or SEV prompts
             with ``over="skeleton_id"``.
-        stage: as in `activated_neurons`; the mean of ``active`` is the share of prompts.
+        stage: ``neuron``, ``neuron_pre`` or ``active`` (1 where ``neuron`` > 0, else 0), whose mean is the share of
+            prompts.
         label: of the concept.
         over: of the repetition; each concept needs every one.
         positions: policy or span, as `emotrace.capture` takes it; several positions are averaged.

@@ -35,7 +35,7 @@ class Recipe:
         correct_bias: of AdamW; the published one does not.
         dropout: whether the model's own dropout acts in training.
         max_tokens: most tokens of a text, specials included; what is longer is cut before its closing specials.
-        negatives: see `tasks.binary`.
+        negatives: ``clean`` (texts without the emotion), or ``contaminated`` (drawn among all texts, as published).
         ratio: negatives per positive.
         limit: most positives of a part.
         mean: of accuracies: over ``examples``, or over ``batches`` (the last, shorter one counts as much).

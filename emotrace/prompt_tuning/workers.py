@@ -63,7 +63,7 @@ def spread(
     is lost when the run is stopped. They end with the run, however it ends: each watches a pipe whose other end closes with it.
 
     Args:
-        work: see `Work`.
+        work: ``work(model, shared, job) → result``, a function of a module.
         jobs: one argument each.
         shared: what every job needs; sent to each process once.
         model: directory or hub id that processes load.

@@ -110,7 +110,8 @@ def space_rdms(
         spaces: attributes of each space.
         concept: dim of the concepts.
         combined: add `COMBINED`, the space of the attributes of all spaces.
-        decimals: as in `attribute_rdms`.
+        decimals: distances are rounded to so many, so that equal ones are ties in floating point too; None: as they are, which is
+            how the published ones were ranked.
 
     Raises:
         EmotraceError: as `attribute_rdms`, or for no spaces.

@@ -153,8 +153,9 @@ class Activations:
         """The activations that have these labels, as activations: a view, nothing is read or copied.
 
         Args:
-            labels: as of `sel`. A variable that lacks a dim stays whole; one that has it, but none of the values, is left out. No
-                dim is dropped, and all stays in the order of the store.
+            labels: array dims and token labels alike: one value, several, or for numbers a slice that includes its stop;
+                ``position`` also a policy name or a half-open span. A variable that lacks a dim stays whole; one that has it,
+                but none of the values, is left out. No dim is dropped, and all stays in the order of the store.
 
         Returns:
             Activations with everything that these can do; ``attrs["selection"]`` says what they were narrowed to.

@@ -137,7 +137,7 @@ def control(
     Args:
         name: ``random``, ``wrong_emotion`` or ``shuffled``.
         vectors: the true ones ``[emotion, layer, dim]``.
-        mix: as of `arms`.
+        mix: one mixture, aimed at the emotion of its largest weight; None for each emotion's own vector.
         seed: of the random ones.
         shuffled: for that control: one array ``[emotion, layer, dim]``.
 

@@ -40,7 +40,7 @@ def deviations(model: TracedModel, reads: list, alone: list, together: list, set
         reads: sorted steps that read.
         alone: forwards of one prompt each.
         together: forwards that are compared with them.
-        setup: of `caches`.
+        setup: the empty cache, the last step, and whether the model takes positions.
 
     Returns:
         ``(shapes, deviations)``: rows and columns that the reads of the first forward hold; one float64 ``[read · token]``

@@ -61,8 +61,8 @@ def begun(model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup,
     Args:
         model: an nnsight model.
         inputs: ids and mask of what follows, left-padded.
-        recipe: see above.
-        setup: see above.
+        recipe: of the beginning; None where there is none.
+        setup: the empty cache, the last step, and whether the model takes positions.
         memo: keeps the prefix made last, and a beginning that is kept: recipes with the same follow each other.
     """
     return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)

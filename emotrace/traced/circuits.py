@@ -115,7 +115,7 @@ def forward(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        steps: sorted, see above.
+        steps: in the order of execution.
         at: ``[row]``, the column where the metric reads.
         metric: None returns what it would have been given.
         sets: number of a node → ``[row, token, width]`` that takes its place.

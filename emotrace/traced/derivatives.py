@@ -48,12 +48,12 @@ def capture(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        program: sorted, see `steps`.
+        program: steps (`traced.steps`) in the order of execution.
         sink: called with ``(number, value)`` at each read, after the backward pass with the gradient of each leaf, and
             with the metric of each row ``[row, token, 1]``, the same at every token.
         n_edits: how many edits to count.
         columns: ``(start, stop)`` of the columns that this forward computes; None where it computes all.
-        what: see above.
+        what: the metric, where it reads, and the number of its value.
 
     Returns:
         How often each edit was carried out.

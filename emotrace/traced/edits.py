@@ -70,7 +70,7 @@ def apply(group: Group, kept: dict, batch: int, start: int, stop: int, fired: li
     """Carry out one group in the forward that computes columns ``[start, stop)`` of the padded sequences.
 
     Args:
-        group: see above.
+        group: the edits of one place.
         kept: values of ``resid_pre`` read earlier in this forward, by their order.
         batch: rows in the forward.
         start: first column of this forward (0 at the prompt, later the column of the new token).

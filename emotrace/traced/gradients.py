@@ -24,7 +24,7 @@ def slopes(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        program: see above.
+        program: steps `Shift`, `Rms` and, last, `Read`.
         at: column of the token, one per row.
         covectors: ``[label, width]``, what the read-out is projected on.
         along: ``[shift, label, width]``, the direction of each shift.

@@ -23,7 +23,7 @@ class Pass(NamedTuple):
     Attributes:
         key: what is computed, under which edits and weights.
         inputs: (left-padded) ids and mask.
-        program: sorted, see `steps`; the last step reads behind the last keys and values.
+        program: steps (`traced.steps`) in the order of execution; the last step reads behind the last keys and values.
         n_edits: how many edits to count.
         later: of the edits, those that act at these tokens too late in a forward to change keys and values.
     """
@@ -83,8 +83,8 @@ class Begun(NamedTuple):
     """What the rows of a batch begin with, and what it is made with.
 
     Attributes:
-        wanted: see above.
-        setup: of `caches`.
+        wanted: which blocks and rows of them.
+        setup: the empty cache, the last step, and whether the model takes positions.
         kept: `Kept`: what is known; grows.
     """
 

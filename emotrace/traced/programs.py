@@ -30,7 +30,7 @@ def forward(
     Without a graph a `Leaf` does nothing, and a `Measure` is a read like any other.
 
     Args:
-        program: sorted, see `steps`.
+        program: steps (`traced.steps`) in the order of execution.
         batch: rows in the forward.
         start: first column computed.
         stop: one past the last.
@@ -89,7 +89,7 @@ def gather(value: torch.Tensor, spans: tuple, index: tuple | None) -> torch.Tens
     Args:
         value: what a place holds.
         spans: in the columns of this forward.
-        index: of `single`.
+        index: ``(rows, columns)`` of `single`, where every span is one column; else None.
     """
     if index is not None:
         return value[index]

@@ -45,8 +45,8 @@ def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: d
         model: an nnsight model.
         steps: that forwards without a program of their own carry out.
         one: forward.
-        setup: of `caches`.
-        memo: of `caches`.
+        setup: the empty cache, the last step, and whether the model takes positions.
+        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
         sink: called with ``(number, value)`` at each read.
     """
     inputs = caches.begun(model, one.inputs, one.recipe, setup, memo)
@@ -64,8 +64,8 @@ def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup
         steps: that the forwards share.
         forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
-        setup: of `caches`.
-        memo: of `caches`, for further forwards where the model is here.
+        setup: the empty cache, the last step, and whether the model takes positions.
+        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
 
     Returns:
         One tensor ``[cell, row, width]`` per variable, rows in the order of forwards and spans, on the CPU and in the
@@ -98,8 +98,8 @@ def reduced(
         steps: that the forwards share.
         forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
-        setup: of `caches`.
-        memo: of `caches`, for further forwards where the model is here.
+        setup: the empty cache, the last step, and whether the model takes positions.
+        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
         order: index of the rows that brings them into the order of the prompts; None leaves them.
         reduce: a function of this package, called with the model and the tensors of `captured`.
         args: what else it takes.

@@ -45,7 +45,7 @@ def capture(
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        program: sorted, see `steps`.
+        program: steps (`traced.steps`) in the order of execution.
         sink: called with ``(number, value)`` at each read.
         n_edits: how many edits to count.
         columns: ``(start, stop)`` of the columns that this forward computes; None where it computes all.
@@ -68,7 +68,7 @@ class Generation(NamedTuple):
 
     Attributes:
         inputs: ids and mask.
-        program: sorted, see `steps`.
+        program: steps (`traced.steps`) in the order of execution.
         counter: place before all others, of which the columns are counted that arrive in a forward.
         steps: most new tokens.
         n_edits: how many edits to count.
@@ -96,7 +96,7 @@ def generate(model: TracedModel, one: Generation) -> tuple:
 
     Args:
         model: an nnsight model.
-        one: see above.
+        one: what is to be generated.
 
     Returns:
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.

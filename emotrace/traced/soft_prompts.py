@@ -40,7 +40,7 @@ def scores(
         columns: ``[batch, prompt]``, where they go.
         at: ``[batch]``, the column that is read.
         answers: token ids whose logits are returned.
-        program: sorted steps of edits, see `programs`.
+        program: steps of edits (`traced.steps`) in the order of execution.
         n_edits: how many edits to count.
 
     Returns:

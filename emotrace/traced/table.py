@@ -14,7 +14,7 @@ class Address(NamedTuple):
     """A place with the path of its module where the envoy will be, and addresses for its base and mirror.
 
     Attributes:
-        place: see above.
+        place: where it is.
         base: of ``resid_pre``, in kind ``mid``.
         mirror: of the next norm's input, in kind ``mid``.
         writable: False for ``attn_pattern``.

@@ -35,9 +35,9 @@ def reduced(
         sites: as `capture` takes them.
         function: of `emotrace.traced`: ``function(model, values, *args)`` with a tensor ``[cell, prompt, width]`` per
             variable, cells in the order of the store.
-        layers: as of `capture`.
-        edits: as of `capture`.
-        batch_size: as of `capture`.
+        layers: 0-based layers; None for every layer that has the sites.
+        edits: applied in the same forward, before the reads of their site.
+        batch_size: prompts per forward.
     """
     exact: bool | None = None
 
