@@ -22,9 +22,11 @@ from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import COUNTED, Component, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
 
-Reference = Mapping[int, xr.DataArray] | xr.DataArray
-"""Values ``[token, unit]`` or ``[token, head, head_dim]`` of each layer, e.g. ``acts.sel("z", position="last")``."""
+Reference = Mapping[int, xr.DataArray] | xr.DataArray | Activations
+"""Activations, all of whose rows count (``acts.where(position="last")`` narrows them), an array of them, or values ``[token,
+unit]`` or ``[token, head, head_dim]`` of each layer. A prompt with several rows counts as the mean over its rows."""
 
 
 @typed
@@ -50,7 +52,7 @@ def mean_ablation(
     Args:
         site: ``neuron`` or ``z``.
         components: layer → units or heads.
-        reference: activations of the un-edited model at the last token (`reference_values`, or a capture).
+        reference: activations of the un-edited model at the last token (a capture, or `reference_values`).
         label: label of the prompts whose values count alike; None of it: every prompt does.
         positions: where.
 
@@ -210,6 +212,8 @@ def _component(site: str) -> Component:
 def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> tuple[np.ndarray, xr.DataArray]:
     """``[token, unit]`` or ``[token, head, head_dim]`` of the chosen components of a layer, and what they are taken from."""
     dim = _component(site).dim
+    if isinstance(reference, Activations):
+        reference = reference.sel(site)  # lazy: of the layer the components are read that are chosen
     if isinstance(reference, xr.DataArray):
         layers = reference["layer"].values.tolist() if "layer" in reference.dims else []
         found = reference.sel(layer=layer) if layer in layers else None
@@ -222,4 +226,13 @@ def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> t
     if lost:
         raise EmotraceError(f"the reference holds {len(at)} components of {site} at layer {layer}, but not {lost[0]}.")
     picked = found.variable.isel({dim: [at[c] for c in chosen]})  # without the labels of the tokens, which take longer
-    return picked.transpose("token", dim, ...).values, found
+    values = picked.transpose("token", dim, ...).values
+    keys = found.coords["key"].variable.values.tolist() if "key" in found.coords else range(len(values))
+    if len(set(keys)) == len(values):
+        return values, found
+    _, first, of, times = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    means = np.zeros((len(first), *values.shape[1:]))
+    np.add.at(means, of, values)
+    means /= times.reshape(-1, *[1] * (values.ndim - 1))
+    order = np.argsort(first)
+    return means[order], found.isel(token=first[order])

@@ -30,7 +30,7 @@ def edits(
     outside: bool = False,
     positions: Positions = "all",
     model: LanguageModel | None = None,
-    prompts: PromptsLike | None = None,
+    prompts: PromptsLike | Activations | None = None,
     batch_size: int = 32,
 ) -> list[Edit]:
     """The nodes of a circuit taken away, or all others.
@@ -43,8 +43,8 @@ def edits(
         how: ``zero``, or the ``mean`` over prompts.
         outside: take away what is not in the circuit, and leave it alone.
         positions: policy or span.
-        model: for ``mean``: from `emotrace.load`.
-        prompts: for ``mean``: the mean is over them, at these positions.
+        model: for ``mean`` over prompts: from `emotrace.load`.
+        prompts: for ``mean``: it is over them, at these positions; activations of them need no model.
         batch_size: prompts per forward, for ``mean``.
 
     Returns:
@@ -55,8 +55,10 @@ def edits(
     """
     if how not in ("zero", "mean"):
         raise unknown("ablation", how, ("zero", "mean"), "discovery.edits(how=…)")
-    if how == "mean" and (model is None or prompts is None):
-        raise EmotraceError("discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=.")
+    if how == "mean" and not isinstance(prompts, Activations) and (model is None or prompts is None):
+        raise EmotraceError(
+            "discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=, or prompts=acts."
+        )
     if model is not None:
         provenance.check(circuit, model.sites, "discovery.edits(circuit=…)")
     inside = nodes_of(circuit)
@@ -75,18 +77,16 @@ def edits(
         where = COMPONENTS[kind]
         vector = None
         if how == "mean":
-            assert model is not None
-            assert prompts is not None
-            acts = capture(
-                model,
-                prompts,
-                where.site,
-                layers=[layer],
-                positions=positions,
-                batch_size=batch_size,
-                progress=False,
-            )
-            vector = _means(acts, where.site, layer)
+            acts = prompts
+            if not isinstance(
+                acts, Activations
+            ):  # one site of one layer at a time: memory does not grow with the circuit
+                assert model is not None
+                assert acts is not None
+                acts = capture(
+                    model, acts, where.site, layers=[layer], positions=positions, batch_size=batch_size, progress=False
+                )
+            vector = _means(acts, where.site, layer, positions)
         found.append(Ablate(where.site, layers=layer, positions=positions, vector=vector, **where.picked(sorted(members)),
                             origin=provenance.of(circuit)))  # fmt: skip
     return found
@@ -105,9 +105,9 @@ def parsed(name: str) -> tuple[str, int, int]:
     raise EmotraceError(f"{name!r} is no node: names are a3.h5, n3.120, attn3, m3, r3.")
 
 
-def _means(acts: Activations, site: str, layer: int) -> np.ndarray:
+def _means(acts: Activations, site: str, layer: int, positions: Positions) -> np.ndarray:
     if site not in SUBLAYERS:
-        values = acts.sel(variable=site, layer=layer)
+        values = acts.sel(variable=site, layer=layer, position=positions)
     else:
-        values = acts.sel(variable="residual", layer=layer, sublayer=site)
+        values = acts.sel(variable="residual", layer=layer, sublayer=site, position=positions)
     return np.asarray(values.mean("token").values, dtype=np.float32).reshape(-1)

@@ -442,8 +442,11 @@ def test_edits_of_a_capture_replace_the_components():
         np.testing.assert_allclose(again[0].vector, mean[0].vector, atol=1e-6)
         zero = ablations.zero_ablation(site, {0: [3], 1: []})
         assert [(e.layers, e.vector) for e in zero] == [((0,), None)]
+        (stored,) = ablations.mean_ablation(site, {1: [2, 0]}, acts)
+        np.testing.assert_array_equal(stored.vector, mean[0].vector)
     donor = {p.key: table[(i + 1) % len(table)].key for i, p in enumerate(table)}
     edit = ablations.resample_ablation("z", {1: [3]}, acts.sel("z"), donor)
+    np.testing.assert_array_equal(ablations.resample_ablation("z", {1: [3]}, acts, donor)[0].vector, edit[0].vector)
     edits.check(edit, lm.sites, [{"key": p.key} for p in table])
     np.testing.assert_array_equal(edit[0].vector.sel(key=table[0].key), acts.sel("z", layer=1).values[1, 3])
 
@@ -456,6 +459,20 @@ def test_mean_weighs_labels_alike():
     own = [acts.sel("neuron", layer=0, unit=7, emotion=e).values.mean() for e in ("fear", "anger")]
     assert edit.vector[0] == pytest.approx(np.mean(own), rel=1e-5)
     assert np.mean(own) != pytest.approx(acts.sel("neuron", layer=0, unit=7).values.mean(), rel=1e-2)
+
+
+def test_a_prompt_of_several_rows_counts_as_their_mean():
+    lm = loaded()
+    table = Prompts([*prompts().where(emotion="fear"), *prompts(n=1).where(emotion="anger")])
+    acts = capture(lm, table, "neuron", positions="prompt", progress=False)
+    (edit,) = ablations.mean_ablation("neuron", {0: [7]}, acts.where(layer=0))
+    of = {p.key: acts.sel("neuron", layer=0, unit=7, key=p.key).values.mean(dtype=np.float64) for p in table}
+    own = [np.mean([of[p.key] for p in table if p.labels["emotion"] == e]) for e in ("fear", "anger")]
+    assert edit.vector[0] == pytest.approx(np.mean(own), rel=1e-5)
+    assert edit.vector[0] != pytest.approx(acts.sel("neuron", layer=0, unit=7).values.mean(), rel=1e-2)
+    donor = {p.key: table[0].key for p in table}
+    (edit,) = ablations.resample_ablation("neuron", {0: [7]}, acts, donor)
+    np.testing.assert_allclose(edit.vector.values, of[table[0].key], rtol=1e-5)
 
 
 def test_donors_are_others_of_the_same_group():

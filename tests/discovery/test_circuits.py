@@ -260,6 +260,9 @@ def test_edits_do_what_patching_with_zero_does(known):
         else:
             assert np.abs(got - found["clean"].values).max() > 0.1
     means = discovery.edits(circuit, "mean", model=p.model, prompts=prompts)
+    held = et.capture(p.model, prompts, ["z", "mlp_out"], positions="all", progress=False)
+    for one, other in zip(means, discovery.edits(circuit, "mean", prompts=held), strict=True):
+        np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-5)
     assert [e.kind for e in means] == ["ablate"] * len(means)
     assert all(e.vector is not None for e in means)
 

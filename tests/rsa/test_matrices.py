@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+import emotrace as et
 from emotrace import rsa
 from emotrace.labels import EmotraceError
 from emotrace.rsa.matrices import reordered
+from tests.helpers import loaded
 
 
 def test_cosine_of_whole_patterns_averaged_over_seeds(plant):
@@ -79,6 +82,42 @@ def test_rows_become_patterns(plant):
     np.testing.assert_allclose(rsa.patterns(twice, average=True).sel(seed=x.seed, emotion=x.emotion), x + 1, rtol=1e-6)
     one = rows.isel(token=(rows.seed == 1).values)
     assert rsa.patterns(one, over=None).dims == ("emotion", "layer", "unit")
+
+
+def test_rows_of_a_store_become_patterns(tmp_path, monkeypatch):
+    lm, emotions = loaded("llama"), ("anger", "fear", "joy")
+    prompts = et.datasets.Prompts.of(
+        [
+            {"key": f"{e}{i}", "token_ids": [20 + i, 40 + k, 60, 61 + k], "emotion": e}
+            for k, e in enumerate(emotions)
+            for i in range(3)
+        ]
+    )
+    acts = et.capture(lm, prompts, "neuron", positions="prompt", out=tmp_path / "a.zarr", progress=False)
+    whole = acts.sel("neuron")
+    by_prompt = whole.groupby("key").mean()
+    want = np.stack(
+        [by_prompt.sel(key=[f"{e}{i}" for i in range(3)]).mean("key").transpose("layer", "unit") for e in emotions]
+    )
+    got = rsa.patterns(acts, over=None, average=True)
+    np.testing.assert_allclose(got.sel(emotion=list(emotions)).values, want, rtol=1e-5, atol=1e-6)
+    assert (got.dims, got.attrs["source"]) == (("emotion", "layer", "unit"), str(acts.path))
+    uneven = acts.where(position=(2, 4))
+    one = rsa.patterns(xr.concat([uneven.sel("neuron", key="fear1", position=3), acts.sel("neuron", emotion=["fear"])], "token"),
+                       over=None, average=True)  # fmt: skip
+    mine = acts.sel("neuron", key="fear1").values.sum(1) + acts.sel("neuron", key="fear1", position=3).values.sum(1)
+    others = [acts.sel("neuron", key=k).values.mean(1) for k in ("fear0", "fear2")]
+    np.testing.assert_allclose(
+        one.values[0], (mine / 5 + sum(others)) / 3, rtol=1e-5, atol=1e-6
+    )  # a prompt counts once
+    monkeypatch.setattr(sys.modules["emotrace.rsa.patterns"], "BLOCK_BYTES", 1)  # a row at a time: the same sums
+    np.testing.assert_array_equal(rsa.patterns(acts, over=None, average=True).values, got.values)
+    last = rsa.patterns(acts.where(position="last", key=["anger1", "fear1", "joy1"]), over=None)
+    np.testing.assert_array_equal(
+        last.sel(emotion="joy").values, acts.sel("neuron", key="joy1", position="last").values[:, 0]
+    )
+    with pytest.raises(EmotraceError, match="12 rows of emotion 'anger'"):
+        rsa.patterns(acts, over=None)
 
 
 @pytest.mark.parametrize(
