@@ -115,7 +115,7 @@ def _of(annotation: Any) -> Check | None:
     if (origin or annotation) in _LISTS:
         item = next(iter(inner), Any)
         return functools.partial(_list, item, _of(item))
-    if inspect.isclass(origin or annotation) and issubclass(origin or annotation, Mapping):
+    if (origin or annotation) in (Mapping, dict):  # a Dataset is a mapping too, and due as such
         return functools.partial(_mapping, [_of(item) for item in inner] or [None, None])
     if annotation is Any or annotation is object or not isinstance(annotation, type):
         return None

@@ -1,13 +1,15 @@
 from emotrace.attribution.ablations import mean_ablation, resample_ablation, zero_ablation
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.downstream import gradient_influence
+from emotrace.attribution.exemplars import top_prompts
 from emotrace.attribution.files import load, save
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import planted_auroc, top
 from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
+from emotrace.attribution.seen import covectors
 from emotrace.attribution.sublayers import sublayer_influence
-from emotrace.attribution.views import attention, top_prompts, top_tokens
+from emotrace.attribution.views import attention, top_tokens
 from emotrace.attribution.weights import OutputProjection, output_projection
 from emotrace.forwards.streams import stream
 from emotrace.forwards.sums import Sums
@@ -17,6 +19,7 @@ __all__ = [
     "Sums",
     "ablation_curve",
     "attention",
+    "covectors",
     "enhancement_curve",
     "gradient_influence",
     "head_contributions",

@@ -11,28 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
 from emotrace import arguments, disk
+from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save
-from emotrace.attribution.weights import chosen_layers, reading_norm_path, spec, vectors, weighed
 from emotrace.datasets import PromptsLike
-from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
-from emotrace.labels import SUBLAYERS, EmotraceError, unknown
+from emotrace.labels import SUBLAYERS
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
-from emotrace.sites import LanguageModel, envoy
-from emotrace.traced import contributions
+from emotrace.sites import LanguageModel
+from emotrace.store.asked import of_acts
 
 PLACE = "head_contributions"
-READOUTS = ("residual", "normed")
+METHOD = "head contribution: projection minus projection without the head, same layer"
 
 
+@of_acts(stored.heads)
 @planned
 @typed
 def head_contributions(
@@ -60,7 +57,15 @@ def head_contributions(
 
     In parallel models, which have no ``resid_mid``, heads are read at ``attn_out`` against the ``resid_post`` direction;
     ``attrs["readout_site"]`` says so. Where the MLP takes ``resid_mid`` without a norm of its own (post-LN, OLMo-2), both
-    read-outs are the same. ``head_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
+    read-outs are the same.
+
+    ``head_contributions(acts, covectors, *, accepted, layers, out)`` scores stored activations (of `emotrace.capture`) with
+    `attribution.covectors`, and runs no model; label and read-out are those of the covectors. A prompt with several rows (a span,
+    a reply) counts as the mean over its rows: first over a prompt's rows, then over prompts; ``n`` counts prompts,
+    ``attrs["n_rows"]`` rows. Without ``resid_mid`` among what is stored there is no ``baseline``; where a norm follows, the store
+    must hold what it divides by (``capture(…, components=True)``).
+
+    ``head_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -85,33 +90,22 @@ def head_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
+    import torch
+
+    from emotrace.attribution.weights import heads_read, weighed
+    from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
+    from emotrace.traced import contributions
+
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
-    if readout not in READOUTS:
-        raise unknown("readout", readout, READOUTS, PLACE)
-    chosen = chosen_layers(model, ["z"], layers, directions, PLACE)
-    has_mid = [model.sites.has("resid_mid", layer) for layer in chosen]
-    if readout == "normed" and not all(has_mid):
-        raise EmotraceError(
-            f"{PLACE}(readout='normed'): layer {chosen[has_mid.index(False)]} of {model.sites.model_class} has no "
-            "resid_mid, so no norm reads it (parallel residual). Use readout='residual'."
-        )
+    chosen, values, parts, about = heads_read(model, directions, label, layers, readout, PLACE)
     prompts = accepted_only(prompts, accepted)
-    width = model.sites.d_model
-    by_site = {s: vectors(directions, label, chosen, s, width, PLACE) for s in {_sublayer(has) for has in has_mid}}
-    values = next(iter(by_site.values()))[0]
-    if len(values) < 2:
-        raise EmotraceError(f"{PLACE}: a contrast needs two or more values of {label!r}; the directions have {values}.")
     code = codes(prompts, label, values, PLACE)
-    parts = [
-        _layer(model, layer, readout, by_site[_sublayer(has)][1][:, i])
-        for i, (layer, has) in enumerate(zip(chosen, has_mid, strict=True))
-    ]
     read = {part.residual for part in parts if part.residual is not None}
     sites = ["z", *(s for s in SUBLAYERS if s in read)]
     n_heads = model.sites.size("z", chosen)["head"]
-    per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + width))
+    per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + model.sites.d_model))
     size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)
     yield lambda: dry(model, prompts, size, per_chunk)
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
@@ -130,51 +124,13 @@ def head_contributions(
         for name, total in totals.items():
             sums.add(name, total.numpy())
         sums.commit(rows.stop)
-    n = np.bincount(code).astype(np.float64)
-    first = sums["first"] / n[:, None, None, None]
-    mean = np.stack([first[e, e] for e in range(len(n))])
-    others = (first.sum(0) - mean) / (len(n) - 1)
-    variance = sums["second"] / n[:, None, None] - mean**2
-    dims = (label, "layer", "head")
-    result = xr.Dataset(
-        {
-            "mean": (dims, mean),
-            "std": (dims, np.sqrt(np.maximum(variance, 0))),
-            "contrast": (dims, mean - others),
-            "baseline": (dims[:2], sums["baseline"] / n[:, None]),
-            "n": (label, n.astype(np.int64)),
-        },
-        {label: np.array(values), "layer": chosen, "head": np.arange(n_heads)},
-        plain({
-            "method": "head contribution: projection minus projection without the head, same layer, last prompt token",
-            "sign": "positive = the head raises the projection; removing it lowers it",
-            "label": label, "readout": readout,
-            "readout_site": ", ".join(dict.fromkeys("resid_mid" if has else "attn_out" for has in has_mid)),
-            "direction_sublayer": ", ".join(dict.fromkeys(_sublayer(has) for has in has_mid)),
-            "form": model.sites.form, "residual_scale": model.sites.scale,
-            "post_norm": int(post_norm), "n_prompts": len(prompts), **source,
-        }),
-    )  # fmt: skip
+    about |= {
+        "method": f"{METHOD}, last prompt token",
+        "post_norm": int(post_norm),
+        "n_prompts": len(prompts),
+        **source,
+    }
+    result = summed.heads(sums.totals, np.bincount(code), label, values, chosen, about)
     if out is not None:
         save(result, out, "heads")
     return result
-
-
-def _sublayer(has_mid: bool) -> str:
-    return "resid_mid" if has_mid else "resid_post"
-
-
-def _layer(model: LanguageModel, layer: int, readout: str, v: Tensor) -> contributions.HeadLayer:
-    """How one layer is read, as `emotrace.traced.contributions.heads` takes it.
-
-    The residual site read beside z is ``resid_mid``, ``resid_pre`` (post-LN), or none (parallel); the norm is that of the
-    normed read-out, or LN1 of a post-LN layer.
-    """
-    found = spec(model, "z", layer)
-    if not model.sites.has("resid_mid", layer):
-        return contributions.HeadLayer(found, v, None, None)
-    address = model.sites.address("resid_mid", layer)
-    if address.kind != "mid":
-        return contributions.HeadLayer(found, v, "resid_pre", envoy(model, address.path))
-    path = reading_norm_path(model, layer) if readout == "normed" else None
-    return contributions.HeadLayer(found, v, "resid_mid", None if path is None else envoy(model, path))

@@ -7,27 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from emotrace import arguments
+from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save
-from emotrace.attribution.weights import chosen_layers, spec, vectors, weighed
 from emotrace.datasets import PromptsLike
-from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import unknown
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
-from emotrace.traced import contributions
+from emotrace.store.asked import of_acts
 
 PLACE = "neuron_contributions"
+METHOD = "neuron contribution: activation × ⟨what one unit of it writes, direction⟩"
 VARIABLES = ("neuron", "neuron_pre")
 
 
+@of_acts(stored.neurons)
 @planned
 @typed
 def neuron_contributions(
@@ -56,6 +55,12 @@ def neuron_contributions(
     post-LN models the projection read is that of ``mlp_out``, before the second norm.
 
     One pass; only Σ max(a, 0) and Σ min(a, 0) over the prompts of each label are kept, never a table of prompts.
+
+    ``neuron_contributions(acts, covectors, *, accepted, layers, out)`` scores stored activations (of `emotrace.capture`) with
+    `attribution.covectors`, and runs no model; the label is that of the covectors, and ``variable`` is taken too. A prompt with
+    several rows (a span, a reply) counts as the mean over its rows: first over a prompt's rows, then over prompts; ``n`` counts
+    prompts, ``attrs["n_rows"]`` rows. Post-norm blocks need what their norm divides by (``capture(…, components=True)``).
+
     ``neuron_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
@@ -83,6 +88,13 @@ def neuron_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
+    import torch
+
+    from emotrace.attribution.weights import chosen_layers, refuse_single, vectors, weighed
+    from emotrace.forwards.projections import spec
+    from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
+    from emotrace.traced import contributions
+
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
@@ -95,14 +107,13 @@ def neuron_contributions(
     values, v = vectors(directions, label, chosen, "resid_post", model.sites.d_model, PLACE)
     prompts = accepted_only(prompts, accepted)
     code = codes(prompts, label, values, PLACE)
-    if len(values) < 2:
-        raise EmotraceError(f"{PLACE}: a contrast needs two or more values of {label!r}; the directions have {values}.")
+    refuse_single(values, label, PLACE)
     width = model.sites.size("neuron", chosen)["unit"]
     per_chunk = fitting(4 * width * len(chosen) * len(sites))
     size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
     yield lambda: dry(model, prompts, size, per_chunk)
     specs = [spec(model, "neuron", layer) for layer in chosen]
-    beta, given, added, normed = weighed(model, contributions.betas, specs, v)
+    beta, bias, added, normed = weighed(model, contributions.betas, specs, v)
     source = origin(model, prompts)
     settings = {"label": label, "labels": values, "layers": chosen, "sites": sites, "per_chunk": per_chunk}
     sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
@@ -117,42 +128,13 @@ def neuron_contributions(
         for name, total in totals.items():
             sums.add(name, total.numpy())
         sums.commit(rows.stop)
-    n = np.bincount(code).astype(np.float64)
-    found = _dataset(sums, n, beta.numpy(), given.numpy(), added.numpy(), normed)
-    dims = (label, "layer", "unit")
-    result = xr.Dataset(
-        {name: (dims[: x.ndim], x) for name, x in found.items()},
-        {label: np.array(values), "layer": chosen, "unit": np.arange(width)},
-        plain({
-            "method": "neuron contribution: activation × ⟨what one unit of it writes, direction⟩, last prompt token",
-            "sign": "positive = the neuron raises the projection; removing it lowers it",
-            "label": label, "direction_sublayer": "resid_post", "readout_site": "mlp_out", "form": model.sites.form,
-            "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
-            "variable": variable, "n_prompts": len(prompts), **source,
-        }),
-    )  # fmt: skip
+    about = {
+        "method": f"{METHOD}, last prompt token", "direction_sublayer": "resid_post", "readout_site": "mlp_out",
+        "form": model.sites.form, "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
+        "variable": variable, "n_prompts": len(prompts), **source,
+    }  # fmt: skip
+    weights = {"beta": beta.numpy(), "bias": bias.numpy(), "added": added.numpy()}
+    result = summed.neurons(sums.totals, np.bincount(code), weights, normed, label, values, chosen, about)
     if out is not None:
         save(result, out, "neurons")
     return result
-
-
-def _dataset(
-    sums: Sums, n: np.ndarray, beta: np.ndarray, given: np.ndarray, added: np.ndarray, normed: list[bool]
-) -> dict[str, np.ndarray]:
-    """The variables out of the totals: sums over prompts are linear in a except for the sign, which β decides."""
-    count = n[:, None, None]
-    high, low = sums["positive"] / count, sums["negative"] / count
-    mean = high + low
-    others = (mean.sum(0) - mean) / (len(n) - 1)
-    positive = np.where(beta > 0, high, low) * beta
-    negative = np.where(beta > 0, low, high) * beta
-    raw = next((sums[name] / count for name in ("activation", "raw") if name in sums), mean)
-    shrink = sums["shrink"] / n[:, None] if "shrink" in sums else None
-    bias = given.copy()
-    for column, i in enumerate(np.flatnonzero(normed)):
-        assert shrink is not None
-        bias[:, i] = given[:, i] * shrink[:, column] + added[:, i]
-    return {
-        "mean": mean * beta, "positive": positive, "negative": negative, "contrast": (mean - others) * beta,
-        "activation": raw, "beta": beta, "bias": bias, "n": n.astype(np.int64),
-    }  # fmt: skip

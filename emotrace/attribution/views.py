@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.datasets import Prompt, PromptLike, Prompts, PromptsLike
+from emotrace.datasets import PromptLike, Prompts
 from emotrace.edits import Ablate
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.entering import enter, inputs
-from emotrace.forwards.streams import fitting, reductions
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
-from emotrace.traced import contributions, requests
+from emotrace.traced import requests
 
 LOGIT_ELEMENTS = 1 << 24
 """Most logits held at a time."""
@@ -119,66 +116,3 @@ def attention(model: LanguageModel, prompt: PromptLike | Prompts, layer: int, he
         name="attention",
         attrs={"layer": layer, "head": head, "prompt": prompts[0].key},
     )
-
-
-@typed
-def top_prompts(
-    model: LanguageModel,
-    prompts: PromptsLike,
-    layer: int,
-    units: int | Iterable[int],
-    k: int = 10,
-    *,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """The prompts at whose last token each neuron is highest.
-
-    Args:
-        model: from `emotrace.load`.
-        prompts: `Prompts`, or whatever `Prompts.of` takes.
-        layer: 0-based.
-        units: one or several neurons of the layer.
-        k: prompts of each; all where there are fewer.
-        batch_size: prompts per forward.
-        progress: show a bar.
-
-    Returns:
-        One row per unit and rank: ``layer, unit, rank`` (0 is the highest), ``activation, key, text`` (of the last message)
-        and the prompt's labels.
-
-    Raises:
-        EmotraceError: for a layer without neurons, or a unit that it lacks.
-    """
-    prompts = Prompts.of(prompts)
-    address = model.sites.address("neuron", layer)
-    chosen = list(arguments.wholes("top_prompts(units)", units))
-    wrong = [u for u in chosen if not 0 <= u < address.width]
-    if wrong:
-        asked = wrong[0]
-        raise EmotraceError(f"top_prompts(units={asked}): layer {layer} has units 0 to {address.width - 1}.")
-    arguments.whole("top_prompts(k)", k, 1)
-    arguments.whole("top_prompts(batch_size)", batch_size, 1)
-    activations = np.zeros((len(prompts), len(chosen)), dtype=np.float32)
-    for rows, (values,) in reductions(
-        model, prompts, "neuron", contributions.picked, lambda _: ([chosen],), layers=[layer],
-        prompts_per_chunk=fitting(4 * address.width), batch_size=batch_size, progress=progress,
-        desc=f"neurons of layer {layer}",
-    ):  # fmt: skip
-        activations[rows.start : rows.stop] = values.numpy()
-    order = np.argsort(-activations, axis=0, kind="stable")[:k]
-    found = []
-    for column, unit in enumerate(chosen):
-        for rank, row in enumerate(order[:, column]):
-            prompt = prompts[int(row)]
-            place = {"layer": layer, "unit": int(unit), "rank": rank, "activation": float(activations[row, column])}
-            place |= {"key": prompt.key, "text": _text(prompt)}
-            found.append(place | {name: value for name, value in prompt.labels.items() if name not in place})
-    return pd.DataFrame(found)
-
-
-def _text(prompt: Prompt) -> str:
-    """What a person reads of a prompt: its last message, its text, or its ids."""
-    if prompt.messages:
-        return str(prompt.messages[-1]["content"])
-    return prompt.text if prompt.text is not None else " ".join(map(str, prompt.token_ids or ()))

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
 from emotrace import arguments, provenance
+from emotrace.attribution.stored import READOUTS
 from emotrace.forwards.entering import enter
+from emotrace.forwards.projections import head_layer, reading_norm_path, spec
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
-from emotrace.sites import LanguageModel, envoy
+from emotrace.sites import LanguageModel
 from emotrace.traced import weights as leaf
+from emotrace.traced.contributions import HeadLayer
 from emotrace.traced.weights import Norm, OutputProjection
 
 R = TypeVar("R")
-
-ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
-"""Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
-
-
-def spec(model: LanguageModel, site: str, layer: int) -> leaf.Spec:
-    """What `emotrace.traced.weights.output_projection` takes.
-
-    Args:
-        model: from `emotrace.load`.
-        site: ``z`` (the output projection of attention) or ``neuron`` (the down projection).
-        layer: 0-based.
-
-    Raises:
-        EmotraceError: for another site, or a layer without it (as in mixtures of experts).
-    """
-    if site not in ENDS:
-        raise unknown("site", site, ENDS, "output_projection")
-    sites = model.sites
-    address = sites.address(site, layer)
-    here, end = (envoy(model, sites.address(s, layer).path) for s in ENDS[site])
-    proof = sites.proofs.get(layer)
-    scale = sites.scale if proof is None else proof.scale
-    return leaf.Spec(site, layer, here, end, address.width, sites.d_model, scale)
 
 
 def weighed(model: LanguageModel, function: Callable[..., R], *args: object) -> R:
@@ -100,15 +79,6 @@ def reading_norm(model: LanguageModel, layer: int) -> Norm | None:
     """
     path = reading_norm_path(model, layer)
     return None if path is None else norm_of(model._module.get_submodule(path), model.sites.d_model, path)
-
-
-def reading_norm_path(model: LanguageModel, layer: int) -> str | None:
-    """Module path of the norm that is given ``resid_mid`` of a sequential layer, or None."""
-    address = model.sites.address("resid_mid", layer)
-    if address.mirror is None:
-        return None
-    module = model._module.get_submodule(address.mirror.path)
-    return None if any(p.ndim > 1 for p in module.parameters()) else address.mirror.path
 
 
 def chosen_layers(
@@ -171,3 +141,65 @@ def vectors(
         raise EmotraceError(f"{place}: a direction at {sublayer} has norm zero or is not finite.")
     values = picked[label].values.tolist() if label in picked.coords else list(range(len(v)))
     return values, v / norms[..., None]
+
+
+class HeadsRead(NamedTuple):
+    """How the heads of some layers are read along directions.
+
+    Attributes:
+        layers: 0-based.
+        values: of the label.
+        parts: one per layer.
+        about: what results say of it: ``label, readout, readout_site, direction_sublayer, form, residual_scale``.
+    """
+
+    layers: list[int]
+    values: list[Any]
+    parts: list[HeadLayer]
+    about: dict[str, Any]
+
+
+def heads_read(
+    model: LanguageModel,
+    directions: xr.DataArray,
+    label: str,
+    layers: Iterable[int] | int | None,
+    readout: str,
+    place: str,
+) -> HeadsRead:
+    """Layers that have heads and directions, and how they are read; checked before anything runs.
+
+    Raises:
+        EmotraceError: for an unknown read-out, layers or directions that do not fit, ``normed`` in a parallel model, or fewer
+            than two values of the label.
+    """
+    if readout not in READOUTS:
+        raise unknown("readout", readout, READOUTS, place)
+    chosen = chosen_layers(model, ["z"], layers, directions, place)
+    has_mid = [model.sites.has("resid_mid", layer) for layer in chosen]
+    if readout == "normed" and not all(has_mid):
+        raise EmotraceError(
+            f"{place}(readout='normed'): layer {chosen[has_mid.index(False)]} of {model.sites.model_class} has no "
+            "resid_mid, so no norm reads it (parallel residual). Use readout='residual'."
+        )
+    sublayers = ["resid_mid" if has else "resid_post" for has in has_mid]
+    by_site = {s: vectors(directions, label, chosen, s, model.sites.d_model, place) for s in set(sublayers)}
+    values = next(iter(by_site.values()))[0]
+    refuse_single(values, label, place)
+    parts = [
+        head_layer(model, layer, readout, by_site[s][1][:, i])
+        for i, (layer, s) in enumerate(zip(chosen, sublayers, strict=True))
+    ]
+    about = {
+        "label": label, "readout": readout,
+        "readout_site": ", ".join(dict.fromkeys("resid_mid" if has else "attn_out" for has in has_mid)),
+        "direction_sublayer": ", ".join(dict.fromkeys(sublayers)),
+        "form": model.sites.form, "residual_scale": model.sites.scale,
+    }  # fmt: skip
+    return HeadsRead(chosen, values, parts, about)
+
+
+def refuse_single(values: Sequence[Any], label: str, place: str) -> None:
+    """Refuse directions of fewer than two values, between which nothing is contrasted."""
+    if len(values) < 2:
+        raise EmotraceError(f"{place}: a contrast needs two or more values of {label!r}; the directions have {values}.")

@@ -1,7 +1,8 @@
 from emotrace.circuits.allocation import allocate, even_plan, published_plan
-from emotrace.circuits.assembly import PRESETS, assemble, discover
+from emotrace.circuits.assembly import assemble
 from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors
+from emotrace.circuits.finding import PRESETS, discover
 
 __all__ = [
     "PRESETS",

@@ -2,33 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 import xarray as xr
 
 from emotrace import arguments
 from emotrace.attribution.files import save
 from emotrace.datasets import Prompts, PromptsLike
-from emotrace.directions.estimate import centering_weights
+from emotrace.directions.estimate import centering_weights, weighted_sums
 from emotrace.directions.groups import Groups, Within, check_within, group
+from emotrace.directions.source import provenance_of, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.streams import dry, fitting, origin, reductions
 from emotrace.forwards.sums import Sums
-from emotrace.labels import COMPONENTS, EmotraceError, unknown
+from emotrace.labels import COMPONENTS, SITE_DIMS, EmotraceError, unknown
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
-from emotrace.traced import contributions
+from emotrace.store import Activations
+from emotrace.store.asked import of_acts
 
 PLACE: Final = "difference_vectors"
+METHOD: Final = "difference vectors: mean over groups of (own mean − mean over labels)"
 SITES: Final = tuple(COMPONENTS[kind].site for kind in ("head", "neuron"))
 
 
+def _stored(
+    acts: Activations,
+    *,
+    label: str = "emotion",
+    within: Within = ("skeleton_id", "valence"),
+    accepted: Iterable[str] | None = None,
+    complete: bool = True,
+    sites: Sequence[str] | None = None,
+    layers: Iterable[int] | None = None,
+    out: str | Path | None = None,
+) -> xr.Dataset:
+    """`difference_vectors` of stored activations, which says what it is."""
+    if out is not None:
+        to_folder(out)
+    wanted = _wanted(
+        sites, [s for s in SITES if s in acts.variables], f"{acts.path} holds {', '.join(acts.variables)}:"
+    )
+    for site in wanted:
+        if site not in acts.variables:
+            raise unknown("variable", site, acts.variables, f"{PLACE}, of {acts.path}")
+    narrowed = acts
+    if layers is not None:
+        asked = sorted({int(layer) for layer in layers})
+        for site in wanted:
+            for layer in asked:
+                if layer not in (known := acts[site]["layer"].values.tolist()):
+                    raise unknown("layer", layer, known, f"{PLACE}, of {site!r} in {acts.path}")
+        narrowed = acts.where(layer=asked)
+    table = acts.tokens
+    starts = np.flatnonzero(np.append(True, np.diff(table["prompt"]) != 0))
+    prompts = table.iloc[starts].reset_index(drop=True)
+    groups = group(prompts, label, within, accepted, complete)
+    counts = np.diff(np.append(starts, len(table)))
+    used = np.concatenate([np.arange(int(starts[i]), int(starts[i] + counts[i])) for i in groups.rows])
+    of_prompt = _weights(groups) / counts[groups.rows]
+    weights = np.repeat(of_prompt, counts[groups.rows], axis=1)
+    sums, at, sizes = {}, {}, {}
+    for site in wanted:
+        rows = source(narrowed, site, "all")
+        sums[site] = weighted_sums(rows, used, weights)[0][:, :, 0]
+        at[site] = rows.array["layer"].values.tolist()
+        sizes[site] = {d: int(rows.array.sizes[d]) for d in SITE_DIMS[site]}
+    settings = _settings(label, groups, check_within(prompts, label, within), complete, at)
+    about = {
+        "method": f"{METHOD}, mean over a prompt's rows", **settings, **groups.attrs(), "n_token_rows": len(used),
+        **provenance_of(acts),
+    }  # fmt: skip
+    names = {site: acts.sel(site)[SITE_DIMS[site][0]].values for site in wanted}
+    return _saved(_dataset(sums, at, sizes, groups, label, names), about, label, out)
+
+
+@of_acts(_stored)
 @planned
 @typed
 def difference_vectors(
@@ -55,7 +108,9 @@ def difference_vectors(
 
     as `emotrace.directions.centered_mean` of a whole capture with ``unit=False``; here the prompts stream by, since every
     δ is a weighted sum of them, so memory holds one chunk of activations. Positive: more of it than the other labels have
-    in the same context. ``difference_vectors.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
+    in the same context.
+    ``difference_vectors(acts, …)`` are those of stored activations, without a model; a prompt with several rows counts as their
+    mean. ``difference_vectors.plan(…)`` says what would be done (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -82,17 +137,17 @@ def difference_vectors(
 
     Source: arXiv 2510.11328.
     """
+    import torch
+
+    from emotrace.forwards.streams import dry, fitting, origin, reductions
+    from emotrace.traced import contributions
+
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
     sites_ = model.sites
-    wanted = [s for s in SITES if sites_.has(s)] if sites is None else list(dict.fromkeys(sites))
-    for site in wanted:
-        if site not in SITES:
-            raise unknown("site", site, SITES, f"{PLACE}(sites=…)")
-    if not wanted:
-        raise EmotraceError(f"{sites_.model_class} has neither {' nor '.join(SITES)}: nothing to take a difference of.")
+    wanted = _wanted(sites, [s for s in SITES if sites_.has(s)], f"{sites_.model_class}:")
     chosen = None if layers is None else sorted({int(layer) for layer in layers})
     at = {site: list(sites_.layers(site)) if chosen is None else chosen for site in wanted}
     for site, those in at.items():
@@ -100,16 +155,14 @@ def difference_vectors(
             sites_.address(site, layer)
     groups = group(prompts.table, label, within, accepted, complete)
     used = Prompts([prompts[int(i)] for i in groups.rows])
-    row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sites_.size(s, at[s]).values()])) for s in wanted)
+    sizes = {site: sites_.size(site, at[site]) for site in wanted}
+    row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sizes[s].values()])) for s in wanted)
     per_chunk = fitting(row_bytes) if prompts_per_chunk is None else prompts_per_chunk
     yield lambda: dry(model, used, 2 * row_bytes * (len(groups.labels) + 1), per_chunk)
-    source = origin(model, used)
-    settings = {
-        "label": label, "labels": list(groups.labels), "within": list(check_within(prompts.table, label, within)),
-        "complete": bool(complete), **{f"{site}_layers": those for site, those in at.items()},
-    }  # fmt: skip
+    origin_ = origin(model, used)
+    settings = _settings(label, groups, check_within(prompts.table, label, within), complete, at)
     weights = _weights(groups)
-    sums = Sums(out, {"method": PLACE, **source, **settings, "per_chunk": per_chunk, "batch_size": batch_size})
+    sums = Sums(out, {"method": PLACE, **origin_, **settings, "per_chunk": per_chunk, "batch_size": batch_size})
 
     def args(rows: range) -> tuple[Any, ...]:
         return (torch.from_numpy(np.ascontiguousarray(weights[:, rows.start : rows.stop])),)
@@ -121,15 +174,33 @@ def difference_vectors(
         for site, total in zip(wanted, totals, strict=True):
             sums.add(site, total.numpy())
         sums.commit(rows.stop)
-    found = _dataset(model, {s: sums[s] for s in wanted}, at, groups, label).assign_attrs(
-        plain(
-            {
-                "method": "difference vectors: mean over groups of (own mean − mean over labels), last prompt token",
-                "sign": f"positive = more of it under this {label} than the mean of all in the same group",
-                **settings, **groups.attrs(), **source,
-            }
-        )
-    )  # fmt: skip
+    about = {"method": f"{METHOD}, last prompt token", **settings, **groups.attrs(), **origin_}
+    return _saved(_dataset(sums.totals, at, sizes, groups, label), about, label, out)
+
+
+def _wanted(sites: Sequence[str] | None, there: list[str], of: str) -> list[str]:
+    """The sites asked for, or those that are there."""
+    wanted = there if sites is None else list(dict.fromkeys(sites))
+    for site in wanted:
+        if site not in SITES:
+            raise unknown("site", site, SITES, f"{PLACE}(sites=…)")
+    if not wanted:
+        raise EmotraceError(f"{of} there is neither {' nor '.join(SITES)}: nothing to take a difference of.")
+    return wanted
+
+
+def _settings(
+    label: str, groups: Groups, within: Sequence[str], complete: bool, at: Mapping[str, list[int]]
+) -> dict[str, Any]:
+    layers = {f"{site}_layers": those for site, those in at.items()}
+    return {
+        "label": label, "labels": list(groups.labels), "within": list(within), "complete": bool(complete), **layers
+    }  # fmt: skip
+
+
+def _saved(found: xr.Dataset, about: Mapping[str, Any], label: str, out: str | Path | None) -> xr.Dataset:
+    sign = f"positive = more of it under this {label} than the mean of all in the same group"
+    found = found.assign_attrs(plain({"sign": sign, **about}))
     if out is not None:
         save(found, out, "differences")
     return found
@@ -144,16 +215,18 @@ def _weights(groups: Groups) -> np.ndarray:
 
 
 def _dataset(
-    model: LanguageModel, sums: dict[str, np.ndarray], at: dict[str, list[int]], groups: Groups, label: str
-) -> xr.Dataset:
+    sums: Mapping[str, np.ndarray], at: Mapping[str, list[int]], sizes: Mapping[str, Mapping[str, int]], groups: Groups,
+    label: str, names: Mapping[str, np.ndarray] | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Sums ``[label + 1, layer, …]`` of each site as differences and mean; layers without the site hold 0."""
     layers = sorted(set().union(*at.values()))
     found = xr.Dataset(coords={label: list(groups.labels), "layer": layers})
-    for site, total in sums.items():
-        size = model.sites.size(site, at[site])
-        whole = np.zeros((len(total), len(layers), *size.values()), dtype=np.float32)
-        whole[:, [layers.index(layer) for layer in at[site]]] = total.reshape(len(total), -1, *size.values())
+    for site, those in at.items():
+        size = sizes[site]
+        whole = np.zeros((len(groups.labels) + 1, len(layers), *size.values()), dtype=np.float32)
+        whole[:, [layers.index(layer) for layer in those]] = sums[site].reshape(len(whole), -1, *size.values())
         found[site] = (label, "layer", *size), whole[:-1]
         found[f"{site}_mean"] = ("layer", *size), whole[-1]
         index = next(iter(size))
-        found = found.assign_coords({index: np.arange(size[index])})
+        found = found.assign_coords({index: np.arange(size[index]) if names is None else names[site]})
     return found

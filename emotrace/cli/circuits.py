@@ -115,7 +115,7 @@ def heads(
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     import emotrace as et
-    from emotrace.attribution.heads import READOUTS
+    from emotrace.attribution.stored import READOUTS
 
     _one_of(by, ("contrast", "mean"), "--by")
     _one_of(readout, READOUTS, "--readout")

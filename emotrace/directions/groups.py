@@ -145,6 +145,26 @@ def is_accepted(table: pd.DataFrame, accepted: Iterable[str]) -> np.ndarray:
     return keep
 
 
+def codes(table: pd.DataFrame, label: str, values: Sequence[Any], place: str = "") -> np.ndarray:
+    """Of every row, the index of its label among ``values``.
+
+    Raises:
+        EmotraceError: for a label that no row has, a value that is not among them, or a value without a row.
+    """
+    if label not in table:
+        raise unknown("label", label, table.columns, place)
+    at = {v: i for i, v in enumerate(values)}
+    found = table[label].tolist()
+    for i, value in enumerate(found):
+        if value not in at:
+            raise unknown(f"{label} of prompt {table['key'].iloc[i]!r}", value, values, place)
+    code = np.array([at[value] for value in found], dtype=np.int64)
+    absent = [v for i, v in enumerate(values) if not (code == i).any()]
+    if absent:
+        raise EmotraceError(f"{place or 'here'}: no (accepted) prompt has {label} {absent[0]!r}.")
+    return code
+
+
 def check_within(table: pd.DataFrame, label: str, within: Within) -> tuple[str, ...]:
     """The grouping as a tuple, empty for one group of all rows, after checking that rows carry it and the label."""
     within = () if within is None else (within,) if isinstance(within, str) else within

@@ -22,10 +22,12 @@ PROVENANCE: Final = (
     "tokenizer_hash",
     "template_hash",
     "template_date",
+    "double_bos",
     "bos",
     "dtype",
     "attn_implementation",
     "prompts_digest",
+    "tokens_digest",
     "plan_digest",
     "source",
     "selection",
@@ -84,21 +86,27 @@ class Source:
             rows: indices into ``table``.
         """
         _, n_sub, width = self.shape
-        step = max(1, BLOCK_BYTES // (8 * n_sub * width))
-        for start in range(0, len(rows), step):
-            part = slice(start, min(start + step, len(rows)))
-            wanted: dict[str, Any] = {"token": self.rows[rows[part]]}
-            if "layer" in self.array.dims:
-                wanted["layer"] = layer
-            block = self.array.isel(wanted)
-            order = [d for d in ("sublayer", "token", *self.features) if d in block.dims]
-            values = np.asarray(block.transpose(*order).values, dtype=np.float64)
-            values = values.reshape(n_sub, part.stop - part.start, width)
-            if not np.isfinite(values).all():
-                where = int(np.argwhere(~np.isfinite(values))[0][1])
-                key = self.table["key"].iloc[rows[part][where]] if "key" in self.table else rows[part][where]
-                raise EmotraceError(f"the activations at {self.place(layer)} of {key!r} are not finite.")
-            yield part, values
+        for part in pieces(len(rows), n_sub * width):
+            yield part, self.read(layer, rows[part])
+
+    def read(self, layer: int, rows: np.ndarray) -> np.ndarray:
+        """Vectors of some rows at one layer, float64 ``[sublayer, rows, features]``; arguments as of `blocks`.
+
+        Raises:
+            EmotraceError: for numbers that are not finite.
+        """
+        _, n_sub, width = self.shape
+        wanted: dict[str, Any] = {"token": _as_slice(self.rows[rows])}
+        if "layer" in self.array.dims:
+            wanted["layer"] = layer
+        block = self.array.variable.isel(wanted)
+        order = [d for d in ("sublayer", "token", *self.features) if d in block.dims]
+        values = np.asarray(block.transpose(*order).values, dtype=np.float64).reshape(n_sub, len(rows), width)
+        if not np.isfinite(np.add.reduce(values, axis=None)):  # takes no array of truths
+            where = int(np.argwhere(~np.isfinite(values))[0][1])
+            key = self.table["key"].iloc[rows[where]] if "key" in self.table else rows[where]
+            raise EmotraceError(f"the activations at {self.place(layer)} of {key!r} are not finite.")
+        return values
 
     def place(self, layer: int, sublayer: int | None = None) -> str:
         """A place in words, e.g. ``layer 3, sublayer resid_post``."""
@@ -128,7 +136,34 @@ class Source:
 
     def provenance(self) -> dict[str, Any]:
         """What the rows came from: model, prompts, plan."""
-        return {k: self.attrs[k] for k in PROVENANCE if k in self.attrs}
+        return provenance_of(self)
+
+
+def provenance_of(thing: Any) -> dict[str, Any]:
+    """What activations, or rows of them, came from: model, prompts, plan, store and selection."""
+    found = {k: thing.attrs[k] for k in PROVENANCE if k in thing.attrs}
+    if "source" not in found and hasattr(thing, "path"):
+        found |= {"source": str(thing.path), "selection": thing.selection}
+    return found
+
+
+def pieces(n: int, width: int, starts: np.ndarray | None = None) -> Iterator[slice]:
+    """Rows 0 to n cut into blocks of `BLOCK_BYTES` in float64; at ``starts`` only, where a block is at least one step of these.
+
+    Args:
+        n: rows.
+        width: numbers of a row.
+        starts: sorted rows at which a block may begin; None for all.
+    """
+    step = max(1, BLOCK_BYTES // (8 * max(width, 1)))
+    at = 0
+    while at < n:
+        stop = min(at + step, n)
+        if starts is not None and stop < n:
+            i = int(np.searchsorted(starts, stop, side="right")) - 1
+            stop = int(starts[i]) if starts[i] > at else int(starts[i + 1]) if i + 1 < len(starts) else n
+        yield slice(at, stop)
+        at = stop
 
 
 def source(acts: ActivationsLike, variable: str = "residual", position: Positions = "last") -> Source:
@@ -163,6 +198,13 @@ def source(acts: ActivationsLike, variable: str = "residual", position: Position
     if len(rows) == 0:
         raise EmotraceError(f"no row at position={position!r} among {len(table)} rows.")
     return Source(array, table.iloc[rows].reset_index(drop=True), attrs, rows)
+
+
+def _as_slice(rows: np.ndarray) -> Any:
+    """Rows as a slice where they follow each other: nothing is gathered then."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _column(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from emotrace import disk
 from emotrace.datasets import Prompts, PromptsLike
-from emotrace.directions.groups import is_accepted
+from emotrace.directions import groups
 from emotrace.edits import Edit, check
 from emotrace.forwards.capturing import capture, reduced
 from emotrace.forwards.entering import backend
@@ -175,24 +175,12 @@ def accepted_only(prompts: PromptsLike, accepted: Iterable[str] | None) -> Promp
     prompts = Prompts.of(prompts)
     if accepted is None:
         return prompts
-    keep = is_accepted(prompts.table, accepted)
+    keep = groups.is_accepted(prompts.table, accepted)
     return Prompts(p for p, k in zip(prompts, keep, strict=True) if k)
 
 
 def codes(prompts: Prompts, label: str, values: Sequence[Any], place: str = "") -> np.ndarray:
-    """Of every prompt, the index of its label among ``values``.
-
-    Raises:
-        EmotraceError: for a label that no prompt has, a value that is not among them, or a value without a prompt.
-    """
+    """Of every prompt, the index of its label among ``values``; refuses as `emotrace.directions.groups.codes`."""
     if label not in prompts.label_names:
         raise unknown("label", label, prompts.label_names, place)
-    at = {v: i for i, v in enumerate(values)}
-    for p in prompts:
-        if p.labels.get(label) not in at:
-            raise unknown(f"{label} of prompt {p.key!r}", p.labels.get(label), values, place)
-    code = np.array([at[p.labels[label]] for p in prompts], dtype=np.int64)
-    absent = [v for i, v in enumerate(values) if not (code == i).any()]
-    if absent:
-        raise EmotraceError(f"{place or 'here'}: no (accepted) prompt has {label} {absent[0]!r}.")
-    return code
+    return groups.codes(prompts.table, label, values, place)

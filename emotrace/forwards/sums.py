@@ -68,6 +68,11 @@ class Sums:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    @property
+    def totals(self) -> dict[str, np.ndarray]:
+        """All totals, float64."""
+        return dict(self._arrays)
+
     def add(self, name: str, value: object) -> None:
         """Add an array (or number) to a total of the same shape; the first one makes it.
 

@@ -131,7 +131,7 @@ def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: 
         memo: keeps what does not depend on the prompts, for another chunk.
     """
     if "parts" not in memo:
-        memo["parts"] = [_weights(model, layer) for layer in layers]
+        memo["parts"] = [head_weights(model, layer) for layer in layers]
         through = any(part.norm is not None or part.projection.norm is not None for part in memo["parts"])
         memo["writes"] = None if through else torch.stack([_writes(part, n_heads) for part in memo["parts"]])
     parts, writes = memo["parts"], memo["writes"]
@@ -162,7 +162,8 @@ def post_normed(model: TracedModel, specs: list) -> list:
     return [weights.output_projection(model, spec).norm is not None for spec in specs]
 
 
-def _weights(model: TracedModel, layer: HeadLayer) -> HeadWeights:
+def head_weights(model: TracedModel, layer: HeadLayer) -> HeadWeights:
+    """The weights of one layer, read where they are."""
     norm = layer.norm
     if norm is not None:
         norm = weights.norm_of(norm._module, layer.spec.d_model, str(norm.path))
@@ -189,32 +190,81 @@ def _linear_baseline(code: Tensor, importance: Tensor, residual: dict, parts: li
     return summed
 
 
-def _through_norms(part: HeadWeights, i: int, z: Tensor, residual: dict) -> tuple:
-    """Importance ``[head, prompt, label]`` and s(r) ``[prompt, label]`` of one layer, in blocks of prompts."""
-    p, norm = part.projection, part.norm
+class Passed(NamedTuple):
+    """What the heads of one layer write in some prompts, on its way to what is read; ``[prompt, …, d]`` float64.
+
+    Attributes:
+        branch: W_O z + b.
+        wrote: what each head writes there, ``[prompt, head, d]``.
+        r: what is read, before the norm that reads it.
+        change: what each head adds to it, ``[prompt, head, d]``.
+    """
+
+    branch: Tensor
+    wrote: Tensor
+    r: Tensor
+    change: Tensor
+
+
+def passed(part: HeadWeights, z: Tensor, residual: Any) -> Any:
+    """`Passed` in blocks of prompts: z ``[prompt, head, head_dim]``, and the residual site that the layer names, or None."""
+    p = part.projection
     device = p.weight.device
-    v = part.directions.to(device)
     weight = p.matrix.reshape(z.shape[1], z.shape[2], -1)
     step = max(1, BLOCK_BYTES // (8 * z.shape[1] * weight.shape[-1]))
-    importance, base = [], []
     for at in range(0, len(z), step):
         block = z[at : at + step].to(device, torch.float32)
         with exactly(weight):
             wrote = torch.einsum("bhk,hkd->bhd", block, weight).double()
-        branch = p.output(block.flatten(1)).double()
+        branch = out = p.output(block.flatten(1)).double()
+        added = wrote
         if p.norm is not None:
-            wrote = p.norm(branch)[:, None] - p.norm(branch[:, None] - wrote)
-            branch = p.norm(branch)
-        if part.residual == "resid_mid":
-            r = residual["resid_mid"][i, at : at + step].to(device, torch.float64)
-        elif part.residual == "resid_pre":
-            r = residual["resid_pre"][i, at : at + step].to(device, torch.float64) + branch
-        else:
-            r = p.scale * branch
-        change = p.scale * wrote
+            added, out = p.norm(branch)[:, None] - p.norm(branch[:, None] - wrote), p.norm(branch)
+        r = p.scale * out
+        if part.residual is not None:
+            here = residual[at : at + step].to(device, torch.float64)
+            r = here if part.residual == "resid_mid" else here + out
+        yield Passed(branch, wrote, r, p.scale * added)
+
+
+def sizes(model: TracedModel, heads: list, neurons: list) -> tuple:
+    """What the norms behind heads and neurons divide by, ρ, in some rows.
+
+    Args:
+        model: an nnsight model.
+        heads: per layer ``(HeadLayer without directions, z [row, head, head_dim], what it is read with [row, d] or None)``.
+        neurons: per layer ``(Spec, neurons [row, unit])``.
+
+    Returns:
+        ``z_norm``, ``z_norm_without``, ``mid_norm``, ``mid_norm_without`` → per layer that has the norm ``[row]`` and, without
+        each head, ``[row, head]``; and per layer of neurons ``[row]``. 1 where what looked like a norm changes nothing.
+    """
+    found: dict = {"z_norm": [], "z_norm_without": [], "mid_norm": [], "mid_norm_without": []}
+    for layer, z, residual in heads:
+        part = head_weights(model, layer)
+        blocks = list(passed(part, z, residual))
+        after, reads = weights.follows(layer.spec), layer.norm is not None
+        for name, norm, there in (("z_norm", part.projection.norm, after), ("mid_norm", part.norm, reads)):
+            if there:
+                pairs = [(b.branch, b.wrote) if name == "z_norm" else (b.r, b.change) for b in blocks]
+                found[name].append(torch.cat([_size(norm, x) for x, _ in pairs]).cpu())
+                found[f"{name}_without"].append(torch.cat([_size(norm, x[:, None] - y) for x, y in pairs]).cpu())
+    projections = [(weights.output_projection(model, spec), x) for spec, x in neurons]
+    return found, [_size(p.norm, p.output(x)).cpu() for p, x in projections]
+
+
+def _size(norm: Any, x: Tensor) -> Tensor:
+    return torch.ones(x.shape[:-1], dtype=torch.float64) if norm is None else norm.size(x)
+
+
+def _through_norms(part: HeadWeights, i: int, z: Tensor, residual: dict) -> tuple:
+    """Importance ``[head, prompt, label]`` and s(r) ``[prompt, label]`` of one layer, in blocks of prompts."""
+    norm = part.norm
+    v = part.directions.to(part.projection.weight.device)
+    importance, base = [], []
+    for _, _, r, change in passed(part, z, residual[part.residual][i] if part.residual else None):
         if norm is not None:
-            change = norm(r)[:, None] - norm(r[:, None] - change)
-            r = norm(r)
+            change, r = norm(r)[:, None] - norm(r[:, None] - change), norm(r)
         importance.append(torch.einsum("bhd,ed->hbe", change, v).cpu())
         base.append((r @ v.T).cpu())
     return torch.cat(importance, dim=1), torch.cat(base)

@@ -130,8 +130,13 @@ def output_projection(model: TracedModel, spec: Spec) -> OutputProjection:
         raise ValueError(f"{_path(spec.map)} has a weight of shape {tuple(weight.shape)}, not {shape}.")
     bias = getattr(module, "bias", None)
     bias = bias.detach().float() if isinstance(bias, Tensor) else None
-    norm = None if any(m is module for m in last.modules()) else norm_of(last, spec.d_model, _path(spec.end))
+    norm = norm_of(last, spec.d_model, _path(spec.end)) if follows(spec) else None
     return OutputProjection(spec.site, spec.layer, matrix, bias, norm, spec.scale)
+
+
+def follows(spec: Spec) -> bool:
+    """Whether something stands between a map and the end of its branch: a norm, where it is one of those read here."""
+    return not any(m is spec.map._module for m in spec.end._module.modules())
 
 
 def _path(envoy: Any) -> str:

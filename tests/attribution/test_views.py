@@ -5,9 +5,10 @@ import pytest
 import torch
 import xarray as xr
 
-from emotrace.attribution import views
-from emotrace.attribution.views import attention, top_prompts, top_tokens
+from emotrace.attribution import top_prompts, views
+from emotrace.attribution.views import attention, top_tokens
 from emotrace.datasets import Prompts
+from emotrace.forwards import streams
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.testing import hooks
@@ -107,7 +108,7 @@ def test_attention_refusals():
 
 def test_top_prompts_are_sorted_by_what_hooks_read(monkeypatch):
     lm = loaded()
-    monkeypatch.setattr(views, "fitting", lambda size: 4)  # several chunks
+    monkeypatch.setattr(streams, "fitting", lambda size: 4)  # several chunks
     table = top_prompts(lm, PROMPTS, 1, [7, 3], k=4, batch_size=3, progress=False)
     assert table["unit"].tolist() == [7] * 4 + [3] * 4
     seen = [hooks.recorded(lm, {"input_ids": torch.tensor([p.token_ids])})["neuron", 1][0, -1] for p in PROMPTS]
@@ -137,3 +138,29 @@ def test_view_refusals():
     ):
         with pytest.raises(EmotraceError, match=message):
             call()
+
+
+def test_top_prompts_of_stored_activations_are_tokens(tmp_path):
+    lm = loaded()
+    rows = [
+        {"key": p.key, "token_ids": p.token_ids, "reply_ids": (20 + i, 30, 40 + i), **p.labels}
+        for i, p in enumerate(PROMPTS)
+    ]
+    acts = capture(lm, rows, "neuron", positions="steer", out=tmp_path / "a.zarr", progress=False)
+    table = top_prompts(acts, 1, [7, 3], k=4)
+    tokens = acts.tokens
+    for unit, part in table.groupby("unit"):
+        values = acts.neuron.sel(layer=1, unit=unit).values
+        order = np.argsort(-values, kind="stable")[:4]
+        assert part["activation"].tolist() == values[order].tolist()
+        for column in ("key", "position", "position_from_end", "token_id", "token_text", "emotion"):
+            assert part[column].tolist() == tokens[column].iloc[order].tolist()
+    replies = top_prompts(acts.where(position="generated"), 1, 7, k=100)
+    assert len(replies) == 3 * len(PROMPTS)
+    assert (replies["position_from_end"] >= 0).all()
+    last = top_prompts(acts.where(position="last"), 1, [7, 3], k=4)
+    streamed = top_prompts(lm, PROMPTS, 1, [7, 3], k=4, progress=False)
+    for column in ("unit", "rank", "key", "position", "position_from_end", "token_id", "token_text"):
+        assert last[column].tolist() == streamed[column].tolist(), column
+    with pytest.raises(EmotraceError, match="unknown unit 48"):
+        top_prompts(acts, 1, 48)

@@ -49,6 +49,54 @@ def answered(found, given, edits, answer):
     return np.mean([row["token_ids"][0] == found.answers[answer or row["emotion"]] for row in rows])
 
 
+def test_stored_activations_give_the_circuit_of_three_passes(case, circuit, tmp_path):
+    found, directions, plan = case
+    sites = ["z", "neuron", *(["resid_mid"] if found.model.sites.has("resid_mid") else [])]
+    acts = et.capture(found.model, found.prompts, sites, components=True, out=tmp_path / "a.zarr", progress=False)
+    vectors = attribution.covectors(found.model, directions, out=tmp_path / "covectors")
+    asked = discover(acts, vectors, plan=plan, out=tmp_path / "circuit")
+    columns = ["emotion", "kind", "layer", "index", "rank"]
+    pd.testing.assert_frame_equal(asked.components[columns], circuit.components[columns])
+    np.testing.assert_allclose(asked.components["score"], circuit.components["score"], rtol=1e-5)
+    for name in circuit.payload:
+        assert np.abs(asked.payload[name] - circuit.payload[name]).max() <= 1e-6 * np.abs(circuit.payload[name]).max()
+    assert asked.meta["source"] == str(tmp_path / "a.zarr")
+    assert asked.meta["selection"] == "[]"
+    assert asked.meta["n"] == circuit.meta["n"]
+    assert asked.meta["directions_digest"] == circuit.meta["directions_digest"]
+    pd.testing.assert_frame_equal(Circuit.load(tmp_path / "circuit").components, asked.components)
+    asked.check(found.model)
+    for kind in ("neuron", "head"):
+        assert attribution.load(tmp_path / "circuit" / kind, f"{kind}s").attrs["source"] == str(tmp_path / "a.zarr")
+
+
+def test_asking_a_store_runs_no_forward(monkeypatch):
+    model, given = loaded("llama"), prompts()
+    directions = directions_of(model, given)
+    acts = et.capture(model, given, ["z", "neuron", "resid_mid"], components=True, progress=False)
+    influence = sublayer_influence(model, given, directions, progress=False)
+    vectors = attribution.covectors(model, directions, readout="normed")
+    want = discover(model, given, directions, preset="emotion_circuits", influence=influence, progress=False)
+    monkeypatch.setattr(type(model._module), "forward", None)
+    got = discover(acts, vectors, preset="emotion_circuits", influence=influence)
+    columns = ["emotion", "kind", "layer", "index", "rank"]
+    pd.testing.assert_frame_equal(got.components[columns], want.components[columns])
+    assert got.meta["readout"] == "normed"
+    assert got.meta["preset"] == "emotion_circuits"
+    less = discover(acts.where(layer=[0, 1]), vectors, neurons_per_layer=3, heads_per_layer=1)
+    assert sorted(set(less.components["layer"])) == [0, 1]
+    plain = attribution.covectors(model, directions)
+    for message, wrong in [
+        ("in the space 'normed'", lambda: discover(acts, plain, preset="emotion_circuits", influence=influence)),
+        ("give influence=", lambda: discover(acts, vectors, preset="emotion_circuits")),
+        ("narrowed to some of its heads", lambda: discover(acts.where(head=[0, 1]), vectors)),
+        ("no layer of neurons or heads", lambda: discover(acts.where(layer=0), vectors.sel(layer=[1]), layers=[2])),
+        ("these are no covectors", lambda: discover(acts, vectors[["z"]].drop_attrs())),
+    ]:
+        with pytest.raises(EmotraceError, match=message):
+            wrong()
+
+
 def test_planted_components_are_found_exactly(case, circuit):
     found, directions, plan = case
     xr.testing.assert_equal(circuit.mask("head"), found.heads)

@@ -8,8 +8,9 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import attribution
-from emotrace.circuits import difference_vectors, differences
+from emotrace.circuits import difference_vectors
 from emotrace.datasets import Prompts
+from emotrace.forwards import streams
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.planned import DryRows
 from tests.helpers import loaded
@@ -133,7 +134,7 @@ def test_models_with_some_of_it():
 def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
     model, given = loaded("llama"), prompts()
     base = run(model, given)
-    real = differences.reductions
+    real = streams.reductions
 
     def killed(*args, **options):
         for i, part in enumerate(real(*args, **options)):
@@ -141,11 +142,11 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(differences, "reductions", killed)
+    monkeypatch.setattr(streams, "reductions", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, given, out=tmp_path)
     asked = []
-    monkeypatch.setattr(differences, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
+    monkeypatch.setattr(streams, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     assert asked == [14, 27]
@@ -196,3 +197,47 @@ def test_published_attention_vectors(oracles):
             assert [about[k] for k in ("norm", "mean", "std")] == pytest.approx(ours, rel=2.0**-22)
     residue = np.linalg.norm(vectors.sum(0), axis=-1) / np.linalg.norm(vectors, axis=-1).sum(0)
     assert residue.max() < 2e-6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-neox", "gemma2", "granite"])
+@pytest.mark.parametrize("positions", ["last", (0, 3)])
+def test_stored_activations_give_the_means_of_a_loop_over_prompts_and_rows(name, positions):
+    model, given = loaded(name), prompts(drop=("work_01__neutral__fear",))
+    got_all = et.capture(model, given, ["z", "neuron", "resid_post"], positions=positions, progress=False)
+    keys = [p.key for p in given][1:]
+    got = difference_vectors(got_all, accepted=keys, complete=False)
+    table = got_all.tokens
+    for site in ("z", "neuron"):
+        x = got_all.sel(site).transpose("token", "layer", ...).values.astype(np.float64)
+        of = {key: x[(table.key == key).to_numpy()].mean(0) for key in keys}
+        delta = {e: [] for e in EMOTIONS[:3]}
+        for s in range(3):
+            for valence in VALENCES:
+                there = {e: of[k] for e in EMOTIONS[:3] if (k := f"work_{s:02}__{valence}__{e}") in of}
+                for e, value in there.items():
+                    delta[e].append(value - np.mean(list(there.values()), 0))
+        want = np.array([np.mean(delta[e], 0) for e in EMOTIONS[:3]])
+        want -= want.mean(0)
+        np.testing.assert_allclose(got[site].values, want, atol=2e-6 * np.abs(want).max())
+    if positions == "last":
+        streamed = difference_vectors(model, given, accepted=keys, complete=False, progress=False)
+        for variable in streamed:
+            scale = float(np.abs(streamed[variable]).max())
+            assert np.abs(got[variable] - streamed[variable]).max() <= 1e-6 * scale
+        assert got.attrs["n_rows"] == streamed.attrs["n_rows"] == len(keys)
+    assert got.attrs["n_token_rows"] == int(table.key.isin(keys).sum())
+    assert got.attrs["selection"] == "[]"
+
+
+def test_stored_differences_are_refused_in_words():
+    acts = et.capture(loaded("llama"), prompts(), ["z", "resid_post"], progress=False)
+    for message, wrong in [
+        ("unknown variable 'neuron'", lambda: difference_vectors(acts, sites=["neuron"])),
+        ("unknown site 'resid_post'", lambda: difference_vectors(acts, sites=["resid_post"])),
+        ("unknown layer 7", lambda: difference_vectors(acts, layers=[0, 7])),
+        ("neither z nor neuron", lambda: difference_vectors(acts.where(layer=0), sites=[])),
+        ("unknown label 'mood'", lambda: difference_vectors(acts, label="mood")),
+    ]:
+        with pytest.raises(EmotraceError, match=message):
+            wrong()
+    assert difference_vectors(acts.where(layer=1, head=[1, 3]))["z"].sizes["head"] == 2

@@ -160,6 +160,8 @@ def filled(
             if done.journal is not None:
                 done.journal.discard()
             raise
+        if job.components is not None:
+            job.components.fill(done.arrays)
         return group, done.arrays
 
     for answered, (values, fired) in backend(job.model).results(job.model, asked(), log, tell):

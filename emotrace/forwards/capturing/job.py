@@ -12,6 +12,7 @@ from emotrace import edits as edits_
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
+from emotrace.forwards.capturing.components import Components
 from emotrace.forwards.capturing.prefixes import Prefix, batches, branches, prefixes
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import enter, inputs
@@ -62,14 +63,14 @@ class CaptureJob:
     def __init__(
         self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
-        differentiated: Differentiated | None = None,
+        differentiated: Differentiated | None = None, components: Components | None = None,
     ) -> None:  # fmt: skip
         self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
         self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
         self.batch_size = batch_size
         self.fired = [0] * len(edits)
         self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
-        self.differentiated = differentiated
+        self.differentiated, self.components = differentiated, components
         self.steps = ordered([*reads.program(), *(differentiated.steps if differentiated else ())])
         self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
         self.share = share and not edits and model.sites.encoder.causal

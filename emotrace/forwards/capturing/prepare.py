@@ -8,6 +8,7 @@ from emotrace import arguments, disk, store
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
+from emotrace.forwards.capturing.components import Components
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.job import CaptureJob, Differentiated
 from emotrace.forwards.capturing.reads import Reads
@@ -24,7 +25,7 @@ from emotrace.traced.steps import Measure
 def prepared(
     model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
-    row_group_bytes: int, seed: int, gradients: Metric | None = None,
+    row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything checked, and nothing run yet; arguments as of `capture`."""
     prompts = Prompts.of(prompts)
@@ -77,10 +78,15 @@ def prepared(
             "metric_reads": [list(read) for read in gradients.reads(model)],
             "layers_without_resid_mid": [k for k in range(table.n_layers) if not table.has("resid_mid", k)],
         }  # fmt: skip
-    plan = fitted(store.Plan.make(rows, reads.variables, attrs, row_group_bytes), row_group_bytes, batch_size)
+    beside = None
+    if components:
+        beside = Components(model, reads.variables)
+        attrs |= {"components": True}
+    variables = [*reads.variables, *(() if beside is None else beside.variables)]
+    plan = fitted(store.Plan.make(rows, variables, attrs, row_group_bytes), row_group_bytes, batch_size)
     job = CaptureJob(
-        model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated
-    )
+        model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated, beside,
+    )  # fmt: skip
     return job, plan
 
 

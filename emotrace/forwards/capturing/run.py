@@ -36,6 +36,7 @@ def capture(
     positions: Positions = "last",
     edits: Sequence[Edit] | None = None,
     gradients: Metric | None = None,
+    components: bool = False,
     out: str | Path | None = None,
     batch_size: int = 32,
     share_prefixes: bool = True,
@@ -62,6 +63,9 @@ def capture(
             variable ``X`` the store holds ``X_gradient`` = d metric / d X at the same rows, in the layers that come before the
             metric, from one backward pass per forward; and ``metric``, what it is for the prompt of each row. A metric of
             pairs finds labels of the counterfactual as ``against_NAME``.
+        components: beside ``z`` and ``neuron`` also what the norms behind them divide by, with all heads and without each (see
+            `emotrace.forwards.capturing.components`), which scores out of the store need where a norm follows: the ``normed``
+            read-out (capture ``resid_mid`` too), post-norm blocks, post-LN (capture ``resid_pre`` too).
         out: zarr store to write or to continue; None keeps everything in memory. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
         batch_size: prompts per forward.
@@ -81,13 +85,14 @@ def capture(
     """
     arguments.whole("batch_size", batch_size, 1)
     arguments.whole("row_group_bytes", row_group_bytes, 1)
-    for name, value in (("share_prefixes", share_prefixes), ("progress", progress)):
+    for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("components", components)):
         arguments.flag(name, value)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
     job, plan = prepared(
         model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed, gradients,
+        components,
     )  # fmt: skip
     yield lambda: _dry(job, plan, out)
     if gradients is not None and not differentiable(model):

@@ -1,0 +1,110 @@
+"""Exemplars: prompts and tokens that excite a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emotrace import arguments
+from emotrace.datasets import Prompt, Prompts, PromptsLike
+from emotrace.labels import EmotraceError
+from emotrace.signatures import typed
+from emotrace.sites import LanguageModel
+from emotrace.store import Activations
+from emotrace.store.asked import of_acts_alone
+
+AT = ("key", "position", "position_from_end", "token_id", "token_text")
+"""Columns that say which token of which prompt a row is."""
+
+
+def _stored(acts: Activations, layer: int, units: int | Iterable[int], k: int = 10) -> pd.DataFrame:
+    """`top_prompts` of stored activations, which says what it is."""
+    chosen = list(arguments.wholes("top_prompts(units)", units))
+    arguments.whole("top_prompts(k)", k, 1)
+    values = acts.sel("neuron", layer=layer, unit=chosen).transpose("token", "unit").values
+    at = {name: acts.column(name) for name in acts.columns if name not in ("prompt", "prompt_length")}
+    return _table(layer, chosen, values, k, lambda row: {n: at[n][row] for n in (*AT, *(a for a in at if a not in AT))})
+
+
+@of_acts_alone(_stored)
+@typed
+def top_prompts(
+    model: LanguageModel,
+    prompts: PromptsLike,
+    layer: int,
+    units: int | Iterable[int],
+    k: int = 10,
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The prompts at whose last token each neuron is highest; of ``acts``, the tokens.
+
+    ``top_prompts(acts, layer, units, k)`` ranks the stored rows, each one (prompt, position): of reply tokens (``positions=
+    "generated"``) or of those that ``acts.where(…)`` leaves, and needs no model.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: `Prompts`, or whatever `Prompts.of` takes.
+        layer: 0-based.
+        units: one or several neurons of the layer.
+        k: prompts of each; all where there are fewer.
+        batch_size: prompts per forward.
+        progress: show a bar.
+
+    Returns:
+        One row per unit and rank: ``layer, unit, rank`` (0 is the highest), ``activation, key, position, position_from_end,
+        token_id, token_text``, of a model and prompts also ``text`` (of the last message), and the prompt's labels.
+
+    Raises:
+        EmotraceError: for a layer without neurons, or a unit that it lacks.
+    """
+    from emotrace.forwards.streams import fitting, reductions
+    from emotrace.traced import contributions
+
+    prompts = Prompts.of(prompts)
+    address = model.sites.address("neuron", layer)
+    chosen = list(arguments.wholes("top_prompts(units)", units))
+    wrong = [u for u in chosen if not 0 <= u < address.width]
+    if wrong:
+        asked = wrong[0]
+        raise EmotraceError(f"top_prompts(units={asked}): layer {layer} has units 0 to {address.width - 1}.")
+    arguments.whole("top_prompts(k)", k, 1)
+    arguments.whole("top_prompts(batch_size)", batch_size, 1)
+    activations = np.zeros((len(prompts), len(chosen)), dtype=np.float32)
+    for rows, (values,) in reductions(
+        model, prompts, "neuron", contributions.picked, lambda _: ([chosen],), layers=[layer],
+        prompts_per_chunk=fitting(4 * address.width), batch_size=batch_size, progress=progress,
+        desc=f"neurons of layer {layer}",
+    ):  # fmt: skip
+        activations[rows.start : rows.stop] = values.numpy()
+    encoder = model.sites.encoder
+    ids = encoder.ids(prompts)
+
+    def about(row: int) -> dict[str, Any]:
+        prompt, last = prompts[row], ids[row][-1]
+        at = (prompt.key, len(ids[row]) - 1, -1, int(last), encoder.token_texts([last])[0])
+        return {**dict(zip(AT, at, strict=True)), "text": _text(prompt), **prompt.labels}
+
+    return _table(layer, chosen, activations, k, about)
+
+
+def _table(layer: int, units: list[int], values: np.ndarray, k: int, about: Any) -> pd.DataFrame:
+    """The k rows with the highest values ``[row, unit]`` of each unit, ties in order, and what is known of each."""
+    order = np.argsort(-values, axis=0, kind="stable")[:k]
+    found = []
+    for column, unit in enumerate(units):
+        for rank, row in enumerate(order[:, column].tolist()):
+            place = {"layer": layer, "unit": int(unit), "rank": rank, "activation": float(values[row, column])}
+            found.append(place | {name: value for name, value in about(row).items() if name not in place})
+    return pd.DataFrame(found)
+
+
+def _text(prompt: Prompt) -> str:
+    """What a person reads of a prompt: its last message, its text, or its ids."""
+    if prompt.messages:
+        return str(prompt.messages[-1]["content"])
+    return prompt.text if prompt.text is not None else " ".join(map(str, prompt.token_ids or ()))

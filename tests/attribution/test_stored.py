@@ -1,0 +1,363 @@
+"""Scores out of stored activations: against zero-ablation and literal loops, against the streaming, and what they read."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import emotrace as et
+from emotrace import store
+from emotrace.attribution import covectors, head_contributions, load, neuron_contributions
+from emotrace.datasets import Prompt, Prompts
+from emotrace.directions import source
+from emotrace.labels import EmotraceError
+from emotrace.testing import tiny
+from tests.helpers import loaded
+
+LABELS = ("anger", "fear", "disgust")
+FAMILIES = ("llama", "gpt2", "gpt-neox", "falcon-new", "gemma2", "olmo2", "granite", "minicpm3", "bert", "opt-post-ln")
+NORMED = ("llama", "gpt2", "gemma2", "granite")
+SITES = ("z", "neuron", "resid_mid", "resid_pre", "mlp_out")
+OPENED = None
+
+
+def _note(event, args):
+    if OPENED is not None and event == "open" and isinstance(args[0], str):
+        OPENED.append(args[0])
+
+
+sys.addaudithook(_note)
+
+
+def some_prompts(n=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return Prompts(
+        Prompt(
+            f"p{i}",
+            token_ids=tuple(rng.integers(len(tiny.SPECIALS), tiny.VOCAB, rng.integers(3, 9)).tolist()),
+            labels={"emotion": LABELS[i % 3], "skeleton_id": f"s{i // 3}", "valence": "neutral"},
+        )
+        for i in range(n)
+    )
+
+
+def random_directions(model, seed=1):
+    rng = np.random.default_rng(seed)
+    v = rng.normal(size=(len(LABELS), model.sites.n_layers, 2, model.sites.d_model)).astype(np.float32)
+    v /= np.linalg.norm(v, axis=-1, keepdims=True)
+    coords = {"emotion": list(LABELS), "layer": np.arange(len(v[0])), "sublayer": ["resid_mid", "resid_post"]}
+    return xr.DataArray(v, dims=("emotion", "layer", "sublayer", "dim"), coords=coords)
+
+
+def captured(model, prompts, positions: et.labels.Positions = "last", **options):
+    sites = [s for s in SITES if model.sites.has(s)]
+    return et.capture(model, prompts, sites, positions=positions, components=True, progress=False, **options)
+
+
+def rewritten(acts, path):
+    """The same numbers in a store of row groups of two."""
+    names = ("prompt", "key", "position", "prompt_length", "token_id", "token_text")
+    labels = {n: acts.column(n) for n in acts.columns if n not in (*names, "position_from_end")}
+    rows = store.Rows(**{n: acts.column(n) for n in names}, labels=labels)
+    attrs = {k: v for k, v in acts.attrs.items() if k not in ("plan_digest", "emotrace_store")}
+    plan = store.Plan.make(rows, acts.described, attrs, max_rows=2)
+    with store.create_or_resume(path, plan) as writer:
+        for group in writer.pending():
+            parts = {}
+            for v in acts.described:
+                at = (slice(None),) * len(v.cell_dims)
+                parts[v.name] = np.ascontiguousarray(acts.sel(v.name).values[(*at, group.rows)])
+            writer.commit(group, parts)
+    return et.open_activations(path)
+
+
+def by_ablation(model, prompts, directions, positions, readout):
+    """Importance ``[layer, head, row, label]`` and s(r) ``[layer, row, label]``: one forward for every head."""
+    site = "resid_mid" if model.sites.has("resid_mid") else "attn_out"
+    sublayer = "resid_mid" if site == "resid_mid" else "resid_post"
+    importance, base = [], []
+    for layer in range(model.sites.n_layers):
+        v = directions.sel(layer=layer, sublayer=sublayer).values.astype(np.float64)
+
+        def read(edits=None, layer=layer, v=v):
+            acts = et.capture(model, prompts, [site], layers=[layer], positions=positions, edits=edits, progress=False)
+            r = torch.from_numpy(acts.sel(layer=layer, sublayer=site).values)
+            if readout == "normed":
+                norm = model._module.get_submodule(model.sites.address("resid_mid", layer).mirror.path)
+                with torch.no_grad():
+                    r = norm(r)
+            return (model.sites.scale if site == "attn_out" else 1.0) * r.double().numpy() @ v.T
+
+        s = read()
+        base.append(s)
+        heads = range(model.sites.n_heads)
+        importance.append([s - read([et.Ablate("z", layers=[layer], heads=[h], positions="all")]) for h in heads])
+    return np.array(importance), np.array(base)
+
+
+def literal(importance, base, tokens):
+    """What the Dataset says, by loops over labels, prompts and their rows."""
+
+    def of_prompts(values, label):
+        return [
+            values[..., (tokens.prompt == p).to_numpy()].mean(-1)
+            for p in tokens.prompt[tokens.emotion == label].unique()
+        ]
+
+    out = {"mean": [], "std": [], "contrast": [], "baseline": []}
+    for e, label in enumerate(LABELS):
+        mine = of_prompts(importance[..., e], label)
+        others = [np.mean(of_prompts(importance[..., e], other), 0) for other in LABELS if other != label]
+        out["mean"].append(np.mean(mine, 0))
+        out["std"].append(np.std(mine, 0))
+        out["contrast"].append(np.mean(mine, 0) - np.mean(others, 0))
+        out["baseline"].append(np.mean(of_prompts(base[..., e], label), 0))
+    return {name: np.array(value) for name, value in out.items()}
+
+
+@pytest.mark.parametrize("positions", ["last", (1, 4)])
+@pytest.mark.parametrize(
+    ("name", "readout"), [*((name, "residual") for name in FAMILIES), *((name, "normed") for name in NORMED)]
+)
+def test_stored_heads_are_zero_ablation_of_every_head_at_every_row(name, readout, positions):
+    model, prompts = loaded(name), some_prompts()
+    directions = random_directions(model)
+    acts = captured(model, prompts, positions)
+    got = head_contributions(acts, covectors(model, directions, readout=readout))
+    importance, base = by_ablation(model, prompts, directions, positions, readout)
+    want = literal(importance, base, acts.tokens)
+    assert np.abs(want["mean"]).max() > 1e-2
+    scale = max(np.abs(want["mean"]).max(), np.abs(want["baseline"]).max())
+    for score, values in want.items():
+        assert np.abs(got[score].values - values).max() <= 2e-5 * scale, score
+    assert got["n"].values.tolist() == [3, 3, 3]
+    assert got.attrs["n_rows"] == len(acts)
+
+
+def largest(table):
+    return max(float(np.abs(table[name]).max()) for name in ("mean", "contrast"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_store_memory_and_streaming_agree(name, tmp_path):
+    model, prompts = loaded(name), some_prompts()
+    directions = random_directions(model)
+    memory = captured(model, prompts)
+    stored = rewritten(memory, tmp_path / "a.zarr")
+    assert stored.n_groups == 5
+    keys = [p.key for p in prompts][1:]
+    for readout in ("residual", "normed") if name in NORMED else ("residual",):
+        vectors = covectors(model, directions, readout=readout)
+        calls: list[tuple[Any, dict[str, Any]]] = [
+            (head_contributions, {"readout": readout}),
+            (neuron_contributions, {}),
+        ]
+        for function, options in calls:
+            streamed = function(model, prompts, directions, accepted=keys, progress=False, **options)
+            got = function(stored, vectors, accepted=keys)
+            xr.testing.assert_identical(got.drop_attrs(), function(memory, vectors, accepted=keys).drop_attrs())
+            assert got.sizes == streamed.sizes
+            assert list(got.data_vars) == list(streamed.data_vars)
+            for score in got.data_vars:
+                assert np.abs(got[score] - streamed[score]).max() <= 1e-6 * largest(streamed), (
+                    function.__name__,
+                    score,
+                )
+            same = set(got.attrs) & set(streamed.attrs) - {"method", "prompts_digest", "tokens_digest"}
+            assert {k: got.attrs[k] for k in same} == {k: streamed.attrs[k] for k in same}
+            assert "readout_site" in same
+            assert got.attrs["source"] == str(stored.path)
+            assert got.attrs["selection"] == "[]"
+            assert got.attrs["plan_digest"] == stored.attrs["plan_digest"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt-neox"])
+def test_stored_neurons_by_a_loop_over_rows(name):
+    model, prompts = loaded(name), some_prompts()
+    directions = random_directions(model)
+    acts = captured(model, prompts, (0, 5))
+    got = neuron_contributions(acts, covectors(model, directions))
+    beta, tokens = got["beta"].values, acts.tokens
+    a = acts.neuron.values.astype(np.float64)
+    if "neuron_norm" in acts.variables:
+        a = a / acts.sel("neuron_norm").values.astype(np.float64)[..., None]
+
+    def mean(values, label):  # [layer, row, unit]
+        prompts_of = tokens.prompt[tokens.emotion == label].unique()
+        return np.mean([values[:, (tokens.prompt == p).to_numpy()].mean(1) for p in prompts_of], 0)
+
+    scale = np.abs(got["mean"]).max()
+    for e, label in enumerate(LABELS):
+        c = a * beta[e][:, None]
+        others = np.mean([mean(a, other) for other in LABELS if other != label], 0) * beta[e]
+        want = {
+            "mean": mean(c, label),
+            "positive": mean(np.maximum(c, 0), label),
+            "negative": mean(np.minimum(c, 0), label),
+        }
+        want["contrast"] = want["mean"] - others
+        for score, values in want.items():
+            assert np.abs(got[score].values[e] - values).max() <= 1e-12 * scale, score
+        out = acts.sel("residual", sublayer="mlp_out").values.astype(np.float64)
+        v = directions.sel(emotion=label, sublayer="resid_post").values.astype(np.float64)
+        projected = model.sites.scale * np.einsum("lrd,ld->lr", out, v / np.linalg.norm(v, axis=-1, keepdims=True))
+        whole = got["mean"].values[e].sum(-1) + got["bias"].values[e]
+        assert np.abs(whole - mean(projected[..., None], label)[:, 0]).max() <= 1e-5 * np.abs(projected).max()
+
+
+def test_neurons_before_their_function():
+    model, prompts = loaded("gpt2"), some_prompts()
+    directions = random_directions(model)
+    acts = et.capture(model, prompts, ["neuron", "neuron_pre"], progress=False)
+    got = neuron_contributions(acts, covectors(model, directions), variable="neuron_pre")
+    want = neuron_contributions(model, prompts, directions, variable="neuron_pre", progress=False)
+    assert np.abs(got["activation"] - want["activation"]).max() < 1e-12
+    assert got.attrs["variable"] == "neuron_pre"
+
+
+def test_a_view_is_scored_like_a_capture_of_it(tmp_path):
+    model, prompts = loaded("llama"), some_prompts(18)
+    directions = random_directions(model)
+    vectors = covectors(model, directions)
+    acts = captured(model, prompts, "all", out=tmp_path / "a.zarr", row_group_bytes=8192)
+    part = Prompts(p for p in prompts if p.labels["skeleton_id"] in ("s1", "s4", "s5"))
+    view = acts.where(skeleton_id=["s1", "s4", "s5"], position=(1, 3), layer=[0, 2])
+    alone = captured(model, part, (1, 3), layers=[0, 2])
+    for function in (head_contributions, neuron_contributions):
+        got = function(view, vectors)
+        xr.testing.assert_allclose(got, function(alone, vectors), rtol=1e-4, atol=1e-6)
+        assert got["layer"].values.tolist() == [0, 2]
+    some = acts.where(head=[3, 1], unit=[40, 7])
+    for function, dim, names in ((head_contributions, "head", [1, 3]), (neuron_contributions, "unit", [7, 40])):
+        got, whole = function(some, vectors), function(acts, vectors)
+        assert got[dim].values.tolist() == names
+        for score in ("mean", "contrast"):
+            assert np.abs(got[score] - whole[score].sel({dim: names})).max() < 1e-12
+
+
+def test_blocks_hold_whole_prompts_and_change_nothing(monkeypatch):
+    model, prompts = loaded("gemma2"), some_prompts()
+    vectors = covectors(model, random_directions(model))
+    acts = captured(model, prompts, "all")
+    at_once = [function(acts, vectors) for function in (head_contributions, neuron_contributions)]
+    sizes = []
+    read = source.Source.read
+
+    def counted(self, layer, rows):
+        sizes.append(len(rows))
+        return read(self, layer, rows)
+
+    monkeypatch.setattr(source, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(source.Source, "read", counted)
+    in_blocks = [function(acts, vectors) for function in (head_contributions, neuron_contributions)]
+    lengths = np.diff(np.append(np.flatnonzero(np.diff(acts.tokens.prompt, prepend=-1)), len(acts)))
+    assert max(sizes) == max(lengths)
+    for a, b in zip(at_once, in_blocks, strict=True):
+        xr.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_chunks_asked_for_are_read(tmp_path):
+    global OPENED
+    model, prompts = loaded("llama"), some_prompts(24)
+    vectors = covectors(model, random_directions(model))
+    acts = captured(model, prompts, out=tmp_path / "a.zarr", row_group_bytes=4096)
+    view = acts.where(layer=1, skeleton_id=["s2", "s3"])
+    rows = np.flatnonzero(acts.tokens.skeleton_id.isin(["s2", "s3"]))
+    groups = sorted({int(r) // acts.attrs["emotrace_store"]["row_group"] for r in rows})
+    assert len(groups) < acts.n_groups
+    OPENED = []
+    head_contributions(view, vectors)
+    chunks = {tuple(p.split("/")[-1].split(".")[1:]) for p in OPENED if "/z/z/c." in p}
+    residual = {tuple(p.split("/")[-1].split(".")[1:]) for p in OPENED if "/residual/residual/c." in p}
+    others = [p for p in OPENED if "/neuron/neuron/c." in p]
+    OPENED = None
+    mid = acts.attrs["emotrace_store"]["variables"][0]["coords"]["sublayer"].index("resid_mid")
+    assert chunks == {("1", str(g), "0", "0") for g in groups}
+    assert residual == {("1", str(mid), str(g), "0") for g in groups}
+    assert not others
+
+
+def test_covectors_are_kept_and_say_what_they_are_of(tmp_path):
+    model = loaded("gemma2")
+    directions = random_directions(model)
+    made = covectors(model, directions, readout="normed", layers=[0, 2], out=tmp_path)
+    xr.testing.assert_identical(load(tmp_path, "covectors"), made)
+    assert made.attrs["z_layers"] == made.attrs["z_after"] == made.attrs["z_reads"] == [0, 2]
+    assert made.attrs["residual"] == ["resid_mid", "resid_mid"]
+    assert made.attrs["weights_hash"] == model.sites.identity["weights_hash"]
+    assert dict(made["z"].sizes) == {"emotion": 3, "layer": 2, "head": 4, "head_dim": 16}
+    assert {x.dtype for x in made.data_vars.values()} == {np.dtype(np.float64)}
+    heads = covectors(model, directions, kinds=["head"])
+    assert "neuron" not in heads
+    with pytest.raises(EmotraceError, match="the covectors hold nothing of 'neuron'"):
+        neuron_contributions(captured(model, some_prompts()), heads)
+    assert "neuron" not in covectors(loaded("mixtral"), random_directions(loaded("mixtral")))
+
+
+def test_bad_inputs_are_refused_in_words():
+    model, prompts = loaded("gemma2"), some_prompts()
+    directions = random_directions(model)
+    vectors = covectors(model, directions)
+    bare = et.capture(model, prompts, ["z", "neuron"], progress=False)
+    whole = captured(model, prompts)
+    other = loaded("gemma2", seed=3)
+    for message, wrong in [
+        (r"'z_norm'.*capture 'z' with components=True", lambda: head_contributions(bare, vectors)),
+        (r"'neuron_norm'.*capture 'neuron' with components=True", lambda: neuron_contributions(bare, vectors)),
+        ("acts was made with the model", lambda: head_contributions(captured(other, prompts), vectors)),
+        ("these are no covectors", lambda: head_contributions(whole, vectors["z"].to_dataset())),
+        ("Dataset is due", lambda: head_contributions(whole, directions)),  # type: ignore[call-overload]
+        ("all heads together", lambda: head_contributions(whole.where(head=[0, 1]), vectors)),
+        ("a head is taken whole", lambda: head_contributions(whole.where(head_dim=[0, 1]), vectors)),
+        ("unknown layer of the covectors 7", lambda: head_contributions(whole, vectors, layers=7)),
+        (
+            "no \\(accepted\\) prompt has emotion",
+            lambda: head_contributions(whole.where(emotion=["fear", "anger"]), vectors),
+        ),
+        (
+            "not 'z'; capture it",
+            lambda: head_contributions(et.capture(model, prompts, "neuron", progress=False), vectors),
+        ),
+        ("unknown readout 'norm'", lambda: covectors(model, directions, readout="norm")),
+        ("unknown kind 'mlp'", lambda: covectors(model, directions, kinds=["mlp"])),
+        ("capture one of them", lambda: et.capture(model, prompts, "resid_mid", components=True, progress=False)),
+    ]:
+        with pytest.raises(EmotraceError, match=message):
+            wrong()
+    flat = loaded("llama")
+    normed = covectors(flat, random_directions(flat), readout="normed")
+    with pytest.raises(EmotraceError, match=r"'mid_norm'.*capture 'resid_mid' and 'z' with components=True"):
+        head_contributions(et.capture(flat, prompts, ["z", "resid_mid"], progress=False), normed)
+    with pytest.raises(EmotraceError, match="has no resid_mid"):
+        covectors(loaded("gpt-neox"), random_directions(loaded("gpt-neox")), readout="normed")
+
+
+def test_without_the_residual_there_is_no_baseline():
+    model, prompts = loaded("llama"), some_prompts()
+    vectors = covectors(model, random_directions(model))
+    got = head_contributions(et.capture(model, prompts, "z", progress=False), vectors)
+    whole = head_contributions(captured(model, prompts), vectors)
+    assert "baseline" not in got
+    xr.testing.assert_identical(got.drop_attrs(), whole.drop_vars("baseline").drop_attrs())
+
+
+def test_a_store_is_scored_without_torch(tmp_path):
+    model, prompts = loaded("llama"), some_prompts()
+    captured(model, prompts, out=tmp_path / "a.zarr")
+    covectors(model, random_directions(model), out=tmp_path)
+    code = f"""
+import sys
+import emotrace as et
+acts = et.open_activations({str(tmp_path / "a.zarr")!r}).where(layer=[0, 1])
+c = et.attribution.load({str(tmp_path)!r}, "covectors")
+found = et.circuits.discover(acts, c, neurons_per_layer=2, heads_per_layer=1, out={str(tmp_path / "circuit")!r})
+assert len(found.components) == 3 * 2 * 3, found.components
+et.attribution.top_prompts(acts, 1, [3])
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
