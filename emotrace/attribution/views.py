@@ -1,4 +1,4 @@
-"""Views: what people look at first: words of a direction, the attention of a head, prompts that excite a neuron."""
+"""Views: what people look at first: words of a direction, the attention of a head."""
 
 from __future__ import annotations
 

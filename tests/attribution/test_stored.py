@@ -14,7 +14,7 @@ from emotrace import store
 from emotrace.attribution import covectors, head_contributions, load, neuron_contributions
 from emotrace.datasets import Prompt, Prompts
 from emotrace.directions import source
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, Positions
 from emotrace.testing import tiny
 from tests.helpers import loaded
 
@@ -53,7 +53,7 @@ def random_directions(model, seed=1):
     return xr.DataArray(v, dims=("emotion", "layer", "sublayer", "dim"), coords=coords)
 
 
-def captured(model, prompts, positions: et.labels.Positions = "last", **options):
+def captured(model, prompts, positions: Positions = "last", **options):
     sites = [s for s in SITES if model.sites.has(s)]
     return et.capture(model, prompts, sites, positions=positions, components=True, progress=False, **options)
 
