@@ -144,7 +144,14 @@ class Study(Evaluation):
 
     # -- what a reader looks at first ---------------------------------------------------------------------------
 
-    def views(self, prompts: Prompts, dirs: xr.DataArray, neurons: xr.Dataset | None, heads: xr.Dataset | None) -> Any:
+    def views(
+        self,
+        prompts: Prompts,
+        acts: et.Activations,
+        dirs: xr.DataArray,
+        neurons: xr.Dataset | None,
+        heads: xr.Dataset | None,
+    ) -> Any:
         """Top tokens of the directions, patterns of the top heads, prompts that activate the top neurons most."""
         out: dict[str, Any] = {"tokens": attribution.top_tokens(self.model, dirs.sel(sublayer="resid_post"), k=8)}
         if heads is not None and self.model.sites.has("attn_pattern"):
@@ -155,11 +162,13 @@ class Study(Evaluation):
                 patterns.append(attribution.attention(self.model, prompt, layer, head).assign_attrs(emotion=emotion))
             out["attention"] = patterns
         if neurons is not None:
-            some = prompts.limit(16)
+            texts = {p.key: str(p.messages[-1]["content"]) for p in prompts.limit(16) if p.messages}
+            some = acts.where(key=list(texts))
             frames = []
             for emotion in neurons["emotion"].values.tolist():
                 layer, unit = _best(neurons["contrast"].sel(emotion=emotion))
-                found = attribution.top_prompts(self.model, some, layer, [unit], k=4, progress=False)
+                found = attribution.top_prompts(some, layer, [unit], k=4)
+                found["text"] = found["key"].map(texts)
                 weight = float(neurons["beta"].sel(emotion=emotion, layer=layer, unit=unit))
                 frames.append(found.rename(columns={"emotion": "asked"}).assign(emotion=emotion, beta=weight))
             out["top_prompts"] = pd.concat(frames, ignore_index=True)

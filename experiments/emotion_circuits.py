@@ -3,11 +3,12 @@
 The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lacks:
 
 1. The model answers the training scenarios in six emotions, each asked for in words; a judge reads the replies.
-2. Activations at the last prompt token go into a labelled store.
+2. Activations at the last prompt token go into a labelled store: one capture, which the next steps ask.
 3. Context-agnostic directions: within each scenario and valence centred over emotions, averaged, re-centred, normalised;
    fitted on three quarters of the training skeletons. Do they hold for a theme or a valence they never saw?
-4. Neurons and heads are ranked by what they contribute to their emotion's direction, more than to the others'; the best of
-   each layer, with the difference of their activations, are that emotion's circuit. Which sublayers matter?
+4. Asked of that store, without another forward: neurons and heads are ranked by what they contribute to their emotion's
+   direction, more than to the others'; the best of each layer, with the difference of their activations, are that emotion's
+   circuit. Which sublayers matter?
 5. On the other quarter: does ablating the best k components lower the projection, and adding them raise it, and do others
    not? Doses, layer ranges and positions of steering, and strengths and positions of the circuit, are searched there by
    successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
@@ -101,8 +102,9 @@ def main(
         if preset
         else circuit_protocol.ours(lm, answering.max_new_tokens, dose_step)
     )
+    sites = _asked(lm) + ["final_norm"] * protocol.after_norm
     settings = {
-        "experiment": "emotion_circuits", "model": lm.sites.identity, "template": lm.sites.encoder.record,
+        "experiment": "emotion_circuits", "captured": sites, "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
         "judge": the_judge.name, "label_map": judging.label_map, "limit": limit, "sweep_limit": sweep_limit,
@@ -121,11 +123,13 @@ def main(
     accepted = directions_.accepted(prompted)
     print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
 
-    # 2. Activations at the last prompt token.
-    sites = [s for s in ("resid_mid", "resid_post") if lm.sites.has(s)] + ["final_norm"] * protocol.after_norm
-    acts = et.capture(
-        lm, prompts, sites, positions="last", out=run.path("activations.zarr"), batch_size=batch_size, seed=seed
-    )
+    # 2. Activations at the last prompt token: all that the next steps ask for.
+    where: dict[str, Any] = {
+        "positions": "last", "components": True, "out": run.path("activations.zarr"), "batch_size": batch_size, "seed": seed
+    }  # fmt: skip
+    print(f"activations: {et.capture.plan(lm, prompts, sites, **where)}")
+    stored = et.capture(lm, prompts, sites, **where)
+    acts = stored.where(sublayer=[s for s in ("resid_mid", "resid_post") if s in sites])
 
     # 3. Directions, and whether they are context-agnostic.
     fit, held = et.datasets.split(prompts, HELD_OUT, seed)
@@ -144,9 +148,12 @@ def main(
         lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else sweep_limit), dirs, batch_size=batch_size,
         out=run.path("influence"), **protocol.influence_options(acts, dirs, fitted),
     )  # fmt: skip
+    readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
+    covectors = attribution.covectors(lm, dirs, readout=readout, out=run.path("covectors"))
     circuit = circuits.discover(
-        lm, fitting, dirs, accepted=fitted, neurons_per_layer=neurons_per_layer, heads_per_layer=heads_per_layer,
-        preset=preset, influence=influence if preset else None, batch_size=batch_size, seed=seed, out=run.path("circuit"),
+        stored.where(skeleton_id=sorted(fit)), covectors, accepted=fitted, neurons_per_layer=neurons_per_layer,
+        heads_per_layer=heads_per_layer, preset=preset, influence=influence if preset else None, seed=seed,
+        out=run.path("circuit"),
     )  # fmt: skip
     scores = {
         f"{kind}s": attribution.load(run.path("circuit", kind), f"{kind}s")
@@ -218,7 +225,7 @@ def main(
     write_rows(run.path("generations.jsonl"), rows)
     run.finish()
     inside = {"circuit": circuit, "influence": influence, "curves": curves, **scores}
-    inside |= study.views(fitting, dirs, scores.get("neurons"), scores.get("heads"))
+    inside |= study.views(fitting, stored, dirs, scores.get("neurons"), scores.get("heads"))
     page = report.write(
         run.out, result, rows, directions=dirs, agnosticism=agnosticism, manifest=run.manifest, circuits=inside
     )
@@ -247,6 +254,12 @@ def _fitted(prompted: list[Row], inside: set[str]) -> tuple[list[str], list[str]
         "fitted on all replies, accepted or not: this model hardly expresses the emotions it is asked for"
     )
     return sorted(inside), [note]
+
+
+def _asked(lm: LanguageModel) -> list[str]:
+    """The sites that directions, components and circuits are asked of, as far as the model has them."""
+    residual = ["resid_pre"] * (lm.sites.form == "post-ln") + ["resid_mid", "resid_post"]
+    return [site for site in (*residual, "z", "neuron") if lm.sites.has(site)]
 
 
 def _profile(acts: Any) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from emotrace.directions.source import Source, pieces, provenance_of
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
 
+CACHE = 1 << 20
+"""Bytes of the float64 numbers that are worked on at a time: they stay in a core's cache."""
 METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
 
@@ -57,7 +59,12 @@ class Reader:
     def blocks(self, rows: Rows) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         """Parts of the rows, whole prompts each, with what every variable holds there: float64 ``[row, number]``."""
         for part in pieces(len(rows.rows), self.width, rows.starts):
-            yield part, {name: source.read(0, rows.rows[part])[0] for name, source in self.sources.items()}
+            at = rows.rows[part]
+            held = {name: source.raw(0, at)[0] for name, source in self.sources.items()}
+            starts = rows.starts[(rows.starts >= part.start) & (rows.starts < part.stop)] - part.start
+            for i in pieces(len(at), self.width, starts, CACHE):
+                values = {name: self.sources[name].exact(array[i], 0, at[i]) for name, array in held.items()}
+                yield slice(part.start + i.start, part.start + i.stop), values
 
 
 def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | None, place: str) -> Rows:

@@ -127,8 +127,9 @@ def neurons(
                 ratio = 1 / read["neuron_norm"]
                 shrink[:, sum(normed[:i])] += own @ ratio[:, 0]
                 x = x * ratio
-            sums["positive"][:, i] += own @ np.maximum(x, 0)
-            sums["negative"][:, i] += own @ np.minimum(x, 0)
+            high = np.maximum(x, 0)
+            sums["positive"][:, i] += own @ high
+            sums["negative"][:, i] += own @ np.subtract(x, high, out=high)  # min(x, 0), exactly
             if others:
                 sums["activation"][:, i] += own @ read[variable]
     part = covectors.sel(layer=chosen, unit=names)

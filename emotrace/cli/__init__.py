@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from emotrace.cli import stages, circuits, control, vectors, chat, suite, stores, adopt  # isort: skip  # each adds its commands, listed in this order
+from emotrace.cli import stages, contributions, circuits, control, vectors, chat, suite, stores, adopt  # isort: skip  # each adds its commands, listed in this order
 from emotrace.cli.app import app
 from emotrace.cli.guard import experiment, guarded
 
-__all__ = ["adopt", "app", "chat", "circuits", "control", "experiment", "main", "stages", "stores", "suite", "vectors"]
+__all__ = [
+    "adopt", "app", "chat", "circuits", "contributions", "control", "experiment", "main", "stages", "stores", "suite", "vectors",
+]  # fmt: skip
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace.cli.app import app
+from emotrace.cli.contributions import Asked, By, Readout, one_of
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import (
     Count,
@@ -28,14 +28,12 @@ from emotrace.cli.options import (
     numbers,
 )
 from emotrace.files import to_folder
-from emotrace.labels import EMOTIONS, EmotraceError, unknown
+from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.texts import as_bytes
 
 if TYPE_CHECKING:
     import xarray as xr
 
-By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
-Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
 Draws = Annotated[int, typer.Option(min=0, max=10_000, help="random sets of each size")]
 
 
@@ -84,49 +82,6 @@ class Sets:
 
 @app.command()
 @grouped
-def neurons(
-    *,
-    model: Model,
-    inputs: Inputs,
-    by: By = "contrast",
-    top: Top = 5,
-    loading: LoadingAnywhere,
-) -> None:
-    """What each MLP neuron contributes to its layer's directions."""
-    import emotrace as et
-
-    _one_of(by, ("contrast", "mean"), "--by")
-    prompts, dirs, common = inputs.read()
-    found = et.attribution.neuron_contributions(loading.load(model), prompts, dirs, **common)
-    _print_best(found, by, top)
-    typer.echo(f"{dict(found.sizes)} in {inputs.out}")
-
-
-@app.command()
-@grouped
-def heads(
-    *,
-    model: Model,
-    inputs: Inputs,
-    readout: Annotated[str, typer.Option(help="residual, or normed (as published: the input of the MLP)")] = "residual",
-    by: By = "contrast",
-    top: Top = 5,
-    loading: LoadingAnywhere,
-) -> None:
-    """What each attention head contributes to its layer's directions."""
-    import emotrace as et
-    from emotrace.attribution.stored import READOUTS
-
-    _one_of(by, ("contrast", "mean"), "--by")
-    _one_of(readout, READOUTS, "--readout")
-    prompts, dirs, common = inputs.read()
-    found = et.attribution.head_contributions(loading.load(model), prompts, dirs, readout=readout, **common)
-    _print_best(found, by, top)
-    typer.echo(f"{dict(found.sizes)} in {inputs.out}")
-
-
-@app.command()
-@grouped
 def influence(
     *,
     model: Model,
@@ -139,7 +94,7 @@ def influence(
     import emotrace as et
     from emotrace.attribution.sublayers import READOUTS
 
-    _one_of(readout, READOUTS, "--readout")
+    one_of(readout, READOUTS, "--readout")
     sizes = numbers(doses, "--doses")
     plain, dirs, common = inputs.read(asked=False)
     found = et.attribution.sublayer_influence(loading.load(model), plain, dirs, doses=sizes, readout=readout, **common)
@@ -153,8 +108,8 @@ def influence(
 @grouped
 def circuit(
     *,
-    model: Model,
-    inputs: Inputs,
+    asked: Asked,
+    readout: Readout = None,
     neurons_per_layer: Annotated[float | None, typer.Option(help="default 20; below 1 a share of the layer")] = None,
     heads_per_layer: Annotated[float | None, typer.Option(help="default 2; below 1 a share of the layer")] = None,
     preset: Annotated[
@@ -169,7 +124,7 @@ def circuit(
     from emotrace.report.overlap import by_chance
 
     if preset is not None:
-        _one_of(preset, et.circuits.PRESETS, "--preset")
+        one_of(preset, et.circuits.PRESETS, "--preset")
     if (preset is None) != (influence is None):
         raise EmotraceError(
             "--preset shares out components by --influence, a folder that `emotrace influence` wrote: give both or neither."
@@ -181,18 +136,9 @@ def circuit(
         raise EmotraceError(
             f"--preset {preset} decides itself how many components each layer gives; leave out {flags}."
         )
-    prompts, dirs, common = inputs.read()
     table = None if influence is None else et.attribution.load(influence, "influence")
-    found = et.circuits.discover(
-        loading.load(model),
-        prompts,
-        dirs,
-        preset=preset,
-        influence=table,
-        within=tuple(names(within)),
-        **sizes,
-        **common,
-    )
+    options: dict[str, Any] = {"preset": preset, "influence": table, "within": tuple(names(within)), **sizes}
+    found = asked.ask(et.circuits.discover, loading, options, readout)
     typer.echo(str(found))
     overlap = found.overlap()
     for kind in overlap["kind"].values.tolist():
@@ -201,7 +147,7 @@ def circuit(
             f"overlap of {kind}s: Jaccard {mean:.3f} ± {sd:.3f} over {overlap.attrs['n_pairs']} pairs "
             f"({by_chance(found, kind):.3f} by chance)"
         )
-    typer.echo(f"{len(found.components)} components in {inputs.out}")
+    typer.echo(f"{len(found.components)} components in {asked.out}")
 
 
 @app.command()
@@ -226,10 +172,10 @@ def curves(
     from emotrace.bundles import replace_file
     from emotrace.report.components import curves as csv
 
-    _one_of(what, ("ablate", "add"), "--what")
-    _one_of(sets.by, ("contrast", "mean"), "--by")
+    one_of(what, ("ablate", "add"), "--what")
+    one_of(sets.by, ("contrast", "mean"), "--by")
     if how is not None:
-        _one_of(how, HOW, "--how")
+        one_of(how, HOW, "--how")
     if what == "add" and (how is not None or inputs.rows is not None):
         raise EmotraceError(
             "--how and --rows are of --what ablate; difference vectors are added to prompts without emotion."
@@ -268,22 +214,6 @@ def _contributions(folder: Path) -> tuple[str, Any]:
         f"{folder} has neither neurons.json nor heads.json: give a folder that `emotrace neurons` or `emotrace heads` wrote, "
         "or neuron/ or head/ of a circuit."
     )
-
-
-def _one_of(value: str, choices: Collection[str], flag: str) -> None:
-    if value not in choices:
-        raise unknown("choice", value, choices, flag)
-
-
-def _print_best(found: xr.Dataset, by: str, top: int) -> None:
-    """The components with the highest scores of each label, over all layers."""
-    label, _, feature = found[by].dims
-    scores = found[by].to_series()
-    typer.echo(f"highest {by} (layer.{feature} score)")
-    for value in found[label].values.tolist():
-        best = scores.xs(value, level=label).nlargest(top)
-        shown = (f"{layer}.{i} {score:+.4g}" for (layer, i), score in zip(best.index, best, strict=True))
-        typer.echo(f"{value:<10} " + "  ".join(shown))
 
 
 def _table(array: xr.DataArray, columns: str) -> str:

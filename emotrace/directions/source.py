@@ -95,15 +95,24 @@ class Source:
         Raises:
             EmotraceError: for numbers that are not finite.
         """
+        return self.exact(self.raw(layer, rows), layer, rows)
+
+    def raw(self, layer: int, rows: np.ndarray) -> np.ndarray:
+        """As `read`, in the stored dtype and whatever the numbers are."""
         _, n_sub, width = self.shape
         wanted: dict[str, Any] = {"token": _as_slice(self.rows[rows])}
         if "layer" in self.array.dims:
             wanted["layer"] = layer
         block = self.array.variable.isel(wanted)
         order = [d for d in ("sublayer", "token", *self.features) if d in block.dims]
-        values = np.asarray(block.transpose(*order).values, dtype=np.float64).reshape(n_sub, len(rows), width)
-        if not np.isfinite(np.add.reduce(values, axis=None)):  # takes no array of truths
-            where = int(np.argwhere(~np.isfinite(values))[0][1])
+        return block.transpose(*order).values.reshape(n_sub, len(rows), width)
+
+    def exact(self, values: np.ndarray, layer: int, rows: np.ndarray) -> np.ndarray:
+        """What `raw` gave, as float64; refuses as `read`."""
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        flat = values.reshape(-1)
+        if not np.isfinite(flat @ flat):  # takes no array of truths
+            where = int(np.argwhere(~np.isfinite(values))[0][-2])
             key = self.table["key"].iloc[rows[where]] if "key" in self.table else rows[where]
             raise EmotraceError(f"the activations at {self.place(layer)} of {key!r} are not finite.")
         return values
@@ -147,15 +156,16 @@ def provenance_of(thing: Any) -> dict[str, Any]:
     return found
 
 
-def pieces(n: int, width: int, starts: np.ndarray | None = None) -> Iterator[slice]:
-    """Rows 0 to n cut into blocks of `BLOCK_BYTES` in float64; at ``starts`` only, where a block is at least one step of these.
+def pieces(n: int, width: int, starts: np.ndarray | None = None, size: int | None = None) -> Iterator[slice]:
+    """Rows 0 to n cut into blocks; at ``starts`` only, where a block is at least one step of these.
 
     Args:
         n: rows.
         width: numbers of a row.
         starts: sorted rows at which a block may begin; None for all.
+        size: bytes of a block in float64; None for `BLOCK_BYTES`.
     """
-    step = max(1, BLOCK_BYTES // (8 * max(width, 1)))
+    step = max(1, (BLOCK_BYTES if size is None else size) // (8 * max(width, 1)))
     at = 0
     while at < n:
         stop = min(at + step, n)

@@ -245,14 +245,14 @@ def test_blocks_hold_whole_prompts_and_change_nothing(monkeypatch):
     acts = captured(model, prompts, "all")
     at_once = [function(acts, vectors) for function in (head_contributions, neuron_contributions)]
     sizes = []
-    read = source.Source.read
+    read = source.Source.raw
 
     def counted(self, layer, rows):
         sizes.append(len(rows))
         return read(self, layer, rows)
 
     monkeypatch.setattr(source, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(source.Source, "read", counted)
+    monkeypatch.setattr(source.Source, "raw", counted)
     in_blocks = [function(acts, vectors) for function in (head_contributions, neuron_contributions)]
     lengths = np.diff(np.append(np.flatnonzero(np.diff(acts.tokens.prompt, prepend=-1)), len(acts)))
     assert max(sizes) == max(lengths)

@@ -209,3 +209,63 @@ BAD = {
 def test_wrong_input_is_one_line_and_leaves_nothing(place, monkeypatch, capsys, case):
     args, message = BAD[case]
     assert message in refused_with(place, monkeypatch, capsys, args)
+
+
+def test_a_store_is_asked_in_the_place_of_a_model(place, tmp_path):
+    folder, _, _, _ = place
+    model, sites = ("--model", folder / "model"), "z,neuron,resid_mid"
+    data = ("--data", folder / "sev.jsonl", "--limit", 2)
+    run("capture", *model, *data, "--sites", sites, "--components", "--out", tmp_path / "acts.zarr")
+    run("covectors", *model, "--directions", folder / "dirs", "--readout", "normed", "--out", tmp_path / "covectors")
+    asked = ("--from", tmp_path / "acts.zarr", "--covectors", tmp_path / "covectors")
+    rows = ("--rows", folder / "judged.jsonl")
+    for name in ("neurons", "heads"):
+        said = run(name, *asked, *rows, "--out", tmp_path / name, "--top", 3)
+        got, want = (attribution.load(at / name, name) for at in (tmp_path, folder))
+        for score in want:
+            assert float(np.abs(got[score] - want[score]).max()) <= 1e-6 * float(np.abs(want["mean"]).max())
+        assert said.startswith("highest contrast")
+    few = ("--neurons-per-layer", 0.1, "--heads-per-layer", 1)
+    run("circuit", *asked, *rows, *few, "--out", tmp_path / "circuit")
+    found = et.Circuit.load(tmp_path / "circuit")
+    assert found.meta["readout"] == "normed"
+    assert set(found.counts().loc["anger", "neuron"]) == {5}
+    run("heads", *asked, "--where", "valence=positive,negative; layer=1;position=last", "--out", tmp_path / "some")
+    some = attribution.load(tmp_path / "some", "heads")
+    assert some["layer"].values.tolist() == [1]
+    assert some.attrs["selection"] == '[{"valence": ["positive", "negative"], "layer": [1], "position": "last"}]'
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("heads", "--out", "@/x"), "give --model, --data and --directions (--model, --data, --directions), or --from"),
+        (("heads", "@common", "--covectors", "@/dirs", "--out", "@/x"), "(without --covectors and --where)"),
+        (("heads", "--from", "@/acts.zarr", "--out", "@/x"), "give --covectors, and neither model nor prompts."),
+        (("heads", "--from", "@/acts.zarr", "--covectors", "@/dirs", "@model", "--out", "@/x"), "(leave out --model)"),
+        (("circuit", "--from", "@/acts.zarr", "--covectors", "@/dirs", "--out", "@/x"), "covectors"),
+        (
+            ("heads", "--from", "@/acts.zarr", "--covectors", "@/dirs", "--where", "layer", "--out", "@/x"),
+            "--where 'layer'",
+        ),
+        (
+            ("heads", "--from", "@/acts.zarr", "--covectors", "@/dirs", "--where", "layer=x", "--out", "@/x"),
+            "unknown layer 'x'",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_store_is_refused(place, monkeypatch, capsys, args, message):
+    assert message in refused_with(place, monkeypatch, capsys, args)
+
+
+def test_a_store_is_asked_without_torch(place, tmp_path):
+    folder, _, _, _ = place
+    model, data = ("--model", folder / "model"), ("--data", folder / "sev.jsonl", "--limit", 2)
+    run("capture", *model, *data, "--sites", "z,neuron,resid_mid", "--out", tmp_path / "acts.zarr")
+    run("covectors", *model, "--directions", folder / "dirs", "--out", tmp_path / "covectors")
+    asked = ["--from", tmp_path / "acts.zarr", "--covectors", tmp_path / "covectors"]
+    for name in ("heads", "neurons", "circuit"):
+        words = [str(word) for word in (name, *asked, "--out", tmp_path / name)]
+        code = f"import sys; sys.argv[1:] = {words!r}; from emotrace.cli import main; main(); assert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

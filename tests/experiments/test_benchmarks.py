@@ -43,6 +43,15 @@ def test_attribution_is_compared_with_what_it_replaces(name):
     assert name.split("_")[0] in done.stdout
 
 
+@pytest.mark.benchmark
+def test_scores_out_of_a_store_are_compared_with_reading_it():
+    command = [sys.executable, str(SPINE.with_name("asked.py")), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| head and neuron scores")]
+    assert float(row.split("|")[2].split()[0]) > 0
+
+
 def test_an_unknown_question_is_refused():
     done = spine("--only", "speed")
     assert done.returncode == 2

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import emotrace as et
 from emotrace.labels import METHODS, EmotraceError
+from emotrace.traced import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -43,10 +46,74 @@ def study():
 
 
 @pytest.fixture(scope="module")
-def done(study, tmp_path_factory):
+def counted(study, tmp_path_factory):
+    """The folder of a run, and how many prompts ran forward in the capture and while the circuit was found."""
     out = tmp_path_factory.mktemp("study") / "run"
-    study.main(out=out, **SMALL)
-    return out
+    found = {}
+    with pytest.MonkeyPatch.context() as patch, forwarded(patch) as count:
+        for module, name in ((et, "capture"), (et.circuits, "discover")):
+            patch.setattr(module, name, during(getattr(module, name), name, count, found))
+        study.main(out=out, **SMALL)
+    return out, found
+
+
+@pytest.fixture(scope="module")
+def done(counted):
+    return counted[0]
+
+
+@contextmanager
+def forwarded(patch):
+    """Counts the prompts of every forward of a capture or a stream."""
+    count, real = [0], requests.forward
+
+    def forward(model, steps, one, *rest):
+        count[0] += len(one.inputs["input_ids"])
+        return real(model, steps, one, *rest)
+
+    patch.setattr(requests, "forward", forward)
+    yield count
+
+
+def during(function, name, count, found):
+    def run(*args, **options):
+        before = count[0]
+        result = function(*args, **options)
+        found.setdefault(name, []).append(count[0] - before)
+        return result
+
+    run.plan = function.plan
+    return run
+
+
+def test_from_directions_to_circuit_every_prompt_runs_forward_once(counted, monkeypatch):
+    out, found = counted
+    n = 4 * 3 * 6
+    assert found["discover"] == [0]
+    assert found["capture"][0] == n
+    acts = et.open_activations(out / "activations.zarr")
+    circuit = et.Circuit.load(out / "circuit")
+    assert circuit.meta["source"] == str(out / "activations.zarr")
+    fit = json.loads(circuit.meta["selection"])[0]["skeleton_id"]
+    assert 2 <= len(fit) < 4
+    # before, each of three passes ran the fitting part again
+    model, dirs = et.load(SMALL["model"]), et.directions.load(out / "directions")
+    prompts = et.datasets.sev(SMALL["train"], limit=4)
+    fitting = prompts.where(skeleton_id=fit)
+    accepted = accepted_keys(out, fit)
+    with forwarded(monkeypatch) as count:
+        passes = et.circuits.discover(model, fitting, dirs, accepted=accepted, progress=False)
+    assert 2 * len(accepted) < count[0] <= 3 * len(accepted)  # the third leaves out groups that are not whole
+    assert n + count[0] >= 3 * (found["capture"][0] + found["discover"][0])
+    columns = ["emotion", "kind", "layer", "index", "rank"]
+    pd.testing.assert_frame_equal(circuit.components[columns], passes.components[columns])
+    assert len(acts.where(skeleton_id=fit)) == len(fitting)
+
+
+def accepted_keys(out, fit):
+    """Keys of the fitting part whose prompted replies were accepted, as the study takes them."""
+    rows = [row for path in (out / "parts").glob("train_prompt*.jsonl") for _, row in et.datasets.read_jsonl(path)]
+    return et.directions.accepted([row for row in rows if row["skeleton_id"] in fit])
 
 
 def test_everything_lands_in_the_folder(done):
@@ -157,6 +224,14 @@ def test_the_published_protocol_is_that_of_the_paper(study):
     assert found.influence == {"doses": (0.1, 0.3, 0.5, 0.7), "readout": "final_norm", "align": True}
     assert study.circuit_protocol.encoding("emotion_circuits")["double_bos"]
     assert study.circuit_protocol.encoding(None) == {}
+
+
+def test_a_folder_whose_store_lacks_components_is_refused_by_name(done, study, tmp_path):
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert manifest.pop("captured") == ["resid_mid", "resid_post", "z", "neuron"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EmotraceError, match=r"captured: '\(nothing\)' there, \['resid_mid'"):
+        study.main(out=tmp_path, **SMALL)
 
 
 def test_the_published_protocol_is_refused_for_a_shallow_model(study, tmp_path):

@@ -110,6 +110,22 @@ def test_an_edit_that_never_fires_is_an_error_there_too(pair):
         et.generate(there, IDS, [et.Scale("mlp_out", layers=[0], positions=(50, 60))], max_new_tokens=2, progress=False)
 
 
+def test_a_store_of_a_server_is_scored_here_with_its_covectors(pair, tmp_path):
+    found = []
+    for name, lm in zip(("here", "there"), pair("gemma2"), strict=True):
+        sites = ("resid_mid", "resid_post", "z", "neuron")
+        acts = et.capture(lm, prompts(), sites, components=True, out=tmp_path / f"{name}.zarr", progress=False)
+        dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
+        vectors = [attribution.covectors(lm, dirs, readout=readout) for readout in ("residual", "normed")]
+        scores = [attribution.head_contributions(acts, v) for v in vectors]
+        scores.append(attribution.neuron_contributions(acts, vectors[0]))
+        found.append([*scores, circuits.difference_vectors(acts, within="skeleton_id")])
+    for here, there in zip(*found, strict=True):
+        for variable in here.data_vars:
+            scale = float(np.abs(here[variable]).max()) or 1.0
+            assert float(np.abs(here[variable] - there[variable]).max()) <= 1e-4 * scale, variable
+
+
 def test_scores_contributions_differences_influence_and_curves(pair):
     found = []
     replies = [{"key": str(i), "token_ids": ids, "reply_ids": [40, 41, 42 + i]} for i, ids in enumerate(IDS)]

@@ -1,0 +1,203 @@
+"""Contributions: what neurons and heads contribute, of a model and prompts, or of stored activations without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from emotrace.cli.app import app
+from emotrace.cli.groups import LoadingAnywhere, grouped
+from emotrace.cli.options import Count, Directions, Folder, Limit, Model, Rows, accepted_keys, labelled
+from emotrace.files import to_folder
+from emotrace.labels import EMOTIONS, POLICIES, EmotraceError, unknown
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from emotrace.store import Activations
+
+By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
+Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
+Readout = Annotated[
+    str | None, typer.Option(help="of heads: residual (default), or normed (as published: the input of the MLP)")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What components are scored on: a model and prompts, or a store and covectors; and where the scores go."""
+
+    model: Annotated[str | None, typer.Option("--model", help="hub id or directory")] = None
+    data: Annotated[Path | None, typer.Option(help="SEV file (JSON lines), as of `emotrace capture`")] = None
+    directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="an activation store in the place of --model, --data and --directions; with --covectors"
+        ),
+    ] = None
+    covectors: Annotated[Path | None, typer.Option(help="folder that `emotrace covectors` wrote")] = None
+    where: Annotated[
+        str, typer.Option(help="of --from: labels that rows must have, e.g. 'theme=Work/Job;position=last;layer=0,1'")
+    ] = ""
+    out: Folder
+    rows: Rows = None
+    limit: Limit = None
+    batch_size: Count = 32
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        loading: LoadingAnywhere,
+        options: dict[str, Any],
+        readout: str | None = None,
+    ) -> Any:
+        """What a function of both spellings says.
+
+        Args:
+            function: e.g. `emotrace.attribution.head_contributions`.
+            loading: of the model, if it is one.
+            options: further arguments.
+            readout: of heads; None for the function's own, or the covectors'.
+        """
+        to_folder(self.out, "--out")
+        given = {"--model": self.model, "--data": self.data, "--directions": self.directions}
+        if self.store is None:
+            missing = [flag for flag, value in given.items() if value is None]
+            if missing or self.covectors is not None or self.where:
+                raise EmotraceError(
+                    f"give --model, --data and --directions ({', '.join(missing) or 'without --covectors and --where'}), or "
+                    "--from STORE and --covectors FOLDER."
+                )
+            assert self.model is not None
+            prompts, dirs, label = self._prompts()
+            options = options | {"label": label, "accepted": accepted_keys(self.rows, prompts.table)}
+            options |= {"batch_size": self.batch_size, "out": self.out} | (
+                {} if readout is None else {"readout": readout}
+            )
+            return function(loading.load(self.model), prompts, dirs, **options)
+        extra = [
+            flag for flag, value in {**given, "--limit": self.limit, "--readout": readout}.items() if value is not None
+        ]
+        if extra or self.covectors is None:
+            raise EmotraceError(
+                f"--from {self.store}: give --covectors, and neither model nor prompts"
+                + (f" (leave out {', '.join(extra)})." if extra else ".")
+            )
+        from emotrace.attribution import load
+        from emotrace.store import open_activations
+
+        acts = chosen(open_activations(self.store), self.where)
+        accepted = accepted_keys(self.rows, acts.tokens)
+        return function(acts, load(self.covectors, "covectors"), accepted=accepted, out=self.out, **options)
+
+    def _prompts(self) -> tuple[Any, xr.DataArray, str]:
+        from emotrace.datasets import sev
+
+        assert self.directions is not None
+        assert self.data is not None
+        dirs, label = labelled(self.directions)
+        emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
+        return sev(self.data, emotions=emotions, limit=self.limit), dirs, label
+
+
+def chosen(acts: Activations, where: str) -> Activations:
+    """Activations narrowed to ``LABEL=VALUE[,VALUE];LABEL=…``; ``position`` also takes a policy, or ``START:STOP``.
+
+    Raises:
+        EmotraceError: for a text of another form, or as `Activations.where`.
+    """
+    labels: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in where.split(";"))):
+        name, equal, text = part.partition("=")
+        if not equal or not text or name in labels:
+            raise EmotraceError(f"--where {part!r}: give LABEL=VALUE[,VALUE], each label once, with ; between them.")
+        if name == "position" and text in POLICIES:
+            labels[name] = text
+        elif name == "position" and ":" in text:
+            start, _, stop = text.partition(":")
+            labels[name] = (_number(start), _number(stop))
+        else:
+            words = (name in acts.columns and acts.column(name).dtype == object) or name == "sublayer"
+            labels[name] = [value if words else _number(value) for value in text.split(",")]
+    return acts.where(**labels) if labels else acts
+
+
+def _number(text: str) -> int | float | str:
+    """A number where it is one; what is none is refused with the labels that there are."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@app.command()
+@grouped
+def covectors(
+    *,
+    model: Model,
+    directions: Directions,
+    out: Folder,
+    readout: Readout = None,
+    loading: LoadingAnywhere,
+) -> None:
+    """What directions are to neurons and heads: all that `neurons`, `heads` and `circuit` --from a store need of a model."""
+    import emotrace as et
+    from emotrace.attribution.stored import READOUTS
+
+    one_of(readout or "residual", READOUTS, "--readout")
+    to_folder(out, "--out")
+    dirs, label = labelled(directions)
+    found = et.attribution.covectors(loading.load(model), dirs, label=label, readout=readout or "residual", out=out)
+    typer.echo(f"{dict(found.sizes)} in {out}")
+
+
+@app.command()
+@grouped
+def neurons(*, asked: Asked, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere) -> None:
+    """What each MLP neuron contributes to its layer's directions."""
+    from emotrace.attribution import neuron_contributions
+
+    one_of(by, ("contrast", "mean"), "--by")
+    found = asked.ask(neuron_contributions, loading, {})
+    _print_best(found, by, top)
+    typer.echo(f"{dict(found.sizes)} in {asked.out}")
+
+
+@app.command()
+@grouped
+def heads(
+    *, asked: Asked, readout: Readout = None, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere
+) -> None:
+    """What each attention head contributes to its layer's directions."""
+    from emotrace.attribution import head_contributions
+    from emotrace.attribution.stored import READOUTS
+
+    one_of(by, ("contrast", "mean"), "--by")
+    one_of(readout or "residual", READOUTS, "--readout")
+    found = asked.ask(head_contributions, loading, {}, readout)
+    _print_best(found, by, top)
+    typer.echo(f"{dict(found.sizes)} in {asked.out}")
+
+
+def one_of(value: str, choices: Collection[str], flag: str) -> None:
+    """Refuse another value than the choices of a flag."""
+    if value not in choices:
+        raise unknown("choice", value, choices, flag)
+
+
+def _print_best(found: xr.Dataset, by: str, top: int) -> None:
+    """The components with the highest scores of each label, over all layers."""
+    label, _, feature = found[by].dims
+    scores = found[by].to_series()
+    typer.echo(f"highest {by} (layer.{feature} score)")
+    for value in found[label].values.tolist():
+        best = scores.xs(value, level=label).nlargest(top)
+        shown = (f"{layer}.{i} {score:+.4g}" for (layer, i), score in zip(best.index, best, strict=True))
+        typer.echo(f"{value:<10} " + "  ".join(shown))

@@ -1,0 +1,122 @@
+"""Asked: what scores of a whole training set out of an open store cost beside reading the bytes.
+
+Method. A store of SmolLM2-135M's shape (30 layers, 9 heads of 64, 1,536 neurons, width 576) holds ``z``, ``neuron`` and
+``resid_mid`` of 2,880 prompts in six emotions, random numbers. The work is `head_contributions` and `neuron_contributions` of all
+of it with random covectors; the reference reads the same chunks through the store, layer by layer. Both take turns in one
+process; the table shows median / median with the smallest and largest ratio of two neighbouring turns. One thread.
+
+    python experiments/benchmarks/asked.py
+    python experiments/benchmarks/asked.py --quick               # tiny sizes: only shows that all of it runs
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import xarray as xr
+
+import emotrace as et
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
+
+from emotrace import attribution, store
+from emotrace.attribution.chunked import METHOD
+from emotrace.labels import EMOTIONS
+from experiments.benchmarks.timing import Ratio, ratio
+
+app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
+
+SHAPE = {"layers": 30, "head": 9, "head_dim": 64, "unit": 1536, "dim": 576}
+QUICK = {"layers": 2, "head": 3, "head_dim": 4, "unit": 12, "dim": 12}
+TARGET = 1.5
+
+
+def written(folder: Path, shape: dict[str, int], prompts: int) -> et.Activations:
+    """A store of random numbers, one row a prompt."""
+    labels = [{"emotion": EMOTIONS[i % len(EMOTIONS)]} for i in range(prompts)]
+    ones = [[1]] * prompts
+    rows = store.Rows.of([f"p{i}" for i in range(prompts)], ones, [1] * prompts, [range(1)] * prompts, str, labels)
+    layers = {"layer": range(shape["layers"])}
+    variables = [
+        store.Variable(
+            "residual", ("layer", "sublayer", "dim"), {**layers, "sublayer": ["resid_mid"]}, {"dim": shape["dim"]}
+        ),
+        store.Variable("z", ("layer", "head", "head_dim"), layers, {k: shape[k] for k in ("head", "head_dim")}),
+        store.Variable("neuron", ("layer", "unit"), layers, {"unit": shape["unit"]}),
+    ]
+    plan = store.Plan.make(rows, variables, {"model_id": "random"}, row_group_bytes=256 << 20)
+    rng = np.random.default_rng(0)
+    with store.create_or_resume(folder / "a.zarr", plan) as writer:
+        for group in writer.pending():
+            buffers = writer.buffers(group)
+            for array in buffers.values():
+                array[...] = rng.random(array.shape, dtype=np.float32) - 0.5
+            writer.submit(group, buffers)
+    return et.open_activations(folder / "a.zarr")
+
+
+def covectors(shape: dict[str, int]) -> xr.Dataset:
+    """Random ones, as a sequential model without norms behind its branches has them."""
+    rng, layers = np.random.default_rng(1), list(range(shape["layers"]))
+    sizes = {"emotion": len(EMOTIONS), "layer": len(layers), **{k: v for k, v in shape.items() if k != "layers"}}
+    dims: dict[str, tuple[str, ...]] = {"z": ("head", "head_dim"), "read": ("dim",), "neuron": ("unit",)}
+    dims |= dict.fromkeys(("z_bias", "z_added", "read_bias", "neuron_bias", "neuron_added"), ())
+    data = {
+        name: (("emotion", "layer", *d), rng.normal(size=[sizes[x] for x in ("emotion", "layer", *d)]))
+        for name, d in dims.items()
+    }
+    coords: dict[str, Any] = {"emotion": list(EMOTIONS), "layer": layers}
+    coords |= {"head": np.arange(shape["head"]), "unit": np.arange(shape["unit"])}
+    attrs = {
+        "method": METHOD, "label": "emotion", "readout": "residual", "readout_site": "resid_mid", "head_sublayer": "resid_mid",
+        "form": "sequential", "residual_scale": 1.0, "directions_digest": "", "z_layers": layers, "neuron_layers": layers,
+        "z_after": [], "z_reads": [], "neuron_after": [], "residual": ["resid_mid"] * len(layers),
+    }  # fmt: skip
+    return xr.Dataset(data, coords, attrs)
+
+
+def scores(folder: Path, quick: bool, repetitions: int) -> tuple[Ratio, float]:
+    """Time of both scores over that of reading, and the bytes read."""
+    shape = QUICK if quick else SHAPE
+    acts, vectors = written(folder, shape, 24 if quick else 2880), covectors(shape)
+
+    def ours() -> None:
+        attribution.head_contributions(acts, vectors)
+        attribution.neuron_contributions(acts, vectors)
+
+    size = 0
+
+    def theirs() -> None:
+        nonlocal size
+        size = 0
+        for variable in acts.variables:
+            for layer in range(shape["layers"]):
+                size += acts.sel(variable, layer=layer).values.nbytes
+
+    return ratio(ours, theirs, repetitions), size
+
+
+@app.command()
+def main(
+    repetitions: Annotated[int, typer.Option(min=1)] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes: only shows that all of it runs")] = False,
+) -> None:
+    """Scores of a whole training set from an open store, over reading the bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        found, size = scores(Path(folder), quick, 1 if quick else repetitions)
+    met = "yes" if found.median <= TARGET else "**no**"
+    typer.echo("| question | ratio | target | met |\n|---|---|---|---|")
+    typer.echo(
+        f"| head and neuron scores from an open store over reading it | {found.median:.2f} ({found.low:.2f} – {found.high:.2f}) "
+        f"| ≤ {TARGET} | {met} |"
+    )
+    typer.echo(f"{found.seconds:.2f} s over {found.reference:.2f} s; {size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    app()
