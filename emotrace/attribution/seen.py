@@ -86,7 +86,7 @@ def covectors(
         values, v = vectors(directions, label, units, "resid_post", model.sites.d_model, PLACE)
         refuse_single(values, label, PLACE)
         specs = [spec(model, "neuron", layer) for layer in units]
-    heads, neurons = weighed(model, leaf.both, [] if read is None else read.parts, specs, v)
+    of_heads, neurons = weighed(model, leaf.both, [] if read is None else read.parts, specs, v)
     every = sorted({*(at.get("head") or ()), *units})
     place = {layer: i for i, layer in enumerate(every)}
     data: dict[str, Any] = {}
@@ -100,6 +100,7 @@ def covectors(
 
     coords: dict[str, Any] = {label: np.array(values), "layer": every}
     if read is not None:
+        heads = leaf.Heads(*of_heads)
         n_heads = model.sites.size("z", read.layers)["head"]
         coords["head"] = np.arange(n_heads)
         u = heads.u.reshape(len(values), len(read.layers), n_heads, -1)

@@ -61,9 +61,9 @@ def heads(model: TracedModel, layers: list) -> Heads:
 
 
 def both(model: TracedModel, layers: list, specs: list, v: Tensor) -> tuple:
-    """`heads`, and `contributions.betas` of neurons; None for what there are no layers of."""
+    """`heads` as a plain tuple, which comes back from a server, and `contributions.betas`; None for what has no layers."""
     return (
-        heads(model, layers) if layers else None,
+        tuple(heads(model, layers)) if layers else None,
         contributions.betas(model, specs, v) if specs else None,
     )
 
