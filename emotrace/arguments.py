@@ -213,15 +213,19 @@ def real(name: str, value: object) -> np.ndarray:
     Raises:
         EmotraceError: for anything else.
     """
-    try:
-        found = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise EmotraceError(f"{name} is no array of numbers ({error}).") from None
+    found = _array(name, value)
     if found.dtype.kind not in "fiu":
         raise EmotraceError(f"{name} holds {found.dtype}; real numbers are due.")
     if not np.isfinite(found).all():
         raise EmotraceError(f"{name} has NaN or infinite values.")
     return found
+
+
+def _array(name: str, value: object) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise EmotraceError(f"{name} is no array of numbers ({error}).") from None
 
 
 def values(name: str, value: object) -> np.ndarray:
@@ -230,10 +234,7 @@ def values(name: str, value: object) -> np.ndarray:
     Raises:
         EmotraceError: for texts, complex numbers, or anything else that is none.
     """
-    try:
-        found = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise EmotraceError(f"{name} is no array of numbers ({error}).") from None
+    found = _array(name, value)
     plain = found.dtype.kind in "fiub" or all(isinstance(item, kinds.Real) for item in found.ravel().tolist())
     if not plain:
         raise EmotraceError(f"{name} holds {found.dtype}; real numbers are due.")

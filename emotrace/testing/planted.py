@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 import xarray as xr
 from torch import Tensor
 
@@ -25,15 +23,11 @@ from emotrace import model as model_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EMOTIONS, VALENCES, unknown
 from emotrace.sites import LanguageModel
+from emotrace.testing.planted_weights import BOS, FLAG, HEAD_DIM, Plan, Sizes, gpt2, llama
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 FAMILIES = ("llama", "gpt2")
-D, LAYERS, HEADS, HEAD_DIM, D_FF = 64, 3, 4, 16, 96
-FLAG = 4.0
-"""Length of an embedding; what heads and neurons write is about 1."""
+D, LAYERS, HEADS, D_FF = 64, 3, 4, 96
 NEUTRAL = 2.6
 """How strongly every last token asks for the neutral answer; a planted emotion adds up to about 5."""
 HEAD_WRITES, NEURON_WRITES, DECOY_WRITES = 1.5, 0.7, 1.7
@@ -43,7 +37,7 @@ PLANTED_NEURONS = {1: (1, 1.5), 2: (2, 2.4)}
 """Layer → neurons of each emotion, and how much of it there must be before they answer."""
 DECOY_LAYER, DECOY_HEAD = 2, 0
 """Here a head writes for anger and a neuron for sadness, whatever is asked."""
-BOS, END, FILLER, WORDS, ANSWERS, NEUTRAL_ANSWER, CONTEXT = 1, 7, 16, 10, 20, 26, range(40, 140)
+END, FILLER, WORDS, ANSWERS, NEUTRAL_ANSWER, CONTEXT = 7, 16, 10, 20, 26, range(40, 140)
 
 
 @dataclass(frozen=True)
@@ -81,9 +75,9 @@ def planted(family: str = "llama", *, seed: int = 0, skeletons: int = 6) -> Plan
     if family not in FAMILIES:
         raise unknown("planted family", family, FAMILIES, "testing.planted")
     generator = torch.Generator().manual_seed(seed)
-    plan = _Plan(generator)
+    plan = _Plan(generator, HEADS // 2 if family == "llama" else HEADS)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module = _llama(plan) if family == "llama" else _gpt2(plan)
+        module = llama(plan) if family == "llama" else gpt2(plan)
     heads = np.zeros((len(EMOTIONS), LAYERS, HEADS), dtype=bool)
     for layer, by_head in PLANTED_HEADS.items():
         for head, emotions in by_head.items():
@@ -104,15 +98,12 @@ def planted(family: str = "llama", *, seed: int = 0, skeletons: int = 6) -> Plan
     )
 
 
-class _Plan:
-    """Features, embeddings and the matrices of each layer, in feature space: norms are not yet undone."""
+class _Plan(Plan):
+    mlp_bias = 0.05
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-        n = len(EMOTIONS)
-        basis = torch.randn(D, D, generator=generator)
-        basis[:, 0] = 1.0  # LayerNorm takes this one away
-        features = torch.linalg.qr(basis)[0].T[1:]
+    def __init__(self, generator: torch.Generator, groups: int) -> None:
+        super().__init__(Sizes(D, D_FF, LAYERS, HEADS, groups, positions=128), generator)
+        n, features = len(EMOTIONS), self.features
         self.asked, self.out, (self.word, self.end, self.neutral, self.sink), self.context = (
             features[:n], features[n : 2 * n], features[2 * n : 2 * n + 4], features[2 * n + 4 :],
         )  # fmt: skip
@@ -123,19 +114,7 @@ class _Plan:
             self.units[layer] = {unit: i % n for i, unit in enumerate(drawn[:-1])}
             self.decoy = drawn[-1]  # in the last of these layers
 
-    def noise(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
-
-    def gain(self) -> Tensor:
-        return 0.7 + 0.7 * torch.rand(D, generator=self.generator)
-
-    def readers(self, rows: int) -> Tensor:
-        """Random unit readers of the context."""
-        mixed = self.noise(rows, len(self.context)) @ self.context
-        return mixed / mixed.norm(dim=1, keepdim=True)
-
     def embedding(self) -> Tensor:
-        """``[token, d]``."""
         table = FLAG * self.readers(VOCAB)
         for i, asked in enumerate(self.asked):
             table[WORDS + i] = FLAG * (0.87 * self.word + 0.5 * asked)
@@ -145,18 +124,14 @@ class _Plan:
         return table
 
     def unembedding(self) -> Tensor:
-        """``[token, d]``."""
         table = 0.3 * self.readers(VOCAB)
         table[ANSWERS : ANSWERS + len(self.out)] = self.out
         table[NEUTRAL_ANSWER] = self.neutral
         return table
 
-    def attention(self, layer: int, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Readers of q ``[head, head_dim, d]``, k and v ``[group, head_dim, d]``, and writers ``[head, head_dim, d]``.
-
-        The planted score lives in the slowest pair of a rotary embedding, the planted values in the first dims.
-        """
-        n, slow = len(self.asked), HEAD_DIM // 2 - 1
+    def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The planted score lives in the slowest pair of a rotary embedding, the planted values in the first dims."""
+        n, slow, groups = len(self.asked), HEAD_DIM // 2 - 1, self.sizes.groups
         q, k, v = (0.7 * self.readers(m * HEAD_DIM).reshape(m, HEAD_DIM, D) for m in (HEADS, groups, groups))
         q += 0.2 * self.noise(HEADS, HEAD_DIM, 1) * self.end
         o = 0.05 * self.noise(HEADS, HEAD_DIM, D)
@@ -181,7 +156,7 @@ class _Plan:
         return q, k, v, o
 
     def mlp(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Readers of gate and up ``[unit, d]``, and writers ``[unit, d]``; a gate is about 5 where it is open, up about 1."""
+        """A gate is about 5 where it is open, up about 1."""
         gate, up = 0.2 * self.readers(D_FF), 0.2 * self.readers(D_FF)
         gate += 0.15 * self.noise(D_FF, 1) * self.end
         up += 0.1 * self.noise(D_FF, 1) * self.end
@@ -195,71 +170,6 @@ class _Plan:
             gate[self.decoy], up[self.decoy] = 0.6 * self.end, 0.15 * self.end
             down[self.decoy] = DECOY_WRITES / 4 * self.out[1]
         return gate, up, down
-
-
-def _llama(plan: _Plan) -> PreTrainedModel:
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=D, intermediate_size=D_FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS // 2, head_dim=HEAD_DIM, max_position_embeddings=128, tie_word_embeddings=False,
-        pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
-    )  # fmt: skip
-    module: Any = transformers.LlamaForCausalLM(config)
-    module.model.embed_tokens.weight.copy_(plan.embedding())
-    for layer, block in enumerate(module.model.layers):
-        q, k, v, o = plan.attention(layer, HEADS // 2)
-        attention, mlp = block.self_attn, block.mlp
-        gain = plan.gain()
-        block.input_layernorm.weight.copy_(gain)
-        for target, rows in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v)):
-            target.weight.copy_(rows.reshape(-1, D) / gain)
-        attention.o_proj.weight.copy_(o.reshape(-1, D).T)
-        gate, up, down = plan.mlp(layer)
-        gain = plan.gain()
-        block.post_attention_layernorm.weight.copy_(gain)
-        mlp.gate_proj.weight.copy_(gate / gain)
-        mlp.up_proj.weight.copy_(up / gain)
-        mlp.down_proj.weight.copy_(down.T)
-    gain = plan.gain()
-    module.model.norm.weight.copy_(gain)
-    module.lm_head.weight.copy_(plan.unembedding() / gain)
-    return module
-
-
-def _gpt2(plan: _Plan) -> PreTrainedModel:
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=D, n_layer=LAYERS, n_head=HEADS, n_inner=D_FF, n_positions=128,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
-    )  # fmt: skip
-    module: Any = transformers.GPT2LMHeadModel(config)
-    body = module.transformer
-    body.wte.weight.copy_(plan.embedding())
-    body.wpe.weight.copy_(0.2 * plan.readers(len(body.wpe.weight)))
-
-    def undone(norm: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a projection that reads the features as if the norm had neither gain nor bias."""
-        weight = rows / norm.weight
-        return weight.T, -(weight @ norm.bias)
-
-    for layer, block in enumerate(body.h):
-        for norm in (block.ln_1, block.ln_2):
-            norm.weight.copy_(plan.gain())
-            norm.bias.copy_(0.3 * plan.noise(D))
-        q, k, v, o = plan.attention(layer, HEADS)
-        weight, bias = undone(block.ln_1, torch.cat([rows.reshape(-1, D) for rows in (q, k, v)]))
-        block.attn.c_attn.weight.copy_(weight)
-        block.attn.c_attn.bias.copy_(bias)
-        block.attn.c_proj.weight.copy_(o.reshape(-1, D))
-        block.attn.c_proj.bias.copy_(0.05 * plan.noise(D))
-        gate, _, down = plan.mlp(layer)
-        weight, bias = undone(block.ln_2, gate)
-        block.mlp.c_fc.weight.copy_(weight)
-        block.mlp.c_fc.bias.copy_(bias)
-        block.mlp.c_proj.weight.copy_(down)
-        block.mlp.c_proj.bias.copy_(0.05 * plan.noise(D))
-    body.ln_f.weight.copy_(plan.gain())
-    body.ln_f.bias.zero_()
-    module.lm_head.weight.copy_(plan.unembedding() / body.ln_f.weight)
-    return module
 
 
 def _prompts(seed: int, skeletons: int) -> tuple[Prompts, Prompts]:

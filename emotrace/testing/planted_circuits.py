@@ -12,11 +12,10 @@ Its shapes are in `emotrace.testing.planted_shapes`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from emotrace import discovery
@@ -25,12 +24,11 @@ from emotrace.datasets import Prompt
 from emotrace.labels import unknown
 from emotrace.sites import LanguageModel
 from emotrace.testing.planted_shapes import SHAPES, Shape
+from emotrace.testing.planted_weights import BOS, FLAG, HEAD_DIM, Plan, Sizes, gpt2, llama
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-BOS, END, MIDDLE, WORDS, SIDES, ANSWERS, CONTEXT = 1, 7, 8, (10, 11), (14, 15), (20, 21), range(40, 140)
+D, D_FF = 64, 48
+END, MIDDLE, WORDS, SIDES, ANSWERS, CONTEXT = 7, 8, (10, 11), (14, 15), (20, 21), range(40, 140)
 PLACES: Final = {
     "asked": 2, "moved": 2, "out": 2, "sides": 2, "dead": 2, "word": 1, "middle": 1, "end": 1, "sink": 1,
 }  # fmt: skip
@@ -38,8 +36,6 @@ LEAK = 0.02
 """How much of everything a distractor reads."""
 DECOY = 4.0
 """How many times as much as a planted head a decoy reads; what it writes is its strength all the same."""
-FLAG = 4.0
-HEAD_DIM = 16
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 6) -> PlantedCir
     shape = SHAPES[name]
     plan = _Plan(shape, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module = _llama(plan) if shape.family == "llama" else _gpt2(plan)
+        module = llama(plan) if shape.family == "llama" else gpt2(plan)
     model = model_.load(module.eval(), tokenizer=tiny_tokenizer())
     rng = np.random.default_rng(seed)
     clean, other = [], []
@@ -121,31 +117,19 @@ def _edges(shape: Shape) -> set[str]:
     return found
 
 
-class _Plan:
-    """Features, embeddings and the matrices of each layer, in feature space: norms are not yet undone."""
-
+class _Plan(Plan):
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
-        self.shape, self.generator = shape, generator
-        self.d, self.d_ff = 64, 48
-        basis = torch.randn(self.d, self.d, generator=generator)
-        basis[:, 0] = 1.0  # LayerNorm takes this one away
-        features = torch.linalg.qr(basis)[0].T[1:]
-        self.features: dict[str, Tensor] = {}
+        super().__init__(Sizes(D, D_FF, shape.layers, shape.heads, shape.groups, positions=64), generator)
+        self.shape = shape
+        self.named: dict[str, Tensor] = {}
         at = 0
         for name, n in PLACES.items():
-            self.features[name] = features[at : at + n]
+            self.named[name] = self.features[at : at + n]
             at += n
-        self.context = features[at:]
+        self.context = self.features[at:]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.features[name]
-
-    def gain(self) -> Tensor:
-        return 0.7 + 0.7 * torch.rand(self.d, generator=self.generator)
-
-    def readers(self, rows: int) -> Tensor:
-        mixed = torch.randn(rows, len(self.context), generator=self.generator) @ self.context
-        return mixed / mixed.norm(dim=1, keepdim=True)
+        return self.named[name]
 
     def embedding(self) -> Tensor:
         table = FLAG * self.readers(VOCAB)
@@ -164,10 +148,9 @@ class _Plan:
         return table
 
     def attention(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Readers of q, k and v, and writers of z: ``[head or group, head_dim, d]``."""
         s, slow = self.shape, HEAD_DIM // 2 - 1
-        q, k, v = (0.7 * self.readers(m * HEAD_DIM).reshape(m, HEAD_DIM, self.d) for m in (s.heads, s.groups, s.groups))
-        o = 0.05 * torch.randn(s.heads, HEAD_DIM, self.d, generator=self.generator)
+        q, k, v = (0.7 * self.readers(m * HEAD_DIM).reshape(m, HEAD_DIM, D) for m in (s.heads, s.groups, s.groups))
+        o = 0.05 * self.noise(s.heads, HEAD_DIM, D)
         for m in (q, k):
             m[:, [slow, slow + HEAD_DIM // 2]] = 0
         v += LEAK * self.noise(*v.shape)
@@ -192,82 +175,13 @@ class _Plan:
                 o[h.head, 1] = 0
         return q, k, v, o
 
-    def noise(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
-
     def mlp(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Readers of gate and up, and writers: ``[unit, d]``."""
-        gate, up = 0.2 * self.readers(self.d_ff), 0.2 * self.readers(self.d_ff)
-        gate += LEAK * self.noise(self.d_ff, self.d)
-        down = self.noise(self.d_ff, self.d)
+        gate, up = 0.2 * self.readers(D_FF), 0.2 * self.readers(D_FF)
+        gate += LEAK * self.noise(D_FF, D)
+        down = self.noise(D_FF, D)
         down *= 0.05 / down.norm(dim=1, keepdim=True)
         if layer in self.shape.neurons:
             for i in range(2):
                 gate[i], up[i] = 2 * self["out"][i], 0.15 * self["end"][0]
                 down[i] = 0.3 * self["out"][i]
         return gate, up, down
-
-
-def _llama(plan: _Plan) -> PreTrainedModel:
-    s = plan.shape
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=plan.d, intermediate_size=plan.d_ff, num_hidden_layers=s.layers,
-        num_attention_heads=s.heads, num_key_value_heads=s.groups, head_dim=HEAD_DIM, max_position_embeddings=64,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
-    )  # fmt: skip
-    module: Any = transformers.LlamaForCausalLM(config)
-    module.model.embed_tokens.weight.copy_(plan.embedding())
-    for layer, block in enumerate(module.model.layers):
-        q, k, v, o = plan.attention(layer)
-        attention, mlp, gain = block.self_attn, block.mlp, plan.gain()
-        block.input_layernorm.weight.copy_(gain)
-        for target, rows in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v)):
-            target.weight.copy_(rows.reshape(-1, plan.d) / gain)
-        attention.o_proj.weight.copy_(o.reshape(-1, plan.d).T)
-        gate, up, down = plan.mlp(layer)
-        gain = plan.gain()
-        block.post_attention_layernorm.weight.copy_(gain)
-        mlp.gate_proj.weight.copy_(gate / gain)
-        mlp.up_proj.weight.copy_(up / gain)
-        mlp.down_proj.weight.copy_(down.T)
-    gain = plan.gain()
-    module.model.norm.weight.copy_(gain)
-    module.lm_head.weight.copy_(plan.unembedding() / gain)
-    return module
-
-
-def _gpt2(plan: _Plan) -> PreTrainedModel:
-    s = plan.shape
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=plan.d, n_layer=s.layers, n_head=s.heads, n_inner=plan.d_ff, n_positions=64,
-        tie_word_embeddings=False, pad_token_id=0, bos_token_id=BOS, eos_token_id=2,
-    )  # fmt: skip
-    assert plan.d == s.heads * HEAD_DIM
-    module: Any = transformers.GPT2LMHeadModel(config)
-    body = module.transformer
-    body.wte.weight.copy_(plan.embedding())
-    body.wpe.weight.copy_(0.2 * plan.readers(len(body.wpe.weight)))
-
-    def undone(norm: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-        weight = rows / norm.weight
-        return weight.T, -(weight @ norm.bias)
-
-    for layer, block in enumerate(body.h):
-        for norm in (block.ln_1, block.ln_2):
-            norm.weight.copy_(plan.gain())
-            norm.bias.copy_(0.3 * torch.randn(plan.d, generator=plan.generator))
-        q, k, v, o = plan.attention(layer)
-        weight, bias = undone(block.ln_1, torch.cat([rows.reshape(-1, plan.d) for rows in (q, k, v)]))
-        block.attn.c_attn.weight.copy_(weight)
-        block.attn.c_attn.bias.copy_(bias)
-        block.attn.c_proj.weight.copy_(o.reshape(-1, plan.d))
-        block.attn.c_proj.bias.copy_(0.05 * torch.randn(plan.d, generator=plan.generator))
-        gate, _, down = plan.mlp(layer)
-        weight, bias = undone(block.ln_2, gate)
-        block.mlp.c_fc.weight.copy_(weight)
-        block.mlp.c_fc.bias.copy_(bias)
-        block.mlp.c_proj.weight.copy_(down)
-    body.ln_f.weight.copy_(plan.gain())
-    body.ln_f.bias.zero_()
-    module.lm_head.weight.copy_(plan.unembedding() / body.ln_f.weight)
-    return module
