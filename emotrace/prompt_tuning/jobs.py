@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
@@ -49,6 +49,14 @@ class TuningJob:
     def key(self) -> str:
         """Name of its folder."""
         return key_of(self.emotion, self.seed)
+
+
+class Todo(NamedTuple):
+    """A job that waits: its task, and the folder in which the folders of all jobs lie."""
+
+    job: TuningJob
+    task: Task
+    out: Path
 
 
 def task_of(texts: Mapping[str, Sequence[LabelledText]], emotion: str, seed: int, recipe: Recipe) -> Task:
@@ -120,7 +128,7 @@ def tune_all(
     _write(out, table)
     with progress_bar(total=len(jobs), desc="prompts", unit="prompt", enabled=progress) as bar:
         bar.update(len(jobs) - len(waiting))
-        done = workers.spread(_tuned, [(j, tasks[j], out) for j in waiting], recipe, model, loaded, processes, load)
+        done = workers.spread(_tuned, [Todo(j, tasks[j], out) for j in waiting], recipe, model, loaded, processes, load)
         for (job, task, _), took in done:
             folder = out / job.key  # where another process may have written with other settings meanwhile
             prompt = _finished(folder, loaded, task, recipe) or SoftPrompt.load(folder)
@@ -132,10 +140,10 @@ def tune_all(
     return table
 
 
-def _tuned(model: LanguageModel, recipe: Recipe, job: tuple[TuningJob, Task, Path]) -> float:
+def _tuned(model: LanguageModel, recipe: Recipe, todo: Todo) -> float:
     """One job in a worker; returns the seconds that it took."""
     begun = time.monotonic()
-    tune(model, job[1], recipe).save(job[2] / job[0].key)
+    tune(model, todo.task, recipe).save(todo.out / todo.job.key)
     return round(time.monotonic() - begun, 2)
 
 

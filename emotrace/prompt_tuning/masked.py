@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,14 @@ class _Shared:
     seed: int
     eval_batch: int | None
     settings: str
+
+
+class Piece(NamedTuple):
+    """A prompt, its task, and some masks by number; −1 stands for none."""
+
+    prompt: SoftPrompt
+    task: Task
+    numbers: list[int]
 
 
 @typed
@@ -126,7 +134,7 @@ def masked_accuracy(
         pieces = list(_pieces(tuned, tasks, names, log))
         total = len(tuned) * (len(names) + 1)
         with progress_bar(total=total, desc="masked", unit="mask", enabled=progress) as bar:
-            bar.update(total - sum(len(piece[2]) for piece in pieces))
+            bar.update(total - sum(len(piece.numbers) for piece in pieces))
             for _, rows in workers.spread(_measured, pieces, shared, model, loaded, processes, load):
                 log.append(rows)
                 bar.update(len(rows))
@@ -134,7 +142,7 @@ def masked_accuracy(
         return pd.DataFrame([{k: v for k, v in row.items() if k != "meta"} for row in rows])
 
 
-def _measured(model: LanguageModel, shared: _Shared, piece: tuple[SoftPrompt, Task, list[int]]) -> list[dict[str, Any]]:
+def _measured(model: LanguageModel, shared: _Shared, piece: Piece) -> list[dict[str, Any]]:
     """Rows of one prompt and some masks; −1 stands for none."""
     prompt, task, numbers = piece
     reader, vectors = readout(model, prompt)
@@ -185,12 +193,12 @@ def _reference(model: LanguageModel, shared: _Shared, prompt: SoftPrompt, task: 
 
 def _pieces(
     prompts: Sequence[SoftPrompt], tasks: Sequence[Task], names: Sequence[Mapping[str, Any]], log: Log
-) -> Iterator[tuple[SoftPrompt, Task, list[int]]]:
+) -> Iterator[Piece]:
     """What is not yet measured, a few masks of one prompt at a time."""
     for prompt, task in zip(prompts, tasks, strict=True):
         numbers = [i for i in range(-1, len(names)) if _identity(prompt, names[i] if i >= 0 else None) not in log.done]
         for start in range(0, len(numbers), PIECE):
-            yield prompt, task, numbers[start : start + PIECE]
+            yield Piece(prompt, task, numbers[start : start + PIECE])
 
 
 def _identity(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,15 @@ NONE: Final = "none"
 """The kind of an accuracy without a mask; its attribute, k and draw do not matter."""
 
 Groups = dict[tuple[Any, ...], list[float]]
+
+
+class Cell(NamedTuple):
+    """What tells a row of a table: `UNITS`, by name."""
+
+    emotion: str
+    seed: int
+    attribute: str
+    k: int
 
 
 @typed
@@ -57,12 +66,13 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
         raise EmotraceError("drops: no selective mask has a random mask of the same emotion, seed, attribute and k.")
     rows = []
     for cell in both:
-        mine, others, plain = chosen[cell][0], _mean(random[cell]), bare.get(cell[:2])
+        where = Cell(*cell)
+        mine, others, plain = chosen[cell][0], _mean(random[cell]), bare.get((where.emotion, where.seed))
         rows.append((*cell, mine, others, others - mine, len(random[cell])))
         if bare:
             if plain is None:
                 raise EmotraceError(
-                    f"drops: no unmasked accuracy of {cell[0]!r}, seed {cell[1]!r}, though others have one."
+                    f"drops: no unmasked accuracy of {where.emotion!r}, seed {where.seed!r}, though others have one."
                 )
             rows[-1] += (_mean(plain), _mean(plain) - mine)
     more = ["unmasked", "loss"] if bare else []
@@ -254,8 +264,8 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
     parts: dict[str, Groups] = {kind: {} for kind in (*KINDS, NONE)}
     seen: set[tuple[Any, ...]] = set()
     kinds, accuracies = table["kind"].tolist(), table["accuracy"].tolist()
-    labels = list(zip(*(table[c].tolist() for c in UNITS), strict=True))
-    attributes = dict.fromkeys(cell[2] for cell, kind in zip(labels, kinds, strict=True) if kind == "selective")
+    labels = [Cell(*cell) for cell in zip(*(table[c].tolist() for c in UNITS), strict=True)]
+    attributes = dict.fromkeys(cell.attribute for cell, kind in zip(labels, kinds, strict=True) if kind == "selective")
     at = [UNITS.index(c) for c in by]
     for cell, kind, draw, accuracy in zip(labels, kinds, table["draw"].tolist(), accuracies, strict=True):
         if kind not in parts:
@@ -263,15 +273,15 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
         if not 0 <= accuracy <= 1:
             raise EmotraceError(f"the table of accuracies holds {accuracy} for {dict(zip(UNITS, cell, strict=True))}.")
         if kind == NONE:
-            parts[NONE].setdefault(cell[:2], []).append(accuracy)
+            parts[NONE].setdefault((cell.emotion, cell.seed), []).append(accuracy)
             continue
         identity = (*cell, kind, draw if kind == "random" else -1)
         if identity in seen:
             what = dict(zip((*UNITS, "kind", "draw"), identity, strict=True))
             raise EmotraceError(f"the table of accuracies has two rows for {what}.")
         seen.add(identity)
-        for attribute in attributes if cell[2] == SHARED else (cell[2],):
-            whole = (cell[0], cell[1], attribute, cell[3])
+        for attribute in attributes if cell.attribute == SHARED else (cell.attribute,):
+            whole = cell._replace(attribute=attribute)
             key = tuple(whole[i] for i in at) + ((draw,) if draws and kind == "random" else ())
             parts[kind].setdefault(key, []).append(accuracy)
     return parts["selective"], parts["random"], parts[NONE]
