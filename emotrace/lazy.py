@@ -3,7 +3,7 @@
 A room's names stand in its stub ``__init__.pyi`` as ordinary imports, where editors and type checkers look for them; its
 ``__init__.py`` reads the same stub, so they are written once (the way of numpy's and scipy's rooms, SPEC 1). A module of such a
 room must not be called like a name of it: importing the module would put it in the place of the name. Nor can ``save`` come
-later, since nnsight gives every object, modules too, a method of that name: a room that has one imports it at once.
+later, since nnsight gives every object, modules too, a method of that name: a room has it at once, or as `renamed`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ _TO_REPLIES = (
     "accuracy_table", "bisect", "diagonal", "dose_table", "emotion_matrix", "fluency_bounds", "is_fluent", "paired_test",
     "repetition", "response_statistics",
 )  # fmt: skip
+_WRITTEN = {"attribution": "scores", "discovery": "discovery", "edits": "edits"}
 MOVED: Final[Mapping[str, str]] = {
+    **{
+        f"emotrace.{room}.{verb}": f"emotrace.{room}.{verb}_{what}"
+        for room, what in _WRITTEN.items()
+        for verb in ("load", "save")
+    },
     "emotrace.attribution.Projection": "emotrace.attribution.OutputProjection",
     "emotrace.attribution.auroc": "emotrace.attribution.planted_auroc",
     "emotrace.attribution.projection": "emotrace.attribution.output_projection",
@@ -28,6 +34,8 @@ MOVED: Final[Mapping[str, str]] = {
     "emotrace.edits.digest": "emotrace.edits.edits_digest",
     "emotrace.judges.KINDS": "emotrace.judges.JUDGES",
     "emotrace.prompt_tuning.find": "emotrace.prompt_tuning.tuned_prompts",
+    "emotrace.report.save": "emotrace.report.save_figure",
+    "emotrace.report.similarity": "emotrace.report.similarity_maps",
     "emotrace.rsa.select": "emotrace.rsa.select_neurons",
     "emotrace.stats.confusion": "emotrace.replies.confusion_table",
     **{f"emotrace.stats.{name}": f"emotrace.replies.{name}" for name in _TO_REPLIES},
@@ -74,3 +82,12 @@ def moved(room: str, name: str) -> Any:
     warnings.warn(f"{room}.{name} is now {now}.", FutureWarning, stacklevel=3)
     module, _, new = now.rpartition(".")
     return getattr(importlib.import_module(module), new)
+
+
+def renamed(room: str, name: str) -> Callable[..., Any]:
+    """What a room had under a name that nnsight gives to every object, so that ``__getattr__`` is not asked; see `moved`."""
+
+    def old(*args: Any, **kwargs: Any) -> Any:
+        return moved(room, name)(*args, **kwargs)
+
+    return old

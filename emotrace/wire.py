@@ -25,7 +25,7 @@ class ElsewhereError(EmotraceError):
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class WebAddress:
     """Where requests go.
 
     Attributes:
@@ -39,7 +39,7 @@ class Endpoint:
     basic: str | None
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.url!r})"
+        return f"WebAddress({self.url!r})"
 
     @property
     def place(self) -> str:
@@ -48,7 +48,7 @@ class Endpoint:
         return f"{parts.hostname}{parts.path}"
 
     @classmethod
-    def of(cls, url: str, what: str, example: str) -> Endpoint:
+    def of(cls, url: str, what: str, example: str) -> WebAddress:
         """The parts of a URL; what is secret in it is masked from now on.
 
         Args:

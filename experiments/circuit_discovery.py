@@ -139,7 +139,7 @@ def main(
     # 4. The circuit.
     edge_scores = scores["emotion edge eap_ig_activations"]
     circuit = discovery.select(edge_scores, edges, rule="greedy")
-    discovery.save(circuit, run.path("circuit"), "circuit")
+    discovery.save_discovery(circuit, run.path("circuit"), "circuit")
     stable = discovery.bootstrap_circuits(edge_scores, edges, rule="greedy", seed=seed)
     overlap = {
         by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
@@ -210,8 +210,8 @@ def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
     """A Dataset read from the run's folder, or made and written there."""
     folder = run.path("scores", f"{name}.json").parent
     if not (folder / f"{name}.json").is_file():
-        discovery.save(make(), folder, name)
-    found = discovery.load(folder, name)
+        discovery.save_discovery(make(), folder, name)
+    found = discovery.load_discovery(folder, name)
     assert isinstance(found, xr.Dataset)
     return found
 

@@ -156,7 +156,7 @@ def main(
         out=run.path("circuit"),
     )  # fmt: skip
     scores = {
-        f"{kind}s": attribution.load(run.path("circuit", kind), f"{kind}s")
+        f"{kind}s": attribution.load_scores(run.path("circuit", kind), f"{kind}s")
         for kind in ("neuron", "head")
         if lm.sites.has({"neuron": "neuron", "head": "z"}[kind])
     }

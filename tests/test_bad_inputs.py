@@ -63,7 +63,7 @@ def place() -> Path:
     prompts = sev(folder / "sev.jsonl")
     acts = et.capture(loaded(), prompts, ("resid_post",), out=folder / "acts.zarr", progress=False)
     et.directions.save(et.directions.centered_mean(acts), folder / "dirs")
-    edits.save([et.Add("resid_post", layers=[0], vector=V)], folder / "edits")
+    edits.save_edits([et.Add("resid_post", layers=[0], vector=V)], folder / "edits")
     (folder / "edits" / "edits.json").write_text('[{"edit": "Multiply"}]')
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.txt").write_text("mine")
@@ -206,7 +206,7 @@ CASES = {
         lambda: generate(edits=[et.Ablate("neuron", layers=[1], heads=[0])]),
         "heads belong to site 'z'",
     ),
-    "a damaged file of edits": (lambda: edits.load(place() / "edits"), "edits.json is damaged or no manifest of edits"),
+    "a damaged file of edits": (lambda: edits.load_edits(place() / "edits"), "edits.json is damaged or no manifest of edits"),
     # models
     "a slip in a local path": (lambda: et.load("tests/no_such_model"), "not a directory"),
     "no model there": (lambda: et.load(place() / "foreign"), "no config.json in it"),

@@ -103,7 +103,7 @@ def test_a_copy_of_the_model_in_any_dtype_uses_what_was_made_with_it(folder, pro
 def test_every_function_that_takes_a_model_refuses_what_another_made(own, other, prompts, dirs, circuit, tmp_path):
     joy = dirs.sel(emotion="joy")
     add = [et.Add("resid_post", layers=[1], vector=joy, scale="rms")]
-    et.edits.save(circuit.ablations("joy"), tmp_path / "edits")
+    et.edits.save_edits(circuit.ablations("joy"), tmp_path / "edits")
     scores = et.attribution.head_contributions(own, prompts, dirs, progress=False)
     plain = et.datasets.Prompts.of(
         [{"key": f"{i}__x", "token_ids": [5 + i, 9], "skeleton_id": str(i)} for i in range(2)]
@@ -113,7 +113,7 @@ def test_every_function_that_takes_a_model_refuses_what_another_made(own, other,
         "generate": lambda: et.generate(other, prompts, add, **FEW),
         "capture": lambda: et.capture(other, prompts, edits=circuit.edits(0.1), progress=False),
         "ablations": lambda: et.generate(other, prompts, circuit.ablations("joy"), **FEW),
-        "edits from a file": lambda: et.generate(other, prompts, et.edits.load(tmp_path / "edits"), **FEW),
+        "edits from a file": lambda: et.generate(other, prompts, et.edits.load_edits(tmp_path / "edits"), **FEW),
         "mixture": lambda: et.generate(other, prompts, et.edits.mixture(dirs, "joy=1", site="resid_post"), **FEW),
         "bake": lambda: et.interop.bake(other, add, tmp_path / "baked"),
         "heads": lambda: et.attribution.head_contributions(other, prompts, dirs, progress=False),
@@ -161,10 +161,10 @@ def test_what_is_adopted_is_used_and_says_where_it_came_from(own, other, prompts
     et.adopt(circuit, other).save(tmp_path)
     told = {**provenance.of(other.sites.identity), "adopted_from": "own"}
     assert provenance.of(et.Circuit.load(tmp_path)) == told
-    et.edits.save(et.adopt(circuit, other).edits(0.1), tmp_path / "made of it")
-    et.edits.save(et.adopt(add, other), tmp_path / "taken")
+    et.edits.save_edits(et.adopt(circuit, other).edits(0.1), tmp_path / "made of it")
+    et.edits.save_edits(et.adopt(add, other), tmp_path / "taken")
     for name in ("made of it", "taken"):
-        assert all(provenance.of(edit) == told for edit in et.edits.load(tmp_path / name))
+        assert all(provenance.of(edit) == told for edit in et.edits.load_edits(tmp_path / name))
     with pytest.raises(EmotraceError, match=REFUSED):
         et.generate(own, prompts[:1], et.adopt(add, other), **FEW)
     with pytest.raises(EmotraceError, match="adopt takes"):

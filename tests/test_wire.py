@@ -10,10 +10,10 @@ def forgotten(monkeypatch):
 
 
 def test_an_address_is_shown_without_its_secrets():
-    found = wire.Endpoint.of(" http://me:p%40ss@host:81/v1/?api_key=abcdefgh1 ", "remote", "http://h")
+    found = wire.WebAddress.of(" http://me:p%40ss@host:81/v1/?api_key=abcdefgh1 ", "remote", "http://h")
     assert (found.url, found.query) == ("http://host:81/v1", {"api_key": "abcdefgh1"})
     assert found.basic == "Basic bWU6cEBzcw=="
-    assert repr(found) == "Endpoint('http://host:81/v1')"
+    assert repr(found) == "WebAddress('http://host:81/v1')"
     assert secrets.redacted("p@ss abcdefgh1") == "[password] [key]"
 
 
@@ -31,7 +31,7 @@ def test_an_address_is_shown_without_its_secrets():
 )
 def test_what_is_no_address_is_refused_without_its_password(url):
     with pytest.raises(EmotraceError, match=r"remote=.* is no URL of the web; it must look like http://h") as caught:
-        wire.Endpoint.of(url, "remote", "http://h")
+        wire.WebAddress.of(url, "remote", "http://h")
     assert "hunter22" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -39,11 +39,11 @@ def test_what_is_no_address_is_refused_without_its_password(url):
 
 @pytest.mark.parametrize("moved", ["/v1/", "http://host:81/x", "x?y"])
 def test_a_redirect_may_stay(moved):
-    wire.Endpoint.of("http://HOST:81/v1", "remote", "").stay(moved)
+    wire.WebAddress.of("http://HOST:81/v1", "remote", "").stay(moved)
 
 
 def test_a_redirect_may_turn_to_tls():
-    wire.Endpoint.of("http://host/v1", "remote", "").stay("https://host/v1")
+    wire.WebAddress.of("http://host/v1", "remote", "").stay("https://host/v1")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_redirect_may_turn_to_tls():
 )
 def test_a_redirect_may_not_leave(here, moved):
     with pytest.raises(wire.ElsewhereError, match=f"{here} sends its requests on to"):
-        wire.Endpoint.of(here, "remote", "").stay(moved)
+        wire.WebAddress.of(here, "remote", "").stay(moved)
 
 
 @pytest.mark.parametrize("value", ["abc\ndefghij", "abcdefghï", "abc defgh", "abcdefgh\x00", "abcdefgh\u200b"])

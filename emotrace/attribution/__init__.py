@@ -3,7 +3,7 @@
 Sign everywhere: positive means that the component raises the projection on the direction; removing it lowers it.
 """
 
-from emotrace.attribution.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
-from emotrace.lazy import attach
+from emotrace.lazy import attach, renamed
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
+save = renamed(__name__, "save")

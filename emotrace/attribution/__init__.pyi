@@ -2,7 +2,7 @@ from emotrace.attribution.ablations import mean_ablation, resample_ablation, zer
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.downstream import gradient_influence
 from emotrace.attribution.exemplars import top_prompts
-from emotrace.attribution.files import load, save
+from emotrace.attribution.files import load_scores, save_scores
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import planted_auroc, top
@@ -24,7 +24,7 @@ __all__ = [
     "gradient_influence",
     "head_contributions",
     "layer_block",
-    "load",
+    "load_scores",
     "local_directions",
     "mean_ablation",
     "neuron_contributions",
@@ -32,7 +32,7 @@ __all__ = [
     "planted_auroc",
     "reference_direction",
     "resample_ablation",
-    "save",
+    "save_scores",
     "stable_block",
     "stream",
     "sublayer_influence",

@@ -18,7 +18,7 @@ from emotrace.signatures import typed
 
 
 @typed
-def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path:
+def save_scores(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path:
     """Write a Dataset into a folder: numbers as safetensors; dims, texts and attrs as JSON.
 
     Args:
@@ -35,7 +35,7 @@ def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path
     tensors: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}
     for key, variable in dataset.variables.items():
-        where = f"save({str(key)!r})"
+        where = f"save_scores({str(key)!r})"
         values = np.asarray(variable.values)
         entry: dict[str, Any] = {"dims": [str(d) for d in variable.dims], "attrs": _attrs(variable.attrs, where)}
         if values.dtype.kind in "biuf":
@@ -54,8 +54,8 @@ def save(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") -> Path
 
 
 @typed
-def load(folder: str | Path, name: str = "dataset") -> xr.Dataset:
-    """The Dataset that `save` wrote.
+def load_scores(folder: str | Path, name: str = "dataset") -> xr.Dataset:
+    """The Dataset that `save_scores` wrote.
 
     Raises:
         EmotraceError: where a file is missing, damaged, of another format, or not the one the manifest describes.

@@ -15,7 +15,7 @@ import xarray as xr
 
 from emotrace import arguments, disk
 from emotrace.attribution import stored, summed
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.datasets import PromptsLike
 from emotrace.files import to_folder
 from emotrace.forwards.sums import Sums
@@ -132,5 +132,5 @@ def head_contributions(
     }
     result = summed.heads(sums.totals, np.bincount(code), label, values, chosen, about)
     if out is not None:
-        save(result, out, "heads")
+        save_scores(result, out, "heads")
     return result

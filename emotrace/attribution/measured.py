@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import disk, provenance
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.sets import Set, choose
 from emotrace.datasets import Prompts
@@ -162,7 +162,7 @@ class Measured:
     def keep(self, curve: xr.Dataset) -> xr.Dataset:
         """Write the result beside the scores, where there is a folder."""
         if self.out is not None:
-            save(curve, self.out, "curve")
+            save_scores(curve, self.out, "curve")
         return curve
 
     def _check(self, rows: list[dict], path: Path) -> None:

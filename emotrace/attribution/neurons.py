@@ -11,7 +11,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.attribution import stored, summed
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.datasets import PromptsLike
 from emotrace.files import to_folder
 from emotrace.forwards.sums import Sums
@@ -136,5 +136,5 @@ def neuron_contributions(
     weights = {"beta": beta.numpy(), "bias": bias.numpy(), "added": added.numpy()}
     result = summed.neurons(sums.totals, np.bincount(code), weights, normed, label, values, chosen, about)
     if out is not None:
-        save(result, out, "neurons")
+        save_scores(result, out, "neurons")
     return result

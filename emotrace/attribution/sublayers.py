@@ -25,7 +25,7 @@ import xarray as xr
 from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Cell, cells, residuals
 from emotrace.attribution.central import Central
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.attribution.finite import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
@@ -195,7 +195,7 @@ def sublayer_influence(
     }  # fmt: skip
     result = xr.Dataset(data, coords, json_of(about))
     if out is not None:
-        save(result, out, "influence")
+        save_scores(result, out, "influence")
     return result
 
 

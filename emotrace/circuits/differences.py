@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, weighted_sums
 from emotrace.directions.groups import Groups, Within, check_within, group
@@ -202,7 +202,7 @@ def _saved(found: xr.Dataset, about: Mapping[str, Any], label: str, out: str | P
     sign = f"positive = more of it under this {label} than the mean of all in the same group"
     found = found.assign_attrs(plain({"sign": sign, **about}))
     if out is not None:
-        save(found, out, "differences")
+        save_scores(found, out, "differences")
     return found
 
 

@@ -34,7 +34,7 @@ def save(label: str, components: pd.DataFrame, payload: xr.Dataset, meta: dict[s
     }
     whole = payload.drop_attrs().assign({f"component_{k}": ("component", v) for k, v in columns.items()})
     whole = whole.assign_attrs(content=CONTENT, label=label, meta=json.dumps(disk.plain(meta)))
-    return files.save(whole, folder, NAME)
+    return files.save_scores(whole, folder, NAME)
 
 
 def load(folder: str | Path) -> tuple[str, pd.DataFrame, xr.Dataset, dict[str, Any]]:
@@ -43,7 +43,7 @@ def load(folder: str | Path) -> tuple[str, pd.DataFrame, xr.Dataset, dict[str, A
     Raises:
         EmotraceError: for a missing or damaged file, or one that holds something else.
     """
-    whole = files.load(folder, NAME)
+    whole = files.load_scores(folder, NAME)
     if whole.attrs.get("content") != CONTENT:
         raise EmotraceError(f"{folder} holds {whole.attrs.get('content') or 'other data'!r}, not {CONTENT!r}.")
     try:

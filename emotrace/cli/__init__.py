@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from emotrace.cli import stages, contributions, circuits, control, vectors, chat, suite, stores, adopt  # isort: skip  # each adds its commands, listed in this order
+from emotrace.cli import stages, contributions, circuits, control, vectors, chat, suite, stores, adopt  # noqa: F401 # isort: skip  # each adds its commands, listed in this order
 from emotrace.cli.app import app
 from emotrace.cli.guard import experiment, guarded
 
-__all__ = [
-    "adopt", "app", "chat", "circuits", "contributions", "control", "experiment", "main", "stages", "stores", "suite", "vectors",
-]  # fmt: skip
+__all__ = ["app", "experiment", "main"]
 
 
 def main() -> None:

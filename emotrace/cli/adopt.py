@@ -64,7 +64,7 @@ def _load(file: Path) -> Thing:
     if "variables" not in about:
         return own[file.stem](file.parent) if file.stem in own else directions.load(file.parent, file.stem)
     is_circuit = str(about.get("attrs", {}).get("content", "")).startswith("emotrace circuit")
-    return circuits.Circuit.load(file.parent) if is_circuit else attribution.load(file.parent, file.stem)
+    return circuits.Circuit.load(file.parent) if is_circuit else attribution.load_scores(file.parent, file.stem)
 
 
 def _save(thing: Thing, folder: Path, name: str) -> None:
@@ -76,9 +76,9 @@ def _save(thing: Thing, folder: Path, name: str) -> None:
     if isinstance(thing, xr.DataArray):
         directions.save(thing, folder, name)
     elif isinstance(thing, xr.Dataset):
-        attribution.save(thing, folder, name)
+        attribution.save_scores(thing, folder, name)
     elif isinstance(thing, list):
-        edits.save(thing, folder)
+        edits.save_edits(thing, folder)
     elif isinstance(thing, Masks):
         thing.save(folder, name)
     else:

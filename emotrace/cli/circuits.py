@@ -136,7 +136,7 @@ def circuit(
         raise EmotraceError(
             f"--preset {preset} decides itself how many components each layer gives; leave out {flags}."
         )
-    table = None if influence is None else et.attribution.load(influence, "influence")
+    table = None if influence is None else et.attribution.load_scores(influence, "influence")
     options: dict[str, Any] = {"preset": preset, "influence": table, "within": tuple(names(within)), **sizes}
     found = asked.ask(et.circuits.discover, loading, options, readout)
     typer.echo(str(found))
@@ -205,11 +205,11 @@ def curves(
 
 def _contributions(folder: Path) -> tuple[str, Any]:
     """``neurons`` or ``heads``, and the Dataset of that name in a folder."""
-    from emotrace.attribution import load
+    from emotrace.attribution import load_scores
 
     for name in ("neurons", "heads"):
         if (folder / f"{name}.json").is_file():
-            return name, load(folder, name)
+            return name, load_scores(folder, name)
     raise EmotraceError(
         f"{folder} has neither neurons.json nor heads.json: give a folder that `emotrace neurons` or `emotrace heads` wrote, "
         "or neuron/ or head/ of a circuit."

@@ -7,7 +7,7 @@
 Sign everywhere: positive means that the component raises the metric; removing it lowers it.
 """
 
-from emotrace.discovery.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
-from emotrace.lazy import attach
+from emotrace.lazy import attach, renamed
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
+save = renamed(__name__, "save")

@@ -1,6 +1,6 @@
 from emotrace.discovery.as_edits import edits
 from emotrace.discovery.evaluation import POINTS, curve, evaluate, faithfulness, run_circuits
-from emotrace.discovery.files import load, save
+from emotrace.discovery.files import load_discovery, save_discovery
 from emotrace.discovery.methods import METHODS, Level, mean, scores
 from emotrace.discovery.metrics import KL, LogitDifference, Projection, SiteFunction
 from emotrace.discovery.pairing import Pair, Pairs, other_emotion, other_valence, pairs
@@ -29,7 +29,7 @@ __all__ = [
     "faithfulness",
     "jaccard",
     "live",
-    "load",
+    "load_discovery",
     "mean",
     "nodes_of",
     "other_emotion",
@@ -37,7 +37,7 @@ __all__ = [
     "pairs",
     "random_like",
     "run_circuits",
-    "save",
+    "save_discovery",
     "scores",
     "select",
     "significance",

@@ -15,7 +15,7 @@ CIRCUIT = "circuit"
 
 
 @typed
-def save(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
+def save_discovery(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
     """Write any Dataset of this room, or a circuit.
 
     Returns:
@@ -24,17 +24,17 @@ def save(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scor
     if isinstance(found, xr.DataArray):
         component(found)
         found = xr.Dataset({CIRCUIT: found.drop_attrs()}, attrs={**found.attrs, "content": CIRCUIT})
-    return files.save(found, folder, name)
+    return files.save_scores(found, folder, name)
 
 
 @typed
-def load(folder: str | Path, name: str = "scores") -> xr.Dataset | xr.DataArray:
-    """What `save` wrote: a Dataset, or a circuit.
+def load_discovery(folder: str | Path, name: str = "scores") -> xr.Dataset | xr.DataArray:
+    """What `save_discovery` wrote: a Dataset, or a circuit.
 
     Raises:
         EmotraceError: for missing or damaged files.
     """
-    found = files.load(folder, name)
+    found = files.load_scores(folder, name)
     if found.attrs.get("content") != CIRCUIT:
         return found
     if CIRCUIT not in found:

@@ -1,6 +1,6 @@
 """Edits: interventions as data, checked against a model before anything runs."""
 
-from emotrace.edits.files import save  # noqa: F401  # not later: nnsight gives every object, modules too, a save
-from emotrace.lazy import attach
+from emotrace.lazy import attach, renamed
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
+save = renamed(__name__, "save")

@@ -1,4 +1,4 @@
-from emotrace.edits.files import edits_digest, load, save
+from emotrace.edits.files import edits_digest, load_edits, save_edits
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
 from emotrace.edits.lowering import Lowered, check, lower, refuse_silent, refuse_unreached
 from emotrace.edits.mixtures import mixture
@@ -13,10 +13,10 @@ __all__ = [
     "Scale",
     "check",
     "edits_digest",
-    "load",
+    "load_edits",
     "lower",
     "mixture",
     "refuse_silent",
     "refuse_unreached",
-    "save",
+    "save_edits",
 ]

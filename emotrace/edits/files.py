@@ -25,7 +25,7 @@ NAME: Final = "edits"
 
 
 @typed
-def save(edits: Sequence[Edit], path: str | Path) -> None:
+def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder."""
     tensors: dict[str, np.ndarray] = {}
     described = []
@@ -48,7 +48,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
 
 
 @typed
-def load(path: str | Path) -> list[Edit]:
+def load_edits(path: str | Path) -> list[Edit]:
     """The edits that `save` wrote.
 
     Raises:

@@ -100,7 +100,7 @@ def bake(model: LanguageModel, edits: Sequence[Edit], out: str | Path, *, probe:
     try:
         _save(model, config, biases, partial)
         error, changed = _compare(model, edits, probe, partial)
-        edits_.save(edits, partial / "emotrace")
+        edits_.save_edits(edits, partial / "emotrace")
         disk.write_json(
             partial / "emotrace" / "bake.json",
             {

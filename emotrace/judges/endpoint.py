@@ -83,7 +83,7 @@ class Endpoint:
                 f"judge {name!r} needs a key: set the environment variable OPENAI_API_KEY (any word for a local endpoint, "
                 "whose address goes into OPENAI_BASE_URL)."
             )
-        self.address = wire.Endpoint.of(given, f"{name}: the base URL (OPENAI_BASE_URL)", "https://HOST/v1")
+        self.address = wire.WebAddress.of(given, f"{name}: the base URL (OPENAI_BASE_URL)", "https://HOST/v1")
         headers = {"Authorization": self.address.basic} if self.address.basic else None
         mask_logs()
         self._client = openai.OpenAI(

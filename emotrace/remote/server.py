@@ -23,7 +23,7 @@ from nnsight.schema.response import ResponseModel
 from emotrace.labels import EmotraceError
 from emotrace.secrets import mask_logs, redacted
 from emotrace.texts import from_json, one_line
-from emotrace.wire import Endpoint, origin
+from emotrace.wire import WebAddress, origin
 from emotrace.wire import key as key_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Server:
 
     def __init__(self, host: str | None = None, key: str | None = None) -> None:
         url = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
-        self.address = Endpoint.of(url, "remote", "http://127.0.0.1:8000 (or True, or 'local')")
+        self.address = WebAddress.of(url, "remote", "http://127.0.0.1:8000 (or True, or 'local')")
         self._key = key_of(key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY, "NDIF_API_KEY")
         self._client: httpx.Client | None = None
         self.sent = self.received = 0

@@ -11,8 +11,8 @@ from emotrace.report.figures import (
     equal_kl,
     influence_profile,
     layer_profile,
-    save,
-    similarity,
+    save_figure,
+    similarity_maps,
 )
 from emotrace.report.graphs import circuit_graph
 from emotrace.report.page import Page, publish, render, write
@@ -36,7 +36,7 @@ __all__ = [
     "layer_profile",
     "publish",
     "render",
-    "save",
-    "similarity",
+    "save_figure",
+    "similarity_maps",
     "write",
 ]

@@ -13,12 +13,12 @@ from emotrace.report.circuits import circuit_map
 from emotrace.report.comparison import equal_kl
 from emotrace.report.doses import dose_curve
 from emotrace.report.effects import effect_curves, influence_profile
-from emotrace.report.geometry import chosen_layer, similarity
+from emotrace.report.geometry import chosen_layer, similarity_maps
 from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
 from emotrace.report.replies import ABLATIONS, ablation_bars, accuracy_bars, confusion
-from emotrace.report.style import Picture, save
+from emotrace.report.style import Picture, save_figure
 from emotrace.signatures import typed
 
 __all__ = [
@@ -35,8 +35,8 @@ __all__ = [
     "equal_kl",
     "influence_profile",
     "layer_profile",
-    "save",
-    "similarity",
+    "save_figure",
+    "similarity_maps",
 ]
 
 
@@ -86,7 +86,7 @@ def draw(
         add("comparison", "Steering and circuit at equal KL", equal_kl(report))
     if directions is not None:
         at = chosen_layer([int(i) for i in directions["layer"].values], report.get("chosen"))
-        add("similarity", "Similarity of the directions", similarity(directions, at))
+        add("similarity", "Similarity of the directions", similarity_maps(directions, at))
     if found is not None:
         add("agnosticism", "Are the directions context-agnostic?", agnosticism(found))
     if directions is not None and "norm" in directions.coords:

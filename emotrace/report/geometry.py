@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -21,9 +21,11 @@ from emotrace.signatures import typed
 ANNOTATED = 14
 """Largest side of a matrix whose cells carry numbers."""
 
+X = TypeVar("X", xr.DataArray, xr.Dataset)
+
 
 @typed
-def similarity(directions: xr.DataArray, layer: int | None = None) -> Picture:
+def similarity_maps(directions: xr.DataArray, layer: int | None = None) -> Picture:
     """Cosines between emotions at one layer, and between all sublayers (mean over emotions, order attn0, mlp0, …).
 
     Args:
@@ -37,7 +39,9 @@ def similarity(directions: xr.DataArray, layer: int | None = None) -> Picture:
     layers = [int(i) for i in directions["layer"].values]
     at = chosen_layer(layers) if layer is None else int(layer)
     if at not in layers:
-        raise EmotraceError(f"similarity(layer={layer}): the directions have the layers {style.layer_range(layers)}.")
+        raise EmotraceError(
+            f"similarity_maps(layer={layer}): the directions have the layers {style.layer_range(layers)}."
+        )
     subs = [str(s) for s in directions["sublayer"].values]
     order = style.emotions_of([str(e) for e in directions["emotion"].values])
     cosines = cosine.similarity(directions.sel(emotion=order, layer=[at]))
@@ -76,7 +80,7 @@ def chosen_layer(layers: Sequence[int], chosen: Mapping[str, Any] | None = None)
     return int(sorted(edited)[len(edited) // 2])
 
 
-def full(x: xr.DataArray) -> xr.DataArray:
+def full(x: X) -> X:
     """The array with the dim ``sublayer``, of one nameless entry where it is absent."""
     if "sublayer" in x.dims:
         return x

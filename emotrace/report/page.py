@@ -126,7 +126,7 @@ def publish(
         filenames(names, str(out))
     text = render(result, shown, tables, manifest, page)
     for one in shown:
-        style.save(one.figure, out / "figures" / f"{one.name}.png")
+        style.save_figure(one.figure, out / "figures" / f"{one.name}.png")
     for name, table in tables.items():
         frame = table[0] if isinstance(table, tuple) else table
         written = frame.to_csv(index=False, lineterminator="\n")

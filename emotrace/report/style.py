@@ -56,7 +56,7 @@ def canvas(height: float, title: str, caption: str = "") -> Picture:
 
 
 @typed
-def save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG (150 dpi), whole or not at all; parents are created.
 
     Args:
@@ -71,7 +71,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix != ".png":
-        raise EmotraceError(f"save(path={str(path)!r}): figures are written as .png.")
+        raise EmotraceError(f"save_figure(path={str(path)!r}): figures are written as .png.")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None, "Title": claim(figure)})
     disk.replace_file(path, drawn.getvalue())

@@ -247,7 +247,7 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
     calls.clear()
     assert ablation_curve(lm, table, directions, scores, out=tmp_path, **options).identical(whole)
     assert calls == [], "a finished run computes nothing"
-    assert files.load(tmp_path, "curve").identical(whole)
+    assert files.load_scores(tmp_path, "curve").identical(whole)
     for other, word in (({"ks": [1]}, "ks"), ({"seed": 1}, "seed"), ({"how": "zero"}, "how")):
         with pytest.raises(EmotraceError, match=rf"other settings \(.*{word}\b"):
             ablation_curve(lm, table, directions, scores, out=tmp_path, **(options | other))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from emotrace import bundles, disk
-from emotrace.attribution import load, save
+from emotrace.attribution import load_scores, save_scores
 from emotrace.labels import EMOTIONS, EmotraceError
 
 
@@ -39,9 +39,9 @@ def some(seed=0):
 
 def test_a_dataset_comes_back_as_it_was(tmp_path):
     dataset = some()
-    manifest = save(dataset, tmp_path / "a" / "b")
+    manifest = save_scores(dataset, tmp_path / "a" / "b")
     assert manifest == tmp_path / "a" / "b" / "dataset.json"
-    back = load(tmp_path / "a" / "b")
+    back = load_scores(tmp_path / "a" / "b")
     xr.testing.assert_identical(back, dataset)
     for name in dataset.variables:
         if dataset[name].dtype.kind != "U":
@@ -57,28 +57,28 @@ def test_a_dataset_comes_back_as_it_was(tmp_path):
 )
 def test_numbers_come_back_bit_by_bit(values, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    save(xr.Dataset({"x": (tuple("abc")[: values.ndim], values)}), folder)
-    back = load(folder)["x"].values
+    save_scores(xr.Dataset({"x": (tuple("abc")[: values.ndim], values)}), folder)
+    back = load_scores(folder)["x"].values
     assert back.dtype == values.dtype
     assert back.tobytes() == values.tobytes()
 
 
 def test_labels_of_type_object_and_a_transposed_array(tmp_path):
     dataset = some().assign_coords(emotion=np.array(EMOTIONS, dtype=object)).transpose("unit", ...)
-    save(dataset, tmp_path, "other")
-    back = load(tmp_path, "other")
+    save_scores(dataset, tmp_path, "other")
+    back = load_scores(tmp_path, "other")
     xr.testing.assert_equal(back, dataset)
     assert back["mean"].dims == ("unit", "emotion", "layer")
 
 
 def test_numpy_attrs_become_plain(tmp_path):
     dataset = some().assign_attrs(k=np.int64(3), v=np.array([1.5, 2.5]), t=(1, "a"))
-    save(dataset, tmp_path)
-    assert load(tmp_path).attrs == {**some().attrs, "k": 3, "v": [1.5, 2.5], "t": [1, "a"]}
+    save_scores(dataset, tmp_path)
+    assert load_scores(tmp_path).attrs == {**some().attrs, "k": 3, "v": [1.5, 2.5], "t": [1, "a"]}
 
 
 def test_damage_is_refused(tmp_path):
-    save(some(), tmp_path)
+    save_scores(some(), tmp_path)
     numbers, manifest = tmp_path / "dataset.safetensors", tmp_path / "dataset.json"
     whole, text = numbers.read_bytes(), manifest.read_text()
     early = {k: v for k, v in json.loads(text).items() if k != bundles.CONTENT}
@@ -99,11 +99,11 @@ def test_damage_is_refused(tmp_path):
         manifest.write_text(text)
         damage()
         with pytest.raises(EmotraceError, match=word):
-            load(tmp_path)
+            load_scores(tmp_path)
 
 
 def test_an_interrupted_save_keeps_the_old_pair_or_is_refused(tmp_path, monkeypatch):
-    save(some(), tmp_path)
+    save_scores(some(), tmp_path)
     real = bundles.replace_file
 
     def only_numbers(path, data):
@@ -113,9 +113,9 @@ def test_an_interrupted_save_keeps_the_old_pair_or_is_refused(tmp_path, monkeypa
 
     monkeypatch.setattr(bundles, "replace_file", only_numbers)
     with pytest.raises(KeyboardInterrupt):
-        save(some(seed=1), tmp_path)
+        save_scores(some(seed=1), tmp_path)
     with pytest.raises(EmotraceError, match="sha256"):
-        load(tmp_path)
+        load_scores(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_an_interrupted_save_keeps_the_old_pair_or_is_refused(tmp_path, monkeypa
 )
 def test_what_no_file_holds_is_refused_before_anything_is_written(tmp_path, dataset, word):
     with pytest.raises(EmotraceError, match=word):
-        save(dataset, tmp_path / "new")
+        save_scores(dataset, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EmotraceError, match="cannot be written"):
-        save(some(), tmp_path / "file")
+        save_scores(some(), tmp_path / "file")
 
 
 def test_the_digest_sees_numbers_and_labels_but_not_attrs():

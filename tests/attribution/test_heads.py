@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.attribution import head_contributions, load
+from emotrace.attribution import head_contributions, load_scores
 from emotrace.datasets import Prompt, Prompts
 from emotrace.forwards import streams
 from emotrace.forwards.capturing import reduce
@@ -191,7 +191,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
     again = head_contributions(model, prompts, directions, out=tmp_path, progress=False)
     assert len(calls) == 4
     xr.testing.assert_identical(again, alone)
-    xr.testing.assert_identical(load(tmp_path, "heads"), alone)
+    xr.testing.assert_identical(load_scores(tmp_path, "heads"), alone)
     with pytest.raises(EmotraceError, match="readout"):
         head_contributions(model, prompts, directions, out=tmp_path, readout="normed", progress=False)
 

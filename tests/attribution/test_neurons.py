@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emotrace as et
-from emotrace.attribution import load, neuron_contributions
+from emotrace.attribution import load_scores, neuron_contributions
 from emotrace.datasets import Prompt, Prompts
 from emotrace.forwards import streams
 from emotrace.forwards.capturing import reduce
@@ -179,7 +179,7 @@ def test_a_killed_run_ends_with_the_same_bits(name, tmp_path, monkeypatch):
     resumed = neuron_contributions(model, prompts, directions, out=tmp_path, progress=False)
     assert calls == [32, 32, 32, 16]
     xr.testing.assert_identical(resumed, alone)
-    xr.testing.assert_identical(load(tmp_path, "neurons"), alone)
+    xr.testing.assert_identical(load_scores(tmp_path, "neurons"), alone)
     # the sums do not depend on the directions: others are answered without a forward
     other = neuron_contributions(model, prompts, random_directions(model, seed=2), out=tmp_path, progress=False)
     assert len(calls) == 4

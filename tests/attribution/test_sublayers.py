@@ -409,7 +409,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
         context.setattr(backward.Backward, "__call__", killing(3))  # none is left
         got = influence(lm, doses=(0.5,), out=tmp_path)
     xr.testing.assert_identical(got, want)
-    xr.testing.assert_identical(files_.load(tmp_path, "influence"), want)
+    xr.testing.assert_identical(files_.load_scores(tmp_path, "influence"), want)
     with pytest.raises(EmotraceError, match=r"other settings \(batch_size: "):
         influence(lm, batch_size=2, out=tmp_path)
     with pytest.raises(EmotraceError, match=r"other settings \(.*readout: "):
@@ -418,8 +418,8 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
 
 def test_the_dataset_survives_its_files(tmp_path):
     got = influence(loaded(), doses=(0.5,))
-    files_.save(got, tmp_path)
-    xr.testing.assert_identical(files_.load(tmp_path), got)
+    files_.save_scores(got, tmp_path)
+    xr.testing.assert_identical(files_.load_scores(tmp_path), got)
 
 
 def test_a_dry_run_counts_and_computes_nothing():

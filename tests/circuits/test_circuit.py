@@ -205,7 +205,7 @@ def test_damaged_and_foreign_files(make, tmp_path):
         described.write_text(json.dumps(manifest))
         with pytest.raises(EmotraceError, match=word):
             Circuit.load(tmp_path / "a")
-    files.save(payload(), tmp_path / "c", "circuit")
+    files.save_scores(payload(), tmp_path / "c", "circuit")
     with pytest.raises(EmotraceError, match="holds 'other data'"):
         Circuit.load(tmp_path / "c")
 

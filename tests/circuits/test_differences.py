@@ -150,7 +150,7 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     assert asked == [14, 27]
-    xr.testing.assert_identical(attribution.load(tmp_path, "differences"), base)
+    xr.testing.assert_identical(attribution.load_scores(tmp_path, "differences"), base)
     with pytest.raises(EmotraceError, match="complete"):
         run(model, given, out=tmp_path, complete=False)
 

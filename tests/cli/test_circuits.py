@@ -20,7 +20,7 @@ from tests.test_cli import run
 def test_neurons_are_those_of_python_on_accepted_replies_and_the_best_are_printed(place):
     folder, _, _, said = place
     lm, prompts, dirs, keys = python(folder)
-    found = attribution.load(folder / "neurons", "neurons")
+    found = attribution.load_scores(folder / "neurons", "neurons")
     xr.testing.assert_equal(found, attribution.neuron_contributions(lm, prompts, dirs, accepted=keys, progress=False))
     assert found["n"].values.tolist() == [4] * 6
     lines = said["neurons"].splitlines()
@@ -36,7 +36,7 @@ def test_neurons_are_those_of_python_on_accepted_replies_and_the_best_are_printe
 
 def test_heads_in_the_normed_space_ranked_by_mean(place):
     folder, _, _, said = place
-    found = attribution.load(folder / "heads", "heads")
+    found = attribution.load_scores(folder / "heads", "heads")
     assert found.attrs["readout"] == "normed"
     label, first, score = said["heads"].splitlines()[1].split()[:3]
     layer, head = map(int, first.split("."))
@@ -46,7 +46,7 @@ def test_heads_in_the_normed_space_ranked_by_mean(place):
 
 def test_influence_exact_and_at_doses(place):
     folder, _, _, said = place
-    found = attribution.load(folder / "influence", "influence")
+    found = attribution.load_scores(folder / "influence", "influence")
     assert found["dose"].values.tolist() == [0.1, 0.5]
     assert found["n"].values.tolist() == [4] * 6
     table = [line.split() for line in said["influence"].splitlines()]
@@ -64,8 +64,8 @@ def test_circuit_is_saved_and_shown_with_its_overlap(place):
     assert said["circuit"].startswith(str(found))
     overlap = found.overlap()
     assert f"overlap of heads: Jaccard {float(overlap['mean'].sel(kind='head')):.3f} ±" in said["circuit"]
-    neurons = attribution.load(folder / "circuit" / "neuron", "neurons")
-    xr.testing.assert_equal(neurons, attribution.load(folder / "neurons", "neurons"))
+    neurons = attribution.load_scores(folder / "circuit" / "neuron", "neurons")
+    xr.testing.assert_equal(neurons, attribution.load_scores(folder / "neurons", "neurons"))
 
 
 def test_the_published_preset_follows_the_influence(place, tmp_path):
@@ -74,7 +74,7 @@ def test_the_published_preset_follows_the_influence(place, tmp_path):
     run("circuit", *common, "--out", out, *preset)
     found = et.Circuit.load(out)
     assert (found.meta["preset"], found.meta["readout"], found.meta["by"]) == ("emotion_circuits", "normed", "mean")
-    influence = attribution.load(folder / "influence", "influence")
+    influence = attribution.load_scores(folder / "influence", "influence")
     plan = et.circuits.published_plan(influence, available={"neuron": 48, "head": 4})
     counts = found.counts()
     for kind in ("neuron", "head"):
@@ -84,7 +84,10 @@ def test_the_published_preset_follows_the_influence(place, tmp_path):
 def test_curves_of_ablated_neurons(place):
     folder, _, _, said = place
     lm, prompts, dirs, keys = python(folder)
-    found, neurons = attribution.load(folder / "curves", "curve"), attribution.load(folder / "neurons", "neurons")
+    found, neurons = (
+        attribution.load_scores(folder / "curves", "curve"),
+        attribution.load_scores(folder / "neurons", "neurons"),
+    )
     options = {"how": "mean", "ks": (1, 2), "draws": 2, "accepted": keys, "progress": False}
     wanted = attribution.ablation_curve(lm, prompts, dirs, neurons, **options)
     np.testing.assert_array_equal(found["delta"], wanted["delta"])
@@ -103,7 +106,7 @@ def test_curves_of_added_heads_out_of_a_circuit(place, tmp_path):
     circuit = folder / "circuit"
     add = ("--what", "add", "--circuit", circuit, *QUICK, "--out", tmp_path / "c", "--by", "mean", "--seed", 7)
     run("curves", circuit / "head", *common, *add)
-    found = attribution.load(tmp_path / "c", "curve")
+    found = attribution.load_scores(tmp_path / "c", "curve")
     assert found.attrs["method"] == "enhancement_curve"
     assert (found.attrs["site"], found.attrs["by"], found.attrs["seed"]) == ("z", "mean", 7)
     assert set(pd.read_csv(tmp_path / "c" / "curve.csv")["curve"]) == {"heads added"}
@@ -148,7 +151,7 @@ def test_ctrl_c_in_a_curve_and_the_same_command_again(place, tmp_path):
     assert scores.read_text().startswith(held[: held.rfind("\n") + 1])
     run(*args, "--out", tmp_path / "whole")
     xr.testing.assert_identical(
-        attribution.load(tmp_path / "c", "curve"), attribution.load(tmp_path / "whole", "curve")
+        attribution.load_scores(tmp_path / "c", "curve"), attribution.load_scores(tmp_path / "whole", "curve")
     )
 
 
@@ -166,11 +169,11 @@ def test_directions_of_another_label_and_of_some_emotions(place, tmp_path):
     )
     common = ("--model", folder / "model", "--data", folder / "sev.jsonl", "--limit", 2)
     run("neurons", *common, "--directions", tmp_path / "v", "--out", tmp_path / "n")
-    assert attribution.load(tmp_path / "n", "neurons")["n"].values.tolist() == [12, 12, 12]
+    assert attribution.load_scores(tmp_path / "n", "neurons")["n"].values.tolist() == [12, 12, 12]
     dirs = et.directions.load(folder / "dirs")
     et.directions.save(dirs.sel(emotion=["fear", "anger"]), tmp_path / "two")
     run("heads", *common, "--directions", tmp_path / "two", "--out", tmp_path / "h")
-    assert attribution.load(tmp_path / "h", "heads")["emotion"].values.tolist() == ["fear", "anger"]
+    assert attribution.load_scores(tmp_path / "h", "heads")["emotion"].values.tolist() == ["fear", "anger"]
 
 
 BAD = {

@@ -279,11 +279,11 @@ def test_an_edge_set_becomes_edits_by_its_writers(known):
 
 def test_what_is_saved_is_loaded(known, tmp_path):
     _, found = known
-    discovery.save(found, tmp_path)
-    xr.testing.assert_identical(discovery.load(tmp_path), found)
+    discovery.save_discovery(found, tmp_path)
+    xr.testing.assert_identical(discovery.load_discovery(tmp_path), found)
     circuit = discovery.select(found, 5)
-    discovery.save(circuit, tmp_path, "circuit")
-    again = discovery.load(tmp_path, "circuit")
+    discovery.save_discovery(circuit, tmp_path, "circuit")
+    again = discovery.load_discovery(tmp_path, "circuit")
     assert isinstance(again, xr.DataArray)
     xr.testing.assert_identical(again, circuit)
 
@@ -291,7 +291,7 @@ def test_what_is_saved_is_loaded(known, tmp_path):
 def test_a_circuit_is_drawn(known, tmp_path):
     _, found = known
     figure = report.circuit_graph(discovery.select(found, 50), found)
-    assert report.save(figure, tmp_path / "circuit.png").stat().st_size > 10_000
+    assert report.save_figure(figure, tmp_path / "circuit.png").stat().st_size > 10_000
     texts = {t.get_text() for t in figure.axes[0].texts}
     assert {"embed", "out", "a0.h0", "a1.h3", "m1"} <= texts
     spots = [t.get_position() for t in figure.axes[0].texts]

@@ -247,8 +247,8 @@ def test_edits_survive_their_files(tmp_path):
         et.Add("resid_post", layers=range(2), vector=table, strength=1.5, scale="rms", positions=(0, 4)),
         et.Ablate(et.Site("model.layers.0.mlp", "input"), units=[1, 2]),
     ]
-    edits_.save(edits, tmp_path)
-    again = edits_.load(tmp_path)
+    edits_.save_edits(edits, tmp_path)
+    again = edits_.load_edits(tmp_path)
     assert edits_.edits_digest(again) == edits_.edits_digest(edits)
     xr.testing.assert_identical(again[0].vector, table)
     assert again[1].site == edits[1].site

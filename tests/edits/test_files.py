@@ -26,9 +26,9 @@ def test_numbers_of_every_library_survive(tmp_path):
         et.Scale(et.Site("a.b", "input", 1), strength=np.int64(2), positions=(0, 3)),
         et.Project("resid_post", layers=1, vector=table(["fear", "anger"])),
     ]
-    edits.save(mine, tmp_path)
-    again = edits.load(tmp_path)
-    assert edits.edits_digest(again) == edits.edits_digest(edits.load(tmp_path))
+    edits.save_edits(mine, tmp_path)
+    again = edits.load_edits(tmp_path)
+    assert edits.edits_digest(again) == edits.edits_digest(edits.load_edits(tmp_path))
     assert [type(e) for e in again] == [type(e) for e in mine]
     assert (again[0].strength, again[0].layers, again[1].strength, again[1].positions) == (0.5, (0, 1), 2, (0, 3))
     assert again[1].site == mine[1].site
@@ -56,9 +56,9 @@ def test_the_digest_sees_values_labels_and_settings():
 
 def test_damaged_files_are_named(tmp_path):
     with pytest.raises(EmotraceError, match=r"edits\.json does not exist"):
-        edits.load(tmp_path)
+        edits.load_edits(tmp_path)
     mine = [et.Add("resid_post", layers=[0], vector=V)]
-    edits.save(mine, tmp_path)
+    edits.save_edits(mine, tmp_path)
     whole = (tmp_path / "edits.json").read_text()
     told = {k: v for k, v in json.loads(whole).items() if k != bundles.CONTENT}
     early = json.dumps(told)  # as an earlier version wrote it
@@ -73,11 +73,11 @@ def test_damaged_files_are_named(tmp_path):
     ):
         (tmp_path / "edits.json").write_text(text)
         with pytest.raises(EmotraceError, match=message):
-            edits.load(tmp_path)
+            edits.load_edits(tmp_path)
     (tmp_path / "edits.json").write_text(whole)
     (tmp_path / "edits.safetensors").write_bytes(b"xx")
     with pytest.raises(EmotraceError, match="sha256 differs"):
-        edits.load(tmp_path)
+        edits.load_edits(tmp_path)
 
 
 def test_values_of_each_prompt_survive(tmp_path):
@@ -86,8 +86,8 @@ def test_values_of_each_prompt_survive(tmp_path):
         et.Ablate("z", layers=1, heads=[3], vector=values, positions="last"),
         et.Ablate("neuron", layers=0, units=[2]),
     ]
-    edits.save(mine, tmp_path)
-    again = edits.load(tmp_path)
+    edits.save_edits(mine, tmp_path)
+    again = edits.load_edits(tmp_path)
     xr.testing.assert_identical(again[0].vector, values)
     assert (again[0].heads, again[1].vector, again[1].units) == ((3,), None, (2,))
     assert edits.edits_digest(again) == edits.edits_digest(mine)

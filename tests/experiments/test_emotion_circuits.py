@@ -207,7 +207,7 @@ def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path,
     assert (penalty["prompt"], penalty["steer"], penalty["circuit"]) == (1.0, 1.05, 1.1)
     dirs = et.directions.load(tmp_path / "run" / "directions")
     assert dirs.attrs["after_final_norm"] == [{"layer": 5, "sublayer": "resid_post"}]
-    influence = et.attribution.load(tmp_path / "run" / "influence", "influence")
+    influence = et.attribution.load_scores(tmp_path / "run" / "influence", "influence")
     assert (influence.attrs["readout"], influence.attrs["align"]) == ("final_norm", 1)
 
 

@@ -68,7 +68,7 @@ def test_baked_llama_generates_as_the_edited_one(tmp_path):
     assert told["settings"] == ["attention_bias", "mlp_bias"]
     assert told["largest_deviation_of_logits"] < 1e-5 < 0.1 < told["largest_change_of_logits"]
     assert told["from"]["weights_hash"] == model.sites.identity["weights_hash"]
-    assert len(et.edits.load(out / "emotrace")) == 4
+    assert len(et.edits.load_edits(out / "emotrace")) == 4
     assert all(torch.equal(p, before[name]) for name, p in model._module.named_parameters())
     assert not model._module.config.attention_bias
     assert [p.name for p in tmp_path.iterdir()] == ["baked"]

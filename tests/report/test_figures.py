@@ -108,7 +108,7 @@ def test_dose_curve_without_perplexity_or_choice_has_one_panel_and_no_star(repor
 
 
 def test_similarity_is_the_cosine_in_the_order_of_emotions_and_sublayers(dirs):
-    first, second, below, _ = geometry.similarity(dirs, layer=4).axes
+    first, second, below, _ = geometry.similarity_maps(dirs, layer=4).axes
     mid = dirs.sel(layer=4, sublayer="resid_mid", emotion=list(EMOTIONS)).values
     assert np.allclose(np.asarray(first.images[0].get_array()), mid @ mid.T, atol=1e-5)
     assert texts(first.yaxis) == list(EMOTIONS)
@@ -119,7 +119,7 @@ def test_similarity_is_the_cosine_in_the_order_of_emotions_and_sublayers(dirs):
 
 def test_similarity_refuses_a_layer_that_is_not_there(dirs):
     with pytest.raises(EmotraceError, match="0–5"):
-        geometry.similarity(dirs, layer=9)
+        geometry.similarity_maps(dirs, layer=9)
 
 
 def test_chosen_layer_prefers_the_named_one_then_the_middle_of_the_edited():
@@ -162,7 +162,7 @@ def test_layer_profile_needs_norms(dirs):
 
 def test_one_sublayer_without_its_dim_is_enough(dirs, found):
     one, part = dirs.sel(sublayer="resid_post"), found.sel(sublayer="resid_post")
-    assert texts(geometry.similarity(one).axes[1].xaxis)[:2] == ["mlp0", "mlp1"]
+    assert texts(geometry.similarity_maps(one).axes[1].xaxis)[:2] == ["mlp0", "mlp1"]
     curve = next(line for line in layers.agnosticism(part).axes[0].lines if len(line.get_xdata()) == 6)
     assert np.allclose(curve.get_ydata(), part["accuracy"].sel(factor="theme"))
     norm = layers.layer_profile(one, part).axes[0].lines[0].get_ydata()
@@ -200,11 +200,11 @@ def test_no_text_leaves_the_picture_and_tick_labels_do_not_overlap(report, dirs,
 
 
 def test_save_writes_1350_pixels_and_refuses_other_endings(report, tmp_path):
-    path = figures.save(replies.accuracy_bars(report), tmp_path / "a" / "b.png")
+    path = figures.save_figure(replies.accuracy_bars(report), tmp_path / "a" / "b.png")
     assert int.from_bytes(path.read_bytes()[16:20], "big") == 1350
     assert [p.name for p in path.parent.iterdir()] == ["b.png"]
     with pytest.raises(EmotraceError, match=r"\.png"):
-        figures.save(replies.accuracy_bars(report), tmp_path / "b.pdf")
+        figures.save_figure(replies.accuracy_bars(report), tmp_path / "b.pdf")
 
 
 def test_percent_never_rounds_to_certainty():
