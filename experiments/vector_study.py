@@ -71,6 +71,7 @@ class Study(Evaluation):
         self, name: str, prompts: Prompts, payload: xr.DataArray, doses: Sequence[float], method: str = "steer", kl: bool = True
     ) -> list[Row]:  # fmt: skip
         """Judged replies at every dose of every emotion's vector."""
+        assert self.judge is not None
         return dose.dose_response(
             self.model, prompts, payload, self.judge, doses=doses, decoding=self.decoding, measure_kl=kl, method=method,
             batch_size=self.batch_size, seed=self.seed, out=self.file(name), **self.where,

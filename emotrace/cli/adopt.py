@@ -57,7 +57,7 @@ def _load(file: Path) -> Thing:
     from emotrace.prompt_tuning import SoftPrompt
     from emotrace.rsa import Masks
 
-    own = {"circuit": circuits.Circuit.load, "prompt": SoftPrompt.load, "edits": edits.load}
+    own = {"circuit": circuits.Circuit.load, "prompt": SoftPrompt.load, "edits": edits.load_edits}
     about, _ = read(file.parent, file.stem, "a result of emotrace")
     if "shape" in about:
         return Masks.load(file.parent, file.stem)

@@ -259,6 +259,8 @@ def _told(model: LanguageModel | Activations, prompts: PromptsLike | None, place
         raise EmotraceError(
             f"{arguments.said(f'{place}(model)', model)}: a model of emotrace.load, or activations, are due."
         )
+    if prompts is None:
+        raise EmotraceError(f"{place}: a model tells tokens, not prompts; give {place}(model, prompts).")
     return _Told(Prompts.of(prompts), model.sites.encoder.ids, model.sites.encoder.token_texts)
 
 

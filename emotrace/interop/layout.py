@@ -49,7 +49,7 @@ def emotion_in(file: str | Path) -> str:
     return found[0]
 
 
-def from_zero(array: xr.DataArray, place: str) -> int:
+def from_zero(array: xr.DataArray | xr.Dataset, place: str) -> int:
     """The number of layers of an array whose layers count from 0.
 
     Raises:
