@@ -68,7 +68,9 @@ def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:
     return list(dict.fromkeys((cell.layer, cell.residual) for cell in wanted))
 
 
-def refuse_lost(what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Tensor | np.ndarray) -> None:
+def refuse_lost(
+    what: str, model: LanguageModel, batch: Sequence[Sequence[int]], names: Names, *values: Tensor | np.ndarray
+) -> None:
     """Refuse what was made of a batch where it is not finite.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.attribution.reference import local_directions
 from emotrace.directions.groups import is_accepted
 from emotrace.directions.source import Source, source
@@ -114,7 +114,7 @@ def gradient_influence(
     }  # fmt: skip
     result = xr.Dataset(data, coords, plain(about))
     if out is not None:
-        save(result, out, "influence")
+        save_scores(result, out, "influence")
     return result
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from emotrace import arguments, disk
 from emotrace.attribution.chunked import METHOD
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.attribution.weights import chosen_layers, heads_read, refuse_single, vectors, weighed
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -130,7 +130,7 @@ def covectors(
                **model.sites.identity, "directions_digest": disk.digest(directions)}),
     )  # fmt: skip
     if out is not None:
-        save(result, out, PLACE)
+        save_scores(result, out, PLACE)
     return result
 
 

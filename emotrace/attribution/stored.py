@@ -15,7 +15,7 @@ import xarray as xr
 
 from emotrace.attribution import summed
 from emotrace.attribution.chunked import Reader, about, aligned, counted, has, require, require_norm, shared_layers
-from emotrace.attribution.files import save
+from emotrace.attribution.files import save_scores
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
@@ -82,7 +82,7 @@ def heads(
     }  # fmt: skip
     result = summed.heads(sums, rows.n, covectors.attrs["label"], values, chosen, attrs, names)
     if out is not None:
-        save(result, out, "heads")
+        save_scores(result, out, "heads")
     return result
 
 
@@ -146,7 +146,7 @@ def neurons(
     }  # fmt: skip
     result = summed.neurons({**sums, "shrink": shrink}, rows.n, weights, normed, order[0], values, chosen, attrs, names)
     if out is not None:
-        save(result, out, "neurons")
+        save_scores(result, out, "neurons")
     return result
 
 

@@ -88,12 +88,12 @@ class Asked:
                 f"--from {self.store}: give --covectors, and neither model nor prompts"
                 + (f" (leave out {', '.join(extra)})." if extra else ".")
             )
-        from emotrace.attribution import load
+        from emotrace.attribution import load_scores
         from emotrace.store import open_activations
 
         acts = chosen(open_activations(self.store), self.where)
         accepted = accepted_keys(self.rows, acts.tokens)
-        return function(acts, load(self.covectors, "covectors"), accepted=accepted, out=self.out, **options)
+        return function(acts, load_scores(self.covectors, "covectors"), accepted=accepted, out=self.out, **options)
 
     def _prompts(self) -> tuple[Any, xr.DataArray, str]:
         from emotrace.datasets import sev

@@ -68,7 +68,7 @@ def test_chosen_layers_labels_and_prompts(tmp_path):
     xr.testing.assert_identical(memory.drop_attrs(), whole.drop_attrs())
     some = attribution.gradient_influence(acts, directions, layers=[1], out=tmp_path / "out")
     xr.testing.assert_identical(some["influence"], whole["influence"].sel(layer=[1]))
-    xr.testing.assert_identical(attribution.load(tmp_path / "out", "influence"), some)
+    xr.testing.assert_identical(attribution.load_scores(tmp_path / "out", "influence"), some)
     assert some.attrs["source"] == str(acts.path)
     accepted = [f"p{i}__{e}" for i in (0, 2) for e in LABELS]
     fewer = attribution.gradient_influence(acts, directions, accepted=accepted)

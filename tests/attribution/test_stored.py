@@ -11,7 +11,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import store
-from emotrace.attribution import covectors, head_contributions, load, neuron_contributions
+from emotrace.attribution import covectors, head_contributions, load_scores, neuron_contributions
 from emotrace.datasets import Prompt, Prompts
 from emotrace.directions import source
 from emotrace.labels import EmotraceError, Positions
@@ -285,7 +285,7 @@ def test_covectors_are_kept_and_say_what_they_are_of(tmp_path):
     model = loaded("gemma2")
     directions = random_directions(model)
     made = covectors(model, directions, readout="normed", layers=[0, 2], out=tmp_path)
-    xr.testing.assert_identical(load(tmp_path, "covectors"), made)
+    xr.testing.assert_identical(load_scores(tmp_path, "covectors"), made)
     assert made.attrs["z_layers"] == made.attrs["z_after"] == made.attrs["z_reads"] == [0, 2]
     assert made.attrs["residual"] == ["resid_mid", "resid_mid"]
     assert made.attrs["weights_hash"] == model.sites.identity["weights_hash"]
@@ -353,7 +353,7 @@ def test_a_store_is_scored_without_torch(tmp_path):
 import sys
 import emotrace as et
 acts = et.open_activations({str(tmp_path / "a.zarr")!r}).where(layer=[0, 1])
-c = et.attribution.load({str(tmp_path)!r}, "covectors")
+c = et.attribution.load_scores({str(tmp_path)!r}, "covectors")
 found = et.circuits.discover(acts, c, neurons_per_layer=2, heads_per_layer=1, out={str(tmp_path / "circuit")!r})
 assert len(found.components) == 3 * 2 * 3, found.components
 et.attribution.top_prompts(acts, 1, [3])

@@ -67,7 +67,9 @@ def test_stored_activations_give_the_circuit_of_three_passes(case, circuit, tmp_
     pd.testing.assert_frame_equal(Circuit.load(tmp_path / "circuit").components, asked.components)
     asked.check(found.model)
     for kind in ("neuron", "head"):
-        assert attribution.load(tmp_path / "circuit" / kind, f"{kind}s").attrs["source"] == str(tmp_path / "a.zarr")
+        assert attribution.load_scores(tmp_path / "circuit" / kind, f"{kind}s").attrs["source"] == str(
+            tmp_path / "a.zarr"
+        )
 
 
 def test_asking_a_store_runs_no_forward(monkeypatch):

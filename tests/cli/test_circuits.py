@@ -224,7 +224,7 @@ def test_a_store_is_asked_in_the_place_of_a_model(place, tmp_path):
     rows = ("--rows", folder / "judged.jsonl")
     for name in ("neurons", "heads"):
         said = run(name, *asked, *rows, "--out", tmp_path / name, "--top", 3)
-        got, want = (attribution.load(at / name, name) for at in (tmp_path, folder))
+        got, want = (attribution.load_scores(at / name, name) for at in (tmp_path, folder))
         for score in want:
             assert float(np.abs(got[score] - want[score]).max()) <= 1e-6 * float(np.abs(want["mean"]).max())
         assert said.startswith("highest contrast")
@@ -234,7 +234,7 @@ def test_a_store_is_asked_in_the_place_of_a_model(place, tmp_path):
     assert found.meta["readout"] == "normed"
     assert set(found.counts().loc["anger", "neuron"]) == {5}
     run("heads", *asked, "--where", "valence=positive,negative; layer=1;position=last", "--out", tmp_path / "some")
-    some = attribution.load(tmp_path / "some", "heads")
+    some = attribution.load_scores(tmp_path / "some", "heads")
     assert some["layer"].values.tolist() == [1]
     assert some.attrs["selection"] == '[{"valence": ["positive", "negative"], "layer": [1], "position": "last"}]'
 
