@@ -55,12 +55,11 @@ def heads(
     second = np.zeros((n_labels, n_layers, n_heads))
     baseline = np.zeros((n_labels, n_layers))
     for i, (layer, norm) in enumerate(zip(chosen, norms, strict=True)):
-        vectors = covectors.sel(layer=layer, head=names)
-        u = np.ascontiguousarray(vectors["z"].transpose("head", "head_dim", ...).values)
+        vectors = _Vectors.of(covectors, layer, names)
         reads = Reader(acts, "z", norm.variables, layer, norm.residual)
         for part, read in reads.blocks(rows):
             z = read["z"].reshape(len(read["z"]), n_heads, -1)
-            q = np.matmul(z.transpose(1, 0, 2), u)
+            q = np.matmul(z.transpose(1, 0, 2), vectors.u)
             importance, s = _importance(q, vectors, norm, read)
             code, own = rows.code[part], rows.own[:, part]
             first[:, :, i] += np.matmul(own, importance).transpose(1, 2, 0)
@@ -191,22 +190,40 @@ class Norms(NamedTuple):
         return cls(after, reads, site if there else None, there or site is None)
 
 
-def _importance(q: np.ndarray, vectors: xr.Dataset, norm: Norms, read: dict[str, np.ndarray]) -> tuple[np.ndarray, Any]:
+class _Vectors(NamedTuple):
+    """The covectors of one layer's heads: ``u [head, head_dim, label]``, ``read [dim, label]``, the others ``[label]``."""
+
+    u: np.ndarray
+    bias: np.ndarray
+    added: np.ndarray
+    read: np.ndarray
+    read_bias: np.ndarray
+
+    @classmethod
+    def of(cls, covectors: xr.Dataset, layer: int, names: np.ndarray) -> _Vectors:
+        """Of these heads."""
+        u = covectors["z"].sel(layer=layer, head=names).transpose("head", "head_dim", ...).values
+        read = covectors["read"].sel(layer=layer).transpose("dim", ...).values
+        bias, added, read_bias = (covectors[n].sel(layer=layer).values for n in ("z_bias", "z_added", "read_bias"))
+        return cls(np.ascontiguousarray(u), bias, added, np.ascontiguousarray(read), read_bias)
+
+
+def _importance(q: np.ndarray, vectors: _Vectors, norm: Norms, read: dict[str, np.ndarray]) -> tuple[np.ndarray, Any]:
     """Importance ``[head, row, label]`` and s(r) ``[row, label]`` of a block; None for an s(r) that is not known."""
     total = None
     if norm.after or norm.residual == "resid_pre" or norm.residual is None:
-        total = q.sum(0) + vectors["z_bias"].values
+        total = q.sum(0) + vectors.bias
     if norm.after:
         size, without = read["z_norm"], read["z_norm_without"]
         q = total / size - (total - q) / without.T[:, :, None]
-        total = total / size + vectors["z_added"].values
+        total = total / size + vectors.added
     along = total
     if norm.residual is not None:
-        along = read[norm.residual] @ vectors["read"].values.T
+        along = read[norm.residual] @ vectors.read
         along = along if norm.residual == "resid_mid" else along + total
     if norm.reads:
         assert along is not None
         size, without = read["mid_norm"], read["mid_norm_without"]
         q = along / size - (along - q) / without.T[:, :, None]
-        along = along / size + vectors["read_bias"].values
+        along = along / size + vectors.read_bias
     return q, along if norm.whole else None
