@@ -168,7 +168,7 @@ class Study(Evaluation):
             for emotion in neurons["emotion"].values.tolist():
                 layer, unit = _best(neurons["contrast"].sel(emotion=emotion))
                 found = attribution.top_prompts(some, layer, [unit], k=4)
-                found["text"] = found["key"].map(texts)
+                found["text"] = [texts[key] for key in found["key"]]
                 weight = float(neurons["beta"].sel(emotion=emotion, layer=layer, unit=unit))
                 frames.append(found.rename(columns={"emotion": "asked"}).assign(emotion=emotion, beta=weight))
             out["top_prompts"] = pd.concat(frames, ignore_index=True)
