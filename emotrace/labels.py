@@ -24,6 +24,8 @@ NEUTRAL: Final = "neutral"
 ANSWERS: Final = (*EMOTIONS, NEUTRAL)
 """What a blind judge may answer; the seventh means *neutral or unclear*."""
 ALIASES: Final = {"joy": "happiness"}
+JUDGES: Final = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
+"""How a judge is named (`emotrace.judges.make`)."""
 
 VALENCES: Final = ("positive", "neutral", "negative")
 THEMES: Final = {

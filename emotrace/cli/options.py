@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace import arguments
-from emotrace.labels import EMOTIONS, EmotraceError, check_positions, emotion, unknown
+from emotrace.labels import EMOTIONS, JUDGES, EmotraceError, check_positions, emotion, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
 CausalModel = Annotated[str, typer.Option("--model", help="hub id or directory of a causal model with a chat template")]
-Judge = Annotated[str, typer.Option(help="lexicon | classifier:HF_ID_OR_DIR | openai[:MODEL]")]
+Judge = Annotated[str, typer.Option(help=" | ".join(JUDGES))]
+JudgeOrNone = Annotated[str, typer.Option(help=" | ".join((*JUDGES, "none")))]
 LabelMap = Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")]
 Price = Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")]
 Sites = Annotated[str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")]

@@ -12,7 +12,7 @@ import typer
 from emotrace.cli.app import app
 from emotrace.cli.groups import Decoding, Loading, grouped
 from emotrace.cli.mixes import Addition, PlacedAddition, Vectors, vectors_of
-from emotrace.cli.options import Count, Few, Folder, Model, Seed, names
+from emotrace.cli.options import Count, Few, Folder, JudgeOrNone, Model, Seed, names
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
@@ -57,7 +57,7 @@ class Controls:
 class Measuring:
     """What is measured of replies, and by whom."""
 
-    judge: Annotated[str, typer.Option(help="lexicon | classifier:ID | openai[:MODEL] | none")] = "lexicon"
+    judge: JudgeOrNone = "lexicon"
     topic: Annotated[str, typer.Option(help="proxy (content words) | openai[:MODEL] | none")] = "proxy"
     intensity: Annotated[str, typer.Option(help="proxy (lexicon) | openai[:MODEL] | none")] = "proxy"
     classifier: Annotated[

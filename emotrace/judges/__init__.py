@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from emotrace import arguments, lazy
-from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final, texts_of
-from emotrace.judges.lexicon import LexiconJudge, lexicon_digest
+from emotrace.judges.base import Judge, StreamingJudge, TargetJudge, TargetVerdict, Verdict, is_final
+from emotrace.judges.lexicon import LexiconJudge
 from emotrace.judges.rows import judge_rows
-from emotrace.labels import ANSWERS, EmotraceError, unknown
+from emotrace.labels import JUDGES, EmotraceError, unknown
 from emotrace.signatures import typed
 
 __all__ = [
@@ -27,8 +25,6 @@ __all__ = [
     "judge_rows",
     "make",
 ]
-
-JUDGES = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
 
 
 @typed
@@ -50,7 +46,7 @@ def make(spec: str, **options: Any) -> Judge:
     if kind == "lexicon":
         if colon:
             raise EmotraceError(f"judge {spec!r}: lexicon takes nothing after it; write 'lexicon'.")
-        return _build(_Lexicon, spec, (), options)
+        return _build(LexiconJudge, spec, (), options)
     if kind == "classifier":
         if not rest:
             raise EmotraceError(f"judge {spec!r}: name a model id or directory, as in 'classifier:ORG/MODEL'.")
@@ -97,30 +93,13 @@ def flags(label_map: str | None = None, price: str | None = None) -> dict[str, A
 
 
 def _build(kind: Callable[..., Judge], spec: str, args: tuple[str, ...], options: dict[str, Any]) -> Judge:
-    choices = [p for p in inspect.signature(kind).parameters if p not in ("model", "args", "kwargs")]
+    """The judge, of what follows the colon and its options: the parameters that are given by name alone."""
+    parameters = inspect.signature(kind).parameters.values()
+    choices = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in choices:
             raise unknown("option", option, choices, f"the judge {spec!r}")
     return kind(*args, **options)
-
-
-class _Lexicon:
-    """The lexicon judge under the protocol, with a progress bar."""
-
-    name = LexiconJudge.name
-    choices = ANSWERS
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The cues, which verdicts depend on."""
-        return {"lexicon": lexicon_digest()}
-
-    def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
-        lexicon, texts = LexiconJudge(), texts_of(self.name, texts)
-        answers = (
-            lexicon.judge([text])[0] for text in tqdm(texts, f"judge {self.name}", unit="text", disable=not progress)
-        )
-        return [{"predicted": a["predicted"], "judge": a["judge"], "reason": a["reason"]} for a in answers]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,8 +49,9 @@ class Named(Protocol):
 class Judge(Protocol):
     """Names the emotion of a text without knowing which one was asked for.
 
-    Where it has ``choices`` (names), it answers one of them and nothing else, and judges only rows whose emotion is among them.
-    The shipped judges know `labels.ANSWERS`; one of the user's own may name any emotions.
+    Where it has ``choices`` (names), it answers one of them and nothing else, and is given only rows whose emotion is among them:
+    `judge_rows` refuses others before the first judgement, naming them, since a reply that asks for what a judge cannot say would
+    count as a miss. The shipped judges know `labels.ANSWERS`; one of the user's own may name any emotions.
     Where it has an ``identity`` (JSON values: whatever beside the name its answers depend on), verdicts of another identity
     are never taken for its own. Where it has none, its class's code stands for it: verdicts of another class of that name, or of
     other code, are refused, while two objects of one class that answer differently are told apart by their names alone. One

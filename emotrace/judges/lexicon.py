@@ -22,10 +22,11 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from emotrace.judges.base import texts_of
+from tqdm import tqdm
 
-ANSWERS = ("anger", "sadness", "happiness", "fear", "surprise", "disgust", "neutral")
-EMOTIONS = ANSWERS[:-1]
+from emotrace.judges.base import Verdict, texts_of
+from emotrace.labels import ANSWERS, EMOTIONS
+
 TIE_ORDER = ("disgust", "fear", "sadness", "surprise", "anger", "happiness")
 MIN_SCORE = 0.5  # a smaller best score is neutral
 MIN_MARGIN = 0.05  # a smaller lead is a tie: neutral below CLEAR_SCORE, else the first of TIE_ORDER
@@ -275,8 +276,19 @@ class LexiconJudge:
     """A judge that reads a reply without its target and answers from the lexicon."""
 
     name = "lexicon:v1"
+    choices = ANSWERS
 
-    def judge(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        """Judge each text: the answer, this judge's name and the reason."""
-        answers = [predict(text) for text in texts_of(self.name, texts)]
-        return [{"predicted": a, "judge": self.name, "reason": reason} for a, _, reason in answers]
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The cues, which verdicts depend on."""
+        return {"lexicon": lexicon_digest()}
+
+    def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
+        """Judge each text: the answer, this judge's name and the reason.
+
+        Args:
+            texts: each judged alone; a blank one is neutral.
+            progress: show a bar on stderr.
+        """
+        bar = tqdm(texts_of(self.name, texts), f"judge {self.name}", unit="text", disable=not progress)
+        return [{"predicted": a, "judge": self.name, "reason": reason} for a, _, reason in map(predict, bar)]

@@ -65,10 +65,11 @@ def judge_rows(
         New rows, in the order of ``rows``; ``meta.made.verdict`` says who judged what (digests).
 
     Raises:
-        EmotraceError: before the first judgement, for rows without ``gen_text`` or an ``emotion`` that the judge may name, a
-            judge that cannot be asked with a target, or a log of other texts or of another judge (row and differences named).
+        EmotraceError: before the first judgement, for rows without ``gen_text`` or an ``emotion`` that the judge may name (all
+            such emotions are said), a judge that cannot be asked with a target, or a log of other texts or of another judge
+            (row and differences named).
     """
-    wanted = [_checked(row, index, getattr(judge, "choices", None)) for index, row in enumerate(rows)]
+    wanted = _wanted(rows, judge)
     if target and not isinstance(judge, TargetJudge):
         raise EmotraceError(f"judge {judge.name!r} has no target-aware question; use openai[:MODEL], or target=False.")
     stored = _stored(rows, judge, log, target) if log is not None else {}
@@ -111,8 +112,29 @@ def judge_rows(
     return out
 
 
-def _checked(row: Row, index: int, choices: Sequence[str] | None) -> tuple[str, str]:
-    """The row's text and its emotion as a judge would name it."""
+def _wanted(rows: Sequence[Row], judge: Judge) -> list[tuple[str, str]]:
+    """Each row's text and its emotion as the judge would name it; rows that it has no name for are refused, all told."""
+    choices = getattr(judge, "choices", None)
+    wanted: list[tuple[str, str]] = []
+    others: dict[str, EmotraceError] = {}
+    strangers = 0
+    for index, row in enumerate(rows):
+        where = _checked(row, index)
+        try:
+            wanted.append((row["gen_text"], named(row["emotion"], choices, where)))
+        except EmotraceError as error:
+            others.setdefault(row["emotion"], error)
+            strangers += 1
+    if others:
+        raise EmotraceError(
+            f"{next(iter(others.values()))} Judge {judge.name!r} has no name for the emotion of {strangers} of {len(rows)} rows "
+            f"({', '.join(map(repr, others))}): leave these rows out, or take a judge that knows them."
+        )
+    return wanted
+
+
+def _checked(row: Row, index: int) -> str:
+    """What a row is called in messages, once it is one."""
     where = f"row {index} (key {row.get('key', 'missing')!r})"
     for field in ("gen_text", "emotion"):
         if not isinstance(row.get(field), str):
@@ -122,7 +144,7 @@ def _checked(row: Row, index: int, choices: Sequence[str] | None) -> tuple[str, 
         about = about.get(field) or {}
         if not isinstance(about, Mapping):
             raise EmotraceError(f"{where}: {field!r} is {about!r}; an object is due.")
-    return row["gen_text"], named(row["emotion"], choices, where)
+    return where
 
 
 def _stored(rows: Sequence[Row], judge: Judge, log: RowLog, target: bool) -> dict[int, Row]:

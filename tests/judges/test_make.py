@@ -7,13 +7,16 @@ import pytest
 
 from emotrace import judges
 from emotrace.judges.base import Judge, TargetJudge
-from emotrace.labels import EmotraceError
+from emotrace.judges.lexicon import LexiconJudge
+from emotrace.labels import ANSWERS, EmotraceError
 
 
 def test_lexicon(capsys: pytest.CaptureFixture[str]) -> None:
     judge = judges.make("lexicon")
     assert isinstance(judge, Judge)
     assert not isinstance(judge, TargetJudge)
+    assert type(judge) is LexiconJudge
+    assert judge.choices == ANSWERS
     texts = ["How dare you waste my time!", "The meeting starts at three in the main hall."]
     verdicts = judge.judge(texts, progress=True)
     assert [v["predicted"] for v in verdicts] == ["anger", "neutral"]
@@ -72,6 +75,23 @@ def test_command_line_flags_become_options() -> None:
         "label_map": {"LABEL_0": "anger", "LABEL_1": None},
         "price": (0.15, 0.6),
     }
+
+
+class _Named:
+    """A judge that calls its place in ``prefix:PLACE`` by a name of its own."""
+
+    def __init__(self, checkpoint: str, *, strict: bool = False) -> None:
+        self.name, self.strict = f"named:{checkpoint}", strict
+
+    def judge(self, texts: list[str], *, progress: bool = False) -> list[Any]:
+        return [{"predicted": None, "judge": self.name, "reason": ""} for _ in texts]
+
+
+def test_what_stands_behind_the_colon_is_no_option() -> None:
+    built = judges._build(_Named, "named:x", ("x",), {"strict": True})
+    assert (built.name, getattr(built, "strict", None)) == ("named:x", True)
+    with pytest.raises(EmotraceError, match=r"unknown option 'checkpoint' in the judge 'named:x'. Choices: strict"):
+        judges._build(_Named, "named:x", ("x",), {"checkpoint": "y"})
 
 
 @pytest.mark.parametrize("label_map", ["", "LABEL_0", "LABEL_0=", "=anger"])

@@ -241,6 +241,13 @@ def test_emotions_of_ones_own_are_judged_by_a_judge_of_ones_own() -> None:
     choosy.choices = ("Freude", "joy", "happiness")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(EmotraceError, match=r"unknown emotion 'Wut' in row 1.*Choices: Freude, joy, happiness"):
         judge_rows(rows, choosy, progress=False)
+    many = [*rows, *({**rows[0], "key": str(i), "emotion": e} for i, e in enumerate(("Wut", "Angst")))]
+    with pytest.raises(
+        EmotraceError, match=r"no name for the emotion of 3 of 4 rows \('Wut', 'Angst'\): leave these rows out"
+    ):
+        judge_rows(many, choosy, progress=False)
+    kept = [row for row in many if row["emotion"] in choosy.choices]  # pyright: ignore[reportAttributeAccessIssue]
+    assert [row["verdict"]["match"] for row in judge_rows(kept, choosy, progress=False)] == [1]
     two = [{"key": e, "gen_text": "joy", "emotion": e} for e in ("joy", "happiness")]
     assert [row["verdict"]["match"] for row in judge_rows(two, choosy, progress=False)] == [1, 0]
     with pytest.raises(EmotraceError, match=r"unknown emotion 'Freude' in row 0.*Choices: anger"):
