@@ -68,7 +68,7 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def main(
     against: Annotated[Path, typer.Option(help="folder of the other checkout")],
     repetitions: Annotated[int, typer.Option(min=1, help="measured turns")] = 3,
-    prompts: Annotated[int, typer.Option(min=1, help="few-shot prompts, each in six emotions")] = 6,
+    prompts: Annotated[int, typer.Option(min=1, help="few-shot prompts, each in six emotions")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, which only show that it runs")] = False,
 ) -> None:
     """Compare the checkouts and print a table."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmarks import work
+from experiments.benchmarks.search import differences
 from experiments.benchmarks.spine import QUESTIONS
 from experiments.benchmarks.timing import ratio
 
@@ -50,6 +51,23 @@ def test_scores_out_of_a_store_are_compared_with_reading_it():
     assert done.returncode == 0, done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("| head and neuron scores")]
     assert float(row.split("|")[2].split()[0]) > 0
+
+
+@pytest.mark.benchmark
+def test_a_search_is_compared_with_that_of_another_checkout():
+    command = [sys.executable, str(SPINE.with_name("search.py")), "--quick", "--against", str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("|")[1].strip(): line.split("|")[2] for line in done.stdout.splitlines() if line.startswith("|")}
+    assert all(float(rows[name].split()[0]) > 0 for name in ("generation", "likelihood", "peak memory"))
+
+
+def test_searches_that_found_something_else_are_not_compared():
+    found = {"replies": "a", "perplexity": [2.0, 3.0], "kl": [0.1, 0.0]}
+    assert differences(found, found) == []
+    assert differences(found, {**found, "kl": [0.1, 1e-7]}) == []
+    wrong = differences(found, {"replies": "b", "perplexity": [2.0, 3.1], "kl": [0.1, 0.01]})
+    assert [w.split()[0] for w in wrong] == ["the", "perplexity", "kl"]
 
 
 def test_an_unknown_question_is_refused():
