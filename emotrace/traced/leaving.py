@@ -54,7 +54,7 @@ def generate(model: TracedModel, one: Generation, cache: Any) -> tuple:
         over = torch.isin(ids[:, width:], torch.tensor(one.ends, device=ids.device)).any(1).tolist()
         left = [at for at, ended in enumerate(over) if not ended and ids.shape[1] < width + one.steps]
         if left:
-            cache.batch_select_indices(torch.tensor(left, device=ids.device))
+            cache.batch_select_indices(torch.tensor(left))  # of layers on several devices, too
             one = _narrowed(one, ids, left)
         rows = [rows[at] for at in left]
     longest = max(map(len, found))
