@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,22 +16,29 @@ from torch import nn
 from emotrace import configs
 from emotrace.sites import LanguageModel
 
-if TYPE_CHECKING:
-    pass
-
 SAMPLED = 32
 """Weight matrices of which a few numbers are noted."""
 
 
-def identity(module: Any, model_id: str, revision: str | None, backend: str = "local") -> dict[str, Any]:
-    """What a manifest says of a model: id, revision, hashes of configuration and weights, dtype, attention, where it runs."""
+def identity(
+    module: Any, model_id: str, revision: str | None, backend: str = "local", weights: str | None = None
+) -> dict[str, Any]:
+    """What a manifest says of a model: id, revision, hashes of configuration and weights, dtype, attention, where it runs.
+
+    Args:
+        module: of transformers.
+        model_id: hub id or directory.
+        revision: as it was asked for.
+        backend: where it runs.
+        weights: its `weights_hash`, where that is known.
+    """
     here = not next(module.parameters()).is_meta
     config = {k: v for k, v in module.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     return {
         "model_id": model_id if not Path(model_id).exists() else Path(model_id).name,
         "revision": revision or configs.field(module.config, "_commit_hash") or "",
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        "weights_hash": _weights_hash(module),
+        "weights_hash": weights or weights_hash(module),
         "weights_sample": _weights_sample(module),
         "dtype": str(module.dtype).removeprefix("torch."),
         "attn_implementation": str(configs.field(module.config, "_attn_implementation", "")),
@@ -49,7 +56,7 @@ def made_by(model: LanguageModel) -> dict[str, Any]:
     return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.tokenizer_hash}
 
 
-def _weights_hash(module: nn.Module) -> str:
+def weights_hash(module: nn.Module) -> str:
     """Hash of the name, shape and numbers of every parameter and of every buffer that checkpoints hold."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *_stored_buffers(module)):

@@ -11,9 +11,7 @@ import nnsight
 import torch
 from nnsight import TransformersModel
 
-from emotrace import checkpoints, configs, traced
-from emotrace import sites as sites_
-from emotrace.forwards import beginnings
+from emotrace import checkpoints, configs, proofs, traced
 from emotrace.forwards.entering import backend, inputs, lock
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
@@ -126,7 +124,8 @@ def load(
         model_id = str(configs.field(config, "_name_or_path") or f"in memory: {type(module).__name__}")
         traced_model = nnsight_model
     checkpoints.refuse_unsupported(module, model_id)
-    found = sites_.find(module)
+    known = proofs.about(module) if server is None else None
+    found = proofs.sites(module, known)
     causal = is_causal(module)
     traced_model = traced_model or checkpoints.wrapped(module, tokenizer)
     text = configs.text_config(module.config)
@@ -146,13 +145,14 @@ def load(
     elif remote == "local":
         found.remote = Simulated()
     try:
-        found.beginnings = beginnings.prove(loaded)
+        found.beginnings = proofs.of_prompts(loaded, known)
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise EmotraceError(
             f"{found.model_class} cannot run prompts of 1 to 11 tokens: {type(error).__name__}: {first[:200]}"
         ) from error
-    found.identity = identity(module, model_id, revision, backend(loaded).name)
+    weights = None if known is None else known["weights"]
+    found.identity = identity(module, model_id, revision, backend(loaded).name, weights)
     if not found.beginnings.padded:  # what was made in padded batches is another thing
         found.identity["batches"] = "of one length" if found.beginnings.batched else "of one prompt"
     return loaded

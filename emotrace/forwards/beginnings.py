@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
 
-from emotrace import checkpoints
-from emotrace.configs import field, text_config
+from emotrace import checkpoints, configs
+from emotrace.configs import text_config
+from emotrace.disk import cache
 from emotrace.forwards import proof
 from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
@@ -40,6 +41,7 @@ class Beginnings:
         shared: tokens, padding included, up to which prompts may begin with kept keys and values; 0 for never.
         confirmed: whether ``shared``, shown on the twin, was confirmed on the weights.
         continued: whether replies come out alike that are generated behind kept keys and values.
+        about: of what it was shown, where that is kept.
     """
 
     padded: float = math.inf
@@ -47,6 +49,18 @@ class Beginnings:
     shared: float = math.inf
     confirmed: bool = False
     continued: bool = False
+    about: Any = field(default=None, repr=False, compare=False)
+
+    def keep(self) -> None:
+        """Keep it in the user's cache, where it says of what it was shown."""
+        if self.about is not None:
+            known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "about"}
+            cache.keep("beginnings", self.about, {k: None if v == math.inf else v for k, v in known.items()})
+
+    @classmethod
+    def read(cls, known: dict[str, Any], about: Any) -> Beginnings:
+        """What was kept."""
+        return cls(**{k: math.inf if v is None else v for k, v in known.items()}, about=about)
 
     def allows(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths, in one padded batch, come out as each does alone."""
@@ -120,6 +134,7 @@ def shared_up_to(model: LanguageModel) -> float:
         return 0
     if known.shared and not known.confirmed and where.holds(model):
         known.shared, known.confirmed = known.shared if _shares(model, briefly=True) else 0, True
+        known.keep()
     return known.shared
 
 
@@ -170,7 +185,7 @@ _TWINS: dict[tuple[Any, ...], Beginnings] = {}
 def _of_twin(model: LanguageModel, twin: nn.Module) -> Beginnings:
     """What a twin shows, once per configuration; where windows are the reason, its limit is a window of the model."""
     module, encoder = model._module, model.sites.encoder
-    about = (module.config.to_json_string(), str(field(module.config, "_attn_implementation", "")))
+    about = (module.config.to_json_string(), str(configs.field(module.config, "_attn_implementation", "")))
     key = (type(module), *about, encoder.causal, encoder.pad_id)
     if key not in _TWINS:
         known = _shown(_attached(model, twin), proof.LENGTHS)
