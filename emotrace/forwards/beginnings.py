@@ -60,7 +60,8 @@ class Beginnings:
     @classmethod
     def read(cls, known: dict[str, Any], about: Any) -> Beginnings:
         """What was kept."""
-        return cls(**{k: math.inf if v is None else v for k, v in known.items()}, about=about)
+        values: dict[str, Any] = {k: math.inf if v is None else v for k, v in known.items()}
+        return cls(**values, about=about)
 
     def allows(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths, in one padded batch, come out as each does alone."""
