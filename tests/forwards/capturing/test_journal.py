@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emotrace as et
+from emotrace.attribution.weights import output_projection, reading_norm
 from emotrace.labels import EmotraceError
 from emotrace.store import journal
 from tests.helpers import hooked, loaded
@@ -199,3 +200,23 @@ def test_killed_again_and_again_it_ends_with_the_same_tree(tmp_path):
         }  # fmt: skip
         left += killed_at_random(tmp_path / f"{seed}.zarr", tmp_path / f"whole{seed}.zarr", rng, 5, **options)
     assert left
+
+
+def test_what_norms_divide_by_is_made_when_a_group_is_whole(tmp_path):
+    lm = loaded("gemma2")
+    options = {"lm": lm, "sites": ("resid_mid", "z", "neuron"), "components": True, "row_group_bytes": 20_000}
+    capture(tmp_path / "whole.zarr", **options)
+    with pytest.raises(Stopped):
+        capture(tmp_path / "a.zarr", die=5, **options)
+    capture(tmp_path / "a.zarr", **options)
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "whole.zarr")
+    acts = et.open_activations(tmp_path / "a.zarr")
+    assert acts.n_groups > 1
+    for layer in range(3):
+        norm = reading_norm(lm, layer)
+        mid = torch.from_numpy(acts.sel(layer=layer, sublayer="resid_mid").values)
+        np.testing.assert_allclose(acts.sel("mid_norm", layer=layer).values, norm.size(mid).numpy(), rtol=1e-6)
+        branch = output_projection(lm, "neuron", layer)
+        x = torch.from_numpy(acts.sel("neuron", layer=layer).values)
+        size = branch.norm.size(branch.output(x)).numpy()
+        np.testing.assert_allclose(acts.sel("neuron_norm", layer=layer).values, size, rtol=1e-6)
