@@ -16,9 +16,9 @@ from emotrace.datasets import Prompt
 from emotrace.directions.mixtures import Mix, parse_mix
 from emotrace.edits import Edit, mixture
 from emotrace.forwards import decoding as decoding_
-from emotrace.forwards.batch import generated
 from emotrace.forwards.entering import backend
 from emotrace.forwards.finite import Item
+from emotrace.forwards.generated import generated
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
 

@@ -15,7 +15,7 @@ from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards import decoding as decoding_
-from emotrace.forwards.batch import Generated, generated, text_of
+from emotrace.forwards.generated import Generated, generated, text_of
 from emotrace.forwards.kept import Shared
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError

@@ -9,10 +9,10 @@ import transformers
 
 import emotrace as et
 from emotrace import model as model_
-from emotrace.forwards.batch import generated
 from emotrace.forwards.conversation import Conversation
 from emotrace.forwards.decoding import configuration
 from emotrace.forwards.finite import Item
+from emotrace.forwards.generated import generated
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 from emotrace.traced import passing

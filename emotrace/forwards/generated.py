@@ -1,4 +1,4 @@
-"""Batch: the replies of a model to a few prompts, in one generation where it lives, under edits."""
+"""Generated: the replies of a model to the prompts of one batch, in one generation where it lives, under edits."""
 
 from __future__ import annotations
 
