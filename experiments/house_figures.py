@@ -183,7 +183,10 @@ def exported(modules: list[Module]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def repeated(modules: list[Module]) -> tuple[list[str], int]:
-    """Places whose statements stand elsewhere too, with other names, texts and numbers; imports and docstrings do not count."""
+    """Places whose statements stand elsewhere too, with other names, texts and numbers.
+
+    Imports, docstrings and declarations (``name: type``, as fields of a class are) do not count.
+    """
     said = {m.name: list(_statements(m)) for m in modules}
     seen: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
     for name, some in said.items():
@@ -204,7 +207,8 @@ def _statements(module: Module) -> Iterator[tuple[int, str]]:
     line = 0
     for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
         if token.type == tokenize.NEWLINE:
-            if words not in (["s"], ["s", "s"]) and words[0] not in ("import", "from"):
+            declared = words[:2] == ["n", ":"]
+            if words not in (["s"], ["s", "s"]) and words[0] not in ("import", "from") and not declared:
                 yield line, " ".join(words)
             words = []
         elif token.type not in SKIPPED:
