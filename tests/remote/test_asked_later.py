@@ -1,0 +1,68 @@
+"""A store that was captured through a server is analysed with the server gone and no weights here."""
+
+import numpy as np
+import pytest
+
+import emotrace as et
+from emotrace import attribution, circuits, discovery, rsa
+from emotrace.datasets import Prompts
+from emotrace.remote import Server
+from emotrace.testing.ndif import loopback
+
+EMOTIONS = ("anger", "fear", "joy")
+
+
+def prompts():
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(4):
+        ids = rng.integers(20, 150, 5 + i % 2).tolist()
+        for k, e in enumerate(EMOTIONS):
+            about = {"skeleton_id": f"s{i}", "valence": "neutral", "emotion": e}
+            found.append({"key": f"s{i}__{e}", "token_ids": [*ids[:2], 60 + k, *ids[2:]], **about})
+    return Prompts.of(found)
+
+
+def captured(lm, folder):
+    """All that needs weights: activations with gradients, and covectors of directions."""
+    sites = [s for s in ("z", "neuron", "resid_mid", "resid_post") if lm.sites.has(s)]
+    plain = et.capture(lm, prompts(), sites, components=True, out=folder / "last.zarr", progress=False)
+    directions = et.directions.centered_mean(plain, within=("skeleton_id",))
+    et.directions.save(directions, folder / "directions")
+    attribution.covectors(lm, directions, out=folder / "covectors")
+    pairs = discovery.other_emotion(lm, prompts())
+    metric = discovery.Projection(directions, layer=lm.sites.n_layers - 1, against="counterfactual")
+    how = {"positions": "prompt", "gradients": metric, "progress": False}
+    et.capture(lm, pairs.prompts(), ["z", "mlp_out"], out=folder / "whole.zarr", **how)
+
+
+def asked(folder):
+    """Questions to what lies in a folder; nothing else is known."""
+    acts, directions = et.open_activations(folder / "last.zarr"), et.directions.load(folder / "directions")
+    covectors = attribution.load_scores(folder / "covectors", "covectors")
+    whole = et.open_activations(folder / "whole.zarr")
+    circuit = circuits.discover(acts, covectors, neurons_per_layer=3, heads_per_layer=1, within=("skeleton_id",))
+    return {
+        "projection": et.directions.project(acts.where(emotion="fear"), directions).values,
+        "heads": attribution.head_contributions(acts, covectors)["contrast"].values,
+        "neurons": attribution.neuron_contributions(acts, covectors)["contrast"].values,
+        "circuit": circuit.components.drop(columns="emotion").to_numpy(dtype=object).tolist(),
+        "patching": discovery.attribution_patching(whole, discovery.other_emotion(whole))["score"].values,
+        "geometry": rsa.rdm(rsa.patterns(acts, over=None, average=True), features="unit").values,
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox"])
+def test_analysed_with_the_server_gone(deployed, name, tmp_path):
+    with loopback({f"tiny/{name}": deployed[name]}) as server:
+        there = et.load(deployed[name].parent / "client" / name, remote=Server(server.url, server.key))
+        captured(there, tmp_path / "there")
+        assert next(there._module.parameters()).is_meta
+    del there
+    got = asked(tmp_path / "there")
+    captured(et.load(deployed[name]), tmp_path / "here")
+    want = asked(tmp_path / "here")
+    for question, value in want.items():
+        np.testing.assert_array_equal(
+            np.array(got[question], dtype=object), np.array(value, dtype=object), err_msg=question
+        )
