@@ -16,6 +16,8 @@ import zarr
 from matplotlib.image import imread
 
 from emotrace.run import LOCK
+from emotrace.store import open_activations
+from emotrace.store.rows import PROMPTS, VOCABULARY
 
 FREE = {"command", "versions", "python", "started", "finished", "seconds"}
 """Entries of JSON, columns of tables, and lines of a page's table of settings, that may differ: when, how and
@@ -227,10 +229,22 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _store(path: Path) -> Iterator[tuple[str, Any]]:
-    """Attributes, arrays with their dims, and what else lies in a store, but for records of how chunks lie on the disk."""
+    """Attributes, arrays with their dims, and what else lies in a store, but for records of how chunks lie on the disk.
+
+    The token table of activations is compared column by column, in whatever format it lies there.
+    """
     root = zarr.open_group(path, mode="r")
-    yield from _leaves(dict(root.attrs), "attrs")
+    attrs: dict[str, Any] = dict(root.attrs)
+    table: tuple[str, ...] = ()
+    if "emotrace_store" in attrs:
+        attrs["emotrace_store"] = {k: v for k, v in attrs["emotrace_store"].items() if k != "format"}
+        acts = open_activations(path)
+        table = (*acts.columns, PROMPTS, VOCABULARY)
+        yield from ((name, acts.column(name)) for name in acts.columns)
+    yield from _leaves(attrs, "attrs")
     for name, member in sorted(root.members(max_depth=None)):
+        if name.split("/")[0] in table:
+            continue
         yield from _leaves(dict(member.attrs), f"{name} attrs")
         if isinstance(member, zarr.Array):
             yield f"{name} dims", repr(member.metadata.dimension_names)  # type: ignore[union-attr]  # format 3

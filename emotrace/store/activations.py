@@ -20,6 +20,7 @@ from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Kept, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of
+from emotrace.store.table import Table
 from emotrace.store.variable import Variable
 
 EAGER_ROWS = 20_000
@@ -56,14 +57,17 @@ class Activations:
         self._n: int = store["rows"]
         self._row_group: int = store["row_group"]
         self.columns: tuple[str, ...] = tuple(store["columns"])
+        self._table: Table | None = Table(self.path, store)
         self._hold({v["name"]: Variable.from_json(v) for v in store["variables"]}, {}, {})
         self.n_groups = -(-self._n // self._row_group)
         groups = [g for g in layout.committed_groups(self.path) if g < self.n_groups]
         self.complete = len(groups) == self.n_groups
         self.n_groups_committed = len(groups)
-        starts = np.asarray(groups, dtype=np.int64) * self._row_group
-        rows = (starts[:, None] + np.arange(self._row_group)).ravel()
-        self._rows = rows[rows < self._n]
+        self._rows = np.arange(self._n)
+        if not self.complete:
+            starts = np.asarray(groups, dtype=np.int64) * self._row_group
+            rows = (starts[:, None] + np.arange(self._row_group)).ravel()
+            self._rows = rows[rows < self._n]
 
     @classmethod
     def in_memory(cls, plan: Plan, arrays: Mapping[str, np.ndarray]) -> Activations:
@@ -72,12 +76,17 @@ class Activations:
         self.path = Path("(memory)")
         self.attrs = plan.described
         self._n, self._row_group = plan.n_rows, plan.row_group
-        self.columns = tuple(plan.rows.columns)
+        self.columns, self._table = tuple(plan.rows.columns), None
         self._hold({v.name: v for v in plan.variables}, dict(arrays), dict(plan.rows.columns))
         self.n_groups = self.n_groups_committed = plan.n_groups
         self.complete = True
         self._rows = np.arange(plan.n_rows)
         return self
+
+    @property
+    def _part(self) -> np.ndarray | None:
+        """These rows of the store; None for all of it."""
+        return None if len(self._rows) == self._n else self._rows
 
     def _hold(self, variables: dict[str, Variable], held: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
         self._stored: dict[str, Variable] = variables
@@ -222,7 +231,14 @@ class Activations:
         """Rows of these activations that have these token labels."""
         if not len(self):
             raise EmotraceError(f"{self.path} has no committed rows yet ({self.n_groups} row groups planned).")
-        return rows_of(self.column, self.columns, len(self), wanted) if wanted else np.arange(len(self))
+        if not wanted:
+            return self._rows if self._part is None else np.arange(len(self))
+        if self._table is not None and self._table.by_prompt:
+            try:
+                return self._table.matching(wanted, self._part)
+            except EmotraceError:  # whether and how to refuse it is decided below, over the rows of all prompts
+                pass
+        return rows_of(self.column, self.columns, len(self), wanted)
 
     def _refuse_absent(self, v: Variable, dims: dict[str, int | list[int]]) -> None:
         for cell in v.absent:
@@ -271,34 +287,26 @@ class Activations:
         return self._arrays[v.name]
 
     def _token_coord(self, name: str) -> Any:
-        if self._n <= EAGER_ROWS:
+        if self._n <= EAGER_ROWS or self._table is None:
             return self.column(name)
-        dtype = self._open_column(name).dtype
-        dtype = dtype if dtype.kind in "iufb" else np.dtype(object)
-        return lazy(ColumnArray(lambda: self.column(name), len(self), dtype))
+        return lazy(ColumnArray(lambda k: self._column_at(name, k), len(self), self._table.dtype(name)))
 
     def column(self, name: str) -> np.ndarray:
         """One column of the token table, rows of these activations only; read once."""
         if name not in self._cache:
-            if self._wider is None:
-                values = np.asarray(self._open_column(name)[:])
-                values = values if values.dtype.kind in "iufb" else values.astype(object)
-                self._cache[name] = values if self.complete else values[self._rows]
-            else:
+            if self._table is not None and (self._wider is None or self._table.by_prompt):
+                self._cache[name] = self._table.take(name, self._part)
+            elif self._wider is not None:
                 wider, rows = self._wider
                 self._cache[name] = wider.column(name)[rows]
         return self._cache[name]
 
-    def _open_column(self, name: str) -> Any:
-        import zarr
-
-        files = checks.table(self.path)
-        for file in (f for f in files if f.startswith(f"{name}/")):
-            checks.require(self.path, file, files)
-        try:
-            return zarr.open_array(self.path / name, mode="r")
-        except (OSError, ValueError, KeyError) as error:
-            raise layout.damaged(self.path, f"column {name!r} cannot be read ({error})") from error
+    def _column_at(self, name: str, key: Any) -> np.ndarray:
+        """Some values of a column; of a store with the labels of every prompt once, only these are made."""
+        if self._table is None or not self._table.by_prompt or name in self._cache:
+            return self.column(name)[key]
+        rows = self._rows[key]
+        return self._table.take(name, rows) if rows.ndim else self._table.take(name, rows[None])[0]
 
     def __repr__(self) -> str:
         from emotrace.store.show import summary

@@ -204,12 +204,18 @@ def _read_all(fd: int, size: int, out: np.ndarray, begin: int, like: str) -> str
 
 
 class ColumnArray(BackendArray):
-    """A column of the token table as xarray's lazy array."""
+    """A column of the token table as xarray's lazy array.
 
-    def __init__(self, load: Callable[[], np.ndarray], length: int, dtype: np.dtype) -> None:
-        self.load = load
+    Args:
+        take: gives its values at an int, a slice or sorted indices.
+        length: number of values.
+        dtype: of them.
+    """
+
+    def __init__(self, take: Callable[[Any], np.ndarray], length: int, dtype: np.dtype) -> None:
+        self.take = take
         self.shape = (length,)
         self.dtype = dtype
 
     def __getitem__(self, key: Key) -> Any:
-        return selection(key, self.shape, lambda k: self.load()[k[0]])
+        return selection(key, self.shape, lambda k: self.take(k[0]))

@@ -3,7 +3,8 @@
 ```
 activations.zarr/
   zarr.json                    attrs, consolidated metadata
-  key/ position/ emotion/ …    token table: 1-D arrays [token]
+  position/ token_id/ prompt/  token table: 1-D arrays [token]
+  prompts/ vocabulary/         labels of every prompt, texts of every token: 1-D arrays [prompt], [word]
   residual/                    one group per variable
     layer/ sublayer/           its coordinates
     residual/c.LAYER.SUBLAYER.GROUP.0    one chunk per (layer, sublayer, row group)
@@ -28,7 +29,8 @@ import numpy as np
 
 from emotrace import disk
 from emotrace.labels import COUNTED, EmotraceError
-from emotrace.store.plan import Plan
+from emotrace.store.plan import FORMAT, Plan
+from emotrace.store.rows import CHUNK_ROWS, stored
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json, to_json
 
@@ -38,7 +40,6 @@ SINCE = {"bos": None}
 """What attrs that a store of the version before lacks amounted to then."""
 FOLLOWS = ("begins_with_bos", "left_out")
 """Attrs that follow from the tokenizer and ``bos``: of no account where a store of the version before lacks them."""
-FORMAT = 1
 COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
@@ -130,8 +131,8 @@ def read_attrs(path: Path) -> dict[str, Any]:
         if (path / COMMITS).is_dir():
             raise damaged(path, f"zarr.json does not describe a store ({error!r})") from None
         raise EmotraceError(f"{path} is not an activation store of emotrace; it is left as it is.") from None
-    if version != FORMAT:
-        raise EmotraceError(f"{path} has store format {version!r}; this emotrace reads format {FORMAT}.")
+    if version not in range(1, FORMAT + 1):
+        raise EmotraceError(f"{path} has store format {version!r}; this emotrace reads formats 1 to {FORMAT}.")
     try:
         check_description(attrs["emotrace_store"])
     except (EmotraceError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -211,8 +212,12 @@ def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
     import zarr
 
     top = zarr.create_group(root, zarr_format=3, attributes=dict(attrs))
-    for name, values in plan.rows.columns.items():
-        _array(top, name, values, "token")
+    if attrs["emotrace_store"]["format"] == 1:
+        for name, values in plan.rows.columns.items():
+            _array(top, name, values, "token")
+    else:
+        for path, values, dim in stored(plan.rows):
+            _array(top, path, values, dim, CHUNK_ROWS)
     commits = top.create_group("row_groups", attributes={"description": "first row of each row group; commit records"})
     _array(commits, "commit", np.arange(plan.n_groups, dtype=np.int64) * plan.row_group, "row_group")
     for variable in plan.variables:
@@ -228,12 +233,12 @@ def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
     disk.replace_file(root / TABLE_RECORD, dump({"files": record, "attributes": attrs}))
 
 
-def _array(group: Any, name: str, values: np.ndarray, dim: str) -> None:
+def _array(group: Any, name: str, values: np.ndarray, dim: str, chunk: int | None = None) -> None:
     strings = values.dtype == object
     array = group.create_array(
         name,
         shape=values.shape,
-        chunks=values.shape,
+        chunks=values.shape if chunk is None else (min(chunk, len(values)),),
         dtype="string" if strings else values.dtype.newbyteorder("<"),
         dimension_names=(dim,),
     )

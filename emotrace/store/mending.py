@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.store import checks, entries, layout
 from emotrace.store.checks import Damage
 from emotrace.store.plan import Plan
-from emotrace.store.rows import COLUMNS, Rows
+from emotrace.store.table import rows_in
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json
 
@@ -152,14 +150,9 @@ def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
 
 def _plan(root: Path, attrs: Mapping[str, Any]) -> Plan | None:
     """The plan that a store was made by, out of its own token table; None where that is not the one its digest names."""
-    import zarr
-
     store = attrs["emotrace_store"]
     try:
-        columns = {name: np.asarray(zarr.open_array(root / name, mode="r")[:]) for name in store["columns"]}
-        labels = {name: values for name, values in columns.items() if name not in COLUMNS}
-        rows = Rows(**{name: columns[name] for name in COLUMNS if name != "position_from_end"}, labels=labels)
-        plan = Plan(rows, tuple(map(Variable.from_json, store["variables"])), {}, store["row_group"])
+        plan = Plan(rows_in(root, store), tuple(map(Variable.from_json, store["variables"])), {}, store["row_group"])
     except Exception:  # zarr's own errors of whatever class, for whatever the files hold now
         return None
     return plan if plan.digest == attrs.get("plan_digest") else None

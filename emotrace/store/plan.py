@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emotrace.labels import EmotraceError
-from emotrace.store.rows import Rows
+from emotrace.store.rows import PROMPTS, VOCABULARY, Rows
 from emotrace.store.variable import Variable
 
+FORMAT = 2
+"""Of the stores that are made now: labels once per prompt. Format 1, with all labels in every row, is read and continued."""
 ROW_GROUP_BYTES = 64 << 20
 """Buffer of one row group, unless the caller says otherwise."""
 ROW_GROUP_ROWS = 2048
@@ -102,7 +104,7 @@ class Plan:
         names = [v.name for v in variables]
         if not names:
             raise EmotraceError("the plan has no variables: name at least one site to store.")
-        taken = {*rows.columns, "row_groups"}
+        taken = {*rows.columns, "row_groups", PROMPTS, VOCABULARY}
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise EmotraceError(f"two variables are called {name!r}.")
@@ -158,7 +160,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Hash of token table, variables and row-group size (not of ``attrs``, which are compared one by one)."""
-        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps({**self.to_json(), "format": 1}, sort_keys=True).encode())  # of any layout
         for name, column in self.rows.columns.items():
             digest.update(name.encode() + b"\0")
             if column.dtype == object:
@@ -175,7 +177,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """What the store's metadata says of the plan."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "rows": self.n_rows,
             "row_group": self.row_group,
             "columns": list(self.rows.columns),

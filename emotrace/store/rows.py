@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,13 @@ from emotrace.labels import NAME_BYTES, EmotraceError
 
 COLUMNS = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
 """Columns of every token table, before the labels of the prompts."""
+OF_ROW = ("position", "position_from_end", "token_id", "token_text")
+"""Columns that differ between the rows of a prompt."""
+CHUNK_ROWS = 1 << 16
+"""Rows of a chunk of the token table on disk."""
+PROMPTS, VOCABULARY = "prompts", "vocabulary"
+FIRST = f"{PROMPTS}/first_row"
+IDS, TEXTS = f"{VOCABULARY}/token_id", f"{VOCABULARY}/token_text"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +70,11 @@ class Rows:
         step, same = np.diff(self.prompt), np.diff(self.prompt) == 0
         if (step < 0).any() or (np.diff(self.position)[same] <= 0).any():
             raise EmotraceError("the token table must be in prompt order, each prompt's positions increasing.")
+        for name in ("key", "prompt_length", *self.labels):
+            values = self.columns[name]
+            change = (values[1:] != values[:-1]) & ((values[1:] == values[1:]) | (values[:-1] == values[:-1]))
+            if (change & same).any():  # NaN stays NaN
+                raise EmotraceError(f"{name} must be the same in all rows of a prompt.")
 
     @classmethod
     def of(
@@ -119,6 +131,56 @@ class Rows:
     def prompt_starts(self) -> np.ndarray:
         """First row of each prompt that has rows."""
         return np.flatnonzero(np.append(True, np.diff(self.prompt) != 0))
+
+
+class Stored(NamedTuple):
+    """An array of the token table on disk.
+
+    Attributes:
+        path: in the store.
+        values: what it holds.
+        dim: along which.
+    """
+
+    path: str
+    values: np.ndarray
+    dim: str
+
+
+def place(name: str) -> str:
+    """Where the values of a prompt's column are in a store."""
+    return f"{PROMPTS}/{name}" if name in COLUMNS else f"{PROMPTS}/labels/{name}"
+
+
+def stored(rows: Rows) -> Iterator[Stored]:
+    """What a store holds of a token table, the labels of each prompt once.
+
+    ::
+
+        prompt/ position/ token_id/     [token], int32
+        prompts/                        one row per prompt that has rows, in their order
+          prompt/ key/ prompt_length/   [prompt]
+          first_row/                    its first row; its rows are those up to the next prompt's first
+          labels/LABEL/
+        vocabulary/                     each token that occurs
+          token_id/ token_text/         [word]
+
+    Raises:
+        EmotraceError: for a number that 32 bits do not hold.
+    """
+    starts = rows.prompt_starts
+    for name in ("prompt", "position", "token_id"):
+        values = rows.columns[name]
+        low, high, limit = int(values.min()), int(values.max()), np.iinfo(np.int32)
+        if low < limit.min or high > limit.max:
+            raise EmotraceError(f"{name} goes from {low} to {high}, which 32 bits do not hold.")
+        yield Stored(name, values.astype(np.int32), "token")
+    for name in ("prompt", "key", "prompt_length", *rows.labels):
+        yield Stored(place(name), rows.columns[name][starts], "prompt")
+    yield Stored(FIRST, starts.astype(np.int64), "prompt")
+    ids, first = np.unique(rows.token_id, return_index=True)
+    yield Stored(IDS, ids, "word")
+    yield Stored(TEXTS, rows.token_text[first], "word")
 
 
 def column(name: str, values: Any, strings: bool = False) -> np.ndarray:

@@ -13,7 +13,6 @@ a temporary folder.
 
 from __future__ import annotations
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import emotrace as et
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
 
 from experiments.benchmarks import work
+from experiments.benchmarks.memory import peak_megabytes
 from experiments.benchmarks.timing import Ratio, ratio
 
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
@@ -136,6 +136,37 @@ def sev_last(setting: Setting) -> Answer:
     return Answer("last position of SEV prompts to disk / length-sorted bare forward", result, 0.75, note)
 
 
+def journal(setting: Setting) -> list[Answer]:
+    """Capture to disk that keeps its batches in a journal, against one that keeps nothing before a row group is whole."""
+    from emotrace.store import journal as kept
+
+    def captured(pair: work.Pair, ids: list[list[int]], positions: str, share: float, latest: float) -> object:
+        rules = kept.SHARE, kept.LATEST
+        kept.SHARE, kept.LATEST = share, latest
+        try:
+            out = setting.fresh("journal.zarr")
+            return et.capture(
+                pair.model, ids, work.SITES, batch_size=BATCH, positions=positions, out=out, progress=False
+            )
+        finally:
+            kept.SHARE, kept.LATEST = rules
+
+    found = []
+    small, smol = work.shipped(), work.llama(work.QUICK if setting.quick else work.SMOL)
+    for name, pair, n_batches in (("shipped size", small, 40), ("135 M", smol, 5)):
+        ids = work.random_ids(BATCH * (2 if setting.quick else n_batches), LENGTH)
+        for positions in ("last", "all"):
+            given = pair, ids, positions
+            result = ratio(
+                lambda given=given: captured(*given, kept.SHARE, kept.LATEST),
+                lambda given=given: captured(*given, -1, float("inf")),
+                setting.repetitions,
+            )
+            note = f"{len(ids) // BATCH} batches of {BATCH} × {LENGTH}"
+            found.append(Answer(f"capture with its journal / without ({name}, {positions})", result, 1.03, note))
+    return found
+
+
 def read(setting: Setting) -> Answer:
     """One (layer, sublayer) of an open store against the same array in a .npy file, both in the page cache."""
     rows, dim = (256, 64) if setting.quick else (8192, 768)
@@ -223,6 +254,7 @@ QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
     "disk_last": disk_last,
     "disk_all": disk_all,
     "sev_last": sev_last,
+    "journal": journal,
     "read": read,
     "steering": steering,
     "peak": peak,
@@ -267,17 +299,7 @@ def capture_once(out: Path, prompts: int, quick: Annotated[bool, typer.Option("-
         pair.model, work.random_ids(prompts, LENGTH), ("resid_mid", "resid_post"), positions="all", out=out,
         progress=False,
     )  # fmt: skip
-    print(_peak_megabytes())
-
-
-def _peak_megabytes() -> float:
-    """Peak resident memory of this process; Linux' ``ru_maxrss`` also counts the parent before the exec, VmHWM does not."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    print(peak_megabytes())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ LARGE = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4,
     "intermediate_size": 2048, "vocab_size": 2048,
 }  # fmt: skip
+SMOL = {
+    "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+"""The shape of SmolLM2-135M."""
 SMALL = {
     "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4,
     "intermediate_size": 704, "vocab_size": 2048, "tie_word_embeddings": True,

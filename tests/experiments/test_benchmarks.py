@@ -31,8 +31,18 @@ def test_a_question_is_answered(name):
     done = spine("--only", name)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.split("| question |")[1].splitlines()[2:] if line.startswith("|")]
-    assert len(rows) == (4 if name == "steering" else 1)
+    assert len(rows) == (4 if name in ("steering", "journal") else 1)
     assert all(float(row.split("|")[2].split()[0]) > 0 for row in rows)
+
+
+def test_a_store_of_many_rows_is_made_and_read():
+    command = [sys.executable, str(SPINE.with_name("rows.py")), "--rows", "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[4:6]] == [
+        "one key, the first time",
+        "ten rows by number",
+    ]
 
 
 @pytest.mark.benchmark

@@ -102,7 +102,8 @@ def test_every_codec_is_checked_before_it_is_decoded(make, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "file"),
     [
-        ("flipped", "emotion/c/0"), ("missing", "emotion/zarr.json"), ("cut", "zarr.json"), ("flipped", "residual/zarr.json"),
+        ("flipped", "prompts/labels/emotion/c/0"), ("missing", "prompts/labels/emotion/zarr.json"), ("cut", "zarr.json"),
+        ("flipped", "residual/zarr.json"),
         ("missing", layout.TABLE_RECORD), ("cut", layout.TABLE_RECORD),
     ],
 )  # fmt: skip
@@ -120,7 +121,7 @@ def test_damaged_metadata_is_refused_or_unused_and_written_again(make, stored, f
     assert (pending, "token table are written again" in told) == ([], True)
     assert make.files(path) == before
     store.repair(copy)  # no plan here: from the store's own table, where that is whole
-    if file != "emotion/c/0" and file != "emotion/zarr.json":
+    if file != "prompts/labels/emotion/c/0" and file != "prompts/labels/emotion/zarr.json":
         assert make.files(copy) == before
     else:
         assert [d.path for d in store.verify(copy)] == [file]
@@ -146,7 +147,7 @@ def test_a_store_without_its_record_of_attributes_is_as_before(make, stored):
         ('"row_group": 4', '"row_group": 0'),
         ('"variables"', '"variable"'),
         ('"rows": 21', '"rows": "x"'),
-        ('"format": 1', '"format": "1"'),
+        ('"format": 2', '"format": "2"'),
     ],
 )
 def test_a_description_that_cannot_be_is_one_error(stored, old, new):

@@ -25,7 +25,7 @@ def test_every_kind_of_damage_is_named(stored):
     (path / "residual/residual/c.0.0.0.0").unlink()
     cut = path / "z/z/c.1.3.0.0"
     cut.write_bytes(cut.read_bytes()[:-1])
-    labels = path / "emotion/c/0"
+    labels = path / "prompts/labels/emotion/c/0"
     labels.write_bytes(labels.read_bytes()[::-1])
     (path / "row_groups/commit/000004.json").write_text("")
     found = {d.path: d for d in store.verify(path)}
@@ -33,13 +33,13 @@ def test_every_kind_of_damage_is_named(stored):
         "residual/residual/c.1.0.2.0",
         "residual/residual/c.0.0.0.0",
         "z/z/c.1.3.0.0",
-        "emotion/c/0",
+        "prompts/labels/emotion/c/0",
         "row_groups/commit/000004.json",
     }
     assert str(found["residual/residual/c.1.0.2.0"]).endswith("changed: the checksum differs (row group 2)")
     assert found["residual/residual/c.0.0.0.0"].problem == "missing"
     assert found["z/z/c.1.3.0.0"].problem.startswith("truncated")
-    assert found["emotion/c/0"].group is None
+    assert found["prompts/labels/emotion/c/0"].group is None
 
 
 def test_a_store_of_the_version_before_is_checked_by_its_own_checksums(stored):

@@ -23,11 +23,15 @@ def test_plain_zarr_and_xarray_read_back_the_same_bits(make, stored):
         assert ds[name].dims == next(v for v in plan.variables if v.name == name).full_dims
         assert ds[name].values.tobytes() == values.tobytes()
     assert ds.layer.values.tolist() == [0, 1]
-    table = xr.open_zarr(path)
-    for name, values in plan.rows.columns.items():
+    table, prompts, labels = (xr.open_zarr(path, group=group) for group in ("", "prompts", "prompts/labels"))
+    for name in ("prompt", "position", "token_id"):
         assert table[name].dims == ("token",)
-        assert table[name].values.tolist() == values.tolist()
-    assert {n for n, _ in zarr.open_group(path, mode="r", use_consolidated=False).members()} >= {"residual", "key"}
+        assert table[name].values.tolist() == plan.rows.columns[name].tolist()
+    of = table.prompt.values  # every prompt has rows here, so its row of the prompts' table is its number
+    for name, group in (("key", prompts), ("prompt_length", prompts), ("emotion", labels), ("n", labels)):
+        assert group[name].dims == ("prompt",)
+        assert group[name].values[of].tolist() == plan.rows.columns[name].tolist()
+    assert {n for n, _ in zarr.open_group(path, mode="r", use_consolidated=False).members()} >= {"residual", "prompts"}
     assert xr.open_datatree(path, engine="zarr")["residual"].residual.shape == whole["residual"].shape
 
 

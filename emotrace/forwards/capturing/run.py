@@ -66,7 +66,8 @@ def capture(
         components: beside ``z`` and ``neuron`` also what the norms behind them divide by, with all heads and without each (see
             `emotrace.forwards.capturing.components`), which scores out of the store need where a norm follows: the ``normed``
             read-out (capture ``resid_mid`` too), post-norm blocks, post-LN (capture ``resid_pre`` too).
-        out: zarr store to write or to continue; None keeps everything in memory. Remotely the ids of jobs on their way are
+        out: zarr store to write or to continue; None keeps everything in memory. A killed capture that is repeated computes again
+            one batch, at most a minute of work. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
         batch_size: prompts per forward.
         share_prefixes: compute shared first tokens once (never with edits, never when early positions are wanted, never on
