@@ -34,6 +34,7 @@ from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
 from emotrace.run import Run
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emotion")}
@@ -79,6 +80,10 @@ def main(
         out=run.path("activations.zarr"), batch_size=32, seed=seed,
     )  # fmt: skip
     directions = {name: et.directions.centered_mean(acts, label=name, within=within) for name, within in LABELS.items()}
+    apart = {
+        by: {str(v): _apart(acts.where(**{by: v}), directions["emotion"]) for v in sorted(set(acts.column(by)))}
+        for by in ("valence", "theme")
+    }
 
     # 2. Pairs and metrics.
     inside = prompts.where(skeleton_id=sorted(scored))
@@ -191,7 +196,7 @@ def main(
             "across": {by: {"mean": float(o["mean"]), "random": float(o["null"].mean()), "p": float(o["p"])}
                        for by, o in overlap.items()},
         },
-        "nodes": tables,
+        "nodes": tables, "apart": apart,
         "meet": {"shared": shared, "jaccard": met, "random": float(np.mean(null)),
                  "p": float((1 + sum(x >= met for x in null)) / (1 + len(null)))},
         "warnings": _warnings(lm),
@@ -204,6 +209,14 @@ def main(
     page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest)
     _tell(result)
     print(f"report: {page}")
+
+
+def _apart(acts: Activations, directions: xr.DataArray) -> float:
+    """How far emotions are apart in a slice of what is stored: projection on the own direction less that on the others', mean."""
+    p = et.directions.project(acts, directions).squeeze(("layer", "sublayer"), drop=True)
+    own = p.where(p["direction"] == p["emotion"]).mean("direction")
+    others = p.where(p["direction"] != p["emotion"]).mean("direction")
+    return float((own - others).mean())
 
 
 def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -311,6 +324,9 @@ def _tell(result: dict[str, Any]) -> None:
         for row in rows:
             spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last"))
             print(f"  {row['node']:>6} {row['effect']:+.3f} (q = {row['q']:.3f}): {spans}")
+    for by, row in result["apart"].items():
+        told = ", ".join(f"{v} {gap:.2f}" for v, gap in row.items())
+        print(f"emotions apart where directions were fitted (own projection less that on the others), by {by}: {told}")
     for name, row in result["agreement"].items():
         print(f"rank correlation with the exact effect, {name}: " + ", ".join(f"{m} {v:.3f}" for m, v in row.items()))
     c, s, m = result["circuit"], result["stability"], result["meet"]

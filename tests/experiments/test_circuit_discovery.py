@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import typer
 
+import emotrace as et
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from tests.experiments.studies import ROOT, experiment
@@ -39,6 +40,16 @@ def test_the_page_has_its_figures_and_tables(place):
         change = report["metric"][name]
         assert change["value"] == pytest.approx(change["clean"] - change["counterfactual"], abs=1e-5)
         assert change["ci95"][0] <= change["value"] <= change["ci95"][1]
+    acts = et.open_activations(out / "activations.zarr")
+    assert {by: set(row) for by, row in report["apart"].items()} == {
+        by: set(acts.column(by)) for by in ("valence", "theme")
+    }
+    rows = acts.sel("residual", layer=0, sublayer="resid_post", valence="positive")
+    v = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence")).isel(layer=0, sublayer=0)
+    p = rows.values @ v.values.T
+    own = rows["emotion"].values[:, None] == v["emotion"].values
+    want = (p[own] - (p * ~own).sum(1) / (~own).sum(1)).mean()
+    assert report["apart"]["valence"]["positive"] == pytest.approx(want, rel=1e-3)
     nodes = pd.read_csv(out / "tables" / "nodes.csv")
     assert nodes.groupby("swapped").size().to_dict() == {"emotion": 3, "valence": 3}
     assert (nodes["node"].str.fullmatch(r"[am]0(\.h\d)?")).all()  # nothing after the layer that the metric reads
