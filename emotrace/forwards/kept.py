@@ -22,7 +22,7 @@ from emotrace import edits as edits_
 from emotrace.edits import Edit, edits_digest
 from emotrace.forwards import beginnings, caches
 from emotrace.forwards.capturing.prefixes import prefixes
-from emotrace.forwards.entering import backend, inputs
+from emotrace.forwards.entering import backend, inputs, locked
 from emotrace.forwards.finite import Item
 from emotrace.labels import positions_in
 from emotrace.sites import LanguageModel, Site
@@ -74,6 +74,8 @@ class Shared:
         self.plans: dict[Hashable, Plan] = {}
         self.made: dict[int, Block] = {}
         self.state = ""
+        if model._module in _KEPT:
+            self._kept()  # a limit that was lowered holds from the next call on, whatever that shares
         if self.on:
             self.state = state(model)
             self._plan()
@@ -82,8 +84,9 @@ class Shared:
         """What is known of the model where it is here; of one elsewhere, nothing yet."""
         if not backend(self.model).holds(self.model):
             return Kept(float("inf"))
-        found = _KEPT.setdefault(self.model._module, Kept(0))
-        found.within(self.model.sites.kept_bytes)
+        with locked(self.model):
+            found = _KEPT.setdefault(self.model._module, Kept(0))
+            found.within(self.model.sites.kept_bytes)
         return found
 
     def rest(self, i: int) -> int:

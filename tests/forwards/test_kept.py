@@ -42,12 +42,15 @@ def fresh(name="llama", **options):
 
 @contextmanager
 def whole(model):
-    """Everything computed whole."""
+    """Everything computed whole; what was kept before is there again afterwards."""
     most, model.sites.kept_bytes = model.sites.kept_bytes, 0
+    held = kept._KEPT.pop(model._module, None)
     try:
         yield model
     finally:
         model.sites.kept_bytes = most
+        if held is not None:
+            kept._KEPT[model._module] = held
 
 
 def made(model) -> int:
