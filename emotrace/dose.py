@@ -18,6 +18,7 @@ from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies import bisect, fluency_bounds, mark_fluent
 from emotrace.replies.row import Row
+from emotrace.replies.search import Bisection
 from emotrace.replies.table import finite_mean
 from emotrace.runlog import Log
 from emotrace.signatures import typed
@@ -165,7 +166,7 @@ def strength_at_kl(
     tolerance: float = 0.02,
     batch_size: int = 32,
     **where: Any,
-) -> dict[str, Any]:
+) -> Bisection:
     """The strength of a mixture at which it moves the model's predictions by a given KL, so that methods compare at equal cost.
 
     Args:
@@ -180,7 +181,7 @@ def strength_at_kl(
         where: ``site``, ``layers``, ``scale`` and ``positions`` of `emotrace.edits.mixture`.
 
     Returns:
-        ``{strength, cost, target, reached, steps}`` of `emotrace.replies.bisect`.
+        As `emotrace.replies.bisect`.
     """
     prompts = Prompts.of(prompts)
 

@@ -136,7 +136,7 @@ class Planned(Protocol[P, D_co, T_co]):
 
 
 def planned(body: Callable[P, Steps[D, T]]) -> Planned[P, D, T]:
-    """The function whose body a generator is (see above), with its ``plan``.
+    """The function whose body a generator is that says what it would do, then does it, with its ``plan``.
 
     ``dry_run=`` of version 0.1.0 is still answered, with a `FutureWarning`.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import xarray as xr
 
@@ -22,6 +22,9 @@ ADOPTED: Final = "adopted_from"
 """Entry that `adopt` leaves: the model that a thing was made with before; it stays with what is made of the thing."""
 ALIKE: Final = 0.85
 """Least share of sampled weights that are equal in bfloat16 where dtypes differ; float16 rounds a few to the other side."""
+
+
+T = TypeVar("T")
 
 
 class HasIdentity(Protocol):
@@ -113,7 +116,7 @@ def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 @typed
-def adopt(thing: object, model: Any) -> Any:
+def adopt(thing: T, model: Any) -> T:
     """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
 
     Args:
@@ -128,11 +131,11 @@ def adopt(thing: object, model: Any) -> Any:
     """
     identity = {k: model.sites.identity[k] for k in KEYS if k in model.sites.identity}
     if isinstance(thing, Sequence) and not isinstance(thing, str):
-        return [adopt(one, model) for one in thing]
+        return cast(T, [adopt(one, model) for one in thing])
     before = of(thing).get("model_id")
     about = {**identity, **({ADOPTED: before} if before else {})}
     if isinstance(thing, (xr.DataArray, xr.Dataset)):
-        return thing.assign_attrs(about)
+        return cast(T, thing.assign_attrs(about))
     fields = {f.name for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else set()
     replace: Any = dataclasses.replace
     if "origin" in fields:

@@ -27,7 +27,12 @@ LARGEST = 700.0
 def perplexity(
     model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
 ) -> list[float | None]:
-    """exp(−mean log-probability) of each reply; None for an empty one. Arguments as `reply_logprobs`.
+    """exp(−mean log-probability) of each reply; None for an empty one.
+    Args:
+        model: from `emotrace.load`.
+        prompts: with replies; `Prompts`, or whatever `Prompts.of` takes.
+        batch_size: sequences per forward.
+        progress: show a bar.
 
     Raises:
         EmotraceError: as `reply_logprobs`, and where the model's logits are not finite.

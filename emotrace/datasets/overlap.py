@@ -143,6 +143,11 @@ def split(prompts: Prompts, share: float, seed: int = 0) -> tuple[set[str], set[
 
     Skeletons that tell the same scenario under two ids stay in one part.
 
+    Args:
+        prompts: with the label ``skeleton_id``.
+        share: of the second part, between 0 and 1.
+        seed: of the drawing.
+
     Raises:
         EmotraceError: if there are fewer than two skeletons, or prompts without one.
     """

@@ -29,6 +29,14 @@ def pca(
 
     Sign: the entry of largest absolute value is positive.
 
+    Args:
+        acts: stored activations, or a DataArray with labelled rows.
+        within: labels whose groups are centred one by one; None takes away one mean.
+        accepted: keys that count; None for all.
+        position: of the rows that are taken.
+        k: how many axes.
+        variable: of stored activations.
+
     Returns:
         ``direction[component, layer, sublayer, dim]`` unit float32, with the coordinates ``norm`` (standard deviation along the
         axis) and ``explained`` (share of the variance).

@@ -188,7 +188,16 @@ def mean_rms(
     *,
     variable: str = "residual",
 ) -> xr.DataArray:
-    """σ = mean over rows of √(mean_d h²), for each layer and sublayer; with ``label``, over complete groups only."""
+    """σ = mean over rows of √(mean_d h²), for each layer and sublayer; with ``label``, over complete groups only.
+
+    Args:
+        acts: stored activations, or a DataArray with labelled rows.
+        label: whose values a complete group has all of; None takes every row.
+        within: labels of a group.
+        accepted: keys that count; None for all.
+        position: of the rows that are taken.
+        variable: of stored activations.
+    """
     rows = source(acts, variable, position)
     if label is not None:
         used = group(rows.table, label, within, accepted).rows

@@ -74,6 +74,11 @@ def complete_groups(
 ) -> tuple[list[tuple[Any, ...]], list[dict[str, list[Any]]]]:
     """Groups that hold every label value that occurs, and the others with what each lacks.
 
+    Args:
+        rows: mappings, or a table, with these labels.
+        label: whose values a complete group has all of.
+        within: labels of a group.
+
     Returns:
         (names of the complete groups, ``[{"group": […], "missing": […]}, …]``).
     """

@@ -109,6 +109,11 @@ def paired_shift(
 def base_vector(vectors: xr.DataArray, how: Literal["mean", "sum"] = "mean", label: str = "emotion") -> xr.DataArray:
     """What the vectors of all emotions share: their unweighted mean (or sum) ``[layer, (sublayer), dim]``, in float64 → float32.
 
+    Args:
+        vectors: ``[label, layer, (sublayer), dim]``.
+        how: ``mean`` or ``sum``.
+        label: dim that is summed over.
+
     Raises:
         EmotraceError: for another ``how``, or vectors without the label.
     """

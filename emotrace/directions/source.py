@@ -90,7 +90,11 @@ class Source:
             yield part, self.read(layer, rows[part])
 
     def read(self, layer: int, rows: np.ndarray) -> np.ndarray:
-        """Vectors of some rows at one layer, float64 ``[sublayer, rows, features]``; arguments as of `blocks`.
+        """Vectors of some rows at one layer, float64 ``[sublayer, rows, features]``.
+
+        Args:
+            layer: index along the dim, not the coordinate.
+            rows: indices into ``table``.
 
         Raises:
             EmotraceError: for numbers that are not finite.

@@ -18,6 +18,11 @@ CIRCUIT = "circuit"
 def save_discovery(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
     """Write any Dataset of this room, or a circuit.
 
+    Args:
+        found: Dataset of scores, or the boolean array of a circuit.
+        folder: made where it is not there.
+        name: of the files, without their endings.
+
     Returns:
         The path of the manifest.
     """

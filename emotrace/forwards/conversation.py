@@ -146,7 +146,17 @@ class Conversation:
     def answer(
         self, text: str, tell: Tell | None = None, stop: Callable[[], bool] | None = None, *, steered: bool = True
     ) -> Reply:
-        """A reply to the next turn that is not kept. Arguments as `say`; ``steered=False`` is the model as it is."""
+        """A reply to the next turn that is not kept.
+
+        Args:
+            text: what the user says.
+            tell: called with each piece of the reply as it is generated; on a server once, with the whole.
+            stop: asked after every token whether to end the reply; what was said until then is the reply.
+            steered: by the mixture; False is the model as it is.
+
+        Raises:
+            EmotraceError: for an empty text, or a conversation too long for the model.
+        """
         if not text.strip():
             raise EmotraceError("there is nothing to reply to.")
         before = [{"role": "system", "content": self.system}] if self.system else []

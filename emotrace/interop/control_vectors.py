@@ -155,6 +155,11 @@ def read_steering(
 def write_steering(vectors: xr.DataArray, path: str | Path, *, offset: int = 0) -> Path:
     """One emotion's vectors ``[layer, dim]`` as a dict ``{layer + offset: tensor}`` in a ``.pt`` that needs no pickle to read.
 
+    Args:
+        vectors: ``[layer, dim]``, perhaps with one emotion.
+        path: of the file.
+        offset: added to each layer's number.
+
     Raises:
         EmotraceError: for vectors of several emotions.
     """

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,60 @@ GROUPS: Final = {"by_emotion": ("emotion", EMOTIONS), "by_valence": ("valence", 
 """Part of an accuracy table → its label, and the order of its values."""
 
 
+class Share(TypedDict):
+    """A share of replies.
+
+    Attributes:
+        value: matches / n, 0..1; None where n = 0.
+        n: judged replies.
+        n_unjudged: the others.
+        ci95: [lo, hi], [None, None] where n = 0.
+        worst_case: matches / (n + n_unjudged).
+        mean: of several draws, over them; ``value`` is then one draw's.
+        draws: value of each of several draws.
+    """
+
+    value: float | None
+    n: int
+    n_unjudged: int
+    ci95: list[float] | list[None]
+    worst_case: float
+    mean: NotRequired[float | None]
+    draws: NotRequired[list[float | None]]
+
+
+class Accuracy(TypedDict):
+    """Shares of matches: of all replies, by emotion and by valence."""
+
+    overall: Share
+    by_emotion: dict[str, Share]
+    by_valence: dict[str, Share]
+
+
+class Difference(TypedDict):
+    """What `paired_test` found.
+
+    Attributes:
+        value: mean difference; positive: a is better.
+        n: keys judged in both.
+        n_clusters: of these keys.
+        n_unpaired: keys without a judged partner.
+        ci95: [lo, hi].
+        p: two-sided.
+        exact: whether every sign pattern was tried.
+        p_floor: a p that random patterns cannot go below (p = p_floor says p ≤ p_floor), 0 where it is exact.
+    """
+
+    value: float
+    n: int
+    n_clusters: int
+    n_unpaired: int
+    ci95: list[float]
+    p: float
+    exact: bool
+    p_floor: float
+
+
 @typed
 def accuracy_table(
     rows: Iterable[Row],
@@ -33,7 +87,7 @@ def accuracy_table(
     cluster: str = "skeleton_id",
     n: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Accuracy:
     """Accuracy overall, by emotion and by valence, each ``{value, n, n_unjudged, ci95: [lo, hi], worst_case}``.
 
     value = matches / n over the n judged rows, in 0..1 (None where n = 0, with ci95 ``[None, None]``);
@@ -57,7 +111,7 @@ def accuracy_table(
     if lines.empty:
         raise EmotraceError("accuracy_table: no rows.")
 
-    def leaf(part: pd.DataFrame) -> dict[str, Any]:
+    def leaf(part: pd.DataFrame) -> Share:
         found = mean_of(part, column, n, seed, shares=True)
         known = found.n > 0
         return {
@@ -68,11 +122,11 @@ def accuracy_table(
             "worst_case": float(np.nansum(part[column])) / len(part),
         }
 
-    parts = {
-        part: {value: leaf(lines.loc[lines[name] == value]) for value in _ordered(lines[name], vocabulary)}
-        for part, (name, vocabulary) in GROUPS.items()
-    }
-    return {"overall": leaf(lines), **parts}
+    def by(part: str) -> dict[str, Share]:
+        name, vocabulary = GROUPS[part]
+        return {value: leaf(lines.loc[lines[name] == value]) for value in _ordered(lines[name], vocabulary)}
+
+    return {"overall": leaf(lines), "by_emotion": by("by_emotion"), "by_valence": by("by_valence")}
 
 
 @typed
@@ -120,7 +174,7 @@ def paired_test(
     permutations: int = 10_000,
     n: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Difference:
     """Accuracy of a minus accuracy of b on the keys judged in both, with interval and p over skeletons.
 
     d_k = match_a(k) − match_b(k), several draws of a key being averaged first; value = mean d, positive: a is better.
@@ -139,8 +193,7 @@ def paired_test(
         seed: of both.
 
     Returns:
-        ``{value, n, n_clusters, n_unpaired, ci95: [lo, hi], p, exact, p_floor}``; n_unpaired = keys without a judged partner;
-        p_floor: a p that random patterns cannot go below (p = p_floor says p ≤ p_floor), 0 where it is exact.
+        A `Difference`.
 
     Raises:
         EmotraceError: if no key is judged in both, a key changes its cluster, or a row lacks a label.

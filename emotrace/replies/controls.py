@@ -26,7 +26,16 @@ def random_vectors(like: xr.DataArray, seed: int) -> xr.DataArray:
 
 @typed
 def deranged(directions: xr.DataArray, seed: int, label: str = "emotion") -> xr.DataArray:
-    """The same directions under wrong labels: a random permutation without a fixed point."""
+    """The same directions under wrong labels: a random permutation without a fixed point.
+
+    Args:
+        directions: with the dim ``label``.
+        seed: of the permutation.
+        label: whose values change places.
+
+    Raises:
+        EmotraceError: for one label.
+    """
     n = directions.sizes[label]
     if n < 2:
         raise EmotraceError(f"labels cannot be deranged: there is only one {label}.")

@@ -66,7 +66,15 @@ def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
 
 @typed
 def mark_fluent(rows: Iterable[Row], bounds: Mapping[str, Sequence[float]] | None = None) -> None:
-    """Write ``meta.repetition`` and ``meta.length`` into rows; with bounds, where rows have a perplexity, ``meta.fluent``."""
+    """Write ``meta.repetition`` and ``meta.length`` into rows; with bounds, ``meta.fluent`` too.
+
+    Args:
+        rows: replies, changed in place.
+        bounds: of `fluency_bounds`, which needs rows that were marked without bounds before.
+
+    Raises:
+        EmotraceError: with bounds, for a row without ``meta.perplexity`` (`emotrace.scoring.add_perplexity` writes it).
+    """
     for row in rows:
         meta = row.setdefault("meta", {})
         meta["repetition"] = repetition(row.get("token_ids") or ())

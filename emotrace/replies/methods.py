@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from emotrace.labels import METHODS
-from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
+from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table, paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
 from emotrace.signatures import typed
@@ -19,7 +19,7 @@ LOWEST: Final = ("random_ablate",)
 
 
 @typed
-def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> dict[str, Any]:
+def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> Accuracy:
     """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
 
     Of the controls in `LOWEST` it is the minimum.
@@ -35,12 +35,12 @@ def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent
         return tables[0]
     sign = -1 if rows[0].get("method") in LOWEST else 1
 
-    def rank(leaf: Mapping[str, Any]) -> float:
+    def rank(leaf: Share) -> float:
         return -math.inf if leaf["value"] is None else sign * leaf["value"]
 
     best = max(tables, key=lambda t: rank(t["overall"]))
 
-    def joined(pick: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+    def joined(pick: Callable[[Accuracy], Share]) -> Share:
         values = [pick(t)["value"] for t in tables]
         top = max(tables, key=lambda t: rank(pick(t)))
         known = [v for v in values if v is not None]
@@ -48,10 +48,8 @@ def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent
 
     return {
         "overall": joined(lambda t: t["overall"]),
-        **{
-            part: {name: joined(lambda t, p=part, n=name: t[p][n]) for name in best[part]}
-            for part in ("by_emotion", "by_valence")
-        },
+        "by_emotion": {name: joined(lambda t, n=name: t["by_emotion"][n]) for name in best["by_emotion"]},
+        "by_valence": {name: joined(lambda t, n=name: t["by_valence"][n]) for name in best["by_valence"]},
     }
 
 
@@ -83,7 +81,12 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
 
 @typed
 def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
-    """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both."""
+    """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both.
+
+    Args:
+        rows: judged rows of one method.
+        base: judged rows of the method that it is measured against.
+    """
     out = {}
     for name in ("overall", *dict.fromkeys(r["emotion"] for r in rows)):
         a, b = ([r for r in found if name in ("overall", r["emotion"])] for found in (rows, base))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -107,9 +107,43 @@ def best_dose(doses: pd.DataFrame) -> float:
     return float(np.array(lines["dose"])[int(np.nanargmax(np.array(lines["on_target_fluent"], dtype=float)))])
 
 
+class Collapse(TypedDict):
+    """Where steering stops to help.
+
+    Attributes:
+        best: dose with most fluent replies on target.
+        on_target_fluent: their share.
+        at: smallest dose above it that has collapsed; None for none.
+        there: that share at it.
+    """
+
+    best: float
+    on_target_fluent: float
+    at: float | None
+    there: float | None
+
+
+class Bisection(TypedDict):
+    """What `bisect` found.
+
+    Attributes:
+        strength: nearest to the target.
+        cost: there.
+        target: wanted.
+        reached: whether it is within the tolerance (the cost may jump).
+        steps: every [strength, cost] measured.
+    """
+
+    strength: float
+    cost: float
+    target: float
+    reached: bool
+    steps: list[list[float]]
+
+
 @typed
-def collapse(doses: pd.DataFrame) -> dict[str, Any]:
-    """The best dose, and the smallest above it that has `collapsed`: ``{best, on_target_fluent, at, there}``."""
+def collapse(doses: pd.DataFrame) -> Collapse:
+    """The best dose, and the smallest above it that has `collapsed`."""
     best, lines = best_dose(doses), of_all(doses)
     fluent = dict(zip(lines["dose"].tolist(), lines["on_target_fluent"].tolist(), strict=True))
     later = sorted(dose for dose, value in fluent.items() if dose > best and collapsed(value, fluent[best]))
@@ -126,7 +160,7 @@ def bisect(
     tolerance: float = 0.02,
     most: float = 1e6,
     max_steps: int = 40,
-) -> dict[str, Any]:
+) -> Bisection:
     """The strength at which a cost that grows from 0 reaches a target: doubled until it is exceeded, then halved between.
 
     Args:
@@ -138,8 +172,7 @@ def bisect(
         max_steps: measurements.
 
     Returns:
-        ``{strength, cost, target, reached, steps: [[strength, cost], …]}``; ``reached`` is False where the tolerance was not met
-        (the cost may jump), and the nearest measurement stands.
+        A `Bisection`: the nearest measurement, where the tolerance was not met.
 
     Raises:
         EmotraceError: for a target or start that is not positive, a cost that is not finite, or one that stays below the

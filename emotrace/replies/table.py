@@ -35,7 +35,7 @@ def table(
         columns: some of `READINGS`, or labels that every row must have.
         cluster: label that becomes the column ``cluster``, as text.
         verdict: which verdict counts, e.g. ``verdict`` (blind) or ``verdict_target``.
-        bounds: what is fluent; None takes ``meta.fluent``.
+        bounds: what is fluent; without them ``fluent_match`` takes ``meta.fluent``, and ``fluent`` is NaN.
 
     Returns:
         The columns in the order asked for; what a row does not say is NaN.

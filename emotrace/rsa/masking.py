@@ -234,6 +234,11 @@ def human_link(
 def unimodality(table: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Dip test of the drops of all emotions (mean over seeds), per k and attribute: does a mask work on some emotions only?
 
+    Args:
+        table: with the columns ``k, attribute, emotion, drop``.
+        draws: uniform samples.
+        seed: of the draws.
+
     Returns:
         Columns ``k, attribute, dip, p, n``.
     """

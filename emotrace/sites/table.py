@@ -303,7 +303,17 @@ class Sites:
             raise EmotraceError(f"write({site!r}, layer={layer}): {error}") from None
 
     def encode(self, prompts: PromptsLike) -> dict[str, torch.Tensor]:
-        """Ids and mask of prompts as `emotrace.capture` makes them: chat template, one BOS, pinned date, left-padded."""
+        """Ids and mask of prompts as `emotrace.capture` makes them: chat template, BOS as loaded, pinned date, padded.
+
+        Args:
+            prompts: `Prompts`, or whatever `Prompts.of` takes.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, ``[prompt, token]``, padded on the left, of masked models on the right.
+
+        Raises:
+            EmotraceError: for prompts that would not come out as each does alone, where padding or neighbours change them.
+        """
         fed = self.encoder(prompts)
         rows, width = fed["input_ids"].shape
         if self.beginnings is not None and not self.beginnings.allows([int(n) for n in fed["attention_mask"].sum(1)]):

@@ -16,7 +16,13 @@ from emotrace.stats.ties import TIED
 
 @typed
 def cluster_weights(n_clusters: int, n: int, seed: int = 0) -> np.ndarray:
-    """How often each cluster is drawn in each bootstrap sample: ``[n, n_clusters]``, rows sum to ``n_clusters``."""
+    """How often each cluster is drawn in each bootstrap sample: ``[n, n_clusters]``, rows sum to ``n_clusters``.
+
+    Args:
+        n_clusters: that there are, and that each sample draws.
+        n: bootstrap samples.
+        seed: of the draws.
+    """
     arguments.resampling("cluster_weights", seed, n=n)
     if n_clusters < 1 or n < 1:
         raise EmotraceError(f"a bootstrap needs at least one cluster and one draw, not {n_clusters} and {n}.")
@@ -90,6 +96,11 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     """Wilson's score interval of a proportion: never of zero width, never outside [0, 1].
 
     (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), p = successes / n. ``successes`` may be fractional.
+
+    Args:
+        successes: hits.
+        n: of so many.
+        level: coverage.
 
     Raises:
         EmotraceError: unless 0 <= successes <= n and n > 0.

@@ -58,6 +58,11 @@ def dip_test(sample: ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[float
     p = (1 + uniform samples with at least this dip) / (1 + draws): small p, more than one mode. It is simulated, once per size
     and seed.
 
+    Args:
+        sample: numbers.
+        draws: uniform samples.
+        seed: of the draws.
+
     Returns:
         (dip, p).
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
@@ -41,11 +41,47 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     return found
 
 
+class Info(TypedDict):
+    """What a store holds, and how far it is.
+
+    Attributes:
+        path: the store.
+        complete: whether every row group is committed.
+        rows: planned.
+        rows_committed: of them.
+        row_group: rows of a group.
+        groups: planned.
+        groups_committed: of them.
+        groups_begun: row group that a killed or living run has begun → rows that it need not compute again.
+        bytes: of the committed rows, uncompressed.
+        columns: labels of a row.
+        variables: name → its ``shape``, and what the plan says of it.
+        attrs: what it was made with.
+    """
+
+    path: str
+    complete: bool
+    rows: int
+    rows_committed: int
+    row_group: int
+    groups: int
+    groups_committed: int
+    groups_begun: dict[int, int]
+    bytes: int
+    columns: list[str]
+    variables: dict[str, dict[str, Any]]
+    attrs: dict[str, Any]
+
+
 @typed
-def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+def info(path: str | os.PathLike[str]) -> Info:
     """What a store holds, as JSON values: sizes, progress, variables, labels and attrs.
 
-    ``groups_begun`` has for each row group that a killed or living run has begun the rows that it need not compute again.
+    Args:
+        path: the store.
+
+    Raises:
+        EmotraceError: if there is no store of emotrace at ``path``.
     """
     acts = Activations(path)
     store = acts.attrs["emotrace_store"]

@@ -109,6 +109,12 @@ def check_rows(rows: Sequence[Row], cluster: str | None, baseline: str) -> str:
 def value_of(table: pd.DataFrame, method: str, measure: str, emotion: str = ALL) -> pd.Series:
     """The line of one method and measure.
 
+    Args:
+        table: of `summary`.
+        method: of the line.
+        measure: of the line.
+        emotion: of the line; ``all`` for all together.
+
     Raises:
         EmotraceError: if there is none.
     """
