@@ -225,6 +225,12 @@ class Read:
 
     sites: Sites = "resid_mid,resid_post"
     positions: Positions = "last"
+    components: Annotated[
+        bool,
+        typer.Option(
+            "--components", help="what norms behind heads and neurons divide by, too, for scores out of the store"
+        ),
+    ] = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -239,4 +245,4 @@ class Read:
                 raise unknown("site", site, SITES, "--sites")
         if not chosen:
             raise EmotraceError(f"--sites {self.sites!r} names no site.")
-        return {"sites": chosen, "positions": positions}
+        return {"sites": chosen, "positions": positions, "components": self.components}

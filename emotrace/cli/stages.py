@@ -85,12 +85,6 @@ def capture(
     out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
     read: Read,
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
-    components: Annotated[
-        bool,
-        typer.Option(
-            "--components", help="what norms behind heads and neurons divide by, too, for scores out of the store"
-        ),
-    ] = False,
     batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
     loading: LoadingAnywhere,
@@ -107,7 +101,7 @@ def capture(
         with of("--replies", replies):
             chosen = chosen.with_replies(told)
     do = et.capture.plan if dry_run else et.capture
-    typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, components=components, **where)))
+    typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, **where)))
 
 
 @app.command()
