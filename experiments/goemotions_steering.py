@@ -38,6 +38,7 @@ from emotrace.directions.vectors import METHODS
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
+from emotrace.store import Activations
 from emotrace.suite import relabelled, truthful
 
 HELD_OUT = 0.25
@@ -116,6 +117,7 @@ def main(
     acts = et.open_activations(run.path("extraction", "activations.zarr"))
     aims = [str(e) for e in vectors["emotion"].values]
     apart = _apart(acts, aims, against, fit.keys, unseen.keys, seed)
+    along = {e: _along(acts.where(key=unseen.keys, emotion=[e, against]), vectors, e) for e in aims}
     significant = (found.statistics["q"] < 0.05).mean(("layer", "dim"))
     print(f"vectors of {', '.join(aims)} at {vectors.attrs['site']}, from {vectors['n'].values.tolist()} texts")
 
@@ -159,7 +161,7 @@ def main(
             "questions": len(choices),
         },
         "texts_of": dict(zip(aims, vectors["n"].values.tolist(), strict=True)),
-        "share_significant": {e: float(significant.sel(emotion=e)) for e in aims},
+        "along": along, "share_significant": {e: float(significant.sel(emotion=e)) for e in aims},
         "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": replies.collapse(curve),
         "diagonal": replies.diagonal(matrix), "matrix": matrix.to_dict("index"), "note": truth.get("note"),
         **{name: records(table) for name, (table, _) in tables.items()},
@@ -187,6 +189,14 @@ def main(
     )  # fmt: skip
     print("\n".join(facts))
     print(f"report: {page}")
+
+
+def _along(acts: Activations, vectors: xr.DataArray, emotion: str) -> dict[str, float]:
+    """How much further held-out texts of an emotion lie along its vector than the neutral ones, by layer of what is stored."""
+    p = directions.project(acts, vectors.sel(emotion=[emotion]))
+    mine = p["emotion"] == emotion
+    gap = (p.where(mine).mean("token") - p.where(~mine).mean("token")).mean(("direction", "sublayer"))
+    return {str(layer): float(value) for layer, value in zip(gap["layer"].values, gap.values, strict=True)}
 
 
 def _apart(acts: Any, aims: list[str], against: str, fit: Any, unseen: Any, seed: int) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+import emotrace as et
 from emotrace import directions
 from emotrace.datasets import read_jsonl
 from emotrace.labels import EmotraceError
@@ -58,6 +59,11 @@ def test_the_report_has_every_figure_table_and_control(place):
     assert all(line["n"] == 4 for line in report["truthfulqa"])
     assert "plumbing" in report["warnings"][-1]
     assert report["texts_of"] == {"fear": 3, "joy": 3}
+    acts, made = et.open_activations(done / "extraction" / "activations.zarr"), et.directions.load(done / "vectors")
+    assert {e: set(row) for e, row in report["along"].items()} == {
+        e: {str(layer) for layer in made["layer"].values} for e in ("fear", "joy")
+    }
+    assert len(acts) == len(set(acts.column("key")))
     texts = pd.DataFrame(report["texts"])
     assert set(texts["method"]) == {"difference", "pca", "lat", "probe"}
     assert texts["auroc"].between(0, 1).all()
