@@ -18,6 +18,11 @@ from emotrace.signatures import typed
 
 KEYS: Final = ("model_id", "revision", "dtype", "config_hash", "weights_hash", "weights_sample")
 """Entries of a model's identity that tell it from others."""
+ROWS: Final = (
+    "source", "selection", "plan_digest", "prompts_digest", "tokens_digest", "accepted_digest", "n_accepted"
+)  # fmt: skip
+"""Entries that say which rows a result was made of: the store, what it was narrowed to, its plan and prompts, and of these the
+accepted ones. Results that differ in one of them are of other rows."""
 ADOPTED: Final = "adopted_from"
 """Entry that `adopt` leaves: the model that a thing was made with before; it stays with what is made of the thing."""
 ALIKE: Final = 0.85
@@ -42,6 +47,18 @@ def of(thing: object) -> dict[str, Any]:
     Args:
         thing: what has attrs, a meta or a model that say it, an edit, or a mapping.
     """
+    about = _said(thing)
+    return {k: about[k] for k in (*KEYS, ADOPTED) if k in about}
+
+
+def rows_of(thing: object) -> dict[str, Any]:
+    """What a thing says of the rows that it was made of (`ROWS`); empty where it says nothing; arguments as of `of`."""
+    about = _said(thing)
+    return {k: about[k] for k in ROWS if k in about}
+
+
+def _said(thing: object) -> Mapping[str, Any]:
+    """The attrs, meta or other entries of a thing that say what it was made with."""
     about = thing
     for name in ("origin", "attrs", "meta", "model"):
         found = getattr(thing, name, None)
@@ -51,8 +68,8 @@ def of(thing: object) -> dict[str, Any]:
     else:
         vector = getattr(thing, "vector", None)
         if vector is not None:
-            return of(vector)
-    return {k: about[k] for k in (*KEYS, ADOPTED) if k in about} if isinstance(about, Mapping) else {}
+            return _said(vector)
+    return about if isinstance(about, Mapping) else {}
 
 
 def check(thing: object, sites: HasIdentity, what: str) -> None:

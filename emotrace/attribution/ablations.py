@@ -66,7 +66,7 @@ def mean_ablation(
             raise unknown("label", label, found.coords, "mean_ablation")
         _, code = np.unique(found[label].values.astype(str), return_inverse=True)
         weights = 1.0 / np.bincount(code)[code] / (code.max() + 1)
-        return np.tensordot(weights, values.astype(np.float64), axes=1).ravel(), provenance.of(found)
+        return np.tensordot(weights, values.astype(np.float64), axes=1).ravel(), _origin(found)
 
     return _ablations(site, components, mean, positions)
 
@@ -98,7 +98,7 @@ def resample_ablation(
         if lost:
             raise EmotraceError(f"resample_ablation: the reference has no prompt {lost[0]!r}, which others take from.")
         rows = values[[at[donor[k]] for k in keys]].reshape(len(keys), -1)
-        return xr.DataArray(rows, dims=("key", "dim"), coords={"key": keys}), provenance.of(found)
+        return xr.DataArray(rows, dims=("key", "dim"), coords={"key": keys}), _origin(found)
 
     return _ablations(site, components, resampled, positions)
 
@@ -200,6 +200,11 @@ def _ablations(
     if not edits:
         raise EmotraceError("an ablation needs at least one component.")
     return edits
+
+
+def _origin(found: xr.DataArray) -> dict[str, Any]:
+    """What values are taken from: the model, and the rows."""
+    return {**provenance.of(found), **provenance.rows_of(found)}
 
 
 def _component(site: str) -> Component:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.directions.groups import codes, is_accepted
+from emotrace.directions.groups import accepted_attrs, codes, counting
 from emotrace.directions.source import Source, pieces, provenance_of
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
@@ -31,6 +31,7 @@ class Rows(NamedTuple):
         starts: first of the rows of each prompt.
         n: prompts of each label.
         own: ``[label, row]``, the weight where a row has the label.
+        accepted: which keys they have, of `emotrace.directions.groups.accepted_attrs`.
     """
 
     rows: np.ndarray
@@ -39,6 +40,7 @@ class Rows(NamedTuple):
     starts: np.ndarray
     n: np.ndarray
     own: np.ndarray
+    accepted: Mapping[str, Any]
 
 
 class Reader:
@@ -73,21 +75,22 @@ def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | 
     if label not in acts.columns:
         raise unknown("label", label, acts.columns, f"{place}, of the activations")
     table = pd.DataFrame({"key": acts.column("key"), label: acts.column(label)})
-    used = np.arange(len(acts)) if accepted is None else np.flatnonzero(is_accepted(table, accepted))
+    keep = counting(table, accepted)
+    used = np.flatnonzero(keep)
     code = codes(table.iloc[used], label, covectors[label].values.tolist(), place)
     prompt = acts.column("prompt")[used]
     starts = np.flatnonzero(np.append(True, np.diff(prompt) != 0))
     weight = np.repeat(1.0, len(used)) / np.repeat(counts := np.diff(np.append(starts, len(used))), counts)
     n = np.bincount(code[starts], minlength=len(covectors[label]))
     own = np.where(np.arange(len(n))[:, None] == code[None, :], weight, 0.0)
-    return Rows(used, code, weight, starts, n, own)
+    return Rows(used, code, weight, starts, n, own, accepted_attrs(table, keep))
 
 
 def about(acts: Activations, covectors: xr.Dataset, rows: Rows) -> dict[str, Any]:
     """Where scores come from: the store, its selection and plan, the model, the directions."""
     return {
         "form": covectors.attrs["form"], "residual_scale": covectors.attrs["residual_scale"],
-        "n_prompts": len(rows.starts), "n_rows": len(rows.rows), **provenance_of(acts),
+        "n_prompts": len(rows.starts), "n_rows": len(rows.rows), **rows.accepted, **provenance_of(acts),
         "directions_digest": covectors.attrs["directions_digest"],
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import xarray as xr
 from emotrace import arguments, provenance
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.reference import local_directions
-from emotrace.directions.groups import is_accepted
+from emotrace.directions.groups import accepted_attrs, counting
 from emotrace.directions.source import Source, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -79,7 +79,8 @@ def gradient_influence(
     if local.sizes["dim"] != slopes.shape[2]:
         raise EmotraceError(f"{PLACE}: the directions are {local.sizes['dim']} wide, the residual {slopes.shape[2]}.")
     values = local[label].values.tolist()
-    rows, code = _counted(slopes, label, values, accepted)
+    keep = counting(slopes.table, accepted)
+    rows, code = _counted(slopes, label, values, keep)
     n = np.bincount(code, minlength=len(values))
     total, square = np.zeros((2, len(values), len(chosen), 2))
     sigma = np.zeros((len(chosen), 2))
@@ -110,7 +111,8 @@ def gradient_influence(
         "method": "sublayer_influence",
         "sign": "positive = more of the residual along its own direction raises the metric",
         "limit": "influence: exact derivative at dose 0, of stored gradients",
-        "label": label, "readout": acts.attrs["gradients"], "position": "last", "n_prompts": len(rows), **slopes.provenance(),
+        "label": label, "readout": acts.attrs["gradients"], "position": "last", "n_prompts": len(rows),
+        **accepted_attrs(slopes.table, keep), **slopes.provenance(),
     }  # fmt: skip
     result = xr.Dataset(data, coords, plain(about))
     if out is not None:
@@ -131,14 +133,11 @@ def _layers(slopes: Source, directions: xr.DataArray, layers: Iterable[int] | in
     return chosen
 
 
-def _counted(
-    slopes: Source, label: str, values: list[Any], accepted: Iterable[str] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _counted(slopes: Source, label: str, values: list[Any], keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that count, and the index of the label of each."""
     table = slopes.table
     if label not in table:
         raise unknown("label", label, table.columns, PLACE)
-    keep = np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
     rows = np.flatnonzero(keep)
     at = {value: i for i, value in enumerate(values)}
     named = table[label].to_numpy()[rows].tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from emotrace import arguments
 from emotrace.datasets import Prompt, Prompts, PromptsLike
+from emotrace.directions.source import provenance_of
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -18,6 +19,8 @@ from emotrace.store.asked import of_acts_alone
 
 AT = ("key", "position", "position_from_end", "token_id", "token_text")
 """Columns that say which token of which prompt a row is."""
+BEFORE, AFTER = 6, 3
+"""Most stored tokens before and after one that are shown with it."""
 
 
 def _stored(acts: Activations, layer: int, units: int | Iterable[int], k: int = 10) -> pd.DataFrame:
@@ -26,7 +29,32 @@ def _stored(acts: Activations, layer: int, units: int | Iterable[int], k: int = 
     arguments.whole("top_prompts(k)", k, 1)
     values = acts.sel("neuron", layer=layer, unit=chosen).transpose("token", "unit").values
     at = {name: acts.column(name) for name in acts.columns if name not in ("prompt", "prompt_length")}
-    return _table(layer, chosen, values, k, lambda row: {n: at[n][row] for n in (*AT, *(a for a in at if a not in AT))})
+    around = _Around(acts)
+
+    def about(row: int) -> dict[str, Any]:
+        place = {name: at[name][row] for name in AT} | {
+            "before": around.text(row, -BEFORE),
+            "after": around.text(row, AFTER),
+        }
+        return {**place, **{name: column[row] for name, column in at.items() if name not in place}}
+
+    return _table(layer, chosen, values, k, about, provenance_of(acts))
+
+
+class _Around:
+    """The tokens beside a row, as far as the rows that follow each other in its prompt hold them."""
+
+    def __init__(self, acts: Activations) -> None:
+        self.texts = acts.column("token_text")
+        apart = (np.diff(acts.column("prompt")) != 0) | (np.diff(acts.column("position")) != 1)
+        self.ends = np.append(np.flatnonzero(apart) + 1, len(acts))
+
+    def text(self, row: int, n: int) -> str:
+        """Of up to n rows behind one, or of up to -n before it."""
+        run = int(np.searchsorted(self.ends, row, side="right"))
+        first = int(self.ends[run - 1]) if run else 0
+        part = range(row + 1, min(row + 1 + n, int(self.ends[run]))) if n > 0 else range(max(first, row + n), row)
+        return "".join(str(self.texts[i]) for i in part)
 
 
 @of_acts_alone(_stored)
@@ -57,12 +85,13 @@ def top_prompts(
 
     Returns:
         One row per unit and rank: ``layer, unit, rank`` (0 is the highest), ``activation, key, position, position_from_end,
-        token_id, token_text``, of a model and prompts also ``text`` (of the last message), and the prompt's labels.
+        token_id, token_text``, of a model and prompts also ``text`` (of the last message), of ``acts`` ``before`` and ``after``
+        (texts of the stored tokens beside it, up to 6 and 3), and the prompt's labels. ``attrs`` say model and rows.
 
     Raises:
         EmotraceError: for a layer without neurons, or a unit that it lacks.
     """
-    from emotrace.forwards.streams import fitting, reductions
+    from emotrace.forwards.streams import fitting, origin, reductions
     from emotrace.traced import contributions
 
     prompts = Prompts.of(prompts)
@@ -89,10 +118,17 @@ def top_prompts(
         at = (prompt.key, len(ids[row]) - 1, -1, int(last), encoder.token_texts([last])[0])
         return {**dict(zip(AT, at, strict=True)), "text": _text(prompt), **prompt.labels}
 
-    return _table(layer, chosen, activations, k, about)
+    return _table(layer, chosen, activations, k, about, origin(model, prompts))
 
 
-def _table(layer: int, units: list[int], values: np.ndarray, k: int, about: Any) -> pd.DataFrame:
+def _table(
+    layer: int,
+    units: list[int],
+    values: np.ndarray,
+    k: int,
+    about: Callable[[int], dict[str, Any]],
+    attrs: dict[str, Any],
+) -> pd.DataFrame:
     """The k rows with the highest values ``[row, unit]`` of each unit, ties in order, and what is known of each."""
     order = np.argsort(-values, axis=0, kind="stable")[:k]
     found = []
@@ -100,7 +136,9 @@ def _table(layer: int, units: list[int], values: np.ndarray, k: int, about: Any)
         for rank, row in enumerate(order[:, column].tolist()):
             place = {"layer": layer, "unit": int(unit), "rank": rank, "activation": float(values[row, column])}
             found.append(place | {name: value for name, value in about(row).items() if name not in place})
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    table.attrs = attrs
+    return table
 
 
 def _text(prompt: Prompt) -> str:

@@ -19,7 +19,7 @@ HALF: Final = 0.5
 """A circuit that takes more of a layer than this share leaves no room for random circuits of its size."""
 ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_sample", "tokenizer_hash", "template_hash",
                 "template_date", "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows", "source", "selection",
-                "plan_digest")  # fmt: skip
+                "plan_digest", "accepted_digest", "n_accepted")  # fmt: skip
 
 
 @typed
@@ -42,7 +42,8 @@ def assemble(
         plan: ``k[label, kind, layer]``.
         by: variable of the scores.
         label: what is contrasted.
-        meta: what else the circuit should say of itself.
+        meta: what else the circuit should say of itself, beside model, ranking, plan and, under ``rows``, what each of its parts
+            was measured on (`emotrace.provenance.ROWS`).
 
     Raises:
         EmotraceError: for a plan that asks for components, labels or layers that the scores do not have.
@@ -77,7 +78,16 @@ def assemble(
     for table in scores.values():
         about["prompts_digest"] = table.attrs.get("prompts_digest")
         n = {str(v): int(table["n"].sel({label: v})) for v in table[label].values.tolist()}
-    whole = {"method": "discovered", "by": by, **about, "n": n, "plan": dict(plan.attrs), **dict(meta or {})}
+    measured = {name: provenance.rows_of(thing) for name, thing in {**scores, "differences": differences}.items()}
+    whole = {
+        "method": "discovered",
+        "by": by,
+        **about,
+        "rows": measured,
+        "n": n,
+        "plan": dict(plan.attrs),
+        **dict(meta or {}),
+    }
     circuit = Circuit(pd.DataFrame(rows, columns=columns), differences.drop_attrs(), plain(whole), label)
     share = circuit.share()
     circuit.meta["share"] = share

@@ -9,7 +9,7 @@ import scipy
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.directions.groups import Within, is_accepted, missing
+from emotrace.directions.groups import Within, accepted_attrs, counting, missing
 from emotrace.directions.source import ActivationsLike, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
@@ -46,7 +46,8 @@ def pca(
     """
     rows = source(acts, variable, position)
     table = rows.table
-    keep = np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
+    keep = counting(table, accepted)
+    said = accepted_attrs(table, keep)
     code = np.zeros(len(table), dtype=np.int64)
     if within:
         names = (within,) if isinstance(within, str) else arguments.names("pca(within)", within)
@@ -88,5 +89,5 @@ def pca(
     out = out.assign_coords(norm=(dims, norm.values), explained=(dims, share.values))
     return out.assign_attrs(
         method="pca", sign="the largest entry is positive", n_rows=len(used), n_groups=len(per_group), space="residual",
-        **rows.provenance(),
+        **said, **rows.provenance(),
     )  # fmt: skip

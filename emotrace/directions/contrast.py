@@ -12,7 +12,7 @@ import scipy
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.directions.groups import is_accepted, ordered
+from emotrace.directions.groups import accepted_attrs, counting, ordered
 from emotrace.directions.moments import Moments
 from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Label, Positions, unknown
@@ -64,7 +64,8 @@ def contrast(
     Source: the GoEmotions steering pipeline, which reports raw p alone.
     """
     rows = source(acts, variable, position)
-    sides = sides_of(rows, label, against, values, accepted)
+    keep = counting(rows.table, accepted)
+    sides = sides_of(rows, label, against, values, keep)
     names = tuple(name for name in sides if name != against)
     n_layers, n_sub, width = rows.shape
     out = {s: np.full((len(names), n_layers, n_sub, width), np.nan) for s in STATISTICS}
@@ -83,7 +84,8 @@ def contrast(
     counts = {name: len(used) for name, used in sides.items()}
     return xr.Dataset(data).assign_coords(n=(label, [counts[name] for name in names])).assign_attrs(
         method="Welch t, Cohen d, Benjamini-Hochberg", sign=f"positive = more of this {label} than {against}",
-        label=label, against=against, n_against=counts[against], variable=variable, **rows.provenance(),
+        label=label, against=against, n_against=counts[against], variable=variable, **accepted_attrs(rows.table, keep),
+        **rows.provenance(),
     )  # fmt: skip
 
 
@@ -122,7 +124,8 @@ def auroc(
     provenance.together("auroc", acts=rows.attrs, vectors=vectors)
     arguments.having("auroc(vectors=…)", vectors, label, "layer", "dim")
     names = [str(v) for v in vectors[label].values]
-    sides = sides_of(rows, label, against, names, accepted, least=1)
+    keep = counting(rows.table, accepted)
+    sides = sides_of(rows, label, against, names, keep, least=1)
     n_layers, n_sub, _ = rows.shape
     layers = rows.array["layer"].values.tolist() if "layer" in rows.array.dims else [None]
     subs = rows.array["sublayer"].values.tolist() if "sublayer" in rows.array.dims else [None]
@@ -141,7 +144,10 @@ def auroc(
                 out[e, i, s] = rank_auroc(scores[name][s, e], scores[against][s, e])
     found, _ = rows.label(out, label, {label: names}, "auroc")
     found = found.assign_coords(n=(label, [len(sides[name]) for name in names]))
-    found = found.assign_attrs(method="auroc", against=against, n_against=len(sides[against]), chance=0.5)
+    found = found.assign_attrs(
+        method="auroc", against=against, n_against=len(sides[against]), chance=0.5, **accepted_attrs(rows.table, keep),
+        **rows.provenance(),
+    )  # fmt: skip
     return found.sel(layer=vectors["layer"].values) if "layer" in found.dims and "layer" in vectors.dims else found
 
 
@@ -175,12 +181,11 @@ def _welch(a: Moments, b: Moments) -> dict[str, np.ndarray]:
 
 
 def sides_of(
-    rows: Source, label: str, against: str, values: Sequence[str] | None, accepted: Iterable[str] | None, least: int = 2
+    rows: Source, label: str, against: str, values: Sequence[str] | None, keep: np.ndarray, least: int = 2
 ) -> dict[str, np.ndarray]:
-    """Row indices of every value and of ``against``."""
+    """Row indices of every value and of ``against``, of the rows that count."""
     if label not in rows.table:
         raise unknown("label", label, rows.table.columns, "contrast")
-    keep = np.ones(len(rows.table), dtype=bool) if accepted is None else is_accepted(rows.table, accepted)
     column = rows.table[label].to_numpy()
     known = ordered(v for v in column[keep].tolist() if v not in (None, ""))
     if isinstance(values, str):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from emotrace.directions.groups import Groups, Within, check_within, group, is_accepted
+from emotrace.directions.groups import Groups, Within, accepted_attrs, check_within, counting, group
 from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
@@ -132,7 +132,7 @@ def mean_difference(
     table = rows.table
     if label not in table:
         raise unknown("label", label, table.columns, "mean_difference")
-    keep = np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
+    keep = counting(table, accepted)
     values = table[label].tolist()
     sides = []
     for side, wanted in (("positive", positive), ("negative", negative)):
@@ -173,6 +173,7 @@ def mean_difference(
             "within": list(within or ()),
             "n_groups": n_groups,
             "n_rows": len(used),
+            **accepted_attrs(table, keep),
         },
         position=position,
     )
@@ -199,17 +200,19 @@ def mean_rms(
         variable: of stored activations.
     """
     rows = source(acts, variable, position)
-    if label is not None:
-        used = group(rows.table, label, within, accepted).rows
+    if label is None:
+        keep = counting(rows.table, accepted)
+        used, said = np.flatnonzero(keep), accepted_attrs(rows.table, keep)
     else:
-        used = np.flatnonzero(is_accepted(rows.table, accepted)) if accepted is not None else np.arange(len(rows.table))
+        groups = group(rows.table, label, within, accepted)
+        used, said = groups.rows, groups.accepted
     n_layers, n_sub, _ = rows.shape
     sigma = np.zeros((n_layers, n_sub))
     for layer in range(n_layers):
         for _, x in rows.blocks(layer, used):
             sigma[layer] += np.sqrt((x * x).mean(-1)).sum(-1)
     out, _ = rows.label(sigma / len(used), None, {}, "sigma")
-    return out.assign_attrs(method="mean_rms", n_rows=len(used), **rows.provenance())
+    return out.assign_attrs(method="mean_rms", n_rows=len(used), **said, **rows.provenance())
 
 
 def weighted_sums(rows: Source, used: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

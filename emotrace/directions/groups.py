@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from emotrace import arguments
+from emotrace import arguments, disk
 from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
 from emotrace.signatures import typed
 
@@ -29,6 +29,7 @@ class Groups:
         group: of each row used, index into ``names``.
         code: of each row used, index into ``labels``.
         incomplete: ``{"group": […], "missing": […]}`` of every group that lacks a label.
+        accepted: of `accepted_attrs`.
     """
 
     labels: tuple[Any, ...]
@@ -37,6 +38,7 @@ class Groups:
     group: np.ndarray
     code: np.ndarray
     incomplete: tuple[dict[str, list[Any]], ...]
+    accepted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def counts(self) -> np.ndarray:
@@ -52,6 +54,7 @@ class Groups:
             "n_rows": len(self.rows),
             "n_incomplete": len(self.incomplete),
             "incomplete": json.dumps(self.incomplete, default=str),
+            **self.accepted,
         }
 
 
@@ -108,9 +111,7 @@ def group(
         raise EmotraceError(
             f"label {label!r} has {len(labels)} value(s) here: {labels}; a direction needs two or more."
         )
-    keep = np.ones(len(table), dtype=bool)
-    if accepted is not None:
-        keep = is_accepted(table, accepted)
+    keep = counting(table, accepted)
     rows, of_row, codes, names, incomplete = _sort(table.loc[keep], label, within, labels)
     rows = np.flatnonzero(keep)[rows]
     lacking = {tuple(i["group"]): len(labels) - len(i["missing"]) for i in incomplete}
@@ -129,6 +130,7 @@ def group(
         new[of_row[mine]],
         codes[mine],
         tuple(incomplete),
+        accepted_attrs(table, keep),
     )
 
 
@@ -148,6 +150,19 @@ def is_accepted(table: pd.DataFrame, accepted: Iterable[str]) -> np.ndarray:
             f"accepted=…: none of the keys is among the {len(table)} rows (e.g. {table['key'].iloc[0]!r})."
         )
     return keep
+
+
+def counting(table: pd.DataFrame, accepted: Iterable[str] | None) -> np.ndarray:
+    """Which rows count: those that `is_accepted` says, or all of them for None."""
+    return np.ones(len(table), dtype=bool) if accepted is None else is_accepted(table, accepted)
+
+
+def accepted_attrs(table: pd.DataFrame, keep: np.ndarray) -> dict[str, Any]:
+    """What a result says of the keys of the rows that count (``keep``): digest and number; nothing where all rows do."""
+    if keep.all():
+        return {}
+    keys = sorted({str(key) for key in table["key"].to_numpy()[keep]})
+    return {"accepted_digest": disk.digest(keys), "n_accepted": len(keys)}
 
 
 def codes(table: pd.DataFrame, label: str, values: Sequence[Any], place: str = "") -> np.ndarray:

@@ -17,6 +17,7 @@ import xarray as xr
 from emotrace.directions.axes import pca
 from emotrace.directions.contrast import sides_of, stream
 from emotrace.directions.estimate import labelled
+from emotrace.directions.groups import accepted_attrs, counting
 from emotrace.directions.selectors import without
 from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import NEUTRAL, EmotraceError, Positions, unknown
@@ -78,8 +79,8 @@ def vectors(
     if within is not None and method != "lat":
         raise EmotraceError(f"vectors(method={method!r}, within={within!r}): only 'lat' takes pairs.")
     rows = source(acts, variable, position)
-    accepted = None if accepted is None else list(accepted)
-    sides = sides_of(rows, label, against, values, accepted)
+    keep = counting(rows.table, accepted)
+    sides = sides_of(rows, label, against, values, keep)
     names = tuple(name for name in sides if name != against)
     rng = np.random.default_rng(seed)
     pairs = {name: _pairs(rows, sides[name], sides[against], within, rng) for name in names} if method == "lat" else {}
@@ -117,6 +118,7 @@ def vectors(
             "against": against,
             "variable": variable,
             "n_against": len(sides[against]),
+            **accepted_attrs(rows.table, keep),
             **({"penalty": penalty} if method == "probe" else {}),
             **({"within": within or "random pairs", "seed": seed} if method == "lat" else {}),
         },

@@ -42,7 +42,7 @@ def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
                 row[f.name] = {"path": value.path, "side": value.side, "index": value.index}
             elif f.name != "vector":
                 row[f.name] = value.item() if isinstance(value, np.generic) else value
-        row["origin"] = provenance.of(edit) or None
+        row["origin"] = {**provenance.of(edit), **provenance.rows_of(edit)} or None
         described.append(row)
     bundles.write(path, NAME, tensors, {"edits": described})
 
