@@ -95,6 +95,8 @@ AGAINST: Final = "against_"
 """What a label of a prompt's counterfactual begins with, beside the labels of the prompt."""
 KINDS: Final = ("neuron", "head")
 """The kinds of which a layer has several; circuits are made of them, and files number them in this order."""
+RUN_ORDER: Final = ("head", "attn", "neuron", "mlp", "resid")
+"""All kinds in the order in which a layer runs them; figures and sentences name them in this one."""
 COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}
 """Dim that counts components → its kind's `Component`."""
 

@@ -30,7 +30,13 @@ def sorted_differences(differences: xr.DataArray, against: str = "neutral") -> P
     figure, panels = _panels(x, claim, f"Mean of the emotion's texts minus {against}.")
     shown: Any = None
     for ax, name, rows in zip(panels, x["emotion"].values, values, strict=True):
-        look: Any = {"cmap": "coolwarm", "vmin": -most, "vmax": most, "origin": "lower", "interpolation": "nearest"}
+        look: Any = {
+            "cmap": style.SIGNED_POINTS,
+            "vmin": -most,
+            "vmax": most,
+            "origin": "lower",
+            "interpolation": "nearest",
+        }
         shown = heat(ax, rows[:, np.argsort(rows.mean(0), kind="stable")], **look)
         _framed(ax, str(name), "coordinates, by mean difference", x["layer"].values.tolist())
     scale(figure, shown, "mean difference", ax=panels, shrink=0.8)
@@ -55,8 +61,8 @@ def largest(differences: xr.DataArray, k: int) -> Picture:
     for ax, name, rows, picked in zip(panels, x["emotion"].values, values, top, strict=True):
         layers = np.repeat(np.arange(len(rows)), k)
         shown = ax.scatter(
-            picked.ravel(), layers, c=np.take_along_axis(rows, picked, -1).ravel(), cmap="coolwarm", vmin=-most, vmax=most,
-            s=14, edgecolors=INK, linewidths=0.2,
+            picked.ravel(), layers, c=np.take_along_axis(rows, picked, -1).ravel(), cmap=style.SIGNED_POINTS,
+            vmin=-most, vmax=most, s=14, edgecolors=INK, linewidths=0.2,
         )  # fmt: skip
         ax.set_xlim(-0.5, values.shape[-1] - 0.5)
         _framed(ax, str(name), "coordinate", x["layer"].values.tolist())

@@ -39,7 +39,7 @@ from emotrace.cli.options import CausalModel, Folder
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
-from emotrace.labels import unknown
+from emotrace.labels import COMPONENTS, KINDS, unknown
 from emotrace.replies import Row
 from emotrace.run import Run
 from emotrace.sites import LanguageModel
@@ -157,8 +157,8 @@ def main(
     )  # fmt: skip
     scores = {
         f"{kind}s": attribution.load_scores(run.path("circuit", kind), f"{kind}s")
-        for kind in ("neuron", "head")
-        if lm.sites.has({"neuron": "neuron", "head": "z"}[kind])
+        for kind in KINDS
+        if lm.sites.has(COMPONENTS[kind].site)
     }
     print(circuit)
 

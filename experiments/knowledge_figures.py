@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.colors import ListedColormap
 from scipy import stats
 
 from emotrace.report import style
@@ -76,7 +75,7 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
         names = [str(c) for c in matrix[matrix.dims[-1]].values]
         values = np.array(matrix.values, dtype=float)
         np.fill_diagonal(values, np.nan)
-        look: Any = {"cmap": "viridis", "interpolation": "nearest", "aspect": "equal"}
+        look: Any = {"cmap": style.DISTANCES, "interpolation": "nearest", "aspect": "equal"}
         image = heat(ax, values, names, names, turn=90, size=6.5, **look)
         style.titled(ax, name)
         scale(figure, image, ax=ax, shrink=0.75, aspect=25)
@@ -105,8 +104,7 @@ def selective_counts(significant: xr.DataArray, level: float, rule: str) -> Pict
     figure = style.canvas(1.2 + 0.3 * len(names), claim, caption)
     ax = figure.subplots()
     rows = [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)]
-    dark = 0.6 * max(1, values.max())
-    image = heat(ax, values, [str(i) for i in layers], rows, text=lambda n: f"{int(n):,}", dark=dark, vmin=0)
+    image = heat(ax, values, [str(i) for i in layers], rows, text=lambda n: f"{int(n):,}", vmin=0)
     style.titled(ax, x="layer")
     scale(figure, image, ax=ax, shrink=0.7)
     return figure
@@ -137,7 +135,7 @@ def top_neurons(masked: xr.DataArray) -> Picture:
         padded = np.pad(values, ((0, 0), (0, -values.shape[1] % size)))
         counts = padded.reshape(len(values), -1, size).sum(-1)
         extent = (-0.5, counts.shape[1] * size - 0.5, -0.5, len(values) - 0.5)
-        heat(ax, counts, cmap=_MAP, origin="lower", interpolation="nearest", vmin=0, extent=extent)
+        heat(ax, counts, cmap=style.COUNTS, origin="lower", interpolation="nearest", vmin=0, extent=extent)
         style.titled(ax, names[i], size=9.5)
         step = max(1, math.ceil(len(layers) / 6))
         ax.set_yticks(range(0, len(layers), step), [str(n) for n in layers[::step]])
@@ -145,9 +143,6 @@ def top_neurons(masked: xr.DataArray) -> Picture:
     figure.supxlabel("unit", fontsize=10, color=INK)
     figure.supylabel("layer", fontsize=10, color=INK)
     return figure
-
-
-_MAP = ListedColormap(["#f2f2f2", *(f"#{int(213 - 60 * i / 7):02x}{int(94 - 50 * i / 7):02x}00" for i in range(8))])
 
 
 def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame, part: str = "test") -> Picture:

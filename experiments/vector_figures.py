@@ -31,7 +31,7 @@ def matrix(table: pd.DataFrame, n: int, dose: float) -> Picture:
     caption = "Replies to the test queries; joy counts as happiness."
     figure = style.canvas(4.6, f"{most} of {len(order)} vectors raise their own emotion most", caption)
     ax = figure.subplots()
-    image = heat(ax, values, answers, [str(e) for e in order], text=style.percent, dark=0.5, vmin=0, vmax=1)
+    image = heat(ax, values, answers, [str(e) for e in order], text=style.percent, vmin=0, vmax=1)
     style.titled(
         ax, f"dose {dose:g}, n = {n} replies a row", "read as, by a judge that does not know the vector", "vector added"
     )
@@ -107,7 +107,7 @@ def geometry(vectors: xr.DataArray) -> Picture:
         left.plot(layers, norms[i], color=SERIES[i % 7], marker=MARKERS[i % 7], markersize=4, label=name)
     left.legend(fontsize=8, frameon=False)
     heat(
-        middle, cosines, names, names, turn=45, size=8.5, text="{:.2f}".format, dark=0.6, cmap="RdBu_r", vmin=-1, vmax=1,
+        middle, cosines, names, names, turn=45, size=8.5, text="{:.2f}".format, cmap=style.SIGNED, vmin=-1, vmax=1,
         aspect="equal",
     )  # fmt: skip
     style.titled(middle, "Cosine, mean over layers")

@@ -18,7 +18,7 @@ from emotrace.directions.source import provenance_of, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
 from emotrace.forwards.sums import Sums
-from emotrace.labels import COMPONENTS, SITE_DIMS, EmotraceError, unknown
+from emotrace.labels import COMPONENTS, KINDS, RUN_ORDER, SITE_DIMS, EmotraceError, unknown
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -27,7 +27,7 @@ from emotrace.store.asked import of_acts
 
 PLACE: Final = "difference_vectors"
 METHOD: Final = "difference vectors: mean over groups of (own mean − mean over labels)"
-SITES: Final = tuple(COMPONENTS[kind].site for kind in ("head", "neuron"))
+SITES: Final = tuple(COMPONENTS[kind].site for kind in RUN_ORDER if kind in KINDS)
 
 
 def _stored(

@@ -280,7 +280,7 @@ def _shared_out(
 
 
 def _folders(out: str | Path | None) -> dict[str, Path | None]:
-    return {name: None if out is None else Path(out) / name for name in ("neuron", "head", "differences")}
+    return {name: None if out is None else Path(out) / name for name in (*KINDS, "differences")}
 
 
 def _sites(kinds: Sequence[str]) -> list[str]:

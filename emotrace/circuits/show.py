@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from emotrace.labels import KINDS
+
 
 class Components(Protocol):
     """What is shown of a circuit: its components, by value of its label."""
@@ -42,7 +44,7 @@ def summary(circuit: Components) -> str:
     kinds = circuit.components["kind"].value_counts()
     layers = sorted(set(circuit.components["layer"]))
     where = f"layers {layers[0]}–{layers[-1]}" if layers else "no layer"
-    parts = [f"{kinds.get(k, 0):,} {k}s" for k in ("neuron", "head")]
+    parts = [f"{kinds.get(k, 0):,} {k}s" for k in KINDS]
     about = circuit.meta
     how = "drawn at random" if about.get("method") == "random" else f"ranked by {about.get('by', 'a score not named')}"
     return (

@@ -13,7 +13,7 @@ from emotrace.directions.source import BLOCK_BYTES, Source, source
 from emotrace.discovery.held import Held
 from emotrace.discovery.names import SIGN, Node, kinds_of, node_coords, nodes_at, pair_coords
 from emotrace.discovery.pairing import SPANS, Pair, Pairs
-from emotrace.labels import COMPONENTS, GRADIENT, KINDS, METRIC, SUBLAYERS, EmotraceError, unknown
+from emotrace.labels import COMPONENTS, GRADIENT, KINDS, METRIC, RUN_ORDER, SUBLAYERS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import Activations
 
@@ -113,7 +113,7 @@ def attribution_patching(
     sites = [site for kind in kinds_of(nodes, f"{PLACE}(nodes=…)") for site in _sites(acts, other, kind)]
     if not sites:
         raise EmotraceError(f"{PLACE}: no {nodes} of a layer before the metric ({acts.attrs['gradients']}) is held.")
-    sites.sort(key=lambda site: (site.nodes[0].layer, ORDER.index(site.nodes[0].kind)))
+    sites.sort(key=lambda site: (site.nodes[0].layer, RUN_ORDER.index(site.nodes[0].kind)))
     mine, theirs = Held(acts, PLACE), Held(other, f"{PLACE}(counterfactuals=…)")
     named = [node for site in sites for node in site.nodes]
     widest = max(site.values.rows.shape[2] for site in sites)
@@ -137,10 +137,6 @@ def attribution_patching(
         **sites[0].values.rows.provenance(),
     }  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=attrs)
-
-
-ORDER: Final = ("head", "attn", "neuron", "mlp", "resid")
-"""Kinds of node in the order in which a layer runs them."""
 
 
 def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[Site]:

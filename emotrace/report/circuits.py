@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import FuncNorm, ListedColormap
+from matplotlib.colors import FuncNorm
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from emotrace.labels import EmotraceError
+from emotrace.labels import RUN_ORDER, EmotraceError
 from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.parts import CircuitParts, label_of
 from emotrace.report.style import INK, Picture, span
 from emotrace.signatures import typed
 
-if TYPE_CHECKING:
-    pass
-
 NEURONS = "#0072B2"
 REST = "#d9d9d9"
-SIGNED = ListedColormap(matplotlib.colormaps["RdBu_r"](np.linspace(0.12, 0.88, 256)), "signed")
-"""Blue to red without the darkest ends, on which an outline would not be seen."""
-COUNTED = 12
+NUMBERED = 12
 """Most layers whose bars carry the number of neurons."""
 
 
@@ -107,7 +101,7 @@ def _shape(parts: CircuitParts) -> tuple[list[str], list[int], list[str]]:
     if parts.heads is not None:
         layers = sorted({*layers, *(int(i) for i in parts.heads["layer"].values)})
         present.add("head")
-    return style.in_order(labels), layers, [k for k in ("head", "neuron") if k in present]
+    return style.in_order(labels), layers, [k for k in RUN_ORDER if k in present]
 
 
 def scores(data: xr.Dataset, parts: CircuitParts) -> xr.DataArray:
@@ -132,7 +126,7 @@ def _heads(parts: CircuitParts, emotion: str, layers: Sequence[int]) -> np.ndarr
 def _grid(
     ax: Axes, matrix: np.ndarray, parts: CircuitParts, emotion: str, layers: Sequence[int], norm: FuncNorm
 ) -> AxesImage:  # fmt: skip
-    image = heat(ax, matrix, cmap=SIGNED, norm=norm, origin="lower", interpolation="nearest")
+    image = heat(ax, matrix, cmap=style.SIGNED_OUTLINED, norm=norm, origin="lower", interpolation="nearest")
     n = matrix.shape[1]
     step = max(1, math.ceil(n / 8))
     ax.set_xticks(range(0, n, step), [str(i) for i in range(0, n, step)])
@@ -159,8 +153,8 @@ def _bars(ax: Axes, parts: CircuitParts, emotion: str, layers: Sequence[int]) ->
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(2))
     longest = max(float(np.max(np.maximum(widths, behind), initial=0.0)), 1e-12)
-    ax.set_xlim(0, longest * (1.35 if len(layers) <= COUNTED else 1.05))
-    if len(layers) <= COUNTED:
+    ax.set_xlim(0, longest * (1.35 if len(layers) <= NUMBERED else 1.05))
+    if len(layers) <= NUMBERED:
         for y, layer in enumerate(layers):
             if count.get(layer, 0):
                 at = max(widths[y], behind[y]) + 0.04 * longest
@@ -198,7 +192,7 @@ def _map_caption(parts: CircuitParts) -> str:
         text += " Outlined: heads in the circuit."
         if "neuron" in set(parts.circuit.components["kind"]):
             text += " Bars: contributions of the circuit's neurons, summed per layer"
-            text += "; the numbers beside them count them." if len(parts.circuit.layers) <= COUNTED else "."
+            text += "; the numbers beside them count them." if len(parts.circuit.layers) <= NUMBERED else "."
     counts = [x for part in (parts.heads, parts.neurons) if part is not None and "n" in part for x in part["n"].values]
     n = f"n = {span([int(x) for x in counts])} prompts per emotion" if counts else "n unknown"
     return f"{text} Means without an interval, {n}."
@@ -235,7 +229,7 @@ def _map_claim(parts: CircuitParts, layers: Sequence[int]) -> str:
         mean = scores(parts.heads, parts).clip(min=0).sum("head").mean(label_of(parts.heads["contrast"]))
         return f"Half of what heads contribute comes from {_half(mean.values, mean['layer'].values.tolist())}"
     table, parts_of = parts.circuit.components, []
-    for kind in ("head", "neuron"):
+    for kind in RUN_ORDER:
         rows = table[table["kind"] == kind]
         if not len(rows):
             continue

@@ -107,7 +107,7 @@ def counted(found: xr.DataArray | xr.Dataset) -> str:
 def _heat(ax: Axes, matrix: np.ndarray, across: Sequence[str], down: Sequence[str]) -> AxesImage:
     return heat(
         ax, matrix, across, down, turn=90 if len(across) > 8 else 45, text=_cosine if len(matrix) <= ANNOTATED else None,
-        dark=0.65, cmap="RdBu_r", vmin=-1, vmax=1, aspect="equal",
+        cmap=style.SIGNED, vmin=-1, vmax=1, aspect="equal",
     )  # fmt: skip
 
 

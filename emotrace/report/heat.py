@@ -12,15 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
-from emotrace.report.style import INK
-
-EMPTY = "#f2f2f2"
-"""Where there is no number."""
+from emotrace.report.style import AMOUNTS, EMPTY, INK, text_on
 
 
 def heat(
     ax: Axes, values: ArrayLike, across: Sequence[str] = (), down: Sequence[str] = (), *, turn: float = 0, size: float = 9,
-    text: Callable[[float], str] | None = None, dark: float = 0.55, **image: Any,
+    text: Callable[[float], str] | None = None, **image: Any,
 ) -> AxesImage:  # fmt: skip
     """Draw a matrix.
 
@@ -31,14 +28,13 @@ def heat(
         down: names of the rows.
         turn: degrees by which the names of the columns are turned.
         size: of the names, in points; numbers are half a point smaller.
-        text: what stands in the cell of a value, NaN too; None for no numbers.
-        dark: |value| above which they are white.
-        image: of `Axes.imshow`; by default ``Blues``, as wide and high as there is room.
+        text: what stands in the cell of a value, NaN too, white on dark cells; None for no numbers.
+        image: of `Axes.imshow`; by default `style.AMOUNTS`, as wide and high as there is room.
 
     Returns:
         The image, for `scale`.
     """
-    shown = ax.imshow(np.ma.masked_invalid(values), **{"cmap": "Blues", "aspect": "auto", **image})
+    shown = ax.imshow(np.ma.masked_invalid(values), **{"cmap": AMOUNTS, "aspect": "auto", **image})
     ax.set_facecolor(EMPTY)
     if across:
         slanted: Any = {"ha": "right", "rotation_mode": "anchor"} if 0 < turn < 90 else {}
@@ -47,7 +43,7 @@ def heat(
         ax.tick_params(length=0, colors=INK)
     if text is not None:
         for (i, j), value in np.ndenumerate(values):
-            colour = "white" if abs(value) > dark else INK
+            colour = text_on(shown.to_rgba(np.ma.masked_invalid([value]))[0])
             ax.text(j, i, text(float(value)), ha="center", va="center", fontsize=size - 0.5, color=colour)
     return shown
 

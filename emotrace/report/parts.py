@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import xarray as xr
 
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 
 if TYPE_CHECKING:
     from emotrace.circuits.circuit import Circuit
@@ -18,8 +18,7 @@ INNER: Final = ("layer", "head", "unit", "sublayer", "which", "k", "draw", "dose
 """Dims of the datasets; the one that is not among them is the label that is contrasted."""
 _NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "influence": ("influence", ("layer", "sublayer")),
-    "heads": ("contrast", ("layer", "head")),
-    "neurons": ("contrast", ("layer", "unit")),
+    **{f"{kind}s": ("contrast", ("layer", COMPONENTS[kind].dim)) for kind in KINDS},
 }
 """Dataset → a variable that it has, and the dims of that besides the label."""
 _COLUMNS: Final = {

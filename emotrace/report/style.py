@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import matplotlib
 import matplotlib.font_manager
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from emotrace import disk
@@ -37,6 +40,24 @@ COLOURS: Final = {
 """One colour per method, of the palette of Okabe and Ito, which colour-blind readers tell apart."""
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+AMOUNTS: Final = "Blues"
+"""Colour map of what grows from 0."""
+SIGNED: Final = "RdBu_r"
+"""Of what has a sign: blue, white at 0, red."""
+SIGNED_OUTLINED: Final = ListedColormap(matplotlib.colormaps[SIGNED](np.linspace(0.12, 0.88, 256)), "signed")
+"""`SIGNED` without the darkest ends, on which an outline would not be seen."""
+SIGNED_POINTS: Final = "coolwarm"
+"""Of signed values where white would be lost: points, and lines one pixel wide."""
+DISTANCES: Final = "viridis"
+"""Of distances, whose order matters and whose 0 does not."""
+EMPTY: Final = "#f2f2f2"
+"""Where there is no number."""
+COUNTS: Final = ListedColormap(
+    [EMPTY, *(f"#{int(213 - 60 * i / 7):02x}{int(94 - 50 * i / 7):02x}00" for i in range(8))]
+)
+"""Of sparse counts: one already differs from none."""
+LIGHT: Final = 0.5
+"""Brightness from which a colour bears dark text."""
 NAN: Final = float("nan")
 
 
@@ -53,6 +74,17 @@ def canvas(height: float, title: str, caption: str = "") -> Picture:
     figure.caption = " ".join(caption.split())
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left", wrap=False)
     return figure
+
+
+def text_on(colour: tuple[float, float, float, float]) -> str:
+    """The colour of text that is read on another one: white on dark, `INK` on light or on none.
+
+    Args:
+        colour: red, green, blue and opacity, 0..1.
+    """
+    red, green, blue, opacity = colour
+    brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    return INK if not opacity or brightness >= LIGHT else "white"
 
 
 @typed

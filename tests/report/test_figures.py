@@ -5,6 +5,7 @@ import pytest
 
 from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError
 from emotrace.report import doses, figures, geometry, layers, replies, style
+from emotrace.report.heat import heat
 
 
 def texts(axis):
@@ -209,3 +210,14 @@ def test_save_writes_1350_pixels_and_refuses_other_endings(report, tmp_path):
 
 def test_percent_never_rounds_to_certainty():
     assert [style.percent(x) for x in (0.9999, 0.001, 1.0, 0.0, None)] == ["100.0 %", "0.1 %", "100 %", "0 %", "–"]
+
+
+def test_numbers_on_a_heat_map_are_read_on_their_cell():
+    """White on dark ends of any map, dark in its light middle, and where there is no number."""
+    figure = style.canvas(2, "Claim")
+    ax = figure.subplots()
+    heat(ax, [[-1.0, 0.0, 1.0, np.nan]], cmap=style.SIGNED, vmin=-1, vmax=1, text=str)
+    assert [t.get_color() for t in ax.texts] == ["white", style.INK, "white", style.INK]
+    ax = figure.add_subplot()
+    heat(ax, [[0.0, 100.0]], text=str)
+    assert [t.get_color() for t in ax.texts] == [style.INK, "white"]
