@@ -26,7 +26,7 @@ from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Cell, cells, residuals
 from emotrace.attribution.central import Central
 from emotrace.attribution.files import save_scores
-from emotrace.attribution.finite import finite_sums
+from emotrace.attribution.finite_doses import finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts, PromptsLike

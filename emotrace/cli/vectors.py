@@ -66,7 +66,7 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Keeping:
     """What of the vectors is kept."""
 
     keep: Annotated[int | None, typer.Option(min=1, help="only so many coordinates of each layer")] = None
@@ -83,7 +83,7 @@ def vectors(
     answers: Answers,
     labelled: Labelled,
     made: Made,
-    kept: Kept,
+    kept: Keeping,
     loading: Loading,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
 ) -> None:

@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return np.concatenate([values[0] for _, values in self.rows.blocks(self.layer, wanted)])
 
 
-class Site(NamedTuple):
+class StoredSite(NamedTuple):
     """Where the nodes of one kind write in one layer.
 
     Attributes:
@@ -139,7 +139,7 @@ def attribution_patching(
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[Site]:
+def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[StoredSite]:
     """Where the nodes of a kind write, in the layers before the metric is read."""
     site = COMPONENTS[kind].site
     variable = "residual" if site in SUBLAYERS else site
@@ -158,7 +158,7 @@ def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[Site]:
     numbers = [0] if dim is None else values.array[dim].values.tolist()
     for layer in gradients.array["layer"].values.tolist():
         if (site, layer) not in read:  # what the metric reads is no node that it is found for
-            yield Site(
+            yield StoredSite(
                 _part(values, layer),
                 _part(others, layer),
                 _part(gradients, layer),
@@ -187,7 +187,7 @@ def _blocks(pairs: Pairs, mine: Held, theirs: Held, most: int) -> Iterator[Token
             start, rows, against, cells = i + 1, [], [], []
 
 
-def _product(site: Site, tokens: Tokens, ablation: str) -> np.ndarray:
+def _product(site: StoredSite, tokens: Tokens, ablation: str) -> np.ndarray:
     """Σ (a − a′) · gradient over each node's columns and the tokens of each cell: ``[cell, node]``."""
     change = site.values.read(tokens.mine)
     if ablation == "counterfactual":

@@ -37,7 +37,7 @@ _KEPT: weakref.WeakKeyDictionary[torch.nn.Module, Kept] = weakref.WeakKeyDiction
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placed:
     """Where the first tokens of one distinct beginning are computed: row of a block, and how many tokens it has there."""
 
     block: int
@@ -71,7 +71,7 @@ class Shared:
         self.on = not own and max(self.cuts, default=0) >= beginnings.MIN_PREFIX and allowed(model, longest)
         self.setup: Setup | None = None
         self.blocks: list[tuple[int, list[int]]] = []
-        self.plans: dict[Hashable, Plan] = {}
+        self.plans: dict[Hashable, Placed] = {}
         self.made: dict[int, Block] = {}
         self.state = ""
         if model._module in _KEPT:
@@ -122,7 +122,7 @@ class Shared:
         """
 
         def place(i: int) -> tuple[int, ...]:
-            plan = self.plans.get(self._identity(i), Plan(-1, 0, 0))
+            plan = self.plans.get(self._identity(i), Placed(-1, 0, 0))
             return plan.block, -self.rest(i), plan.row, i
 
         left = sorted(rows, key=place)
@@ -157,7 +157,7 @@ class Shared:
         while at < len(known):
             rows = max(1, min(self.batch_size, BLOCK_TOKENS // (len(known[at]) - length)))
             for row, ids in enumerate(known[at : at + rows]):
-                self.plans[ids, labels] = Plan(len(self.blocks), row, len(ids) - length)
+                self.plans[ids, labels] = Placed(len(self.blocks), row, len(ids) - length)
             self.blocks.append((length, [distinct[ids] for ids in known[at : at + rows]]))
             at += rows
 

@@ -237,7 +237,7 @@ def setting(report: Mapping[str, Any]) -> str:
     parts = []
     n_test = report.get("n_test_skeletons", report.get("n_test"))
     if n_test is not None:
-        parts.append(f"{n_test:,} test scenarios")
+        parts.append(f"{n_test:,} test skeletons")
     judge = report.get("judge") or {}
     if judge.get("name"):
         parts.append(f"judge {judge['name']}")

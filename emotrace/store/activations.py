@@ -17,7 +17,7 @@ from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing
 from emotrace.store.laziness import cached, lazy
-from emotrace.store.narrow import Kept, chained, kept_of, narrowed, within
+from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of
 from emotrace.store.table import Table
@@ -91,7 +91,7 @@ class Activations:
     def _hold(self, variables: dict[str, Variable], held: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
         self._stored: dict[str, Variable] = variables
         self._variables = dict(variables)
-        self._kept: dict[str, Kept] = {name: {} for name in variables}
+        self._kept: dict[str, Narrowing] = {name: {} for name in variables}
         self._held, self._cache = held, columns
         self._arrays: dict[str, xr.DataArray] = {}
         self._wider: tuple[Activations, np.ndarray] | None = None

@@ -14,7 +14,7 @@ from emotrace.labels import EmotraceError
 from emotrace.store.select import MANY, index_of
 from emotrace.store.variable import Variable
 
-Kept = Mapping[str, list[int]]
+Narrowing = Mapping[str, list[int]]
 """Dim → sorted indices that are kept of it; a dim that is not named is kept whole."""
 
 
@@ -51,7 +51,7 @@ def kept_of(
     return kept
 
 
-def narrowed(variable: Variable, kept: Kept) -> Variable:
+def narrowed(variable: Variable, kept: Narrowing) -> Variable:
     """The variable with what is kept of its dims."""
     coords = {d: [c[i] for i in kept[d]] if d in kept else list(c) for d, c in variable.coords.items()}
     sizes = {d: len(kept[d]) if d in kept else n for d, n in variable.sizes.items()}
@@ -59,7 +59,7 @@ def narrowed(variable: Variable, kept: Kept) -> Variable:
     return replace(variable, coords=coords, sizes=sizes, absent=tuple(cells))
 
 
-def within(kept: Kept, further: Kept) -> dict[str, list[int]]:
+def within(kept: Narrowing, further: Narrowing) -> dict[str, list[int]]:
     """What is left of the whole where ``further`` counts along what was kept before."""
     return {**kept, **{d: [kept[d][i] for i in at] if d in kept else at for d, at in further.items()}}
 

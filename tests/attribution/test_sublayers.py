@@ -9,7 +9,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import model as model_
-from emotrace.attribution import backward, finite, reference, sublayers
+from emotrace.attribution import backward, finite_doses, reference, sublayers
 from emotrace.attribution import files as files_
 from emotrace.attribution.sublayers import sublayer_influence
 from emotrace.forwards import beginnings
@@ -373,7 +373,7 @@ def test_it_runs_where_gradients_are_off_and_leaves_weights_alone():
 def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
     lm = loaded()
     monkeypatch.setattr(sublayers, "CHUNK", 1)
-    monkeypatch.setattr(finite, "CHUNK", 2)
+    monkeypatch.setattr(finite_doses, "CHUNK", 2)
     want = influence(lm, doses=(0.5,))
     calls = []
 
@@ -391,7 +391,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 2
-    original, count = finite.reductions, []
+    original, count = finite_doses.reductions, []
 
     def stopping(*args, **options):
         count.append(1)
@@ -401,7 +401,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
 
     with monkeypatch.context() as context:
         context.setattr(backward.Backward, "__call__", killing(3))  # one prompt is left
-        context.setattr(finite, "reductions", stopping)
+        context.setattr(finite_doses, "reductions", stopping)
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 3

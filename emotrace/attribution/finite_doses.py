@@ -1,4 +1,4 @@
-"""Finite: the original's sublayer importance, one forward per sublayer, dose and label, through edits and `capture`.
+"""Finite doses: the original's sublayer importance, one forward per sublayer, dose and label, through edits and `capture`.
 
 Also the literal twin of the derivative: what `finite` gives for a vanishing dose.
 """
