@@ -61,7 +61,7 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *_stored_buffers(module)):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(b"absent" if tensor.is_meta else _bits(tensor.detach()))
+        digest.update(b"absent" if tensor.is_meta else bits(tensor.detach()))
     return digest.hexdigest()[:16]
 
 
@@ -74,7 +74,7 @@ def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{name}", buffer
 
 
-def _bits(tensor: torch.Tensor) -> bytes:
+def bits(tensor: torch.Tensor) -> bytes:
     """Integer sums of the bit patterns along every row and every column: no order of adding changes them, and one changed
     number, two rows or two columns that change places do."""
     if not tensor.numel():

@@ -10,20 +10,23 @@ whole.
 from __future__ import annotations
 
 import hashlib
+import uuid
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 import xarray as xr
+from nnsight.intervention.source import Controller
 
-from emotrace import disk
+from emotrace import configs, disk
 from emotrace import edits as edits_
 from emotrace.edits import Edit, edits_digest
 from emotrace.forwards import beginnings, caches
 from emotrace.forwards.capturing.prefixes import prefixes
 from emotrace.forwards.entering import backend, inputs, locked
 from emotrace.forwards.finite import Item
+from emotrace.identity import bits, weights_hash
 from emotrace.labels import positions_in
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import edits as leaf
@@ -33,6 +36,8 @@ from emotrace.traced.kept import Begun, Block, Kept, Pass, Row, Wanted
 BLOCK_TOKENS = 4096
 """Most tokens, padding included, of the rows of one block, beside what all of them begin with."""
 
+_OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
+"""Attributes that torch itself keeps."""
 _KEPT: weakref.WeakKeyDictionary[torch.nn.Module, Kept] = weakref.WeakKeyDictionary()
 
 
@@ -215,15 +220,39 @@ def allowed(model: LanguageModel, longest: int) -> bool:
 
 
 def state(model: LanguageModel) -> str:
-    """Of a model that is here, what a change of its weights, hooks and switches changes."""
+    """Of a model that is here, what a change of its weights, configuration, hooks and switches changes.
+
+    Weights are compared by their bits: a change through ``.data`` leaves no other trace. That costs about what one or two new
+    tokens do. What a hook or a ``forward`` of the user's own does may change unseen: nothing is kept from one call to the next.
+    """
     module = model._module
     if not backend(model).holds(model):
         return ""
-    sha = hashlib.sha256()
-    for tensor in (*module.parameters(), *module.buffers()):
-        sha.update(f"{tensor.data_ptr()} {tensor._version} ".encode())
+    if any(_own(part) for part in module.modules()):
+        return uuid.uuid4().hex
+    config, sha = module.config, hashlib.sha256(weights_hash(module).encode())
+    attention = configs.field(config, "_attn_implementation", "")
+    sha.update(f"{config.to_json_string(use_diff=False)} {attention} {module.dtype}".encode())
     for part in module.modules():
-        switches = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str))}
-        hooks = [*part._forward_hooks, *part._forward_pre_hooks]
-        sha.update(f"{type(part).__name__} {switches} {hooks}".encode())
+        switches = {k: v for k, v in vars(part).items() if k not in _OF_EVERY_MODULE and _plain(v)}
+        sha.update(f"{type(part).__name__} {part.training} {switches}".encode())
+        for name, tensor in part._buffers.items():
+            if tensor is not None and name in part._non_persistent_buffers_set:
+                sha.update(bits(tensor))
     return sha.hexdigest()
+
+
+def _own(part: torch.nn.Module) -> bool:
+    """Whether a module has a hook, or a ``forward`` that neither its class, nnsight nor accelerate gave it."""
+    forward = vars(part).get("forward")
+    given = forward is not None and not isinstance(forward, Controller) and "_hf_hook" not in vars(part)
+    return given or bool(part._forward_hooks or part._forward_pre_hooks)
+
+
+def _plain(value: object) -> bool:
+    """Whether the representation of a value says all of it."""
+    if isinstance(value, dict):
+        return all(_plain(k) and _plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

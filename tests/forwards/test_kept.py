@@ -211,6 +211,57 @@ def test_other_weights_hooks_and_switches_are_another_model():
         handle.remove()
 
 
+def through_data(module):
+    """As PEFT merges an adapter: no counter of torch's moves."""
+    module.model.layers[0].mlp.down_proj.weight.data += 0.5
+
+
+def of_an_adapter(module):
+    module.model.layers[0].mlp.scaling["default"] = 2.0
+
+
+@pytest.mark.parametrize("change", [through_data, of_an_adapter])
+def test_weights_changed_through_data_and_settings_in_containers_are_another_model(change):
+    model = fresh()
+    mlp = model._module.model.layers[0].mlp
+    weight, mlp.scaling = mlp.down_proj.weight.detach().clone(), {"default": 1.0}
+    try:
+        replies(model)
+        before = made(model)
+        change(model._module)
+        assert replies(model) == alone(model)
+        assert made(model) == 2 * before
+    finally:
+        mlp.down_proj.weight.data.copy_(weight)
+        del mlp.scaling
+
+
+def test_of_what_a_users_own_code_changes_nothing_is_kept():
+    """What a hook or a forward closes over may be another thing in the next call."""
+    model, factor = fresh(), [1.0]
+    mlp = model._module.model.layers[0].mlp
+    plain = mlp.forward
+
+    def forward(x):
+        return plain(x) * factor[0]
+
+    def scaled(module, given, out):
+        return out * factor[0]
+
+    for enter, leave in (
+        (lambda: mlp.register_forward_hook(scaled), lambda handle: handle.remove()),
+        (lambda: setattr(mlp, "forward", forward), lambda _: setattr(mlp, "forward", plain)),
+    ):
+        factor[0] = 1.0
+        handle = enter()
+        try:
+            without = replies(model)
+            factor[0] = 6.0
+            assert replies(model) == alone(model) != without
+        finally:
+            leave(handle)
+
+
 def test_likelihood_begins_with_what_generation_computed():
     model = fresh()
     rows = et.generate(model, IDS, max_new_tokens=NEW, min_new_tokens=NEW, progress=False)
