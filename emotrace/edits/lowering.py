@@ -100,7 +100,7 @@ def lower(
                 payload = payload[..., wanted]
             width, strength = address.width, getattr(edit, "strength", 1.0)
             if edit.kind == "scale" and payload is not None:  # a factor for every unit is a strength that broadcasts
-                place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
+                place = sites.place(_own(address) if address.own else address.site, address.layer)
                 strength, payload = strength * _beside(payload, place), None
             operation = Operation(
                 number, edit.kind, payload, strength, getattr(edit, "scale", "raw"), wanted, mask, touched, width
@@ -109,7 +109,7 @@ def lower(
             by_place.setdefault(key, (address, []))[1].append(operation)
     lowered = Lowered(count=len(edits))
     for address, operations in sorted(by_place.values(), key=lambda pair: pair[0].order):
-        place = sites.place(_own(address) if address.order < 0 else address.site, address.layer)
+        place = sites.place(_own(address) if address.own else address.site, address.layer)
         base = None if address.base is None else address.base.order
         lowered.groups.append(Group(address.order, place, operations, base))
     return lowered

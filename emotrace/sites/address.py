@@ -46,7 +46,7 @@ class Address:
     side: Side
     index: int | None
     flat: bool
-    order: int
+    order: float
     width: int
     error: float = 0.0
     kind: Literal["plain", "mid", "base"] = "plain"
@@ -56,6 +56,11 @@ class Address:
     overwritten: bool = False
     writable: bool = True
     heads: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a place of the user's own, of which nothing was proven and no width is known."""
+        return self.width < 0
 
     @property
     def seen(self) -> Address:

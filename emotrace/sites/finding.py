@@ -152,6 +152,7 @@ def _prove(probed: nn.Module, real: nn.Module, recording: Recording, stream: boo
         addresses=addresses,
         unproven={i: p for i, p in proofs.items() if isinstance(p, str)},
         overwritten=frozenset((c.path, side) for c in recording.calls for side in c.overwritten),
+        moments={c.path: (c.order_in, c.order_out) for c in reversed(recording.calls)},  # the first call stays
         attn_implementation=str(field(config, "_attn_implementation")),
         proofs=shown,
     )

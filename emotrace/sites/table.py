@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -44,6 +45,7 @@ class Sites:
         addresses: site → layer (None for global sites) → address.
         unproven: layer → reason, where the residual stream could not be closed.
         overwritten: (path, side) of every tensor that the model changes in place after a module had it.
+        moments: path → when a module was called in the probe, and when it returned, at its first call.
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
         proofs: layer → the equations that were shown in it.
         identity: what manifests say of the model (see `emotrace.identity`).
@@ -64,6 +66,7 @@ class Sites:
     addresses: dict[str, dict[int | None, Address]]
     unproven: dict[int, str] = field(default_factory=dict)
     overwritten: frozenset[tuple[str, str]] = frozenset()
+    moments: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
     attn_implementation: str = ""
     proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -269,7 +272,8 @@ class Sites:
                 raise EmotraceError(f"{site!r} is one place; layer={layer} does not apply to it.")
             envoy(self.model, site.path)  # refuses a path that the model does not have
             aliased = (site.path, site.side) in self.overwritten
-            return Address(site.name, None, site.path, site.side, site.index, False, -1, -1, overwritten=aliased)
+            order = self._moment(site)
+            return Address(site.name, None, site.path, site.side, site.index, False, order, -1, overwritten=aliased)
         return self.address(site, layer)
 
     def read(self, site: str | Site, layer: int | None = None) -> torch.Tensor:
@@ -329,6 +333,18 @@ class Sites:
         return Table, (), {"model": self.model, "rows": rows, "changed": self.overwritten}
 
     # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _moment(self, site: Site) -> float:
+        """When a place of the user's own is there in a forward; of a module that the probe did not run (an expert that no token
+        chose): just before the end of the innermost module around it that did run."""
+        if site.path in self.moments:
+            return self.moments[site.path][site.side == "output"]
+        around = site.path
+        while around:
+            around = around.rpartition(".")[0]
+            if around in self.moments:
+                return self.moments[around][1] - 0.5
+        return math.inf  # around everything
 
     @property
     def model(self) -> TracedModel:

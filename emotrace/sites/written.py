@@ -35,6 +35,7 @@ def read(found: dict[str, Any]) -> Sites:
         "addresses": addresses,
         "unproven": dict(found["unproven"]),
         "overwritten": frozenset(map(tuple, found["overwritten"])),
+        "moments": {path: tuple(moment) for path, moment in found["moments"].items()},
         "proofs": {layer: _proof(proof) for layer, proof in found["proofs"]},
     }
     return Sites(**(found | rest))

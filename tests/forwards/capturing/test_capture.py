@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
 
 import emotrace as et
 from emotrace.forwards.capturing.prefixes import prefixes
@@ -134,6 +135,54 @@ def test_a_place_of_the_users_own_is_stored(tmp_path):
     place = et.Site("model.layers.1.mlp.gate_proj")
     acts = et.capture(lm, [[11, 12, 13, 14]], [place], positions="all", out=tmp_path / "a.zarr", progress=False)
     assert acts.sel(place.name).shape == (4, 48)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gpt2", "gemma2"])
+def test_places_of_the_users_own_are_read_where_their_modules_run(family):
+    lm, ids = loaded(family), [11, 12, 13, 14]
+    own = sorted(
+        p for p, m in lm._module.named_modules()
+        if isinstance(m, (torch.nn.Linear, Conv1D)) and p != lm.sites.address("logits").path
+    )  # fmt: skip
+    assert len(own) > 4
+    places = [et.Site(p, side) for p in own[::-1] for side in ("output", "input")]
+    want = {}
+    handles = [
+        lm._module.get_submodule(p).register_forward_hook(
+            lambda _, args, out, p=p: want.update({f"{p}:input": args[0], f"{p}:output": out})
+        )
+        for p in own
+    ]
+    try:
+        with torch.no_grad():
+            lm._module(input_ids=torch.tensor([ids]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    first, second = len(places) // 3, 2 * len(places) // 3
+    wanted = ["resid_post", *places[:first], "logits", *places[first:second], "embed", *places[second:], "neuron"]
+    wanted = [s for s in wanted if isinstance(s, et.Site) or lm.sites.has(s)]
+    acts = et.capture(lm, [ids], wanted, positions="all", progress=False)
+    for place in places:
+        np.testing.assert_allclose(
+            acts.sel(place.name).values, want[place.name][0].numpy(), atol=2e-5, err_msg=place.name
+        )
+    edit = et.Add(places[0], vector=torch.ones(acts.sel(places[0].name).shape[-1]), positions="all")
+    edited = et.capture(lm, [ids], [*wanted[::-1]], positions="all", edits=[edit], progress=False)
+    assert not np.array_equal(edited.sel("logits").values, acts.sel("logits").values)
+
+
+def test_a_place_whose_module_the_probe_did_not_run_is_due_before_the_module_around_it_ends(monkeypatch):
+    lm = loaded()
+    before = lm.sites.moments
+    monkeypatch.setattr(lm.sites, "moments", {p: m for p, m in before.items() if "mlp." not in p})
+    place = et.Site("model.layers.1.mlp.gate_proj")
+    start, end = before["model.layers.1.mlp"]
+    assert start < lm.sites.resolve(place).order < end
+    acts = et.capture(lm, [[11, 12, 13]], ["resid_post", place, "logits"], positions="all", progress=False)
+    monkeypatch.undo()
+    want = et.capture(lm, [[11, 12, 13]], [place], positions="all", progress=False).sel(place.name)
+    np.testing.assert_array_equal(acts.sel(place.name).values, want.values)
 
 
 def test_bfloat16_is_stored_without_loss(tmp_path):

@@ -150,6 +150,18 @@ def test_a_row_depends_on_its_own_prompt_only(family, positions):
                 )
 
 
+def test_places_of_the_users_own_have_gradients_where_their_modules_run():
+    lm, prompts = loaded("llama"), prompts_of(3)
+    own = [et.Site(f"model.layers.{i}.mlp.down_proj", "input") for i in range(3)]
+    acts = et.capture(lm, prompts, ["neuron", *own[::-1]], gradients=projection(lm, layer=1), progress=False)
+    assert f"{own[2].name}_gradient" not in acts.variables  # it runs after what the metric reads
+    for layer in (0, 1):
+        for suffix in ("", "_gradient"):
+            got = acts.sel(f"{own[layer].name}{suffix}").values
+            np.testing.assert_allclose(got, acts.sel(f"neuron{suffix}", layer=layer).values, rtol=1e-5, atol=1e-7)
+            assert got.any()
+
+
 def test_shared_beginnings_change_no_gradient():
     lm = loaded("llama")
     begin = "a long beginning that every one of the prompts has in common, word by word by word: "
