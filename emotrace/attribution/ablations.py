@@ -6,7 +6,7 @@ unless told otherwise, where the reference values were read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.attribution.chunked import require
 from emotrace.attribution.sets import Components
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within, check_within, missing
@@ -183,6 +184,42 @@ def reference_values(
     return {layer: xr.concat(parts[layer], "token") for layer in layers}
 
 
+def stored_values(acts: Activations, site: str, components: Components) -> dict[int, xr.DataArray]:
+    """As `reference_values`, of stored activations (`check_stored`): what they hold of some components, in memory."""
+    array, dim = acts.sel(site), _component(site).dim
+    return {
+        layer: array.sel({"layer": layer, dim: sorted(chosen)}).copy(deep=True) for layer, chosen in components.items()
+    }
+
+
+def check_stored(
+    acts: Activations, site: str, components: Components, *, label: str | None, keys: Iterable[str], place: str
+) -> None:
+    """Refuse activations that components cannot be taken from; nothing of the site is read.
+
+    Args:
+        acts: of the un-edited model.
+        site: ``neuron`` or ``z``.
+        components: layer → units or heads.
+        label: that the rows need; None for no label.
+        keys: of prompts that they need.
+        place: the function, for messages.
+
+    Raises:
+        EmotraceError: for a site, layer, component, label or prompt that the activations lack.
+    """
+    require(acts, site, sorted(components), place)
+    if label is not None and label not in acts.columns:
+        raise unknown("label", label, acts.columns, f"{place}, of the reference {acts.path}")
+    lost = sorted(set(keys) - set(acts.column("key").tolist()))
+    if lost:
+        raise EmotraceError(
+            f"{place}: the reference {acts.path} has no prompt {lost[0]!r} ({len(lost)} are missing), which others take from."
+        )
+    for layer, chosen in components.items():
+        _chosen(acts.sel(site), site, list(chosen), layer)
+
+
 def _ablations(
     site: str,
     components: Components,
@@ -226,11 +263,8 @@ def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> t
         layers, found = list(reference), reference.get(layer)
     if found is None:
         raise unknown("layer of the reference", layer, layers, "ablation")
-    at = {c: i for i, c in enumerate(found.coords[dim].variable.values.tolist())}
-    lost = [c for c in chosen if c not in at]
-    if lost:
-        raise EmotraceError(f"the reference holds {len(at)} components of {site} at layer {layer}, but not {lost[0]}.")
-    picked = found.variable.isel({dim: [at[c] for c in chosen]})  # without the labels of the tokens, which take longer
+    at = _chosen(found, site, chosen, layer)
+    picked = found.variable.isel({dim: at})  # without the labels of the tokens, which take longer
     values = picked.transpose("token", dim, ...).values
     keys = found.coords["key"].variable.values.tolist() if "key" in found.coords else range(len(values))
     if len(set(keys)) == len(values):
@@ -241,3 +275,12 @@ def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> t
     means /= times.reshape(-1, *[1] * (values.ndim - 1))
     order = np.argsort(first)
     return means[order], found.isel(token=first[order])
+
+
+def _chosen(found: xr.DataArray, site: str, chosen: list[int], layer: int) -> list[int]:
+    """Where the chosen components are in a reference."""
+    at = {c: i for i, c in enumerate(found.coords[_component(site).dim].variable.values.tolist())}
+    lost = [c for c in chosen if c not in at]
+    if lost:
+        raise EmotraceError(f"the reference holds {len(at)} components of {site} at layer {layer}, but not {lost[0]}.")
+    return [at[c] for c in chosen]

@@ -14,7 +14,7 @@ Source: the causal validation of arXiv 2510.11328, whose code was not published.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,20 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, provenance
-from emotrace.attribution.ablations import donors, mean_ablation, reference_values, resample_ablation, zero_ablation
+from emotrace.attribution.ablations import (
+    check_stored,
+    donors,
+    mean_ablation,
+    reference_values,
+    resample_ablation,
+    stored_values,
+    zero_ablation,
+)  # fmt: skip
 from emotrace.attribution.measured import CurvePlan, Edits, Measured
 from emotrace.attribution.sets import Set, union
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within
+from emotrace.directions.source import provenance_of
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
 from emotrace.forwards.streams import accepted_only, codes
@@ -35,6 +44,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.planned import DryReruns, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
 
 HOW = ("zero", "mean", "resample")
 
@@ -49,6 +59,7 @@ def ablation_curve(
     *,
     ks: Sequence[int] | None = None,
     how: Literal["zero", "mean", "resample"] = "zero",
+    reference: Activations | None = None,
     draws: int = 5,
     low: bool = True,
     per: Literal["layer", "model"] = "layer",
@@ -77,6 +88,9 @@ def ablation_curve(
         contributions: of `neuron_contributions` or `head_contributions`, ``[label, layer, unit or head]``.
         ks: sizes of the sets; None takes those of 1, 2, 4, 8, 16 that exist.
         how: ``zero``, ``mean`` or ``resample``.
+        reference: activations of the un-edited model at the last token (``capture(…, "neuron")`` or ``"z"``) that ``mean`` and
+            ``resample`` take their values from, all of whose rows count (narrow them with ``acts.where(…)``); None runs the
+            prompts for them, which gives the same.
         draws: random sets of each size.
         low: measure the components of the smallest absolute score too.
         per: k components in each layer, or k in the whole model (the controls then have as many in each layer as the top).
@@ -116,22 +130,31 @@ def ablation_curve(
     if how == "resample":
         drawn = donors(prompts, label, within, seed)
         settings["within"] = within
+    read = None if reference is None else _reader(plan, reference, how, [] if drawn is None else drawn["donor"])
+    if reference is not None:
+        came = provenance_of(reference)
+        settings["reference"] = disk.digest([came.get(name) for name in ("plan_digest", "selection", "weights_hash")])
     measured = Measured(plan, prompts, parts, settings, batch_size, cluster, out)
     yield lambda: measured.dry
 
     def make() -> Edits:
         if how == "zero":
             return lambda e, name, keys: zero_ablation(plan.site, plan.sets[e][name])
-        held = reference_values(model, prompts, plan.site, union(plan.sets), batch_size=batch_size, progress=progress)
+        if read is None:
+            held = reference_values(
+                model, prompts, plan.site, union(plan.sets), batch_size=batch_size, progress=progress
+            )
+        else:
+            held = read()
         if drawn is None:
             mean = cache(lambda e, name: mean_ablation(plan.site, plan.sets[e][name], held, label=label))
             return lambda e, name, keys: mean(e, name)
         donor = dict(zip(drawn["key"], drawn["donor"], strict=True))
-        row = {key: i for i, key in enumerate(prompts.keys)}
+        key_of = next(iter(held.values()))["key"].values.astype(str)
 
         @lru_cache(maxsize=1)
         def of(keys: tuple[str, ...]) -> dict[int, xr.DataArray]:
-            rows = sorted({row[donor[key]] for key in keys})
+            rows = np.flatnonzero(np.isin(key_of, sorted({donor[key] for key in keys})))
             return {layer: values.isel(token=rows) for layer, values in held.items()}
 
         def resampled(e: Any, name: Set, keys: list[str]) -> list[Ablate]:
@@ -243,6 +266,17 @@ def enhancement_curve(
         sign="positive = the difference vectors raise the projection on their label", measured_on="all prompts"
     )
     return measured.keep(curve)
+
+
+def _reader(plan: CurvePlan, acts: Activations, how: str, keys: Iterable[str]) -> Callable[[], dict[int, xr.DataArray]]:
+    """What reads the values that stand in the place of components out of activations, which are looked at now."""
+    place = "ablation_curve(reference=…)"
+    if how == "zero":
+        raise EmotraceError(f"{place}: how='zero' takes nothing from a reference; how='mean' and 'resample' do.")
+    provenance.check(acts, plan.model.sites, place)
+    components = union(plan.sets)
+    check_stored(acts, plan.site, components, label=plan.label if how == "mean" else None, keys=keys, place=place)
+    return lambda: stored_values(acts, plan.site, components)
 
 
 def _payload(plan: CurvePlan, differences: xr.Dataset) -> dict[tuple[Any, int], np.ndarray]:

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from emotrace import edits, stats
-from emotrace.attribution import ablations, files, sets
+from emotrace.attribution import ablations, curves, files, sets
 from emotrace.attribution.curves import ablation_curve, enhancement_curve
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.neurons import neuron_contributions
@@ -193,6 +193,48 @@ def test_mean_and_resample_put_in_what_they_say(how, kind):
     chosen = {"site": site, "sets": choose(scores["contrast"], [2], draws=2)}
     expected = literal_curve(lm, table, directions, chosen, setting(value), lambda p: [p.labels["emotion"]])
     compare(curve, expected)
+
+
+@pytest.mark.parametrize("kind", ["unit", "head"])
+@pytest.mark.parametrize("how", ["mean", "resample"])
+def test_a_reference_of_stored_activations_gives_the_same_curve_and_runs_no_reference(how, kind, tmp_path, monkeypatch):
+    lm, site = loaded(), COUNTED[kind].site
+    table, extra = prompts(n=2), prompts(n=1, seed=5)
+    renamed = [{"key": f"other {p.key}", "token_ids": p.token_ids, **p.labels} for p in extra]
+    directions, scores, _ = made(lm, kind)
+    options = {"ks": [1, 2], "how": how, **QUIET}
+    want = ablation_curve(lm, table, directions, scores, **options)
+    acts = capture(lm, Prompts.of([*renamed, *reversed(table)]), site, out=tmp_path / "a.zarr", progress=False)
+    monkeypatch.setattr(curves, "reference_values", None)  # nothing is run for a reference
+    got = ablation_curve(
+        lm, table, directions, scores, reference=acts.where(key=table.keys), out=tmp_path / "c", **options
+    )
+    np.testing.assert_allclose(got["delta"], want["delta"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got["random"], want["random"], rtol=1e-4, atol=1e-6)
+    with pytest.raises(EmotraceError, match="reference"):  # a run of another reference is not continued
+        ablation_curve(lm, table, directions, scores, reference=acts, out=tmp_path / "c", **options)
+    if how == "mean":
+        wider = ablation_curve(lm, table, directions, scores, reference=acts, **options)
+        assert not np.allclose(wider["delta"], want["delta"], rtol=1e-4)
+
+
+def test_references_that_lack_something_are_refused():
+    lm, table = loaded(), prompts(n=2)
+    directions, scores, _ = made(lm, "unit")
+    acts = capture(lm, table, ["neuron", "z"], progress=False)
+
+    def refused(message, acts, **options):
+        with pytest.raises(EmotraceError, match=message):
+            ablation_curve.plan(lm, table, directions, scores, **({"how": "mean"} | QUIET | options), reference=acts)
+
+    refused("how='zero' takes nothing", acts, how="zero")
+    refused("layer of 'neuron'", acts.where(layer=[0, 1]))
+    refused("not 47", acts.where(unit=list(range(47))), ks=[48])
+    refused("not 'neuron'", capture(lm, table, "z", progress=False))
+    refused("no prompt .*are missing", acts.where(key=table.keys[:1]), how="resample")
+    plain = Prompts.of([{"key": p.key, "token_ids": p.token_ids} for p in table])
+    refused("unknown label 'emotion'", capture(lm, plain, "neuron", progress=False))
+    refused("made with the model", capture(loaded(seed=3), table, "neuron", progress=False))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("llama", "unit"), ("llama", "head"), ("gpt2", "head")])
