@@ -27,7 +27,7 @@ PUBLIC = {
     "attribution.ablation_curve": ("DryReruns", "xr.Dataset"),
     "attribution.enhancement_curve": ("DryReruns", "xr.Dataset"),
     "circuits.difference_vectors": ("DryRows", "xr.Dataset"),
-    "circuits.discover": ("DryCircuit", "Circuit"),
+    "circuits.discover": ("DryRows", "Circuit"),
     "extraction.answer_vectors": ("DryRows", "xr.DataArray"),
     "extraction.text_vectors": ("DryRows", "TextVectors"),
     "prompt_tuning.tune_all": ("pd.DataFrame", "pd.DataFrame"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,14 +16,16 @@ import xarray as xr
 from emotrace import arguments, disk
 from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save_scores
-from emotrace.datasets import PromptsLike
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.files import to_folder
-from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store.asked import of_acts
+
+if TYPE_CHECKING:  # it imports torch, which scores of stored activations do without
+    from emotrace.forwards.passes import Finish, Reduction
 
 PLACE = "head_contributions"
 METHOD = "head contribution: projection minus projection without the head, same layer"
@@ -90,47 +92,67 @@ def head_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
-    import torch
-
-    from emotrace.attribution.weights import heads_read, weighed
-    from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
-    from emotrace.traced import contributions
+    from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.streams import accepted_only
 
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
-    chosen, values, parts, about = heads_read(model, directions, label, layers, readout, PLACE)
     prompts = accepted_only(prompts, accepted)
+    reduction = heads_reduced(model, prompts, directions, label, readout, layers)
+    yield lambda: planned_pass(model, prompts, [reduction])
+    found = passed(
+        model, prompts, [reduction], method=PLACE, batch_size=batch_size, out=out, progress=progress,
+    )["head"]  # fmt: skip
+    if out is not None:
+        save_scores(found, out, "heads")
+    return found
+
+
+def heads_reduced(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: xr.DataArray,
+    label: str,
+    readout: str,
+    layers: Iterable[int] | int | None,
+) -> Reduction:
+    """The sums of a pass that `head_contributions` is made of; arguments as there, every prompt counts."""
+    import torch
+
+    from emotrace.attribution.weights import heads_read, weighed
+    from emotrace.forwards.passes import Reduction
+    from emotrace.forwards.streams import codes, origin
+    from emotrace.traced import contributions
+
+    chosen, values, parts, about = heads_read(model, directions, label, layers, readout, PLACE)
     code = codes(prompts, label, values, PLACE)
     read = {part.residual for part in parts if part.residual is not None}
-    sites = ["z", *(s for s in SUBLAYERS if s in read)]
+    residual = [site for site in SUBLAYERS if site in read]
     n_heads = model.sites.size("z", chosen)["head"]
-    per_chunk = fitting(4 * len(chosen) * (model.sites.address("z", chosen[0]).width + model.sites.d_model))
-    size = 8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1)
-    yield lambda: dry(model, prompts, size, per_chunk)
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
-    settings = {"label": label, "labels": values, "layers": chosen, "readout": readout, "per_chunk": per_chunk}
-    sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
-    post_norm = any(weighed(model, contributions.post_normed, [part.spec for part in parts]))
     memo: dict[str, Any] = {}
 
     def args(rows: range) -> tuple[Any, ...]:
-        return sites[1:], parts, n_heads, torch.from_numpy(code[rows.start : rows.stop]), memo
+        return residual, parts, n_heads, torch.from_numpy(code[rows.start : rows.stop]), memo
 
-    for rows, totals in reductions(
-        model, prompts, sites, contributions.heads, args, layers=chosen, prompts_per_chunk=per_chunk,
-        batch_size=batch_size, start=sums.done, progress=progress, desc="heads",
-    ):  # fmt: skip
-        for name, total in totals.items():
-            sums.add(name, total.numpy())
-        sums.commit(rows.stop)
-    about |= {
-        "method": f"{METHOD}, last prompt token",
-        "post_norm": int(post_norm),
-        "n_prompts": len(prompts),
-        **source,
-    }
-    result = summed.heads(sums.totals, np.bincount(code), label, values, chosen, about)
-    if out is not None:
-        save_scores(result, out, "heads")
-    return result
+    def begin() -> Finish:
+        post_norm = any(weighed(model, contributions.post_normed, [part.spec for part in parts]))
+        said = {
+            **about, "method": f"{METHOD}, last prompt token", "post_norm": int(post_norm), "n_prompts": len(prompts), **source
+        }  # fmt: skip
+        return lambda sums: summed.heads(sums, np.bincount(code), label, values, chosen, said)
+
+    return Reduction(
+        name="head",
+        at=dict.fromkeys(("z", *residual), chosen),
+        function=contributions.heads,
+        args=args,
+        row_bytes={
+            "z": 4 * len(chosen) * model.sites.address("z", chosen[0]).width,
+            "residual": 4 * len(chosen) * model.sites.d_model,
+        },
+        size=8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1),
+        identity={**source, "label": label, "labels": values, "layers": chosen, "readout": readout},
+        begin=begin,
+    )

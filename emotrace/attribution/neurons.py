@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -12,14 +12,16 @@ import xarray as xr
 from emotrace import arguments
 from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save_scores
-from emotrace.datasets import PromptsLike
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.files import to_folder
-from emotrace.forwards.sums import Sums
 from emotrace.labels import unknown
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store.asked import of_acts
+
+if TYPE_CHECKING:  # it imports torch, which scores of stored activations do without
+    from emotrace.forwards.passes import Finish, Reduction
 
 PLACE = "neuron_contributions"
 METHOD = "neuron contribution: activation × ⟨what one unit of it writes, direction⟩"
@@ -88,16 +90,40 @@ def neuron_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
-    import torch
-
-    from emotrace.attribution.weights import chosen_layers, refuse_single, vectors, weighed
-    from emotrace.forwards.projections import spec
-    from emotrace.forwards.streams import accepted_only, codes, dry, fitting, origin, reductions
-    from emotrace.traced import contributions
+    from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.streams import accepted_only
 
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
+    prompts = accepted_only(prompts, accepted)
+    reduction = neurons_reduced(model, prompts, directions, label, layers, variable)
+    yield lambda: planned_pass(model, prompts, [reduction])
+    found = passed(
+        model, prompts, [reduction], method=PLACE, batch_size=batch_size, out=out, progress=progress,
+    )["neuron"]  # fmt: skip
+    if out is not None:
+        save_scores(found, out, "neurons")
+    return found
+
+
+def neurons_reduced(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: xr.DataArray,
+    label: str,
+    layers: Iterable[int] | int | None,
+    variable: str = "neuron",
+) -> Reduction:
+    """The sums of a pass that `neuron_contributions` is made of; arguments as there, every prompt counts."""
+    import torch
+
+    from emotrace.attribution.weights import chosen_layers, refuse_single, vectors, weighed
+    from emotrace.forwards.passes import Reduction
+    from emotrace.forwards.projections import spec
+    from emotrace.forwards.streams import codes, origin
+    from emotrace.traced import contributions
+
     if variable not in VARIABLES:
         raise unknown("variable", variable, VARIABLES, PLACE)
     sites = ["neuron"] if variable == "neuron" else ["neuron", "neuron_pre"]
@@ -105,36 +131,32 @@ def neuron_contributions(
         model.sites.layers(site)  # refuses a model without it, saying what it has
     chosen = chosen_layers(model, sites, layers, directions, PLACE)
     values, v = vectors(directions, label, chosen, "resid_post", model.sites.d_model, PLACE)
-    prompts = accepted_only(prompts, accepted)
     code = codes(prompts, label, values, PLACE)
     refuse_single(values, label, PLACE)
     width = model.sites.size("neuron", chosen)["unit"]
-    per_chunk = fitting(4 * width * len(chosen) * len(sites))
-    size = 8 * len(values) * len(chosen) * width * (2 + (variable != "neuron"))
-    yield lambda: dry(model, prompts, size, per_chunk)
     specs = [spec(model, "neuron", layer) for layer in chosen]
-    beta, bias, added, normed = weighed(model, contributions.betas, specs, v)
     source = origin(model, prompts)
-    settings = {"label": label, "labels": values, "layers": chosen, "sites": sites, "per_chunk": per_chunk}
-    sums = Sums(out, {"method": PLACE, **source, **settings, "batch_size": batch_size})
 
     def args(rows: range) -> tuple[Any, ...]:
         return specs, torch.from_numpy(np.eye(len(values))[code[rows.start : rows.stop]].T.copy())
 
-    for rows, totals in reductions(
-        model, prompts, sites, contributions.neurons, args, layers=chosen, prompts_per_chunk=per_chunk,
-        batch_size=batch_size, start=sums.done, progress=progress, desc="neurons",
-    ):  # fmt: skip
-        for name, total in totals.items():
-            sums.add(name, total.numpy())
-        sums.commit(rows.stop)
-    about = {
-        "method": f"{METHOD}, last prompt token", "direction_sublayer": "resid_post", "readout_site": "mlp_out",
-        "form": model.sites.form, "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
-        "variable": variable, "n_prompts": len(prompts), **source,
-    }  # fmt: skip
-    weights = {"beta": beta.numpy(), "bias": bias.numpy(), "added": added.numpy()}
-    result = summed.neurons(sums.totals, np.bincount(code), weights, normed, label, values, chosen, about)
-    if out is not None:
-        save_scores(result, out, "neurons")
-    return result
+    def begin() -> Finish:
+        beta, bias, added, normed = weighed(model, contributions.betas, specs, v)
+        weights = {"beta": beta.numpy(), "bias": bias.numpy(), "added": added.numpy()}
+        about = {
+            "method": f"{METHOD}, last prompt token", "direction_sublayer": "resid_post", "readout_site": "mlp_out",
+            "form": model.sites.form, "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
+            "variable": variable, "n_prompts": len(prompts), **source,
+        }  # fmt: skip
+        return lambda sums: summed.neurons(sums, np.bincount(code), weights, normed, label, values, chosen, about)
+
+    return Reduction(
+        name="neuron",
+        at=dict.fromkeys(sites, chosen),
+        function=contributions.neurons,
+        args=args,
+        row_bytes=dict.fromkeys(sites, 4 * width * len(chosen)),
+        size=8 * len(values) * len(chosen) * width * (2 + (variable != "neuron")),
+        identity={**source, "label": label, "labels": values, "layers": chosen, "sites": sites},
+        begin=begin,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
@@ -17,13 +17,15 @@ from emotrace.directions.groups import Groups, Within, check_within, group
 from emotrace.directions.source import provenance_of, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
-from emotrace.forwards.sums import Sums
 from emotrace.labels import COMPONENTS, KINDS, RUN_ORDER, SITE_DIMS, EmotraceError, unknown
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store import Activations
 from emotrace.store.asked import of_acts
+
+if TYPE_CHECKING:  # it imports torch, which differences of stored activations do without
+    from emotrace.forwards.passes import Reduction
 
 PLACE: Final = "difference_vectors"
 METHOD: Final = "difference vectors: mean over groups of (own mean − mean over labels)"
@@ -78,7 +80,10 @@ def _stored(
         **provenance_of(acts),
     }  # fmt: skip
     names = {site: acts.sel(site)[SITE_DIMS[site][0]].values for site in wanted}
-    return _saved(_dataset(sums, at, sizes, groups, label, names), about, label, out)
+    found = _described(_dataset(sums, at, sizes, groups, label, names), about, label)
+    if out is not None:
+        save_scores(found, out, "differences")
+    return found
 
 
 @of_acts(_stored)
@@ -137,15 +142,49 @@ def difference_vectors(
 
     Source: arXiv 2510.11328.
     """
-    import torch
-
-    from emotrace.forwards.streams import dry, fitting, origin, reductions
-    from emotrace.traced import contributions
+    from emotrace.forwards.passes import passed, planned_pass
 
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
+    groups = group(prompts.table, label, within, accepted, complete)
+    used = Prompts([prompts[int(i)] for i in groups.rows])
+    reduction = differences_reduced(
+        model, used, groups, np.arange(len(used)), label, check_within(prompts.table, label, within), complete, sites, layers
+    )  # fmt: skip
+    yield lambda: planned_pass(model, used, [reduction], prompts_per_chunk)
+    found = passed(
+        model, used, [reduction], method=PLACE, batch_size=batch_size, per_chunk=prompts_per_chunk, out=out, progress=progress,
+    )[reduction.name]  # fmt: skip
+    if out is not None:
+        save_scores(found, out, "differences")
+    return found
+
+
+def differences_reduced(
+    model: LanguageModel, prompts: Prompts, groups: Groups, rows: np.ndarray, label: str, within: Sequence[str],
+    complete: bool, sites: Sequence[str] | None, layers: Iterable[int] | None,
+) -> Reduction:  # fmt: skip
+    """The sums of a pass that `difference_vectors` is made of.
+
+    Args:
+        model: as there.
+        prompts: that pass; those that no group has weigh 0.
+        groups: of some of them.
+        rows: of every row of the groups, which of the prompts it is.
+        label: as there.
+        within: as there.
+        complete: as there.
+        sites: as there.
+        layers: as there.
+    """
+    import torch
+
+    from emotrace.forwards.passes import Reduction
+    from emotrace.forwards.streams import origin
+    from emotrace.traced import contributions
+
     sites_ = model.sites
     wanted = _wanted(sites, [s for s in SITES if sites_.has(s)], f"{sites_.model_class}:")
     chosen = None if layers is None else sorted({int(layer) for layer in layers})
@@ -153,29 +192,30 @@ def difference_vectors(
     for site, those in at.items():
         for layer in those:
             sites_.address(site, layer)
-    groups = group(prompts.table, label, within, accepted, complete)
-    used = Prompts([prompts[int(i)] for i in groups.rows])
     sizes = {site: sites_.size(site, at[site]) for site in wanted}
-    row_bytes = 4 * sum(len(at[s]) * int(np.prod([*sizes[s].values()])) for s in wanted)
-    per_chunk = fitting(row_bytes) if prompts_per_chunk is None else prompts_per_chunk
-    yield lambda: dry(model, used, 2 * row_bytes * (len(groups.labels) + 1), per_chunk)
-    origin_ = origin(model, used)
-    settings = _settings(label, groups, check_within(prompts.table, label, within), complete, at)
-    weights = _weights(groups)
-    sums = Sums(out, {"method": PLACE, **origin_, **settings, "per_chunk": per_chunk, "batch_size": batch_size})
+    row_bytes = {s: 4 * len(at[s]) * int(np.prod([*sizes[s].values()])) for s in wanted}
+    weights = np.zeros((len(groups.labels) + 1, len(prompts)))
+    weights[:, rows] = _weights(groups)
+    source_ = origin(model, Prompts([prompts[int(i)] for i in rows]))
+    settings = _settings(label, groups, within, complete, at)
 
-    def args(rows: range) -> tuple[Any, ...]:
-        return (torch.from_numpy(np.ascontiguousarray(weights[:, rows.start : rows.stop])),)
+    def args(part: range) -> tuple[Any, ...]:
+        return wanted, torch.from_numpy(np.ascontiguousarray(weights[:, part.start : part.stop]))
 
-    for rows, totals in reductions(
-        model, used, wanted, contributions.weighted, args, layers=chosen, prompts_per_chunk=per_chunk,
-        batch_size=batch_size, start=sums.done, progress=progress, desc="differences",
-    ):  # fmt: skip
-        for site, total in zip(wanted, totals, strict=True):
-            sums.add(site, total.numpy())
-        sums.commit(rows.stop)
-    about = {"method": f"{METHOD}, last prompt token", **settings, **groups.attrs(), **origin_}
-    return _saved(_dataset(sums.totals, at, sizes, groups, label), about, label, out)
+    def finish(sums: Mapping[str, np.ndarray]) -> xr.Dataset:
+        about = {"method": f"{METHOD}, last prompt token", **settings, **groups.attrs(), **source_}
+        return _described(_dataset(sums, at, sizes, groups, label), about, label)
+
+    return Reduction(
+        name="differences",
+        at=at,
+        function=contributions.weighted,
+        args=args,
+        row_bytes=row_bytes,
+        size=2 * sum(row_bytes.values()) * (len(groups.labels) + 1),
+        identity={**source_, **settings},
+        begin=lambda: finish,
+    )
 
 
 def _wanted(sites: Sequence[str] | None, there: list[str], of: str) -> list[str]:
@@ -198,12 +238,9 @@ def _settings(
     }  # fmt: skip
 
 
-def _saved(found: xr.Dataset, about: Mapping[str, Any], label: str, out: str | Path | None) -> xr.Dataset:
+def _described(found: xr.Dataset, about: Mapping[str, Any], label: str) -> xr.Dataset:
     sign = f"positive = more of it under this {label} than the mean of all in the same group"
-    found = found.assign_attrs(plain({"sign": sign, **about}))
-    if out is not None:
-        save_scores(found, out, "differences")
-    return found
+    return found.assign_attrs(plain({"sign": sign, **about}))
 
 
 def _weights(groups: Groups) -> np.ndarray:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, presets, provenance
 from emotrace.attribution.chunked import check
-from emotrace.attribution.heads import head_contributions
-from emotrace.attribution.neurons import neuron_contributions
+from emotrace.attribution.files import save_scores
+from emotrace.attribution.heads import head_contributions, heads_reduced
+from emotrace.attribution.neurons import neuron_contributions, neurons_reduced
 from emotrace.circuits.allocation import even_plan, published_plan
 from emotrace.circuits.assembly import assemble, check_plan
 from emotrace.circuits.circuit import Circuit
-from emotrace.circuits.differences import difference_vectors
-from emotrace.datasets import PromptsLike
-from emotrace.directions.groups import Within
+from emotrace.circuits.differences import difference_vectors, differences_reduced
+from emotrace.datasets import Prompts, PromptsLike
+from emotrace.directions.groups import Within, check_within, counting, group
 from emotrace.files import to_folder
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.planned import DryRows, Steps, planned
@@ -27,17 +28,10 @@ from emotrace.sites import LanguageModel
 from emotrace.store import Activations
 from emotrace.store.asked import of_acts
 
-R = TypeVar("R")
+FILES: Final = {"neuron": "neurons", "head": "heads", "differences": "differences"}
+"""Stems of what is saved of each part."""
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
 """Published rankings; with them the plan follows the influence of sublayers."""
-
-
-class DryCircuit(TypedDict, total=False):
-    """What each pass of `discover` would do; a kind that the model lacks has none."""
-
-    neuron: DryRows
-    head: DryRows
-    differences: DryRows
 
 
 def _stored(
@@ -150,15 +144,17 @@ def discover(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
-) -> Steps[DryCircuit, Circuit]:
+) -> Steps[DryRows, Circuit]:
     """The circuit of every label: its highest-ranked neurons and heads in each layer, and their difference vectors.
 
-    Three passes over the prompts: `neuron_contributions`, `head_contributions`, `difference_vectors`; then `assemble`.
+    One pass over the accepted prompts, from which `neuron_contributions`, `head_contributions` and `difference_vectors` are made
+    (a prompt outside the complete groups weighs 0 in the last); then `assemble`. Called alone, these give the same bits where
+    their chunks hold the same prompts, else the same within the rounding of the forwards.
     ``discover(acts, covectors, …)`` asks stored activations (``z`` and ``neuron``) instead, and runs nothing: label and read-out
     are those of `attribution.covectors`. By default
     components are ranked by the contrast between the label and the others, and every layer gives the same number. The
     preset ``emotion_circuits`` ranks by the un-contrasted mean, reads heads in the normed space, and shares out
-    components by the influence of sublayers. ``discover.plan(…)`` says what each pass would do (`DryCircuit`).
+    components by the influence of sublayers. ``discover.plan(…)`` says what the pass would do (`emotrace.planned.DryRows`).
 
     Args:
         model: from `emotrace.load`.
@@ -178,7 +174,7 @@ def discover(
         plan: ``k[label, kind, layer]`` of `even_plan` or `published_plan`; overrides the numbers per layer.
         batch_size: prompts per forward.
         seed: recorded only; nothing is drawn here.
-        out: folder; each pass continues there after a kill, and the circuit is saved in it.
+        out: folder; a killed run continues there, and scores and circuit are saved in it.
         progress: show bars on stderr.
 
     Returns:
@@ -190,6 +186,8 @@ def discover(
 
     Source: arXiv 2510.11328.
     """
+    from emotrace.forwards.passes import passed, planned_pass
+
     arguments.whole("batch_size", batch_size, 1)
     arguments.seed("seed", seed)
     if out is not None:
@@ -209,34 +207,32 @@ def discover(
         available = {k: [_available(model, k, layer) if layer in at[k] else 0 for layer in _all(at)] for k in kinds}
         values = directions[label].values.tolist() if label in directions.coords else []
         plan = _shared_out(influence, values, at, available, neurons_per_layer, heads_per_layer, label)
-    here = _folders(out)
     if accepted is not None and not isinstance(accepted, str):
-        accepted = list(accepted)  # read three times
-    common: dict[str, Any] = {
-        "label": label, "accepted": accepted, "batch_size": batch_size, "progress": progress
-    }  # fmt: skip
-
-    def measure(neurons: Callable[..., R], heads: Callable[..., R], differences: Callable[..., R]) -> dict[str, R]:
-        found: dict[str, R] = {}
-        if "neuron" in kinds:
-            found["neuron"] = neurons(model, prompts, directions, layers=at["neuron"], out=here["neuron"], **common)
-        if "head" in kinds:
-            found["head"] = heads(
-                model, prompts, directions, layers=at["head"], readout=readout, out=here["head"], **common
-            )
-        found["differences"] = differences(
-            model, prompts, within=within, sites=_sites(kinds), layers=_same(at), out=here["differences"], **common
+        accepted = list(accepted)  # read twice
+    prompts = Prompts.of(prompts)
+    counted = np.flatnonzero(counting(prompts.table, accepted))
+    some = Prompts([prompts[int(i)] for i in counted])
+    groups = group(prompts.table, label, within, accepted, True)
+    wanted = []
+    if "neuron" in kinds:
+        wanted.append(neurons_reduced(model, some, directions, label, at["neuron"]))
+    if "head" in kinds:
+        wanted.append(heads_reduced(model, some, directions, label, readout, at["head"]))
+    wanted.append(
+        differences_reduced(
+            model, some, groups, np.searchsorted(counted, groups.rows), label, check_within(prompts.table, label, within), True,
+            _sites(kinds), _same(at),
         )
-        return found
-
-    # what one of the passes refuses is refused before the first
-    dry = measure(neuron_contributions.plan, head_contributions.plan, difference_vectors.plan)
-    yield lambda: DryCircuit(**dry)
+    )  # fmt: skip
+    yield lambda: planned_pass(model, some, wanted)
     check_plan(plan, label, directions[label].values.tolist(), at)
-    scores = measure(neuron_contributions, head_contributions, difference_vectors)
-    differences = scores.pop("differences")
+    made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)
+    for name, folder in _folders(out).items():
+        if folder is not None and name in made:
+            save_scores(made[name], folder, FILES[name])
+    vectors = made.pop("differences")
     found = assemble(
-        scores, differences, plan, by=by, label=label,
+        made, vectors, plan, by=by, label=label,
         meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions),
               "warnings": missing},
     )  # fmt: skip

@@ -19,12 +19,37 @@ BLOCK_BYTES = 64 << 20
 """What heads write is held for so many prompts of a layer at a time, where a norm makes that necessary."""
 
 
+class Part(NamedTuple):
+    """What is made of a chunk, beside others.
+
+    Attributes:
+        name: of what it makes.
+        function: of this package.
+        values: what it takes of the chunk: number of a variable, and some of its cells or None for all.
+        args: what else it takes.
+    """
+
+    name: str
+    function: Any
+    values: Any
+    args: Any
+
+
+def together(model: TracedModel, values: list, parts: list) -> dict:
+    """What each `Part` makes of the same chunk of activations."""
+    found = {}
+    for part in parts:
+        own = [values[i] if cells is None else values[i][cells] for i, cells in part.values]
+        found[part.name] = part.function(model, own, *part.args)
+    return found
+
+
 # -- sums that need no weights ------------------------------------------------------------------------------------
 
 
-def weighted(model: TracedModel, values: list, w: Tensor) -> list:
-    """Weighted sums over prompts: ``[row of w, cell, width]`` of each variable."""
-    return [torch.stack([w @ x.double() for x in value], dim=1) for value in values]
+def weighted(model: TracedModel, values: list, names: list, w: Tensor) -> dict:
+    """Weighted sums over prompts: ``[row of w, cell, width]`` of each variable, by name."""
+    return {n: torch.stack([w @ x.double() for x in value], dim=1) for n, value in zip(names, values, strict=True)}
 
 
 def dotted(model: TracedModel, values: list, covectors: Tensor) -> Tensor:

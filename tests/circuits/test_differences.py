@@ -10,7 +10,7 @@ import emotrace as et
 from emotrace import attribution
 from emotrace.circuits import difference_vectors
 from emotrace.datasets import Prompts
-from emotrace.forwards import streams
+from emotrace.forwards import passes
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.planned import DryRows
 from tests.helpers import loaded
@@ -134,7 +134,7 @@ def test_models_with_some_of_it():
 def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
     model, given = loaded("llama"), prompts()
     base = run(model, given)
-    real = streams.reductions
+    real = passes.reductions
 
     def killed(*args, **options):
         for i, part in enumerate(real(*args, **options)):
@@ -142,11 +142,11 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(streams, "reductions", killed)
+    monkeypatch.setattr(passes, "reductions", killed)
     with pytest.raises(KeyboardInterrupt):
         run(model, given, out=tmp_path)
     asked = []
-    monkeypatch.setattr(streams, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
+    monkeypatch.setattr(passes, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     assert asked == [14, 27]

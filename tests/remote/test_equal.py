@@ -126,6 +126,22 @@ def test_a_store_of_a_server_is_scored_here_with_its_covectors(pair, tmp_path):
             assert float(np.abs(here[variable] - there[variable]).max()) <= 1e-4 * scale, variable
 
 
+def test_a_circuit_is_found_in_one_pass_there_too(pair, tmp_path):
+    found = []
+    for name, lm in zip(("here", "there"), pair("gemma2"), strict=True):
+        acts = et.capture(lm, prompts(), ("resid_mid", "resid_post"), progress=False)
+        dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
+        options = {"neurons_per_layer": 3, "heads_per_layer": 1, "within": ("skeleton_id",), "progress": False}
+        assert circuits.discover.plan(lm, prompts(), dirs, **options).requests == (None if name == "here" else 1)
+        circuit = circuits.discover(lm, prompts(), dirs, out=tmp_path / name, **options)
+        scores = [attribution.load_scores(tmp_path / name / kind, f"{kind}s") for kind in ("neuron", "head")]
+        found.append([*scores, circuit.payload])
+    for here, there in zip(*found, strict=True):
+        for variable in here.data_vars:
+            scale = float(np.abs(here[variable]).max()) or 1.0
+            assert float(np.abs(here[variable] - there[variable]).max()) <= 1e-4 * scale, variable
+
+
 def test_scores_contributions_differences_influence_and_curves(pair):
     found = []
     replies = [{"key": str(i), "token_ids": ids, "reply_ids": [40, 41, 42 + i]} for i, ids in enumerate(IDS)]
