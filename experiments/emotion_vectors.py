@@ -28,6 +28,7 @@ import pandas as pd
 import typer
 import vector_figures as figures
 import vector_study as study
+import xarray as xr
 
 import emotrace as et
 from emotrace import directions, dose, extraction, interop, replies, report
@@ -36,9 +37,12 @@ from emotrace.cli.options import CausalModel, Folder
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
+from emotrace.store import Activations
 
 TOP = 0.1
 """Share of the coordinates that the sparse variant keeps."""
+FIRST = 5
+"""Tokens of an answer that are its beginning."""
 
 
 @grouped
@@ -109,6 +113,8 @@ def main(
     if vectors["layer"].values.tolist() == list(range(vectors.sizes["layer"])):
         interop.write_emotion_vectors(vectors, run.path("published"), Path(lm.sites.identity["model_id"]).name)
     emotions = [str(e) for e in vectors["emotion"].values]
+    acts = et.open_activations(run.path("extraction", "activations.zarr"))
+    within = _within(acts, vectors)
     print(f"vectors of {', '.join(emotions)} at {site}, from {vectors['n'].values.tolist()} pairs of answers")
 
     # 3. The dose, and variants at equal cost, on held-out queries.
@@ -130,6 +136,8 @@ def main(
     matrix = replies.emotion_matrix(tested, chosen)
     under_base = pd.DataFrame([it.under_base(it.plain(asked), base, k) for k in dose.DOSES])
     tables: dict[str, tuple[pd.DataFrame, str]] = {
+        "within": (within, "Where in an answer the vector is: how much further the tokens of emotional answers lie along it than "
+                           "those of neutral ones, in lengths of the vector, mean over answers and layers."),
         **study.tables(methods, curve, sweep, equal), "base": (under_base, "Replies under the base vector."),
     }  # fmt: skip
     result: dict[str, Any] = {
@@ -162,6 +170,34 @@ def main(
     if lm.sites.remote is not None:
         print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
     print(f"report: {page}")
+
+
+def _within(acts: Activations, vectors: xr.DataArray) -> pd.DataFrame:
+    """By emotion and part of the answer, out of the store: projection of emotional answers less that of neutral ones."""
+    site = vectors.attrs["site"]
+    at = acts.column("position_from_end")
+    parts = {"all stored": at >= at.min(), f"first {FIRST}": (at >= 0) & (at < FIRST), "later": at >= FIRST}
+    lines = []
+    for emotion in vectors["emotion"].values.tolist():
+        v = vectors.sel(emotion=[emotion])
+        for part, rows in parts.items():
+            mine = rows & (acts.column("emotion") == emotion)
+            if set(acts.column("condition")[mine]) != {"neutral", "emotional"}:
+                continue  # no answer is that long
+            some = acts.where(emotion=emotion, position_from_end=slice(int(at[rows].min()), int(at[rows].max())))
+            p = directions.project(some, v / v["norm"] ** 2, variable=site if site in acts.variables else "residual")
+            means = p.to_dataframe("p").groupby(["condition", "key"])["p"].mean()
+            means = means.groupby("condition").mean()
+            answers = len(set(some.column("key")))
+            lines.append(
+                {
+                    "emotion": emotion,
+                    "tokens": part,
+                    "answers": answers,
+                    "shift": float(means["emotional"] - means["neutral"]),
+                }
+            )
+    return pd.DataFrame(lines)
 
 
 def _numbers(text: str) -> list[float]:

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import emotrace as et
 from emotrace import directions, interop
 from emotrace.datasets import read_jsonl
 from emotrace.labels import EmotraceError
@@ -55,6 +57,27 @@ def test_the_report_holds_every_dose_and_control(place):
     assert report["n"]["test"] == 2
     assert "1 test queries are in the file" in report["warnings"][-2]
     assert "does not raise its own emotion" in report["warnings"][-1]
+
+
+def test_where_in_an_answer_the_vector_is_comes_out_of_the_store(place):
+    done = place[1]["out"]
+    report = json.loads((done / "report.json").read_text())
+    acts = et.open_activations(done / "extraction" / "activations.zarr")
+    vectors = directions.load(done / "vectors")
+    shift = {(line["emotion"], line["tokens"]): line["shift"] for line in report["within"]}
+    first = (acts.column("position_from_end") < 5).all()
+    assert {tokens for _, tokens in shift} == {"all stored", "first 5"} | (set() if first else {"later"})
+    for emotion in ("fear", "joy"):
+        assert shift[emotion, "all stored"] == pytest.approx(1, rel=1e-4)  # the vector is that very mean difference
+        one = acts.sel("o_proj_out", emotion=emotion, position_from_end=slice(0, 4)).transpose("token", "layer", "dim")
+        v = vectors.sel(emotion=emotion)
+        p = np.einsum("tld,ld->tl", one.values, (v / v["norm"] ** 2).values)
+        by = {
+            c: np.mean([p[(one["key"] == k).values].mean(0) for k in set(one["key"].values) if k.endswith(c)], axis=0)
+            for c in ("emotional", "neutral")
+        }
+        assert shift[emotion, "first 5"] == pytest.approx((by["emotional"] - by["neutral"]).mean(), rel=1e-4, abs=1e-6)
+    assert "Where in an answer the vector is" in (done / "report.html").read_text()
 
 
 def test_every_reply_has_an_identity_of_its_own(place):
