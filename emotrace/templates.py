@@ -33,6 +33,15 @@ _PINNED = (  # transformers passes no functions to a template, so its clock is r
 )
 
 
+def single_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of a word that is one known token, as it is or after a blank; None if it is not."""
+    for text in (word, f" {word}"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
+            return int(ids[0])
+    return None
+
+
 class Encoder:
     """Turns prompts into token ids for one tokenizer.
 

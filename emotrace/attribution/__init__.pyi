@@ -4,12 +4,14 @@ from emotrace.attribution.downstream import gradient_influence
 from emotrace.attribution.exemplars import top_prompts
 from emotrace.attribution.files import load_scores, save_scores
 from emotrace.attribution.heads import head_contributions
+from emotrace.attribution.lens import logit_lens
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import planted_auroc, top
 from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
 from emotrace.attribution.seen import covectors
 from emotrace.attribution.sublayers import sublayer_influence
 from emotrace.attribution.views import attention, top_tokens
+from emotrace.attribution.vocabulary import token_covectors
 from emotrace.attribution.weights import OutputProjection, output_projection
 from emotrace.forwards.streams import stream
 from emotrace.forwards.sums import Sums
@@ -26,6 +28,7 @@ __all__ = [
     "layer_block",
     "load_scores",
     "local_directions",
+    "logit_lens",
     "mean_ablation",
     "neuron_contributions",
     "output_projection",
@@ -36,6 +39,7 @@ __all__ = [
     "stable_block",
     "stream",
     "sublayer_influence",
+    "token_covectors",
     "top",
     "top_prompts",
     "top_tokens",

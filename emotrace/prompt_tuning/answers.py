@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
+from emotrace.templates import single_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,15 +56,6 @@ def answer_ids(
     if ids[0] == ids[1]:
         raise EmotraceError(f"words={tuple(words)!r} are one token ({ids[0]}); two different answers are needed.")
     return ids[0], ids[1]
-
-
-def single_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of a word that is one known token, as it is or after a blank; None if it is not."""
-    for text in (word, f" {word}"):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
-            return int(ids[0])
-    return None
 
 
 def _choices(tokenizer: PreTrainedTokenizerBase) -> str:

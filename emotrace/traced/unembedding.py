@@ -1,0 +1,67 @@
+"""Unembedding: the final norm and some rows of the unembedding, and what a model makes of them in one small forward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from emotrace.traced import places, weights
+from emotrace.traced.model import TracedModel
+from emotrace.traced.places import Place
+
+
+class End(NamedTuple):
+    """The end of a model.
+
+    Attributes:
+        state: ``resid_post`` of the last layer.
+        norm: envoy of the final norm.
+        head: input of the unembedding.
+    """
+
+    state: Place
+    norm: Any
+    head: Place
+
+
+def unembedded(model: TracedModel, inputs: dict, end: End, ids: list) -> tuple:
+    """Rows of the unembedding, the norm before it, and values of a forward of one row to hold them against.
+
+    Args:
+        model: an nnsight model with weights.
+        inputs: ids and mask of one row.
+        end: where the end of the model is.
+        ids: tokens.
+
+    Returns:
+        On the CPU: states ``[token, d]``, what the unembedding was given ``[token, d]``, the model's logits ``[token, id]``; rows
+        ``[id, d]`` and biases ``[id]`` of the unembedding, gain and bias of the norm ``[d]``, all float64; eps, and whether the
+        norm takes the mean away.
+
+    Raises:
+        ValueError: for a norm that is neither RMSNorm nor LayerNorm, or an unembedding without one row per token.
+    """
+    chosen = torch.tensor(ids)
+    found: dict = {}
+
+    def keep(name: str, value: Tensor) -> None:
+        found[name] = value.detach().double().cpu()
+
+    with torch.no_grad(), model.trace(inputs):
+        keep("state", places.fetch(end.state, None, 1)[0])
+        keep("given", places.fetch(end.head, None, 1)[0])
+        whole: Any = model.output
+        keep("logits", whole.logits[0][:, chosen.to(whole.logits.device)])
+    d = found["state"].shape[-1]
+    norm = weights.norm_of(end.norm._module, d, str(end.norm.path))
+    matrix = getattr(end.head.envoy._module, "weight", None)
+    if norm is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.shape[-1] != d:
+        raise ValueError("its final norm or its unembedding is no norm and one row per token")
+    here = chosen.to(matrix.device)
+    rows = matrix.detach()[here].double().cpu()
+    bias = getattr(end.head.envoy._module, "bias", None)
+    added = bias.detach()[here].double().cpu() if isinstance(bias, Tensor) else torch.zeros(len(ids)).double()
+    values = (found["state"], found["given"], found["logits"], rows, added, norm.gain.cpu(), norm.bias.cpu())
+    return (*values, float(norm.eps), bool(norm.centred))
