@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import xarray as xr
 from circuit_protocol import Protocol, Setting
 
 import emotrace as et
-from emotrace import attribution, replies
+from emotrace import attribution, directions, replies
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
 from emotrace.labels import METHODS
@@ -27,6 +28,23 @@ FIRST = 4
 """The first sample of a search is so many times smaller than the middle one."""
 KEEP = 5
 """So many times as many settings as finalists go on to the middle sample."""
+READ = 8
+"""Training skeletons whose accepted prompted replies are read token by token."""
+NEURONS, TOKENS = 3, 4
+"""Of each emotion's circuit so many neurons are shown, with so many tokens each."""
+
+
+class Read(NamedTuple):
+    """The reply tokens at which the highest-ranked neurons of each emotion's circuit are highest.
+
+    Attributes:
+        tokens: one row per emotion, neuron and rank, of `attribution.top_prompts`; ``emotion`` says whose neuron it is, ``asked``
+            what the prompt asks for.
+        record: for report.json: which replies, and the tokens.
+    """
+
+    tokens: pd.DataFrame
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -143,6 +161,50 @@ class Study(Evaluation):
         return out
 
     # -- what a reader looks at first ---------------------------------------------------------------------------
+
+    def read(
+        self,
+        prompts: Prompts,
+        prompted: Sequence[Row],
+        circuit: et.Circuit,
+        neurons: xr.Dataset | None,
+        out: Path,
+        seed: int,
+    ) -> Read | None:
+        """Where in accepted replies the neurons of a circuit are highest; None for a circuit without neurons, or no such reply.
+
+        The layers of these neurons are captured once, at the reply tokens of the first `READ` skeletons (spread over themes).
+        """
+        table = circuit.components.query("kind == 'neuron'").rename(columns={"index": "unit"})
+        shown = table.sort_values("score", ascending=False, kind="stable").groupby("emotion", sort=False).head(NEURONS)
+        some, good = prompts.limit(READ), set(directions.accepted(prompted))
+        rows = [r for r in prompted if r["key"] in good & set(some.keys) and r["token_ids"]]
+        if neurons is None or not len(shown) or not rows:
+            return None
+        replied = some.with_replies(rows)
+        skeletons = sorted({str(p.labels["skeleton_id"]) for p in replied})
+        of = f"{len(replied)} accepted prompted replies to {len(skeletons)} training skeletons of the part fitted on"
+        where: dict[str, Any] = {
+            "layers": sorted({int(i) for i in shown["layer"]}), "positions": "generated", "out": out,
+            "batch_size": self.batch_size, "seed": seed,
+        }  # fmt: skip
+        print(f"neurons at the reply tokens of {of}: {et.capture.plan(self.model, replied, 'neuron', **where)}")
+        acts = et.capture(self.model, replied, "neuron", **where)
+        found = [
+            attribution.top_prompts(acts, int(layer), sorted({int(u) for u in part["unit"]}), k=TOKENS)
+            for layer, part in shown.groupby("layer")
+        ]
+        named = shown[["emotion", "layer", "unit", "score"]].sort_values(["emotion", "score"], ascending=[True, False])
+        tokens = named.merge(pd.concat(found).rename(columns={"emotion": "asked"}), on=["layer", "unit"])
+        at = {name: xr.DataArray(tokens[name].to_numpy(), dims="row") for name in ("emotion", "layer", "unit")}
+        tokens["beta"] = neurons["beta"].sel(at).values
+        kept = ["emotion", "layer", "unit", "score", "beta", "rank", "activation", "key", "asked", "position_from_end"]
+        lines = tokens[[*kept, "before", "token_text", "after"]].to_dict("records")
+        record = {
+            "of": of, "n_replies": len(replied), "n_tokens": len(acts), "skeletons": skeletons, "store": out.name,
+            "selection": acts.selection, "plan_digest": acts.attrs["plan_digest"], "tokens": lines,
+        }  # fmt: skip
+        return Read(tokens, record)
 
     def views(
         self,

@@ -8,7 +8,7 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
    fitted on three quarters of the training skeletons. Do they hold for a theme or a valence they never saw?
 4. Asked of that store, without another forward: neurons and heads are ranked by what they contribute to their emotion's
    direction, more than to the others'; the best of each layer, with the difference of their activations, are that emotion's
-   circuit. Which sublayers matter?
+   circuit. Which sublayers matter? At which tokens of accepted replies are these neurons highest?
 5. On the other quarter: does ablating the best k components lower the projection, and adding them raise it, and do others
    not? Doses, layer ranges and positions of steering, and strengths and positions of the circuit, are searched there by
    successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
@@ -161,6 +161,7 @@ def main(
         if lm.sites.has(COMPONENTS[kind].site)
     }
     print(circuit)
+    read = study.read(fitting, prompted, circuit, scores.get("neurons"), run.path("reply_tokens.zarr"), seed)
 
     # 5. What the components do, and what to choose, on held-out training skeletons.
     trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(sweep_limit) for p in (prompts, plain))
@@ -216,6 +217,7 @@ def main(
         "chosen_circuit": best_circuit,
         "comparison": comparison, "paired": paired(rows, bounds), "published": PUBLISHED,
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
+        "reply_tokens": read.record if read else None,
         "layer_profile": _profile(acts), "dose_unit": "share of the activation's norm",
         "warnings": notes + circuit.meta["warnings"] + _warnings(lm, the_judge),
     }  # fmt: skip
@@ -225,6 +227,7 @@ def main(
     write_rows(run.path("generations.jsonl"), rows)
     run.finish()
     inside = {"circuit": circuit, "influence": influence, "curves": curves, **scores}
+    inside["reply_tokens"] = read.tokens if read else None
     inside |= study.views(fitting, stored, dirs, scores.get("neurons"), scores.get("heads"))
     page = report.write(
         run.out, result, rows, directions=dirs, agnosticism=agnosticism, manifest=run.manifest, circuits=inside

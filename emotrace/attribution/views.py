@@ -34,7 +34,7 @@ def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> p
 
     Returns:
         One row per direction and rank: the other dims of the directions, ``rank`` (0 is the highest), ``token_id, token,
-        logit``.
+        logit``; ``attrs`` name the model and rows that the directions do.
 
     Raises:
         EmotraceError: for a model without logits, directions of another width, zero or not finite, or a k out of range.
@@ -78,7 +78,9 @@ def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> p
                  "logit": np.take_along_axis(scores, best, axis=-1).ravel()}
             )
         )  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
+    found = pd.concat(tables, ignore_index=True)
+    found.attrs = {**provenance.of(directions), **provenance.rows_of(directions)}
+    return found
 
 
 @typed

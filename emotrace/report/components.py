@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,7 +28,7 @@ LONGEST: Final = 220
 
 
 def frames(parts: CircuitParts) -> dict[str, pd.DataFrame]:
-    """``circuit, heads, neurons, influence, curves, overlap, top_tokens, top_prompts``, unrounded; empty where absent."""
+    """``circuit, heads, neurons, influence, curves, overlap, top_tokens, top_prompts, reply_tokens``, unrounded or empty."""
     empty = pd.DataFrame()
     return {
         "circuit": parts.circuit.components if parts.circuit is not None else empty,
@@ -39,6 +39,7 @@ def frames(parts: CircuitParts) -> dict[str, pd.DataFrame]:
         "overlap": overlap(parts.circuit) if parts.circuit is not None else empty,
         "top_tokens": parts.tokens if parts.tokens is not None else empty,
         "top_prompts": parts.top_prompts if parts.top_prompts is not None else empty,
+        "reply_tokens": parts.reply_tokens if parts.reply_tokens is not None else empty,
     }
 
 
@@ -124,7 +125,17 @@ def token_rows(tokens: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def prompt_rows(found: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The prompts that activate the top neurons most: three neurons per emotion and three prompts each, in the given order.
+    """The prompts that activate the top neurons most, as `_units` shows them."""
+    return _units(found, _prompt)
+
+
+def token_lines(found: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """The reply tokens at which the top neurons are highest, amid their neighbours, as `_units` shows them."""
+    return _units(found, _token)
+
+
+def _units(found: pd.DataFrame | None, line: Callable[[Mapping[Any, Any]], dict[str, str]]) -> list[dict[str, Any]]:
+    """Three neurons per emotion and three prompts or tokens each, in the given order.
 
     ``writes`` says whether a neuron writes ``for`` or ``against`` its emotion (the sign of ``beta``), where that is known.
     """
@@ -138,13 +149,21 @@ def prompt_rows(found: pd.DataFrame | None) -> list[dict[str, Any]]:
             weight = best[0].get("beta")
             writes = "" if weight is None or weight != weight else "for" if weight > 0 else "against"
             shown = {"emotion": emotion, "layer": layer, "unit": unit, "writes": writes}
-            out.append({**shown, "prompts": [_prompt(r) for r in best]})
+            out.append({**shown, "prompts": [line(r) for r in best]})
     return out
 
 
 def _prompt(row: Mapping[Any, Any]) -> dict[str, str]:
     text = clipped(" ".join(str(row["text"]).split()), LONGEST)
     return {"key": str(row.get("key", "")), "text": text, "activation": f"{row['activation']:.3g}"}
+
+
+def _token(row: Mapping[Any, Any]) -> dict[str, str]:
+    text = str(row["token_text"])
+    token = text if text.strip() else style.visible(text)
+    beside = {side: " ".join(str(row[side]).split("\n")) for side in ("before", "after")}
+    place = {"key": str(row.get("key", "")), "at": str(int(row["position_from_end"]) + 1)}
+    return {**beside, **place, "token": token, "activation": f"{row['activation']:.3g}"}
 
 
 def clipped(text: str, longest: int) -> str:

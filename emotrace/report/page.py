@@ -167,6 +167,8 @@ def render(
         figures=[_figure(one) for one in shown],
         tokens=components.token_rows(page.circuits.tokens),
         prompts=components.prompt_rows(page.circuits.top_prompts),
+        reply_tokens=components.token_lines(page.circuits.reply_tokens),
+        replies_read=(report.get("reply_tokens") or {}).get("of", "replies"),
         samples=page.side_by_side,
         seed=page.seed,
         shown=[*_drawn(page.drawn), *_tables(tables or {}), *numbers.fluency(report)],

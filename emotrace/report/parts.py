@@ -24,6 +24,17 @@ _NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 _COLUMNS: Final = {
     "tokens": ("emotion", "layer", "rank", "token"),
     "top_prompts": ("emotion", "layer", "unit", "rank", "text", "activation"),
+    "reply_tokens": (
+        "emotion",
+        "layer",
+        "unit",
+        "rank",
+        "before",
+        "token_text",
+        "after",
+        "activation",
+        "position_from_end",
+    ),
 }
 
 
@@ -42,6 +53,9 @@ class CircuitParts:
             whose head it is, if known.
         top_prompts: of `attribution.top_prompts`: one row per ``layer``, ``unit`` and ``rank``, with ``text``, ``activation``,
             ``key`` if known, and ``emotion``: whose neuron it is, not what the prompt asks for.
+        reply_tokens: of ``attribution.top_prompts(acts, …)`` at reply tokens: likewise, with ``before``, ``token_text``,
+            ``after`` and ``position_from_end`` in the place of ``text``; ``reply_tokens["of"]`` of the report says of which
+            replies.
 
     Raises:
         EmotraceError: for a part without the dims, variables or columns that its figure or table needs.
@@ -55,6 +69,7 @@ class CircuitParts:
     tokens: pd.DataFrame | None = None
     attention: Sequence[xr.DataArray] = ()
     top_prompts: pd.DataFrame | None = None
+    reply_tokens: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         if self.circuit is not None and not hasattr(self.circuit, "overlap"):

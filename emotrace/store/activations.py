@@ -201,7 +201,7 @@ class Activations:
                 f"{', '.join(arrays)} are stored for different layers, so one Dataset cannot hold them without gaps; "
                 "name one: dataset('residual')."
             ) from error
-        return merged.assign_attrs(self.attrs)
+        return merged.assign_attrs({**self.attrs, "source": str(self.path), "selection": self.selection})
 
     def to_dataframe(self, variable: str = "residual", max_rows: int = 20_000_000, **labels: Any) -> pd.DataFrame:
         """A selection as a long table: array dims, token labels, and the value in a column named after the variable.

@@ -154,6 +154,32 @@ def test_the_report_says_what_was_chosen_and_what_it_cost(done):
         assert leaf["ci95"][0] <= leaf["value"] <= leaf["ci95"][1]
 
 
+def test_the_report_says_at_which_reply_tokens_the_neurons_of_the_circuit_are_highest(done):
+    found = json.loads((done / "report.json").read_text())["reply_tokens"]
+    acts = et.open_activations(done / "reply_tokens.zarr")
+    tokens, table = acts.tokens, et.Circuit.load(done / "circuit").components.query("kind == 'neuron'")
+    fit = json.loads(et.Circuit.load(done / "circuit").meta["selection"])[0]["skeleton_id"]
+    assert set(tokens["key"]) <= set(accepted_keys(done, fit))
+    assert (tokens["position_from_end"] >= 0).all()
+    assert (found["n_replies"], found["n_tokens"]) == (tokens["key"].nunique(), len(tokens))
+    assert (found["store"], found["plan_digest"]) == ("reply_tokens.zarr", acts.attrs["plan_digest"])
+    lines = pd.DataFrame(found["tokens"])
+    for emotion, part in lines.groupby("emotion"):
+        best = table[table["emotion"] == emotion].nlargest(3, "score")
+        assert set(zip(part["layer"], part["unit"], strict=True)) == set(zip(best["layer"], best["index"], strict=True))
+    for (_, layer, unit), part in lines.groupby(["emotion", "layer", "unit"]):
+        values = acts.neuron.sel(layer=layer, unit=unit).values
+        assert part["activation"].tolist() == pytest.approx(sorted(values, reverse=True)[:4])
+        row = part.iloc[0]
+        at = tokens.query("key == @row.key and position_from_end == @row.position_from_end")
+        assert values[at.index[0]] == pytest.approx(row["activation"])
+        assert at["token_text"].item() == row["token_text"]
+    page = (done / "report.html").read_text()
+    assert found["of"] in page
+    assert 'id="reply-tokens"' in page
+    assert len(pd.read_csv(done / "tables" / "reply_tokens.csv")) == len(lines)
+
+
 def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     report = json.loads((done / "report.json").read_text())
     assert report["directions"] == {"n_groups": report["directions"]["n_groups"], "fitted_on": 3, "chosen_on": 1}

@@ -151,6 +151,30 @@ def top_prompts():
     return pd.DataFrame(rows, columns=["emotion", "layer", "unit", "rank", "key", "text", "activation"])
 
 
+def reply_tokens():
+    """Two neurons per emotion, four tokens each, some of them awkward."""
+    rows = [
+        (
+            e,
+            u,
+            7 * u,
+            r,
+            4.0 - r,
+            f"work_{r:02d}",
+            3 + r,
+            "so <i>the</i>\n",
+            ("\n", " <b>")[r % 2],
+            " smithy.",
+            (-1) ** u,
+        )
+        for e in EMOTIONS
+        for u in range(2)
+        for r in range(4)
+    ]
+    names = "emotion layer unit rank activation key position_from_end before token_text after beta"
+    return pd.DataFrame(rows, columns=names.split())
+
+
 def make_parts(layers=6, heads=8, units=704, seed=0, per_head=2, per_neuron=20, length=60):
     """Everything that `report.CircuitParts` holds, as the mapping."""
     rng = np.random.default_rng(seed)
@@ -170,4 +194,5 @@ def make_parts(layers=6, heads=8, units=704, seed=0, per_head=2, per_neuron=20, 
         "tokens": tokens(layers),
         "attention": patterns(length, rng),
         "top_prompts": top_prompts(),
+        "reply_tokens": reply_tokens(),
     }

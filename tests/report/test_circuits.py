@@ -329,6 +329,7 @@ def test_csv_files_hold_the_numbers_unrounded(parts, compared, tmp_path):
     frames = tables.frames(compared, parts=CircuitParts.of(parts))
     assert list(frames) == [
         "comparison", "paired", "circuit", "heads", "neurons", "influence", "curves", "overlap", "top_tokens", "top_prompts",
+        "reply_tokens",
     ]  # fmt: skip
     room.publish(tmp_path, {}, [], frames, {})
     tmp_path /= "tables"
@@ -386,6 +387,19 @@ def test_prompts_of_top_neurons_are_few_and_short(parts):
     assert all(len(p["text"]) <= components.LONGEST for unit in shown for p in unit["prompts"])
 
 
+def test_reply_tokens_of_top_neurons_stand_amid_their_neighbours(parts, compared):
+    shown = components.token_lines(parts["reply_tokens"])
+    assert [(u["emotion"], u["unit"], u["writes"]) for u in shown[:2]] == [("anger", 0, "for"), ("anger", 7, "against")]
+    first = shown[0]["prompts"][0]
+    assert first == {
+        "before": "so <i>the</i> ", "token": "↵", "after": " smithy.", "key": "work_00", "at": "4", "activation": "4"
+    }  # fmt: skip
+    text = page.render({"reply_tokens": {"of": "5 accepted replies"}}, page=page.Page(circuits=CircuitParts.of(parts)))
+    assert "reply tokens of 5 accepted replies" in text
+    assert "so &lt;i&gt;the&lt;/i&gt; <b>↵</b> smithy." in text
+    assert "work_00, token 4 of the reply" in text
+
+
 # -- page ------------------------------------------------------------------------------------------------------------
 
 
@@ -404,7 +418,7 @@ def test_a_run_with_circuits_shows_everything_and_names_existing_files(compared,
     ]
     assert all((tmp_path / image["src"]).is_file() for image in parser.images)
     assert all((tmp_path / link).is_file() for link in parser.links)
-    for section in ("published", "paired", "tokens", "prompts"):
+    for section in ("published", "paired", "tokens", "prompts", "reply-tokens"):
         assert f'id="{section}"' in text
     assert "<i>a</i>" not in text
     assert "<code>&lt;b&gt;</code>" in text
@@ -432,7 +446,8 @@ def test_paired_tests_state_points_interval_p_and_skeletons(compared):
 
 
 @pytest.mark.parametrize(
-    "present", ["circuit", "influence", "curves", "heads", "neurons", "tokens", "attention", "top_prompts"]
+    "present",
+    ["circuit", "influence", "curves", "heads", "neurons", "tokens", "attention", "top_prompts", "reply_tokens"],
 )
 def test_any_part_may_stand_alone(parts, present, tmp_path):
     alone = {present: parts[present]}
@@ -445,6 +460,7 @@ def test_any_part_may_stand_alone(parts, present, tmp_path):
         "neurons": set(),
         "tokens": set(),
         "top_prompts": set(),
+        "reply_tokens": set(),
     }
     assert drawn == expected.get(present, {present})
 
