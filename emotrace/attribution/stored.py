@@ -175,6 +175,8 @@ class Norms(NamedTuple):
         after, reads = (layer in covectors.attrs[name] for name in ("z_after", "z_reads"))
         site = covectors.attrs["residual"][covectors.attrs["z_layers"].index(layer)]
         there = site is not None and has(acts, site, layer)
+        if there and "dim" in acts.cut("residual"):
+            raise EmotraceError(f"{place}: the residual is narrowed along 'dim'; it is read whole.")
         for needed, names in ((after, Z_NORM), (reads, MID_NORM)):
             for name in names if needed else ():
                 require_norm(acts, name, [layer], f"'{site}' and 'z'" if reads else "'z'", place)
@@ -187,7 +189,8 @@ class Norms(NamedTuple):
             raise EmotraceError(
                 f"{place}: in layer {layer} a norm takes all heads together, so they cannot be narrowed to some."
             )
-        return cls(after, reads, site if there else None, there or site is None)
+        every = n_heads == covectors.sizes["head"]
+        return cls(after, reads, site if there else None, there or (site is None and every))
 
 
 class _Vectors(NamedTuple):

@@ -54,7 +54,7 @@ def _stored(
             raise unknown("variable", site, acts.variables, f"{PLACE}, of {acts.path}")
     narrowed = acts
     if layers is not None:
-        asked = sorted({int(layer) for layer in layers})
+        asked = sorted(arguments.wholes(f"{PLACE}(layers)", layers))
         for site in wanted:
             for layer in asked:
                 if layer not in (known := acts[site]["layer"].values.tolist()):
@@ -187,7 +187,7 @@ def differences_reduced(
 
     sites_ = model.sites
     wanted = _wanted(sites, [s for s in SITES if sites_.has(s)], f"{sites_.model_class}:")
-    chosen = None if layers is None else sorted({int(layer) for layer in layers})
+    chosen = None if layers is None else sorted(arguments.wholes(f"{PLACE}(layers)", layers))
     at = {site: list(sites_.layers(site)) if chosen is None else chosen for site in wanted}
     for site, those in at.items():
         for layer in those:

@@ -150,11 +150,23 @@ def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[StoredS
         raise EmotraceError(
             f"{PLACE}(nodes={kind!r}): {acts.path} does not hold {site!r} with its gradients; capture that site."
         )
+    dim = COMPONENTS[kind].dim if kind in KINDS else None
+    for held, name in ((acts, "acts"), (other, "counterfactuals")):
+        parts = [d for d in held.cut(variable) if d != dim]
+        if parts:
+            raise EmotraceError(
+                f"{PLACE}(nodes={kind!r}): {site!r} of {name} is narrowed along {parts[0]!r}; a node is whole."
+            )
     read = [tuple(one) for one in acts.attrs["metric_reads"]]
     at = {"sublayer": [site]} if variable == "residual" else {}
     values, gradients = (source(acts.sel(name, **at), position="all") for name in here)
-    others = values if other is acts else source(other.sel(variable, **at), position="all")
-    dim = COMPONENTS[kind].dim if kind in KINDS else None
+    for name, needed in (("layer", gradients), *(() if dim is None else ((dim, values),))):
+        there = other.sel(variable)[name].values.tolist()
+        lost = [i for i in needed.array[name].values.tolist() if i not in there]
+        if lost:
+            raise unknown(f"{name} of {site!r}", lost[0], there, f"{PLACE}(counterfactuals=…)")
+    same = {} if dim is None else {dim: values.array[dim].values}
+    others = values if other is acts else source(other.sel(variable, **at, **same), position="all")
     numbers = [0] if dim is None else values.array[dim].values.tolist()
     for layer in gradients.array["layer"].values.tolist():
         if (site, layer) not in read:  # what the metric reads is no node that it is found for

@@ -19,7 +19,7 @@ from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing
 from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
-from emotrace.store.select import index_of, rows_of
+from emotrace.store.select import index_of, rows_of, said
 from emotrace.store.table import Table
 from emotrace.store.variable import Variable
 
@@ -120,6 +120,11 @@ class Activations:
         """Dims, labels and dtype of every stored site, as far as these activations hold it."""
         return tuple(self._variables.values())
 
+    def cut(self, variable: str) -> list[str]:
+        """Dims of a variable of whose numbers `where` has left some only (``head``, ``head_dim``, ``unit``, ``dim``)."""
+        whole, sizes = self._stored[variable].sizes, self._variables[variable].sizes
+        return [dim for dim, size in sizes.items() if size < whole[dim]]
+
     @property
     def selection(self) -> str:
         """The labels that these activations were narrowed to by `where`, in order, as JSON."""
@@ -149,7 +154,7 @@ class Activations:
         """
         if variable not in self._variables:
             raise unknown("variable", variable, self._variables, f"sel on {self.path}")
-        v = self._variables[variable]
+        v, labels = self._variables[variable], said(labels)
         for name in labels:
             if name not in v.dims and name not in self.columns:
                 raise unknown("label", name, (*v.dims, *self.columns), f"sel({variable!r})")
@@ -172,7 +177,7 @@ class Activations:
         Raises:
             EmotraceError: for a label or value that nothing has, or an empty selection.
         """
-        dims = {d for v in self._variables.values() for d in v.dims}
+        labels, dims = said(labels), {d for v in self._variables.values() for d in v.dims}
         for name in labels:
             if name not in dims and name not in self.columns:
                 raise unknown("label", name, (*sorted(dims), *self.columns), f"where on {self.path}")

@@ -15,6 +15,16 @@ MANY = 40
 """More choices than this are not listed in an error."""
 
 
+def said(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels as they are looked at more than once: several values as a list, but for a span of positions; one as itself."""
+    out: dict[str, Any] = {}
+    for name, wanted in labels.items():
+        value = wanted.item() if isinstance(wanted, np.ndarray) and not wanted.ndim else wanted
+        several = None if name == "position" and isinstance(value, tuple) else _several(value)
+        out[name] = value if several is None else several
+    return out
+
+
 def index_of(dim: str, values: Sequence[Any], wanted: object) -> int | list[int]:
     """Index or indices of coordinate values along an array dim.
 

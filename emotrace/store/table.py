@@ -35,7 +35,7 @@ class Table:
         self.n_rows: int = store["rows"]
         self.names: tuple[str, ...] = tuple(store["columns"])
         self.by_prompt = store["format"] > 1
-        self._read = read or checked(root)
+        self._read = read or Checked(root)
         self._known: dict[str, np.ndarray] = {}
         self._recent: dict[tuple[str, bytes], np.ndarray] = {}
 
@@ -127,27 +127,37 @@ class Table:
         return np.diff(np.append(self._first, self.n_rows))
 
 
-def checked(root: Path) -> Callable[..., np.ndarray]:
-    """Reads arrays, or some of their rows, out of files that are what was committed."""
-    record: list[dict[str, Any]] = []
-    arrays: dict[str, Any] = {}
+class Checked:
+    """Reads arrays, or some of their rows, out of files that are what was committed.
 
-    def read(path: str, rows: np.ndarray | None = None) -> np.ndarray:
-        if not record:
-            record.append(checks.table(root))
-        files = record[0]
+    Args:
+        root: of the store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files: dict[str, Any] | None = None
+        self._arrays: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[type[Checked], tuple[Path]]:
+        return Checked, (self.root,)  # another process looks at the files itself
+
+    def __call__(self, path: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """The array at a path of the store, or these rows of it."""
+        if self._files is None:
+            self._files = checks.table(self.root)
+        files = self._files
         if rows is None:
             needed = [f for f in files if f.startswith(f"{path}/")]
         else:
             chunks = (f"{path}/c/{chunk}" for chunk in np.unique(rows // CHUNK_ROWS).tolist())
             needed = [f"{path}/zarr.json", *(c for c in chunks if c in files)]  # zarr writes no chunk of zeros
         for file in needed:
-            checks.require(root, file, files)
-        if path not in arrays:
-            arrays[path] = opened(root, path)
-        return np.asarray(arrays[path][:] if rows is None else arrays[path].oindex[rows])
-
-    return read
+            checks.require(self.root, file, files)
+        if path not in self._arrays:
+            self._arrays[path] = opened(self.root, path)
+        array = self._arrays[path]
+        return np.asarray(array[:] if rows is None else array.oindex[rows])
 
 
 def opened(root: Path, path: str) -> Any:

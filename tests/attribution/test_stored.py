@@ -336,6 +336,19 @@ def test_bad_inputs_are_refused_in_words():
         covectors(loaded("gpt-neox"), random_directions(loaded("gpt-neox")), readout="normed")
 
 
+def test_heads_without_the_others_have_no_baseline_that_is_their_sum():
+    model = loaded("gpt-neox")  # read at attn_out, which is the sum of all heads
+    acts, vectors = captured(model, some_prompts()), covectors(model, random_directions(model))
+    whole, some = (head_contributions(a, vectors) for a in (acts, acts.where(head=[1, 2])))
+    assert "baseline" in whole
+    assert "baseline" not in some
+    xr.testing.assert_identical(some["mean"], whole["mean"].sel(head=[1, 2]))
+    model = loaded("llama")
+    acts, vectors = captured(model, some_prompts()), covectors(model, random_directions(model))
+    with pytest.raises(EmotraceError, match="head_contributions: the residual is narrowed along 'dim'"):
+        head_contributions(acts.where(dim=[0, 1]), vectors)
+
+
 def test_without_the_residual_there_is_no_baseline():
     model, prompts = loaded("llama"), some_prompts()
     vectors = covectors(model, random_directions(model))

@@ -105,6 +105,24 @@ def test_a_narrowed_store_gives_the_nodes_that_it_holds():
     assert '"head": [1, 3]' in some.attrs["selection"]
 
 
+def test_a_part_of_a_node_is_none():
+    lm = loaded("llama")
+    pairs = discovery.other_emotion(lm, prompts_of())
+    acts = stored(lm, pairs, metric_of(lm))
+    for part, nodes, message in [
+        ({"head_dim": [0, 1]}, "head", "'z' of acts is narrowed along 'head_dim'"),
+        ({"dim": slice(0, 3)}, "mlp", "'mlp_out' of acts is narrowed along 'dim'"),
+    ]:
+        with pytest.raises(EmotraceError, match=message):
+            discovery.attribution_patching(acts.where(**part), pairs, nodes=nodes)
+    whole = discovery.attribution_patching(acts, pairs, nodes="head")
+    some = discovery.attribution_patching(acts.where(head=[2]), pairs, nodes="head", counterfactuals=acts)
+    xr.testing.assert_identical(some["score"].drop_attrs(), whole["score"].sel(node=some["node"]).drop_attrs())
+    for part, message in [({"head": [0, 1]}, "head of 'z' 2"), ({"layer": [0]}, "layer of 'z' 1")]:
+        with pytest.raises(EmotraceError, match=f"unknown {message} in attribution_patching.counterfactuals"):
+            discovery.attribution_patching(acts, pairs, nodes="head", counterfactuals=acts.where(**part))
+
+
 def test_no_model_library_is_needed(tmp_path):
     lm = loaded("llama")
     pairs, metric = discovery.other_emotion(lm, prompts_of()), metric_of(lm)

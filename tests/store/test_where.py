@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -167,6 +168,30 @@ def test_a_view_says_what_it_was_narrowed_to(both):
     many = memory.where(position=list(range(3)) * 20)
     (said,) = json.loads(many.selection)
     assert said["position"]["values"] == 60
+
+
+def test_values_are_those_asked_for_whatever_holds_them(both):
+    for acts in both[:2]:
+        for values, record in [
+            (iter(["anger", "fear"]), ["anger", "fear"]),
+            (("anger", "fear"), ["anger", "fear"]),
+            (np.array("fear"), "fear"),
+        ]:
+            view = acts.where(emotion=values)
+            assert view.tokens.emotion.isin(np.atleast_1d(record)).sum() == len(view) > 0
+            assert json.loads(view.selection) == [{"emotion": record}]
+        assert json.loads(acts.where(layer=iter((0, 1))).selection) == [{"layer": [0, 1]}]
+        x = acts.sel(layer=(0, 1), position=(0, 3))
+        assert json.loads(x.attrs["selection"]) == [{"layer": [0, 1], "position": {"span": [0, 3]}}]
+
+
+def test_activations_go_to_other_processes(both):
+    for acts in both[:2]:
+        for there in (acts, acts.where(emotion="fear", layer=[0, 1])):
+            again = pickle.loads(pickle.dumps(there))
+            assert again.tokens.to_dict("list") == there.tokens.to_dict("list")
+            assert again.z.values.tobytes() == there.z.values.tobytes()
+            assert again.selection == there.selection
 
 
 def test_cells_that_do_not_exist_stay_refused(make, tmp_path):
