@@ -1,6 +1,6 @@
 from emotrace.edits.files import edits_digest, load_edits, save_edits
 from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
-from emotrace.edits.lowering import Lowered, check, lower, refuse_silent, refuse_unreached
+from emotrace.edits.lowering import Lowered, check, lower, reached, refuse_silent, refuse_unreached
 from emotrace.edits.mixtures import mixture
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "load_edits",
     "lower",
     "mixture",
+    "reached",
     "refuse_silent",
     "refuse_unreached",
     "save_edits",

@@ -251,6 +251,18 @@ def _tensor(
     return directed(tensor, edit, own, _at(place, address), names or ())
 
 
+def reached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """In how many sequences a token is at the positions of each edit.
+
+    Args:
+        edits: checked.
+        prompt_lengths: tokens of each prompt.
+        lengths: tokens that are fed for each, its reply among them.
+    """
+    pairs = list(zip(prompt_lengths, lengths, strict=True))
+    return [sum(len(positions_in(edit.positions, p, n)) > 0 for p, n in pairs) for edit in edits]
+
+
 def refuse_unreached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengths: Sequence[int]) -> None:
     """Refuse edits at spans that no sequence reaches, before anything runs.
 
@@ -262,9 +274,8 @@ def refuse_unreached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengt
     Raises:
         EmotraceError: naming the edit, its span and the longest sequence.
     """
-    for i, edit in enumerate(edits):
-        reached = (len(positions_in(edit.positions, p, n)) for p, n in zip(prompt_lengths, lengths, strict=True))
-        if not isinstance(edit.positions, str) and not any(reached):
+    for i, (edit, count) in enumerate(zip(edits, reached(edits, prompt_lengths, lengths), strict=True)):
+        if not isinstance(edit.positions, str) and not count:
             raise EmotraceError(
                 f"edits[{i}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r}) would never fire: the "
                 f"longest sequence has {max(lengths, default=0)} tokens."

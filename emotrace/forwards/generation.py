@@ -140,7 +140,9 @@ def generate(
     items = [finite.Item(p.key, i, about=p.about) for p, i in zip(prompts, ids, strict=True)]
     with Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made, encoder)
-        fired = [0] * len(edits)
+        known = [i for i, prompt in enumerate(prompts) if prompt.key in rows]
+        fed = [len(ids[i]) + min(len(rows[prompts[i].key]["token_ids"]), max_new_tokens - 1) for i in known]
+        fired = edits_.reached(edits, [len(ids[i]) for i in known], fed)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
         shared = Shared(model, items if todo and use_cache else [], edits, longest, batch_size)
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:

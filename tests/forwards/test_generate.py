@@ -206,3 +206,14 @@ def test_a_reply_of_full_length_ends_with_the_token_that_the_model_forces(monkey
     for row, was in zip(got, plain, strict=True):
         expected = [*was["token_ids"][:-1], forced] if was in full else was["token_ids"]
         assert row["token_ids"] == expected
+
+
+def test_an_edit_that_acted_in_rows_of_an_earlier_run_alone_is_not_silent(tmp_path):
+    lm = loaded("llama")
+    edits = [et.Scale("resid_post", layers=[0], strength=0.5, positions=(14, 15))]
+    options = {"max_new_tokens": 2, "batch_size": 1, "progress": False, "out": tmp_path / "rows.jsonl"}
+    long, short = {"key": "long", "token_ids": list(range(20, 36))}, {"key": "short", "token_ids": [20, 21]}
+    first = et.generate(lm, [long], edits, **options)
+    assert et.generate(lm, [long, short], edits, **options)[0] == first[0]
+    with pytest.raises(et.EmotraceError, match="never fire"):
+        et.generate(lm, [short], edits, **options | {"out": tmp_path / "others.jsonl"})

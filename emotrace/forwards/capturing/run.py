@@ -127,6 +127,12 @@ def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool) -> A
             for group, buffers in filling.filled(job, pending, writer.made, writer.buffers, bar, log, writer):
                 write(group, buffers)
     if pending:
+        begun = {prompt.prompt for group in pending for prompt in group.prompts}
+        before = [i for i, chosen in enumerate(job.chosen) if len(chosen) and i not in begun]
+        lengths = [len(job.sequences[i]) for i in before]
+        job.count(
+            edits_.reached(job.edits, [job.prompt_lengths[i] for i in before], lengths)
+        )  # committed by earlier runs
         edits_.refuse_silent(job.edits, job.fired)
     return store.open_activations(out)
 

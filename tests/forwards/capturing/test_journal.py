@@ -220,3 +220,15 @@ def test_what_norms_divide_by_is_made_when_a_group_is_whole(tmp_path):
         x = torch.from_numpy(acts.sel("neuron", layer=layer).values)
         size = branch.norm.size(branch.output(x)).numpy()
         np.testing.assert_allclose(acts.sel("neuron_norm", layer=layer).values, size, rtol=1e-6)
+
+
+def test_an_edit_that_acts_in_row_groups_of_an_earlier_run_alone_is_not_silent(tmp_path):
+    ids = [IDS[8], IDS[17], *([IDS[0]] * 14)]  # two long prompts, of the first row group
+    edits = [et.Ablate("resid_post", layers=[1], positions=(9, 10))]
+    options = {"edits": edits, "ids": ids, "batch_size": 2, "row_group_bytes": 3_000, "share_prefixes": False}
+    total = capture(tmp_path / "whole.zarr", **options)
+    with pytest.raises(Stopped):
+        capture(tmp_path / "a.zarr", total, **options)
+    assert list((tmp_path / "a.zarr/row_groups/commit").glob("000000.json")), "the first group is committed"
+    capture(tmp_path / "a.zarr", **options)
+    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "whole.zarr")
