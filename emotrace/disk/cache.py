@@ -20,11 +20,14 @@ VARIABLE: Final = "EMOTRACE_CACHE"
 
 
 def folder() -> Path | None:
-    """Where it is kept; None where nothing is to be."""
+    """Where it is kept; None where nothing is to be, or the user has no home."""
     named = os.environ.get(VARIABLE)
-    if named is not None:
-        return Path(named).expanduser() if named.strip() else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emotrace"
+    try:
+        if named is not None:
+            return Path(named).expanduser() if named.strip() else None
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emotrace"
+    except RuntimeError:  # in containers, a user whom the system does not know
+        return None
 
 
 def known(kind: str, about: Any) -> Any:
