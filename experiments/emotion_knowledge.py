@@ -146,6 +146,8 @@ def main(
     # 2. Activated neurons.
     x = study.activations(lm, prompts, names, plan, run.path("activations.zarr"))
 
+    apart = study.apart(et.open_activations(run.path("activations.zarr")), names)
+
     # 3. RSA of whole patterns.
     references = rsa.attribute_rdms(scores.sel(emotion=names), decimals=plan.decimals)
     ties = "exact" if plan.decimals is None else "rounded"  # published ranks compare distances to the last bit
@@ -200,6 +202,7 @@ def main(
             "text_control": study.values(control), "controls": {n: study.values(c) for n, c in alone.items()},
             "reliability_over_seeds": None if reliability is None else study.values(reliability),
         },
+        "apart": apart,
         "neurons": {
             "significant": {str(a): int(significant.sel(attribute=a).sum()) for a in significant["attribute"].values},
             "best_tau": {str(a): float(best.sel(attribute=a)) for a in best["attribute"].values},
@@ -211,6 +214,8 @@ def main(
     write_json(run.path("report.json"), result)
     run.finish()
     tables = {
+        "apart": (study.most(apart), "How far the neurons of an emotion's prompts are from those of the others: 1 − cosine of "
+                                     "the mean patterns of a layer, where most, and mean over layers."),
         "prompts": table, "masked_accuracy": accuracies, "drops": drops, "draw_tests": tests, "paired_tests": paired,
         "human_link": link, "human_link_by_emotion": link_by_emotion, "unimodality": dips,
         "rsa_by_attribute": by_attribute.assign(human=human_side).to_dataframe().reset_index(),

@@ -186,8 +186,8 @@ def _within(acts: Activations, vectors: xr.DataArray) -> pd.DataFrame:
                 continue  # no answer is that long
             some = acts.where(emotion=emotion, position_from_end=slice(int(at[rows].min()), int(at[rows].max())))
             p = directions.project(some, v / v["norm"] ** 2, variable=site if site in acts.variables else "residual")
-            means = p.to_dataframe("p").groupby(["condition", "key"])["p"].mean()
-            means = means.groupby("condition").mean()
+            means: Any = p.to_dataframe("p").groupby(["condition", "key"])[["p"]].mean()
+            means = means.groupby("condition")["p"].mean()
             answers = len(set(some.column("key")))
             lines.append(
                 {

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import knowledge_figures as knowledge
+import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats as sps
@@ -22,6 +23,7 @@ from emotrace.prompt_tuning.recipe import RECIPES
 from emotrace.report.figures import Shown
 from emotrace.rsa.masks import MATCHES
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
 
 POSITIONS = ("answer", "prompt", "last")
 """Where neurons are read: where a tuned prompt is answered, over its vectors, or at the last token of `SENTENCES`."""
@@ -151,6 +153,29 @@ def activations(
     if plan.position == "last":
         return pt.concept_neurons(lm, pt.concept_prompts(names, SENTENCES), plan.stage, out=out)
     return pt.activated_neurons(lm, prompts, plan.stage, plan.position, out=out)
+
+
+def apart(acts: Activations, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Emotion → layer → 1 − cosine of its mean pattern with that of the other emotions, each a slice of what is stored."""
+    (site,) = acts.variables
+    found: dict[str, dict[str, float]] = {}
+    for layer in acts[site]["layer"].values.tolist():
+        means = np.stack([acts.sel(site, layer=layer, emotion=e).mean("token").values for e in names]).astype(
+            np.float64
+        )
+        others = (means.sum(0) - means) / (len(names) - 1)
+        size = np.linalg.norm(means, axis=1) * np.linalg.norm(others, axis=1)
+        for name, value in zip(names, 1 - (means * others).sum(1) / size, strict=True):
+            found.setdefault(name, {})[str(layer)] = float(value)
+    return found
+
+
+def most(found: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """One row per emotion: the layer in which it is furthest from the others, how far, and the mean over layers."""
+    lines = [
+        (e, max(row, key=row.__getitem__), max(row.values()), sum(row.values()) / len(row)) for e, row in found.items()
+    ]
+    return pd.DataFrame(lines, columns=["emotion", "layer", "there", "mean"])
 
 
 def words(lm: LanguageModel, texts: Sequence[LabelledText], names: Sequence[str]) -> dict[str, xr.DataArray]:

@@ -112,8 +112,8 @@ def _ids(model: LanguageModel, tokens: Sequence[str | int] | Mapping[str, int], 
     """Name → token id."""
     encoder = model.sites.encoder
     pairs: list[tuple[str, int]] = []
-    for item in tokens if not isinstance(tokens, str) else [tokens]:
-        given = tokens[item] if isinstance(tokens, Mapping) else item
+    named = tokens.items() if isinstance(tokens, Mapping) else [(item, item) for item in tokens]
+    for item, given in named:
         if isinstance(given, str):
             if encoder.tokenizer is None:
                 raise EmotraceError(f"{PLACE}(tokens): {given!r}: this model has no tokenizer; give token ids.")

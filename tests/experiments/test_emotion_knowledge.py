@@ -7,10 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import emotrace as et
 from emotrace.datasets.goemotions import LABELS, read_goemotions
 from emotrace.labels import EmotraceError
 from emotrace.presets import preset
@@ -158,9 +160,16 @@ def test_everything_lands_in_the_folder(done):
     assert {"lower", "upper"} <= set(report["rsa"]["reliability_over_seeds"])
     assert report["tuned"]["ci95"][0] <= report["tuned"]["mean"] <= report["tuned"]["ci95"][1]
     assert set(report["neurons"]["significant"]) == set(pd.read_csv(SMALL["ratings"]).columns[1:])
+    acts = et.open_activations(done / "activations.zarr")
+    assert list(report["apart"]) == report["emotions"]
+    mean = {e: acts.sel("neuron", layer=1, emotion=e).values.mean(0) for e in report["emotions"]}
+    rest = np.mean([v for e, v in mean.items() if e != "fear"], axis=0)
+    cosine = mean["fear"] @ rest / np.linalg.norm(mean["fear"]) / np.linalg.norm(rest)
+    assert report["apart"]["fear"]["1"] == pytest.approx(1 - cosine, rel=1e-3, abs=1e-6)
     table = pd.read_csv(done / "tables" / "masked_accuracy.csv", keep_default_na=False)
     assert len(table) == 8 * (1 + 14 + 2)
     page = (done / "report.html").read_text(encoding="utf-8")
+    assert "How far the neurons of an emotion" in page
     (k,) = report["masks"]["k"]
     for name in ("prompts", "rdms", "selective_neurons", f"top_neurons_{k}", f"masked_{k}", f"human_link_{k}"):
         assert f"figures/{name}.png" in page

@@ -30,6 +30,7 @@ def captured(lm, folder):
     directions = et.directions.centered_mean(plain, within=("skeleton_id",))
     et.directions.save(directions, folder / "directions")
     attribution.covectors(lm, directions, out=folder / "covectors")
+    attribution.token_covectors(lm, {"joy": 40, "fear": 7}, out=folder / "words")
     pairs = discovery.other_emotion(lm, prompts())
     metric = discovery.Projection(directions, layer=lm.sites.n_layers - 1, against="counterfactual")
     how = {"positions": "prompt", "gradients": metric, "progress": False}
@@ -44,6 +45,7 @@ def asked(folder):
     circuit = circuits.discover(acts, covectors, neurons_per_layer=3, heads_per_layer=1, within=("skeleton_id",))
     return {
         "projection": et.directions.project(acts.where(emotion="fear"), directions).values,
+        "words": attribution.logit_lens(acts, attribution.load_scores(folder / "words", "token_covectors")).values,
         "heads": attribution.head_contributions(acts, covectors)["contrast"].values,
         "neurons": attribution.neuron_contributions(acts, covectors)["contrast"].values,
         "circuit": circuit.components.drop(columns="emotion").to_numpy(dtype=object).tolist(),
