@@ -100,6 +100,7 @@ def test_refusals(tmp_path):
 
     refused(r"'joyful' is \d+ tokens of this model .*by its id", token_covectors, lm, ["joyful"])
     refused("tokens", token_covectors, lm, [9999])
+    refused("a list of values or a mapping", token_covectors, lm, "ab")
     refused("named twice", token_covectors, lm, ["a", "a"])
     refused("at least one token", token_covectors, lm, [])
     refused("no logit lens", token_covectors, loaded("bert"), [11])
