@@ -184,22 +184,22 @@ class Study(Evaluation):
         replied = some.with_replies(rows)
         skeletons = sorted({str(p.labels["skeleton_id"]) for p in replied})
         of = f"{len(replied)} accepted prompted replies to {len(skeletons)} training skeletons of the part fitted on"
+        units = {
+            int(i): sorted({int(u) for u in shown["unit"][shown["layer"] == i]}) for i in sorted(set(shown["layer"]))
+        }
         where: dict[str, Any] = {
-            "layers": sorted({int(i) for i in shown["layer"]}), "positions": "generated", "out": out,
-            "batch_size": self.batch_size, "seed": seed,
+            "layers": list(units), "positions": "generated", "out": out, "batch_size": self.batch_size, "seed": seed
         }  # fmt: skip
         print(f"neurons at the reply tokens of {of}: {et.capture.plan(self.model, replied, 'neuron', **where)}")
         acts = et.capture(self.model, replied, "neuron", **where)
-        found = [
-            attribution.top_prompts(acts, int(layer), sorted({int(u) for u in part["unit"]}), k=TOKENS)
-            for layer, part in shown.groupby("layer")
-        ]
-        named = shown[["emotion", "layer", "unit", "score"]].sort_values(["emotion", "score"], ascending=[True, False])
+        found = [attribution.top_prompts(acts, layer, some_units, k=TOKENS) for layer, some_units in units.items()]
+        named = shown.filter(["emotion", "layer", "unit", "score"])
+        named = named.sort_values(["emotion", "score"], ascending=[True, False])
         tokens = named.merge(pd.concat(found).rename(columns={"emotion": "asked"}), on=["layer", "unit"])
         at = {name: xr.DataArray(tokens[name].to_numpy(), dims="row") for name in ("emotion", "layer", "unit")}
         tokens["beta"] = neurons["beta"].sel(at).values
         kept = ["emotion", "layer", "unit", "score", "beta", "rank", "activation", "key", "asked", "position_from_end"]
-        lines = tokens[[*kept, "before", "token_text", "after"]].to_dict("records")
+        lines = tokens.filter([*kept, "before", "token_text", "after"]).to_dict("records")
         record = {
             "of": of, "n_replies": len(replied), "n_tokens": len(acts), "skeletons": skeletons, "store": out.name,
             "selection": acts.selection, "plan_digest": acts.attrs["plan_digest"], "tokens": lines,
