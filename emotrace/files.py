@@ -129,19 +129,23 @@ def to_file(out: object, name: str = "out") -> Path:
     return path
 
 
-def to_folder(out: object, name: str = "out") -> Path:
+def to_folder(out: object, name: str = "out", *, store: bool = False) -> Path:
     """A path that a folder can be made at or written into, now; nothing is left there.
 
     Args:
         out: where to; parents need not exist.
         name: of the argument or flag, for messages.
+        store: whether a zarr store may lie there, which is continued.
 
     Raises:
-        EmotraceError: for what is no path, a file, a parent that is a file, or a place where nothing may be written.
+        EmotraceError: for what is no path, a file, a zarr store (but see ``store``), a parent that is a file, or a place where
+            nothing may be written.
     """
     path = _path(out, name)
     if path.exists() and not path.is_dir():
         raise EmotraceError(f"{name} {path} is a file; give a folder.")
+    if not store and (path / "zarr.json").exists():
+        raise EmotraceError(f"{name} {path} is a zarr store; what is made of it goes beside it, into another folder.")
     _room(path, path, name, "folder")
     return path
 

@@ -147,10 +147,9 @@ def by_theme(acts: Activations, directions: xr.DataArray) -> pd.DataFrame:
 
 def highest(scores: xr.Dataset) -> pd.DataFrame:
     """The heads of highest contrast of each emotion."""
-    table = (
-        scores["contrast"].to_dataframe().reset_index().sort_values(["emotion", "contrast"], ascending=[True, False])
-    )
-    return table.groupby("emotion", sort=False).head(SHOWN)[["emotion", "layer", "head", "contrast"]]
+    table = scores["contrast"].to_dataframe().reset_index().filter(["emotion", "layer", "head", "contrast"])
+    ordered = table.sort_values(["emotion", "contrast"], ascending=[True, False])
+    return ordered.groupby("emotion", sort=False).head(SHOWN)
 
 
 def by_layer(acts: Activations) -> xr.DataArray:

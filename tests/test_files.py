@@ -92,6 +92,10 @@ def test_destinations_are_tried_and_nothing_is_left(tmp_path):
     assert files.to_file(str(tmp_path / "new" / "rows.jsonl")).name == "rows.jsonl"
     files.to_folder(tmp_path / "folder"), files.to_file(tmp_path / "file")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+    (tmp_path / "folder" / "zarr.json").touch()
+    with pytest.raises(EmotraceError, match="is a zarr store; what is made of it goes beside it"):
+        files.to_folder(tmp_path / "folder")
+    assert files.to_folder(tmp_path / "folder", store=True) == tmp_path / "folder"
     with pytest.raises(EmotraceError, match="cannot be written"):
         files.to_folder("/proc/nothing/here")
 

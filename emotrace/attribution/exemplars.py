@@ -137,7 +137,7 @@ def _table(
             place = {"layer": layer, "unit": int(unit), "rank": rank, "activation": float(values[row, column])}
             found.append(place | {name: value for name, value in about(row).items() if name not in place})
     table = pd.DataFrame(found)
-    table.attrs = attrs
+    table.attrs.update(attrs)
     return table
 
 

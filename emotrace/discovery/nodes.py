@@ -45,7 +45,7 @@ class NodeSite:
 
     kind: str
     layer: int
-    order: int
+    order: float
     place: Place
     width: int
     n: int

@@ -51,10 +51,10 @@ class Layer:
     """
 
     norms: tuple[str, str]
-    norm_orders: tuple[int, int]
+    norm_orders: tuple[float, float]
     projections: tuple[str, str, str]
     columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    orders: tuple[int, int, int]
+    orders: tuple[float, float, float]
     matrix: torch.Tensor
     scale: float
 
@@ -181,7 +181,7 @@ def _grouped(
 
 
 def _shown(
-    model: LanguageModel, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int],
+    model: LanguageModel, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, float],
     amplitude: float,
 ) -> bool:  # fmt: skip
     """Whether these columns do what queries, keys and values do; one forward."""

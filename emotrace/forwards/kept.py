@@ -226,8 +226,8 @@ def state(model: LanguageModel) -> str:
     tokens do. What a hook or a ``forward`` of the user's own does may change unseen: nothing is kept from one call to the next.
     """
     module = model._module
-    if not backend(model).holds(model):
-        return ""
+    if not backend(model).holds(model) or any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+        return ""  # its weights are elsewhere
     if any(_own(part) for part in module.modules()):
         return uuid.uuid4().hex
     config, sha = module.config, hashlib.sha256(weights_hash(module).encode())

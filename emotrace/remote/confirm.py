@@ -43,7 +43,7 @@ def confirm(model: LanguageModel, inputs: dict[str, Any]) -> None:
         if proof.norms is not None:
             after = proof.sites["attn_out"].order
             ends = (proof.sites["mlp_out"].order, proof.sites["resid_post"].order)
-            places: tuple[tuple[str, Side, int], ...] = (
+            places: tuple[tuple[str, Side, float], ...] = (
                 (proof.norms[0], "input", after),
                 (proof.norms[1], "input", ends[0]),
                 (proof.norms[0], "output", after),

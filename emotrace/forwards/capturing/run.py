@@ -90,7 +90,7 @@ def capture(
         arguments.flag(name, value)
     arguments.seed("seed", seed)
     if out is not None:
-        to_folder(out)
+        to_folder(out, store=True)
     job, plan = prepared(
         model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed, gradients,
         components,
