@@ -101,7 +101,7 @@ COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}
 """Dim that counts components → its kind's `Component`."""
 
 METHODS: Final = (
-    "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "shuffled", "ablate", "random_ablate",
+    "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "wrong_emotion", "ablate", "random_ablate",
 )  # fmt: skip
 
 _FROM_END: Final[dict[str, tuple[int | None, int | None]]] = {

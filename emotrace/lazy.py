@@ -32,6 +32,7 @@ MOVED: Final[Mapping[str, str]] = {
     "emotrace.attribution.projection": "emotrace.attribution.output_projection",
     "emotrace.discovery.bootstrap": "emotrace.discovery.bootstrap_circuits",
     "emotrace.edits.digest": "emotrace.edits.edits_digest",
+    "emotrace.edits.KINDS": "emotrace.edits.EDITS",
     "emotrace.judges.KINDS": "emotrace.judges.JUDGES",
     "emotrace.prompt_tuning.find": "emotrace.prompt_tuning.tuned_prompts",
     "emotrace.report.save": "emotrace.report.save_figure",

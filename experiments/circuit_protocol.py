@@ -25,7 +25,7 @@ POSITIONS = ("steer", "last")
 """Where is added: from the last prompt token on, or there only; of a circuit at neurons and heads each."""
 INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
 """Finite doses of sublayer influence, in units of σ, as published."""
-STEERED = ("steer", "random_steer", "shuffled")
+STEERED = ("steer", "random_steer", "wrong_emotion")
 MODULATED = ("circuit", "random_circuit")
 
 Setting = dict[str, Any]

@@ -14,7 +14,7 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
    successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
 6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
    (``steer``), with the circuit added (``circuit``), with random directions of equal norm (``random_steer``), random
-   components of equal number and norm (``random_circuit``), the direction of another emotion (``shuffled``); and asked in
+   components of equal number and norm (``random_circuit``), the direction of another emotion (``wrong_emotion``); and asked in
    words while the circuit (``ablate``), or as many random components (``random_ablate``), are set to zero.
 
 Run it again with the same arguments to continue it.
@@ -197,7 +197,7 @@ def main(
     rows += study.replies("circuit", goal, modulated(best_circuit), method="circuit")
     rows += study.ablated("ablate", asked, "ablate", circuit)
     for draw in range(draws):
-        for method, control in (("random_steer", replies.random_directions), ("shuffled", replies.deranged)):
+        for method, control in (("random_steer", replies.random_directions), ("wrong_emotion", replies.deranged)):
             edits = study.steering(control(dirs, seed + 1 + draw), best)
             rows += study.replies(f"{method}_{draw}", goal, edits, method=method, draw=draw)
         other = circuit.random(seed + 1 + draw, matched=True)

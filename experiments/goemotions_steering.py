@@ -138,7 +138,7 @@ def main(
     # 4. The test queries, once.
     fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
     mixed_up = [replies.norm_matched(fake, vectors) for fake in fakes]
-    tested, methods = it.tested(final, vectors, chosen, draws, {"relabelled": mixed_up})
+    tested, methods = it.tested(final, vectors, chosen, draws, {"shuffled": mixed_up})
     curve = replies.dose_table(tested, bounds=bounds, seed=seed)
     matrix = replies.emotion_matrix(tested, chosen)
 
@@ -242,7 +242,7 @@ def _facts(apart: pd.DataFrame, result: dict[str, Any]) -> list[str]:
         f"Held-out texts told from the others by the difference: AUROC {mine['auroc'].min():.2f} to "
         f"{mine['auroc'].max():.2f} as mean over layers ({mine['n'].min()} to {mine['n'].max()} texts an emotion).",
         "Vectors from texts with shuffled labels, of equal length: at most "
-        f"{max(r['on_target'] or 0.0 for r in result['methods'] if r['method'].startswith('relabelled')):.1%} on target.",
+        f"{max(r['on_target'] or 0.0 for r in result['methods'] if r['method'].startswith('shuffled')):.1%} on target.",
     ]
     if "truthfulqa" in result:
         plain, *steered = result["truthfulqa"]

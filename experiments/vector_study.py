@@ -121,7 +121,7 @@ class Study(Evaluation):
         seeds = [self.seed + 1 + draw for draw in range(draws)]
         arrays = {
             "random": [replies.random_vectors(vectors, seed) for seed in seeds],
-            "shuffled": [replies.deranged(vectors, seed) for seed in seeds],
+            "wrong_emotion": [replies.deranged(vectors, seed) for seed in seeds],
             **(controls or {}),
         }
         for draw, (method, payload) in ((d, (m, p)) for m, some in arrays.items() for d, p in enumerate(some)):
@@ -221,7 +221,8 @@ def facts(result: Mapping[str, Any]) -> list[str]:
     rate = {row["method"]: row for row in result["methods"]}
     (line,) = (r for r in result["test"] if r["emotion"] == "all" and r["dose"] == result["chosen"]["dose"])
     noise, wrong = (
-        max(r["on_target"] or 0.0 for m, r in rate.items() if m.startswith(name)) for name in ("random", "shuffled")
+        max(r["on_target"] or 0.0 for m, r in rate.items() if m.startswith(name))
+        for name in ("random", "wrong_emotion")
     )
     steer, collapse = rate["steer"], result["collapse"]
     most = [e for e, found in result["diagonal"].items() if found["most"]]

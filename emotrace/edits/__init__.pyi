@@ -1,10 +1,10 @@
 from emotrace.edits.files import edits_digest, load_edits, save_edits
-from emotrace.edits.kinds import KINDS, Ablate, Add, Edit, Project, Scale
+from emotrace.edits.kinds import EDITS, Ablate, Add, Edit, Project, Scale
 from emotrace.edits.lowering import Lowered, check, lower, reached, refuse_silent, refuse_unreached
 from emotrace.edits.mixtures import mixture
 
 __all__ = [
-    "KINDS",
+    "EDITS",
     "Ablate",
     "Add",
     "Edit",

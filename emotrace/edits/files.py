@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import bundles, provenance
-from emotrace.edits.kinds import KINDS, Edit
+from emotrace.edits.kinds import EDITS, Edit
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.sites import Site
@@ -60,9 +60,9 @@ def load_edits(path: str | Path) -> list[Edit]:
         raise EmotraceError(f"{path}/{NAME}.json is no manifest of edits.")
     edits = []
     for i, row in enumerate(described):
-        cls = KINDS.get(row.pop("edit", "")) if isinstance(row, dict) else None
+        cls = EDITS.get(row.pop("edit", "")) if isinstance(row, dict) else None
         if cls is None:
-            raise EmotraceError(f"{path}/edits.json: entry {i} is no edit of this version ({', '.join(KINDS)}).")
+            raise EmotraceError(f"{path}/edits.json: entry {i} is no edit of this version ({', '.join(EDITS)}).")
         dims, coords = row.pop("dims", None), row.pop("coords", {})
         try:
             if dims is not None:

@@ -124,4 +124,4 @@ class Project(Edit):
         arguments.number("Project(strength)", self.strength)
 
 
-KINDS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}
+EDITS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}

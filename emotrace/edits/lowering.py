@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from emotrace import provenance
-from emotrace.edits.kinds import KINDS, Edit
+from emotrace.edits.kinds import EDITS, Edit
 from emotrace.edits.sizes import directed, largest, refuse_overflow
 from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
 from emotrace.sites import Address, Site, Sites
@@ -47,12 +47,12 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
             have.
     """
     if isinstance(edits, Edit) or not isinstance(edits, (list, tuple)):
-        raise EmotraceError(f"edits is a list of edits ({', '.join(KINDS)}), not {type(edits).__name__}.")
+        raise EmotraceError(f"edits is a list of edits ({', '.join(EDITS)}), not {type(edits).__name__}.")
     most = largest(sites)
     for i, edit in enumerate(edits):
         place = f"edits[{i}]"
         if not isinstance(edit, Edit) or not edit.kind:
-            raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(KINDS)}.")
+            raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(EDITS)}.")
         provenance.check(edit, sites, place)
         for address in _addresses(edit, sites, place):
             columns = _columns(edit, address, sites, place)

@@ -17,7 +17,7 @@ from emotrace.labels import EMOTIONS, EmotraceError, emotion, filenames, unknown
 from emotrace.signatures import typed
 from emotrace.texts import as_bytes
 
-KINDS: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
+LISTED: Final = {"neuron": ("mlp", "neurons"), "head": ("attention", "heads")}
 """Our kind of a component → its part and list in their circuit JSON."""
 SIGN: Final = "positive = the component raises the projection on the emotion's direction"
 
@@ -173,7 +173,7 @@ def read_circuit(path: Paths) -> pd.DataFrame:
             raise EmotraceError(f"{file}: a second circuit of {name!r}.")
         about[name] = {k: v for k, v in content.items() if k not in ("emotion", "layers")}
         for entry in content["layers"]:
-            for kind, (part, listed) in KINDS.items():
+            for kind, (part, listed) in LISTED.items():
                 held = entry.get(part, {}) if isinstance(entry, Mapping) else {}
                 found, layer = held.get(listed, []), entry.get("layer") if isinstance(entry, Mapping) else None
                 whole = all(isinstance(i, int) and i >= 0 for i in (layer, *found))
@@ -206,8 +206,8 @@ def write_circuit(
     if missing:
         raise EmotraceError(f"write_circuit: the components lack the column(s) {', '.join(sorted(missing))}.")
     for kind in components["kind"].unique():
-        if kind not in KINDS:
-            raise unknown("kind", kind, KINDS, "write_circuit")
+        if kind not in LISTED:
+            raise unknown("kind", kind, LISTED, "write_circuit")
     if components.duplicated(["emotion", "kind", "layer", "index"]).any():
         raise EmotraceError("write_circuit: a component occurs twice.")
     if len(components) and not components["layer"].between(0, n_layers - 1).all():
@@ -216,7 +216,7 @@ def write_circuit(
     written = []
     for name, mine in components.sort_values("rank", kind="stable").groupby("emotion", sort=False):
         found = {(str(k), int(i)): [int(u) for u in g["index"]] for (k, i), g in mine.groupby(["kind", "layer"])}  # type: ignore[misc]
-        lists = {p: [found.get((kind, i), []) for i in range(n_layers)] for kind, (p, _) in KINDS.items()}
+        lists = {p: [found.get((kind, i), []) for i in range(n_layers)] for kind, (p, _) in LISTED.items()}
         used = {p: sum(map(len, lists[p])) for p in lists}
         content = {
             "emotion": name, "K_total": len(mine), "ratio_mode": "fixed",
@@ -224,7 +224,7 @@ def write_circuit(
             "min_per_layer": {p: min(map(len, lists[p])) for p in lists}, "cap_ratio": None,
             "summary": {p: {"planned": n, "used": n, "final_deficit": 0} for p, n in used.items()}, **(about or {}),
             "layers": [
-                {"layer": i, **{p: {"k": len(lists[p][i]), listed: lists[p][i]} for p, listed in KINDS.values()}}
+                {"layer": i, **{p: {"k": len(lists[p][i]), listed: lists[p][i]} for p, listed in LISTED.values()}}
                 for i in range(n_layers)
             ],
         }  # fmt: skip

@@ -18,7 +18,7 @@ from emotrace.report.heat import heat, scale
 from emotrace.report.style import COLOURS, FAINT, INK, Picture, span
 from emotrace.signatures import typed
 
-CONTROLS: Final = ("random_steer", "random_circuit", "shuffled")
+CONTROLS: Final = ("random_steer", "random_circuit", "wrong_emotion")
 CONTROLLED: Final = ("circuit", "steer")
 """Methods whose figure is the claim; the first one present gives the title."""
 ABLATIONS: Final = ("prompt", "random_ablate", "ablate")

@@ -33,7 +33,7 @@ COLOURS: Final = {
     "circuit": "#009E73",
     "random_steer": "#E69F00",
     "random_circuit": "#56B4E9",
-    "shuffled": "#CC79A7",
+    "wrong_emotion": "#CC79A7",
     "ablate": "#222222",
     "random_ablate": "#BBBBBB",
 }

@@ -19,7 +19,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
-from emotrace.rsa.masks import KINDS, SHARED
+from emotrace.rsa.masks import DRAWN, SHARED
 from emotrace.rsa.significance import RULES, fdr
 from emotrace.signatures import typed
 from emotrace.stats import dip_test
@@ -266,7 +266,7 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
     for name in COLUMNS:
         if name not in table:
             raise unknown("column", name, table.columns, "the table of accuracies, which needs it")
-    parts: dict[str, Groups] = {kind: {} for kind in (*KINDS, NONE)}
+    parts: dict[str, Groups] = {kind: {} for kind in (*DRAWN, NONE)}
     seen: set[tuple[Any, ...]] = set()
     kinds, accuracies = table["kind"].tolist(), table["accuracy"].tolist()
     labels = [Cell(*cell) for cell in zip(*(table[c].tolist() for c in UNITS), strict=True)]

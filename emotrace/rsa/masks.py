@@ -16,7 +16,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import descending
 
-KINDS: Final = ("selective", "random")
+DRAWN: Final = ("selective", "random")
 LABELS: Final = ("attribute", "k", "kind", "draw")
 SHARED: Final = "*"
 """The attribute of a random mask that serves as the control of every attribute."""
@@ -43,9 +43,9 @@ class Masks:
         for name in (*LABELS, "layer", "unit"):
             if name not in m.coords:
                 raise EmotraceError(f"masks lack the label {name!r}; they have {', '.join(map(str, m.coords))}.")
-        wrong = set(m["kind"].values.tolist()) - set(KINDS)
+        wrong = set(m["kind"].values.tolist()) - set(DRAWN)
         if wrong:
-            raise unknown("kind", sorted(wrong)[0], KINDS, "Masks")
+            raise unknown("kind", sorted(wrong)[0], DRAWN, "Masks")
         if (m.values.reshape(len(m), -1).sum(1) != m["k"].values).any():
             raise EmotraceError("masks: k is not the number of masked neurons.")
 

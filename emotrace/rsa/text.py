@@ -18,7 +18,7 @@ from emotrace.rsa.matrices import concepts, labelled, matched
 from emotrace.signatures import typed
 from emotrace.stats.ties import constant
 
-KINDS: Final = ("words", "characters")
+PARTS: Final = ("words", "characters")
 
 
 @typed
@@ -37,8 +37,8 @@ def text_rdm(texts: Mapping[str, str | Sequence[str]], *, kind: str = "words", t
         EmotraceError: for fewer than 3 concepts, a concept without a word, or texts that share nothing, so that every pair is
             equally far apart.
     """
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS, "text_rdm")
+    if kind not in PARTS:
+        raise unknown("kind", kind, PARTS, "text_rdm")
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # here: it takes a second to import
 
     joined = [t if isinstance(t, str) else "\n".join(t) for t in texts.values()]

@@ -45,7 +45,7 @@ def test_the_report_holds_every_dose_and_control(place):
     chosen = report["chosen"]["dose"]
     assert chosen in (1, 3)
     assert [line["dose"] for line in report["test"] if line["emotion"] == "all"] == sorted({*FEW, chosen})
-    assert {line["method"] for line in report["methods"]} == {"none", "prompt", "steer", "random_0", "shuffled_0"}
+    assert {line["method"] for line in report["methods"]} == {"none", "prompt", "steer", "random_0", "wrong_emotion_0"}
     assert [line["dose"] for line in report["base"]] == list(FEW)
     assert set(report["diagonal"]) == {"fear", "joy"}
     assert report["equal_kl"][0]["variant"] == "whole"
@@ -84,7 +84,15 @@ def test_every_reply_has_an_identity_of_its_own(place):
     rows = [row for _, row in read_jsonl(place[1]["out"] / "generations.jsonl")]
     names = [(row["key"], row["method"], row.get("draw", 0)) for row in rows]
     assert len(set(names)) == len(names) == 2 * 2 * (len({*FEW, rows[-1]["dose"]}) + 3)
-    assert {method for _, method, _ in names} >= {"none", "steer", "prompt", "random", "shuffled", "dose_-1", "dose_2"}
+    assert {method for _, method, _ in names} >= {
+        "none",
+        "steer",
+        "prompt",
+        "random",
+        "wrong_emotion",
+        "dose_-1",
+        "dose_2",
+    }
 
 
 def test_again_it_says_the_same(place):

@@ -7,7 +7,7 @@ import xarray as xr
 from emotrace import directions
 from emotrace.labels import ANSWERS, EMOTIONS, THEMES, VALENCES
 
-RATES = {"none": 0.06, "prompt": 0.985, "steer": 0.93, "random_steer": 0.15, "shuffled": 0.03}
+RATES = {"none": 0.06, "prompt": 0.985, "steer": 0.93, "random_steer": 0.15, "wrong_emotion": 0.03}
 
 
 def leaf(value, n):
@@ -21,7 +21,7 @@ def scores(factor, rng):
     for method, rate in RATES.items():
         rate *= factor
         overall = leaf(rate, 2880)
-        if method in ("random_steer", "shuffled"):
+        if method in ("random_steer", "wrong_emotion"):
             overall |= {"mean": rate * 0.8, "draws": [rate * 0.7, rate * 0.6, rate]}
         out[method] = {
             "overall": overall,

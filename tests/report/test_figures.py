@@ -19,7 +19,13 @@ def test_accuracy_has_two_bars_per_method_and_one_per_emotion_and_method(report)
     ]
     assert len(below.patches) == 5 * 6
     assert texts(below.xaxis) == list(EMOTIONS)
-    assert [t.splitlines()[0] for t in texts(above.xaxis)] == ["none", "prompt", "steer", "random_steer", "shuffled"]
+    assert [t.splitlines()[0] for t in texts(above.xaxis)] == [
+        "none",
+        "prompt",
+        "steer",
+        "random_steer",
+        "wrong_emotion",
+    ]
     assert "n = 2,880" in texts(above.xaxis)[0]
     assert "highest of 3 draws" in texts(above.xaxis)[3]
 
