@@ -93,7 +93,7 @@ def capture(
     import emotrace as et
     from emotrace.replies.row import read_rows
 
-    to_folder(out, "--out")
+    to_folder(out, "--out", store=True)
     where = read.options
     chosen = prompts.read()
     if replies is not None:
