@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emotrace.secrets import redacted
@@ -58,11 +58,17 @@ class Component(NamedTuple):
         site: what it writes: there it is read and edited.
         keyword: of an edit, that picks some of a layer's; None where a layer has one.
         sublayer: to which it adds.
+        residual: the stream right after that sublayer.
+        projection: a site at the map that follows; its own site where none does.
+        name: pattern of the names of its nodes, for layer and number.
     """
 
     site: str
     keyword: str | None
     sublayer: str
+    residual: str
+    projection: str
+    name: str
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -74,19 +80,23 @@ class Component(NamedTuple):
         """The dim that counts the components of a layer, where it has several."""
         return self.dims[0]
 
+    def per_layer(self, sizes: Mapping[str, int]) -> int:
+        """How many a layer has, by the sizes of its site's dims (`emotrace.sites.Sites.size`)."""
+        return 1 if self.keyword is None else sizes[self.dim]
+
     def picked(self, chosen: Iterable[int]) -> dict[str, Any]:
         """The argument of an edit at its site that acts on some of a layer's components; nothing where a layer has one."""
         return {} if self.keyword is None else {self.keyword: list(chosen)}
 
 
 COMPONENTS: Final = {
-    "head": Component("z", "heads", "attn_out"),
-    "neuron": Component("neuron", "units", "mlp_out"),
-    "attn": Component("attn_out", None, "attn_out"),
-    "mlp": Component("mlp_out", None, "mlp_out"),
-    "resid": Component("resid_post", None, "resid_post"),
+    "head": Component("z", "heads", "attn_out", "resid_mid", "o_proj_out", "a{}.h{}"),
+    "neuron": Component("neuron", "units", "mlp_out", "resid_post", "neuron", "n{}.{}"),
+    "attn": Component("attn_out", None, "attn_out", "resid_mid", "attn_out", "attn{}"),
+    "mlp": Component("mlp_out", None, "mlp_out", "resid_post", "mlp_out", "m{}"),
+    "resid": Component("resid_post", None, "resid_post", "resid_post", "resid_post", "r{}"),
 }
-"""Kind of component → where it is and how an edit picks it."""
+"""Kind of component → where it is, how an edit picks it, and what its nodes are called: the only place that says so."""
 GRADIENT: Final = "_gradient"
 """What the name of a stored variable of gradients ends in: ``z_gradient`` is d metric / d ``z``."""
 METRIC: Final = "metric"
@@ -99,6 +109,10 @@ RUN_ORDER: Final = ("head", "attn", "neuron", "mlp", "resid")
 """All kinds in the order in which a layer runs them; figures and sentences name them in this one."""
 COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}
 """Dim that counts components → its kind's `Component`."""
+PROJECTED: Final = {c.site: c for c in COUNTED.values()}
+"""Site before the last linear map of a sublayer → the `Component` that is there."""
+AFTER: Final = {c.sublayer: c.residual for c in (COMPONENTS["attn"], COMPONENTS["mlp"])}
+"""Output of a sublayer → the residual right after it, in order of execution."""
 
 METHODS: Final = (
     "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "wrong_emotion", "ablate", "random_ablate",
@@ -214,6 +228,12 @@ def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "", *, own:
     if own and word and not difflib.get_close_matches(word, among, 1, SLIP):
         return name.strip()
     raise unknown("emotion", name, among, place)
+
+
+def value_dims(dims: Sequence[Hashable]) -> tuple[str, ...]:
+    """Which dims of an array are those of one token's value at a site; its last where it has those of none."""
+    known = sorted(dict.fromkeys(SITE_DIMS.values()), key=len, reverse=True)
+    return next((own for own in known if set(own) <= set(dims)), tuple(map(str, dims[-1:])))
 
 
 def check_positions(positions: Positions, place: str = "positions") -> Positions:

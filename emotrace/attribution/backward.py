@@ -17,6 +17,7 @@ from torch import Tensor
 from emotrace.forwards import finite
 from emotrace.forwards.entering import enter
 from emotrace.forwards.last import LastTokens
+from emotrace.labels import AFTER
 from emotrace.sites import LanguageModel, Sites
 from emotrace.traced import gradients
 from emotrace.traced.steps import Rms, Shift, ordered
@@ -52,7 +53,7 @@ def cells(sites: Sites, layers: Sequence[int]) -> list[Cell]:
     """
     wanted = []
     for layer in layers:
-        for sublayer, mid in (("attn_out", "resid_mid"), ("mlp_out", "resid_post")):
+        for sublayer, mid in AFTER.items():
             sites.address(sublayer, layer)  # refuses what is not there
             residual = mid if sites.has(mid, layer) else "resid_post"
             proof = sites.proofs[layer]

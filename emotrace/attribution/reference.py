@@ -15,13 +15,11 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import AFTER, EmotraceError, unknown
 from emotrace.signatures import typed
 
 Block = Sequence[tuple[int, str]]
 """Places ``(layer, "resid_mid" | "resid_post")``."""
-READ = {"attn_out": "resid_mid", "mlp_out": "resid_post"}
-"""Sublayer → the residual right after it."""
 
 
 @typed
@@ -142,7 +140,7 @@ def local_directions(
     """
     places, units = _stacked(directions, "local_directions")
     (label,) = _one_label(directions, "local_directions")
-    sources = [["resid_post" if layer in without_mid else READ["attn_out"], READ["mlp_out"]] for layer in layers]
+    sources = [["resid_post" if layer in without_mid else AFTER["attn_out"], AFTER["mlp_out"]] for layer in layers]
     wanted = [(int(layer), site) for layer, row in zip(layers, sources, strict=True) for site in row]
     for place in wanted:
         if place not in places:
@@ -161,7 +159,7 @@ def local_directions(
         coords={
             label: names,
             "layer": list(layers),
-            "sublayer": list(READ),
+            "sublayer": list(AFTER),
             "read_at": (("layer", "sublayer"), np.array(sources)),
             "flipped": ((label, "layer", "sublayer"), flipped.reshape(shape)),
         },
@@ -200,7 +198,7 @@ def _stacked(directions: xr.DataArray, place: str) -> tuple[list[tuple[int, str]
     if missing:
         raise EmotraceError(f"{place}: the directions lack the dim(s) {', '.join(sorted(missing))}.")
     found = [str(s) for s in directions["sublayer"].values]
-    subs = [s for s in READ.values() if s in found]
+    subs = [s for s in AFTER.values() if s in found]
     if not subs or "layer" not in directions.coords:
         raise EmotraceError(
             f"{place}: directions of resid_mid or resid_post of named layers are needed, not of {found}."

@@ -28,7 +28,7 @@ from emotrace.sites import LanguageModel
 from emotrace.store import Activations
 from emotrace.store.asked import of_acts
 
-FILES: Final = {"neuron": "neurons", "head": "heads", "differences": "differences"}
+FILES: Final = {**{kind: f"{kind}s" for kind in KINDS}, "differences": "differences"}
 """Stems of what is saved of each part."""
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
 """Published rankings; with them the plan follows the influence of sublayers."""

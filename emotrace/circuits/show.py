@@ -78,7 +78,7 @@ def html(circuit: Components) -> str:
 
 
 def _cell(circuit: Components, value: object, layer: int) -> str:
-    neurons, heads = (circuit.members(value, kind, layer) for kind in ("neuron", "head"))
+    neurons, heads = (circuit.members(value, kind, layer) for kind in KINDS)
     parts = [f"{len(neurons)} n"] if neurons else []
     if heads:
         parts.append("h " + " ".join(map(str, heads)))

@@ -10,7 +10,6 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.datasets import PromptsLike
-from emotrace.discovery.names import NAME
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture
@@ -19,7 +18,7 @@ from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store import Activations
 
-PATTERNS = {kind: re.escape(name).replace(r"\{\}", r"(\d+)") for kind, name in NAME.items()}
+PATTERNS = {kind: re.escape(c.name).replace(r"\{\}", r"(\d+)") for kind, c in COMPONENTS.items()}
 
 
 @typed

@@ -11,7 +11,6 @@ from emotrace.discovery.pairing import Pair
 from emotrace.labels import COMPONENTS, KINDS, unknown
 
 GROUPS: Final = {"sublayer": ("attn", "mlp")}
-NAME: Final = {"head": "a{}.h{}", "neuron": "n{}.{}", "attn": "attn{}", "mlp": "m{}", "resid": "r{}"}
 SIGN: Final = "positive: the component raises the metric; removing it lowers it"
 
 
@@ -19,7 +18,7 @@ class Node(NamedTuple):
     """One node.
 
     Attributes:
-        name: of kind, layer and number, e.g. ``a3.h1`` (`NAME`).
+        name: of kind, layer and number, e.g. ``a3.h1`` (`emotrace.labels.COMPONENTS`).
         kind: of it.
         layer: 0-based.
         number: among those of its kind and layer; −1 where a layer has one.
@@ -48,7 +47,7 @@ def kinds_of(nodes: Iterable[str] | str, place: str) -> list[str]:
 def nodes_at(kind: str, layer: int, numbers: Iterable[int]) -> Iterator[Node]:
     """Nodes of a kind in a layer, by their numbers."""
     for i in numbers:
-        yield Node(NAME[kind].format(layer, i), kind, layer, i if kind in KINDS else -1)
+        yield Node(COMPONENTS[kind].name.format(layer, i), kind, layer, i if kind in KINDS else -1)
 
 
 def node_coords(nodes: Iterable[Node]) -> dict[str, tuple[str, Any]]:

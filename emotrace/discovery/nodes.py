@@ -114,10 +114,11 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
     last = max(a.order for a in addresses)
     found = []
     for kind in wanted:
-        for layer in sites.layers(COMPONENTS[kind].site):
-            a = sites.address(COMPONENTS[kind].site, layer)
+        component = COMPONENTS[kind]
+        for layer in sites.layers(component.site):
+            a = sites.address(component.site, layer)
             if a.order < last and (up_to is None or layer < up_to):
-                n = sites.heads(layer) if kind == "head" else a.width if kind == "neuron" else 1
+                n = component.per_layer(sites.size(component.site, layer))
                 found.append(NodeSite(kind, layer, a.order, sites.place(a.site, layer), a.width, n))
     if not found:
         raise EmotraceError(f"no {' or '.join(wanted)} runs before the metric reads ({metric.name}).")

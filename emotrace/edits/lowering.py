@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from emotrace import provenance
 from emotrace.edits.kinds import EDITS, Edit
 from emotrace.edits.sizes import directed, largest, refuse_overflow
-from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown
+from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown, value_dims
 from emotrace.sites import Address, Site, Sites
 from emotrace.traced.edits import Group, Operation, flags
 from emotrace.traced.places import Place
@@ -200,9 +200,10 @@ def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str)
             raise EmotraceError(
                 f"{place}: the payload belongs to {mine.item()!r}, but the edit acts on {address.site!r}."
             )
-        if {"head", "head_dim"} <= set(vector.dims):
-            vector = vector.stack({"dim": ("head", "head_dim")})
-        feature = next((d for d in ("dim", "unit") if d in vector.dims), vector.dims[-1])
+        own = value_dims(vector.dims)
+        if len(own) > 1:
+            vector = vector.stack({"dim": own})
+        feature = "dim" if len(own) > 1 else next(iter(own), None)
         rest = [d for d in vector.dims if d != feature]
         if len(rest) > 1:
             raise EmotraceError(f"{place}: the payload has the dims {vector.dims}; at most one label dim can remain.")

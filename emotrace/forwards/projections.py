@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from emotrace.labels import unknown
+from emotrace.labels import PROJECTED, unknown
 from emotrace.sites import LanguageModel, envoy
 from emotrace.traced.contributions import HeadLayer
 from emotrace.traced.weights import Spec
-
-ENDS = {"z": ("o_proj_out", "attn_out"), "neuron": ("neuron", "mlp_out")}
-"""Site before a projection → a site at the projection itself, and the one that its branch adds to the residual."""
 
 
 def spec(model: LanguageModel, site: str, layer: int) -> Spec:
@@ -24,11 +21,12 @@ def spec(model: LanguageModel, site: str, layer: int) -> Spec:
     Raises:
         EmotraceError: for another site, or a layer without it (as in mixtures of experts).
     """
-    if site not in ENDS:
-        raise unknown("site", site, ENDS, "output_projection")
+    if site not in PROJECTED:
+        raise unknown("site", site, PROJECTED, "output_projection")
+    component = PROJECTED[site]
     sites = model.sites
     address = sites.address(site, layer)
-    here, end = (envoy(model, sites.address(s, layer).path) for s in ENDS[site])
+    here, end = (envoy(model, sites.address(s, layer).path) for s in (component.projection, component.sublayer))
     proof = sites.proofs.get(layer)
     scale = sites.scale if proof is None else proof.scale
     return Spec(site, layer, here, end, address.width, sites.d_model, scale)

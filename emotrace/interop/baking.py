@@ -33,7 +33,7 @@ from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Add, Edit
 from emotrace.forwards.capturing import capture
 from emotrace.identity import versions
-from emotrace.labels import EmotraceError
+from emotrace.labels import PROJECTED, EmotraceError, value_dims
 from emotrace.model import is_causal
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -41,11 +41,8 @@ from emotrace.sites import LanguageModel
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-PROJECTION: Final = {
-    "z": "z", "o_proj_out": "z", "attn_out": "z", "resid_mid": "z",
-    "neuron": "neuron", "mlp_out": "neuron", "resid_post": "neuron",
-}  # fmt: skip
-"""Site of an addition → the site before the projection whose bias takes it."""
+PROJECTION: Final = {site: c for c in PROJECTED.values() for site in (c.site, c.projection, c.sublayer, c.residual)}
+"""Site of an addition → the components whose projection has the bias that takes it."""
 EXACT: Final = 1e-4
 """Largest deviation of the logits, relative to the largest; at most 1 % of what the edits change, beside rounding."""
 
@@ -153,7 +150,8 @@ def _biases(model: LanguageModel, edit: Edit, place: str) -> list[tuple[str, tor
 
 
 def _bias_at(model: LanguageModel, edit: Add, layer: int, place: str) -> tuple[str, torch.Tensor]:
-    sites, site, before = model.sites, str(edit.site), PROJECTION[str(edit.site)]
+    sites, site, written = model.sites, str(edit.site), PROJECTION[str(edit.site)]
+    before = written.site
     try:
         path, map_ = sites.address(before, layer).path, output_projection(model, before, layer)
     except EmotraceError as error:
@@ -168,8 +166,9 @@ def _bias_at(model: LanguageModel, edit: Add, layer: int, place: str) -> tuple[s
         return path, delta
     proof = sites.proofs.get(layer)
     if site.startswith("resid") and (proof is None or proof.form == "post-ln"):
-        branch = "attn_out" if before == "z" else "mlp_out"
-        raise EmotraceError(f"{place}: a norm lies between the projection and {site!r} (post-LN). Use {branch!r}.")
+        raise EmotraceError(
+            f"{place}: a norm lies between the projection and {site!r} (post-LN). Use {written.sublayer!r}."
+        )
     if map_.norm is not None:
         raise EmotraceError(
             f"{place}: {sites.model_class} normalises the projection's output before {site!r}, so no bias adds a constant "
@@ -182,11 +181,8 @@ def _label_dims(vector: object) -> list[str]:
     """Dims of a payload that are neither place nor feature."""
     if not isinstance(vector, xr.DataArray):
         return []
-    rest = [d for d in vector.dims if d not in ("layer", "sublayer", "head", "head_dim")]
-    if {"head", "head_dim"} <= set(vector.dims):
-        return [str(d) for d in rest]
-    feature = next((d for d in ("dim", "unit") if d in rest), rest[-1] if rest else None)
-    return [str(d) for d in rest if d != feature]
+    rest = [str(d) for d in vector.dims if d not in ("layer", "sublayer")]
+    return [d for d in rest if d not in value_dims(rest)]
 
 
 def _bias(root: nn.Module, path: str) -> object:
