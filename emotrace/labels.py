@@ -114,9 +114,10 @@ PROJECTED: Final = {c.site: c for c in COUNTED.values()}
 AFTER: Final = {c.sublayer: c.residual for c in (COMPONENTS["attn"], COMPONENTS["mlp"])}
 """Output of a sublayer → the residual right after it, in order of execution."""
 
-METHODS: Final = (
+ARMS: Final = (
     "none", "prompt", "steer", "circuit", "random_steer", "random_circuit", "wrong_emotion", "ablate", "random_ablate",
 )  # fmt: skip
+"""Arms of a comparison, as the column ``method`` of rows names them; algorithms are named elsewhere (`METHODS` of their room)."""
 
 _FROM_END: Final[dict[str, tuple[int | None, int | None]]] = {
     "last": (-1, 0), "generated": (0, None), "steer": (-1, None), "prompt": (None, 0), "all": (None, None),

@@ -1,4 +1,4 @@
-"""Run log: rows committed by identity, resumed after a kill; progress bars."""
+"""Run log: rows committed by name, resumed after a kill; progress bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from emotrace import disk
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import IDENTITY
+from emotrace.replies.row import NAMED_BY
 from emotrace.texts import from_json, to_json
 
 __all__ = ["Log", "progress", "repair_rows"]
@@ -20,21 +20,21 @@ _DEFAULTS: Final = {"draw": 0}
 
 
 class Log:
-    """An append-only JSONL file whose rows are known by identity, so that a run continues where it was killed.
+    """An append-only JSONL file whose rows are known by name, so that a run continues where it was killed.
 
     A last line without its newline is what a kill leaves: it is not a row, and is cut off before the next append.
 
     Args:
         path: the file; it need not exist.
-        identity: the fields that tell rows apart (``draw`` is 0 where a row has none).
+        named_by: the fields that tell rows apart (``draw`` is 0 where a row has none).
 
     Raises:
-        EmotraceError: for a damaged line (with its number), a row without a field of the identity, or two of one identity.
+        EmotraceError: for a damaged line (with its number), a row without one of these fields, or two of one name.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: Sequence[str] = IDENTITY) -> None:
+    def __init__(self, path: str | os.PathLike[str], named_by: Sequence[str] = NAMED_BY) -> None:
         self.path = Path(path)
-        self.identity = tuple(identity)
+        self.named_by = tuple(named_by)
         self._file: int | None = None
         self.done: set[tuple[Any, ...]] = set()
         self._load(self.done)
@@ -49,21 +49,21 @@ class Log:
         return len(self.done)
 
     def __contains__(self, row: Mapping[str, Any]) -> bool:
-        return self.identity_of(row) in self.done
+        return self.name_of(row) in self.done
 
-    def identity_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The identity of a row.
+    def name_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The name of a row: the values of those fields.
 
         Raises:
             EmotraceError: if a field is missing.
         """
         try:
-            found = tuple(row[f] if f in row else _DEFAULTS[f] for f in self.identity)
+            found = tuple(row[f] if f in row else _DEFAULTS[f] for f in self.named_by)
         except KeyError as error:
             raise EmotraceError(
-                f"{self.path}: a row has no field {error}, which its identity {self.identity} needs."
+                f"{self.path}: a row has no field {error}, which names rows here ({', '.join(self.named_by)})."
             ) from None
-        for field, value in zip(self.identity, found, strict=True):
+        for field, value in zip(self.named_by, found, strict=True):
             if isinstance(value, (list, dict)):
                 raise EmotraceError(f"{self.path}: a row has {field} {value!r}; a text or a number tells rows apart.")
         return found
@@ -80,11 +80,11 @@ class Log:
                 or the disk is full (what was committed before stays, the run can be continued).
         """
         batch: list[Any] = [rows] if isinstance(rows, Mapping) else list(rows)
-        names = [self.identity_of(row) for row in batch]
+        names = [self.name_of(row) for row in batch]
         fd = self._open()
         for i, name in enumerate(names):
             if name in self.done or name in names[:i]:
-                raise EmotraceError(f"{self.path} has a row {dict(zip(self.identity, name, strict=True))} already.")
+                raise EmotraceError(f"{self.path} has a row {dict(zip(self.named_by, name, strict=True))} already.")
         data = "".join(to_json(row) + "\n" for row in batch).encode()
         before = os.fstat(fd).st_size
         with disk.writing(self.path):
@@ -123,9 +123,9 @@ class Log:
         """Collect identities; returns the number of bytes that are whole lines."""
         whole = 0
         for end, row in self._read():
-            name = self.identity_of(row)
+            name = self.name_of(row)
             if name in done:
-                raise EmotraceError(f"{self.path} has two rows {dict(zip(self.identity, name, strict=True))}.")
+                raise EmotraceError(f"{self.path} has two rows {dict(zip(self.named_by, name, strict=True))}.")
             done.add(name)
             whole = end
         return whole

@@ -17,7 +17,7 @@ import emotrace as et
 from emotrace import attribution, directions, replies
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
-from emotrace.labels import METHODS
+from emotrace.labels import ARMS
 from emotrace.replies import Row
 
 Points = list[dict[str, Any]]
@@ -239,7 +239,7 @@ class Study(Evaluation):
 
 def paired(rows: list[Row], bounds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Differences between methods on the same prompts, fluent matches only, tested over skeletons."""
-    by_method = {m: [r for r in rows if r["method"] == m] for m in METHODS}
+    by_method = {m: [r for r in rows if r["method"] == m] for m in ARMS}
     found = []
     for a, b in PAIRS:
         if by_method.get(a) and by_method.get(b):

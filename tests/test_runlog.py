@@ -75,12 +75,12 @@ def test_damaged_files_are_refused(tmp_path, text, message):
 
 def test_duplicates_and_second_writers_are_refused(tmp_path):
     path = tmp_path / "g.jsonl"
-    with runlog.Log(path, identity=("key",)) as log:
+    with runlog.Log(path, named_by=("key",)) as log:
         log.append({"key": 1})
         with pytest.raises(EmotraceError, match="already"):
             log.append([{"key": 2}, {"key": 1}])
         with pytest.raises(EmotraceError, match="another process"):
-            runlog.Log(path, identity=("key",)).append({"key": 3})
+            runlog.Log(path, named_by=("key",)).append({"key": 3})
         assert log.rows() == [{"key": 1}]
 
 

@@ -29,7 +29,7 @@ CHUNK = 1024
 def finite_sums(
     model: LanguageModel, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
     cells: Sequence[Cell], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
-    sigmas: np.ndarray, doses: Sequence[float], identity: dict[str, Any], batch_size: int, out: str | Path | None, progress: bool,
+    sigmas: np.ndarray, doses: Sequence[float], settings: dict[str, Any], batch_size: int, out: str | Path | None, progress: bool,
 ) -> np.ndarray:  # fmt: skip
     """Σ over prompts of the projected read-out, without a shift and with each dose at each cell alone.
 
@@ -45,7 +45,7 @@ def finite_sums(
         readout: ``(site, layer)``.
         sigmas: ``[cell]``, what a dose of 1 is in each.
         doses: in units of σ.
-        identity: of the running sums.
+        settings: of the running sums.
         batch_size: prompts per forward.
         out: folder of the running sums, or None.
         progress: show a bar.
@@ -58,7 +58,7 @@ def finite_sums(
     at = np.array([e for _, e in pairs])
     weights = np.array([counts[e, i] for i, e in pairs], dtype=np.float64)
     jobs = [(0.0, 0), *((dose, number) for dose in doses for number in range(len(cells)))]
-    sums = Sums(out, {**identity, "doses": list(doses), "sigma": sigmas}, "finite_sums")
+    sums = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas}, "finite_sums")
     site, layer = readout
     with progress_bar(total=len(jobs) * len(prompts), desc="finite doses", unit="prompt", enabled=progress) as bar:
         bar.update(sums.done)

@@ -153,6 +153,6 @@ def heads_reduced(
             "residual": 4 * len(chosen) * model.sites.d_model,
         },
         size=8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1),
-        identity={**source, "label": label, "labels": values, "layers": chosen, "readout": readout},
+        settings={**source, "label": label, "labels": values, "layers": chosen, "readout": readout},
         begin=begin,
     )

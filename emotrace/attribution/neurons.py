@@ -157,6 +157,6 @@ def neurons_reduced(
         args=args,
         row_bytes=dict.fromkeys(sites, 4 * width * len(chosen)),
         size=8 * len(values) * len(chosen) * width * (2 + (variable != "neuron")),
-        identity={**source, "label": label, "labels": values, "layers": chosen, "sites": sites},
+        settings={**source, "label": label, "labels": values, "layers": chosen, "sites": sites},
         begin=begin,
     )

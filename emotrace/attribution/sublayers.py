@@ -144,14 +144,14 @@ def sublayer_influence(
     names = {tuple(ids): p.key for p, ids in zip(prompts, sites.encoder.ids(prompts), strict=True)}
     yield lambda: DryPasses(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
-    identity = {
+    settings = {
         **source, "method": PLACE, "versions": versions(), "readout": readout, "labels": values, "layers": chosen,
         "counts": disk.digest([sequences, counts]), "reference": disk.digest(covectors),
         "align": align, "batch_size": batch_size,
     }  # fmt: skip
     exact = differentiable(model)
-    identity |= {} if exact else {"derivative": "central differences"}
-    sums = Sums(out, identity, "influence_sums")
+    settings |= {} if exact else {"derivative": "central differences"}
+    sums = Sums(out, settings, "influence_sums")
     if sums.done < len(sequences):
         if exact:
             slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences, names)
@@ -177,7 +177,7 @@ def sublayer_influence(
     coords["shifted_at"] = (grid[1:], np.array([c.site for c in wanted]).reshape(shape[1:]))
     if doses:
         found = finite_sums(
-            model, sequences, counts, label, values, wanted, along, covectors, at, sigmas, doses, identity, batch_size,
+            model, sequences, counts, label, values, wanted, along, covectors, at, sigmas, doses, settings, batch_size,
             out, progress,
         )  # fmt: skip
         slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n

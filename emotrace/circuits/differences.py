@@ -213,7 +213,7 @@ def differences_reduced(
         args=args,
         row_bytes=row_bytes,
         size=2 * sum(row_bytes.values()) * (len(groups.labels) + 1),
-        identity={**source_, **settings},
+        settings={**source_, **settings},
         begin=lambda: finish,
     )
 

@@ -51,7 +51,7 @@ def judge(
     """Which emotion each reply expresses, judged blind."""
     from emotrace import judges
     from emotrace.disk import write_rows
-    from emotrace.replies.row import IDENTITY, has_half, read_rows
+    from emotrace.replies.row import NAMED_BY, has_half, read_rows
     from emotrace.runlog import Log
 
     to_file(out, "--out")
@@ -63,8 +63,8 @@ def judge(
         raise EmotraceError(
             f"{rows}: every reply holds half of a surrogate pair, which is no text: there is nothing to judge."
         )
-    identity = IDENTITY if all("method" in r for r in replies) else ("key",)  # published rows name no method
-    with Log(out.with_name(out.name + ".verdicts"), identity) as log:
+    named_by = NAMED_BY if all("method" in r for r in replies) else ("key",)  # published rows name no method
+    with Log(out.with_name(out.name + ".verdicts"), named_by) as log:
         judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
     write_rows(out, judged)
     matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]

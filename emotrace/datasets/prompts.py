@@ -24,7 +24,7 @@ class Prompt:
     """One model input: exactly one of ``messages``, ``text`` and ``token_ids``, with its labels.
 
     Attributes:
-        key: identity of the prompt, unique in its set.
+        key: name of the prompt, unique in its set.
         messages: chat messages ``{"role": …, "content": …}``.
         text: plain text, passed to the tokenizer as it is.
         token_ids: ids, passed to the model as they are.

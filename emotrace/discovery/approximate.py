@@ -27,7 +27,7 @@ from emotrace.discovery.nodes import Seen
 from emotrace.discovery.pairing import SPANS
 from emotrace.sites import LanguageModel
 
-METHODS: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
+APPROXIMATE: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 
 
 class Passed(NamedTuple):
@@ -54,7 +54,7 @@ def terms(
         model: from `emotrace.load`.
         batch: ready at the places of ``seen``.
         seen: places of writers and readers.
-        method: one of `METHODS`.
+        method: one of `APPROXIMATE`.
         steps: K.
         writes: numbers of the places that write.
     """

@@ -22,7 +22,7 @@ from emotrace.discovery.wiring import lowered
 from emotrace.sites import LanguageModel
 from emotrace.traced.circuits import Blend
 
-METHODS: Final = {"node": ("patching",), "edge": ("path_patching", "acdc")}
+EXACT: Final = {"node": ("patching",), "edge": ("path_patching", "acdc")}
 
 
 def kept_nodes(model: LanguageModel, batch: PairBatch, seen: Seen, keep: torch.Tensor, rows: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ from emotrace.sites import LanguageModel
 
 BASELINES: Final = ("magnitude", "random")
 """What a method must beat: how much a component changes, whatever that does; and a draw from a normal distribution."""
-METHODS: Final = {level: (*approximate.METHODS, *exact.METHODS[level], *BASELINES) for level in ("node", "edge")}
+METHODS: Final = {level: (*approximate.APPROXIMATE, *exact.EXACT[level], *BASELINES) for level in ("node", "edge")}
 """Level → methods."""
 Level = Literal["node", "edge"]
 
@@ -104,11 +104,11 @@ def scores(
                     score = drawn.expand(len(batch), -1)
                 elif method == "magnitude":
                     score = approximate.node_magnitudes(batch, places) if g is None else edge_magnitudes(batch, g)
-                elif method in approximate.METHODS and g is None:
+                elif method in approximate.APPROXIMATE and g is None:
                     by_span = approximate.node_scores(model, batch, places, method, steps)
                     found["by_span"].append(by_span.numpy())
                     score = by_span.sum(1)
-                elif method in approximate.METHODS:
+                elif method in approximate.APPROXIMATE:
                     assert g is not None
                     score = edge_scores(model, batch, g, method, steps)
                 else:
@@ -140,7 +140,7 @@ def scores(
         "model": model.sites.identity.get("model_id", model.sites.model_class),
         **provenance.of(model.sites.identity), **_counts(model, g),
     }  # fmt: skip
-    if method in approximate.METHODS[1:]:
+    if method in approximate.APPROXIMATE[1:]:
         attrs["steps"] = steps
     if method == "random":
         attrs["seed"] = seed

@@ -198,7 +198,7 @@ def _known(
     if log is None:
         return {}
     number = {p.key: i for i, p in enumerate(prompts)}
-    wanted = (r for r in log.rows() if r["key"] in number and log.identity_of(r) == (r["key"], method, draw))
+    wanted = (r for r in log.rows() if r["key"] in number and log.name_of(r) == (r["key"], method, draw))
     known = [cast("Row", row) for row in wanted]
     for batch in (False, True):  # the prompt that is another one is named before those that shared its batch
         for row in known:

@@ -113,7 +113,7 @@ class Shared:
             if not tokens:
                 laid.append(Row(0, 0, 0, 0))
                 continue
-            plan = self.plans[self._identity(i)]
+            plan = self.plans[self._key(i)]
             laid.append(Row(numbers.setdefault(plan.block, len(numbers)), plan.row, tokens, plan.own))
         wanted = Wanted([self._block(n) for n in numbers], laid, width - rest, tuple(self.inside))
         return Begun(wanted, self.setup, self._kept())
@@ -127,7 +127,7 @@ class Shared:
         """
 
         def place(i: int) -> tuple[int, ...]:
-            plan = self.plans.get(self._identity(i), Placed(-1, 0, 0))
+            plan = self.plans.get(self._key(i), Placed(-1, 0, 0))
             return plan.block, -self.rest(i), plan.row, i
 
         left = sorted(rows, key=place)
@@ -166,7 +166,7 @@ class Shared:
             self.blocks.append((length, [distinct[ids] for ids in known[at : at + rows]]))
             at += rows
 
-    def _identity(self, i: int) -> tuple[tuple[int, ...], Hashable]:
+    def _key(self, i: int) -> tuple[tuple[int, ...], Hashable]:
         return self.starts[i], self._labels(i)
 
     def _labels(self, i: int) -> Hashable:

@@ -30,7 +30,7 @@ class Reduction(NamedTuple):
         args: what else it takes for a range of the prompts that pass.
         row_bytes: of each site, what one prompt takes.
         size: bytes of the sums.
-        identity: what they depend on, beside chunks and batches.
+        settings: what they depend on, beside chunks and batches.
         begin: reads the weights, refuses those that it cannot use, and returns what makes a Dataset of the sums.
     """
 
@@ -40,7 +40,7 @@ class Reduction(NamedTuple):
     args: Callable[[range], tuple[Any, ...]]
     row_bytes: Mapping[str, int]
     size: int
-    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
     begin: Callable[[], Finish]
 
 
@@ -76,7 +76,7 @@ def passed(
         model: from `emotrace.load`.
         prompts: that pass.
         wanted: at least one reduction; several have names of their own.
-        method: what the sums are, for their identity.
+        method: what the sums are, for their settings.
         batch_size: prompts per forward.
         per_chunk: prompts held at a time; None for `chunk`.
         out: folder of the running sums; a killed run continues there.
@@ -88,8 +88,8 @@ def passed(
     per_chunk = chunk(wanted) if per_chunk is None else per_chunk
     begun = {reduction.name: reduction.begin() for reduction in wanted}
     alone = len(wanted) == 1
-    identities = dict(wanted[0].identity) if alone else {r.name: dict(r.identity) for r in wanted}
-    sums = Sums(out, {"method": method, **identities, "per_chunk": per_chunk, "batch_size": batch_size})
+    settings = dict(wanted[0].settings) if alone else {r.name: dict(r.settings) for r in wanted}
+    sums = Sums(out, {"method": method, **settings, "per_chunk": per_chunk, "batch_size": batch_size})
     sites, layers, cells = _union(model, wanted)
 
     def args(rows: range) -> tuple[Any, ...]:

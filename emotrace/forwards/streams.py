@@ -160,7 +160,7 @@ def dry(model: LanguageModel, prompts: Prompts, size: int, prompts_per_chunk: in
 
 
 def origin(model: LanguageModel, prompts: Prompts) -> dict[str, Any]:
-    """What activations of a model at prompts depend on, for the identity of sums and the attrs of results."""
+    """What activations of a model at prompts depend on, for the settings of sums and the attrs of results."""
     encoder = model.sites.encoder
     tokens = disk.digest([encoder.ids(prompts), [p.reply_ids or () for p in prompts]])
     return {**model.sites.identity, **encoder.record, "prompts_digest": prompts.digest, "tokens_digest": tokens}

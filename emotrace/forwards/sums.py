@@ -19,7 +19,7 @@ from emotrace.labels import EmotraceError, filename
 from emotrace.texts import from_json
 
 FREE = ("command", "versions")
-"""Fields of an identity that may differ when a run is continued."""
+"""Fields of the settings that may differ when a run is continued."""
 
 
 class Sums:
@@ -27,7 +27,7 @@ class Sums:
 
     ::
 
-        sums = Sums(out, identity)
+        sums = Sums(out, settings)
         for rows, acts in stream(…, start=sums.done):
             sums.add("a", …)
             sums.commit(rows.stop)
@@ -37,23 +37,23 @@ class Sums:
 
     Args:
         out: folder of ``NAME.json`` and ``NAME.DONE.safetensors``; None keeps the totals in memory.
-        identity: everything that the totals depend on, as JSON values.
+        settings: everything that the totals depend on, as JSON values.
         name: stem of the files.
 
     Attributes:
         done: prompts covered by the last commit.
 
     Raises:
-        EmotraceError: for totals of another identity (the difference is named) or damaged files.
+        EmotraceError: for totals of other settings (the difference is named) or damaged files.
     """
 
-    def __init__(self, out: str | Path | None, identity: Mapping[str, Any], name: str = "sums") -> None:
+    def __init__(self, out: str | Path | None, settings: Mapping[str, Any], name: str = "sums") -> None:
         self.out = None if out is None else Path(out)
         self.name = filename(name, "Sums(name=…)")
         try:
-            self.identity = json.loads(json.dumps(plain(identity)))
+            self.settings = json.loads(json.dumps(plain(settings)))
         except (TypeError, ValueError) as error:
-            raise EmotraceError(f"the identity of a sum must be JSON: {error}.") from error
+            raise EmotraceError(f"the settings of a sum must be JSON: {error}.") from error
         self.done = 0
         self._arrays: dict[str, np.ndarray] = {}
         self._written = b""
@@ -108,7 +108,7 @@ class Sums:
             "done": done,
             "numbers": self._numbers(done).name,
             "sha256": hashlib.sha256(blob).hexdigest(),
-            "identity": self.identity,
+            "identity": self.settings,
         }
         replace_file(self._numbers(done), blob)
         write_json(self._manifest, {**manifest, CONTENT: content(manifest)})
@@ -130,12 +130,12 @@ class Sums:
         self._written = read_bytes(self._manifest)
         try:
             manifest = dict(from_json(self._written))
-            identity, done = manifest["identity"], int(manifest["done"])
+            settings, done = manifest["identity"], int(manifest["done"])
             numbers = self._manifest.with_name(Path(manifest["numbers"]).name)
         except (ValueError, KeyError, TypeError) as error:
             raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
         confirm(self._manifest, manifest)
-        disk.settle(self.out or "", identity, self.identity, FREE, what=f"{self.name}.json")
+        disk.settle(self.out or "", settings, self.settings, FREE, what=f"{self.name}.json")
         _, arrays = read_pair(self._manifest, numbers)
         self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}
         self.done = done

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from emotrace.datasets.sev import Skeleton, read_sev
 from emotrace.disk import write_rows
 from emotrace.files import read_jsonl
-from emotrace.labels import EMOTIONS, METHODS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.labels import ARMS, EMOTIONS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.replies.row import Row
 from emotrace.signatures import typed
 
@@ -57,8 +57,8 @@ def read_replies(
         EmotraceError: naming file and line, for another schema, a field that is missing, an unknown emotion or
             valence, a reply given twice, verdicts without texts, or texts without their verdict.
     """
-    if method is not None and method not in METHODS:
-        raise unknown("method", method, METHODS, "read_replies")
+    if method is not None and method not in ARMS:
+        raise unknown("method", method, ARMS, "read_replies")
     path = Path(path)
     events = {s.skeleton_id: s for s in (read_sev(data) if isinstance(data, (str, Path)) else data or ())}
     files = [p for p in (path / "accepted.jsonl", path / "rejected.jsonl") if p.is_file()] if path.is_dir() else [path]

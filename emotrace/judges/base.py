@@ -52,10 +52,10 @@ class Judge(Protocol):
     Where it has ``choices`` (names), it answers one of them and nothing else, and is given only rows whose emotion is among them:
     `judge_rows` refuses others before the first judgement, naming them, since a reply that asks for what a judge cannot say would
     count as a miss. The shipped judges know `labels.ANSWERS`; one of the user's own may name any emotions.
-    Where it has an ``identity`` (JSON values: whatever beside the name its answers depend on), verdicts of another identity
+    Where it has ``depends_on`` (JSON values: whatever beside the name its answers depend on), verdicts of other values
     are never taken for its own. Where it has none, its class's code stands for it: verdicts of another class of that name, or of
     other code, are refused, while two objects of one class that answer differently are told apart by their names alone. One
-    without an ``identity`` whose code cannot be read (typed at a prompt, say) may judge, but continues no file.
+    without ``depends_on`` whose code cannot be read (typed at a prompt, say) may judge, but continues no file.
     """
 
     @property
@@ -183,7 +183,7 @@ _ANSWERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
 
 def record(judge: Named, text: str) -> dict[str, str]:
     """What a verdict or rating was made from: who judged, with which settings, and the text."""
-    settings = getattr(judge, "identity", {"code": _code(type(judge))})
+    settings = getattr(judge, "depends_on", {"code": _code(type(judge))})
     return {"judge": judge.name, "judge_settings": disk.digest(settings), "text": disk.digest(text)}
 
 
@@ -202,11 +202,11 @@ def same_judge(
     Raises:
         EmotraceError: naming every difference; or for a judge of which nothing but the name is known.
     """
-    if not hasattr(judge, "identity") and _code(type(judge)) is None:
+    if not hasattr(judge, "depends_on") and _code(type(judge)) is None:
         raise EmotraceError(
-            f"{path}: {what} was judged already, and judge {judge.name!r} has no 'identity', nor can its code be read, by which "
-            "one could tell whether it was the same one. Give the judge an identity (JSON values that its answers depend on), "
-            "or another file."
+            f"{path}: {what} was judged already, and judge {judge.name!r} has no 'depends_on', nor can its code be read, by"
+            " which one could tell whether it was the same one. Give the judge a depends_on (JSON: what its answers depend on),"
+            " or another file."
         )
     disk.settle(path, made, now, what=what)
 

@@ -53,9 +53,9 @@ class ClassifierJudge:
         self._classifier.load()
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """The checkpoint, and which answer each of its labels means."""
-        return {**self._classifier.identity, "answers": self.answers}
+        return {**self._classifier.depends_on, "answers": self.answers}
 
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         """Judge each text; blank ones, and those whose scores are NaN, are unjudged. Texts beyond the model's length are cut."""

@@ -279,7 +279,7 @@ class LexiconJudge:
     choices = ANSWERS
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """The cues, which verdicts depend on."""
         return {"lexicon": lexicon_digest()}
 

@@ -111,7 +111,7 @@ class OpenAIJudge:
         return {"judge": self.name, **self._endpoint.settings}
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """What the answers depend on beside the model's name: endpoint, seed, temperature and the wording of the questions.
 
         The endpoint is known by host and path: a local one has another port each time it is started.

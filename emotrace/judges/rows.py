@@ -1,4 +1,4 @@
-"""Rows: generated replies in, the same rows with their verdicts out; committed as they come, resumed by identity."""
+"""Rows: generated replies in, the same rows with their verdicts out; committed as they come, resumed by the names of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emotrace.judges.base import (
     same_judge,
 )
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import IDENTITY, Judged, Row
+from emotrace.replies.row import NAMED_BY, Judged, Row
 from emotrace.signatures import typed
 
 CHUNK = 64  # texts per call of a judge that does not stream
@@ -28,7 +28,7 @@ COMMIT = 16  # rows per append
 
 
 class RowLog(Protocol):
-    """What `judge_rows` needs of a log: `emotrace.runlog.Log` has it. ``identity`` and ``identity_of`` are honoured."""
+    """What `judge_rows` needs of a log: `emotrace.runlog.Log` has it. ``named_by`` and ``name_of`` are honoured."""
 
     def rows(self) -> Sequence[Any]:
         """Every committed row."""
@@ -149,18 +149,20 @@ def _checked(row: Row, index: int) -> str:
 
 def _stored(rows: Sequence[Row], judge: Judge, log: RowLog, target: bool) -> dict[int, Row]:
     """Index of a row → that row as the log holds it, after checking that it is the same reply and judge."""
-    fields = tuple(getattr(log, "identity", IDENTITY))
-    identity_of = getattr(log, "identity_of", lambda row: tuple(row.get(part) for part in fields))
+    fields = tuple(getattr(log, "named_by", NAMED_BY))
+    name_of = getattr(log, "name_of", lambda row: tuple(row.get(part) for part in fields))
     seen: set[tuple[Any, ...]] = set()
     for index, row in enumerate(rows):
-        name = identity_of(row)
+        name = name_of(row)
         if name in seen:
-            raise EmotraceError(f"row {index}: a second row with {fields} = {name}; rows of a log need one identity.")
+            raise EmotraceError(
+                f"row {index}: a second row with {fields} = {name}; rows of a log need a name of their own."
+            )
         seen.add(name)
-    held, place = {identity_of(row): dict(row) for row in log.rows()}, getattr(log, "path", "the log")
+    held, place = {name_of(row): dict(row) for row in log.rows()}, getattr(log, "path", "the log")
     found: dict[int, Row] = {}
     for index, row in enumerate(rows):
-        name = identity_of(row)
+        name = name_of(row)
         if name not in held:
             continue
         old = held[name]

@@ -86,7 +86,7 @@ class TextClassifier:
         self._loaded = (tokenizer, model.eval().to(self._device))
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """What probabilities depend on: configuration, tokenizer and the numbers of the weights."""
         if self._loaded is None:
             self.load()

@@ -30,7 +30,7 @@ from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
-IDENTITY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
+NAMED_BY: Final = ("emotion", "seed", "attribute", "k", "kind", "draw")
 """What tells rows apart; the un-masked accuracy has kind ``none``, attribute ``""``, k 0 and draw −1."""
 PIECE: Final = 50
 """Masks between two commits of one prompt."""
@@ -96,7 +96,7 @@ def masked_accuracy(
         progress: show a bar.
 
     Returns:
-        One row per prompt and mask, with `IDENTITY`, ``accuracy`` (as the recipe of the prompt takes means), ``right`` and
+        One row per prompt and mask, with `NAMED_BY`, ``accuracy`` (as the recipe of the prompt takes means), ``right`` and
         ``n``.
 
     Raises:
@@ -125,10 +125,10 @@ def masked_accuracy(
     folder = Path(out)
     disk.settle_file(folder / "masked.json", settings)
     names = [labels for labels, _ in masks]
-    wanted = {_identity(p, about): p for p in tuned for about in (None, *names)}
-    with Log(folder / "masked.jsonl", IDENTITY) as log:
+    wanted = {_name(p, about): p for p in tuned for about in (None, *names)}
+    with Log(folder / "masked.jsonl", NAMED_BY) as log:
         for row in log.rows():
-            name = log.identity_of(row)
+            name = log.name_of(row)
             if name in wanted:
                 disk.same_row(log.path, row, _made(wanted[name], shared), f"row {name}")
         pieces = list(_pieces(tuned, tasks, names, log))
@@ -138,7 +138,7 @@ def masked_accuracy(
             for _, rows in workers.spread(_measured, pieces, shared, model, loaded, processes, load):
                 log.append(rows)
                 bar.update(len(rows))
-        rows = [row for row in log.rows() if log.identity_of(row) in wanted]
+        rows = [row for row in log.rows() if log.name_of(row) in wanted]
         return pd.DataFrame([{k: v for k, v in row.items() if k != "meta"} for row in rows])
 
 
@@ -162,7 +162,7 @@ def _measured(model: LanguageModel, shared: _Shared, piece: Piece) -> list[dict[
         margins = reader.margins(laid, vectors, shared.batch_size, edits, about)
         batch = prompt.recipe.eval_batch if names is None or shared.eval_batch is None else shared.eval_batch
         rows.append(
-            dict(zip(IDENTITY, _identity(prompt, names), strict=True))
+            dict(zip(NAMED_BY, _name(prompt, names), strict=True))
             | _score(margins, items, prompt.recipe, batch)
             | {"meta": {"made": _made(prompt, shared)}}
         )
@@ -170,7 +170,7 @@ def _measured(model: LanguageModel, shared: _Shared, piece: Piece) -> list[dict[
 
 
 def _made(prompt: SoftPrompt, shared: _Shared) -> dict[str, str]:
-    """What made a row, beside the mask that its identity names."""
+    """What made a row, beside the mask that its name says."""
     return {"soft_prompt": prompt.digest, "settings": shared.settings}
 
 
@@ -196,12 +196,12 @@ def _pieces(
 ) -> Iterator[Piece]:
     """What is not yet measured, a few masks of one prompt at a time."""
     for prompt, task in zip(prompts, tasks, strict=True):
-        numbers = [i for i in range(-1, len(names)) if _identity(prompt, names[i] if i >= 0 else None) not in log.done]
+        numbers = [i for i in range(-1, len(names)) if _name(prompt, names[i] if i >= 0 else None) not in log.done]
         for start in range(0, len(numbers), PIECE):
             yield Piece(prompt, task, numbers[start : start + PIECE])
 
 
-def _identity(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any, ...]:
+def _name(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any, ...]:
     if about is None:
         return prompt.emotion, prompt.seed, "", 0, "none", -1
     return prompt.emotion, prompt.seed, str(about["attribute"]), int(about["k"]), str(about["kind"]), int(about["draw"])

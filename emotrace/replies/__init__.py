@@ -4,10 +4,10 @@ Every score of a reply goes through here, so that n, interval and worst case are
 """
 
 from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
+from emotrace.replies.arms import accuracy_over_draws, lifts, published_stats, summary
 from emotrace.replies.controls import deranged, norm_matched, random_directions, random_vectors, shuffled_labels
 from emotrace.replies.doses import diagonal, dose_table, emotion_matrix
 from emotrace.replies.fluency import fluency_bounds, is_fluent, mark_fluent, repetition
-from emotrace.replies.methods import accuracy_over_draws, lifts, published_stats, summary
 from emotrace.replies.row import Row, read_rows
 from emotrace.replies.search import best_dose, bisect, collapse, layer_windows, search
 from emotrace.replies.table import mean_of, table

@@ -14,7 +14,7 @@ from emotrace.signatures import typed
 
 OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_target", "judge")
 """Fields of a row that are not labels of its prompt."""
-IDENTITY: Final = ("key", "method", "draw")
+NAMED_BY: Final = ("key", "method", "draw")
 """The fields that tell rows apart."""
 
 
@@ -44,7 +44,7 @@ class Meta(TypedDict, total=False):
 
 
 class Row(TypedDict, total=False):
-    """One reply: its identity (``key, method, draw``), labels of its prompt, text and tokens, verdicts, and ``meta``.
+    """One reply: what names it (``key, method, draw``), labels of its prompt, text and tokens, verdicts, and ``meta``.
 
     The labels named here are those of our data sets; a row may carry others, which `label_of` reads.
     """

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from emotrace.labels import ANSWERS
-from emotrace.replies.methods import LOWEST
+from emotrace.replies.arms import LOWEST
 from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import COLOURS, FAINT, INK, Picture, span

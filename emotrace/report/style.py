@@ -18,7 +18,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from emotrace import disk
-from emotrace.labels import ANSWERS, EMOTIONS, METHODS, VALENCES, EmotraceError
+from emotrace.labels import ANSWERS, ARMS, EMOTIONS, VALENCES, EmotraceError
 from emotrace.signatures import typed
 
 WIDTH: Final = 9.0
@@ -209,8 +209,8 @@ def _glyphs() -> frozenset[int]:
 
 
 def methods_of(part: Mapping[str, Any]) -> list[str]:
-    """The methods of a part of report.json, in the order of `labels.METHODS`; unknown ones at the end."""
-    return in_order(part, METHODS)
+    """The methods of a part of report.json, in the order of `labels.ARMS`; unknown ones at the end."""
+    return in_order(part, ARMS)
 
 
 def emotions_of(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.kendall import Reference, check_alternative, reference, tau_b
 from emotrace.stats.ties import constant
 
-METHODS: Final = ("pearson", "spearman", "kendall")
+COEFFICIENTS: Final = ("pearson", "spearman", "kendall")
 
 
 def correlate(
@@ -25,7 +25,7 @@ def correlate(
     Args:
         x: ``[row, column]``, finite.
         y: ``[row, reference]``, finite (for Kendall also its `reference`).
-        method: one of `METHODS`.
+        method: one of `COEFFICIENTS`.
         alternative: ``greater``, ``less`` or ``two-sided``.
 
     Returns:
@@ -65,6 +65,6 @@ def prepared(y: np.ndarray, method: str) -> np.ndarray | Reference:
 
 
 def check_method(method: str) -> None:
-    """Raise unless it is one of `METHODS`."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    """Raise unless it is one of `COEFFICIENTS`."""
+    if method not in COEFFICIENTS:
+        raise unknown("method", method, COEFFICIENTS)

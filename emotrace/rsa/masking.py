@@ -280,11 +280,11 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
         if kind == NONE:
             parts[NONE].setdefault((cell.emotion, cell.seed), []).append(accuracy)
             continue
-        identity = (*cell, kind, draw if kind == "random" else -1)
-        if identity in seen:
-            what = dict(zip((*UNITS, "kind", "draw"), identity, strict=True))
+        name = (*cell, kind, draw if kind == "random" else -1)
+        if name in seen:
+            what = dict(zip((*UNITS, "kind", "draw"), name, strict=True))
             raise EmotraceError(f"the table of accuracies has two rows for {what}.")
-        seen.add(identity)
+        seen.add(name)
         for attribute in attributes if cell.attribute == SHARED else (cell.attribute,):
             whole = cell._replace(attribute=attribute)
             key = tuple(whole[i] for i in at) + ((draw,) if draws and kind == "random" else ())

@@ -2,7 +2,7 @@
 
 One entry is one batch of a row group::
 
-    head     magic, identity of the store, group, numbers of spans and of edits, bytes of the values;
+    head     magic, fingerprint of the store, group, numbers of spans and of edits, bytes of the values;
              spans (first row, one past the last), how often each edit fired; CRC-32C of all that
     values   of each variable and cell the rows of the spans, as they stand in the buffers
     end      CRC-32C of head and values
@@ -109,7 +109,7 @@ def read(
 
     Args:
         path: of the journal; it need not exist.
-        made: identity of the store.
+        made: fingerprint of the store.
         group: that it must be of.
         rows: of the group.
         variables: of the store.
@@ -150,7 +150,7 @@ def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Kept]:
         if rows < 1:
             out[group] = Kept(0, [], 0, "no such row group")
         else:
-            out[group] = read(root / layout.journal(group), layout.identity(attrs), group, rows, variables)
+            out[group] = read(root / layout.journal(group), layout.fingerprint(attrs), group, rows, variables)
     return dict(sorted(out.items()))
 
 

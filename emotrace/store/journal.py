@@ -61,7 +61,7 @@ class Journal:
 
     Args:
         root: of the store.
-        made: identity of the store (`layout.identity`).
+        made: fingerprint of the store (`layout.fingerprint`).
         group: of the plan.
         variables: of the plan.
         arrays: of the group, as `Writer.buffers` gives them.

@@ -68,7 +68,7 @@ def journaled(path: Path) -> list[int]:
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def identity(attrs: Mapping[str, Any]) -> str:
+def fingerprint(attrs: Mapping[str, Any]) -> str:
     """Hash of everything that the values of a store depend on, out of its attributes."""
     made = {name: value for name, value in attrs.items() if name not in (*MAY_DIFFER, *DESCRIBING)}
     return hashlib.sha256(json.dumps([attrs["plan_digest"], made], sort_keys=True).encode()).hexdigest()[:16]

@@ -45,7 +45,7 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
     root = Path(path)
     occupied = root.is_symlink() or root.exists()
     if not occupied or (root.is_dir() and not any(root.iterdir())):
-        return Writer(root, plan, layout.create(root, plan), layout.identity(plan.described))
+        return Writer(root, plan, layout.create(root, plan), layout.fingerprint(plan.described))
     stored = mending.settings(root)
     found = layout.differences(stored, {**plan.attrs, "plan_digest": plan.digest})
     if found:
@@ -62,7 +62,7 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
             if any(item.group is None for item in damage):
                 mending.rebuild(root, plan, stored)
             warnings.warn(mending.told(root, damage), stacklevel=3)
-        return Writer(root, plan, lock, layout.identity(stored))
+        return Writer(root, plan, lock, layout.fingerprint(stored))
     except BaseException:
         os.close(lock)
         raise
@@ -77,7 +77,7 @@ class Writer:
     Attributes:
         path: of the store.
         plan: what it shall hold.
-        made: identity of the store, over everything that its values depend on.
+        made: fingerprint of the store, over everything that its values depend on.
         begun: groups of which an earlier run left a journal.
     """
 

@@ -149,10 +149,10 @@ def _rated(
     """Write ``ratings.{what}`` and ``measures.{what}``; equal replies to the same thing are rated once."""
     kept = log(f"ratings_{what}")
     known: dict[tuple[str, str], Any] = {}
-    stored = {} if kept is None else {kept.identity_of(row): row for row in kept.rows()}
+    stored = {} if kept is None else {kept.name_of(row): row for row in kept.rows()}
     texts = {i: cleaned(found[i]["gen_text"]) for i in which}
     for i, query in zip(which, asked, strict=True):
-        row = None if kept is None else stored.get(kept.identity_of(found[i]))
+        row = None if kept is None else stored.get(kept.name_of(found[i]))
         if row is None:
             continue
         now = {**record(rater, texts[i]), "asked": query}

@@ -48,7 +48,7 @@ class ContentWords:
     """Topic adherence offline: the share of the query's content words in the reply, 0..1. A proxy."""
 
     name = "proxy:content-words"
-    identity: ClassVar[dict[str, Any]] = {}  # nothing that could be another
+    depends_on: ClassVar[dict[str, Any]] = {}  # nothing that could be another
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """See `Rater`."""
@@ -66,7 +66,7 @@ class LexiconIntensity:
     name = "proxy:lexicon"
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def depends_on(self) -> dict[str, Any]:
         """The cues, which ratings depend on."""
         return {"lexicon": lexicon_digest()}
 

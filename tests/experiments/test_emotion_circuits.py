@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import emotrace as et
-from emotrace.labels import METHODS, EmotraceError
+from emotrace.labels import ARMS, EmotraceError
 from emotrace.traced import requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,8 +134,8 @@ def test_everything_lands_in_the_folder(done):
 
 def test_every_method_answers_every_prompt(done):
     rows = [json.loads(line) for line in (done / "generations.jsonl").read_text().splitlines()]
-    assert {r["method"] for r in rows} == set(METHODS)
-    for method in METHODS:
+    assert {r["method"] for r in rows} == set(ARMS)
+    for method in ARMS:
         assert len({r["key"] for r in rows if r["method"] == method}) == 4 * 3 * 6
     assert all(r["verdict"]["match"] in (0, 1) and "fluent" in r["meta"] for r in rows)
 
@@ -149,7 +149,7 @@ def test_the_report_says_what_was_chosen_and_what_it_cost(done):
     costs = {p["lambda"]: p["kl"] for p in report["comparison"] if p["method"] == "circuit"}
     assert 0 < costs[0.5] < costs[1.0]
     assert {(p["a"], p["b"]) for p in report["paired"]} >= {("circuit", "prompt"), ("circuit", "steer")}
-    for method in METHODS:
+    for method in ARMS:
         leaf = report["accuracy"][method]["overall"]
         assert leaf["ci95"][0] <= leaf["value"] <= leaf["ci95"][1]
 

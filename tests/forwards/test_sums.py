@@ -51,7 +51,7 @@ def test_what_was_added_after_the_last_commit_is_not_there(tmp_path):
     assert Sums(tmp_path, IDENTITY)["x"] == 1.0
 
 
-def test_another_identity_is_refused_and_the_difference_named(tmp_path):
+def test_other_settings_are_refused_and_the_difference_named(tmp_path):
     total = Sums(tmp_path, IDENTITY)
     total.add("x", 1.0)
     total.commit(1)

@@ -47,7 +47,7 @@ class Streaming(FirstWord):
 class Memory:
     """The part of a log that judge_rows uses."""
 
-    identity = ("key", "method", "draw")
+    named_by = ("key", "method", "draw")
 
     def __init__(self) -> None:
         self.held: list[Row] = []
@@ -121,7 +121,7 @@ def test_rows_are_committed_as_they_arrive() -> None:
     assert log.commits == 4
 
 
-def test_identity_is_key_method_and_draw() -> None:
+def test_a_row_is_named_by_key_method_and_draw() -> None:
     log = Memory()
     rows = [reply("a", "anger 1"), reply("a", "anger 2", method="steer"), reply("a", "anger 3", draw=1)]
     judge_rows(rows[:1], FirstWord(), log, progress=False)
@@ -130,7 +130,7 @@ def test_identity_is_key_method_and_draw() -> None:
     assert judge.asked == ["anger 2", "anger 3"]
 
 
-def test_a_run_log_resumes_and_names_rows_without_identity_first(tmp_path: Path) -> None:
+def test_a_run_log_resumes_and_names_rows_without_a_name_first(tmp_path: Path) -> None:
     path, judge = tmp_path / "judged.jsonl", FirstWord()
     with Log(path) as log:
         judge_rows(ROWS[:3], judge, log, progress=False)
@@ -175,7 +175,7 @@ def test_a_verdict_belongs_to_the_settings_of_its_judge_and_rows_are_those_of_no
         temperature = 0.0
 
         @property
-        def identity(self) -> Row:
+        def depends_on(self) -> Row:
             return {"temperature": self.temperature}
 
     log, judge = Memory(), Set()
@@ -194,7 +194,7 @@ def test_a_verdict_belongs_to_the_settings_of_its_judge_and_rows_are_those_of_no
         judge_rows(ROWS, judge, log, progress=False)
 
 
-def test_without_an_identity_the_code_of_a_judge_stands_for_it(tmp_path: Path) -> None:
+def test_without_depends_on_the_code_of_a_judge_stands_for_it(tmp_path: Path) -> None:
     class Other(FirstWord):
         def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
             return [{"predicted": "fear", "judge": self.name, "reason": "always"} for _ in texts]
@@ -215,10 +215,10 @@ def test_a_judge_that_may_be_any_judges_but_continues_nothing() -> None:
     log = Memory()
     judge_rows(ROWS[:2], unread, log, progress=False)
     with pytest.raises(
-        EmotraceError, match=r"row {'key': 'a', .*'first-word' has no 'identity', nor can its code be read"
+        EmotraceError, match=r"row {'key': 'a', .*'first-word' has no 'depends_on', nor can its code be read"
     ):
         judge_rows(ROWS, unread, log, progress=False)
-    known = SimpleNamespace(**vars(unread), identity={"word": 1})
+    known = SimpleNamespace(**vars(unread), depends_on={"word": 1})
     kept = Memory()
     judge_rows(ROWS[:2], known, kept, progress=False)
     assert len(judge_rows(ROWS, known, kept, progress=False)) == len(ROWS)

@@ -339,7 +339,7 @@ def test_writing_takes_no_memory_that_grows_with_the_batch(make, tmp_path):
 
 
 def kept(path, plan):
-    made = layout.identity(store.open_activations(path).attrs)
+    made = layout.fingerprint(store.open_activations(path).attrs)
     return entries.read(path / JOURNAL, made, 0, plan.n_rows, plan.variables)
 
 

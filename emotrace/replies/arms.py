@@ -1,4 +1,4 @@
-"""Methods: judged replies of all methods → the tables of a report; of random controls the draw that is hardest to beat."""
+"""Arms (``method`` of a row): judged replies of all → tables of a report; of random controls the draw that is hardest to beat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emotrace.labels import METHODS
+from emotrace.labels import ARMS
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table, paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
@@ -20,12 +20,12 @@ LOWEST: Final = ("random_ablate",)
 
 @typed
 def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> Accuracy:
-    """``overall``, ``by_emotion`` and ``by_valence`` of one method; over several draws the maximum, with all draws beside it.
+    """``overall``, ``by_emotion`` and ``by_valence`` of one arm; over several draws the maximum, with all draws beside it.
 
     Of the controls in `LOWEST` it is the minimum.
 
     Args:
-        rows: of one method, one or more draws.
+        rows: of one arm, one or more draws.
         verdict: which verdict counts, ``verdict`` (blind) or ``verdict_target``.
         fluent: a reply counts only if it is fluent too (``accuracy_fluent``).
     """
@@ -58,24 +58,24 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     """The tables of a report: accuracy, fluent and target-aware accuracy, lift over ``reference``, confusion, fluency.
 
     Args:
-        rows: judged rows of all methods, with ``meta.fluent``.
-        reference: method that lifts are measured against.
+        rows: judged rows of all arms, with ``meta.fluent``.
+        reference: arm that lifts are measured against.
     """
-    by_method = {m: [r for r in rows if r["method"] == m] for m in METHODS}
-    by_method = {m: found for m, found in by_method.items() if found}
+    by_arm = {m: [r for r in rows if r["method"] == m] for m in ARMS}
+    by_arm = {m: found for m, found in by_arm.items() if found}
     out: dict[str, Any] = {
-        "accuracy": {m: accuracy_over_draws(found) for m, found in by_method.items()},
-        "accuracy_fluent": {m: accuracy_over_draws(found, fluent=True) for m, found in by_method.items()},
+        "accuracy": {m: accuracy_over_draws(found) for m, found in by_arm.items()},
+        "accuracy_fluent": {m: accuracy_over_draws(found, fluent=True) for m, found in by_arm.items()},
     }
     if any(r.get("verdict_target") for r in rows):
         out["accuracy_target"] = {
-            m: accuracy_over_draws(found, verdict="verdict_target") for m, found in by_method.items()
+            m: accuracy_over_draws(found, verdict="verdict_target") for m, found in by_arm.items()
         }
-    out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_method.items()}
-    out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_method.items()}}
-    base = by_method.get(reference)
+    out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_arm.items()}
+    out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_arm.items()}}
+    base = by_arm.get(reference)
     if base:
-        out["lift"] = {m: lifts(found, base) for m, found in by_method.items() if m in ("prompt", "steer", "circuit")}
+        out["lift"] = {m: lifts(found, base) for m, found in by_arm.items() if m in ("prompt", "steer", "circuit")}
     return out
 
 
@@ -84,8 +84,8 @@ def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both.
 
     Args:
-        rows: judged rows of one method.
-        base: judged rows of the method that it is measured against.
+        rows: judged rows of one arm.
+        base: judged rows of the arm that it is measured against.
     """
     out = {}
     for name in ("overall", *dict.fromkeys(r["emotion"] for r in rows)):
