@@ -22,7 +22,7 @@ DRAWS: Final = 10**7
 """The most draws or permutations; what takes longer, or more memory, than anybody has, is a slip of the hand."""
 
 
-class Labelled(Protocol):
+class HasDims(Protocol):
     """What has named dims, as xarray's arrays do."""
 
     @property
@@ -31,7 +31,7 @@ class Labelled(Protocol):
         ...
 
 
-L = TypeVar("L", bound=Labelled)
+L = TypeVar("L", bound=HasDims)
 C = TypeVar("C")
 
 

@@ -27,7 +27,7 @@ Names = Mapping[tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Shifted:
     """One sublayer of one layer, and where it is shifted.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cell:
     residual: str
 
 
-def cells(sites: Sites, layers: Sequence[int]) -> list[Cell]:
+def cells(sites: Sites, layers: Sequence[int]) -> list[Shifted]:
     """Both sublayers of every layer, in the order attn0, mlp0, attn1, ….
 
     Raises:
@@ -58,13 +58,13 @@ def cells(sites: Sites, layers: Sequence[int]) -> list[Cell]:
             residual = mid if sites.has(mid, layer) else "resid_post"
             proof = sites.proofs[layer]
             if proof.form == "post-ln":  # the norm stands between the sublayer's output and the residual
-                wanted.append(Cell(layer, sublayer, residual, 1.0, residual))
+                wanted.append(Shifted(layer, sublayer, residual, 1.0, residual))
             else:
-                wanted.append(Cell(layer, sublayer, sublayer, 1.0 / proof.scale, residual))
+                wanted.append(Shifted(layer, sublayer, sublayer, 1.0 / proof.scale, residual))
     return wanted
 
 
-def residuals(wanted: Sequence[Cell]) -> list[tuple[int, str]]:
+def residuals(wanted: Sequence[Shifted]) -> list[tuple[int, str]]:
     """The residuals ``(layer, site)`` after some cells, each once, in the order of the cells."""
     return list(dict.fromkeys((cell.layer, cell.residual) for cell in wanted))
 
@@ -97,7 +97,7 @@ class Backward:
 
     @torch.inference_mode(False)  # what is made in that mode cannot be part of a graph
     def __init__(
-        self, model: LanguageModel, wanted: Sequence[Cell], readout: tuple[str, int | None], covectors: np.ndarray,
+        self, model: LanguageModel, wanted: Sequence[Shifted], readout: tuple[str, int | None], covectors: np.ndarray,
         along: np.ndarray, sequences: Sequence[Sequence[int]], names: Names | None = None,
     ) -> None:  # fmt: skip
         self.names = names or {}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from emotrace.attribution.backward import Cell, Names, refuse_lost, residuals
+from emotrace.attribution.backward import Names, Shifted, refuse_lost, residuals
 from emotrace.forwards import caches, last
 from emotrace.forwards.entering import backend, enter
 from emotrace.sites import LanguageModel
@@ -40,7 +40,7 @@ class Central:
     def __init__(
         self,
         model: LanguageModel,
-        wanted: Sequence[Cell],
+        wanted: Sequence[Shifted],
         readout: tuple[str, int | None],
         covectors: np.ndarray,
         along: np.ndarray,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from emotrace.attribution.backward import Cell
+from emotrace.attribution.backward import Shifted
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Add
 from emotrace.forwards.streams import reductions
@@ -28,7 +28,7 @@ CHUNK = 1024
 
 def finite_sums(
     model: LanguageModel, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
-    cells: Sequence[Cell], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
+    cells: Sequence[Shifted], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
     sigmas: np.ndarray, doses: Sequence[float], settings: dict[str, Any], batch_size: int, out: str | Path | None, progress: bool,
 ) -> np.ndarray:  # fmt: skip
     """Σ over prompts of the projected read-out, without a shift and with each dose at each cell alone.
@@ -82,7 +82,7 @@ def finite_sums(
 
 
 def _edits(
-    job: tuple[float, int], cells: Sequence[Cell], along: np.ndarray, sigmas: np.ndarray, label: str,
+    job: tuple[float, int], cells: Sequence[Shifted], along: np.ndarray, sigmas: np.ndarray, label: str,
     values: Sequence[Any],
 ) -> list[Add]:  # fmt: skip
     """One dose at one cell, along the direction of each prompt's own label.

@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, provenance
-from emotrace.attribution.backward import Backward, Cell, cells, residuals
+from emotrace.attribution.backward import Backward, Shifted, cells, residuals
 from emotrace.attribution.central import Central
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.finite_doses import finite_sums
@@ -262,7 +262,7 @@ def _doses(doses: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def _sigma(sigma: xr.DataArray, wanted: Sequence[Cell]) -> np.ndarray:
+def _sigma(sigma: xr.DataArray, wanted: Sequence[Shifted]) -> np.ndarray:
     """σ of every cell.
 
     Raises:

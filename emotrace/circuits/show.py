@@ -11,7 +11,7 @@ import pandas as pd
 from emotrace.labels import KINDS
 
 
-class Components(Protocol):
+class ShownCircuit(Protocol):
     """What is shown of a circuit: its components, by value of its label."""
 
     @property
@@ -39,7 +39,7 @@ class Components(Protocol):
         ...
 
 
-def summary(circuit: Components) -> str:
+def summary(circuit: ShownCircuit) -> str:
     """One line: how many components of how many labels in which layers, of which model, ranked how."""
     kinds = circuit.components["kind"].value_counts()
     layers = sorted(set(circuit.components["layer"]))
@@ -53,7 +53,7 @@ def summary(circuit: Components) -> str:
     )
 
 
-def table(circuit: Components) -> pd.DataFrame:
+def table(circuit: ShownCircuit) -> pd.DataFrame:
     """One row per label, one column per layer: number of neurons, and the heads by rank."""
     cells = {
         layer: [_cell(circuit, value, layer) for value in circuit.labels]
@@ -62,7 +62,7 @@ def table(circuit: Components) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.Index(circuit.labels, name=circuit.label)).rename_axis(columns="layer")
 
 
-def text(circuit: Components) -> str:
+def text(circuit: ShownCircuit) -> str:
     """Summary, table and warnings as plain text."""
     lines = [summary(circuit)]
     if len(circuit.components):
@@ -70,14 +70,14 @@ def text(circuit: Components) -> str:
     return "\n".join([*lines, *(f"Note: {w}" for w in circuit.meta.get("warnings", ()))])
 
 
-def html(circuit: Components) -> str:
+def html(circuit: ShownCircuit) -> str:
     """The same for notebooks."""
     body = table(circuit).to_html(border=0) if len(circuit.components) else ""
     notes = "".join(f"<p>Note: {escape(str(w))}</p>" for w in circuit.meta.get("warnings", ()))
     return f"<div><p>{escape(summary(circuit))}</p>{body}{notes}</div>"
 
 
-def _cell(circuit: Components, value: object, layer: int) -> str:
+def _cell(circuit: ShownCircuit, value: object, layer: int) -> str:
     neurons, heads = (circuit.members(value, kind, layer) for kind in KINDS)
     parts = [f"{len(neurons)} n"] if neurons else []
     if heads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.contributions import Asked, By, Readout, one_of
+from emotrace.cli.contributions import By, Readout, Scoring, one_of
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import (
     Count,
@@ -108,7 +108,7 @@ def influence(
 @grouped
 def circuit(
     *,
-    asked: Asked,
+    asked: Scoring,
     readout: Readout = None,
     neurons_per_layer: Annotated[float | None, typer.Option(help="default 20; below 1 a share of the layer")] = None,
     heads_per_layer: Annotated[float | None, typer.Option(help="default 2; below 1 a share of the layer")] = None,

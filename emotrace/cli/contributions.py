@@ -28,7 +28,7 @@ Readout = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Scoring:
     """What components are scored on: a model and prompts, or a store and covectors; and where the scores go."""
 
     model: Annotated[str | None, typer.Option("--model", help="hub id or directory")] = None
@@ -160,7 +160,7 @@ def covectors(
 
 @app.command()
 @grouped
-def neurons(*, asked: Asked, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere) -> None:
+def neurons(*, asked: Scoring, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere) -> None:
     """What each MLP neuron contributes to its layer's directions."""
     from emotrace.attribution import neuron_contributions
 
@@ -173,7 +173,7 @@ def neurons(*, asked: Asked, by: By = "contrast", top: Top = 5, loading: Loading
 @app.command()
 @grouped
 def heads(
-    *, asked: Asked, readout: Readout = None, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere
+    *, asked: Scoring, readout: Readout = None, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     from emotrace.attribution import head_contributions

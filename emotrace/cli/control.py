@@ -37,7 +37,7 @@ Emotion = Annotated[str, typer.Option(help="label of the direction, or of the ci
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Decoding):
+class Prompting(Decoding):
     """What is to be replied to, and how replies are decoded."""
 
     prompts: Texts
@@ -53,7 +53,7 @@ class Asked(Decoding):
 @grouped
 def steer(
     *,
-    asked: Asked,
+    asked: Prompting,
     model: Model,
     directions: Directions,
     emotion: Emotion,
@@ -78,7 +78,7 @@ def steer(
 @grouped
 def modulate(
     *,
-    asked: Asked,
+    asked: Prompting,
     model: Model,
     circuit: Annotated[Path, typer.Option(help="folder that `emotrace circuit` wrote")],
     emotion: Emotion,

@@ -220,7 +220,7 @@ class PromptFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class Reading:
     """What is read of a model, and where."""
 
     sites: Sites = "resid_mid,resid_post"

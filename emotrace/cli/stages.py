@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Read, grouped
+from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Reading, grouped
 from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
 from emotrace.files import to_file, to_folder
 from emotrace.labels import EmotraceError
@@ -83,7 +83,7 @@ def capture(
     model: Model,
     prompts: PromptFile,
     out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
-    read: Read,
+    read: Reading,
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
     batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,

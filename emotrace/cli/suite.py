@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Decoding):
+class Querying(Decoding):
     """The queries of a file that are answered, and how."""
 
     queries: Annotated[Path, typer.Option(help="EmotionQuery, a list of texts, or rows with 'query'")]
@@ -131,7 +131,7 @@ class Mixture(Addition):
 def arms(
     *,
     model: Model,
-    asked: Asked,
+    asked: Querying,
     vectors: Vectors,
     out: Folder,
     mix: Annotated[

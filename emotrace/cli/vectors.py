@@ -43,7 +43,7 @@ class Answers(Decoding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledTexts:
     """Vectors from labelled texts."""
 
     texts: Annotated[str | None, typer.Option(help="labelled texts as of GoEmotions: file, folder or hub id")] = None
@@ -81,7 +81,7 @@ def vectors(
     ctx: typer.Context,
     model: Model,
     answers: Answers,
-    labelled: Labelled,
+    labelled: LabelledTexts,
     made: Made,
     kept: Keeping,
     loading: Loading,
@@ -105,7 +105,7 @@ def vectors(
     ):  # fmt: skip
         if value not in choices:
             raise unknown(name, value, choices, flag)
-    unused = _unused(ctx, Answers if queries is None else Labelled)
+    unused = _unused(ctx, Answers if queries is None else LabelledTexts)
     if unused:
         one, other = ("--queries", "--texts") if queries is None else ("--texts", "--queries")
         raise EmotraceError(f"{', '.join(unused)}: of {one}, and nothing that vectors from {other} take.")

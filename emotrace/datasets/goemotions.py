@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from emotrace import arguments, labels
 from emotrace.datasets.prompts import Prompt, Prompts
-from emotrace.datasets.tables import Table, open_table, text_of
+from emotrace.datasets.tables import SourceTable, open_table, text_of
 from emotrace.labels import NEUTRAL, EmotraceError, unknown
 from emotrace.signatures import typed
 
@@ -181,7 +181,7 @@ def _grouping(grouping: str | Mapping[str, str] | None) -> Mapping[str, str]:
     return grouping
 
 
-def _names(row: Mapping[str, Any], where: str, table: Table) -> Iterator[str]:
+def _names(row: Mapping[str, Any], where: str, table: SourceTable) -> Iterator[str]:
     """Labels of a row: its classes, checked against its 0/1 columns where it has them."""
     column = next((name for name in ("labels", "classes") if name in row), None)
     if column is None:

@@ -29,7 +29,7 @@ class HubTable(Protocol):
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """Rows of a data set.
 
     Attributes:
@@ -45,7 +45,7 @@ class Table:
 
 def open_table(
     source: str | Path, *, split: str, config: str | None = None, columns: Sequence[str] | None = None
-) -> Table:
+) -> SourceTable:
     """The rows of a local file, of a data set saved to disk, or of one on the hub.
 
     Args:
@@ -66,11 +66,11 @@ def open_table(
         if not path.is_file():
             raise EmotraceError(f"{path}: no such file.")
         if suffix in (".csv", ".tsv"):
-            return Table(str(path), _delimited(path, "\t" if suffix == ".tsv" else ",", columns))
+            return SourceTable(str(path), _delimited(path, "\t" if suffix == ".tsv" else ",", columns))
         if suffix == ".jsonl":
-            return Table(str(path), read_jsonl(path))
+            return SourceTable(str(path), read_jsonl(path))
         if suffix == ".json":
-            return Table(str(path), _objects(path))
+            return SourceTable(str(path), _objects(path))
         if suffix in (".parquet", ".arrow"):
             return _binary(path, suffix)
         raise unknown("kind of file", suffix or path.name, SUFFIXES, str(path))
@@ -135,7 +135,7 @@ def _library(source: str) -> Any:
     return datasets
 
 
-def _binary(path: Path, suffix: str) -> Table:
+def _binary(path: Path, suffix: str) -> SourceTable:
     library = _library(str(path))
     try:
         read = library.Dataset.from_parquet if suffix == ".parquet" else library.Dataset.from_file
@@ -144,7 +144,7 @@ def _binary(path: Path, suffix: str) -> Table:
         raise EmotraceError(f"{path} cannot be read: {error}.") from error
 
 
-def _saved(path: Path, split: str) -> Table:
+def _saved(path: Path, split: str) -> SourceTable:
     library = _library(str(path))
     try:
         found = library.load_from_disk(str(path))
@@ -157,7 +157,7 @@ def _saved(path: Path, split: str) -> Table:
     return _loaded(str(path), found)
 
 
-def _hub(name: str, config: str | None, split: str) -> Table:
+def _hub(name: str, config: str | None, split: str) -> SourceTable:
     library = _library(f"{name} is no file or folder; as a hub id")
     try:
         return _loaded(f"{name}[{split}]", library.load_dataset(name, config, split=split))
@@ -165,10 +165,10 @@ def _hub(name: str, config: str | None, split: str) -> Table:
         raise EmotraceError(f"{name} (config {config}, split {split}) cannot be had from the hub: {error}") from error
 
 
-def _loaded(name: str, found: HubTable) -> Table:
+def _loaded(name: str, found: HubTable) -> SourceTable:
     classes = {}
     for column, feature in found.features.items():
         inner = getattr(feature, "feature", feature)  # a list of class labels, or one
         if getattr(inner, "names", None):
             classes[column] = tuple(inner.names)
-    return Table(name, ((f"{name}, row {i}", dict(row)) for i, row in enumerate(found)), classes)
+    return SourceTable(name, ((f"{name}, row {i}", dict(row)) for i, row in enumerate(found)), classes)

@@ -30,7 +30,7 @@ from emotrace.sites import LanguageModel
 APPROXIMATE: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
 
 
-class Passed(NamedTuple):
+class Slopes(NamedTuple):
     """What the places held in one pass, and their slopes."""
 
     values: list[torch.Tensor]
@@ -59,10 +59,10 @@ def terms(
         writes: numbers of the places that write.
     """
 
-    def passed(sets: dict[int, torch.Tensor]) -> Passed:
+    def passed(sets: dict[int, torch.Tensor]) -> Slopes:
         wanted = ("values", "gradients")
         found = run(model, batch.inputs, seen, batch.at.clean, batch.metric, sets=sets, wanted=wanted)
-        return Passed(found["values"], found["gradients"])
+        return Slopes(found["values"], found["gradients"])
 
     def at(i: int, k: int) -> dict[int, torch.Tensor]:
         return {i: batch.others[i] + (k / steps) * (batch.values[i] - batch.others[i])}

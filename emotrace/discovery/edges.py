@@ -20,7 +20,7 @@ import torch
 from emotrace.discovery import approximate
 from emotrace.discovery.batches import PairBatch
 from emotrace.discovery.nodes import NodeSite, Seen, read_at, seen
-from emotrace.discovery.wiring import Layer, lowered, wiring
+from emotrace.discovery.wiring import LayerWiring, lowered, wiring
 from emotrace.forwards.entering import enter
 from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError
@@ -45,7 +45,7 @@ class Graph:
         after: whether the metric reads something computed from the last stream (else that stream itself).
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerWiring, ...]
     whole: bool
     writers: tuple[str, ...]
     readers: tuple[str, ...]

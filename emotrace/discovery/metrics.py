@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.forwards.metrics import Labelled
+from emotrace.forwards.metrics import LabelledPrompt
 from emotrace.labels import EmotraceError, Label, unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
@@ -63,7 +63,9 @@ class Projection:
             )
         return ((self.site, self._layer()),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(
+        self, model: LanguageModel, pairs: Sequence[LabelledPrompt], clean: Sequence[torch.Tensor]
+    ) -> LoweredMetric:
         """Unit direction of each pair, minus that of its counterfactual where asked."""
         rows = []
         for p in pairs:
@@ -123,7 +125,9 @@ class LogitDifference:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(
+        self, model: LanguageModel, pairs: Sequence[LabelledPrompt], clean: Sequence[torch.Tensor]
+    ) -> LoweredMetric:
         """Covectors on the logits."""
         ids = {value: self._ids(model, value) for value in self.tokens}
         rows = torch.zeros(len(pairs), model.sites.address("logits").width)
@@ -181,7 +185,9 @@ class KL:
         model.sites.address("logits")
         return (("logits", None),)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(
+        self, model: LanguageModel, pairs: Sequence[LabelledPrompt], clean: Sequence[torch.Tensor]
+    ) -> LoweredMetric:
         """The clean run's own logits are what is compared with."""
         return LoweredMetric(circuits.divergence, (torch.log_softmax(clean[0].float(), -1),))
 
@@ -214,7 +220,9 @@ class SiteFunction:
             raise EmotraceError(f"SiteFunction(sites={list(self.sites)}): at least one site, in order of execution.")
         return tuple((str(s), k) for s, k in self.sites)
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> LoweredMetric:
+    def lower(
+        self, model: LanguageModel, pairs: Sequence[LabelledPrompt], clean: Sequence[torch.Tensor]
+    ) -> LoweredMetric:
         """The function, after a look at what it returns."""
         found = self.function([v.clone() for v in clean])
         if not isinstance(found, torch.Tensor) or found.shape != (len(pairs),):
@@ -223,7 +231,7 @@ class SiteFunction:
         return LoweredMetric(self.function, ())
 
 
-def _labelled(pair: Labelled, which: str, label: str, name: str) -> Label:
+def _labelled(pair: LabelledPrompt, which: str, label: str, name: str) -> Label:
     found = getattr(pair, which)
     if label not in found:
         whose = "prompt" if which == "labels" else "counterfactual"

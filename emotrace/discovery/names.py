@@ -14,7 +14,7 @@ GROUPS: Final = {"sublayer": ("attn", "mlp")}
 SIGN: Final = "positive: the component raises the metric; removing it lowers it"
 
 
-class Node(NamedTuple):
+class NodeName(NamedTuple):
     """One node.
 
     Attributes:
@@ -44,13 +44,13 @@ def kinds_of(nodes: Iterable[str] | str, place: str) -> list[str]:
     return wanted
 
 
-def nodes_at(kind: str, layer: int, numbers: Iterable[int]) -> Iterator[Node]:
+def nodes_at(kind: str, layer: int, numbers: Iterable[int]) -> Iterator[NodeName]:
     """Nodes of a kind in a layer, by their numbers."""
     for i in numbers:
-        yield Node(COMPONENTS[kind].name.format(layer, i), kind, layer, i if kind in KINDS else -1)
+        yield NodeName(COMPONENTS[kind].name.format(layer, i), kind, layer, i if kind in KINDS else -1)
 
 
-def node_coords(nodes: Iterable[Node]) -> dict[str, tuple[str, Any]]:
+def node_coords(nodes: Iterable[NodeName]) -> dict[str, tuple[str, Any]]:
     """Coordinates of the dim ``node``: name, kind, layer, index."""
     names, kinds, layers, index = zip(*nodes, strict=True)
     found = {"node": names, "kind": kinds, "layer": layers, "index": index}

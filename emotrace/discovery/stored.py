@@ -11,7 +11,7 @@ import xarray as xr
 from emotrace import provenance
 from emotrace.directions.source import BLOCK_BYTES, Source, source
 from emotrace.discovery.held import Held
-from emotrace.discovery.names import SIGN, Node, kinds_of, node_coords, nodes_at, pair_coords
+from emotrace.discovery.names import SIGN, NodeName, kinds_of, node_coords, nodes_at, pair_coords
 from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.labels import COMPONENTS, GRADIENT, KINDS, METRIC, RUN_ORDER, SUBLAYERS, EmotraceError, unknown
 from emotrace.signatures import typed
@@ -21,7 +21,7 @@ PLACE: Final = "attribution_patching"
 ABLATIONS: Final = ("counterfactual", "zero")
 
 
-class Part(NamedTuple):
+class LayerRows(NamedTuple):
     """Rows of one layer of what is stored.
 
     Attributes:
@@ -47,10 +47,10 @@ class StoredSite(NamedTuple):
         nodes: in the order of the columns, each of as many.
     """
 
-    values: Part
-    others: Part
-    gradients: Part
-    nodes: list[Node]
+    values: LayerRows
+    others: LayerRows
+    gradients: LayerRows
+    nodes: list[NodeName]
 
 
 class Tokens(NamedTuple):
@@ -178,8 +178,8 @@ def _sites(acts: Activations, other: Activations, kind: str) -> Iterator[StoredS
             )
 
 
-def _part(rows: Source, layer: int) -> Part:
-    return Part(rows, rows.array["layer"].values.tolist().index(layer))
+def _part(rows: Source, layer: int) -> LayerRows:
+    return LayerRows(rows, rows.array["layer"].values.tolist().index(layer))
 
 
 def _blocks(pairs: Pairs, mine: Held, theirs: Held, most: int) -> Iterator[Tokens]:

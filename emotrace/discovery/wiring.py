@@ -37,7 +37,7 @@ CHANGED = 2
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerWiring:
     """Readers and writers of one layer.
 
     Attributes:
@@ -59,7 +59,7 @@ class Layer:
     scale: float
 
 
-def wiring(model: LanguageModel, n_layers: int | None = None) -> list[Layer]:
+def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWiring]:
     """Readers and writers of the first layers.
 
     Args:
@@ -86,7 +86,7 @@ def wiring(model: LanguageModel, n_layers: int | None = None) -> list[Layer]:
     return found
 
 
-def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
+def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWiring:
     sites, name = model.sites, model.sites.model_class
     for site in ("z", "mlp_out", "resid_mid"):
         sites.address(site, layer)
@@ -118,7 +118,7 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
         if any(_shown(model, layer, paths, columns, order, amplitude) for amplitude in AMPLITUDES):
             norm_orders = (later + norm.order_in, later + recording.at(reading)[0].order_in)
             orders = (order[paths[0]], order[paths[1]], order[paths[2]])
-            return Layer((norm.path, reading), norm_orders, paths, columns, orders, matrix, out.scale)
+            return LayerWiring((norm.path, reading), norm_orders, paths, columns, orders, matrix, out.scale)
     listed = ", ".join(f"{c.path} ({c.out.shape[-1]})" for c in found if c.out is not None) or "none"
     raise EmotraceError(
         f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "
@@ -127,7 +127,7 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> Layer:
     )
 
 
-def lowered(model: LanguageModel, layers: list[Layer], whole: bool = True) -> list[circuits.Layer]:
+def lowered(model: LanguageModel, layers: list[LayerWiring], whole: bool = True) -> list[circuits.Layer]:
     """The layers as `emotrace.traced.circuits.rewired` takes them; without the last MLP where not ``whole``."""
     sites, module = model.sites, model._module
     found = []

@@ -27,11 +27,11 @@ def digest(value: object) -> str:
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class LabelledArray(Protocol):
     """An array with labels, as xarray's are."""
 
     dims: tuple[Hashable, ...]
-    coords: Mapping[Any, Labelled]
+    coords: Mapping[Any, LabelledArray]
     values: np.ndarray
 
 
@@ -51,7 +51,7 @@ def _plain(value: object) -> object:
             return ["array", list(value.shape), _plain(value.tolist())]
         numbers = np.ascontiguousarray(value)
         return ["array", list(value.shape), value.dtype.str, hashlib.sha256(numbers.tobytes()).hexdigest()]
-    if isinstance(value, Labelled):
+    if isinstance(value, LabelledArray):
         named = {str(n): [[str(d) for d in c.dims], _plain(c.values)] for n, c in value.coords.items()}
         return ["labelled", [str(d) for d in value.dims], named, _plain(np.asarray(value.values))]
     raise EmotraceError(f"digest: {type(value).__name__} {value!r} has no canonical form.")

@@ -31,7 +31,7 @@ from emotrace.labels import positions_in
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import edits as leaf
 from emotrace.traced.caches import Setup
-from emotrace.traced.kept import Begun, Block, Kept, Pass, Row, Wanted
+from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted
 
 BLOCK_TOKENS = 4096
 """Most tokens, padding included, of the rows of one block, beside what all of them begin with."""
@@ -111,10 +111,10 @@ class Shared:
         for i in rows:
             tokens = max(0, self.rest(i) + self.cuts[i] - rest)
             if not tokens:
-                laid.append(Row(0, 0, 0, 0))
+                laid.append(BegunRow(0, 0, 0, 0))
                 continue
             plan = self.plans[self._key(i)]
-            laid.append(Row(numbers.setdefault(plan.block, len(numbers)), plan.row, tokens, plan.own))
+            laid.append(BegunRow(numbers.setdefault(plan.block, len(numbers)), plan.row, tokens, plan.own))
         wanted = Wanted([self._block(n) for n in numbers], laid, width - rest, tuple(self.inside))
         return Begun(wanted, self.setup, self._kept())
 

@@ -22,7 +22,7 @@ Lowered = tuple[Callable[..., torch.Tensor], tuple[Any, ...]]
 ``[row]``."""
 
 
-class Labelled(Protocol):
+class LabelledPrompt(Protocol):
     """What a metric may know of a prompt: a pair of `emotrace.discovery`, or a prompt that is captured."""
 
     @property
@@ -75,7 +75,7 @@ class Metric(Protocol):
         """Sites (and layers) that it reads, in order of execution; checked against the model."""
         ...
 
-    def lower(self, model: LanguageModel, pairs: Sequence[Labelled], clean: Sequence[torch.Tensor]) -> Lowered:
+    def lower(self, model: LanguageModel, pairs: Sequence[LabelledPrompt], clean: Sequence[torch.Tensor]) -> Lowered:
         """The function for a batch of pairs, given what the places hold in the clean run."""
         ...
 

@@ -22,7 +22,7 @@ from emotrace.sites import LanguageModel
 from emotrace.traced import beginnings as leaf
 from emotrace.traced.beginnings import Stretch
 from emotrace.traced.caches import Recipe
-from emotrace.traced.kept import Begun, Block, Kept, Pass, Row, Wanted, cache_of
+from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted, cache_of
 from emotrace.traced.requests import Forward
 from emotrace.traced.steps import ordered
 
@@ -105,7 +105,7 @@ def continued(model: LanguageModel) -> list[torch.Tensor]:
     setup = caches.setup(model, [model.sites.address("resid_post", last).seen.read(model)])
     trunk = Pass("trunk", inputs(model, [first[:PREFIX]]), setup.program)
     own = Pass("own", inputs(model, [s[PREFIX:-1] for s in sequences]), setup.program)
-    rows = [Row(0, row, len(s) - 1, len(s) - 1 - PREFIX) for row, s in enumerate(sequences)]
+    rows = [BegunRow(0, row, len(s) - 1, len(s) - 1 - PREFIX) for row, s in enumerate(sequences)]
     wanted = Wanted([Block(trunk, own)], rows, TOTALS[0] - 1)
     cache, _ = enter(model, cache_of, Begun(wanted, setup, Kept(0)))
     pairs = zip(_generated(model, sequences), _generated(model, sequences, past_key_values=cache), strict=True)

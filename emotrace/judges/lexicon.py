@@ -52,7 +52,7 @@ class LexiconError(ValueError):
     """A lexicon entry breaks the pattern language; the message names the entry."""
 
 
-class Piece(NamedTuple):
+class PatternToken(NamedTuple):
     """One pattern token: the words and prefixes it takes, and how many tokens it may span."""
 
     words: frozenset[str] = frozenset()
@@ -73,7 +73,7 @@ class Cue(NamedTuple):
     group: str
     text: str
     weight: float
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PatternToken, ...]
 
 
 class Hit(NamedTuple):
@@ -102,10 +102,10 @@ def compile_pattern(group: str, text: str, weight: float) -> Cue:
         raise LexiconError(f"{where}: the pattern is empty")
     if any(re.search(r"[a-z]'", raw) and re.search(r"[|\[]", raw) for raw in text.split()):
         raise LexiconError(f"{where}: no contraction inside alternatives or an optional token")
-    pieces: list[Piece] = []
+    pieces: list[PatternToken] = []
     for raw in spell_out(text).split():
         if raw in ("_", "__"):
-            pieces.append(Piece(low=1 if raw == "_" else 0, high=1 if raw == "_" else 3))
+            pieces.append(PatternToken(low=1 if raw == "_" else 0, high=1 if raw == "_" else 3))
             continue
         optional = raw.startswith("[") and raw.endswith("]") and len(raw) > 2
         options = (raw[1:-1] if optional else raw).split("|")
@@ -115,7 +115,7 @@ def compile_pattern(group: str, text: str, weight: float) -> Cue:
             raise LexiconError(f"{where}: a stem before '*' needs two letters, got {raw!r}")
         words = frozenset(option for option in options if not option.endswith("*"))
         stems = tuple(option[:-1] for option in options if option.endswith("*"))
-        pieces.append(Piece(words, stems, low=0 if optional else 1))
+        pieces.append(PatternToken(words, stems, low=0 if optional else 1))
     if pieces[0].low == 0 or not (pieces[0].words or pieces[0].prefixes):
         raise LexiconError(f"{where}: the first token must be a word, a mark or '^'")
     return Cue(group, text, float(weight), tuple(pieces))
@@ -222,7 +222,7 @@ def _first_ends(hits: list[Hit]) -> dict[int, int]:
     return ends
 
 
-def _match(pieces: tuple[Piece, ...], at: int, tokens: Sequence[str], pos: int) -> int:
+def _match(pieces: tuple[PatternToken, ...], at: int, tokens: Sequence[str], pos: int) -> int:
     """Match ``pieces[at:]`` on ``tokens[pos:]``, shortest gaps first; return the end, or -1."""
     if at == len(pieces):
         return pos

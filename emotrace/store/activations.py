@@ -20,7 +20,7 @@ from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
 from emotrace.store.select import index_of, rows_of, said
-from emotrace.store.table import Table
+from emotrace.store.table import TokenTable
 from emotrace.store.variable import Variable
 
 EAGER_ROWS = 20_000
@@ -57,7 +57,7 @@ class Activations:
         self._n: int = store["rows"]
         self._row_group: int = store["row_group"]
         self.columns: tuple[str, ...] = tuple(store["columns"])
-        self._table: Table | None = Table(self.path, store)
+        self._table: TokenTable | None = TokenTable(self.path, store)
         self._hold({v["name"]: Variable.from_json(v) for v in store["variables"]}, {}, {})
         self.n_groups = -(-self._n // self._row_group)
         groups = [g for g in layout.committed_groups(self.path) if g < self.n_groups]

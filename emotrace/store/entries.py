@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     problem: str | None = None
 
 
-class Kept(NamedTuple):
+class Journaled(NamedTuple):
     """What a journal holds.
 
     Attributes:
@@ -104,7 +104,7 @@ def rows_in(spans: np.ndarray) -> np.ndarray:
 def read(
     path: Path, made: str, group: int, rows: int, variables: Sequence[Variable],
     arrays: Mapping[str, np.ndarray] | None = None,
-) -> Kept:  # fmt: skip
+) -> Journaled:  # fmt: skip
     """The entries of a journal, compared with their checksums.
 
     Args:
@@ -136,10 +136,10 @@ def read(
         pass
     except OSError as error:
         raise EmotraceError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return Kept(rows, entries, at, problem)
+    return Journaled(rows, entries, at, problem)
 
 
-def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Kept]:
+def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Journaled]:
     """What the journals of a store hold, by row group; those of committed groups are of no account."""
     store = attrs["emotrace_store"]
     variables = [Variable.from_json(v) for v in store["variables"]]
@@ -148,13 +148,13 @@ def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Kept]:
     for group in set(journaled) - set(layout.committed_groups(root) if journaled else ()):
         rows = min(store["row_group"], store["rows"] - group * store["row_group"])
         if rows < 1:
-            out[group] = Kept(0, [], 0, "no such row group")
+            out[group] = Journaled(0, [], 0, "no such row group")
         else:
             out[group] = read(root / layout.journal(group), layout.fingerprint(attrs), group, rows, variables)
     return dict(sorted(out.items()))
 
 
-def mend(path: Path, kept: Kept) -> None:
+def mend(path: Path, kept: Journaled) -> None:
     """Write a journal again without what is damaged."""
     part = disk.partial(path)
     try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from emotrace import disk
 from emotrace.store import entries, layout
-from emotrace.store.entries import BLOCK, CRC, Kept, blocks, rows_in
+from emotrace.store.entries import BLOCK, CRC, Journaled, blocks, rows_in
 from emotrace.store.plan import RowGroup
 from emotrace.store.variable import Variable
 
@@ -81,7 +81,7 @@ class Journal:
         self._file: FileIO | None = None
         self._stop = 0
 
-    def restore(self) -> Kept:
+    def restore(self) -> Journaled:
         """Fill the arrays with what an earlier run left; a warning says what of it is damaged."""
         kept = entries.read(self.path, self.made, self.group.index, len(self.group), self.variables, self.arrays)
         self._stop = kept.stop

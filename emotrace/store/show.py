@@ -10,7 +10,7 @@ import pandas as pd
 from emotrace.store.variable import Variable
 
 
-class Rows(Protocol):
+class ShownRows(Protocol):
     """What is shown of activations: the rows that are committed, and where they come from."""
 
     path: Path
@@ -30,7 +30,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
 
-def summary(acts: Rows) -> str:
+def summary(acts: ShownRows) -> str:
     """A few lines: where from, how much, which sites, which labels with their values."""
     attrs, store = acts.attrs, acts.attrs["emotrace_store"]
     state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"

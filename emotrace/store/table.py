@@ -1,4 +1,4 @@
-"""Table: the token table of a store on disk, and what is read of it.
+"""TokenTable: the token table of a store on disk, and what is read of it.
 
 Since format 2 the labels of a prompt stand once, whatever the number of its rows (`emotrace.store.rows.stored`). Format 1 has
 every column as ``[token]`` in the root.
@@ -21,7 +21,7 @@ RECENT = 4
 """Selections of columns of tokens that are kept, since columns follow from each other."""
 
 
-class Table:
+class TokenTable:
     """The token table of a store.
 
     Args:
@@ -188,6 +188,6 @@ def plain(root: Path) -> Callable[..., np.ndarray]:
 
 def rows_in(root: Path, store: Mapping[str, Any]) -> Rows:
     """The token table of a store as it stands there, unchecked; raises whatever zarr does."""
-    table = Table(root, store, plain(root))
+    table = TokenTable(root, store, plain(root))
     columns = {name: table.take(name) for name in COLUMNS if name != "position_from_end"}
     return Rows(**columns, labels={name: table.take(name) for name in table.names if name not in COLUMNS})

@@ -23,7 +23,7 @@ from emotrace import model as model_
 from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EMOTIONS, VALENCES, unknown
 from emotrace.sites import LanguageModel
-from emotrace.testing.planted_weights import BOS, FLAG, HEAD_DIM, Plan, Sizes, gpt2, llama
+from emotrace.testing.planted_weights import BOS, FLAG, HEAD_DIM, Planting, Sizes, gpt2, llama
 from emotrace.testing.tiny import VOCAB, tiny_tokenizer
 
 FAMILIES = ("llama", "gpt2")
@@ -75,7 +75,7 @@ def planted(family: str = "llama", *, seed: int = 0, skeletons: int = 6) -> Plan
     if family not in FAMILIES:
         raise unknown("planted family", family, FAMILIES, "testing.planted")
     generator = torch.Generator().manual_seed(seed)
-    plan = _Plan(generator, HEADS // 2 if family == "llama" else HEADS)
+    plan = _Planting(generator, HEADS // 2 if family == "llama" else HEADS)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         module = llama(plan) if family == "llama" else gpt2(plan)
     heads = np.zeros((len(EMOTIONS), LAYERS, HEADS), dtype=bool)
@@ -98,7 +98,7 @@ def planted(family: str = "llama", *, seed: int = 0, skeletons: int = 6) -> Plan
     )
 
 
-class _Plan(Plan):
+class _Planting(Planting):
     mlp_bias = 0.05
 
     def __init__(self, generator: torch.Generator, groups: int) -> None:

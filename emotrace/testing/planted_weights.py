@@ -1,6 +1,6 @@
 """Planted weights: a model whose matrices are set by hand in feature space, as a Llama or a GPT-2.
 
-The residual stream carries orthonormal features. What the matrices of a `Plan` say, `llama` and `gpt2` write into a
+The residual stream carries orthonormal features. What the matrices of a `Planting` say, `llama` and `gpt2` write into a
 module: gains and biases of its norms are random, and undone in what reads.
 """
 
@@ -36,7 +36,7 @@ class Sizes:
     positions: int
 
 
-class Plan(ABC):
+class Planting(ABC):
     """Features, embeddings and the matrices of each layer, in feature space: norms are not yet undone.
 
     Args:
@@ -88,7 +88,7 @@ class Plan(ABC):
         """Readers of gate and up ``[unit, d]``, and writers ``[unit, d]``."""
 
 
-def llama(plan: Plan) -> PreTrainedModel:
+def llama(plan: Planting) -> PreTrainedModel:
     """Grouped keys and values, SwiGLU, RMSNorm, rotary embeddings."""
     s = plan.sizes
     config = transformers.LlamaConfig(
@@ -117,7 +117,7 @@ def llama(plan: Plan) -> PreTrainedModel:
     return module
 
 
-def gpt2(plan: Plan) -> PreTrainedModel:
+def gpt2(plan: Planting) -> PreTrainedModel:
     """LayerNorm, GELU, biases, Conv1D, learnt positions; as many groups as heads."""
     s = plan.sizes
     assert s.groups == s.heads

@@ -47,7 +47,7 @@ class Block(NamedTuple):
     own: Pass
 
 
-class Row(NamedTuple):
+class BegunRow(NamedTuple):
     """What a row of a batch begins with.
 
     Attributes:
@@ -68,7 +68,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         blocks: that they are taken from.
-        rows: a `Row` for each.
+        rows: a `BegunRow` for each.
         columns: of the padded batch, the first so many.
         edits: of the edits counted in the blocks, their numbers among all edits.
     """

@@ -26,7 +26,7 @@ BYTES = 32 << 20
 """Of rows that are looked at together."""
 
 
-class Heads(NamedTuple):
+class LayerHeads(NamedTuple):
     """The heads of one layer.
 
     Attributes:
@@ -73,7 +73,7 @@ class Components:
             raise EmotraceError(
                 "capture(components=True) stores what belongs to 'z' and 'neuron': capture one of them."
             )
-        self.heads: list[Heads] = []
+        self.heads: list[LayerHeads] = []
         self.neurons: list[Neurons] = []
         if "z" in by_name:
             self.heads = [
@@ -96,7 +96,7 @@ class Components:
                     size = {"head": by_name["z"].sizes["head"]}
                     self.variables.append(Variable(f"{name}_without", ("layer", "head"), {"layer": chosen}, size))
 
-    def _heads(self, i: int, layer: int, residual: Variable | None) -> Heads:
+    def _heads(self, i: int, layer: int, residual: Variable | None) -> LayerHeads:
         has_mid = self.model.sites.has("resid_mid", layer)
         found = head_layer(self.model, layer, "normed" if has_mid else "residual", None)
         cell = None
@@ -104,7 +104,7 @@ class Components:
             cell = (residual.coords["layer"].index(layer), residual.coords["sublayer"].index(found.residual))
         if cell is None:
             found = found._replace(residual=None, norm=None)
-        return Heads(found, i, cell, follows(found.spec))
+        return LayerHeads(found, i, cell, follows(found.spec))
 
     def fill(self, arrays: dict[str, np.ndarray]) -> None:
         """Make the variables of a row group out of the others."""

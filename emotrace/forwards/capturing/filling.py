@@ -18,7 +18,7 @@ from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.remote import Request
 from emotrace.store import Plan, RowGroup, Writer
-from emotrace.store.entries import Kept
+from emotrace.store.entries import Journaled
 from emotrace.store.journal import Journal
 from emotrace.traced import requests
 from emotrace.traced.requests import Forward
@@ -73,7 +73,7 @@ class Buffers:
         self, job: CaptureJob, group: RowGroup, arrays: dict[str, np.ndarray], journal: Journal | None
     ) -> None:
         self.arrays, self.journal, self.targets = arrays, journal, job.reads.targets(arrays)
-        kept = Kept(len(group), []) if journal is None else journal.restore()
+        kept = Journaled(len(group), []) if journal is None else journal.restore()
         self.done = kept.done
         for entry in kept.entries:
             if entry.problem is None:

@@ -43,7 +43,7 @@ class Filling(NamedTuple):
     last: tuple[int, ...]
 
 
-class Differentiated(NamedTuple):
+class CapturedMetric(NamedTuple):
     """A metric whose gradients are captured.
 
     Attributes:
@@ -63,7 +63,7 @@ class CaptureJob:
     def __init__(
         self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
-        differentiated: Differentiated | None = None, components: Components | None = None,
+        differentiated: CapturedMetric | None = None, components: Components | None = None,
     ) -> None:  # fmt: skip
         self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
         self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
@@ -173,7 +173,7 @@ class CaptureJob:
         about = [Captured.of(self.prompts[i].key, self.prompts[i].labels) for i in filling.prompts]
         clean = Clean(lambda: self._clean(filling, [step.number for step in steps]), len(steps))
         lowered = LoweredMetric(*metric.lower(self.model, about, clean))
-        what = derivatives.Differentiated(lowered, torch.tensor(filling.last), number)
+        what = derivatives.CapturedMetric(lowered, torch.tensor(filling.last), number)
         return filling.forward._replace(differentiated=what)
 
     def _clean(self, filling: Filling, numbers: list[int]) -> list[torch.Tensor]:

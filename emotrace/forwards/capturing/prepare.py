@@ -10,7 +10,7 @@ from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards.capturing.components import Components
 from emotrace.forwards.capturing.groups import fitted
-from emotrace.forwards.capturing.job import CaptureJob, Differentiated
+from emotrace.forwards.capturing.job import CapturedMetric, CaptureJob
 from emotrace.forwards.capturing.reads import Reads
 from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.forwards.metrics import Metric, digest
@@ -92,7 +92,7 @@ def prepared(
 
 def _differentiated(
     model: LanguageModel, reads: Reads, metric: Metric, prompts: Prompts, prompt_lengths: Sequence[int], chosen: Sequence[range]
-) -> Differentiated:  # fmt: skip
+) -> CapturedMetric:  # fmt: skip
     """The metric's own reads, and variables for its gradients.
 
     Raises:
@@ -118,7 +118,7 @@ def _differentiated(
     places = [model.sites.address(site, layer).seen for site, layer in metric.reads(model)]
     number = reads.with_gradients(max(place.order for place in places), metric.name)
     steps = [Measure(place.order, place.lower(model), number + 1 + i) for i, place in enumerate(places)]
-    return Differentiated(metric, steps, number)
+    return CapturedMetric(metric, steps, number)
 
 
 def _own_widths(model: LanguageModel, own: list[Site], ids: list[int]) -> dict[str, int]:

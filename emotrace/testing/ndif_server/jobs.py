@@ -29,7 +29,7 @@ class Job:
 
 
 @dataclass
-class Held:
+class KeptResult:
     """What the server keeps of a job beside its entry in the log."""
 
     job: Job

@@ -25,7 +25,7 @@ from nnsight.tracing.tracer import _saves, dec, inc
 
 from emotrace.testing.ndif_server import models, modes
 from emotrace.testing.ndif_server.faults import Faults, Misfortune
-from emotrace.testing.ndif_server.jobs import LOST, Held, Job
+from emotrace.testing.ndif_server.jobs import LOST, Job, KeptResult
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
 
 Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
@@ -48,10 +48,10 @@ class Loopback:
         self.models, self.key, self.modes, self.handler = models, key, dict(modes), handler
         self.faults = Faults()
         self.lock = threading.RLock()
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, KeptResult] = {}
         self.sockets: dict[str, Socket] = {}
         self.connections: set[socket.socket] = set()
-        self.queue: queue.Queue[Held] = queue.Queue()
+        self.queue: queue.Queue[KeptResult] = queue.Queue()
         self.listen(port)
 
     @property
@@ -86,7 +86,7 @@ class Loopback:
     def submit(self, request: RequestModel, blob: bytes, bytes_in: int) -> ResponseModel:
         """Take a job in; its first answer."""
         job = Job(str(uuid.uuid4()), request.model_key, bool(request.session_id), bytes_in)
-        held = Held(job, request, blob)
+        held = KeptResult(job, request, blob)
         with self.lock:
             self.held[job.id] = held
         received = ResponseModel(id=job.id, status=Status.RECEIVED, description="Your job has been received.")
@@ -128,7 +128,7 @@ class Loopback:
             except BaseException as error:  # a block may raise anything, SystemExit too
                 self.fail(held, error, time.perf_counter() - started)
 
-    def at(self, stage: str, held: Held) -> None:
+    def at(self, stage: str, held: KeptResult) -> None:
         """Whatever was ordered to go wrong here."""
         self.faults.wait(stage)
         if self.faults.take("drop", stage):
@@ -139,7 +139,7 @@ class Loopback:
             self.restart(fault.get("seconds", 0.2), fault.get("stale", False))
             raise Misfortune(f"the server restarted at {stage}")
 
-    def run(self, held: Held) -> bytes:
+    def run(self, held: KeptResult) -> bytes:
         """Execute the block against the model it names; the saved values as torch writes them."""
         model = models.named(self.models, held.job.model_key)
         nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
@@ -162,7 +162,7 @@ class Loopback:
             torch.save(saved, file)
             return file.getvalue()
 
-    def finish(self, held: Held, result: bytes, seconds: float) -> None:
+    def finish(self, held: KeptResult, result: bytes, seconds: float) -> None:
         """Hand the result over on the socket, or say where it lies."""
         job = held.job
         if job.state == LOST or self.faults.take("lose", "result"):
@@ -180,18 +180,18 @@ class Loopback:
         else:
             self.send(held, done.model_copy(update={"data": f"{self.url}/results/{job.id}"}))
 
-    def fail(self, held: Held, error: BaseException, seconds: float) -> None:
+    def fail(self, held: KeptResult, error: BaseException, seconds: float) -> None:
         """Tell the client what was raised, with the traceback as its block caused it."""
         held.job.error = f"{type(error).__name__}: {error}"
         ordered = isinstance(error, (Misfortune, modes.Overtime))
         text = held.job.error if ordered else "".join(traceback.format_exception(error))
         self.send(held, ResponseModel(id=held.job.id, status=Status.ERROR, description=text, meta=_meta(seconds)))
 
-    def tell(self, held: Held, status: Status, description: str) -> None:
+    def tell(self, held: KeptResult, status: Status, description: str) -> None:
         """A status without a result."""
         self.send(held, ResponseModel(id=held.job.id, status=status, description=description))
 
-    def send(self, held: Held, response: ResponseModel) -> None:
+    def send(self, held: KeptResult, response: ResponseModel) -> None:
         """Bring a job into a state: told on its socket where it has one, else stored for whoever polls."""
         job = held.job
         inline = isinstance(response.data, bytes)
@@ -209,7 +209,7 @@ class Loopback:
         for _ in range(2 if self.faults.take("twice", job.state.lower()) else 1):
             job.served += client.send(*frame) and inline
 
-    def close(self, held: Held) -> None:
+    def close(self, held: KeptResult) -> None:
         """Close the socket that listens for a job; the job goes on."""
         if client := self.sockets.pop(held.request.session_id, None):
             hang_up(client.connection)
