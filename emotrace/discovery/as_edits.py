@@ -23,7 +23,7 @@ PATTERNS = {kind: re.escape(c.name).replace(r"\{\}", r"(\d+)") for kind, c in CO
 
 @typed
 def edits(
-    circuit: xr.DataArray,
+    mask: xr.DataArray,
     how: Literal["zero", "mean"] = "zero",
     *,
     outside: bool = False,
@@ -38,7 +38,7 @@ def edits(
     with it. (Cutting single edges is what `evaluate` and `scores` do.)
 
     Args:
-        circuit: boolean ``[node]`` or ``[edge]``.
+        mask: of the circuit, boolean ``[node]`` or ``[edge]``.
         how: ``zero``, or the ``mean`` over prompts.
         outside: take away what is not in the circuit, and leave it alone.
         positions: policy or span.
@@ -59,13 +59,13 @@ def edits(
             "discovery.edits(how='mean') takes the mean over prompts: give model= and prompts=, or prompts=acts."
         )
     if model is not None:
-        provenance.check(circuit, model.sites, "discovery.edits(circuit=…)")
-    inside = nodes_of(circuit)
-    everything = nodes_of(circuit.copy(data=np.ones(circuit.size, dtype=bool)))
+        provenance.check(mask, model.sites, "discovery.edits(mask=…)")
+    inside = nodes_of(mask)
+    everything = nodes_of(mask.copy(data=np.ones(mask.size, dtype=bool)))
     chosen = [n for n in everything if n not in set(inside)] if outside else inside
     if not chosen:
         raise EmotraceError(
-            f"discovery.edits: there is no {component(circuit)} {'outside' if outside else 'in'} the circuit."
+            f"discovery.edits: there is no {component(mask)} {'outside' if outside else 'in'} the circuit."
         )
     groups: dict[tuple[int, str], list[int]] = {}
     for name in chosen:
@@ -87,7 +87,7 @@ def edits(
                 )
             vector = _means(acts, where.site, layer, positions)
         found.append(Ablate(where.site, layers=layer, positions=positions, vector=vector, **where.picked(sorted(members)),
-                            origin=provenance.of(circuit)))  # fmt: skip
+                            origin=provenance.of(mask)))  # fmt: skip
     return found
 
 

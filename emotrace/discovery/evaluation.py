@@ -44,7 +44,7 @@ def run_circuits(
     model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
-    circuits: xr.DataArray | Sequence[xr.DataArray],
+    masks: xr.DataArray | Sequence[xr.DataArray],
     *,
     ablation: str = "counterfactual",
     batch_size: int = 16,
@@ -56,7 +56,7 @@ def run_circuits(
         model: from `emotrace.load`.
         pairs: to run on; not those that the circuits were found on, if it can be helped.
         metric: of `emotrace.discovery.metrics`, or of your own.
-        circuits: booleans ``[node]`` or ``[edge]``, over the same components.
+        masks: of the circuits, boolean ``[node]`` or ``[edge]``, over the same components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
         batch_size: pairs at a time, and most rows of a forward.
         progress: show a bar.
@@ -67,17 +67,17 @@ def run_circuits(
     Raises:
         EmotraceError: for circuits of other components than the model has.
     """
-    several = [circuits] if isinstance(circuits, xr.DataArray) else list(circuits)
+    several = [masks] if isinstance(masks, xr.DataArray) else list(masks)
     if not several:
         raise EmotraceError("run_circuits: there are no circuits.")
     dim = component(several[0])
     g = graph(model, metric) if dim == "edge" else None
     places = g.seen if g is not None else seen(model, metric, list(dict.fromkeys(several[0]["kind"].values.tolist())))
     names = (places.coords() if g is None else g.coords())[dim][1]
-    for circuit in several:
-        if not np.array_equal(circuit[dim].values, names):
+    for mask in several:
+        if not np.array_equal(mask[dim].values, names):
             raise EmotraceError(f"run_circuits: the circuit has other {dim}s than this model has for {metric.name!r}.")
-        provenance.check(circuit, model.sites, "run_circuits(circuits=…)")
+        provenance.check(mask, model.sites, "run_circuits(masks=…)")
     keep = torch.tensor(np.stack([np.zeros(len(names)), *(np.asarray(c.values, dtype=float) for c in several)]))
     means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
     found, full = [], []
@@ -122,7 +122,7 @@ def evaluate(
     model: LanguageModel,
     pairs: Pairs,
     metric: Metric,
-    circuit: xr.DataArray,
+    mask: xr.DataArray,
     *,
     minimality: bool = True,
     ablation: str = "counterfactual",
@@ -135,7 +135,7 @@ def evaluate(
         model: from `emotrace.load`.
         pairs: to run on; not those that the circuits were found on, if it can be helped.
         metric: of `emotrace.discovery.metrics`, or of your own.
-        circuit: boolean ``[node]`` or ``[edge]``.
+        mask: of the circuit, boolean ``[node]`` or ``[edge]``.
         minimality: one more run for each of its components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
         batch_size: pairs at a time, and most rows of a forward.
@@ -145,11 +145,11 @@ def evaluate(
         ``faithfulness``, ``completeness`` (of the complement; 0 is complete), ``n``, the mean metrics ``empty, circuit,
         full``, and ``minimality[member]``.
     """
-    dim = component(circuit)
-    members = np.flatnonzero(np.asarray(circuit.values, dtype=bool))
-    several = [circuit, ~circuit]
+    dim = component(mask)
+    members = np.flatnonzero(np.asarray(mask.values, dtype=bool))
+    several = [mask, ~mask]
     for i in members if minimality else ():
-        less = circuit.copy(deep=True)
+        less = mask.copy(deep=True)
         less[i] = False
         several.append(less)
     ran = run_circuits(model, pairs, metric, several, ablation=ablation, batch_size=batch_size, progress=progress)
@@ -161,7 +161,7 @@ def evaluate(
     coords: dict[str, Any] = {}
     if minimality:
         data["minimality"] = ("member", f[0] - f[2:])
-        coords["member"] = circuit[dim].values[members]
+        coords["member"] = mask[dim].values[members]
     return xr.Dataset(data, coords=coords, attrs=ran.attrs)
 
 

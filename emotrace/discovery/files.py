@@ -1,4 +1,4 @@
-"""Files: scores, circuits and curves as ``NAME.safetensors`` and ``NAME.json``; nothing is pickled."""
+"""Files: scores, masks of circuits and curves as ``NAME.safetensors`` and ``NAME.json``; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CIRCUIT = "circuit"
 
 @typed
 def save_discovery(found: xr.Dataset | xr.DataArray, folder: str | Path, name: str = "scores") -> Path:
-    """Write any Dataset of this room, or a circuit.
+    """Write any Dataset of this room, or the mask of a circuit.
 
     Args:
-        found: Dataset of scores, or the boolean array of a circuit.
+        found: Dataset of scores, or the mask of a circuit.
         folder: made where it is not there.
         name: of the files, without their endings.
 
@@ -34,7 +34,7 @@ def save_discovery(found: xr.Dataset | xr.DataArray, folder: str | Path, name: s
 
 @typed
 def load_discovery(folder: str | Path, name: str = "scores") -> xr.Dataset | xr.DataArray:
-    """What `save_discovery` wrote: a Dataset, or a circuit.
+    """What `save_discovery` wrote: a Dataset, or the mask of a circuit.
 
     Raises:
         EmotraceError: for missing or damaged files.

@@ -1,4 +1,4 @@
-"""Selection: from scores to a circuit, a boolean array over nodes or edges. Pure."""
+"""Selection: from scores to the mask of a circuit, a boolean array over nodes or edges. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def component(found: xr.Dataset | xr.DataArray) -> str:
     dims = [d for d in ("node", "edge") if d in found.dims]
     if len(dims) != 1:
         raise EmotraceError(
-            f"scores and circuits have the dim 'node' or 'edge'; these have {tuple(map(str, found.dims))}."
+            f"scores and masks have the dim 'node' or 'edge'; these have {tuple(map(str, found.dims))}."
         )
     return dims[0]
 
@@ -69,7 +69,7 @@ def select(
         absolute: rank by magnitude, so that components that lower the metric are taken too; False ranks by signed score.
 
     Returns:
-        ``circuit[node]`` or ``circuit[edge]`` bool, with the scores' coordinates and attrs that say how it was chosen.
+        The mask of the circuit, boolean ``[node]`` or ``[edge]``, with the scores' coordinates; its attrs say how it was chosen.
 
     Raises:
         EmotraceError: unless n or a threshold is given, for an n out of range, an unknown rule, or greedy nodes.
@@ -101,51 +101,51 @@ def select(
 
 
 @typed
-def live(circuit: xr.DataArray) -> xr.DataArray:
+def live(mask: xr.DataArray) -> xr.DataArray:
     """The edges of a circuit that lie on a path from ``embed`` to ``out``; the others do nothing under counterfactuals.
 
     Raises:
         EmotraceError: for a circuit of nodes.
     """
-    source, readers = ends(circuit)
-    mask = np.asarray(circuit.values, dtype=bool).copy()
+    source, readers = ends(mask)
+    inside = np.asarray(mask.values, dtype=bool).copy()
     fed, leading = {"embed"}, {"out"}
-    for _ in range(len(mask) + 1):
+    for _ in range(len(inside) + 1):
         before = (len(fed), len(leading))
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(inside):
             if source[i] in fed:
                 fed |= set(readers[i])
             if leading & set(readers[i]):
                 leading.add(source[i])
         if before == (len(fed), len(leading)):
             break
-    keep = [bool(m) and source[i] in fed and bool(leading & set(readers[i])) for i, m in enumerate(mask)]
-    return circuit.copy(data=np.array(keep, dtype=bool))
+    keep = [bool(m) and source[i] in fed and bool(leading & set(readers[i])) for i, m in enumerate(inside)]
+    return mask.copy(data=np.array(keep, dtype=bool))
 
 
 @typed
-def nodes_of(circuit: xr.DataArray) -> list[str]:
+def nodes_of(mask: xr.DataArray) -> list[str]:
     """Names of the nodes that write in a circuit: its nodes, or the sources of its edges without ``embed``."""
-    dim = component(circuit)
-    names = circuit["node" if dim == "node" else "source"].values[np.asarray(circuit.values, dtype=bool)]
+    dim = component(mask)
+    names = mask["node" if dim == "node" else "source"].values[np.asarray(mask.values, dtype=bool)]
     return [n for n in dict.fromkeys(names.tolist()) if n != "embed"]
 
 
-def ends(circuit: xr.DataArray) -> tuple[list[str], list[list[str]]]:
+def ends(mask: xr.DataArray) -> tuple[list[str], list[list[str]]]:
     """Source of every edge, and the nodes that its target is an input of: of a key or value, all heads of the group.
 
     How many heads share a group is in the attrs of `scores`; without them it is counted in the names.
     """
-    if component(circuit) != "edge":
+    if component(mask) != "edge":
         raise EmotraceError("a circuit of nodes has no paths; score edges (level='edge').")
-    source, target = circuit["source"].values.tolist(), circuit["target"].values.tolist()
-    each = max(1, _count(circuit, "n_heads", "h", source + target) // _count(circuit, "n_kv_heads", "g", target))
+    source, target = mask["source"].values.tolist(), mask["target"].values.tolist()
+    each = max(1, _count(mask, "n_heads", "h", source + target) // _count(mask, "n_kv_heads", "g", target))
     return source, [_nodes(name, each) for name in target]
 
 
-def _count(circuit: xr.DataArray, attr: str, kind: str, names: list[str]) -> int:
-    if attr in circuit.attrs:
-        return int(circuit.attrs[attr])
+def _count(mask: xr.DataArray, attr: str, kind: str, names: list[str]) -> int:
+    if attr in mask.attrs:
+        return int(mask.attrs[attr])
     found = [re.fullmatch(rf"a\d+\.{kind}(\d+)(\.[qkv])?", name) for name in names]
     return 1 + max((int(m[1]) for m in found if m), default=0)
 

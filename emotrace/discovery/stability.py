@@ -106,13 +106,13 @@ def across(
     names = list(dict.fromkeys(values.tolist()))
     if len(names) < 2:
         raise EmotraceError(f"across(by={by!r}): all pairs have the value {names[0]!r}; there is nothing to compare.")
-    circuits = [select(score.isel(pair=np.flatnonzero(values == v)), n, rule=rule, absolute=absolute) for v in names]
-    table = np.array([[jaccard(a, b) for b in circuits] for a in circuits])
+    masks = [select(score.isel(pair=np.flatnonzero(values == v)), n, rule=rule, absolute=absolute) for v in names]
+    table = np.array([[jaccard(a, b) for b in masks] for a in masks])
     upper = np.triu_indices(len(names), 1)
     rng = np.random.default_rng(seed)
     null = np.zeros(draws)
     for d in range(draws):
-        drawn = [random_like(c, rng) for c in circuits]
+        drawn = [random_like(c, rng) for c in masks]
         null[d] = np.mean([jaccard(drawn[a], drawn[b]) for a, b in zip(*upper, strict=True)])
     mean = float(table[upper].mean())
     p = float((1 + (null >= mean - 1e-12).sum()) / (1 + draws))
@@ -157,19 +157,19 @@ def significance(found: xr.Dataset, *, by: str = "skeleton_id", draws: int = 499
 
 
 @typed
-def random_like(circuit: xr.DataArray, rng: np.random.Generator) -> xr.DataArray:
-    """A random circuit, matched: as many nodes of every kind and layer, as many edges between the same layers and inputs."""
-    dim = component(circuit)
+def random_like(mask: xr.DataArray, rng: np.random.Generator) -> xr.DataArray:
+    """A random circuit's mask, matched: as many nodes of every kind and layer, edges between the same layers and inputs."""
+    dim = component(mask)
     if dim == "node":
-        strata = np.array([f"{k}{i}" for k, i in zip(circuit["kind"].values, circuit["layer"].values, strict=True)])
+        strata = np.array([f"{k}{i}" for k, i in zip(mask["kind"].values, mask["layer"].values, strict=True)])
     else:
-        ends = zip(circuit["source"].values, circuit["target"].values, circuit["input"].values, strict=True)
+        ends = zip(mask["source"].values, mask["target"].values, mask["input"].values, strict=True)
         strata = np.array([f"{s.split('.')[0]}>{t.split('.')[0]}.{i}" for s, t, i in ends])
-    mask, out = np.asarray(circuit.values, dtype=bool), np.zeros(circuit.size, dtype=bool)
-    for stratum in np.unique(strata[mask]):
+    inside, out = np.asarray(mask.values, dtype=bool), np.zeros(mask.size, dtype=bool)
+    for stratum in np.unique(strata[inside]):
         members = np.flatnonzero(strata == stratum)
-        out[rng.choice(members, int(mask[members].sum()), replace=False)] = True
-    return circuit.copy(data=out)
+        out[rng.choice(members, int(inside[members].sum()), replace=False)] = True
+    return mask.copy(data=out)
 
 
 def _sample(found: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:

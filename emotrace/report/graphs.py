@@ -26,7 +26,7 @@ MOST: Final = 150
 
 
 @typed
-def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | None = None, title: str = "") -> Picture:
+def circuit_graph(mask: xr.DataArray, scores: xr.Dataset | xr.DataArray | None = None, title: str = "") -> Picture:
     """A circuit of edges as a layered graph.
 
     Blue edges raise the metric, orange ones lower it; the width is the magnitude of the score. Dashed edges enter
@@ -34,7 +34,7 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     what a group of heads shares as key or value goes to those of its heads that are drawn.
 
     Args:
-        circuit: boolean ``[edge]`` of `emotrace.discovery.select`.
+        mask: of the circuit, boolean ``[edge]``, of `emotrace.discovery.select`.
         scores: of the same edges; None draws all alike.
         title: above it; None says what it is.
 
@@ -44,23 +44,23 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     Raises:
         EmotraceError: for nodes, no edge, more than `MOST`, or scores of other edges.
     """
-    if "edge" not in circuit.dims:
+    if "edge" not in mask.dims:
         raise EmotraceError("circuit_graph draws edges; a circuit of nodes has none (score with level='edge').")
-    mask = np.asarray(circuit.values, dtype=bool)
-    if not 0 < mask.sum() <= MOST:
-        raise EmotraceError(f"circuit_graph draws 1 to {MOST} edges, not {int(mask.sum())}: select fewer.")
-    weights = np.ones(mask.size)
+    inside = np.asarray(mask.values, dtype=bool)
+    if not 0 < inside.sum() <= MOST:
+        raise EmotraceError(f"circuit_graph draws 1 to {MOST} edges, not {int(inside.sum())}: select fewer.")
+    weights = np.ones(inside.size)
     if scores is not None:
         found: Any = scores["score"] if isinstance(scores, xr.Dataset) else scores
         found = found.mean("pair") if "pair" in found.dims else found
-        if not np.array_equal(found["edge"].values, circuit["edge"].values):
+        if not np.array_equal(found["edge"].values, mask["edge"].values):
             raise EmotraceError("circuit_graph: these scores are of other edges than the circuit's.")
         weights = np.asarray(found.values, dtype=float)
-    edges, sizes = _drawn(circuit, mask, weights)
+    edges, sizes = _drawn(mask, inside, weights)
     places = _layout([(s, t) for s, t, _ in edges])
     rows = sorted({y for _, y in places.values()})
     figure = style.canvas(
-        max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {int(mask.sum())} edges",
+        max(3.2, 0.75 * len(rows) + 1.1), title or f"Circuit of {int(inside.sum())} edges",
         "Dashed: into a query; dotted: into a key. Width: magnitude of the score.",
     )  # fmt: skip
     ax = figure.add_subplot()
@@ -91,7 +91,7 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
     ax.set_ylim(rows[0] - 0.5, rows[-1] + 0.5)
     used = {i for _, _, i in edges}
     marks = [Line2D([], [], color=RAISES, lw=2, label="raises the metric")]
-    if bool((weights[mask] < 0).any()):
+    if bool((weights[inside] < 0).any()):
         marks.append(Line2D([], [], color=LOWERS, lw=2, label="lowers it"))
     named = {"q": "into a query", "k": "into a key", "v": "into a value"}
     marks += [Line2D([], [], color=style.FAINT, lw=1.5, linestyle=LINES[i], label=named[i]) for i in "qkv" if i in used]
@@ -100,18 +100,18 @@ def circuit_graph(circuit: xr.DataArray, scores: xr.Dataset | xr.DataArray | Non
 
 
 def _drawn(
-    circuit: xr.DataArray, mask: np.ndarray, weights: np.ndarray
+    mask: xr.DataArray, inside: np.ndarray, weights: np.ndarray
 ) -> tuple[list[tuple[str, str, str]], np.ndarray]:
     """Source, node and input of every line, and its score: a key or value goes to those heads of its group that are drawn."""
-    source, readers = ends(circuit)
-    shown = {source[i] for i in np.flatnonzero(mask)}
+    source, readers = ends(mask)
+    shown = {source[i] for i in np.flatnonzero(inside)}
     lines, sizes = [], []
-    for i in np.flatnonzero(mask):
-        target = str(circuit["target"].values[i])
+    for i in np.flatnonzero(inside):
+        target = str(mask["target"].values[i])
         heads = [n for n in readers[i] if n in shown] or [
             readers[i][0] if len(readers[i]) == 1 else target.rsplit(".", 1)[0]
         ]
-        lines += [(source[i], node, str(circuit["input"].values[i])) for node in heads]
+        lines += [(source[i], node, str(mask["input"].values[i])) for node in heads]
         sizes += [weights[i]] * len(heads)
     return lines, np.array(sizes)
 

@@ -84,7 +84,7 @@ def write(
         agnosticism: of `directions.context_agnosticism`.
         manifest: content of manifest.json.
         circuits: `CircuitParts`, or a mapping of its fields: circuit, contributions, curves, influence and what else there is.
-        seed: which scenarios are shown side by side: drawn without looking at the replies.
+        seed: which skeletons are shown side by side: drawn without looking at the replies.
 
     Returns:
         The path of report.html.

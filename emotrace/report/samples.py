@@ -15,7 +15,7 @@ SIDE_BY_SIDE: Final = ("prompt", "steer", "circuit")
 
 
 def samples(rows: Iterable[Row], groups: int = 6, seed: int = 0) -> list[dict[str, Any]]:
-    """Scenarios drawn by seed among all that have replies, never by their content; each with its replies by emotion and method.
+    """Skeletons drawn by seed among all that have replies, never by their content; each with its replies by emotion and method.
 
     Args:
         rows: generations; only draw 0 is shown.

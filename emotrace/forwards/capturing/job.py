@@ -173,7 +173,7 @@ class CaptureJob:
         about = [Captured.of(self.prompts[i].key, self.prompts[i].labels) for i in filling.prompts]
         clean = Clean(lambda: self._clean(filling, [step.number for step in steps]), len(steps))
         lowered = LoweredMetric(*metric.lower(self.model, about, clean))
-        what = derivatives.CapturedMetric(lowered, torch.tensor(filling.last), number)
+        what = derivatives.Differentiated(lowered, torch.tensor(filling.last), number)
         return filling.forward._replace(differentiated=what)
 
     def _clean(self, filling: Filling, numbers: list[int]) -> list[torch.Tensor]:
