@@ -118,7 +118,7 @@ class Shared:
         wanted = Wanted([self._block(n) for n in numbers], laid, width - rest, tuple(self.inside))
         return Begun(wanted, self.setup, self._kept())
 
-    def batches(self, rows: Sequence[int], size: Callable[[int], int]) -> list[list[int]]:
+    def by_blocks(self, rows: Sequence[int], size: Callable[[int], int]) -> list[list[int]]:
         """Rows in batches that find their beginnings in few blocks; of a block, those with most to compute first.
 
         Args:

@@ -254,7 +254,7 @@ def _forced(
 
     begun = Shared(model, items if with_reply else [], edits, max(lengths, default=0), batch_size)
     base = begun if not begun.inside else Shared(model, items, [], max(lengths), batch_size)
-    batches = begun.batches(with_reply, most) if begun.on else beginnings.batches(model, lengths, most, with_reply)
+    batches = begun.by_blocks(with_reply, most) if begun.on else beginnings.batches(model, lengths, most, with_reply)
     with progress_bar(total=len(with_reply), desc=desc, unit="reply", enabled=progress) as bar:
         for rows in batches:
             batch = [items[i] for i in rows]

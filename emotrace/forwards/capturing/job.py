@@ -13,7 +13,7 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.components import Components
-from emotrace.forwards.capturing.prefixes import Prefix, batches, branches, prefixes
+from emotrace.forwards.capturing.prefixes import Prefix, batched, branches, prefixes
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Captured, Clean, Metric
@@ -118,7 +118,7 @@ class CaptureJob:
         together = []
         if self.share and self.exact:
             deeper = branches(ids, [self._span(i, *wants[i])[0] for i in inside], length)
-            together = batches(deeper, ids, length, self.batch_size)
+            together = batched(deeper, ids, length, self.batch_size)
         prefix = tuple(ids[0][:length])
         done: set[int] = set()
         for batch in together:

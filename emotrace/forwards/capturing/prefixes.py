@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-MIN_TOKENS = 8
-"""A shared prefix is worth a pass of its own from this many tokens on …"""
+from emotrace.forwards.beginnings import MIN_PREFIX
+
 MIN_PROMPTS = 4
-"""… and this many prompts."""
+"""A shared prefix is worth a pass of its own from `MIN_PREFIX` tokens on and this many prompts."""
 PASS_COST = 64
 """What one more pass costs, in tokens: its own fixed time, and the smaller batches it leaves."""
 MAX_DEPTH = 200
@@ -51,7 +51,7 @@ def prefixes(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int]) ->
                     saved, chosen = saved + deeper, chosen + parts
                     continue
             stay += branch
-        worth = reach >= MIN_TOKENS and len(stay) >= MIN_PROMPTS
+        worth = reach >= MIN_PREFIX and len(stay) >= MIN_PROMPTS
         if stay:
             chosen.append(Prefix(reach if worth else 0, tuple(sorted(stay))))
         return saved + (reach * (len(stay) - 1) - PASS_COST if worth else 0), chosen
@@ -105,14 +105,14 @@ def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], st
             cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] == reach), high]
             parts = [best(a, b, depth + 1) for a, b in itertools.pairwise(cuts)]
             saved, chosen = sum(n for n, _ in parts), [branch for _, branches in parts for branch in branches]
-        if whole >= saved and reach - start >= MIN_TOKENS:
+        if whole >= saved and reach - start >= MIN_PREFIX:
             return whole, [Branch(reach, tuple(order[low:high]))]
         return saved, chosen or [Branch(start, (i,)) for i in order[low:high]]
 
     return best(0, len(order), 0)[1] if order else []
 
 
-def batches(
+def batched(
     candidates: Sequence[Branch], sequences: Sequence[Sequence[int]], start: int, size: int
 ) -> list[list[Branch]]:
     """Branches of several prompts in batches of at most ``size`` prompts with similar ends; none if that saves too little.

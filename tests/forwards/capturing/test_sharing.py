@@ -9,7 +9,7 @@ import emotrace as et
 from emotrace.forwards.capturing import job
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.memory import WORTH, empty
-from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, batches, branches
+from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, batched, branches
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 
@@ -64,11 +64,11 @@ def test_a_conversation_that_grows_turn_by_turn_is_no_stack_overflow():
 def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
     ids = [[1] * 10 + [i] * 30 + [j] for i in range(2, 9) for j in range(5)]
     found = branches(ids, [40] * 35, 10)
-    packed = batches(found, ids, 10, 12)
+    packed = batched(found, ids, 10, 12)
     assert sorted(i for b in packed for t in b for i in t.members) == list(range(35))
     assert max(sum(len(t.members) for t in b) for b in packed) <= 12
-    assert batches(found[:1], ids, 10, 12)
-    assert not batches([Branch(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
+    assert batched(found[:1], ids, 10, 12)
+    assert not batched([Branch(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
 def test_twigs_change_no_value(name, monkeypatch):
     lm, ids = loaded(name), sev_like()
     packed = []
-    monkeypatch.setattr(job, "batches", lambda *a: packed.append(batches(*a)) or packed[-1])
+    monkeypatch.setattr(job, "batched", lambda *a: packed.append(batched(*a)) or packed[-1])
     shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
     plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
     assert any(packed), "no branch was used"
