@@ -32,7 +32,7 @@ from emotrace.attribution.ablations import (
     stored_values,
     zero_ablation,
 )  # fmt: skip
-from emotrace.attribution.measured import CurvePlan, Edits, Measured
+from emotrace.attribution.curve_points import CurvePlan, CurvePoints, Edits, LabelledPart
 from emotrace.attribution.sets import Set, union
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within
@@ -124,7 +124,7 @@ def ablation_curve(
         model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed
     )
     code = codes(prompts, label, plan.labels, "ablation_curve")
-    parts = [([e], np.flatnonzero(code == i).tolist()) for i, e in enumerate(plan.labels)]
+    parts = [LabelledPart([e], np.flatnonzero(code == i).tolist()) for i, e in enumerate(plan.labels)]
     settings: dict[str, Any] = {"method": "ablation_curve", "how": how}
     drawn = None
     if how == "resample":
@@ -134,8 +134,8 @@ def ablation_curve(
     if reference is not None:
         came = provenance_of(reference)
         settings["reference"] = disk.digest([came.get(name) for name in ("plan_digest", "selection", "weights_hash")])
-    measured = Measured(plan, prompts, parts, settings, batch_size, cluster, out)
-    yield lambda: measured.dry
+    points = CurvePoints(plan, prompts, parts, settings, batch_size, cluster, out)
+    yield lambda: points.dry
 
     def make() -> Edits:
         if how == "zero":
@@ -162,13 +162,13 @@ def ablation_curve(
 
         return resampled
 
-    curve = measured.run(make, progress).assign_attrs(
+    curve = points.run(make, progress).assign_attrs(
         sign="negative = the components raise the projection on their label", measured_on="each label's own prompts"
     )
     if drawn is not None:
         beside: dict[str, Any] = {name: ("prompt", drawn[name].to_numpy()) for name in ("donor", "same_group")}
         curve = curve.assign_coords(prompt=drawn["key"].to_numpy(), **beside)
-    return measured.keep(curve)
+    return points.keep(curve)
 
 
 @planned
@@ -250,9 +250,9 @@ def enhancement_curve(
         "strength": float(strength),
         "differences": disk.digest(list(payload.values())),
     }
-    parts = [(plan.labels, list(range(len(plain))))]
-    measured = Measured(plan, plain, parts, settings, batch_size, cluster, out)
-    yield lambda: measured.dry
+    parts = [LabelledPart(plan.labels, list(range(len(plain))))]
+    points = CurvePoints(plan, plain, parts, settings, batch_size, cluster, out)
+    yield lambda: points.dry
 
     def edits(e: Any, name: Set, keys: list[str]) -> list[Edit]:
         found: list[Edit] = []
@@ -262,10 +262,10 @@ def enhancement_curve(
             found.append(Add(plan.site, positions="last", vector=vector, strength=strength, **where))
         return found
 
-    curve = measured.run(lambda: edits, progress).assign_attrs(
+    curve = points.run(lambda: edits, progress).assign_attrs(
         sign="positive = the difference vectors raise the projection on their label", measured_on="all prompts"
     )
-    return measured.keep(curve)
+    return points.keep(curve)
 
 
 def _reader(plan: CurvePlan, acts: Activations, how: str, keys: Iterable[str]) -> Callable[[], dict[int, xr.DataArray]]:

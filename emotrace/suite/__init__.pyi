@@ -1,6 +1,6 @@
 from emotrace.suite import raters, truthful
-from emotrace.suite.measured import measure
 from emotrace.suite.measures import overlap
+from emotrace.suite.measuring import measure
 from emotrace.suite.paired import arms, control
 from emotrace.suite.probability import EmotionClassifier
 from emotrace.suite.shuffled import relabelled

@@ -1,10 +1,10 @@
-"""Measured: the projections of many prompts under many sets of edited components, kept batch by batch."""
+"""Curve points: the projections of many prompts under many sets of edited components, kept batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -113,7 +113,14 @@ class CurvePlan:
         return layer, v / norms
 
 
-class Measured:
+class LabelledPart(NamedTuple):
+    """Prompts that run together, by index, and the labels that they are measured for."""
+
+    labels: list[Any]
+    rows: list[int]
+
+
+class CurvePoints:
     """Projections of every prompt, un-edited and under every set; computed once, continued from a folder.
 
     Args:
@@ -130,7 +137,7 @@ class Measured:
     """
 
     def __init__(
-        self, plan: CurvePlan, prompts: Prompts, parts: Sequence[tuple[list[Any], list[int]]], settings: dict[str, Any],
+        self, plan: CurvePlan, prompts: Prompts, parts: Sequence[LabelledPart], settings: dict[str, Any],
         batch_size: int, cluster: str, out: str | Path | None,
     ) -> None:  # fmt: skip
         if batch_size < 1:
@@ -141,8 +148,8 @@ class Measured:
         self.reruns = Reruns(plan.model, prompts, "resid_post", plan.layer)
         asked = {"batch_size": batch_size, "prompts": prompts.digest, "tokens": disk.digest(self.reruns.ids)}
         self.settings = plain({**settings, **plan.settings, **asked})
-        self.work = [(labels, rows) for labels, part in parts for rows in self.reruns.batches(part, batch_size)]
-        total = sum(len(labels) * len(rows) for labels, rows in self.work) * len(plan.names)
+        self.batches = [LabelledPart(p.labels, rows) for p in parts for rows in self.reruns.batches(p.rows, batch_size)]
+        total = sum(len(part.labels) * len(part.rows) for part in self.batches) * len(plan.names)
         self.dry = DryReruns(len(prompts), len(plan.names), total)
         self.out = None if out is None else Path(out)
         if self.out is not None:
@@ -168,43 +175,41 @@ class Measured:
     def _check(self, rows: list[dict], path: Path) -> None:
         """Refuse scores that other settings or other prompts made."""
         for row in rows:
-            members = self.work[row["batch"]][1] if row["batch"] < len(self.work) else None
+            members = self.batches[row["batch"]].rows if row["batch"] < len(self.batches) else None
             was = None if "made" not in row else {"rows": row.get("rows"), "settings": row["made"]}
             disk.settle(path, was, {"rows": members, "settings": self._made}, what=f"batch {row['batch']}")
 
     def _rows(self, rows: list[dict], log: Log | None, make: Callable[[], Edits], progress: bool) -> list[dict]:
         """Rows of all batches and labels: those that are there, and the others as they are computed."""
         done = {(row["batch"], row["label"]) for row in rows}
-        todo = [
-            (number, [e for e in labels if (number, e) not in done], members)
-            for number, (labels, members) in enumerate(self.work)
-        ]
-        todo = [work for work in todo if work[1]]
-        left = sum(len(labels) * len(members) for _, labels, members in todo) * len(self.plan.names)
+        todo = {
+            number: LabelledPart([e for e in part.labels if (number, e) not in done], part.rows)
+            for number, part in enumerate(self.batches)
+        }
+        todo = {number: part for number, part in todo.items() if part.labels}
+        left = sum(len(part.labels) * len(part.rows) for part in todo.values()) * len(self.plan.names)
         edits = make() if todo else None
         with progress_bar(total=self.dry.reruns, desc="curve", unit="prompt", enabled=progress) as bar:
             bar.update(self.dry.reruns - left)
-            for number, labels, members in todo:
+            for number, part in todo.items():
                 assert edits is not None
-                for row in self._batch(number, labels, members, edits, bar):
+                for row in self._batch(number, part, edits, bar):
                     rows.append(row)
                     if log is not None:
                         log.append(row)
         return rows
 
-    def _batch(
-        self, number: int, labels: list[Any], members: list[int], edits: Edits, bar: tqdm[Any]
-    ) -> Iterable[dict]:
-        plan, batch = self.plan, self.reruns.batch(members)
-        keys = [self.prompts[i].key for i in members]
+    def _batch(self, number: int, part: LabelledPart, edits: Edits, bar: tqdm[Any]) -> Iterable[dict]:
+        plan, batch = self.plan, self.reruns.batch(part.rows)
+        keys = [self.prompts[i].key for i in part.rows]
 
-        for e in labels:
+        for e in part.labels:
             v = plan.vectors[plan.labels.index(e)]
             scores: list[list[float]] = []
             for found in batch.scores([[], *(edits(e, name, keys) for name in plan.names)], v):
-                bar.update(len(members) if scores else 0)
+                bar.update(len(part.rows) if scores else 0)
                 scores.append(found.tolist())
-            row = {"batch": number, "label": e, "rows": members, "by_token": batch.by_token}
+            row = {"batch": number, "label": e, "rows": part.rows, "by_token": batch.by_token}
             yield row | {"base": scores[0], "scores": scores[1:], "made": self._made}
 
     def _summary(self, rows: list[dict[str, Any]]) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""Measured: rows in, the same rows with every measure of the suite out."""
+"""Measuring: rows in, the same rows with every measure of the suite out."""
 
 from __future__ import annotations
 
