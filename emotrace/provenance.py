@@ -41,6 +41,15 @@ class HasIdentity(Protocol):
         ...
 
 
+class HasSites(Protocol):
+    """A model as `emotrace.load` returns it."""
+
+    @property
+    def sites(self) -> HasIdentity:
+        """Its sites, which say which model they are of."""
+        ...
+
+
 def of(thing: object) -> dict[str, Any]:
     """What a thing says of the model that it was made with; empty where it says nothing.
 
@@ -52,7 +61,11 @@ def of(thing: object) -> dict[str, Any]:
 
 
 def rows_of(thing: object) -> dict[str, Any]:
-    """What a thing says of the rows that it was made of (`ROWS`); empty where it says nothing; arguments as of `of`."""
+    """What a thing says of the rows that it was made of (`ROWS`); empty where it says nothing.
+
+    Args:
+        thing: what has attrs, a meta or a model that say it, an edit, or a mapping.
+    """
     about = _said(thing)
     return {k: about[k] for k in ROWS if k in about}
 
@@ -133,7 +146,7 @@ def same(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 @typed
-def adopt(thing: T, model: Any) -> T:
+def adopt(thing: T, model: HasSites) -> T:
     """A thing that was made with one model, declared fit for another: the deliberate way to use foreign directions or circuits.
 
     Args:

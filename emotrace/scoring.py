@@ -28,6 +28,7 @@ def perplexity(
     model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
 ) -> list[float | None]:
     """exp(−mean log-probability) of each reply; None for an empty one.
+
     Args:
         model: from `emotrace.load`.
         prompts: with replies; `Prompts`, or whatever `Prompts.of` takes.

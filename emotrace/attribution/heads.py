@@ -117,7 +117,16 @@ def heads_reduced(
     readout: str,
     layers: Iterable[int] | int | None,
 ) -> Reduction:
-    """The sums of a pass that `head_contributions` is made of; arguments as there, every prompt counts."""
+    """The sums of a pass that `head_contributions` is made of; every prompt counts.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: that pass.
+        directions: ``[label, layer, (sublayer,) dim]``.
+        label: of the directions and the prompts.
+        readout: ``residual``, or ``normed``: the input of the MLP.
+        layers: that are scored; None for all that have heads and directions.
+    """
     import torch
 
     from emotrace.attribution.weights import heads_read, weighed

@@ -115,7 +115,16 @@ def neurons_reduced(
     layers: Iterable[int] | int | None,
     variable: str = "neuron",
 ) -> Reduction:
-    """The sums of a pass that `neuron_contributions` is made of; arguments as there, every prompt counts."""
+    """The sums of a pass that `neuron_contributions` is made of; every prompt counts.
+
+    Args:
+        model: from `emotrace.load`.
+        prompts: that pass.
+        directions: ``[label, layer, (sublayer,) dim]``.
+        label: of the directions and the prompts.
+        layers: that are scored; None for all that have neurons and directions.
+        variable: what counts as the activation, ``neuron`` or ``neuron_pre``.
+    """
     import torch
 
     from emotrace.attribution.weights import chosen_layers, refuse_single, vectors, weighed

@@ -169,15 +169,15 @@ def differences_reduced(
     """The sums of a pass that `difference_vectors` is made of.
 
     Args:
-        model: as there.
+        model: from `emotrace.load`.
         prompts: that pass; those that no group has weigh 0.
         groups: of some of them.
         rows: of every row of the groups, which of the prompts it is.
-        label: as there.
-        within: as there.
-        complete: as there.
-        sites: as there.
-        layers: as there.
+        label: whose values the differences are between.
+        within: labels that make a group.
+        complete: only groups that have every value of the label.
+        sites: before the projections, ``z`` and ``neuron``; None for those that the model has.
+        layers: None for all.
     """
     import torch
 

@@ -26,7 +26,7 @@ ABLATIONS: Final = ("prompt", "random_ablate", "ablate")
 
 
 def ablation_bars(report: Mapping[str, Any]) -> Picture:
-    """Prompted replies with the circuit ablated, with random components ablated, and as they are: as `accuracy_bars`."""
+    """Prompted replies with the circuit ablated, with random components ablated, and as they are; drawn by `accuracy_bars`."""
     overall = {m: style.percent(report["accuracy"][m].get("overall")) for m in ABLATIONS if m in report["accuracy"]}
     claim = f"asked in words: {overall.pop('prompt', '–')} of replies read as asked;\n" + ", ".join(
         f"{value} with {'the circuit' if m == 'ablate' else 'random components'} ablated"
@@ -35,7 +35,7 @@ def ablation_bars(report: Mapping[str, Any]) -> Picture:
     caption = """The emotion is asked for in words, while the components of its circuit (ablate), or as many others of the same
         layers drawn at random (random_ablate), are set to zero from the last prompt token on. If the
         circuit is needed, its ablation takes the emotion away and that of random components does not. Of several random
-        draws the bar shows the lowest, each dot one draw. Whiskers are 95 % intervals as above."""
+        draws the bar shows the lowest, each dot one draw. Whiskers are 95 % intervals."""
     return accuracy_bars(style.only(report, ABLATIONS), claim, caption)
 
 

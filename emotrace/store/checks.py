@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emotrace.store import layout
 from emotrace.store.variable import Variable
@@ -39,14 +39,21 @@ class Damage:
         return f"{self.path}: {self.problem}" + ("" if self.group is None else f" (row group {self.group})")
 
 
-def difference(size: int, crc: str, wanted: Any) -> str | None:
+class Committed(NamedTuple):
+    """What a record says of a file: its size in bytes, and its checksum."""
+
+    size: int
+    checksum: str
+
+
+def difference(size: int, checksum: str, wanted: Committed) -> str | None:
     """How a file differs from what was committed, or None."""
-    if size != wanted[0]:
-        return f"{'truncated' if size < wanted[0] else 'too long'}: {size} bytes instead of {wanted[0]}"
-    return None if crc == wanted[1] else "changed: the checksum differs"
+    if size != wanted.size:
+        return f"{'truncated' if size < wanted.size else 'too long'}: {size} bytes instead of {wanted.size}"
+    return None if checksum == wanted.checksum else "changed: the checksum differs"
 
 
-def problem(root: Path, name: str, wanted: Any) -> str | None:
+def problem(root: Path, name: str, wanted: Committed) -> str | None:
     """What is wrong with a file of a store, read as a whole; None if nothing is."""
     try:
         data = (root / name).read_bytes()
@@ -54,7 +61,7 @@ def problem(root: Path, name: str, wanted: Any) -> str | None:
         return "missing"
     except OSError as error:
         return f"unreadable ({error})"
-    return difference(len(data), layout.checksum(data, like=wanted[1]), wanted)
+    return difference(len(data), layout.checksum(data, like=wanted.checksum), wanted)
 
 
 def state(status: os.stat_result) -> State:
@@ -72,8 +79,8 @@ def note(path: str, at: State) -> None:
     _SOUND[path] = at
 
 
-def read_record(root: Path, name: str, field: str) -> dict[str, Any]:
-    """The files of a record: name → (size, checksum).
+def read_record(root: Path, name: str, field: str) -> dict[str, Committed]:
+    """The files of a record, by name.
 
     Raises:
         ValueError: for a record that cannot be read.
@@ -84,9 +91,9 @@ def read_record(root: Path, name: str, field: str) -> dict[str, Any]:
         files = whole[field]
         if layout.dump(whole) != data:
             raise ValueError("not as it was written")
-        if not all(isinstance(size, int) and isinstance(crc, str) for size, crc in files.values()):
+        if not all(isinstance(size, int) and isinstance(checksum, str) for size, checksum in files.values()):
             raise ValueError("no sizes and checksums")
-        return files
+        return {name: Committed(*said) for name, said in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"unreadable ({error})") from error
 
@@ -102,7 +109,7 @@ def attrs(root: Path) -> dict[str, Any]:
     return found
 
 
-def table(root: Path) -> dict[str, Any]:
+def table(root: Path) -> dict[str, Committed]:
     """`of_table`, or the error that says how to mend it."""
     try:
         return of_table(root)
@@ -110,8 +117,8 @@ def table(root: Path) -> dict[str, Any]:
         raise layout.damaged(root, f"{layout.TABLE_RECORD} is {error}") from error
 
 
-def of_group(root: Path, group: int, variables: Mapping[str, Variable]) -> dict[str, Any]:
-    """The chunks of a committed row group: name → (size, checksum).
+def of_group(root: Path, group: int, variables: Mapping[str, Variable]) -> dict[str, Committed]:
+    """The chunks of a committed row group, by name.
 
     Raises:
         ValueError: for a record that cannot be read, or lacks a chunk.
@@ -123,8 +130,8 @@ def of_group(root: Path, group: int, variables: Mapping[str, Variable]) -> dict[
     return files
 
 
-def of_table(root: Path) -> dict[str, Any]:
-    """The files of the token table and all metadata: name → (size, checksum).
+def of_table(root: Path) -> dict[str, Committed]:
+    """The files of the token table and all metadata, by name.
 
     Raises:
         ValueError: for a record that cannot be read.
@@ -156,7 +163,7 @@ def in_group(root: Path, group: int, variables: Mapping[str, Variable]) -> Itera
             yield Damage(name, found, group)
 
 
-def require(root: Path, name: str, files: Mapping[str, Any]) -> None:
+def require(root: Path, name: str, files: Mapping[str, Committed]) -> None:
     """Check a file of the token table or the metadata.
 
     Raises:

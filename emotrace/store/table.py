@@ -1,4 +1,4 @@
-"""TokenTable: the token table of a store on disk, and what is read of it.
+"""Table: the token table of a store on disk, and what is read of it.
 
 Since format 2 the labels of a prompt stand once, whatever the number of its rows (`emotrace.store.rows.stored`). Format 1 has
 every column as ``[token]`` in the root.

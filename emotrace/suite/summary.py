@@ -42,7 +42,7 @@ def summarise(
     whole clusters (two-sided), ``q`` adjusted over the table (Benjamini–Hochberg).
 
     Args:
-        rows: of `measured.measure`.
+        rows: that `measure` returned.
         cluster: label that is drawn as a whole; None takes ``prompt``, ``skeleton_id``, ``query_id``, ``question_id`` or
             ``key``, the first that all rows have.
         baseline: method that differences are taken from; nothing where no row is of it.

@@ -27,7 +27,7 @@ def prepared(
     positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
-    """Everything checked, and nothing run yet; arguments as of `capture`."""
+    """Everything that `capture` was given checked, and nothing run yet."""
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
     check_positions(positions, "capture(positions=…)")
