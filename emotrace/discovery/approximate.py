@@ -22,9 +22,9 @@ from typing import Final, NamedTuple
 
 import torch
 
+from emotrace.discovery.aligned import SPANS
 from emotrace.discovery.batches import PairBatch, run
 from emotrace.discovery.nodes import Seen
-from emotrace.discovery.pairing import SPANS
 from emotrace.sites import LanguageModel
 
 APPROXIMATE: Final[tuple[str, ...]] = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")

@@ -1,7 +1,7 @@
 """Batches: pairs as padded rows, what their components hold in the clean run, and what stands for them when they go.
 
 Ablations: ``counterfactual`` puts the component's value at the aligned token of the counterfactual, ``mean`` its mean over
-all prompts and counterfactuals at tokens of the same span (see `emotrace.discovery.pairing.SPANS`), ``zero`` nothing.
+all prompts and counterfactuals at tokens of the same span (see `emotrace.discovery.aligned.SPANS`), ``zero`` nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from emotrace import arguments
+from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.nodes import Seen
-from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Metric

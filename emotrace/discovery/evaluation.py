@@ -22,10 +22,10 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.discovery import exact
+from emotrace.discovery.aligned import Pairs
 from emotrace.discovery.batches import ready, span_means
 from emotrace.discovery.edges import graph
 from emotrace.discovery.nodes import seen
-from emotrace.discovery.pairing import Pairs
 from emotrace.discovery.selection import Rule, component, live, select, values_of
 from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError

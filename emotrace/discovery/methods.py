@@ -15,11 +15,11 @@ import xarray as xr
 
 from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
+from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, seen
-from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from emotrace.discovery.pairing import Pair
+from emotrace.discovery.aligned import Pair
 from emotrace.labels import COMPONENTS, KINDS, unknown
 
 GROUPS: Final = {"sublayer": ("attn", "mlp")}

@@ -10,9 +10,9 @@ import xarray as xr
 
 from emotrace import provenance
 from emotrace.directions.source import BLOCK_BYTES, Source, source
+from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.held import Held
 from emotrace.discovery.names import SIGN, NodeName, kinds_of, node_coords, nodes_at, pair_coords
-from emotrace.discovery.pairing import SPANS, Pair, Pairs
 from emotrace.labels import COMPONENTS, GRADIENT, KINDS, METRIC, RUN_ORDER, SUBLAYERS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import Activations

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import emotrace as et
 from emotrace import discovery
-from emotrace.discovery.pairing import SPANS, Pair, Pairs, align_pair
+from emotrace.discovery.aligned import SPANS, Pair, Pairs, align_pair
 from emotrace.labels import EmotraceError
 from emotrace.testing.planted import planted
 

@@ -12,7 +12,7 @@ import transformers
 import emotrace as et
 from emotrace.forwards.beginnings import Beginnings
 from emotrace.sites.twin import randomise
-from emotrace.testing import conformance, tiny
+from emotrace.testing import conformance, conformance_calls, tiny
 
 
 def lfm2():
@@ -58,17 +58,17 @@ def test_it_notices_heads_of_another_number():
 
 def test_it_notices_a_reply_that_forgets_the_edit(monkeypatch):
     model = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer())
-    real = conformance.generate
-    monkeypatch.setattr(conformance, "generate", lambda m, p, edits, **k: real(m, p, [], **k))
+    real = conformance_calls.generate
+    monkeypatch.setattr(conformance_calls, "generate", lambda m, p, edits, **k: real(m, p, [], **k))
     with pytest.raises(AssertionError, match="of an edited reply"):
         conformance.check_generation(model)
 
 
 def test_it_notices_beginnings_that_change_what_follows(monkeypatch):
     model = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer())
-    real = conformance.capture
+    real = conformance_calls.capture
     cut = lambda m, p, *a, **k: real(m, [ids[8:] for ids in p], *a, **k)  # noqa: E731
-    monkeypatch.setattr(conformance, "capture", cut)
+    monkeypatch.setattr(conformance_calls, "capture", cut)
     with pytest.raises(AssertionError, match="begins like others"):
         conformance.check_shared(model)
 
