@@ -1,7 +1,7 @@
 from emotrace.sites.address import Address, envoy
+from emotrace.sites.attached import Sites
 from emotrace.sites.finding import find
 from emotrace.sites.model import LanguageModel
 from emotrace.sites.own import Site
-from emotrace.sites.table import Sites
 
 __all__ = ["Address", "LanguageModel", "Site", "Sites", "envoy", "find"]

@@ -67,11 +67,11 @@ class Address:
         """Where the value is read: ``resid_mid`` of a sequential layer where the next norm is given it, without a sum."""
         return self.mirror or self
 
-    def plain(self) -> table.Address:
+    def plain(self) -> table.PlainAddress:
         """The address as `emotrace.traced.table` takes it, without envoys."""
         base = None if self.base is None else self.base.plain()
         mirror = None if self.mirror is None else self.mirror.plain()
-        return table.Address(self._place(self.path), base, mirror, self.writable)
+        return table.PlainAddress(self._place(self.path), base, mirror, self.writable)
 
     def lower(self, model: TracedModel) -> Place:
         """The place of this address in a model, for `emotrace.traced`."""

@@ -15,6 +15,7 @@ from emotrace.configs import field, number, text_config
 from emotrace.labels import EmotraceError
 from emotrace.sites import twin as twins
 from emotrace.sites.address import Address
+from emotrace.sites.attached import Sites
 from emotrace.sites.equations import LayerProof, confirm, held, rows
 from emotrace.sites.finite import refuse_values, refuse_weights
 from emotrace.sites.heads import carried, layer_numbers
@@ -22,7 +23,6 @@ from emotrace.sites.heads import heads as heads_in
 from emotrace.sites.probe import Call, Recording, draw, record
 from emotrace.sites.proof import WITHOUT, Pair, prove_layer, prove_stream
 from emotrace.sites.roles import refused
-from emotrace.sites.table import Sites
 
 CLOSURE = ("attn_out", "mlp_out", "resid_mid", "resid_post")
 """Where one of these does not do as its name says, the branches were not those of attention and MLP."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from emotrace.traced.model import TracedModel
 
 if TYPE_CHECKING:
-    from emotrace.sites.table import Sites
+    from emotrace.sites.attached import Sites
 
 
 class LanguageModel(TracedModel, Protocol):

@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from emotrace.sites.address import Address
+from emotrace.sites.attached import Sites
 from emotrace.sites.equations import LayerProof
-from emotrace.sites.table import Sites
 
 OF_A_RUN: Final = frozenset(
     {"identity", "remote", "beginnings", "twin", "kept_bytes", "_model", "_encoder", "_places"}

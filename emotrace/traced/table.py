@@ -10,7 +10,7 @@ from emotrace.traced import places
 from emotrace.traced.places import Place
 
 
-class Address(NamedTuple):
+class PlainAddress(NamedTuple):
     """A place with the path of its module where the envoy will be, and addresses for its base and mirror.
 
     Attributes:
@@ -29,7 +29,7 @@ class Address(NamedTuple):
 class Table:
     """Reads and writes sites inside a trace.
 
-    ``rows`` is site → layer (None for global sites) → `Address`. ``changed`` are the (path, side) whose tensor the
+    ``rows`` is site → layer (None for global sites) → `PlainAddress`. ``changed`` are the (path, side) whose tensor the
     model changes in place. A place of the user's own is a tuple ``(path, side, index)``.
     """
 
@@ -57,14 +57,14 @@ class Table:
             return Place("plain", _envoy(self.model, path), side, index, overwritten=(path, side) in self.changed)
         return self._place(self._address(site, layer))
 
-    def _address(self, site: str, layer: int | None) -> Address:
+    def _address(self, site: str, layer: int | None) -> PlainAddress:
         if site not in self.rows:
             raise ValueError(f"the model has no site {site!r}. It has: {', '.join(self.rows)}.")
         if layer not in self.rows[site]:
             raise ValueError(f"site {site!r} has no layer {layer!r}: it exists in layers {list(self.rows[site])}.")
         return self.rows[site][layer]
 
-    def _place(self, address: Address) -> Place:
+    def _place(self, address: PlainAddress) -> Place:
         base = None if address.base is None else self._place(address.base)
         mirror = None if address.mirror is None else self._place(address.mirror)
         return address.place._replace(envoy=_envoy(self.model, address.place.envoy), base=base, mirror=mirror)
