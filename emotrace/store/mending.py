@@ -102,7 +102,7 @@ def examine(root: Path, attrs: Mapping[str, Any], progress: bool = False) -> lis
     return found
 
 
-def in_journal(group: int, kept: entries.Kept) -> list[Damage]:
+def in_journal(group: int, kept: entries.Journaled) -> list[Damage]:
     """Damage of the journal of a row group."""
     return [Damage(layout.journal(group), problem, group) for problem in kept.problems]
 
