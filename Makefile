@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo study sweep test benchmarks fuzz soak lint clean setup
+.PHONY: demo study sweep test benchmarks fuzz soak wheel lint clean setup
 
 setup: $(READY)
 
@@ -47,6 +47,12 @@ fuzz: $(READY)
 # Captures killed dozens of times at random moments, each to end with the bytes of one that was not (minutes).
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
+
+# One file that holds everything: package, studies, example data, tiny model. Its description is checked as the index would.
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/twine twine
+	PYTHONPATH=build/twine $(BIN)/python -m twine check --strict dist/*.whl
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from emotrace import shipped
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
@@ -34,13 +35,13 @@ def read_text(path: str | Path) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """What a file holds.
+    """What a file holds; one of emotrace's example data (``data/NAME``) wherever the work is done.
 
     Raises:
         EmotraceError: for a missing file, a folder, or one that may not be read.
     """
     try:
-        return Path(path).read_bytes()
+        return shipped.find(path).read_bytes()
     except FileNotFoundError:
         raise EmotraceError(f"{path}: no such file.") from None
     except IsADirectoryError:

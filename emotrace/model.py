@@ -11,7 +11,7 @@ import nnsight
 import torch
 from nnsight import TransformersModel
 
-from emotrace import checkpoints, configs, proofs, traced
+from emotrace import checkpoints, configs, proofs, shipped, traced
 from emotrace.forwards.entering import backend, inputs, lock
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
@@ -45,7 +45,7 @@ def load(
     """nnsight's model of a checkpoint, with ``model.sites`` proven and attached.
 
     Args:
-        model: hub id, directory, or a transformers or nnsight model already loaded (used as it is).
+        model: hub id, directory, ``tiny`` (the shipped model), or a transformers or nnsight model already loaded (used as it is).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda:1`` …; not together with ``device_map``.
         dtype: of the weights; None is float32 on a CPU, whatever the checkpoint holds, else the checkpoint's.
         device_map: passed to transformers (needs accelerate).
@@ -83,6 +83,7 @@ def load(
     if isinstance(model, (str, Path)):
         source = str(model)
         if server is None:
+            source = str(shipped.find(source))
             module: Any = checkpoints.from_pretrained(
                 source, device, dtype, device_map, revision, attn_implementation, trust_remote_code
             )

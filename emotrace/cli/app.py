@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(
     help="Find where a language model computes emotion, and control the emotion it expresses.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 

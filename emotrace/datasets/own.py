@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace import arguments
+from emotrace import arguments, shipped
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.datasets.tables import open_table, text_of
 from emotrace.files import parsed
@@ -73,7 +73,8 @@ def read_prompts(
 @typed
 def is_sev(path: str | Path) -> bool:
     """Whether a JSON-lines file begins with a row of SEV (a scenario with its events)."""
-    if Path(path).suffix.lower() != ".jsonl" or not Path(path).is_file():
+    path = shipped.find(path)
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
         return False
     first = next(iter(open_table(path, split="train").rows), None)
     return first is not None and {"skeleton_id", "scenario"} <= set(first[1])

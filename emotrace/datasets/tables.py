@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from emotrace import shipped
 from emotrace.files import read_json, read_jsonl, read_text
 from emotrace.labels import EmotraceError, unknown
 
@@ -58,7 +59,7 @@ def open_table(
     Raises:
         EmotraceError: for a missing or unreadable file, an absent extra, or a data set that cannot be fetched.
     """
-    path = Path(source)
+    path = shipped.find(source)
     if path.is_dir():
         return _saved(path, split)
     suffix = path.suffix.lower()
