@@ -27,7 +27,7 @@ class Generated(NamedTuple):
 
     Attributes:
         text: without special tokens; the ids where there is no tokenizer.
-        token_ids: without the end token.
+        token_ids: what it was begun with and what was generated, without the end token.
         stopped: whether the model ended it.
     """
 
@@ -49,8 +49,8 @@ def generated(
 
     Args:
         model: from `emotrace.load`.
-        items: the prompts.
-        edits: checked.
+        items: the prompts; where they have a reply, it is what theirs begins with.
+        edits: checked; what a reply begins with are generated positions to them.
         config: of the generation.
         seed: of the sampling; None where nothing is drawn.
         begun: what they begin with; None where they are computed whole.
@@ -60,12 +60,13 @@ def generated(
         EmotraceError: for a model of which nobody knows which columns a forward computes, or one that finds no next token
             because its numbers are not finite.
     """
-    sites, most, lengths = model.sites, config.max_new_tokens, [len(item.ids) for item in items]
-    width, ends = max(lengths), decoding.ends_of(config)
+    sites, most, given = model.sites, config.max_new_tokens, [[*item.ids, *item.reply] for item in items]
+    width, ends = max(map(len, given)), decoding.ends_of(config)
     lowered = edits_.lower(
-        edits, sites, [item.about for item in items], lengths, [n + most for n in lengths], width + most, True
-    )
-    fed = inputs(model, [item.ids for item in items])
+        edits, sites, [item.about for item in items], [len(item.ids) for item in items],
+        [len(ids) + most for ids in given], width + most, True,
+    )  # fmt: skip
+    fed = inputs(model, given)
     first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
     options |= {"generation_config": config, "logits_processor": [Watch(width, ends)]}
     if any(e.site == "logits" or isinstance(e.site, Site) for e in edits) and model._module._supports_logits_to_keep():
@@ -86,16 +87,18 @@ def generated(
             stopped = finite.stopped(error)
             if stopped is None:
                 raise
-            item = items[stopped[0]]._replace(reply=stopped[1])
+            item = items[stopped[0]]
+            item = item._replace(reply=[*item.reply, *stopped[1]])
             what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
             raise finite.refusal(what, model, [item], edits) from error
-    return [_reply(row[width:].tolist(), ends, sites.encoder) for row in tokens], fired
+    new = [row[width:].tolist() for row in tokens]
+    return [_reply(item.reply, ids, ends, sites.encoder) for item, ids in zip(items, new, strict=True)], fired
 
 
-def _reply(tokens: list[int], ends: Sequence[int], encoder: Encoder) -> Generated:
-    """What was generated, up to the token that ends it."""
-    end = next((i for i, token in enumerate(tokens) if token in ends), None)
-    kept = tokens[:end]
+def _reply(begun: Sequence[int], new: list[int], ends: Sequence[int], encoder: Encoder) -> Generated:
+    """What was given and generated, up to the token that ends it."""
+    end = next((i for i, token in enumerate(new) if token in ends), None)
+    kept = [*begun, *new[:end]]
     return Generated(text_of(encoder, kept), tuple(kept), end is not None)
 
 

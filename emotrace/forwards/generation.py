@@ -29,6 +29,8 @@ from emotrace.templates import Encoder
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+MAX_NEW_TOKENS = 60
+"""Most tokens of a reply where nothing is said."""
 FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
 """Fields of a row that are not labels of its prompt."""
 
@@ -39,7 +41,7 @@ def generate(
     prompts: PromptsLike,
     edits: Sequence[Edit] | None = None,
     *,
-    max_new_tokens: int = 60,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     min_new_tokens: int = 0,
     do_sample: bool = False,
     temperature: float = 1.0,
@@ -52,6 +54,7 @@ def generate(
     batch_size: int = 32,
     method: str = "none",
     draw: int = 0,
+    prefill: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> list[Row]:
@@ -64,8 +67,8 @@ def generate(
         model: from `emotrace.load`; a causal model.
         prompts: `Prompts`, or whatever `Prompts.of` takes.
         edits: applied in the prefill and at every decoding step, where their positions say.
-        max_new_tokens: most tokens of a reply.
-        min_new_tokens: fewest.
+        max_new_tokens: most tokens of a reply, beyond those it was begun with.
+        min_new_tokens: fewest, counted likewise.
         do_sample: sample with ``temperature``, ``top_p``, ``top_k`` instead of taking the likeliest token.
         temperature: of the sampling.
         top_p: nucleus.
@@ -77,17 +80,22 @@ def generate(
         batch_size: prompts per batch.
         method: label of the rows, e.g. ``steer``.
         draw: 0 unless the method is random.
+        prefill: begin each reply with what its prompt carries as ``reply_ids`` (`Prompts.with_replies`), as transformers does
+            with ``continue_final_message`` and other programs with a last message of the assistant's; False asks for whole
+            replies, whatever prompts carry. To edits these tokens are ``generated`` positions.
         out: JSON-lines file; rows found there that the same prompt, settings, edits and model made are not generated again.
         progress: show a bar on stderr.
 
     Returns:
-        One row per prompt: ``key, method, draw``, the prompt's labels, ``gen_text, token_ids`` (without the end token)
-        and ``meta`` (``prompt_length, stopped, decoding, edits, weights``; ``made``: digests of the prompt's token ids, of the
-        model and, where tokens were sampled, of the batch).
+        One row per prompt: ``key, method, draw``, the prompt's labels, ``gen_text, token_ids`` (with what the reply was begun
+        with, without the end token) and ``meta`` (``prompt_length, stopped, decoding, edits, weights``; ``prefill``, with how
+        many tokens the reply was begun, where it was; ``made``: digests of the prompt's token ids, of the model and, where
+        tokens were sampled, of the batch).
 
     Raises:
-        EmotraceError: for prompts or edits that do not fit the model, an edit that never fired, a masked model, or a file
-            whose rows were made from other prompts, labels or settings (the row and each difference are named).
+        EmotraceError: for prompts or edits that do not fit the model, with ``prefill`` a prompt that carries no beginning or
+            one that is over, an edit that never fired, a masked model, or a file whose rows were made from other prompts,
+            labels or settings (the row and each difference are named).
     """
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
@@ -99,7 +107,12 @@ def generate(
         arguments.whole(name, value, int(name in ("max_new_tokens", "batch_size")))
     if min_new_tokens > max_new_tokens:
         raise EmotraceError(f"min_new_tokens={min_new_tokens} is more than max_new_tokens={max_new_tokens}.")
-    for name, value in (("do_sample", do_sample), ("use_cache", use_cache), ("progress", progress)):
+    for name, value in (
+        ("do_sample", do_sample),
+        ("use_cache", use_cache),
+        ("prefill", prefill),
+        ("progress", progress),
+    ):
         arguments.flag(name, value)
     for name, value in (("temperature", temperature), ("repetition_penalty", repetition_penalty), ("top_p", top_p)):
         arguments.number(name, value)
@@ -117,8 +130,10 @@ def generate(
     edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
     ids = encoder.ids(prompts)
-    edits_.refuse_unreached(edits, list(map(len, ids)), [len(i) + max_new_tokens - 1 for i in ids])
-    longest = max(map(len, ids)) + max_new_tokens
+    begun = [p.reply_ids or () if prefill else () for p in prompts]
+    given = [len(i) + len(b) for i, b in zip(ids, begun, strict=True)]
+    edits_.refuse_unreached(edits, list(map(len, ids)), [n + max_new_tokens - 1 for n in given])
+    longest = max(given) + max_new_tokens
     if encoder.max_length is not None and longest > encoder.max_length:
         raise EmotraceError(
             f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens={max_new_tokens} exceed the "
@@ -134,14 +149,18 @@ def generate(
         "edits": edits_.edits_digest(edits),
         "weights": sites.identity.get("weights_hash"),
     }
-    batches = beginnings.batches(model, [len(i) + max_new_tokens for i in ids], batch_size)
+    batches = beginnings.batches(model, [n + max_new_tokens for n in given], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id)
-    made = _made(model, prompts, ids, config, batches if do_sample else [])
-    items = [finite.Item(p.key, i, about=p.about) for p, i in zip(prompts, ids, strict=True)]
+    items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
+    if prefill:
+        _refuse_beginnings(items, decoding_.ends_of(config))
+    made = _made(model, items, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made, encoder)
         known = [i for i, prompt in enumerate(prompts) if prompt.key in rows]
-        fed = [len(ids[i]) + min(len(rows[prompts[i].key]["token_ids"]), max_new_tokens - 1) for i in known]
+        fed = [
+            len(ids[i]) + min(len(rows[prompts[i].key]["token_ids"]), len(begun[i]) + max_new_tokens - 1) for i in known
+        ]
         fired = edits_.reached(edits, [len(ids[i]) for i in known], fed)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
         shared = Shared(model, items if todo and use_cache else [], edits, longest, batch_size)
@@ -151,7 +170,7 @@ def generate(
                 replies, counts = generated(model, [items[i] for i in batch], edits, config, drawn, shared.begun(batch))
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
-                    _row(prompts[i], reply, len(ids[i]), method, draw, {**settings, "made": made[i]})
+                    _row(prompts[i], reply, items[i], method, draw, {**settings, "made": made[i]})
                     for i, reply in zip(batch, replies, strict=True)
                     if prompts[i].key not in rows
                 ]
@@ -176,15 +195,31 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> 
         )
 
 
+def _refuse_beginnings(items: Sequence[finite.Item], ends: Sequence[int]) -> None:
+    """Refuse prompts that carry no beginning of a reply, or one that holds the token that ends a reply."""
+    bare = [item.key for item in items if not item.reply]
+    if bare:
+        raise EmotraceError(
+            f"generate(prefill=True): {len(bare)} of {len(items)} prompts carry no reply_ids to begin with (e.g. {bare[0]!r}); "
+            "Prompts.with_replies gives prompts theirs."
+        )
+    over = [(item.key, i) for item in items for i in item.reply if i in ends]
+    if over:
+        raise EmotraceError(
+            f"generate(prefill=True): prompt {over[0][0]!r} begins its reply with {over[0][1]}, the token that ends it."
+        )
+
+
 def _made(
-    model: LanguageModel, prompts: Prompts, ids: list[list[int]], config: GenerationConfig, batches: list[list[int]]
+    model: LanguageModel, items: Sequence[finite.Item], config: GenerationConfig, batches: list[list[int]]
 ) -> list[dict[str, str]]:
     """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
     forced = {n: v for n in decoding_.OF_THE_MODEL if (v := getattr(config, n, None)) is not None and "forced" in n}
     by = disk.digest([made_by(model), config.eos_token_id, *([forced] if forced else [])])
-    made = [{"prompt": disk.digest(one), "model": by} for one in ids]
+    given = [[list(item.ids), list(item.reply)] if item.reply else list(item.ids) for item in items]
+    made = [{"prompt": disk.digest(one), "model": by} for one in given]
     for number, batch in enumerate(batches):
-        stream = disk.digest([number, [[ids[i], prompts[i].about] for i in batch]])
+        stream = disk.digest([number, [[given[i], items[i].about] for i in batch]])
         for i in batch:
             made[i]["batch"] = stream
     return made
@@ -223,7 +258,8 @@ def _refuse_changed(row: Row, encoder: Encoder, where: str) -> None:
         )
 
 
-def _row(prompt: Prompt, reply: Generated, prompt_length: int, method: str, draw: int, settings: dict) -> Row:
+def _row(prompt: Prompt, reply: Generated, item: finite.Item, method: str, draw: int, settings: dict) -> Row:
+    begun = {"prefill": len(item.reply)} if item.reply else {}
     row = {
         "key": prompt.key,
         "method": method,
@@ -231,6 +267,6 @@ def _row(prompt: Prompt, reply: Generated, prompt_length: int, method: str, draw
         **{k: v for k, v in prompt.labels.items() if k not in FIELDS},
         "gen_text": reply.text,
         "token_ids": list(reply.token_ids),
-        "meta": {"prompt_length": prompt_length, "stopped": reply.stopped, **settings},
+        "meta": {"prompt_length": len(item.ids), **begun, "stopped": reply.stopped, **settings},
     }
     return cast("Row", row)

@@ -99,8 +99,10 @@ def test_replies_and_likelihoods_behind_kept_first_tokens(pair, name):
         edits = [et.Add("resid_post", layers=[1], vector=vector, strength=3, positions=p) for p in ("steer", "all")]
         assert Shared(lm, [Item("0", asked[0]["token_ids"])], edits, 60, 2).begun([0]) is not None
         rows = et.generate(lm, [p["token_ids"] for p in asked], edits, max_new_tokens=4, batch_size=2, progress=False)
+        begun = et.generate(lm, asked, edits, max_new_tokens=4, prefill=True, batch_size=2, progress=False)
+        assert all(row["token_ids"][:3] == p["reply_ids"] for row, p in zip(begun, asked, strict=True))
         kl = scoring.kl(lm, asked, edits, batch_size=2)
-        found.append([[row["token_ids"] for row in rows], scoring.perplexity(lm, asked, 2), kl.tolist()])
+        found.append([[r["token_ids"] for r in (*rows, *begun)], scoring.perplexity(lm, asked, 2), kl.tolist()])
     assert found[0] == found[1]
 
 
