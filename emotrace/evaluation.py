@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from emotrace import judges, scoring
 from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Edit
-from emotrace.forwards.generation import generate
+from emotrace.forwards.generated import text_of
+from emotrace.forwards.generation import MAX_NEW_TOKENS, generate
 from emotrace.judges import Judge
 from emotrace.labels import EmotraceError
 from emotrace.replies.fluency import mark_fluent
+from emotrace.replies.openings import Opening
 from emotrace.replies.row import Row
 from emotrace.replies.table import Bounds
 from emotrace.runlog import Log
 from emotrace.sites import LanguageModel
+
+SKIPPED: Final = 2
+"""Tokens that `Evaluation.from_third` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class Evaluation:
         return self.decoding
 
     def generated(
-        self, name: str, prompts: Prompts, edits: Sequence[Edit] = (), *, method: str = "none", draw: int = 0
-    ) -> list[Row]:
+        self, name: str, prompts: Prompts, edits: Sequence[Edit] = (), *, method: str = "none", draw: int = 0,
+        **options: Any,
+    ) -> list[Row]:  # fmt: skip
         """Replies, kept in ``{name}.jsonl``.
 
         Args:
@@ -64,11 +70,32 @@ class Evaluation:
             edits: applied while answering.
             method: label of the rows.
             draw: of a random method.
+            options: of `emotrace.generate`, beside those of the method.
         """
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "progress": self.progress}
-        options |= self.decoding_of(method)
+        common: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "progress": self.progress}
         out = self.file(f"{name}.jsonl")
+        options = {**common, **self.decoding_of(method), **options}
         return generate(self.model, prompts, edits, method=method, draw=draw, out=out, **options)
+
+    def begun(
+        self, name: str, prompts: Prompts, openings: Mapping[Any, Opening], *, method: str, label: str = "emotion"
+    ) -> list[Row]:
+        """Judged replies of the un-edited model that begin as most do, no longer than those that begin by themselves.
+
+        Args:
+            name: of the file.
+            prompts: that name no emotion, with the label that chooses the opening.
+            openings: of `replies.openings`.
+            method: label of the rows.
+            label: whose values have openings.
+        """
+        told = [{"key": p.key, "token_ids": list(openings[p.labels[label]].token_ids)} for p in prompts]
+        most = self.decoding_of(method).get("max_new_tokens", MAX_NEW_TOKENS) - max(
+            len(one["token_ids"]) for one in told
+        )
+        begun = prompts.with_replies(told)
+        rows = self.generated(name, begun, method=method, prefill=True, max_new_tokens=max(1, most))
+        return self.judged(name, rows)
 
     def judged(self, name: str, rows: Sequence[Row]) -> list[Row]:
         """The rows with verdicts, kept in ``{name}.verdicts.jsonl``.
@@ -81,6 +108,20 @@ class Evaluation:
         path = self.file(f"{name}.verdicts.jsonl")
         with nullcontext() if path is None else Log(path) as log:
             return judges.judge_rows(rows, self.judge, log=log, target=self.target, progress=self.progress)
+
+    def from_third(self, name: str, rows: Sequence[Row]) -> list[Row]:
+        """The rows with ``verdict_from_third``: of the reply from its third token on, kept in ``{name}.third.verdicts.jsonl``.
+
+        Raises:
+            EmotraceError: as `judged`.
+        """
+        encoder = self.model.sites.encoder
+        cut = [
+            {**row, "gen_text": text_of(encoder, row["token_ids"][SKIPPED:]), "token_ids": row["token_ids"][SKIPPED:]}
+            for row in rows
+        ]
+        found = replace(self, target=False).judged(f"{name}.third", cut)
+        return [{**row, "verdict_from_third": one["verdict"]} for row, one in zip(rows, found, strict=True)]
 
     def replies(
         self, name: str, prompts: Prompts, edits: Sequence[Edit] = (), *, method: str = "none", draw: int = 0

@@ -8,6 +8,7 @@ from emotrace import scoring
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.labels import EmotraceError
+from emotrace.replies import Opening
 from tests.edits.test_mixtures import vectors
 from tests.helpers import loaded
 
@@ -85,3 +86,22 @@ def test_divergence_goes_along_the_replies_of_the_model_itself_and_leaves_out_em
     assert list(it.divergence(AIMED, silent, PROMPTS, edits)) == [f"p{i}__{e}" for i in (1, 2) for e in NAMES]
     assert it.divergence(AIMED, [{**row, "token_ids": []} for row in base], PROMPTS, edits) == {}
     assert by_key(PROMPTS)["p1"] is PROMPTS[1]
+
+
+def test_replies_are_judged_again_from_their_third_token_on(tmp_path):
+    it = evaluation(tmp_path)
+    rows = it.replies("up", AIMED, method="steer")
+    found = it.from_third("up", rows)
+    cut = [it.model.sites.encoder.decode(row["token_ids"][2:]) for row in rows]
+    assert [r["verdict_from_third"]["predicted"] for r in found] == ["fear" if "a" in t else "neutral" for t in cut]
+    assert [{k: v for k, v in r.items() if k != "verdict_from_third"} for r in found] == rows
+    assert (tmp_path / "up.third.verdicts.jsonl").exists()
+
+
+def test_begun_replies_begin_as_their_label_does_and_are_no_longer_than_others(tmp_path):
+    openings = {e: Opening(ids, 1.0, 1, True) for e, ids in (("fear", (40, 41)), ("joy", (50, 51)))}
+    rows = evaluation(tmp_path).begun("prefill_2", AIMED, openings, method="prefill_2")
+    assert all(row["token_ids"][:2] == list(openings[row["emotion"]].token_ids) for row in rows)
+    assert max(len(row["token_ids"]) for row in rows) == SHORT["max_new_tokens"]
+    assert {(row["method"], row["meta"]["prefill"], row["meta"]["edits"]) for row in rows} == {("prefill_2", 2, "none")}
+    assert all(row["verdict"]["match"] in (0, 1) for row in rows)

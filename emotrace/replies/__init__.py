@@ -3,17 +3,28 @@
 Every score of a reply goes through here, so that n, interval and worst case are computed in one way; the cluster is the skeleton.
 """
 
-from emotrace.replies.accuracy import accuracy_table, confusion_table, paired_test
+from emotrace.replies.accuracy import accuracy_table, confusion_table
 from emotrace.replies.arms import accuracy_over_draws, lifts, published_stats, summary
-from emotrace.replies.controls import deranged, norm_matched, random_directions, random_vectors, shuffled_labels
+from emotrace.replies.controls import (
+    deranged,
+    derangement,
+    norm_matched,
+    random_directions,
+    random_vectors,
+    shuffled_labels,
+)
 from emotrace.replies.doses import diagonal, dose_table, emotion_matrix
 from emotrace.replies.fluency import fluency_bounds, is_fluent, mark_fluent, repetition
+from emotrace.replies.frontiers import frontiers
+from emotrace.replies.openings import Opening, openings
+from emotrace.replies.paired import fluent_test, paired_test
 from emotrace.replies.row import Row, read_rows
 from emotrace.replies.search import best_dose, bisect, collapse, layer_windows, search
-from emotrace.replies.table import mean_of, table
+from emotrace.replies.table import fluent_rows, mean_of, table
 from emotrace.replies.texts import response_statistics
 
 __all__ = [
+    "Opening",
     "Row",
     "accuracy_over_draws",
     "accuracy_table",
@@ -22,16 +33,21 @@ __all__ = [
     "collapse",
     "confusion_table",
     "deranged",
+    "derangement",
     "diagonal",
     "dose_table",
     "emotion_matrix",
     "fluency_bounds",
+    "fluent_rows",
+    "fluent_test",
+    "frontiers",
     "is_fluent",
     "layer_windows",
     "lifts",
     "mark_fluent",
     "mean_of",
     "norm_matched",
+    "openings",
     "paired_test",
     "published_stats",
     "random_directions",

@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from emotrace.labels import ARMS
-from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table, paired_test
+from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
+from emotrace.replies.paired import paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
 from emotrace.signatures import typed
 
-LOWEST: Final = ("random_ablate",)
+LOWEST: Final = ("random_ablate", "random_ablate_mean", "random_ablate_resample")
 """Controls that are the harder to tell from the real thing the *lower* they score: their lowest draw is shown."""
 
 
+class Score(NamedTuple):
+    """A way to count replies.
+
+    Attributes:
+        verdict: field of a row.
+        fluent: a match counts only where the reply is fluent.
+        given_fluent: only fluent replies are counted at all.
+    """
+
+    verdict: str = "verdict"
+    fluent: bool = False
+    given_fluent: bool = False
+
+
+SCORES: Final = {
+    "accuracy": Score(),
+    "accuracy_fluent": Score(fluent=True),
+    "accuracy_given_fluent": Score(given_fluent=True),
+    "accuracy_from_third": Score("verdict_from_third"),
+    "accuracy_target": Score("verdict_target"),
+}
+"""Part of ``report.json`` → how its replies are counted."""
+
+
 @typed
-def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False) -> Accuracy:
+def accuracy_over_draws(
+    rows: Sequence[Row], *, verdict: str = "verdict", fluent: bool = False, given_fluent: bool = False
+) -> Accuracy:
     """``overall``, ``by_emotion`` and ``by_valence`` of one arm; over several draws the maximum, with all draws beside it.
 
     Of the controls in `LOWEST` it is the minimum.
 
     Args:
         rows: of one arm, one or more draws.
-        verdict: which verdict counts, ``verdict`` (blind) or ``verdict_target``.
+        verdict: which verdict counts, ``verdict`` (blind), ``verdict_from_third`` or ``verdict_target``.
         fluent: a reply counts only if it is fluent too (``accuracy_fluent``).
+        given_fluent: only fluent replies are counted at all (``accuracy_given_fluent``).
     """
     draws = sorted({row.get("draw", 0) for row in rows}) or [0]
-    tables = [accuracy_table([r for r in rows if r.get("draw", 0) == d], verdict=verdict, fluent=fluent) for d in draws]
+    how: dict[str, Any] = {"verdict": verdict, "fluent": fluent, "given_fluent": given_fluent}
+    tables = [accuracy_table([r for r in rows if r.get("draw", 0) == d], **how) for d in draws]
     if len(tables) == 1:
         return tables[0]
     sign = -1 if rows[0].get("method") in LOWEST else 1
@@ -55,7 +84,8 @@ def accuracy_over_draws(rows: Sequence[Row], *, verdict: str = "verdict", fluent
 
 @typed
 def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
-    """The tables of a report: accuracy, fluent and target-aware accuracy, lift over ``reference``, confusion, fluency.
+    """The tables of a report: each accuracy of `SCORES` that rows have a verdict for, lift over ``reference``, confusion,
+    fluency.
 
     Args:
         rows: judged rows of all arms, with ``meta.fluent``.
@@ -64,13 +94,10 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     by_arm = {m: [r for r in rows if r["method"] == m] for m in ARMS}
     by_arm = {m: found for m, found in by_arm.items() if found}
     out: dict[str, Any] = {
-        "accuracy": {m: accuracy_over_draws(found) for m, found in by_arm.items()},
-        "accuracy_fluent": {m: accuracy_over_draws(found, fluent=True) for m, found in by_arm.items()},
+        name: {m: accuracy_over_draws(found, **score._asdict()) for m, found in by_arm.items()}
+        for name, score in SCORES.items()
+        if any(r.get(score.verdict) for r in rows)
     }
-    if any(r.get("verdict_target") for r in rows):
-        out["accuracy_target"] = {
-            m: accuracy_over_draws(found, verdict="verdict_target") for m, found in by_arm.items()
-        }
     out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_arm.items()}
     out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_arm.items()}}
     base = by_arm.get(reference)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -36,15 +39,32 @@ def deranged(directions: xr.DataArray, seed: int, label: str = "emotion") -> xr.
     Raises:
         EmotraceError: for one label.
     """
-    n = directions.sizes[label]
+    values = directions[label].values
+    order = list(derangement(range(len(values)), seed, label).values())
+    moved = directions.isel({label: order}).assign_coords({label: values})
+    return moved.assign_attrs(method="deranged", seed=seed)
+
+
+@typed
+def derangement(labels: Sequence[Any], seed: int, label: str = "label") -> dict[Any, Any]:
+    """To every label another one: a random permutation without a fixed point.
+
+    Args:
+        labels: at least two.
+        seed: of the permutation.
+        label: their name, for the message.
+
+    Raises:
+        EmotraceError: for one label.
+    """
+    n = len(labels)
     if n < 2:
         raise EmotraceError(f"labels cannot be deranged: there is only one {label}.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     while (order == np.arange(n)).any():
         order = rng.permutation(n)
-    moved = directions.isel({label: order}).assign_coords({label: directions[label].values})
-    return moved.assign_attrs(method="deranged", seed=seed)
+    return {label: labels[int(i)] for label, i in zip(labels, order, strict=True)}
 
 
 @typed

@@ -12,7 +12,8 @@ from emotrace.files import read_jsonl
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
-OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_target", "judge")
+OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_from_third", "verdict_target",
+              "judge")  # fmt: skip
 """Fields of a row that are not labels of its prompt."""
 NAMED_BY: Final = ("key", "method", "draw")
 """The fields that tell rows apart."""
@@ -31,6 +32,7 @@ class Meta(TypedDict, total=False):
     """How a reply came about and what it was found to be; ``made``: digests of what made it, its verdict and its perplexity."""
 
     prompt_length: int
+    prefill: int
     stopped: bool
     decoding: dict[str, Any]
     edits: str
@@ -68,6 +70,7 @@ class Row(TypedDict, total=False):
     gen_text: str
     token_ids: list[int]
     verdict: Judged
+    verdict_from_third: Judged
     verdict_target: Judged
     judge: Judged
     meta: Meta
@@ -247,6 +250,7 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "gen_text": ("a text", _said),
     "token_ids": ("a list of token ids", _ids),
     "verdict": (_A_VERDICT, _verdict),
+    "verdict_from_third": (_A_VERDICT, _verdict),
     "verdict_target": (_A_VERDICT, _verdict),
     "judge": (_A_VERDICT, _verdict),
     "meta": ("an object with numbers, perplexity above 0,", _meta),

@@ -102,6 +102,12 @@ def by_key(part: pd.DataFrame, column: str) -> dict[str, tuple[float, str]]:
     return {key: (finite_mean(values), where[key]) for key, values in found.items()}
 
 
+@typed
+def fluent_rows(rows: Iterable[Row], bounds: Bounds | None = None) -> list[Row]:
+    """The rows that are fluent, by bounds or by their ``meta.fluent``."""
+    return [row for row in rows if _is_fluent(row, bounds)]
+
+
 def match_of(row: Mapping[str, Any], verdict: str = "verdict") -> int | None:
     """1, 0, or None for unjudged.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from emotrace import lazy
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
-from emotrace.stats.permutation import sign_flip
+from emotrace.stats.permutation import exchange, sign_flip
 from emotrace.stats.unimodal import dip, dip_test
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "cluster_weights",
     "dip",
     "dip_test",
+    "exchange",
     "fdr_bh",
     "sign_flip",
     "wilson",

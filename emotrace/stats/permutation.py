@@ -15,6 +15,8 @@ from emotrace.stats.ties import TIED
 
 EXACT: Final = 16
 """Up to so many clusters that differ, all sign patterns are tried instead of random ones."""
+FEW: Final = 12
+"""Up to so many clusters `exchange` tries all patterns."""
 _ROUNDING: Final = 1e-9
 """Share of Σ |S_c| by which a sum may fall short of the observed one and be as extreme."""
 _PATTERNS: Final = 4096
@@ -63,3 +65,50 @@ def sign_flip(sums: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> 
         signs = rng.integers(0, 2, size=(min(_PATTERNS, permutations - start), moving.size)) * 2.0 - 1.0
         extreme += int((np.abs(signs @ moving) >= observed).sum())
     return (1 + extreme) / (1 + permutations), False
+
+
+@typed
+def exchange(hits: ArrayLike, counts: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> tuple[float, bool]:
+    """Two-sided p of Σ_c h_ac / Σ_c n_ac − Σ_c h_bc / Σ_c n_bc, the two arms being exchanged within clusters.
+
+    Unlike `sign_flip` it takes arms of unequal numbers. With at most `FEW` clusters every pattern is tried, the observed one
+    among them; with more, random ones are drawn and p = (1 + extreme) / (1 + permutations). A pattern that leaves an arm
+    without a reply counts as extreme.
+
+    Args:
+        hits: ``[2, cluster]`` sums of hits of the two arms.
+        counts: ``[2, cluster]`` numbers of replies, of each arm some.
+        permutations: random patterns, where not all are tried.
+        seed: of the patterns.
+
+    Returns:
+        (p, whether it is exact).
+
+    Raises:
+        EmotraceError: for arrays of other shapes, values that are not finite, or an arm without a reply.
+    """
+    arguments.resampling("exchange", seed, permutations=permutations)
+    h, n = arguments.values("exchange(hits)", hits), arguments.values("exchange(counts)", counts)
+    if h.ndim != 2 or len(h) != 2 or h.shape != n.shape or not (np.isfinite(h).all() and np.isfinite(n).all()):
+        raise EmotraceError(f"exchange takes finite [2, cluster] hits and counts, not arrays {h.shape} and {n.shape}.")
+    if permutations < 1 or (n.sum(1) <= 0).any():
+        raise EmotraceError(f"exchange: {n.sum(1).tolist()} replies, {permutations} permutations; at least 1 of each.")
+    clusters = h.shape[1]
+    observed = abs(float(np.subtract(*(h.sum(1) / n.sum(1))))) - _ROUNDING
+    if clusters <= FEW:
+        swaps = np.array(list(itertools.product((0.0, 1.0), repeat=clusters)))
+        return float(_extreme(h, n, swaps, observed).mean()), True
+    rng = np.random.default_rng(seed)
+    extreme = 0
+    for start in range(0, permutations, _PATTERNS):
+        swaps = rng.integers(0, 2, size=(min(_PATTERNS, permutations - start), clusters)).astype(np.float64)
+        extreme += int(_extreme(h, n, swaps, observed).sum())
+    return (1 + extreme) / (1 + permutations), False
+
+
+def _extreme(h: np.ndarray, n: np.ndarray, swaps: np.ndarray, observed: float) -> np.ndarray:
+    """Of each pattern of exchanged clusters, whether the difference of shares is at least the observed."""
+    moved = [[of.sum(1)[i] + swaps @ (of[1 - i] - of[i]) for i in (0, 1)] for of in (h, n)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = moved[0][0] / moved[1][0] - moved[0][1] / moved[1][1]
+    return ~(np.abs(difference) < observed)

@@ -1,5 +1,8 @@
 """The paired test: whole clusters, draws averaged, and what it refuses."""
 
+import itertools
+
+import numpy as np
 import pytest
 
 from emotrace import replies, stats
@@ -51,3 +54,52 @@ def test_refusals():
         replies.paired_test(rows([1]), rows([1]), "theme")
     with pytest.raises(EmotraceError, match="match"):
         replies.paired_test(rows([1]), rows([2]))
+
+
+def fluent_rows(shares, n, seed):
+    """Per skeleton n replies, of which a share is fluent; of the fluent ones another share matches."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"key": f"s{c}__{i}", "skeleton_id": f"s{c}", "emotion": "fear", "valence": "neutral", "meta": {"fluent": fluent},
+         "verdict": {"match": int(fluent and rng.random() < shares[1])}}
+        for c in range(10) for i in range(n) for fluent in [bool(rng.random() < shares[0])]
+    ]  # fmt: skip
+
+
+def test_among_fluent_replies_shares_are_compared_whichever_prompts_they_reply_to():
+    a, b = fluent_rows((0.3, 0.9), 12, 1), fluent_rows((0.6, 0.4), 12, 2)
+    found = replies.fluent_test(a, b)
+    share = [[r["verdict"]["match"] for r in rows if r["meta"]["fluent"]] for rows in (a, b)]
+    assert found["value"] == pytest.approx(np.mean(share[0]) - np.mean(share[1]))
+    assert found["n"] == sum(map(len, share))
+    assert found["ci95"][0] < found["value"] < found["ci95"][1]
+    # every pattern of exchanged skeletons, one by one
+    names = sorted({r["skeleton_id"] for r in a})
+    more = 0
+    for pattern in itertools.product((0, 1), repeat=len(names)):
+        mine, theirs = [], []
+        for swap, name in zip(pattern, names, strict=True):
+            parts = [
+                [r["verdict"]["match"] for r in rows if r["meta"]["fluent"] and r["skeleton_id"] == name]
+                for rows in (a, b)
+            ]
+            mine += parts[swap]
+            theirs += parts[1 - swap]
+        more += abs(np.mean(mine) - np.mean(theirs)) >= abs(found["value"]) - 1e-9
+    assert found["p"] == more / 2 ** len(names)
+    table = replies.accuracy_table(a, given_fluent=True)["overall"]
+    assert (table["value"], table["n"]) == (pytest.approx(np.mean(share[0])), len(share[0]))
+    none = [{**r, "meta": {"fluent": False}} for r in a]
+    assert replies.accuracy_table(none, given_fluent=True)["overall"]["value"] is None
+    with pytest.raises(EmotraceError, match=r"0 and .* fluent replies were judged"):
+        replies.fluent_test(none, b)
+
+
+def test_of_two_arms_that_do_the_same_few_are_found_apart():
+    """At a nominal .1: of 100 pairs no more than chance allows (P < .001 for 20)."""
+    p = [
+        replies.fluent_test(fluent_rows((0.5, 0.5), 4, i), fluent_rows((0.5, 0.5), 4, i + 500), n=50)["p"]
+        for i in range(100)
+    ]
+    assert (np.array(p) < 0.1).sum() < 20
+    assert replies.fluent_test(fluent_rows((0.5, 0.5), 4, 0), fluent_rows((0.5, 0.5), 4, 0))["p"] == 1
