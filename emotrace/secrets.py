@@ -14,7 +14,7 @@ import re
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 KEY: Final = "[key]"
@@ -140,23 +140,39 @@ def _forms(secret: str) -> list[str]:
     return list(dict.fromkeys(forms))
 
 
-def _pieces(text: str) -> list[tuple[str, int, int]]:
-    """The characters of a text without blanks and their escapes, in small letters, each with its place."""
+class _Letter(NamedTuple):
+    """A character in small letters, and where in the text it, or its escape, begins and ends."""
+
+    letter: str
+    start: int
+    end: int
+
+
+class _Span(NamedTuple):
+    """What is masked of a text, and the mark that takes its place."""
+
+    start: int
+    end: int
+    mark: str
+
+
+def _pieces(text: str) -> list[_Letter]:
+    """The characters of a text without blanks and their escapes, each with its place."""
     found = ((m[0], m.start(), m.end()) for m in _PIECE.finditer(text))
-    return [(c.lower() if c.isascii() else c, i, j) for c, i, j in found if len(c) == 1 and not c.isspace()]
+    return [_Letter(c.lower() if c.isascii() else c, i, j) for c, i, j in found if len(c) == 1 and not c.isspace()]
 
 
 def _masked(text: str, grams: dict[str, str]) -> str:
     pieces = _pieces(text)
-    letters = "".join(letter for letter, _, _ in pieces)
-    spans: list[tuple[int, int, str]] = []
+    letters = "".join(piece.letter for piece in pieces)
+    spans: list[_Span] = []
     for i in range(len(letters) - WINDOW + 1):
         if (mark := grams.get(letters[i : i + WINDOW])) is None:
             continue
-        start, end = pieces[i][1], pieces[i + WINDOW - 1][2]
-        if spans and not text[spans[-1][1] : start].strip():
-            start, mark = spans[-1][0], spans.pop()[2]
-        spans.append((start, end, mark))
+        start, end = pieces[i].start, pieces[i + WINDOW - 1].end
+        if spans and not text[spans[-1].end : start].strip():
+            start, _, mark = spans.pop()
+        spans.append(_Span(start, end, mark))
     for start, end, mark in reversed(spans):
         text = text[:start] + mark + text[end:]
     return text

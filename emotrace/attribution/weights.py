@@ -107,10 +107,17 @@ def chosen_layers(
     return asked
 
 
+class UnitVectors(NamedTuple):
+    """Values of a label, and its unit vectors at one sublayer: float64 ``[label, layer, dim]``."""
+
+    values: list[Any]
+    v: Tensor
+
+
 def vectors(
     directions: xr.DataArray, label: str, layers: Sequence[int], sublayer: str, width: int, place: str
-) -> tuple[list[Any], Tensor]:
-    """Values of the label, and its unit vectors at one sublayer: float64 ``[label, layer, dim]``.
+) -> UnitVectors:
+    """The unit vectors of the directions at one sublayer.
 
     Raises:
         EmotraceError: for missing dims, labels or sublayers, another width, or a vector of norm zero.
@@ -140,7 +147,7 @@ def vectors(
     if not bool(torch.isfinite(v).all()) or bool((norms == 0).any()):
         raise EmotraceError(f"{place}: a direction at {sublayer} has norm zero or is not finite.")
     values = picked[label].values.tolist() if label in picked.coords else list(range(len(v)))
-    return values, v / norms[..., None]
+    return UnitVectors(values, v / norms[..., None])
 
 
 class HeadsRead(NamedTuple):
@@ -184,10 +191,10 @@ def heads_read(
         )
     sublayers = ["resid_mid" if has else "resid_post" for has in has_mid]
     by_site = {s: vectors(directions, label, chosen, s, model.sites.d_model, place) for s in set(sublayers)}
-    values = next(iter(by_site.values()))[0]
+    values = next(iter(by_site.values())).values
     refuse_single(values, label, place)
     parts = [
-        head_layer(model, layer, readout, by_site[s][1][:, i])
+        head_layer(model, layer, readout, by_site[s].v[:, i])
         for i, (layer, s) in enumerate(zip(chosen, sublayers, strict=True))
     ]
     about = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -59,25 +59,25 @@ def read_directions(
     Raises:
         EmotraceError: for a missing, damaged or unsafe file, shapes that disagree, or vectors that are not unit.
     """
-    found: dict[str, tuple[dict[str, np.ndarray], bool]] = {}
+    found: dict[str, _DirectionFile] = {}
     for file in files_of(path, "*directions_*.pt", "*directions_*.npy"):
-        name, arrays, leaks = _direction_file(file, sublayer, emotions)
-        if name in found:
-            raise EmotraceError(f"{file}: a second file for {name!r}; give one of them.")
-        found[name] = arrays, leaks
+        held = _direction_file(file, sublayer, emotions)
+        if held.sublayer in found:
+            raise EmotraceError(f"{file}: a second file for {held.sublayer!r}; give one of them.")
+        found[held.sublayer] = held
     subs = [s for s in SUBLAYER.values() if s in found]
-    labels = ordered(found[subs[0]][0])
-    shape = next(iter(found[subs[0]][0].values())).shape
+    labels = ordered(found[subs[0]].arrays)
+    shape = next(iter(found[subs[0]].arrays.values())).shape
     for sub in subs:
-        arrays = found[sub][0]
+        arrays = found[sub].arrays
         if set(arrays) != set(labels) or any(a.shape != shape or a.ndim != 2 for a in arrays.values()):
             got = {e: a.shape for e, a in arrays.items()}
             raise EmotraceError(f"{path}: {sub!r} holds {got}, not {', '.join(labels)} of one shape [layer, dim].")
-    values = np.stack([np.stack([found[s][0][e] for s in subs], axis=1) for e in labels]).astype(np.float32)
+    values = np.stack([np.stack([found[s].arrays[e] for s in subs], axis=1) for e in labels]).astype(np.float32)
     norms = np.linalg.norm(values.astype(np.float64), axis=-1)
     if not np.abs(norms - 1).max() < 1e-3:
         raise EmotraceError(f"{path}: norms from {norms.min():.3g} to {norms.max():.3g}; directions are unit vectors.")
-    leaks = found["resid_post"][1] if "resid_post" in found and final_norm is None else bool(final_norm)
+    leaks = found["resid_post"].leaks if "resid_post" in found and final_norm is None else bool(final_norm)
     out = xr.DataArray(
         values,
         dims=("emotion", "layer", "sublayer", "dim"),
@@ -253,10 +253,15 @@ def read_similarity(path: Paths) -> xr.DataArray:
     )
 
 
-def _direction_file(
-    file: Path, sublayer: str | None, emotions: Sequence[str]
-) -> tuple[str, dict[str, np.ndarray], bool]:
-    """(sublayer, emotion → ``[layer, dim]``, whether the last layer of an ``mlp`` file is after the final norm)."""
+class _DirectionFile(NamedTuple):
+    """Arrays of emotions ``[layer, dim]`` at a sublayer; whether the last layer of an ``mlp`` file is after the final norm."""
+
+    sublayer: str
+    arrays: dict[str, np.ndarray]
+    leaks: bool
+
+
+def _direction_file(file: Path, sublayer: str | None, emotions: Sequence[str]) -> _DirectionFile:
     if file.suffix == ".npy":
         stack = load_npy(file)
         if stack.ndim != 3 or len(stack) != len(emotions):
@@ -275,7 +280,8 @@ def _direction_file(
         leaks = bool(content.get("after_final_norm", True))
     if sub not in KIND:
         raise EmotraceError(f"{file}: say sublayer='resid_mid' (their attention) or 'resid_post' (their mlp).")
-    return sub, {emotion(e, EMOTIONS, str(file)): numbers(a, f"{file}, {e}") for e, a in held.items()}, leaks
+    arrays = {emotion(e, EMOTIONS, str(file)): numbers(a, f"{file}, {e}") for e, a in held.items()}
+    return _DirectionFile(sub, arrays, leaks)
 
 
 def _relative_norms(values: np.ndarray) -> np.ndarray | None:

@@ -85,11 +85,11 @@ def paired_test(
     keys = [k for k in mine if k in theirs]
     if not keys:
         raise EmotraceError(f"paired_test: none of {len(every[0])} and {len(every[1])} keys is judged in both.")
-    moved = [k for k in keys if mine[k][1] != theirs[k][1]]
+    moved = [k for k in keys if mine[k].cluster != theirs[k].cluster]
     if moved:
         raise EmotraceError(f"paired_test: key {moved[0]!r} has another {cluster} in a than in b.")
-    d = np.array([mine[k][0] - theirs[k][0] for k in keys])
-    names, code = np.unique(np.array([mine[k][1] for k in keys]), return_inverse=True)
+    d = np.array([mine[k].value - theirs[k].value for k in keys])
+    names, code = np.unique(np.array([mine[k].cluster for k in keys]), return_inverse=True)
     p, exact = sign_flip(np.bincount(code, weights=d), permutations=permutations, seed=seed)
     return {
         "value": float(d.mean()),

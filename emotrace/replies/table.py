@@ -91,15 +91,22 @@ def finite_mean(values: Iterable[float]) -> float:
     return float(known.mean()) if known.size else np.nan
 
 
-def by_key(part: pd.DataFrame, column: str) -> dict[str, tuple[float, str]]:
-    """Mean over draws of each key's finite values, and its cluster."""
+class KeyMean(NamedTuple):
+    """The mean over the draws of one key, and the cluster that the key is in."""
+
+    value: float
+    cluster: str
+
+
+def by_key(part: pd.DataFrame, column: str) -> dict[str, KeyMean]:
+    """Mean over draws of each key's finite values."""
     found: dict[str, list[float]] = {}
     where: dict[str, str] = {}
     for key, cluster, value in zip(part["key"], part["cluster"], part[column], strict=True):
         where[key] = cluster
         if np.isfinite(value):
             found.setdefault(key, []).append(float(value))
-    return {key: (finite_mean(values), where[key]) for key, values in found.items()}
+    return {key: KeyMean(finite_mean(values), where[key]) for key, values in found.items()}
 
 
 @typed

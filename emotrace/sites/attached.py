@@ -140,12 +140,13 @@ class Sites(SiteTable):
         """When a place of the user's own is there in a forward; of a module that the probe did not run (an expert that no token
         chose): just before the end of the innermost module around it that did run."""
         if site.path in self.moments:
-            return self.moments[site.path][site.side == "output"]
+            at = self.moments[site.path]
+            return at.returned if site.side == "output" else at.called
         around = site.path
         while around:
             around = around.rpartition(".")[0]
             if around in self.moments:
-                return self.moments[around][1] - 0.5
+                return self.moments[around].returned - 0.5
         return math.inf  # around everything
 
     @property

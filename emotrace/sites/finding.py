@@ -23,6 +23,7 @@ from emotrace.sites.heads import heads as heads_in
 from emotrace.sites.probe import Call, Recording, draw, record
 from emotrace.sites.proof import WITHOUT, Pair, prove_layer, prove_stream
 from emotrace.sites.roles import refused
+from emotrace.sites.table import Moment
 
 CLOSURE = ("attn_out", "mlp_out", "resid_mid", "resid_post")
 """Where one of these does not do as its name says, the branches were not those of attention and MLP."""
@@ -152,7 +153,7 @@ def _prove(probed: nn.Module, real: nn.Module, recording: Recording, stream: boo
         addresses=addresses,
         unproven={i: p for i, p in proofs.items() if isinstance(p, str)},
         overwritten=frozenset((c.path, side) for c in recording.calls for side in c.overwritten),
-        moments={c.path: (c.order_in, c.order_out) for c in reversed(recording.calls)},  # the first call stays
+        moments={c.path: Moment(c.order_in, c.order_out) for c in reversed(recording.calls)},  # the first call stays
         attn_implementation=str(field(config, "_attn_implementation")),
         proofs=shown,
     )

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from emotrace.labels import SITE_DIMS, SITES, EmotraceError, unknown
 from emotrace.sites.address import Address
 from emotrace.sites.equations import LayerProof
+
+
+class Moment(NamedTuple):
+    """When a module was called in a forward, and when it returned."""
+
+    called: int
+    returned: int
 
 
 @dataclass(repr=False)
@@ -49,7 +56,7 @@ class SiteTable:
     addresses: dict[str, dict[int | None, Address]]
     unproven: dict[int, str] = field(default_factory=dict)
     overwritten: frozenset[tuple[str, str]] = frozenset()
-    moments: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
     attn_implementation: str = ""
     proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)
     identity: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

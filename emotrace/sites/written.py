@@ -8,6 +8,7 @@ from typing import Any, Final
 from emotrace.sites.address import Address
 from emotrace.sites.attached import Sites
 from emotrace.sites.equations import LayerProof
+from emotrace.sites.table import Moment
 
 OF_A_RUN: Final = frozenset(
     {"identity", "remote", "beginnings", "twin", "kept_bytes", "_model", "_encoder", "_places"}
@@ -35,7 +36,7 @@ def read(found: dict[str, Any]) -> Sites:
         "addresses": addresses,
         "unproven": dict(found["unproven"]),
         "overwritten": frozenset(map(tuple, found["overwritten"])),
-        "moments": {path: tuple(moment) for path, moment in found["moments"].items()},
+        "moments": {path: Moment(*moment) for path, moment in found["moments"].items()},
         "proofs": {layer: _proof(proof) for layer, proof in found["proofs"]},
     }
     return Sites(**(found | rest))

@@ -141,8 +141,8 @@ def _difference(part: pd.DataFrame, base: pd.DataFrame, name: str, n: int, seed:
     keys = [key for key in mine if key in theirs]
     if not keys:
         return {"n_paired": 0}
-    d = np.array([mine[key][0] - theirs[key][0] for key in keys])
-    clusters = np.array([mine[key][1] for key in keys])
+    d = np.array([mine[key].value - theirs[key].value for key in keys])
+    clusters = np.array([mine[key].cluster for key in keys])
     lo, hi = bootstrap_ci(d, clusters, n, seed)
     _, code = np.unique(clusters, return_inverse=True)
     p, _ = sign_flip(np.bincount(code, weights=d), permutations=FLIPS, seed=seed)
