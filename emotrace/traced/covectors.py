@@ -37,6 +37,10 @@ class Heads(NamedTuple):
     reads: list
 
 
+STACKED = ("u", "bias", "added", "read", "read_bias")
+"""Fields of `Heads` that every layer adds a row to."""
+
+
 def heads(model: TracedModel, layers: list) -> Heads:
     """What directions are to heads.
 
@@ -44,7 +48,7 @@ def heads(model: TracedModel, layers: list) -> Heads:
         model: an nnsight model with weights.
         layers: of `contributions.heads`.
     """
-    found: list = [[] for _ in Heads._fields]
+    found: list = []
     for layer in layers:
         p, v, _, norm = contributions.head_weights(model, layer)
         w = _pulled(norm, v)
@@ -53,11 +57,9 @@ def heads(model: TracedModel, layers: list) -> Heads:
         bias = nothing if p.bias is None else p.scale * (x @ p.bias.double().cpu())
         added = nothing if p.norm is None else p.scale * (w @ p.norm.bias.cpu())
         read_bias = nothing if norm is None else v @ norm.bias.cpu()
-        of_layer = (p.scale * p.along(x), bias, added, w, read_bias, p.norm is not None, norm is not None)
-        for values, value in zip(found, of_layer, strict=True):
-            values.append(value)
-    u, bias, added, read, read_bias = (torch.stack(values, 1) for values in found[:5])
-    return Heads(u, bias, added, read, read_bias, *found[5:])
+        found.append(Heads(p.scale * p.along(x), bias, added, w, read_bias, [p.norm is not None], [norm is not None]))
+    stacked = {name: torch.stack([getattr(one, name) for one in found], 1) for name in STACKED}
+    return Heads(**stacked, after=[one.after[0] for one in found], reads=[one.reads[0] for one in found])
 
 
 def both(model: TracedModel, layers: list, specs: list, v: Tensor) -> tuple:
