@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from emotrace.forwards import beginnings, caches
 from emotrace.forwards.entering import inputs
 from emotrace.sites import LanguageModel
-from emotrace.traced.caches import Recipe
+from emotrace.traced.caches import BeginningRecipe
 
 
 class Fed(NamedTuple):
@@ -28,7 +28,7 @@ class Fed(NamedTuple):
     """
 
     inputs: dict[str, Any]
-    recipe: Recipe | None
+    recipe: BeginningRecipe | None
     at: list[int]
 
 
@@ -62,7 +62,7 @@ class LastTokens:
         """Some of the prompts; ``kept`` says that they run several times in a row."""
         if self.alone:
             before = inputs(self.model, [ids[len(self.prefix) : -1] for ids in batch])
-            recipe = Recipe(self.prefix, (1,) * len(batch), before, kept)
+            recipe = BeginningRecipe(self.prefix, (1,) * len(batch), before, kept)
             return Fed(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))
         return whole(self.model, batch, self.options)
 

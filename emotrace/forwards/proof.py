@@ -21,7 +21,7 @@ from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 from emotrace.traced import beginnings as leaf
 from emotrace.traced.beginnings import Stretch
-from emotrace.traced.caches import Recipe
+from emotrace.traced.caches import BeginningRecipe
 from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted, cache_of
 from emotrace.traced.requests import Forward
 from emotrace.traced.steps import ordered
@@ -68,7 +68,7 @@ def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
     sequences = [first, first[:PREFIX] + ids(model, TOTALS[1] - PREFIX, 1)]
     prefix = tuple(first[:PREFIX])
 
-    def behind(cuts: Sequence[int], recipe: Recipe) -> Forward:
+    def behind(cuts: Sequence[int], recipe: BeginningRecipe) -> Forward:
         rests = [s[cut:] for s, cut in zip(sequences, cuts, strict=True)]
         width = max(map(len, rests))
         spans = tuple(
@@ -78,11 +78,11 @@ def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
 
     def branched(cuts: Sequence[int]) -> Forward:
         branches = inputs(model, [s[PREFIX:cut] for s, cut in zip(sequences, cuts, strict=True)])
-        return behind(cuts, Recipe(prefix, (1, 1), branches))
+        return behind(cuts, BeginningRecipe(prefix, (1, 1), branches))
 
     wanted = [branched(BRANCHES), branched([n - 1 for n in TOTALS])]
     if not briefly:
-        wanted.append(behind((PREFIX, PREFIX), Recipe(prefix, (2,))))
+        wanted.append(behind((PREFIX, PREFIX), BeginningRecipe(prefix, (2,))))
     return _deviations(model, sequences, wanted)
 
 

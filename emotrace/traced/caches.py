@@ -13,7 +13,7 @@ from emotrace.traced import runs
 from emotrace.traced.model import TracedModel
 
 
-class Recipe(NamedTuple):
+class BeginningRecipe(NamedTuple):
     """What the rows of a forward begin with: a prefix, and behind it perhaps the rows of a batch.
 
     Attributes:
@@ -55,7 +55,7 @@ class Setup(NamedTuple):
     positions: bool
 
 
-def begun(model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup, memo: dict) -> dict:
+def begun(model: TracedModel, inputs: dict, recipe: BeginningRecipe | None, setup: Setup, memo: dict) -> dict:
     """Inputs of a forward whose rows begin with what a recipe makes; those given without one.
 
     Args:
@@ -68,8 +68,8 @@ def begun(model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup,
     return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)
 
 
-def beginning(model: TracedModel, recipe: Recipe, setup: Setup, memo: dict) -> Beginning:
-    """What a recipe makes; see `begun`."""
+def beginning(model: TracedModel, recipe: BeginningRecipe, setup: Setup, memo: dict) -> Beginning:
+    """What a recipe makes."""
     if recipe.prefix not in memo:
         memo.clear()
         memo[recipe.prefix] = prefix(model, recipe.prefix, setup)
@@ -98,7 +98,7 @@ def repeated(one: Beginning, rows: int) -> Beginning:
     return Beginning(cache, one.mask.expand(rows, -1))
 
 
-def branched(model: TracedModel, one: Beginning, recipe: Recipe, setup: Setup) -> Beginning:
+def branched(model: TracedModel, one: Beginning, recipe: BeginningRecipe, setup: Setup) -> Beginning:
     """Behind a beginning of one row, the rows of a recipe's batch, each ``counts`` times."""
     counts = recipe.counts
     cache, mask = _grown(model, repeated(one, len(counts)), recipe.batch, setup)

@@ -11,7 +11,7 @@ import nnsight
 import torch
 
 from emotrace.traced import caches, places
-from emotrace.traced.caches import Recipe, Setup
+from emotrace.traced.caches import BeginningRecipe, Setup
 from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 
@@ -39,8 +39,8 @@ def slopes(
 
 
 def behind(
-    model: TracedModel, inputs: dict, recipe: Recipe | None, setup: Setup, program: list, at: list, covectors: torch.Tensor,
-    along: torch.Tensor, memo: dict,
+    model: TracedModel, inputs: dict, recipe: BeginningRecipe | None, setup: Setup, program: list, at: list,
+    covectors: torch.Tensor, along: torch.Tensor, memo: dict,
 ) -> tuple:  # fmt: skip
     """As `slopes`, of rows that begin with what a recipe of `caches` makes."""
     return slopes(model, caches.begun(model, inputs, recipe, setup, memo), program, at, covectors, along)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from emotrace.traced import caches, derivatives, finite, programs, runs
-from emotrace.traced.caches import Recipe, Setup
+from emotrace.traced.caches import BeginningRecipe, Setup
 from emotrace.traced.model import TracedModel
 from emotrace.traced.steps import Sink
 
@@ -31,7 +31,7 @@ class Forward(NamedTuple):
 
     inputs: dict
     spans: tuple
-    recipe: Recipe | None = None
+    recipe: BeginningRecipe | None = None
     columns: Any = None
     program: Any = None
     n_edits: int = 0

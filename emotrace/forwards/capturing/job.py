@@ -20,7 +20,7 @@ from emotrace.forwards.metrics import Captured, Clean, Metric
 from emotrace.sites import LanguageModel
 from emotrace.store.plan import RowGroup
 from emotrace.traced import derivatives, requests
-from emotrace.traced.caches import Recipe
+from emotrace.traced.caches import BeginningRecipe
 from emotrace.traced.circuits import LoweredMetric
 from emotrace.traced.programs import Span
 from emotrace.traced.requests import Forward
@@ -124,14 +124,14 @@ class CaptureJob:
         for batch in together:
             rows = [inside[m] for branch in batch for m in branch.members]
             further = inputs(self.model, [ids[branch.members[0]][length : branch.length] for branch in batch])
-            recipe = Recipe(prefix, tuple(len(branch.members) for branch in batch), further)
+            recipe = BeginningRecipe(prefix, tuple(len(branch.members) for branch in batch), further)
             skips = [branch.length for branch in batch for _ in branch.members]
             yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
             done.update(rows)
         alone = [i for i in inside if i not in done]
         lengths = [len(s) for s in self.sequences]
         for rows in beginnings.batches(self.model, lengths, self.batch_size, alone):
-            recipe = Recipe(prefix, (len(rows),)) if length else None
+            recipe = BeginningRecipe(prefix, (len(rows),)) if length else None
             yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
@@ -140,7 +140,12 @@ class CaptureJob:
         return first, first + stop - start
 
     def _forward(
-        self, batch: list[int], wants: list[tuple[int, int]], offset: int, skips: list[int], recipe: Recipe | None
+        self,
+        batch: list[int],
+        wants: list[tuple[int, int]],
+        offset: int,
+        skips: list[int],
+        recipe: BeginningRecipe | None,
     ) -> Filling:
         """One forward: of each prompt what follows its first ``skips`` tokens, which the recipe holds."""
         encoder = self.model.sites.encoder
