@@ -49,7 +49,15 @@ def kept_nodes(model: LanguageModel, batch: PairBatch, seen: Seen, keep: torch.T
 
 
 def kept_edges(model: LanguageModel, batch: PairBatch, g: Graph, keep: torch.Tensor, rows: int) -> torch.Tensor:
-    """The metric where only some edges are left: ``[set, row]``; see `kept_nodes`."""
+    """The metric where only some edges are left: ``[set, row]``.
+
+    Args:
+        model: from `emotrace.load`.
+        batch: ready.
+        g: the graph of the edges.
+        keep: ``[set, edge]``, 1 keeps.
+        rows: most rows of a forward (at least one whole batch).
+    """
     layers = lowered(model, list(g.layers), g.whole)
     found = []
     for some in keep.float().split(max(1, rows // len(batch))):

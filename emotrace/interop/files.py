@@ -31,7 +31,7 @@ ALLOWED: Final[list[Any]] = [
 """All that a published pickle may name beside torch's own tensors: arrays of plain numbers."""
 
 
-def load_numbers(path: str | Path) -> Any:
+def load_numbers(path: str | Path) -> object:
     """What a ``.pt`` file holds, read with ``weights_only=True`` and nothing allowed but `ALLOWED`.
 
     No code of the file runs: a file that names anything else is refused before it is read.
@@ -57,7 +57,10 @@ def load_numbers(path: str | Path) -> Any:
 
 
 def load_pt(path: str | Path) -> dict[str, Any]:
-    """The dict of a ``.pt`` file; see `load_numbers`.
+    """The dict of a ``.pt`` file.
+
+    Args:
+        path: of numpy arrays and torch tensors; a file that names anything else is refused unread.
 
     Raises:
         EmotraceError: as `load_numbers`, and for a file that holds no dict.
