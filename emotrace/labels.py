@@ -109,7 +109,7 @@ RUN_ORDER: Final = ("head", "attn", "neuron", "mlp", "resid")
 """All kinds in the order in which a layer runs them; figures and sentences name them in this one."""
 COUNTED: Final = {COMPONENTS[kind].dim: COMPONENTS[kind] for kind in KINDS}
 """Dim that counts components → its kind's `Component`."""
-PROJECTED: Final = {c.site: c for c in COUNTED.values()}
+PROJECTED: Final = {COMPONENTS[kind].site: COMPONENTS[kind] for kind in RUN_ORDER if kind in KINDS}
 """Site before the last linear map of a sublayer → the `Component` that is there."""
 AFTER: Final = {c.sublayer: c.residual for c in (COMPONENTS["attn"], COMPONENTS["mlp"])}
 """Output of a sublayer → the residual right after it, in order of execution."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from emotrace.report.figures import Shown
 from emotrace.testing import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+TOLD = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROMPTS = ["The door was open", "A cold morning by the sea", "Who knocks?"]
 
 
@@ -151,3 +154,21 @@ def test_every_name_in_the_guide_is_there():
             for part in name.removeprefix("et.").split("."):
                 found = getattr(found, part)
     assert json.dumps(sorted(files))
+
+
+def test_one_prompts_life_is_told_in_twenty_lines_of_what_there_is():
+    """Every module, folder and function that the twenty lines name exists."""
+    section = TOLD.split("## One prompt's life")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\d+\. ", line)]
+    assert [int(line.split(".")[0]) for line in lines] == list(range(1, 21))
+    assert len(section.strip().splitlines()) == 22  # what it is about, a blank line, and the twenty
+    for name in re.findall(r"`([\w./]+)`", "\n".join(lines)):
+        if "/" in name:
+            assert (ROOT / "emotrace" / name).exists(), name
+        elif "." in name and not name.endswith((".json", ".html")):
+            *rooms, last = name.removeprefix("et.").split(".")
+            try:
+                home = importlib.import_module(".".join(["emotrace", *rooms]))
+            except ModuleNotFoundError:
+                home = getattr(importlib.import_module(".".join(["emotrace", *rooms[:-1]])), rooms[-1])
+            assert hasattr(home, last), name
