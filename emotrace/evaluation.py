@@ -123,6 +123,16 @@ class Evaluation:
         found = replace(self, target=False).judged(f"{name}.third", cut)
         return [{**row, "verdict_from_third": one["verdict"]} for row, one in zip(rows, found, strict=True)]
 
+    def second_opinion(self, rows: Sequence[Row], judge: Judge) -> list[Row]:
+        """The rows with another judge's verdict as ``verdict_second``, kept in ``second.verdicts.jsonl``.
+
+        What one judge chose, another tests: settings that suit the mistakes of the first gain nothing from the second.
+        """
+        path = self.file("second.verdicts.jsonl")
+        with nullcontext() if path is None else Log(path) as log:
+            told = judges.judge_rows(rows, judge, log=log, progress=self.progress)
+        return [{**row, "verdict_second": other["verdict"]} for row, other in zip(rows, told, strict=True)]
+
     def replies(
         self, name: str, prompts: Prompts, edits: Sequence[Edit] = (), *, method: str = "none", draw: int = 0
     ) -> list[Row]:

@@ -24,7 +24,7 @@ NEUTRAL: Final = "neutral"
 ANSWERS: Final = (*EMOTIONS, NEUTRAL)
 """What a blind judge may answer; the seventh means *neutral or unclear*."""
 ALIASES: Final = {"joy": "happiness"}
-JUDGES: Final = ("lexicon", "classifier:ID_OR_DIR", "openai[:MODEL]")
+JUDGES: Final = ("lexicon", "fitted:FOLDER", "likelihood:ID_OR_DIR", "classifier:ID_OR_DIR", "openai[:MODEL]")
 """How a judge is named (`emotrace.judges.make`)."""
 
 VALENCES: Final = ("positive", "neutral", "negative")

@@ -1,7 +1,8 @@
 """Circuit discovery: which heads carry the emotion word to the reply, where the valence of the event enters, how both meet.
 
 1. Directions of emotions and of valences at the last prompt token, fitted on one half of the skeletons.
-2. Two sets of pairs from the other half: the same scenario with another emotion word; with the event of another valence.
+2. Two sets of pairs from the other half: the same scenario with another emotion word; with the event of another valence. Of the
+   skeletons there, a quarter is kept back: on their pairs circuits are tried that were chosen on those of the others.
    The metric is the projection on the direction of the prompt's own label minus that of its counterfactual's.
 3. Every head, MLP and edge is scored by four approximate methods; nodes also exactly, and edges on some pairs. Rank
    correlations say how good the approximations are here; CPR and CMD say how well circuits of growing size do, beside
@@ -37,6 +38,8 @@ from emotrace.sites import LanguageModel
 from emotrace.store import Activations
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
+KEPT_BACK = 0.25
+"""Share of the scored skeletons on which circuits are tried, not chosen."""
 LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emotion")}
 """What is swapped, and what a pair has in common."""
 
@@ -66,7 +69,8 @@ def main(
     lm.sites.address("resid_post", at)  # refuses a layer that there is not
     settings = {
         "experiment": "circuit_discovery", "model": lm.sites.identity, "template": lm.sites.encoder.record,
-        "train": {"file": train.name, "digest": prompts.digest}, "limit": limit, "pairs_per_skeleton": pairs_per_skeleton,
+        "train": {"file": train.name, "digest": prompts.digest}, "limit": limit,
+        "kept_back": KEPT_BACK, "pairs_per_skeleton": pairs_per_skeleton,
         "exact_pairs": exact_pairs, "layer": at, "edges": edges, "nodes": nodes, "steps": steps, "batch_size": batch_size,
         "seed": seed,
     }  # fmt: skip
@@ -87,6 +91,7 @@ def main(
 
     # 2. Pairs and metrics.
     inside = prompts.where(skeleton_id=sorted(scored))
+    choosing, trying = et.datasets.split(inside, KEPT_BACK, seed)
     metrics = {
         name: discovery.Projection(directions[name], layer=at, against="counterfactual", label=name) for name in LABELS
     }
@@ -100,9 +105,10 @@ def main(
         for pair in found:
             by_skeleton.setdefault(pair.labels["skeleton_id"], []).append(pair)
         drawn = {s: [some[i] for i in rng.permutation(len(some))] for s, some in by_skeleton.items()}
-        names = sorted(drawn)
-        chosen[name] = discovery.Pairs([p for s in names for p in drawn[s][:pairs_per_skeleton]])
-        held[name] = discovery.Pairs([p for s in names for p in drawn[s][pairs_per_skeleton : pairs_per_skeleton + 2]])
+        chosen[name], held[name] = (
+            discovery.Pairs([p for s in sorted(drawn) if s in part for p in drawn[s][:pairs_per_skeleton]])
+            for part in (choosing, trying)
+        )
 
     # 3. Scores.
     scores: dict[str, xr.Dataset] = {}
@@ -188,6 +194,7 @@ def main(
             "edges": circuit["edge"].values[circuit.values].tolist(), "faithfulness": float(judged["faithfulness"]),
             "completeness": float(judged["completeness"]), "n": int(circuit.sum()),
             "random": [float(v) for v in discovery.faithfulness(controls).values], "n_pairs": len(held["emotion"]),
+            "skeletons": {"chosen_on": _skeletons(chosen["emotion"]), "tried_on": _skeletons(held["emotion"])},
         },
         "stability": {
             "consensus": stable["edge"].values[stable["consensus"].values].tolist(), "draws": 200,
@@ -217,6 +224,10 @@ def _apart(acts: Activations, directions: xr.DataArray) -> float:
     own = p.where(p["direction"] == p["emotion"]).mean("direction")
     others = p.where(p["direction"] != p["emotion"]).mean("direction")
     return float((own - others).mean())
+
+
+def _skeletons(pairs: discovery.Pairs) -> list[str]:
+    return sorted({str(pair.labels["skeleton_id"]) for pair in pairs})
 
 
 def _kept(run: Run, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:

@@ -281,7 +281,7 @@ def _count(prompts: Any) -> int:
 
 def _warnings(lm: LanguageModel, judge: Any) -> list[str]:
     shipped = Path(lm.sites.identity["model_id"]).name == "tiny_model"
-    found = [measured.statement(judge.name), None if shipped else measured.warning(judge.name)]
+    found = [measured.statement(judge), None if shipped else measured.warning(judge)]
     if shipped:
         found.append(
             "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"

@@ -7,7 +7,8 @@ masks, and a control for the words themselves.
 2. The neurons that each prompt activates, at the token that answers, go into a labelled store.
 3. RSA: how alike are two emotions in the model (whole pattern, and layer by layer), and how alike are they in people's ratings?
    How much of that do the words of the texts explain?
-4. Searchlight: which single neurons tell emotions apart as an attribute does? Kendall's τ-b, FDR over all neurons and attributes.
+4. Searchlight: which single neurons tell emotions apart as an attribute does? Kendall's τ-b against the largest of all neurons
+   under shuffled concepts (the preset: asymptotic p and their false discovery rate, as published).
 5. The k best neurons of each attribute are masked at every position, and random ones as many times as asked; accuracy on the
    test part, of every prompt.
 6. Does the selective mask hurt more than random ones do, and more so where people's concepts follow the attribute?
@@ -170,8 +171,10 @@ def main(
     reliability = rsa.noise_ceiling(each, "seed", "pearson") if x.sizes["seed"] > 1 else None
 
     # 4. Single neurons.
-    found = rsa.searchlight(x, references, ties=ties, progress=True)
-    significant = rsa.fdr(found["p"], plan.rule) < plan.level
+    found = rsa.searchlight(
+        x, references, ties=ties, permutations=plan.neuron_permutations, seed=seed, progress=True
+    )  # fmt: skip
+    significant, neurons = study.selective(found, plan)
 
     # 5. Masks.
     masks = rsa.select_neurons(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
@@ -184,16 +187,14 @@ def main(
     # 6. What masking does.
     drops: Any = rsa.drops(accuracies)
     tests: Any = rsa.draw_tests(accuracies)
-    paired = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
     notes = [*([TINY] if model is None else []), *([ILLUSTRATIVE] if "illustrative" in ratings.name else [])]
     try:
-        link, link_by_emotion = rsa.human_link(drops, human_side)
+        link, link_by_emotion = rsa.human_link(drops, human_side, over=plan.link, seed=seed)
     except et.EmotraceError as error:  # too few emotions whose accuracies differ under the masks
         link = link_by_emotion = pd.DataFrame({"k": []})
         notes.append(f"The link between masking and the human side could not be measured: {error}")
     dips = rsa.unimodality(drops, seed=seed)
 
-    best = found["tau"].max(("layer", "unit"))
     result = {
         "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "part": part,
         "accuracy": {}, "tuned": tuned,
@@ -203,29 +204,27 @@ def main(
             "reliability_over_seeds": None if reliability is None else study.values(reliability),
         },
         "apart": apart,
-        "neurons": {
-            "significant": {str(a): int(significant.sel(attribute=a).sum()) for a in significant["attribute"].values},
-            "best_tau": {str(a): float(best.sel(attribute=a)) for a in best["attribute"].values},
-            "of": int(significant[0].size), "q_below": plan.level, "rule": plan.rule, "undefined": int(found.attrs["undefined"]),
-        },
+        "neurons": neurons,
         "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
         "draw_tests": records(tests), "human_link": records(link), "warnings": notes,
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()
-    tables = {
+    tables: dict[str, Any] = {
         "apart": (study.most(apart), "How far the neurons of an emotion's prompts are from those of the others: 1 − cosine of "
                                      "the mean patterns of a layer, where most, and mean over layers."),
-        "prompts": table, "masked_accuracy": accuracies, "drops": drops, "draw_tests": tests, "paired_tests": paired,
+        "prompts": table, "masked_accuracy": accuracies, "drops": drops, "draw_tests": tests,
         "human_link": link, "human_link_by_emotion": link_by_emotion, "unimodality": dips,
         "rsa_by_attribute": by_attribute.assign(human=human_side).to_dataframe().reset_index(),
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
+    if preset:  # as published: emotions are taken for independent, though they share the masks
+        tables["paired_tests"] = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {mantel_p(float(fit['p_mantel']), study.PERMUTATIONS)}; "
+          f"Mantel p {mantel_p(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
           f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "

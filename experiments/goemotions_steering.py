@@ -248,7 +248,8 @@ def _facts(apart: pd.DataFrame, result: dict[str, Any]) -> list[str]:
         plain, *steered = result["truthfulqa"]
         lo, hi = min(r["mc2"] for r in steered), max(r["mc2"] for r in steered)
         said.append(
-            f"TruthfulQA MC2 {plain['mc2']:.3f} plain, {lo:.3f} to {hi:.3f} under the vectors ({plain['n']} questions)."
+            f"TruthfulQA MC2 {plain['mc2']:.3f} plain, {lo:.3f} to {hi:.3f} under the vectors "
+            f"({plain['n']} questions, zero-shot, without the usual primer)."
         )
     return said
 

@@ -62,9 +62,10 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     across = min(2, len(rdms))
     down = math.ceil(len(rdms) / across)
     r, explained, partial = float(fit["correlation"]), float(control["explained"]), float(control["partial"])
+    mantel = mantel_p(float(fit["p_mantel"]), 1 / (1 + permutations))
     caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
         Pearson correlation is {r:+.3f} [{float(fit["lo"]):+.3f}, {float(fit["hi"]):+.3f}] (bootstrap over emotions and
-        seeds), Mantel p {mantel_p(float(fit["p_mantel"]), permutations)} ({permutations:,} shuffles of the emotions). Of r² the
+        seeds), Mantel p {mantel} ({permutations:,} shuffles of the emotions). Of r² the
         words of the texts and the embeddings of the names give {explained:.0%}; with them held constant r is {partial:+.3f}."""
     figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {r:+.2f}", caption)
     panels = figure.subplots(down, across, squeeze=False).ravel()
@@ -82,13 +83,14 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     return figure
 
 
-def selective_counts(significant: xr.DataArray, level: float, rule: str) -> Picture:
+def selective_counts(significant: xr.DataArray, level: float, rule: str, permutations: int) -> Picture:
     """How many neurons are selective for each attribute in each layer, as numbers on a heat map.
 
     Args:
         significant: bool ``[attribute, layer, unit]``.
-        level: of the false discovery rate.
-        rule: by which it is kept.
+        level: of the test.
+        rule: of the false discovery rate, where the p are asymptotic.
+        permutations: shuffles of the concepts; 0: the p are asymptotic.
     """
     counts = significant.sum("unit").transpose("attribute", "layer")
     names = [str(a) for a in counts["attribute"].values]
@@ -97,9 +99,13 @@ def selective_counts(significant: xr.DataArray, level: float, rule: str) -> Pict
     total = values.sum(1)
     most = names[int(total.argmax())]
     claim = f"Most neurons are selective for {most} ({int(total.max()):,} of {significant[0].size:,})"
-    caption = f"""Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b, one-sided asymptotic p,
-        FDR q < {level} over all neurons and attributes (rule: {rule}). That p takes pairs of emotions for independent, which
-        they are not, so the counts are too high; a neuron may be selective for several attributes."""
+    how = f"""τ is above the largest of all neurons in all but {level:g} of {permutations:,} shuffles of the emotions (family-wise
+        error per attribute)."""
+    if not permutations:
+        how = f"""one-sided asymptotic p, FDR q < {level} over all neurons and attributes (rule: {rule}). That p takes pairs of
+        emotions for independent, which they are not, so the counts are too high."""
+    caption = f"""Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b; {how} A neuron may be
+        selective for several attributes."""
     claim = claim if total.max() else "No neuron is selective for an attribute"
     figure = style.canvas(1.2 + 0.3 * len(names), claim, caption)
     ax = figure.subplots()
@@ -199,8 +205,14 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
         title = f"Mean r over {int(row['n'])} emotions {row['r']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]".replace(
             "-", "−"
         )
+        title += f", p {mantel_p(float(row['p']), float(row.get('p_floor', 0)))}"
     caption = """Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts
-        more than masking random ones (95 % t-interval over emotions)."""
+        more than masking random ones (95 % t-interval over emotions). """
+    if "df" in link:
+        caption += "The published test takes emotions for independent, which share the masks, so its p is too small."
+    else:
+        caption += """Emotions share the masks, so p is that of the human side shuffled over attributes, and the interval that of
+        attributes drawn again."""
     figure = style.canvas(4.6, title, caption)
     ax = style.axes(
         figure.subplots(), "", "correlation of the attribute with the human RDM", "drop (random − selective)"
@@ -215,9 +227,9 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
     return figure
 
 
-def mantel_p(p: float, permutations: int) -> str:
+def mantel_p(p: float, floor: float) -> str:
     """``= 0.0312``; ``≤ 0.0001`` where no shuffle came as far, so that more of them might give less."""
-    return f"{'≤' if p <= (1 + 1e-9) / (1 + permutations) else '='} {p:.4f}"
+    return f"{'≤' if p <= floor * (1 + 1e-9) else '='} {p:.4f}"
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

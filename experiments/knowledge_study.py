@@ -53,9 +53,11 @@ class Protocol:
         part: the part of the data on which accuracy is measured.
         eval_batch: with masks, of accuracies that are means over batches.
         decimals: to which the attributes' distances are rounded.
-        rule: of the false discovery rate.
-        level: q below which a neuron counts as selective.
+        neuron_permutations: shuffles of the concepts by which single neurons are tested; 0, as published: asymptotic p.
+        rule: of the false discovery rate, of asymptotic p.
+        level: p of the max-statistic (as published: q) below which a neuron counts as selective.
         units: of the paired tests; None: emotions.
+        link: over what the link to the human side is tested, see `rsa.human_link`.
     """
 
     seeds: tuple[int, ...] = (1, 3)
@@ -69,9 +71,11 @@ class Protocol:
     part: str = "test"
     eval_batch: int | None = None
     decimals: int | None = 9
+    neuron_permutations: int = 1000
     rule: str = "bh"
-    level: float = 0.01
+    level: float = 0.05
     units: tuple[str, ...] | None = None
+    link: str = "attribute"
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -107,7 +111,7 @@ def published(preset: str) -> dict[str, Any]:
         "match": masking["random_match"], "shared": masking["random_shared"], "how": masking["ablation"],
         "stage": p["activations"]["site"], "part": masking["split"], "eval_batch": masking["batch_size"],
         "decimals": neurons["attribute_decimals"], "rule": neurons["correction"], "level": neurons["significant_below"],
-        "units": tuple(masking["units"]),
+        "units": tuple(masking["units"]), "neuron_permutations": 0, "link": "emotion",
     }  # fmt: skip
 
 
@@ -202,6 +206,35 @@ def learned(table: pd.DataFrame, part: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def selective(found: xr.Dataset, plan: Protocol) -> tuple[xr.DataArray, dict[str, Any]]:
+    """Which neurons count as selective, and how many by which test.
+
+    By the max-statistic: τ above the largest of all neurons in all but ``level`` of the shuffles, so that where nothing answers
+    to an attribute, there is any at all in ``level`` of the cases. Mantel's p of each neuron, uncorrected, is counted beside.
+
+    Args:
+        found: of `rsa.searchlight`.
+        plan: of the study.
+    """
+    if plan.neuron_permutations:
+        chosen, test = found["p_max"] <= plan.level, "max-statistic"
+    else:
+        chosen, test = rsa.fdr(found["p"], plan.rule) < plan.level, f"asymptotic, FDR ({plan.rule})"
+
+    def counts(which: xr.DataArray) -> dict[str, int]:
+        return {str(a): int(which.sel(attribute=a).sum()) for a in which["attribute"].values}
+
+    best, defined = found["tau"].max(("layer", "unit")), int(np.isfinite(found["tau"].values[0]).sum())
+    about: dict[str, Any] = {
+        "significant": counts(chosen), "test": test, "level": plan.level, "permutations": plan.neuron_permutations,
+        "best_tau": {str(a): float(best.sel(attribute=a)) for a in best["attribute"].values},
+        "of": int(chosen[0].size), "undefined": int(found.attrs["undefined"]),
+    }  # fmt: skip
+    if plan.neuron_permutations:
+        about["mantel"] = {"p_at_most": 0.05, "neurons": counts(found["p_mantel"] <= 0.05), "by_chance": 0.05 * defined}
+    return chosen, about
+
+
 def values(data: xr.Dataset) -> dict[str, Any]:
     """A dataset as JSON values with its labels; NaN as None."""
     if not data.sizes:
@@ -227,7 +260,7 @@ def figures(
         ),
         Shown(
             "selective_neurons", "Selective neurons by layer and attribute",
-            knowledge.selective_counts(significant, plan.level, plan.rule),
+            knowledge.selective_counts(significant, plan.level, plan.rule, plan.neuron_permutations),
         ),
     ]  # fmt: skip
     for size in dict.fromkeys(masks.masked["k"].values.tolist()):

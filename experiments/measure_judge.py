@@ -1,56 +1,129 @@
-"""Accuracy of a judge on the published sets: 2,847 accepted replies of EmotionCircuits, and GoEmotions' development rows.
+"""How far judges can be trusted: on replies that were published, and on texts that people labelled.
 
-The sets are read from ``$EMOTRACE_ORACLES`` and are never copied into the project. Rows of GoEmotions count if they have
-one label, and that is one of the six emotions (joy for happiness).
+1. A judge on both published sets: the accepted replies of EmotionCircuits, and GoEmotions' rows with one label of the six.
+2. Judges made here (``--fit``): from the replies, tested on the human labels; and from human labels, on rows that they had not
+   seen, and on the replies. Recall of each emotion and macro-F1 with intervals; below .70 a judge carries no claim.
+3. The agreement of two judges (``--second``) on both sets, beyond chance.
 
-    EMOTRACE_ORACLES=… python experiments/measure_judge.py --judge lexicon
+The sets are read from ``$EMOTRACE_ORACLES`` and are never copied into the project. Rows of GoEmotions count if they have one
+label, and that is one of the six emotions (joy for happiness).
+
+    EMOTRACE_ORACLES=… python experiments/measure_judge.py --judge lexicon --fit --second likelihood:ID_OR_DIR
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import typer
 
-from emotrace import cli, judges
-from emotrace.cli.options import Judge
-from emotrace.datasets import read_jsonl
-from emotrace.labels import ALIASES, ANSWERS, EMOTIONS, EmotraceError
+from emotrace import cli, datasets, judges, stats
+from emotrace.cli.options import Judge, Seed
+from emotrace.disk import write_json
+from emotrace.files import read_jsonl
+from emotrace.judges.measurement import compared, labelled
+from emotrace.labels import ALIASES, EMOTIONS, EmotraceError
+
+HELD_OUT = 0.25
+"""Share of the human-labelled rows that a judge made from the others is tested on."""
+ON = ("published replies", "GoEmotions, single label")
+Rows = list[dict[str, Any]]
+
+
+class Asked(NamedTuple):
+    """A set that judges are asked about."""
+
+    on: str
+    texts: list[str]
+    labels: list[str]
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows, on: str, limit: int | None, seed: int) -> Asked:
+        """The rows, or some of them, drawn by lot."""
+        if limit is not None and limit < len(rows):
+            rows = [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:limit])]
+        found = labelled(rows, "emotion", None, "skeleton_id" if "skeleton_id" in rows[0] else None)
+        return cls(on, found.texts, found.labels, found.groups)
 
 
 def main(
     judge: Judge = "lexicon",
-) -> None:
-    """Print accuracy and confusion on both sets."""
+    second: Annotated[str | None, typer.Option(help="another judge, measured too, and its agreement with the first")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="make judges from both sets, and test each on what it has not seen")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="rows of each set, drawn by lot")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the figures and the judges that were made")] = None,
+    seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Print accuracy, recall, macro-F1 and confusion on both sets; with --out, write them and the judges that were made."""
+    named = [judges.make(spec) for spec in (judge, second) if spec]
+    some = [Asked.of(rows, name, limit, seed) for rows, name in zip(sets(), ON, strict=True)]
+    said = [[[v["predicted"] for v in one.judge(asked.texts, progress=True)] for asked in some] for one in named]
+    measured = [
+        compared(one.name, asked.on, asked.labels, [a or "unjudged" for a in mine], asked.groups, seed=seed)
+        for one, answers in zip(named, said, strict=True)
+        for asked, mine in zip(some, answers, strict=True)
+    ]
+    made = fitted(*sets(), seed) if fit else []
+    for one in made:
+        print(f"{one.name}: {one.card['n']} rows, {one.card['folds']} folds of {one.card['n_groups']} groups; expected error of "
+              f"its probabilities {one.card['cross_validated']['calibration']['expected_error']:.1%}")  # fmt: skip
+        crossed = {k: v for k, v in one.card["cross_validated"].items() if k != "calibration"}
+        measured += [judges.Measurement.of(crossed), *one.tested]
+    for found in measured:
+        print(found, end="\n\n")
+    for one in (*named, *made):
+        found = judges.standing(one)
+        print(f"{'may carry a claim' if found.may_claim else 'MAY CARRY NO CLAIM'}: {found.why}")
+    agreement = {}
+    for asked, (one, other) in zip(some, zip(*said, strict=True), strict=True) if second else ():
+        kappa = stats.cohen_kappa(one, other, asked.groups, seed=seed)
+        print(f"{named[0].name} and {named[1].name} on {asked.on}: Cohen's kappa {kappa}")
+        agreement[asked.on] = kappa._asdict()
+    if out is not None:
+        for one in made:
+            one.save(out / one.name.partition(":")[2])
+        write_json(out / "measured.json", {"measured": [m.record for m in measured], "agreement": agreement})
+        print(f"figures and judges in {out}")
+
+
+def sets() -> tuple[Rows, Rows]:
+    """Published replies with their emotion and skeleton, and single-label comments of the six emotions.
+
+    Raises:
+        EmotraceError: where the published artefacts are not at hand.
+    """
     folder = os.environ.get("EMOTRACE_ORACLES", "")
     if not folder or not Path(folder).is_dir():
         raise EmotraceError(
             "set EMOTRACE_ORACLES to the folder with the published artefacts; it is not part of the project."
         )
-    replies = [row for _, row in read_jsonl(Path(folder) / "emotion_circuits" / "labeled_sev" / "accepted.jsonl")]
-    comments = pd.read_csv(Path(folder) / "goemotions" / "dev.csv")
-    names = [str(c) for c in comments.columns if c not in ("text", "classes", "ids")]
-    single = comments[comments[names].sum(axis=1) == 1]
-    first = [names[i] for i in np.asarray(single[names]).argmax(axis=1)]
-    label = pd.Series([ALIASES.get(name, name) for name in first], index=single.index)
-    kept = label.isin(EMOTIONS)
-    the_judge = judges.make(judge)
-    report(the_judge, "published replies", [r["gen_text"] for r in replies], [r["emotion"] for r in replies])
-    report(the_judge, "GoEmotions, single label", single["text"][kept].tolist(), label[kept].tolist())
+    fields = ("gen_text", "emotion", "skeleton_id")
+    accepted = read_jsonl(Path(folder) / "emotion_circuits" / "labeled_sev" / "accepted.jsonl")
+    replies = [{name: row[name] for name in fields} for _, row in accepted]
+    back = {v: k for k, v in ALIASES.items()}
+    comments = datasets.goemotions(Path(folder) / "goemotions" / "dev.csv", emotions=[back.get(e, e) for e in EMOTIONS])
+    return replies, [{"gen_text": p.text, "emotion": ALIASES.get(e := str(p.labels["emotion"]), e)} for p in comments]
 
 
-def report(judge: judges.Judge, name: str, texts: list[str], labels: list[str]) -> None:
-    """Accuracy and confusion on one set."""
-    answers = [v["predicted"] or "unjudged" for v in judge.judge(texts)]
-    right = sum(a == b for a, b in zip(answers, labels, strict=True))
-    print(f"{judge.name} on {name}: {right / len(labels):.1%} of {len(labels)}")
-    table = pd.crosstab(pd.Series(labels, name="label"), pd.Series(answers, name="answer"))
-    print(
-        table.reindex(index=EMOTIONS, columns=[a for a in (*ANSWERS, "unjudged") if a in table.columns], fill_value=0),
-        end="\n\n",
-    )
+def fitted(replies: Rows, comments: Rows, seed: int) -> list[judges.FittedJudge]:
+    """A judge from the replies and one from three quarters of the comments, each tested on what it was not made from."""
+    order = np.random.default_rng(seed).permutation(len(comments))
+    held = set(order[: round(HELD_OUT * len(comments))].tolist())
+    test = [row for i, row in enumerate(comments) if i in held]
+    seen = {row["gen_text"] for row in test}
+    train = [row for i, row in enumerate(comments) if i not in held and row["gen_text"] not in seen]
+    of_replies = judges.fit(replies, name="published_replies", groups="skeleton_id", seed=seed)
+    of_people = judges.fit(train, name="goemotions", seed=seed)
+    return [
+        of_replies.test(comments, on="GoEmotions, single label"),
+        of_people.test(test, on="GoEmotions rows that it was not made from").test(
+            replies, on="published replies", groups="skeleton_id"
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
 def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the numbers."""
     shipped = lm.sites.identity.get("model_id") == "tiny_model"
-    out = [] if shipped else [said for said in [measured.warning(judge.name)] if said]
+    out = [] if shipped else [said for said in [measured.warning(judge)] if said]
     leaked = result["queries"]["test"]["n_leaked"]
     if leaked:
         out.append(f"{leaked} test queries are in the file that vectors are made from; they were left out")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import emotrace as et
-from emotrace import scoring
+from emotrace import judges, scoring
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.labels import EmotraceError
@@ -44,6 +44,17 @@ def test_replies_and_verdicts_lie_in_files_by_name_and_are_read_again(tmp_path):
     assert evaluation().file("up.jsonl") is None
     with pytest.raises(EmotraceError, match="'up' is to be judged, and no judge"):
         Evaluation(it.model).judged("up", rows)
+
+
+def test_another_judge_says_its_own_beside_the_first(tmp_path):
+    it = evaluation(tmp_path / "parts")
+    rows = it.replies("none", AIMED)
+    both = it.second_opinion(rows, judges.make("lexicon"))
+    assert [{k: v for k, v in row.items() if k != "verdict_second"} for row in both] == rows
+    assert {row["verdict_second"]["judge"] for row in both} == {"lexicon:v1"}
+    assert it.second_opinion(rows, judges.make("lexicon")) == both
+    with pytest.raises(EmotraceError, match="judge"):
+        it.second_opinion(rows, Letters())
 
 
 def test_one_reply_stands_for_all_emotions():

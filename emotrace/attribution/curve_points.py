@@ -50,7 +50,7 @@ class CurvePlan:
         vectors: unit directions there, ``[label, dim]`` float64.
         dim: ``unit`` or ``head``.
         site: ``neuron`` or ``z``.
-        layers: with components at or before the read-out.
+        layers: with components before the read-out.
         sets: of `sets.choose`.
     """
 
@@ -72,10 +72,12 @@ class CurvePlan:
         self.site = self.component.site
         self.labels: list[Any] = scores[label].values.tolist()
         self.layer, self.vectors = self._readout(directions, readout)
-        scores = scores.sel(layer=[i for i in scores["layer"].values.tolist() if i <= self.layer])
+        scores = scores.sel(layer=[i for i in scores["layer"].values.tolist() if i < self.layer])
         self.layers: list[int] = [int(i) for i in scores["layer"].values]
         if not self.layers:
-            raise EmotraceError(f"no layer of the contributions lies at or before the read-out layer {self.layer}.")
+            raise EmotraceError(
+                f"no layer of the contributions lies before the read-out layer {self.layer}; read a later one."
+            )
         for layer in self.layers:
             width = model.sites.size(self.site, layer)[self.dim]
             if width != scores.sizes[self.dim]:

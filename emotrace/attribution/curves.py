@@ -6,8 +6,11 @@ With s = ⟨resid_post at the read-out layer, v_e⟩ at the last prompt token of
 
 Ablation takes the components of e from the prompts that ask for e: where they raise the projection, delta is negative.
 Enhancement adds the difference vectors of e, in these components only, to prompts that name no emotion: where they raise
-the projection, delta is positive. All edits act on the last prompt token (``positions="last"``), in all layers up to
-the read-out at once. Beside the ``top`` set of each size stand a ``low`` one and ``random`` ones (`emotrace.attribution.sets`).
+the projection, delta is positive. All edits act on the last prompt token (``positions="last"``), in all layers before
+the read-out at once; not in that layer itself, whose components write their scores into what is read, so that their delta
+says nothing that the score did not.
+
+Beside the ``top`` set of each size stand a ``low`` one and ``random`` ones (`emotrace.attribution.sets`).
 
 Source: the causal validation of arXiv 2510.11328, whose code was not published.
 """

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Reading, grouped
+from emotrace.cli.groups import Judging, LoadingAnywhere, People, PromptFile, Reading, grouped
 from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
 from emotrace.files import to_file, to_folder
 from emotrace.labels import EmotraceError
@@ -44,28 +44,38 @@ def generate(
 def judge(
     *,
     rows: Annotated[Path, typer.Argument(help="JSON-lines file of replies")],
-    out: Annotated[Path, typer.Option(help="JSON-lines file of judged replies")],
+    out: Annotated[Path | None, typer.Option(help="JSON-lines file of judged replies")] = None,
     judging: Judging,
+    people: People,
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
 ) -> None:
-    """Which emotion each reply expresses, judged blind."""
+    """Which emotion each reply expresses, judged blind: by a judge, or by people on a sheet."""
     from emotrace import judges
     from emotrace.disk import write_rows
     from emotrace.replies.row import NAMED_BY, has_half, read_rows
     from emotrace.runlog import Log
 
-    to_file(out, "--out")
-    if out.resolve() == rows.resolve():
+    people.refuse(out)
+    if out is not None:
+        to_file(out, "--out")
+    if out is not None and out.resolve() == rows.resolve():
         raise EmotraceError(f"--out {out}: that is the file of the replies to judge; give another.")
-    the_judge = judging.make()
+    the_judge = None if people.sheet or people.from_sheet else judging.make()
     replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
     if all(has_half(row["gen_text"]) for row in replies):  # one such reply among others ends nothing
         raise EmotraceError(
             f"{rows}: every reply holds half of a surrogate pair, which is no text: there is nothing to judge."
         )
-    named_by = NAMED_BY if all("method" in r for r in replies) else ("key",)  # published rows name no method
-    with Log(out.with_name(out.name + ".verdicts"), named_by) as log:
-        judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
+    if out is None:
+        typer.echo(people.write(replies))
+        return
+    if the_judge is None:
+        judged, said = people.read(replies)
+        typer.echo(said)
+    else:
+        named_by = NAMED_BY if all("method" in r for r in replies) else ("key",)  # published rows name no method
+        with Log(out.with_name(out.name + ".verdicts"), named_by) as log:
+            judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
     write_rows(out, judged)
     matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]
     share = f"{sum(matches) / len(matches):.1%} of {len(matches)}" if matches else "none"

@@ -1,7 +1,7 @@
 """Agnosticism: does a direction found in some contexts hold in the others?
 
-Leave one theme (or valence, or any label) out, fit on the rest, compare with the full direction and classify what was
-left out.
+Leave one theme (or valence, or any label) out, fit on the rest, compare with what the one left out gives by itself, and classify
+what was left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import scipy
 import xarray as xr
 
 from emotrace.directions.groups import Groups, Within, group, ordered
+from emotrace.directions.halves import cosines, halved, other_contexts
 from emotrace.directions.source import ActivationsLike, Source, source
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.signatures import typed
@@ -39,13 +40,16 @@ def context_agnosticism(
     seed: int = 0,
     variable: str = "residual",
 ) -> xr.Dataset:
-    """Leave-one-context-out cosine and accuracy of centred-mean directions, with intervals and a shuffled-label null.
+    """Leave-one-context-out accuracy and cosine of centred-mean directions, with intervals and nulls beside.
 
-    For each level t of each factor in ``leave_out``, v_{−t} is the centred mean of the complete groups outside t.
-    *Cosine*: ⟨v_{−t,e}, v_e⟩ with v_e from all groups. *Accuracy*: for each cell (group, label) inside t, the answer
-    argmax_e ⟨d, v_{−t,e}⟩, where d is the cell's mean minus its group's mean (``accuracy``; knows which rows belong
-    together) or minus the mean of the *training* cells (``accuracy_raw``; knows nothing of the held-out context).
-    Chance is 1 / number of labels.
+    For each level t of each factor in ``leave_out``, v_{−t} is the centred mean of the complete groups outside t, v_t that of
+    those inside. *Accuracy*: for each cell (group, label) inside t, the answer argmax_e ⟨d, v_{−t,e}⟩, where d is the cell's mean
+    minus its group's mean (``accuracy``; knows which rows belong together) or minus the mean of the *training* cells
+    (``accuracy_raw``; knows nothing of the held-out context). Chance is 1 / number of labels.
+    *Cosine*: ⟨v_{−t,e}, v_{t,e}⟩ of two directions that have no row in common. Both are noisy, v_t the more the fewer groups it
+    has, so it is below 1 even where context does not matter: ``cosine_random_context`` is what random contexts give that have as
+    many groups as the true ones (clusters shuffled over the levels; where a cluster has several levels, levels shuffled within
+    each). A cosine below that says that context matters.
 
     Intervals: cosines by re-fitting on bootstrap draws of the clusters, as atanh(cosine) ± z·s with s the standard deviation
     of the draws (a percentile interval of a cosine near one lies below it); accuracies by the cluster bootstrap of
@@ -61,7 +65,7 @@ def context_agnosticism(
         position: policy or span.
         cluster: the label that the bootstrap draws.
         n_bootstrap: draws.
-        n_null: permutations, at least 20 for a fair maximum.
+        n_null: permutations, and random contexts; at least 20 for a fair maximum.
         level: coverage of the intervals.
         seed: of draws and permutations.
         variable: which array of open activations.
@@ -69,7 +73,9 @@ def context_agnosticism(
     Returns:
         Dataset: ``cosine[held_out, emotion, layer, sublayer]``, ``accuracy_by_level`` and ``accuracy_raw_by_level``
         ``[held_out, layer, sublayer]``, ``accuracy`` and ``accuracy_raw`` ``[factor, layer, sublayer]``, each with
-        ``…_ci[…, bound]``; ``null_mean`` and ``null_max`` (and ``…_raw``) ``[factor, layer, sublayer]``; ``n_groups[held_out]``.
+        ``…_ci[…, bound]``; ``null_mean`` and ``null_max`` (and ``…_raw``) ``[factor, layer, sublayer]``; in the shape of
+        ``cosine``, ``cosine_random_context`` and, of shuffled labels, ``cosine_null_mean`` and ``cosine_null_max``;
+        ``n_groups[held_out]``.
         ``held_out`` reads ``theme=Work/Job`` and has the coordinates ``held_out_factor`` and ``held_out_level``.
 
     Raises:
@@ -89,7 +95,8 @@ def context_agnosticism(
     shuffles = rng.permuted(np.broadcast_to(np.arange(n_labels), (n_null, n_groups, n_labels)), axis=2)
     n_layers, n_sub, _ = rows.shape
     total = sum(map(len, levels))
-    cosine, spread = np.empty((2, total, n_labels, n_layers, n_sub))
+    others = [other_contexts(code, clusters, n_null, rng) for code in codes]
+    cosine, spread, shuffled_mean, shuffled_max, elsewhere = np.empty((5, total, n_labels, n_layers, n_sub))
     hits = np.empty((2, len(factors), n_groups, n_layers, n_sub))
     null = np.empty((2, n_null, len(factors), n_layers, n_sub))
     for layer, sub, cells in cell_means(rows, groups):
@@ -101,13 +108,16 @@ def context_agnosticism(
         start = 0
         for f, code in enumerate(codes):
             stop = start + len(levels[f])
-            cosine[start:stop, :, layer, sub], spread[start:stop, :, layer, sub] = _cosines(
-                inner, code, clusters, weights
-            )
+            here = (slice(start, stop), slice(None), layer, sub)
+            cosine[here], spread[here] = cosines(inner, code, clusters, weights)
+            elsewhere[here] = np.mean([halved(inner, other) for other in others[f]], axis=0)
+            by_chance = np.empty((n_null, stop - start, n_labels))
             hits[:, f, :, layer, sub] = _held_out(inner, mean, code)
             for i, order in enumerate(shuffles):
                 shuffled = np.take_along_axis(inner, order[:, :, None], axis=1)
                 null[:, i, f, layer, sub] = _held_out(shuffled, mean, code).mean(-1)
+                by_chance[i] = halved(shuffled, code)
+            shuffled_mean[here], shuffled_max[here] = by_chance.mean(0), by_chance.max(0)
             start = stop
     z = float(scipy.special.ndtri((1 + level) / 2)) * spread
     bounds = np.tanh(np.arctanh(np.clip(cosine, -1 + 1e-15, 1 - 1e-15)) + np.stack([-z, z]))
@@ -126,7 +136,11 @@ def context_agnosticism(
             **{d: rows.array[d].values for d in ("layer", "sublayer") if d not in lead and d in rows.array.coords},
         }
     )
-    out["cosine"] = (("held_out", label, *lead), cosine.reshape(total, n_labels, *sizes))
+    for name, values in (
+        ("cosine", cosine), ("cosine_random_context", elsewhere), ("cosine_null_mean", shuffled_mean),
+        ("cosine_null_max", shuffled_max),
+    ):  # fmt: skip
+        out[name] = (("held_out", label, *lead), values.reshape(total, n_labels, *sizes))
     both = np.moveaxis(bounds, 0, -1).reshape(total, n_labels, *sizes, 2)
     out["cosine_ci"] = (("held_out", label, *lead, "bound"), both)
     for i, name in enumerate(("accuracy", "accuracy_raw")):
@@ -216,38 +230,3 @@ def _held_out(inner: np.ndarray, mean: np.ndarray, code: np.ndarray) -> np.ndarr
         for i, s in enumerate((scores, scores + shift[:, None])):
             out[i, mine] = (s.argmax(-1) == np.arange(n_labels)).mean(-1)
     return out
-
-
-def _cosines(
-    inner: np.ndarray, code: np.ndarray, clusters: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine of each left-out fit to the full one ``[level, label]``, and the bootstrap sd of its atanh.
-
-    Sums over (level, cluster) units suffice: with K the Gram matrix of the units and w the draw, ⟨full, t⟩ = w K w_t, so no draw
-    touches the width again.
-    """
-    n_levels, n_clusters = int(code.max()) + 1, weights.shape[1]
-    units, of_group = np.unique(code * n_clusters + clusters, return_inverse=True)
-    level = units // n_clusters
-    draws = np.vstack([np.ones(len(units)), weights[:, units % n_clusters]])
-    n_labels = inner.shape[1]
-    cosine, spread = np.empty((n_levels, n_labels)), np.empty((n_levels, n_labels))
-    summed = np.zeros((len(units), *inner.shape[1:]))
-    np.add.at(summed, of_group, inner)
-    for e in range(n_labels):
-        x = summed[:, e]
-        k = x @ x.T
-        projected = draws @ k
-        whole = (projected * draws).sum(1)
-        for t in range(n_levels):
-            mine = level == t
-            w = draws[:, mine]
-            cross = (projected[:, mine] * w).sum(1)
-            own = ((w @ k[np.ix_(mine, mine)]) * w).sum(1)
-            rest = np.maximum(whole - 2 * cross + own, 0.0)
-            size = np.sqrt(np.maximum(whole * rest, 1e-300))
-            values = np.clip((whole - cross) / size, -1 + 1e-15, 1 - 1e-15)
-            cosine[t, e] = values[0]
-            drawn = (w[1:].sum(1) > 0) & (draws[1:, ~mine].sum(1) > 0)  # draws without the level say nothing of it
-            spread[t, e] = np.arctanh(values[1:][drawn]).std() if drawn.sum() > 1 else np.inf
-    return cosine, spread

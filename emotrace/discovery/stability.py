@@ -37,7 +37,8 @@ def bootstrap_circuits(
 
     Returns:
         ``inclusion[node | edge]`` in 0 … 1; ``lo`` and ``hi``, the 95 % interval of the mean score; ``consensus`` bool; and
-        ``jaccard``, the mean over pairs of samples, with ``null``, what as many components drawn at random would have.
+        ``jaccard``, the mean over pairs of samples, with ``null``, that of random circuits in their places, with as many
+        components of every kind and layer (`random_like`).
 
     Raises:
         EmotraceError: for scores without pairs, an unknown label, or a share outside (0, 1].
@@ -59,8 +60,10 @@ def bootstrap_circuits(
     lo, hi = np.quantile(means, [0.025, 0.975], axis=0)
     rng = np.random.default_rng(seed)
     some = rng.permutation(draws)[: min(draws, 60)]
-    again = (
-        float(np.mean([jaccard(chosen[a], chosen[b]) for a, b in combinations(some, 2)])) if len(some) > 1 else np.nan
+    others = np.stack([random_like(like.copy(data=chosen[i]), rng).values for i in some])
+    again, null = (
+        float(np.mean([jaccard(a, b) for a, b in combinations(sets, 2)])) if len(some) > 1 else np.nan
+        for sets in (chosen[some], others)
     )
     coords = {k: v for k, v in like.coords.items() if dim in v.dims}
     data = {
@@ -73,7 +76,7 @@ def bootstrap_circuits(
         **found.attrs, "n": int(n), "draws": int(draws), "by": by, "clusters": len(names), "absolute": absolute,
         "rule": rule, "seed": int(seed), "consensus_share": float(consensus),
     }  # fmt: skip
-    whole = xr.Dataset({**data, "jaccard": again, "null": _null(n, n, score.sizes[dim])}, coords=coords, attrs=attrs)
+    whole = xr.Dataset({**data, "jaccard": again, "null": null}, coords=coords, attrs=attrs)
     whole["consensus"].attrs = {**found.attrs, "rule": f"consensus of {consensus:g}", "absolute": absolute}
     return whole
 
@@ -180,9 +183,3 @@ def _sample(found: xr.Dataset, by: str) -> tuple[xr.DataArray, np.ndarray]:
         labels = [str(c) for c, v in found.coords.items() if v.dims == ("pair",)]
         raise unknown("label of the pairs", by, labels, "by=…")
     return score, found[by].values
-
-
-def _null(a: int, b: int, size: int) -> float:
-    """Expected Jaccard index of two random sets, to first order: E|A∩B| / (a + b − E|A∩B|)."""
-    both = a * b / size
-    return both / (a + b - both) if a + b else 1.0

@@ -4,6 +4,7 @@ Every score of a reply goes through here, so that n, interval and worst case are
 """
 
 from emotrace.replies.accuracy import accuracy_table, confusion_table
+from emotrace.replies.agreement import agreement_table
 from emotrace.replies.arms import accuracy_over_draws, lifts, published_stats, summary
 from emotrace.replies.controls import (
     deranged,
@@ -28,6 +29,7 @@ __all__ = [
     "Row",
     "accuracy_over_draws",
     "accuracy_table",
+    "agreement_table",
     "best_dose",
     "bisect",
     "collapse",

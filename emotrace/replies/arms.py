@@ -10,6 +10,7 @@ import numpy as np
 
 from emotrace.labels import ARMS
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
+from emotrace.replies.agreement import agreement_table
 from emotrace.replies.paired import paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
@@ -39,6 +40,8 @@ SCORES: Final = {
     "accuracy_given_fluent": Score(given_fluent=True),
     "accuracy_from_third": Score("verdict_from_third"),
     "accuracy_target": Score("verdict_target"),
+    "accuracy_second": Score("verdict_second"),
+    "accuracy_second_fluent": Score("verdict_second", fluent=True),
 }
 """Part of ``report.json`` → how its replies are counted."""
 
@@ -53,7 +56,8 @@ def accuracy_over_draws(
 
     Args:
         rows: of one arm, one or more draws.
-        verdict: which verdict counts, ``verdict`` (blind), ``verdict_from_third`` or ``verdict_target``.
+        verdict: which verdict counts, ``verdict`` (blind), ``verdict_from_third``, ``verdict_second`` (another judge's) or
+            ``verdict_target``.
         fluent: a reply counts only if it is fluent too (``accuracy_fluent``).
         given_fluent: only fluent replies are counted at all (``accuracy_given_fluent``).
     """
@@ -87,6 +91,8 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     """The tables of a report: each accuracy of `SCORES` that rows have a verdict for, lift over ``reference``, confusion,
     fluency.
 
+    Where rows have the verdict of a second judge, its accuracies and the agreement of both stand beside.
+
     Args:
         rows: judged rows of all arms, with ``meta.fluent``.
         reference: arm that lifts are measured against.
@@ -98,6 +104,8 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
         for name, score in SCORES.items()
         if any(r.get(score.verdict) for r in rows)
     }
+    if any(r.get("verdict_second") for r in rows):
+        out["judge_agreement"] = agreement_table(rows)
     out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_arm.items()}
     out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_arm.items()}}
     base = by_arm.get(reference)

@@ -33,6 +33,9 @@ def repetition(token_ids: Sequence[int], n: int = 3) -> float:
 def fluency_bounds(reference_rows: Iterable[Row]) -> dict[str, list[float]]:
     """1st and 99th percentile of each measure over the prompted replies to the training skeletons.
 
+    Where more than one in a hundred of them ends at the limit of new tokens, that limit is the upper bound of length, which
+    then leaves out no reply made under the same limit.
+
     Args:
         reference_rows: rows of method ``prompt``; a perplexity that is not finite (empty reply) is left out.
 

@@ -13,7 +13,7 @@ from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
 OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_from_third", "verdict_target",
-              "judge")  # fmt: skip
+              "verdict_second", "judge")  # fmt: skip
 """Fields of a row that are not labels of its prompt."""
 NAMED_BY: Final = ("key", "method", "draw")
 """The fields that tell rows apart."""
@@ -72,6 +72,7 @@ class Row(TypedDict, total=False):
     verdict: Judged
     verdict_from_third: Judged
     verdict_target: Judged
+    verdict_second: Judged
     judge: Judged
     meta: Meta
     measures: dict[str, float]
@@ -252,6 +253,7 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "verdict": (_A_VERDICT, _verdict),
     "verdict_from_third": (_A_VERDICT, _verdict),
     "verdict_target": (_A_VERDICT, _verdict),
+    "verdict_second": (_A_VERDICT, _verdict),
     "judge": (_A_VERDICT, _verdict),
     "meta": ("an object with numbers, perplexity above 0,", _meta),
     "ratings": ("an object with one rating under each name", _ratings),

@@ -205,7 +205,8 @@ def _curves_caption(curves: Mapping[str, xr.Dataset]) -> str:
     return f"""Mean over prompts of the change of the projection on the emotion's direction{where}, at the last prompt
         token. Ablated{how}: components are taken from the prompts that ask for the emotion, so a fall means that they carried
         it. Added: the emotion's difference vectors are put in at the components, in prompts that name no emotion, so a rise
-        means more of it. Random and low-scoring sets have as many components in every layer as the best. Whiskers are
+        means more of it. Of the layer that is read no component is touched: it would change what is read by its score, whatever
+        it does. Random and low-scoring sets have as many components in every layer as the best. Whiskers are
         95 % intervals from a bootstrap over skeletons (grey: of the mean over draws); n counts prompts. The title is
         about the largest k of each row. Scales differ between rows."""
 

@@ -21,11 +21,12 @@ from emotrace.signatures import typed
 
 @typed
 def agnosticism(found: xr.Dataset) -> Picture:
-    """Held-out accuracy and cosine to the full direction per layer, one column per factor left out, one colour per sublayer.
+    """Held-out accuracy and cosine of disjoint parts per layer, one column per factor left out, one colour per sublayer.
 
     Above: accuracy over all held-out rows with its 95 % interval; thin line: the worst level; grey: up to the highest
-    accuracy of the shuffled labels; dashed: chance. Below: cosine of the direction without a level to the full one, mean over
-    levels and emotions; thin line: the lowest of them with its own 95 % interval.
+    accuracy of the shuffled labels; dashed: chance. Below: cosine of the direction without a level to that of the level alone,
+    mean over levels and emotions; thin line: the lowest of them with its own 95 % interval; grey: up to the mean of random
+    contexts of that size.
 
     Args:
         found: of `directions.context_agnosticism`.
@@ -33,7 +34,9 @@ def agnosticism(found: xr.Dataset) -> Picture:
     Raises:
         EmotraceError: if a variable is missing.
     """
-    missing = {"cosine", "cosine_ci", "accuracy", "accuracy_ci", "accuracy_by_level", "null_max"} - set(map(str, found))
+    needed = {"cosine", "cosine_ci", "cosine_random_context", "cosine_null_max"}
+    missing = needed | {"accuracy", "accuracy_ci", "accuracy_by_level", "null_max"}
+    missing -= set(map(str, found))
     if missing:
         raise EmotraceError(f"agnosticism: the dataset lacks {', '.join(sorted(missing))}.")
     found = full(found)
@@ -67,13 +70,18 @@ def agnosticism(found: xr.Dataset) -> Picture:
             worst = part["accuracy_by_level"].sel(sublayer=sub).min("held_out").values
             top.plot(shift, worst, linewidth=1, linestyle=":", color=look["color"])
             lowest.append(_cosine_lines(low, shift, part.sel(sublayer=sub), look))
+        every = ["held_out", found.attrs.get("label", "emotion")]
+        random = part["cosine_random_context"].mean(every).max("sublayer").values
+        low.plot(layers, random, color="#888888", linewidth=2.2, alpha=0.7, zorder=1)
         layer_ticks(low, layers)
     floor = min(0.9, math.floor(10 * min(lowest)) / 10)
     for low in panels[1]:
         low.set_ylim(floor, 1 + 0.05 * (1 - floor))
         low.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     panels[1, 0].set_title(
-        f"Cosine to the full direction (axis from {floor:.1f})".replace("-", "−"), fontsize=10.5, loc="left"
+        f"Cosine of a level's direction to that of the others (axis from {floor:.1f})".replace("-", "−"),
+        fontsize=10.5,
+        loc="left",
     )
     draws = found.attrs.get("n_null")
     null_name = "shuffled labels" + (f", highest of {draws} draws" if draws else "")
@@ -82,6 +90,7 @@ def agnosticism(found: xr.Dataset) -> Picture:
         Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="worst level (below: and emotion)"),
         Line2D([], [], color=FAINT, marker="_", linestyle="none", markersize=8, label="95 % interval"),
         Patch(facecolor="#bbbbbb", alpha=0.45, label=null_name),
+        Line2D([], [], color="#888888", linewidth=2.2, alpha=0.7, label="random contexts of that size"),
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
@@ -204,27 +213,35 @@ def _sigma(layers: np.ndarray, subs: Sequence[str], profile: Sequence[Mapping[st
 
 
 def _agnosticism_claim(found: xr.Dataset, factors: Sequence[str]) -> str:
+    """From the accuracy where it is best for the worst factor: above what shuffled labels reached, or not."""
     mean = found["accuracy"].min("factor")
     best = mean.where(mean == mean.max(), drop=True)
-    layer, sub = int(best["layer"].values[0]), str(best["sublayer"].values[0])
-    parts = [f"{f} {style.percent(float(found['accuracy'].sel(factor=f, layer=layer, sublayer=sub)))}" for f in factors]
-    cosine = float(found["cosine"].sel(layer=layer, sublayer=sub).min())
-    return (
-        f"Directions found without a context classify it: {', '.join(parts)} held out\n"
-        f"(layer {layer}, {sub}); cosine to the full direction at least {cosine:.2f} there".replace("-", "−")
+    place = {"layer": int(best["layer"].values[0]), "sublayer": str(best["sublayer"].values[0])}
+    parts, above = [], True
+    for factor in factors:
+        here = found.sel(place).sel(factor=factor)
+        chance = float(here["null_max"])
+        above &= float(here["accuracy_ci"][0]) > chance
+        value = style.percent(float(here["accuracy"]))
+        parts.append(f"{factor} {value} (shuffled labels at most {style.percent(chance)})")
+    does = (
+        "Directions found without a context classify it" if above else "It is not shown that directions hold elsewhere"
     )
+    return f"{does}: held out, at layer {place['layer']}, {place['sublayer']},\n{', '.join(parts)}"
 
 
 def _agnosticism_caption(found: xr.Dataset) -> str:
     a = found.attrs
     clusters = f" ({a['n_clusters']} of them)" if "n_clusters" in a else ""
+    null = float(found["cosine_null_max"].max())
     return f"""Directions were fitted without one theme (or valence) and then had to name the emotion of that theme's
         activations: the answer is the direction with the largest projection of a row less its group's mean. Solid: accuracy
         over all held-out rows, with 95 % intervals from {a.get("n_bootstrap", "the")} bootstrap draws over
-        {a.get("cluster", "skeletons")}{clusters}; dotted: the level that does worst. Grey: up to the highest of
+        {a.get("cluster", "skeletons")}{clusters}; dotted: the level that does worst. Grey area: up to the highest of
         {a.get("n_null", "several")} runs with the labels shuffled within groups. Below: cosine of the direction fitted without a
-        level to the full one, mean over levels and emotions; dotted: the lowest of them, with its interval. n =
-        {counted(found)}."""
+        level to that of the level alone, which share no row, mean over levels and emotions; dotted: the lowest of them, with its
+        interval; grey line: the mean of random contexts of as many groups. With shuffled labels no such cosine exceeds
+        {null:.2f}. n = {counted(found)}."""
 
 
 def _profile_claim(layers: np.ndarray, subs: Sequence[str], norm: np.ndarray, relative: np.ndarray) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from emotrace.report import style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
 from emotrace.report.tables import SCORES
+
+OTHERS: Final = {"target": "target-aware", "second": "second judge"}
+"""Columns of the scores' table that are shown where there is something in them, and what stands above them."""
+HOLM: Final = "; Holm: p with Holm's correction over the tests of this table"
 
 
 class Grid(NamedTuple):
@@ -64,7 +68,8 @@ def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
 def grids(report: Mapping[str, Any]) -> list[Grid]:
     """The tables under the headline numbers: scores, lifts, paired tests; those of which there is something."""
     methods, tests = scores(report), paired(report)
-    told = any(row["target"] != "–" for row in methods)
+    others = {name: title for name, title in OTHERS.items() if any(row[name] != "–" for row in methods)}
+    corrected = any(row["holm"] for row in tests)
     scored = any(row["score"] for row in tests)
     interval = "95 % interval from a bootstrap over skeletons, p from sign flips over skeletons"
     found = [
@@ -72,11 +77,11 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
             "Share of replies whose emotion, as read by a judge who does not know what was asked, is the asked one; 95 % "
             "intervals from a bootstrap over skeletons. Worst case: every unjudged reply counts as a miss. Of several draws "
             "controls show the highest, ablated random components (random_ablate) the lowest.",
-            ["method", "accuracy", "… and fluent", *(["target-aware"] if told else []), "n", "unjudged", "worst case"],
+            ["method", "accuracy", "… and fluent", *others.values(), "n", "unjudged", "worst case"],
             [
                 [
                     row["method"] + (f" ({row['draws']} draws)" if row["draws"] > 1 else ""), row["accuracy"], row["fluent"],
-                    *([row["target"]] if told else []), str(row["n"]), str(row["n_unjudged"]), row["worst"],
+                    *(row[name] for name in others), str(row["n"]), str(row["n_unjudged"]), row["worst"],
                 ]
                 for row in methods
             ],
@@ -90,18 +95,35 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
         ),
         Grid(
             "Paired: the first method's share of matches less the second's, on the prompts judged in both; "
-            f"{interval}, n their number.",
-            ["methods", *(["score"] if scored else []), "difference", "95 % interval", "p", "n"],
+            f"{interval}, n their number{HOLM if corrected else ''}.",
+            ["methods", *scored * ["score"], "difference", "95 % interval", "p", *corrected * ["Holm"], "n"],
             [
-                [f"{row['a']} − {row['b']}", *([row["score"]] if scored else []),
-                 *(row[k] for k in ("difference", "interval", "p", "n"))]
+                [f"{row['a']} − {row['b']}", *scored * [row["score"]],
+                 *(row[k] for k in ("difference", "interval", "p", *corrected * ["holm"], "n"))]
                 for row in tests
             ],
             texts=1 + scored,
             id="paired",
         ),
+        Grid(
+            "Agreement of the two judges: share of replies with one answer, Cohen's κ and Krippendorff's α (0: as by chance), "
+            "95 % intervals from a bootstrap over skeletons; n replies that both judged.",
+            ["method", "one answer", "κ", "α", "n"],
+            [
+                [str(line["method"]), style.percent(line["same"], 1), _coefficient(line, "kappa"), _coefficient(line, "alpha"),
+                 f"{line['n']:,}"]
+                for line in report.get("judge_agreement") or []
+            ],
+            id="judge_agreement",
+        ),
     ]  # fmt: skip
     return [grid for grid in found if grid.rows]
+
+
+def _coefficient(line: Mapping[str, Any], name: str) -> str:
+    """``0.72 [0.68, 0.75]``; a dash where there was nothing to disagree about."""
+    value, (low, high) = style.number(line[name]), line[f"{name}_ci95"]
+    return "–" if value != value else f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
 
 
 def fluency(report: Mapping[str, Any]) -> list[Grid]:
@@ -129,6 +151,7 @@ def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "accuracy": cell(leaf),
                 "fluent": cell(others["accuracy_fluent"]),
                 "target": cell(others["accuracy_target"]),
+                "second": cell(others["accuracy_second"]),
             }
         )
     return out
@@ -164,6 +187,7 @@ def paired(report: Mapping[str, Any]) -> list[dict[str, str]]:
                 "difference": _points(value),
                 "interval": bounds(test),
                 "p": _p(test),
+                "holm": _p({"p": test["p_holm"]}) if "p_holm" in test else "",
                 "n": str(test.get("n_skeletons", test.get("n_clusters", "–"))),
             }
         )

@@ -263,7 +263,9 @@ def span(values: Sequence[int]) -> str:
 
 def only(report: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     """The report with the scores of some methods only."""
-    parts = ("accuracy", "accuracy_fluent", "accuracy_target", "confusion")
+    parts = (
+        "accuracy", "accuracy_fluent", "accuracy_target", "accuracy_second", "accuracy_second_fluent", "confusion",
+    )  # fmt: skip
     kept = {
         p: {m: t for m, t in report[p].items() if m in methods} for p in parts if isinstance(report.get(p), Mapping)
     }

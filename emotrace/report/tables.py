@@ -12,7 +12,7 @@ import xarray as xr
 from emotrace.report import components, style
 from emotrace.report.parts import CircuitParts
 
-SCORES = ("accuracy", "accuracy_fluent", "accuracy_target")
+SCORES = ("accuracy", "accuracy_fluent", "accuracy_target", "accuracy_second", "accuracy_second_fluent")
 
 
 def accuracy(report: Mapping[str, Any]) -> pd.DataFrame:
@@ -101,10 +101,23 @@ def paired(report: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([_flat(test) for test in report.get("paired") or []])
 
 
+def agreement(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method, first all of them: of how many replies two judges gave one answer, κ and α with their bounds."""
+    out = []
+    for line in report.get("judge_agreement") or []:
+        bounds = {
+            f"{name}_{side}": line[f"{name}_ci95"][i]
+            for name in ("kappa", "alpha")
+            for i, side in enumerate(("low", "high"))
+        }
+        out.append({k: v for k, v in line.items() if not isinstance(v, list)} | bounds)
+    return pd.DataFrame(out)
+
+
 def frames(
     report: Mapping[str, Any], found: xr.Dataset | None = None, parts: CircuitParts | None = None
 ) -> dict[str, pd.DataFrame]:
-    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired`` and those of
+    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired, judge_agreement`` and those of
     `components.frames`, as far as there is data.
 
     Args:
@@ -122,6 +135,7 @@ def frames(
         "agnosticism": agnosticism(found),
         "comparison": comparison(report),
         "paired": paired(report),
+        "judge_agreement": agreement(report),
         **components.frames(parts or CircuitParts()),
     }
     return {name: frame for name, frame in named.items() if len(frame)}

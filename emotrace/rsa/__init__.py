@@ -24,7 +24,8 @@ from emotrace.rsa.attributes import (
 )
 from emotrace.rsa.compare import bootstrap, compare, noise_ceiling
 from emotrace.rsa.intervals import neuron_intervals
-from emotrace.rsa.masking import draw_tests, drops, human_link, paired_tests, unimodality
+from emotrace.rsa.link import human_link
+from emotrace.rsa.masking import draw_tests, drops, paired_tests, unimodality
 from emotrace.rsa.masks import Masks, order, select_neurons
 from emotrace.rsa.matrices import concepts, condensed, labelled, matched, rdm, square
 from emotrace.rsa.patterns import patterns

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from emotrace.rsa.masks import DRAWN, SHARED
 from emotrace.rsa.significance import RULES, fdr
 from emotrace.signatures import typed
 from emotrace.stats import dip_test
-from emotrace.stats.ties import EPS, TIED, constant
+from emotrace.stats.ties import TIED
 
 UNITS: Final = ("emotion", "seed", "attribute", "k")
 """What tells the cells of a table apart, in the order of its rows here."""
@@ -67,14 +67,14 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for cell in both:
         where = Cell(*cell)
-        mine, others, plain = chosen[cell][0], _mean(random[cell]), bare.get((where.emotion, where.seed))
+        mine, others, plain = chosen[cell][0], mean_of(random[cell]), bare.get((where.emotion, where.seed))
         rows.append((*cell, mine, others, others - mine, len(random[cell])))
         if bare:
             if plain is None:
                 raise EmotraceError(
                     f"drops: no unmasked accuracy of {where.emotion!r}, seed {where.seed!r}, though others have one."
                 )
-            rows[-1] += (_mean(plain), _mean(plain) - mine)
+            rows[-1] += (mean_of(plain), mean_of(plain) - mine)
     more = ["unmasked", "loss"] if bare else []
     out = pd.DataFrame(rows, columns=pd.Index([*UNITS, "selective", "random", "drop", "n_draws", *more]))
     out.attrs["left_out"] = {"selective": len(chosen) - len(both), "random": len(random) - len(both)}
@@ -118,15 +118,15 @@ def paired_tests(
     if rule not in RULES:
         raise unknown("rule", rule, RULES, "paired_tests")
     groups: Groups = defaultdict(list)
-    for cell, values in _groups(table, [*by, *drawn], "drop").items():
-        groups[cell[: len(by)]].append(_mean(values))
+    for cell, values in grouped(table, [*by, *drawn], "drop").items():
+        groups[cell[: len(by)]].append(mean_of(values))
     rows = []
     for key, values in groups.items():
         if len(values) < 2:
             raise EmotraceError(
                 f"paired_tests: {dict(zip(by, key, strict=True))} has {len(values)} {' × '.join(drawn)}; at least 2 are needed."
             )
-        rows.append((*key, len(values), *_t(np.array(values), level, "greater")))
+        rows.append((*key, len(values), *t_test(np.array(values), level, "greater")))
     out = pd.DataFrame(rows, columns=pd.Index([*by, "n", "drop", "lo", "hi", "t", "df", "p"]))
     out["q"] = fdr(xr.DataArray(out["p"].to_numpy()), rule).values
     out.attrs.update(by=by, units=drawn, rule=rule, level=level, alternative="greater")
@@ -167,7 +167,7 @@ def draw_tests(table: pd.DataFrame, by: Sequence[str] = ("k", "attribute")) -> p
                     f"draw_tests: draw {draw} of {dict(zip(by, key, strict=True))} has {len(values)} accuracies, the selective "
                     f"mask {len(mine)}; evaluate it on all of them, or leave it out."
                 )
-        means, here = np.array([_mean(v) for v in draws.get(key, {}).values()]), _mean(mine)
+        means, here = np.array([mean_of(v) for v in draws.get(key, {}).values()]), mean_of(mine)
         if len(means):
             as_bad = int((means <= here + 1e-12).sum())
             sd = float(means.std(ddof=1)) if len(means) > 1 else np.nan
@@ -177,57 +177,6 @@ def draw_tests(table: pd.DataFrame, by: Sequence[str] = ("k", "attribute")) -> p
         raise EmotraceError("draw_tests: no selective mask has random masks of the same attribute and k.")
     names = ["selective", "random", "drop", "sd", "hurts_more", "n_draws", "p"]
     return pd.DataFrame(rows, columns=pd.Index([*by, *names]))
-
-
-@typed
-def human_link(
-    table: pd.DataFrame, human: xr.DataArray | Mapping[str, float], *, level: float = 0.95
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Do the attributes that matter more to people's concepts matter more to the model's inferences?
-
-    Per (k, emotion): Pearson's r over attributes between the drop (mean over seeds) and the human side's correlation. Per k:
-    Fisher's z = atanh r, one-sample t over emotions, mean and interval transformed back.
-
-    Args:
-        table: of `drops`.
-        human: attribute → its correlation with the human RDM, e.g. ``compare(human, attribute_rdms)["correlation"]``.
-        level: of the interval.
-
-    Returns:
-        Two tables. Per k: ``k, r, lo, hi, t, df, p`` (two-sided), ``n``. Per k and emotion: ``k, emotion, r, n_attributes``.
-        r > 0: masking hurts more where people weigh the attribute more. An emotion whose drops are all equal has no r
-        and is left out of n.
-
-    Raises:
-        EmotraceError: for an attribute without a human value, fewer than 3 attributes or fewer than 2 emotions.
-    """
-    weight = _weights(human)
-    for name in dict.fromkeys(table["attribute"]):
-        if name not in weight:
-            raise unknown("attribute", name, weight, "the human side")
-    cells: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
-    for (k, emotion, attribute), values in _groups(table, ["k", "emotion", "attribute"], "drop").items():
-        cells[k, emotion].append((_mean(values), weight[attribute]))
-    each, by_k = [], defaultdict(list)
-    for (k, emotion), both in cells.items():
-        d, w = np.array(both).T
-        if len(d) < 3 or constant(w):
-            raise EmotraceError(
-                f"human_link: {len(d)} attributes at k={k} for {emotion!r}; at least 3, with different weights."
-            )
-        r = float(np.corrcoef(d, w)[0, 1]) if not constant(d, noise=EPS) else np.nan
-        each.append((k, emotion, r, len(d)))
-        by_k[k] += [] if np.isnan(r) else [r]
-    rows = []
-    for k, values in by_k.items():
-        if len(values) < 2:
-            raise EmotraceError(f"human_link: r is defined for {len(values)} emotions at k={k}; at least 2.")
-        mean, lo, hi, t, df, p = _t(np.arctanh(np.clip(values, -1 + 1e-15, 1 - 1e-15)), level, "two-sided")
-        rows.append((k, np.tanh(mean), np.tanh(lo), np.tanh(hi), t, df, p, len(values)))
-    return (
-        pd.DataFrame(rows, columns=pd.Index(["k", "r", "lo", "hi", "t", "df", "p", "n"])),
-        pd.DataFrame(each, columns=pd.Index(["k", "emotion", "r", "n_attributes"])),
-    )
 
 
 @typed
@@ -244,13 +193,13 @@ def unimodality(table: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.
     """
     arguments.resampling("unimodality", seed, draws=draws)
     groups: Groups = defaultdict(list)
-    for (k, attribute, _), values in _groups(table, ["k", "attribute", "emotion"], "drop").items():
-        groups[k, attribute].append(_mean(values))
+    for (k, attribute, _), values in grouped(table, ["k", "attribute", "emotion"], "drop").items():
+        groups[k, attribute].append(mean_of(values))
     rows = [(*key, *dip_test(values, draws, seed), len(values)) for key, values in groups.items()]
     return pd.DataFrame(rows, columns=pd.Index(["k", "attribute", "dip", "p", "n"]))
 
 
-def _groups(table: pd.DataFrame, by: Sequence[str], value: str) -> Groups:
+def grouped(table: pd.DataFrame, by: Sequence[str], value: str) -> Groups:
     """The values of every group, in the order in which the groups occur."""
     for name in (*by, value):
         if name not in table:
@@ -292,25 +241,12 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
     return parts["selective"], parts["random"], parts[NONE]
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
+    """The mean, whatever the order of the values."""
     return math.fsum(values) / len(values)
 
 
-def _weights(human: xr.DataArray | Mapping[str, float]) -> dict[str, float]:
-    if isinstance(human, xr.DataArray):
-        if human.dims != ("attribute",) or "attribute" not in human.coords:
-            raise EmotraceError(
-                f"human_link: the human side is [attribute] with labels, not {list(map(str, human.dims))}."
-            )
-        human = dict(zip(human["attribute"].values.tolist(), human.values.tolist(), strict=True))
-    found = {str(k): float(v) for k, v in human.items()}
-    for name, value in found.items():
-        if not np.isfinite(value):
-            raise EmotraceError(f"human_link: the human side of {name!r} is {value}.")
-    return found
-
-
-def _t(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, float, float, int, float]:
+def t_test(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, float, float, int, float]:
     """Mean, interval, t, degrees of freedom and p of a one-sample t-test against 0."""
     arguments.share("level", level)
     mean, df = float(d.mean()), len(d) - 1

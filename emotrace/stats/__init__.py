@@ -1,19 +1,25 @@
-"""Stats: intervals, permutation, FDR, dip, ties. Pure, on numbers; scores of replies are in `emotrace.replies`."""
+"""Stats: intervals, permutation, corrections, agreement, dip, ties. Pure, on numbers; scores of replies: `emotrace.replies`."""
 
 from typing import Any
 
 from emotrace import lazy
-from emotrace.stats.intervals import bootstrap_ci, cluster_weights, fdr_bh, wilson
+from emotrace.stats.agreement import Agreement, cohen_kappa, krippendorff_alpha
+from emotrace.stats.corrections import fdr_bh, holm
+from emotrace.stats.intervals import bootstrap_ci, cluster_weights, wilson
 from emotrace.stats.permutation import exchange, sign_flip
 from emotrace.stats.unimodal import dip, dip_test
 
 __all__ = [
+    "Agreement",
     "bootstrap_ci",
     "cluster_weights",
+    "cohen_kappa",
     "dip",
     "dip_test",
     "exchange",
     "fdr_bh",
+    "holm",
+    "krippendorff_alpha",
     "sign_flip",
     "wilson",
 ]

@@ -1,4 +1,4 @@
-"""Intervals: cluster bootstrap of a mean, Wilson, and the false discovery rate."""
+"""Intervals: cluster bootstrap of a mean, and Wilson's of a share."""
 
 from __future__ import annotations
 
@@ -119,19 +119,6 @@ def _wilson(share: np.ndarray, n: float, level: float) -> tuple[np.ndarray, np.n
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     lo, hi = (np.clip((middle + side * half) / (1 + z * z / n), 0, 1) for side in (-1, 1))
     return np.where(p == 0, 0.0, lo), np.where(p == 1, 1.0, hi)
-
-
-@typed
-def fdr_bh(p: ArrayLike) -> np.ndarray:
-    """Benjamini–Hochberg adjusted p-values over *all* entries, in the shape given (`scipy.stats.false_discovery_control`).
-
-    Raises:
-        EmotraceError: for values that are not probabilities.
-    """
-    values = arguments.values("fdr_bh(p)", p)
-    if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
-        raise EmotraceError(f"fdr_bh takes at least one p-value in [0, 1]; got {values.size} values, some outside.")
-    return np.asarray(scipy.stats.false_discovery_control(values.ravel(), method="bh")).reshape(values.shape)
 
 
 def _check_level(level: float) -> None:

@@ -5,6 +5,9 @@ With ll(c) = Σ_t ln p(c_t | prompt, c_<t) of a choice c, not normalised by its 
     MC1 = 1 if the true choice of mc1_targets has a larger ll than every other, else 0
     MC2 = Σ_{c true} e^{ll(c)} / Σ_c e^{ll(c)}                         over mc2_targets
 
+Questions are asked zero-shot, under `TEMPLATE` alone: published figures are mostly measured behind a primer of six worked
+questions, and are not to be set beside these.
+
 `substring_score` is that of the GoEmotions pipeline, kept to compare with it: it never looks at false answers, gives
 paraphrases 0, and a short answer may occur by accident.
 """

@@ -48,7 +48,7 @@ def prompts(instruction=True, n=3, seed=0):
 
 
 def made(lm, kind, seed=0):
-    """Random directions, scores and difference vectors of a model's shapes."""
+    """Random directions and difference vectors of a model's shapes; scores of every layer but the last, which is read."""
     rng = np.random.default_rng(seed)
     layers, d = list(lm.sites.layers("resid_post")), lm.sites.d_model
     v = rng.normal(size=(len(EMOTIONS), len(layers), 2, d))
@@ -59,7 +59,8 @@ def made(lm, kind, seed=0):
         coords=coords | {"sublayer": ["resid_mid", "resid_post"]},
     )
     width = lm.sites.n_heads if kind == "head" else lm.sites.d_ff
-    scores = xr.DataArray(rng.normal(size=(3, len(layers), width)), dims=("emotion", "layer", kind), coords=coords)
+    early = coords | {"layer": layers[:-1]}
+    scores = xr.DataArray(rng.normal(size=(3, len(layers) - 1, width)), dims=("emotion", "layer", kind), coords=early)
     z = rng.normal(size=(3, len(layers), lm.sites.n_heads, lm.sites.head_dim))
     differences = xr.Dataset(
         {
@@ -149,7 +150,7 @@ def test_zero_ablation_equals_hooks(name, kind):
     assert float(curve["base"].sel(emotion="fear")) == pytest.approx(np.mean(own), rel=1e-4, abs=1e-5)
     assert float(curve["base_std"].sel(emotion="fear")) == pytest.approx(np.std(own), rel=1e-3, abs=1e-5)
     assert curve["n"].values.tolist() == [4, 4, 4]
-    assert curve["size"].sel(emotion="fear").values.tolist() == [len(directions.layer), 3 * len(directions.layer)]
+    assert curve["size"].sel(emotion="fear").values.tolist() == [len(scores.layer), 3 * len(scores.layer)]
 
 
 def test_the_last_token_alone_is_computed_where_that_is_exact(monkeypatch):
@@ -228,7 +229,7 @@ def test_references_that_lack_something_are_refused():
             ablation_curve.plan(lm, table, directions, scores, **({"how": "mean"} | QUIET | options), reference=acts)
 
     refused("how='zero' takes nothing", acts, how="zero")
-    refused("layer of 'neuron'", acts.where(layer=[0, 1]))
+    refused("layer of 'neuron'", acts.where(layer=[0]))
     refused("not 47", acts.where(unit=list(range(47))), ks=[48])
     refused("not 'neuron'", capture(lm, table, "z", progress=False))
     refused("no prompt .*are missing", acts.where(key=table.keys[:1]), how="resample")
@@ -257,13 +258,16 @@ def test_enhancement_equals_hooks(name, kind):
     assert curve["n"].values.tolist() == [4, 4, 4]
 
 
-def test_an_earlier_readout_leaves_later_layers_alone():
+def test_components_of_the_layer_that_is_read_and_of_later_ones_are_left_alone():
+    """A component of that layer writes its score into what is read: its delta would be the score again."""
     lm, table = loaded(), prompts()
     directions, scores, _ = made(lm, "unit")
     whole = ablation_curve(lm, table, directions, scores, ks=[2], readout=1, **QUIET)
-    early = scores.sel(layer=[0, 1])
+    early = scores.sel(layer=[0])
     xr.testing.assert_equal(whole, ablation_curve(lm, table, directions.sel(layer=[0, 1]), early, ks=[2], **QUIET))
-    assert whole["size"].values.max() == 4
+    assert whole["size"].values.max() == 2
+    with pytest.raises(EmotraceError, match="before the read-out layer 0"):
+        ablation_curve(lm, table, directions, scores, readout=0, **QUIET)
 
 
 def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
@@ -360,7 +364,7 @@ def test_refusals():
     refused("Did you mean 'mean'", how="meen")
     refused("rising integers from 1 to 48", ks=[4, 60])
     refused("rising integers", ks=[3, 1])
-    refused("rising integers from 1 to 144", ks=[200], per="model")
+    refused("rising integers from 1 to 96", ks=[200], per="model")
     refused("draws=-1", draws=-1)
     refused("unknown per 'all'", per="all")
     refused("unknown score 'contrst'.*contrast", by="contrst")
@@ -378,7 +382,7 @@ def test_refusals():
     args = (lm, plain, directions, scores, differences)
     refused("finite number", enhancement_curve, args, strength=float("nan"))
     refused("unknown variable of the differences", enhancement_curve, (*args[:4], differences[["z"]]))
-    refused("unknown layer of the differences 2", enhancement_curve, (*args[:4], differences.sel(layer=[0, 1])))
+    refused("unknown layer of the differences 1", enhancement_curve, (*args[:4], differences.sel(layer=[0])))
     refused("48 wide", enhancement_curve, (*args[:4], differences.isel(unit=slice(7))))
     refused("not finite", enhancement_curve, (*args[:4], differences * np.nan))
 
@@ -403,17 +407,19 @@ def plant(family):
 def test_planted_components_move_the_projection_and_others_do_not(family, kind, how):
     known, directions, found, differences = plant(family)
     truth = getattr(known, kind)
+    truth = truth.isel(layer=slice(-1))  # those of the layer that is read are left alone: one of three neurons is left
     (k,) = {int(n) for n in truth.sum(["layer", feature(truth)])}
     options = {"ks": [k], "per": "model", "draws": 12, "progress": False}
     if how == "enhance":
         curve = enhancement_curve(known.model, known.plain, directions, found[kind], differences, **options)
     else:
         curve = -ablation_curve(known.model, known.prompts, directions, found[kind], how=how, **options)
-    least = {"neurons": 1.6, "heads": 4.3 if how != "enhance" else 3.2}[kind]
+    least = {"neurons": 1.6 / 3, "heads": 4.3 if how != "enhance" else 3.2}[kind]
     top = curve["delta"].sel(which="top", drop=True)
     assert (top > least).all(), "of about 5 that the emotion has"
     assert (abs(curve["delta"].sel(which="low")) < 0.06 * top).all(), "which are the lowest hangs on rounding"
-    chosen, clean = choose(found[kind]["contrast"], [k], draws=12, per="model"), 0
+    scores = found[kind]["contrast"].isel(layer=slice(-1))
+    chosen, clean = choose(scores, [k], draws=12, per="model"), 0
     for e in EMOTIONS6[2:]:  # decoys write the first two whatever is asked, so that a zero in their place tells
         own = truth.sel(emotion=e)
         for draw in range(12):

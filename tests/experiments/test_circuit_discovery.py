@@ -12,7 +12,7 @@ from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from tests.experiments.studies import ROOT, experiment
 
-FEW = {"limit": 8, "pairs_per_skeleton": 1, "exact_pairs": 0, "edges": 12, "nodes": 3, "steps": 2, "batch_size": 8}
+FEW = {"limit": 8, "pairs_per_skeleton": 2, "exact_pairs": 0, "edges": 12, "nodes": 3, "steps": 2, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,9 @@ def test_the_page_has_its_figures_and_tables(place):
     report = json.loads((out / "report.json").read_text())
     assert report["layer"] == 0
     assert report["circuit"]["n"] == 12
+    skeletons = {name: set(found) for name, found in report["circuit"]["skeletons"].items()}
+    assert [len(skeletons[name]) for name in ("chosen_on", "tried_on")] == [3, 1]
+    assert not skeletons["chosen_on"] & skeletons["tried_on"]
     for name in ("emotion", "valence"):
         change = report["metric"][name]
         assert change["value"] == pytest.approx(change["clean"] - change["counterfactual"], abs=1e-5)

@@ -160,6 +160,8 @@ def test_everything_lands_in_the_folder(done):
     assert {"lower", "upper"} <= set(report["rsa"]["reliability_over_seeds"])
     assert report["tuned"]["ci95"][0] <= report["tuned"]["mean"] <= report["tuned"]["ci95"][1]
     assert set(report["neurons"]["significant"]) == set(pd.read_csv(SMALL["ratings"]).columns[1:])
+    assert report["neurons"]["test"] == "max-statistic"
+    assert report["neurons"]["mantel"]["by_chance"] == pytest.approx(0.05 * (96 - report["neurons"]["undefined"]))
     acts = et.open_activations(done / "activations.zarr")
     assert list(report["apart"]) == report["emotions"]
     mean = {e: acts.sel("neuron", layer=1, emotion=e).values.mean(0) for e in report["emotions"]}
@@ -223,7 +225,8 @@ def test_the_preset_is_the_published_protocol(modules):
     assert (plan.draws, plan.match, plan.shared, plan.part) == (1, "none", False, "dev")
     assert (plan.seeds, plan.k, plan.eval_batch) == (whole["seeds"], whole["masking"]["k"], 100)
     assert study.Protocol.of("model_emotion", draws=5, how=None).draws == 5
-    assert study.Protocol.of(None).rule == "bh"
+    assert (plan.neuron_permutations, plan.link) == (0, "emotion")
+    assert (study.Protocol.of(None).neuron_permutations, study.Protocol.of(None).link) == (1000, "attribute")
 
 
 def test_the_preset_runs_as_published(modules, trained, tmp_path):
@@ -238,7 +241,9 @@ def test_the_preset_runs_as_published(modules, trained, tmp_path):
     }
     modules[0].main(model=str(trained[0]), texts=trained[0], out=tmp_path / "run", **{**SMALL, **changes})
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["neurons"]["rule"] == "published"
+    assert report["neurons"]["test"] == "asymptotic, FDR (published)"
+    link = report["human_link"]
+    assert not link or "df" in link[0]
     assert report["part"] == "dev"
     table = pd.read_csv(tmp_path / "run" / "tables" / "masked_accuracy.csv", keep_default_na=False)
     assert len(table) == 4 * (1 + 14 + 14)  # each attribute has one random mask of its own

@@ -57,12 +57,12 @@ def test_heat_maps_show_every_rdm_with_an_empty_diagonal():
 
 
 def test_counts_are_of_layers_and_attributes():
-    figure = knowledge.selective_counts(masked([(0, 0, 1), (0, 0, 2), (0, 2, 7), (1, 1, 1)]), 0.05, "bh")
+    figure = knowledge.selective_counts(masked([(0, 0, 1), (0, 0, 2), (0, 2, 7), (1, 1, 1)]), 0.05, "bh", 999)
     (ax, *_) = figure.axes
     assert ax.images[0].get_array().tolist() == [[2, 0, 1], [0, 1, 0]]
     assert figure.get_suptitle() == "Most neurons are selective for valence (3 of 24)"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["valence (3)", "arousal (1)"]
-    assert knowledge.selective_counts(masked([]), 0.05, "bh").get_suptitle().startswith("No neuron is selective")
+    assert knowledge.selective_counts(masked([]), 0.05, "bh", 999).get_suptitle().startswith("No neuron is selective")
 
 
 def test_maps_count_units_that_share_a_column(monkeypatch):
@@ -87,10 +87,10 @@ def test_stars_go_to_masks_that_hurt_more_than_95_percent_of_the_draws():
 
 
 def test_the_scatter_claims_the_mean_r_of_its_k():
-    link = pd.DataFrame({"k": [5], "r": [0.5], "lo": [-0.1], "hi": [0.8], "n": [4]})
+    link = pd.DataFrame({"k": [5], "r": [0.5], "lo": [-0.1], "hi": [0.8], "p": [0.001], "p_floor": [0.001], "n": [4]})
     human = {"valence": 0.6, "arousal": 0.0, "control": 0.2}
     figure = knowledge.human_scatter(table(), human, 5, link)
-    assert figure.get_suptitle() == "Mean r over 4 emotions +0.50 [−0.10, +0.80]"
+    assert figure.get_suptitle() == "Mean r over 4 emotions +0.50 [−0.10, +0.80], p ≤ 0.0010"
     points = {a.get_text(): a.xy for a in figure.axes[0].texts}
     assert points["valence"][0] == 0.6
     assert points["valence"][1] == pytest.approx(table().query("attribute == 'valence'")["drop"].mean())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from emotrace import judges
+from emotrace.judges import making
 from emotrace.judges.base import Judge, TargetJudge
 from emotrace.judges.lexicon import LexiconJudge
 from emotrace.labels import ANSWERS, EmotraceError
@@ -48,7 +49,7 @@ def test_a_missing_key_is_named_before_anything_runs(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("lexicn", {}, r"unknown judge 'lexicn' in --judge. Did you mean 'lexicon'\? Choices: lexicon, classifier:ID_OR_DIR"),
+        ("lexicn", {}, r"unknown judge 'lexicn' in --judge. Did you mean 'lexicon'\? Choices: lexicon, fitted:FOLDER"),
         ("", {}, "unknown judge ''"),
         ("lexicon:v2", {}, "lexicon takes nothing after it"),
         ("classifier", {}, "name a model id or directory"),
@@ -88,10 +89,10 @@ class _Named:
 
 
 def test_what_stands_behind_the_colon_is_no_option() -> None:
-    built = judges._build(_Named, "named:x", ("x",), {"strict": True})
+    built = making._build(_Named, "named:x", ("x",), {"strict": True})
     assert (built.name, getattr(built, "strict", None)) == ("named:x", True)
     with pytest.raises(EmotraceError, match=r"unknown option 'checkpoint' in the judge 'named:x'. Choices: strict"):
-        judges._build(_Named, "named:x", ("x",), {"checkpoint": "y"})
+        making._build(_Named, "named:x", ("x",), {"checkpoint": "y"})
 
 
 @pytest.mark.parametrize("label_map", ["", "LABEL_0", "LABEL_0=", "=anger"])

@@ -1,4 +1,5 @@
 import html
+import math
 import re
 from html.parser import HTMLParser
 
@@ -85,6 +86,29 @@ def test_scores_state_n_unjudged_and_worst_case(report):
     assert "target-aware" not in page.render(report)
     report["accuracy_target"] = report["accuracy"]
     assert "target-aware" in page.render(report)
+
+
+def test_a_second_judge_and_the_agreement_of_both_are_shown(report):
+    assert "second judge" not in page.render(report)
+    report["accuracy_second"] = report["accuracy"]
+    report["judge_agreement"] = [
+        {"method": "all", "n": 2880, "same": 0.9, "kappa": 0.8, "kappa_ci95": [0.7, 0.9], "alpha": math.nan,
+         "alpha_ci95": [math.nan, math.nan]}
+    ]  # fmt: skip
+    text = page.render(report)
+    for word in ("second judge", "0.80 [0.70, 0.90]", "2,880", "90.0 %"):
+        assert word in text
+    assert tables.agreement(report)["kappa_low"].tolist() == [0.7]
+
+
+def test_corrected_p_stand_beside_the_others(report):
+    report["paired"] = [
+        {"a": "x", "b": "y", "difference": 0.1, "ci95": [0, 0.2], "p": 0.01, "p_floor": 0, "n_skeletons": 9}
+    ]
+    assert "Holm" not in page.render(report)
+    report["paired"][0]["p_holm"] = 0.04
+    assert "Holm" in page.render(report)
+    assert numbers.paired(report)[0]["holm"] == "0.04"
 
 
 def test_notices_warn_of_the_teaching_model_and_of_a_weak_judge(report):

@@ -140,13 +140,18 @@ def test_accuracies_with_masks(masked):
 def test_drops_follow_what_matters_to_people(masked, people, distances):
     """§6, the table: mean r over emotions (with the opposite sign there), t(26) and p at each k."""
     human = rsa.compare(people, distances, ties="exact").correlation
-    by_k, each = rsa.human_link(masked[1], human)
+    by_k, each = rsa.human_link(masked[1], human, over="emotion")
     assert by_k.k.tolist() == [1500, 2000, 2500, 3000, 4000, 5000, 6000]
     assert (by_k.df == 26).all()
     np.testing.assert_allclose(by_k.r, [0.165, 0.341, 0.397, 0.326, 0.474, 0.199, 0.145], atol=5e-3)
     np.testing.assert_allclose(by_k.t, [5.81, 10.17, 16.55, 11.07, 16.92, 4.12, 3.38], atol=5e-3)
     np.testing.assert_allclose(by_k.p, [4e-6, 1.5e-10, 2.5e-15, 2.5e-11, 1.5e-15, 3.5e-4, 2.3e-3], rtol=0.03)
     assert len(each) == 7 * 27
+    ours, _ = rsa.human_link(masked[1], human)
+    np.testing.assert_allclose(ours.r, by_k.r)
+    at = ours[ours.k == 4000].iloc[0]
+    assert (at.n, at.n_attributes) == (27, 14)
+    assert 0.04 < at.p < 0.12  # fourteen attributes, not twenty-seven emotions, are what there is many of
     drop = masked[1][masked[1].k == 4000].groupby("attribute")["drop"].mean()
     assert np.corrcoef(drop[human["attribute"].values], human)[0, 1] == pytest.approx(0.527, abs=5e-4)
 

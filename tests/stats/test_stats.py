@@ -95,3 +95,10 @@ def test_bad_input(call, word):
 
 def test_fdr_by_hand():
     assert stats.fdr_bh([[0.01, 0.04], [0.03, 0.5]]) == pytest.approx(np.array([[0.04, 0.16 / 3], [0.16 / 3, 0.5]]))
+
+
+def test_holm_by_hand():
+    assert stats.holm([[0.01, 0.04], [0.03, 0.5]]) == pytest.approx(np.array([[0.04, 0.09], [0.09, 0.5]]))
+    assert stats.holm([0.02]) == pytest.approx(0.02)
+    with pytest.raises(EmotraceError, match="p-value"):
+        stats.holm([])

@@ -1,0 +1,141 @@
+"""Judges made from labelled rows: what they learn, what their card says, and what may not be told them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from emotrace import judges
+from emotrace.judges import fitted
+from emotrace.labels import EmotraceError
+
+WORDS = {"Wut": "furious rage shout", "Freude": "lovely smile sunny", "Stolz": "proud medal won"}
+
+
+def rows(n: int = 12, seed: int = 0, noise: float = 0.0) -> list[dict[str, str]]:
+    """Texts of three moods, two to a scene; ``noise`` is the share whose label is drawn."""
+    rng = random.Random(seed)
+    out = []
+    for i in range(n):
+        for mood, words in WORDS.items():
+            for _ in range(2):
+                text = " ".join(rng.sample([*words.split(), "the", "day", "was", "here", f"w{rng.randrange(30)}"], 6))
+                label = rng.choice(list(WORDS)) if rng.random() < noise else mood
+                out.append({"text": text, "mood": label, "scene": f"s{i}"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def judge() -> judges.FittedJudge:
+    return judges.fit(rows(), "mood", name="moods", groups="scene")
+
+
+def test_it_names_labels_of_ones_own_and_leaves_what_it_does_not_know(judge: judges.FittedJudge) -> None:
+    found = judge.judge(["What a lovely smile!", "proud of the medal", "zyx", " "])
+    assert [v["predicted"] for v in found] == ["Freude", "Stolz", None, None]
+    assert [v["reason"] for v in found[2:]] == [fitted.UNKNOWN, "empty text"]
+    assert {v["judge"] for v in found} == {"fitted:moods"}
+    assert judge.choices == ("Freude", "Stolz", "Wut")
+    done = judges.judge_rows([{"key": "a", "gen_text": "furious rage", "emotion": "Wut"}], judge, progress=False)
+    assert done[0]["verdict"]["match"] == 1
+    with pytest.raises(EmotraceError, match="no name for the emotion"):
+        judges.judge_rows([{"key": "a", "gen_text": "x", "emotion": "anger"}], judge, progress=False)
+
+
+@pytest.mark.parametrize("moods", [tuple(WORDS), ("Wut", "Freude")])
+def test_its_probabilities_are_those_of_scikit_learn(moods: tuple[str, ...]) -> None:
+    some = [row for row in rows(noise=0.2) if row["mood"] in moods]
+    mine = judges.fit(some, "mood", name="moods")
+    texts, labels = [r["text"] for r in some], [r["mood"] for r in some]
+    regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=5000)
+    theirs = make_pipeline(fitted._vectorizer((1, 2), least=2), regression).fit(texts, labels)
+    np.testing.assert_allclose(mine.probabilities(texts), theirs.predict_proba(texts), atol=1e-9)
+
+
+def test_it_is_read_as_it_was_written(judge: judges.FittedJudge, tmp_path) -> None:
+    tested = judge.test(rows(5, seed=9), "mood", on="other texts")
+    path = tested.save(tmp_path / "judge")
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".safetensors"]
+    same = judges.make(f"fitted:{path.parent}")
+    assert (same.depends_on, same.tested, same.name) == (judge.depends_on, tested.tested, judge.name)
+    texts = [row["text"] for row in rows(4, seed=3)]
+    assert same.judge(texts) == judge.judge(texts)
+    assert judges.fit(rows(), "mood", name="moods", groups="scene").depends_on == judge.depends_on
+    assert judges.fit(rows(), "mood", name="moods", ngrams=(1, 1)).depends_on != judge.depends_on
+    path.write_text(path.read_text().replace("Wut", "Mut"))
+    with pytest.raises(EmotraceError, match="damaged"):
+        judges.load(path.parent)
+
+
+def test_labels_drawn_by_lot_are_not_learnt_and_rows_that_belong_together_teach_nothing() -> None:
+    rng = random.Random(1)
+    lot = [{"text": f"a{i % 40} b{i % 40} the day", "mood": rng.choice("xy")} for i in range(40)]
+    twice = [{**row, "text": f"{row['text']} {copy}", "scene": str(i)} for i, row in enumerate(lot) for copy in "qr"]
+    apart, together = (
+        judges.fit(twice, "mood", name="lot", groups=groups, least=1).card["cross_validated"]
+        for groups in (None, "scene")
+    )
+    assert apart["accuracy"][0] > 0.9  # the copy of a text gives its label away
+    assert together["accuracy"][1] < 0.5 < together["accuracy"][2]
+    assert judges.fit([*lot, *lot], "mood", name="lot").card["n_groups"] == 40
+
+
+def test_its_card_says_how_often_it_is_right_and_how_sure(judge: judges.FittedJudge) -> None:
+    card = judges.fit(rows(20, noise=0.4), "mood", name="moods").card
+    crossed = card["cross_validated"]
+    assert 0.5 < crossed["macro_f1"][0] < 0.95
+    assert crossed["accuracy"][1] < crossed["accuracy"][0] < crossed["accuracy"][2]
+    assert sum(n for row in crossed["confusion"].values() for n in row.values()) == card["n"] == 120
+    assert set(crossed["recall"]) == set(WORDS)
+    bins = crossed["calibration"]["bins"]
+    assert sum(b["n"] for b in bins) == 120
+    by_hand = sum(b["n"] * abs(b["right"] - b["probability"]) for b in bins) / 120
+    assert crossed["calibration"]["expected_error"] == pytest.approx(by_hand)
+    assert judge.card["n_groups"] == 12
+
+
+def test_a_claim_may_rest_on_it_only_if_it_was_right_on_rows_it_had_not_seen(judge: judges.FittedJudge) -> None:
+    assert not judges.standing(judge).may_claim
+    good = judge.test(rows(6, seed=5), "mood", on="others", groups="scene")
+    assert judges.standing(good).may_claim
+    assert "100.0% of 36 others" in judges.standing(good).why
+    bad = good.test(rows(10, seed=6, noise=1.0), "mood", on="labels by lot")
+    assert not judges.standing(bad).may_claim
+    with pytest.raises(EmotraceError, match="among those that it was made from"):
+        judge.test(rows(1), "mood", on="the same")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "word"),
+    [
+        (lambda r: [], {}, "no labelled rows"),
+        (lambda r: r[:2], {}, "one value"),
+        (lambda r: r[:12], {}, "'Freude' is in 4 groups"),
+        (lambda r: [{**r[0], "mood": None}, *r], {}, "row 0: mood"),
+        (lambda r: [*r, {"text": "x"}], {}, "unknown field 'mood'"),
+        (lambda r: r, {"ngrams": (2, 1)}, "ngrams"),
+        (lambda r: r, {"least": 10_000}, "no word is in 10000"),
+        (lambda r: r, {"folds": 1}, "folds"),
+    ],
+)
+def test_refused(change, options, word: str) -> None:
+    with pytest.raises(EmotraceError, match=word):
+        judges.fit(change(rows(6)), "mood", name="moods", **options)
+
+
+def test_measuring_counts_what_a_judge_says() -> None:
+    texts = [
+        {"text": t, "emotion": e, "scene": s}
+        for t, e, s in (("How dare you!", "anger", "a"), ("I am so sad.", "sadness", "a"), ("Nothing.", "joy", "b"))
+    ]
+    found = judges.measure(judges.make("lexicon"), texts, on="three texts", groups="scene")
+    assert (found.n, found.n_groups, found.accuracy.value) == (3, 2, pytest.approx(2 / 3))
+    assert found.confusion["happiness"]["neutral"] == 1
+    assert found.macro_f1.value == pytest.approx(2 / 3)
+    assert found.recall["happiness"][:2] == (0, 0)
+    assert judges.Measurement.of(found.record) == found
+    assert "recall of      sadness 100.0%" in str(found)
