@@ -205,7 +205,7 @@ def main(
         },
         "nodes": tables, "apart": apart,
         "meet": {"shared": shared, "jaccard": met, "random": float(np.mean(null)),
-                 "p": float((1 + sum(x >= met for x in null)) / (1 + len(null)))},
+                 "p": float((1 + sum(x >= met for x in null)) / (1 + len(null))), "p_floor": 1 / (1 + len(null))},
         "warnings": _warnings(lm),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
@@ -346,7 +346,7 @@ def _tell(result: dict[str, Any]) -> None:
         f"random ones of the same layers at most {max(c['random']):.3f}; {len(s['consensus'])} edges in 95 % of the samples"
     )
     print(f"emotion and valence share {len(m['shared'])} nodes ({', '.join(m['shared']) or 'none'}): Jaccard {m['jaccard']:.3f}, "
-          f"random {m['random']:.3f}, p = {m['p']:.3f}")  # fmt: skip
+          f"random {m['random']:.3f}, p {stats.p_said(m['p'], m['p_floor'])}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import knowledge_study as study
 import pandas as pd
 import train_tiny_masked
 import typer
-from knowledge_figures import mantel_p
 
 import emotrace as et
 from emotrace import disk, report, rsa
@@ -224,7 +223,7 @@ def main(
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {mantel_p(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
+          f"Mantel p {et.stats.p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
           f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "

@@ -15,7 +15,7 @@ from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import FAINT, INK, Picture
 from emotrace.rsa import square
-from emotrace.stats import wilson
+from emotrace.stats import p_said, wilson
 
 SELECTIVE, RANDOM, UNMASKED = "#D55E00", "#777777", "#0072B2"
 BINS: Final = 256
@@ -62,7 +62,7 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     across = min(2, len(rdms))
     down = math.ceil(len(rdms) / across)
     r, explained, partial = float(fit["correlation"]), float(control["explained"]), float(control["partial"])
-    mantel = mantel_p(float(fit["p_mantel"]), 1 / (1 + permutations))
+    mantel = p_said(float(fit["p_mantel"]), 1 / (1 + permutations))
     caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
         Pearson correlation is {r:+.3f} [{float(fit["lo"]):+.3f}, {float(fit["hi"]):+.3f}] (bootstrap over emotions and
         seeds), Mantel p {mantel} ({permutations:,} shuffles of the emotions). Of r² the
@@ -205,7 +205,7 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
         title = f"Mean r over {int(row['n'])} emotions {row['r']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]".replace(
             "-", "−"
         )
-        title += f", p {mantel_p(float(row['p']), float(row.get('p_floor', 0)))}"
+        title += f", p {p_said(float(row['p']), float(row.get('p_floor', 0)))}"
     caption = """Each point is an attribute: to the right, people's concepts follow it more; upwards, masking its neurons hurts
         more than masking random ones (95 % t-interval over emotions). """
     if "df" in link:
@@ -225,11 +225,6 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
         ax.annotate(name, (human[name], mean), xytext=beside, textcoords="offset points", fontsize=8, color=INK)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     return figure
-
-
-def mantel_p(p: float, floor: float) -> str:
-    """``= 0.0312``; ``≤ 0.0001`` where no shuffle came as far, so that more of them might give less."""
-    return f"{'≤' if p <= floor * (1 + 1e-9) else '='} {p:.4f}"
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -159,7 +159,7 @@ def sentence(line: dict[str, Any]) -> str:
     for name in ("shown", "named"):
         if name in line:
             found = Measurement.of({k: v for k, v in line[name].items() if k not in ("chance", "p", "p_floor")})
-            p = f"{'≤' if line[name]['p'] <= line[name]['p_floor'] else '='} {line[name]['p']:.3f}"
+            p = stats.p_said(line[name]["p"], line[name]["p_floor"])
             parts.append(f"{name} {found.accuracy.value:.1%} of {found.n} (chance {line[name]['chance']:.1%}, p {p})")
     low, high = line["no_emotion"]["ci95"]
     parts.append(

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from emotrace.report import style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
 from emotrace.report.tables import SCORES
+from emotrace.stats import p_said
 
 OTHERS: Final = {"target": "target-aware", "second": "second judge"}
 """Columns of the scores' table that are shown where there is something in them, and what stands above them."""
@@ -187,7 +188,7 @@ def paired(report: Mapping[str, Any]) -> list[dict[str, str]]:
                 "difference": _points(value),
                 "interval": bounds(test),
                 "p": _p(test),
-                "holm": _p({"p": test["p_holm"]}) if "p_holm" in test else "",
+                "holm": _holm(test) if "p_holm" in test else "",
                 "n": str(test.get("n_skeletons", test.get("n_clusters", "–"))),
             }
         )
@@ -230,7 +231,13 @@ def _points(leaf: object) -> str:
     return f"{100 * value:+.1f} points".replace("-", "−") if value == value else "–"
 
 
+def _holm(test: Mapping[str, Any]) -> str:
+    """Corrected p; ``≤`` where the test's own could not have been less."""
+    own, floor = style.number(test.get("p")), style.number(test.get("p_floor"))
+    return p_said(test["p_holm"], test["p_holm"] if own <= floor * (1 + 1e-9) else 0.0).removeprefix("= ")
+
+
 def _p(test: Mapping[str, Any]) -> str:
     """p, or ``≤`` and the least p that as many random patterns can give."""
     value, floor = style.number(test.get("p")), style.number(test.get("p_floor"))
-    return "–" if value != value else f"≤ {value:.2g}" if value <= floor * (1 + 1e-9) else f"{value:.2g}"
+    return p_said(value, floor).removeprefix("= ")

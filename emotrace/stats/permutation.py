@@ -22,6 +22,16 @@ _ROUNDING: Final = 1e-9
 _PATTERNS: Final = 4096
 
 
+def p_said(p: float, floor: float = 0.0) -> str:
+    """``= 0.03``; ``≤ 0.001`` where no draw came as far, so that more of them might give less; a dash for NaN.
+
+    Args:
+        p: of a test.
+        floor: the least that its draws can give, 1 / (1 + draws); 0 where all patterns were tried.
+    """
+    return "–" if p != p else f"{'≤' if p <= floor * (1 + 1e-9) else '='} {p:.2g}"
+
+
 @typed
 def sign_flip(sums: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> tuple[float, bool]:
     """Two-sided p of Σ_c S_c against Σ_c ±S_c, all signs being equally likely.

@@ -50,7 +50,7 @@ def test_heat_maps_show_every_rdm_with_an_empty_diagonal():
     assert shown[0, 1] == pytest.approx(float(RDM[0]))
     assert figure.get_suptitle() == "Model and human side correlate at r = +0.50"
     assert (
-        "+0.500 [+0.100, +0.800] (bootstrap over emotions and seeds), Mantel p ≤ 0.0010 (1,000 shuffles"
+        "+0.500 [+0.100, +0.800] (bootstrap over emotions and seeds), Mantel p ≤ 0.001 (1,000 shuffles"
         in figure.caption
     )
     assert "give 25%; with them held constant r is +0.400." in figure.caption
@@ -90,7 +90,7 @@ def test_the_scatter_claims_the_mean_r_of_its_k():
     link = pd.DataFrame({"k": [5], "r": [0.5], "lo": [-0.1], "hi": [0.8], "p": [0.001], "p_floor": [0.001], "n": [4]})
     human = {"valence": 0.6, "arousal": 0.0, "control": 0.2}
     figure = knowledge.human_scatter(table(), human, 5, link)
-    assert figure.get_suptitle() == "Mean r over 4 emotions +0.50 [−0.10, +0.80], p ≤ 0.0010"
+    assert figure.get_suptitle() == "Mean r over 4 emotions +0.50 [−0.10, +0.80], p ≤ 0.001"
     points = {a.get_text(): a.xy for a in figure.axes[0].texts}
     assert points["valence"][0] == 0.6
     assert points["valence"][1] == pytest.approx(table().query("attribute == 'valence'")["drop"].mean())
@@ -110,7 +110,7 @@ def test_everything_is_written_and_shown(tmp_path):
     page = publish(tmp_path, result, shown, {"drops": table()}, {"command": "run.py --out x", "seed": 0})
     html = page.read_text(encoding="utf-8")
     for part in ("Emotion in tiny", "The ratings are illustrative.", "figures/rdms.png", "&lt;Concepts&gt;",
-                 "Mantel p ≤ 0.0010", "tables/drops.csv",
+                 "Mantel p ≤ 0.001", "tables/drops.csv",
                  "run.py --out x"):  # fmt: skip
         assert part in html
     assert (tmp_path / "figures" / "rdms.png").stat().st_size > 1000

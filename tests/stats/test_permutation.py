@@ -55,3 +55,11 @@ def test_refusals():
         stats.sign_flip([])
     with pytest.raises(EmotraceError, match="at least 1"):
         stats.sign_flip([1.0], permutations=0)
+
+
+@pytest.mark.parametrize(
+    ("p", "floor", "said"),
+    [(0.031, 0.001, "= 0.031"), (0.001, 0.001, "≤ 0.001"), (0.25, 0.0, "= 0.25"), (float("nan"), 0.1, "–")],
+)
+def test_a_p_that_could_not_be_less_is_said_to_be_at_most_that(p, floor, said):
+    assert stats.p_said(p, floor) == said
