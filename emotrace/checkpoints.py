@@ -13,6 +13,7 @@ from nnsight import TransformersModel
 from safetensors import SafetensorError
 from torch import nn
 
+from emotrace import gguf_files, memory, unpacked
 from emotrace.configs import field
 from emotrace.labels import EmotraceError
 
@@ -33,16 +34,19 @@ def from_pretrained(
     where = _device(device)
     number_type = _dtype(dtype, where)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust}
-    _, auto = configuration(source, revision, trust)
+    config, auto = configuration(source, revision, trust)
+    packed = gguf_files.is_one(source)
+    if device_map is None:
+        _fits(source, auto, config, number_type, where, trust)
     if attn is not None:
         common["attn_implementation"] = attn
     if device_map is not None:
         common["device_map"] = device_map
+    common |= unpacked.arguments(source, config) if packed else {"use_safetensors": _safetensors(Path(source))}
     try:
         module, info = auto.from_pretrained(
-            source, dtype=number_type, use_safetensors=_safetensors(Path(source)), output_loading_info=True,
-            **common,
-        )  # fmt: skip
+            unpacked.folder(source) if packed else source, dtype=number_type, output_loading_info=True, **common
+        )
     except _UNREADABLE as error:
         raise _unreadable(source, error) from error
     missing = sorted(info["missing_keys"])
@@ -50,7 +54,18 @@ def from_pretrained(
         raise EmotraceError(
             f"model {source!r}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; they would be random."
         )
+    module = unpacked.plain(module) if packed else module
     return module if device_map is not None else module.to(where)
+
+
+def _fits(source: str, auto: Any, config: Any, dtype: torch.dtype | str, where: torch.device, trust: bool) -> None:
+    """Refuse a model that does not fit; one that cannot be built is told of by whoever builds it with its weights."""
+    chosen = dtype if isinstance(dtype, torch.dtype) else field(config, "dtype", torch.float32)
+    try:
+        size = memory.size(auto, config, trust)
+    except _UNREADABLE:
+        return
+    memory.check(source, size, chosen, where, gguf_files.is_one(source))
 
 
 def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, Any]:
@@ -60,6 +75,12 @@ def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, 
         EmotraceError: for a missing checkpoint, an adapter, or a model that emotrace does not take.
     """
     path = Path(source)
+    if gguf_files.is_one(path):
+        if revision is not None:
+            raise EmotraceError(f"model {source!r} is a file; revision={revision!r} cannot apply to it.")
+        config = unpacked.configuration(path)
+        refuse_config(config, source)
+        return config, _auto_class(config)
     beside = len(path.parts) > 1 and path.parent.is_dir()  # "data/tiny_modell" is a slip, not a hub id
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1 or beside
     if (path / "adapter_config.json").is_file():
@@ -68,7 +89,9 @@ def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, 
         )
     if looks_local and not (path / "config.json").is_file():
         problem = "no config.json in it" if path.is_dir() else "not a directory"
-        raise EmotraceError(f"model {source!r}: {problem}. Give a Hugging Face model directory or a hub id.")
+        raise EmotraceError(
+            f"model {source!r}: {problem}. Give a Hugging Face model directory, a GGUF file or a hub id."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust)
     except _UNREADABLE as error:
@@ -144,7 +167,7 @@ def refuse_unsupported(module: object, name: str) -> None:
     if hasattr(module, "peft_config") or type(module).__module__.startswith("peft"):
         raise EmotraceError(f"model {name!r} is a PEFT model. Give model.merge_and_unload() instead.")
     if not isinstance(module, transformers.PreTrainedModel):
-        raise EmotraceError(f"load(model=…) takes a hub id, a directory, a transformers or an nnsight model, "
+        raise EmotraceError(f"load(model=…) takes a hub id, a directory, a GGUF file, a transformers or an nnsight model, "
                             f"not {type(module).__name__}.")  # fmt: skip
     refuse_config(module.config, name)
 
@@ -155,6 +178,8 @@ def tokenizer_of(
     """A tokenizer by its id or directory; one already made as it is."""
     if not isinstance(source, str):
         return source
+    if gguf_files.is_one(source):
+        return unpacked.tokenizer(source)
     try:
         return transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:

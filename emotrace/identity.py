@@ -27,7 +27,7 @@ def identity(
 
     Args:
         module: of transformers.
-        model_id: hub id or directory.
+        model_id: hub id, directory or GGUF file.
         revision: as it was asked for.
         backend: where it runs.
         weights: its `weights_hash`, where that is known.

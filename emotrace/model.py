@@ -11,7 +11,7 @@ import nnsight
 import torch
 from nnsight import TransformersModel
 
-from emotrace import checkpoints, configs, proofs, shipped, traced
+from emotrace import checkpoints, configs, gguf_files, proofs, shipped, traced
 from emotrace.forwards.entering import backend, inputs, lock
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
@@ -45,10 +45,11 @@ def load(
     """nnsight's model of a checkpoint, with ``model.sites`` proven and attached.
 
     Args:
-        model: hub id, directory, ``tiny`` (the shipped model), or a transformers or nnsight model already loaded (used as it is).
+        model: hub id, directory, GGUF file (de-quantised), ``tiny`` (the shipped model), or a transformers or nnsight model
+            already loaded (used as it is).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda:1`` …; not together with ``device_map``.
         dtype: of the weights; None is float32 on a CPU, whatever the checkpoint holds, else the checkpoint's.
-        device_map: passed to transformers (needs accelerate).
+        device_map: passed to transformers.
         revision: branch, tag or commit of a hub id.
         attn_implementation: ``eager`` (gives ``attn_pattern``), ``sdpa`` …; None takes transformers' choice.
         tokenizer: a tokenizer or its id; None takes the model's own.
@@ -65,9 +66,9 @@ def load(
         A ``TransformersModel`` in eval mode; ``model.sites`` reads, writes and encodes.
 
     Raises:
-        EmotraceError: for a missing checkpoint, an unknown dtype or device, a quantized or PEFT model, an
-            encoder-decoder, or a model whose sites cannot be proven; remotely for a missing key, a model that is not up, or
-            versions that do not fit.
+        EmotraceError: for a missing checkpoint, an unknown dtype or device, a model that does not fit there (before it is
+            loaded, with what would fit), a quantized or PEFT model, an encoder-decoder, or a model whose sites cannot be
+            proven; remotely for a missing key, a model that is not up, or versions that do not fit.
     """
     given = [
         name
@@ -78,6 +79,8 @@ def load(
         if value is not None
     ]  # fmt: skip
     check_switch(bos, double_bos)
+    if remote not in (None, False, "local") and isinstance(model, (str, Path)) and gguf_files.is_one(model):
+        raise EmotraceError(f"load({str(model)!r}, remote=…) is a file here; a server is asked for a hub id.")
     server = _server(remote)
     traced_model: TransformersModel | None = None
     if isinstance(model, (str, Path)):

@@ -93,8 +93,8 @@ class Specials:
         """What is to be said when a model is loaded, given whether plain texts and chats begin with BOS."""
         out = []
         adds = self.bos is not None and self.bos in self.before
-        declared = self._declared() if self.bos is not None else None
-        if bos is None and self.bos is not None and not text and not chat:
+        declared = self.declared
+        if bos is None and self.bos is not None and not text and not chat and declared is not False:
             out.append(
                 f"the tokenizer has the BOS token {self.text('bos')!r} and puts it before no prompt. A model that was "
                 "trained with it computes something else without it: load(bos=True) or --bos adds it, bos=False or "
@@ -102,7 +102,7 @@ class Specials:
             )
         elif bos is None and declared is not None and declared != adds:
             out.append(
-                f"tokenizer_config.json says add_bos_token={declared}, but the tokenizer puts the BOS token "
+                f"the tokenizer's file says add_bos_token={declared}, but the tokenizer puts the BOS token "
                 f"{self.text('bos')!r} before {'every text' if adds else 'no text'}: load(bos={declared}) does as it says."
             )
         for name, there in (("cls", self.before), ("sep", self.after)):
@@ -119,8 +119,14 @@ class Specials:
             )
         return out
 
-    def _declared(self) -> bool | None:
-        """What ``tokenizer_config.json`` says, which transformers does not heed where there is a tokenizer.json."""
+    @property
+    def declared(self) -> bool | None:
+        """Whether the tokenizer's file says that BOS begins a text: a GGUF file, which is heeded, or
+        ``tokenizer_config.json``, which transformers does not heed where there is a tokenizer.json."""
+        if self.bos is None:
+            return None
         name = str(getattr(self.tokenizer, "name_or_path", "") or "")
-        found = get_tokenizer_config(name, local_files_only=True).get("add_bos_token") if name else None
+        found = getattr(self.tokenizer, "init_kwargs", {}).get("add_bos_token")
+        if found is None and name:
+            found = get_tokenizer_config(name, local_files_only=True).get("add_bos_token")
         return found if isinstance(found, bool) else None

@@ -222,7 +222,8 @@ class Encoder:
         kinds = {"text" if p.text is not None else "chat" for p in prompts} - self._told
         self._told |= kinds
         for kind in sorted(kinds):
-            if self.bos is None and not begins[kind] and any(begins.values()):
+            meant = kind == "text" and self.specials.declared is False
+            if self.bos is None and not begins[kind] and any(begins.values()) and not meant:
                 one, other = ("plain texts", "chats") if kind == "text" else ("chats", "plain texts")
                 warnings.warn(
                     f"{one} are encoded without the BOS token {self.specials.text('bos')!r} that {other} begin with: "

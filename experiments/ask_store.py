@@ -42,7 +42,7 @@ def main(
     *,
     out: Folder = Path("runs/asked"),
     model: Annotated[
-        str | None, typer.Option(help="hub id or directory; without it what was captured is asked")
+        str | None, typer.Option(help="hub id, directory or GGUF file; without it what was captured is asked")
     ] = None,
     data: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
     limit: Limit = 32,

@@ -57,7 +57,7 @@ TINY = (
 @grouped
 def main(
     *,
-    model: Annotated[str | None, typer.Option(help="hub id or directory, masked or causal; none: train a tiny one")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, directory or GGUF file; none: train a tiny one")] = None,
     texts: Annotated[Path | None, typer.Option(help="folder with train.csv, dev.csv and test.csv in the format of GoEmotions; "
                                                     "none: texts of this project")] = None,
     ratings: Annotated[Path, typer.Option(help="CSV: emotion and one column per attribute")] = DATA / "illustrative_ratings.csv",

@@ -230,7 +230,7 @@ def test_the_module_can_still_be_saved_and_copied(directory, tmp_path):
 
 
 def test_missing_and_broken_directories(tmp_path):
-    with pytest.raises(EmotraceError, match=r"not a directory.*directory or a hub id"):
+    with pytest.raises(EmotraceError, match=r"not a directory.*directory, a GGUF file or a hub id"):
         load(tmp_path / "nowhere")
     with pytest.raises(EmotraceError, match=r"no config.json in it"):
         load(tmp_path)

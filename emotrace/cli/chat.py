@@ -37,7 +37,7 @@ LONG = Decoding(max_new_tokens=200)
 @grouped
 def chat(
     *,
-    model: Annotated[str, typer.Argument(help="hub id or directory")],
+    model: Annotated[str, typer.Argument(help="hub id, directory or GGUF file")],
     vectors: Vectors,
     mix: Annotated[str, typer.Option(help="weights by name: joy=1 or anger=0.5,joy=-0.5; default none")] = "",
     addition: PlacedAddition,

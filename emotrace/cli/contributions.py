@@ -31,7 +31,7 @@ Readout = Annotated[
 class Scoring:
     """What components are scored on: a model and prompts, or a store and covectors; and where the scores go."""
 
-    model: Annotated[str | None, typer.Option("--model", help="hub id or directory")] = None
+    model: Annotated[str | None, typer.Option("--model", help="hub id, directory or GGUF file")] = None
     data: Annotated[Path | None, typer.Option(help="SEV file (JSON lines), as of `emotrace capture`")] = None
     directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None
     store: Annotated[

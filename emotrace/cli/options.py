@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from emotrace import labels
 
-Model = Annotated[str, typer.Option("--model", help="hub id or directory")]
-CausalModel = Annotated[str, typer.Option("--model", help="hub id or directory of a causal model with a chat template")]
+Model = Annotated[str, typer.Option("--model", help="hub id, directory or GGUF file")]
+CausalModel = Annotated[
+    str, typer.Option("--model", help="hub id, directory or GGUF file; causal, with a chat template")
+]
 Judge = Annotated[str, typer.Option(help=" | ".join(JUDGES))]
 JudgeOrNone = Annotated[str, typer.Option(help=" | ".join((*JUDGES, "none")))]
 LabelMap = Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")]

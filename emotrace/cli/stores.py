@@ -17,7 +17,7 @@ from emotrace.cli.options import Store
 @grouped
 def sites(
     *,
-    model: Annotated[str, typer.Argument(help="hub id or directory")],
+    model: Annotated[str, typer.Argument(help="hub id, directory or GGUF file")],
     attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
     loading: LoadingAnywhere,
 ) -> None:

@@ -10,13 +10,14 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 import xarray as xr
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 
+from emotrace import gguf_files
 from emotrace.edits import Add, Edit
 from emotrace.edits.files import array_of
 from emotrace.interop.files import load_numbers, save_numbers, write
@@ -28,7 +29,7 @@ from emotrace.sites import LanguageModel
 SITE: Final = "resid_post"
 LAYER_TYPES: Final = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Places of the library steering-vectors → our sites."""
-_FLOATS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+_FLOATS: Final = {GGMLQuantizationType.F32: np.dtype("<f4"), GGMLQuantizationType.F16: np.dtype("<f2")}
 """Types of tensors that are read; others are quantised, and of no use as vectors."""
 _DIRECTION: Final = re.compile(r"direction\.(\d+)")
 _CAA: Final = re.compile(r"layer_(\d+)(?!\d)")
@@ -172,27 +173,17 @@ def write_steering(vectors: xr.DataArray, path: str | Path, *, offset: int = 0) 
     return Path(path)
 
 
-def _read(file: Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """The architecture and the tensors of a GGUF file; of a stranger's bytes, so that whatever they raise is one error."""
-    try:
-        with file.open("rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise EmotraceError(f"{file} is no GGUF file.")
-        held = GGUFReader(file)
-        field = held.get_field("general.architecture")
-        kind = None if field is None else field.contents()
-    except OSError as error:
-        raise EmotraceError(f"{file}: {error.strerror or error}.") from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        if isinstance(error, EmotraceError):
-            raise
-        raise EmotraceError(f"{file} is a damaged GGUF file, or one of a kind that is not read: {error}.") from error
-    for tensor in held.tensors:
-        if tensor.tensor_type not in _FLOATS:
+def _read(file: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The architecture and the tensors of a GGUF file."""
+    header = gguf_files.header(file)
+    for tensor in header.tensors:
+        if tensor.kind not in _FLOATS:
             raise EmotraceError(
-                f"{file}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}; only float32 and float16 are read."
+                f"{file}: tensor {tensor.name!r} is of type {tensor.kind.name}; only float32 and float16 are read."
             )
-    return kind, {tensor.name: np.array(tensor.data) for tensor in held.tensors}
+    return header.architecture, {
+        t.name: np.frombuffer(header.bytes_of(t), _FLOATS[t.kind]).reshape(t.shape) for t in header.tensors
+    }
 
 
 def _held(value: object, file: Path) -> dict[int, np.ndarray]:
