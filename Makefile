@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo study sweep test benchmarks fuzz soak wheel lint clean setup
+.PHONY: demo fetch study sweep test benchmarks fuzz soak wheel lint clean setup
 
 setup: $(READY)
 
@@ -26,6 +26,11 @@ demo: $(READY)
 # The main job on all of the data.
 study: $(READY)
 	$(BIN)/python experiments/emotion_circuits.py --draws 3 --curve-draws 20 --attn-implementation eager --out runs/study
+
+# A pretrained model into the user's cache, by its short name or hub id: the only target that asks the hub for one.
+MODEL ?= smollm2
+fetch: $(READY)
+	$(BIN)/emotrace fetch $(MODEL)
 
 # Every causal and masked class of the installed transformers against plain hooks (half an hour on one core).
 sweep: $(READY)

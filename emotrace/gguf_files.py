@@ -38,7 +38,7 @@ class Tensor(NamedTuple):
     """Bytes."""
 
     @property
-    def count(self) -> int:
+    def numel(self) -> int:
         """Numbers that it holds."""
         return math.prod(self.shape)
 

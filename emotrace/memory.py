@@ -23,7 +23,7 @@ _CONTAINER: Final = Path("/sys/fs/cgroup")
 class Size(NamedTuple):
     """How large a model is."""
 
-    count: int
+    numel: int
     """Numbers: parameters, and buffers that checkpoints hold; tied ones once."""
     largest: int
     """Numbers of the largest matrix."""
@@ -35,7 +35,7 @@ class Size(NamedTuple):
             dtype: of the weights.
             unpacked: whether they are de-quantised on the way, which holds the largest matrix in float32 as well, twice.
         """
-        return self.count * dtype.itemsize + self.largest * (8 if unpacked else dtype.itemsize) + ROOM
+        return self.numel * dtype.itemsize + self.largest * (8 if unpacked else dtype.itemsize) + ROOM
 
 
 def size(auto: Any, config: Any, trust: bool) -> Size:
@@ -89,7 +89,7 @@ def check(name: str, size: Size, dtype: torch.dtype, where: torch.device, unpack
     count = max(there - ROOM, 0) / smallest
     smaller = f"a model of at most {count / 1e9:.1f} billion parameters in {smallest * 8} bits"
     raise EmotraceError(
-        f"model {name!r} ({size.count / 1e9:.2f} billion parameters) needs {_gib(needed)} in {_name(dtype)}, and {where} has "
+        f"model {name!r} ({size.numel / 1e9:.2f} billion parameters) needs {_gib(needed)} in {_name(dtype)}, and {where} has "
         f"{_gib(there)} left. What would fit: {' or '.join(fitting or [smaller])}."
     )
 

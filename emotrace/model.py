@@ -12,6 +12,7 @@ import torch
 from nnsight import TransformersModel
 
 from emotrace import checkpoints, configs, gguf_files, proofs, shipped, traced
+from emotrace import known as known_
 from emotrace.forwards.entering import backend, inputs, lock
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
@@ -45,8 +46,8 @@ def load(
     """nnsight's model of a checkpoint, with ``model.sites`` proven and attached.
 
     Args:
-        model: hub id, directory, GGUF file (de-quantised), ``tiny`` (the shipped model), or a transformers or nnsight model
-            already loaded (used as it is).
+        model: hub id, directory, GGUF file (de-quantised), short name of what `emotrace fetch` has fetched, ``tiny`` (the
+            shipped model), or a transformers or nnsight model already loaded (used as it is).
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda:1`` …; not together with ``device_map``.
         dtype: of the weights; None is float32 on a CPU, whatever the checkpoint holds, else the checkpoint's.
         device_map: passed to transformers.
@@ -84,7 +85,7 @@ def load(
     server = _server(remote)
     traced_model: TransformersModel | None = None
     if isinstance(model, (str, Path)):
-        source = str(model)
+        source = known_.place(str(model), here=server is None)
         if server is None:
             source = str(shipped.find(source))
             module: Any = checkpoints.from_pretrained(

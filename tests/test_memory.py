@@ -28,7 +28,7 @@ def test_sizes_are_those_of_the_model_itself():
         module = tiny.build(name)
         auto = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
         found = memory.size(auto, module.config, False)
-        assert found.count == sum(p.numel() for p in module.parameters()), name
+        assert found.numel == sum(p.numel() for p in module.parameters()), name
         assert found.largest == max(p.numel() for p in module.parameters()), name
     assert memory.Size(100, 10).needed(torch.bfloat16) == memory.ROOM + 220
     assert memory.Size(100, 10).needed(torch.bfloat16, unpacked=True) == memory.ROOM + 280

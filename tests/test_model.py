@@ -237,7 +237,7 @@ def test_missing_and_broken_directories(tmp_path):
     with pytest.raises(EmotraceError, match="cannot be loaded"):
         load(config_only(tmp_path / "strange", model_type="no-such-model"))
     with pytest.raises(EmotraceError, match="cannot be loaded"):
-        load(config_only(tmp_path / "no-weights", model_type="llama", architectures=["LlamaForCausalLM"]))
+        load(config_only(tmp_path / "no-weights", model_type="llama", num_hidden_layers=1))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     with pytest.raises(EmotraceError, match="cannot be loaded"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emotrace.cli import stages, contributions, circuits, control, vectors, chat, suite, stores, adopt, studies  # noqa: F401 # isort: skip  # each adds its commands, listed in this order
+from emotrace.cli import fetch, stages, contributions, circuits, control, vectors, chat, suite, stores, adopt, studies  # noqa: F401 # isort: skip  # each adds its commands, listed in this order
 from emotrace.cli.app import app
 from emotrace.cli.guard import experiment, guarded
 
