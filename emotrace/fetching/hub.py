@@ -60,10 +60,10 @@ def into_folder(wanted: OnHub, folder: Path, tell: Tell) -> None:
     """
     where = f"{_SOURCE} ({wanted.repo})"
     with online(), _failing(where):
-        listing = _listing(wanted.repo, wanted.revision)
+        _listing(wanted.repo, wanted.revision)
         check_room(folder, wanted.size)
         tell(f"fetching {wanted.repo} from the hub")
-        _snapshot(wanted.repo, listing, local_dir=folder)
+        _snapshot(wanted.repo, wanted.revision, local_dir=folder)
     for name, expected in wanted.sha256.items():
         found = sha256(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:
@@ -93,7 +93,7 @@ def into_its_cache(repo: str, revision: str | None, file: str | None, tell: Tell
             tell(f"{repo} at commit {listing.commit}: {megabytes(size)}, licence {listing.licence}")
             tell(f"it will lie in {constants.HF_HUB_CACHE}")
             check_room(Path(constants.HF_HUB_CACHE), size)
-            found = Path(_snapshot(repo, listing) if file is None else _one(repo, listing.commit, file))
+            found = Path(_snapshot(repo, revision) if file is None else _one(repo, revision, file))
             for each in wanted:
                 at = found if file is not None else found / each.name
                 if each.sha256 is not None and sha256(at) != each.sha256:
@@ -143,15 +143,15 @@ def _listing(repo: str, revision: str | None) -> Listing:
     return Listing(str(info.sha), licence, files)
 
 
-def _snapshot(repo: str, listing: Listing, local_dir: Path | None = None) -> str:
+def _snapshot(repo: str, revision: str | None, local_dir: Path | None = None) -> str:
     return huggingface_hub.snapshot_download(
-        repo, revision=listing.commit, local_dir=local_dir, allow_patterns=list(WANTED), ignore_patterns=[_SUBFOLDERS],
+        repo, revision=revision, local_dir=local_dir, allow_patterns=list(WANTED), ignore_patterns=[_SUBFOLDERS],
         endpoint=_endpoint(),
     )  # fmt: skip
 
 
-def _one(repo: str, commit: str, file: str) -> str:
-    return huggingface_hub.hf_hub_download(repo, file, revision=commit, endpoint=_endpoint())
+def _one(repo: str, revision: str | None, file: str) -> str:
+    return huggingface_hub.hf_hub_download(repo, file, revision=revision, endpoint=_endpoint())
 
 
 def _endpoint() -> str | None:
