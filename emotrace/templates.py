@@ -82,6 +82,7 @@ class Encoder:
         self.specials, self.bos = Specials.of(tokenizer, causal), bos
         self.specials.check(bos)
         self._told: set[str] = set()
+        self._holding: dict[tuple[tuple[str, ...], int], frozenset[int]] = {}
         self._hashed: tuple[int, str | None] = (-1, None)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.system_role = self._system_role() if self.has_template else "plain text"
@@ -254,7 +255,20 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of reply ids without special tokens, stripped."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return self.decode_all(ids).strip()
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """`decode` with the blanks around it."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def holding(self, texts: Sequence[str]) -> frozenset[int]:
+        """The tokens whose text holds one of some texts."""
+        size = len(self.tokenizer) if texts else 0
+        name = (tuple(texts), size)
+        if name not in self._holding:
+            found = (i for i in range(size) if any(text in self.decode_all([i]) for text in texts))
+            self._holding[name] = frozenset(found)
+        return self._holding[name]
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Text of each token on its own."""

@@ -1,5 +1,6 @@
 """Datasets: SEV, GoEmotions, EmotionQuery, TruthfulQA and your own files → `Prompts`."""
 
+from emotrace.datasets.elicitation import Elicitation, elicitation, elicitations, read_elicitations
 from emotrace.datasets.goemotions import class_counts, goemotions, read_goemotions
 from emotrace.datasets.overlap import hold_out, refuse_shared, shared, split
 from emotrace.datasets.own import is_sev, read_prompts
@@ -10,6 +11,7 @@ from emotrace.datasets.truthfulqa import Question, read_truthfulqa, truthfulqa
 from emotrace.files import read_jsonl
 
 __all__ = [
+    "Elicitation",
     "Prompt",
     "PromptLike",
     "Prompts",
@@ -18,11 +20,14 @@ __all__ = [
     "Question",
     "Skeleton",
     "class_counts",
+    "elicitation",
+    "elicitations",
     "emotion_query",
     "goemotions",
     "hold_out",
     "is_sev",
     "query_report",
+    "read_elicitations",
     "read_goemotions",
     "read_jsonl",
     "read_prompts",

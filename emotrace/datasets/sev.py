@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from emotrace import labels
+from emotrace.datasets.elicitation import Elicitation, elicitation
 from emotrace.datasets.prompts import Prompt, Prompts
 from emotrace.files import read_jsonl
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.signatures import typed
-
-SYSTEM = "Keep the reply to at most two sentences."
-INSTRUCTION = "Always reply in {emotion}.\n" + SYSTEM
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ def sev(
     valences: Sequence[str] = VALENCES,
     instruction: bool = True,
     limit: int | None = None,
+    elicit: Elicitation | str | Path = "instruct",
 ) -> Prompts:
     """SEV as prompts, in the order skeleton → valence → emotion.
 
@@ -102,13 +101,16 @@ def sev(
         path: a SEV file, or skeletons.
         emotions: emotions to ask for (``instruction=True``): the six, or any names of your own.
         valences: events to take.
-        instruction: put "Always reply in {emotion}." into the system message. Without it there is one prompt per
-            skeleton and valence, and no ``emotion`` label.
+        instruction: ask for the emotion. Without it there is one prompt per skeleton and valence, and no ``emotion`` label:
+            the plain counterpart.
         limit: number of skeletons, spread evenly over themes.
+        elicit: how the emotion is asked for: an `Elicitation`, or what `elicitation` takes. ``instruct`` puts "Always reply in
+            {emotion}." into the system message, ``fewshot`` goes on after worked examples.
 
     Returns:
-        Prompts with the labels ``skeleton_id, theme, valence, (emotion,) scenario, event`` and the key
-        ``{skeleton_id}__{valence}__{emotion}`` (without the last part if no emotion is asked).
+        Prompts with the labels ``skeleton_id, theme, valence, (emotion,) scenario, event`` (and ``elicitation``, name and
+        digest, where it is not ``instruct``), and the key ``{skeleton_id}__{valence}__{emotion}`` (without the last part if no
+        emotion is asked).
     """
     for name, given in (("emotions", emotions), ("valences", valences)):
         if isinstance(given, str):
@@ -120,6 +122,8 @@ def sev(
     for valence in valences:
         if valence not in VALENCES:
             raise labels.unknown("valence", valence, VALENCES, "sev(valences=…)")
+    way = elicit if isinstance(elicit, Elicitation) else elicitation(elicit)
+    asked_by = {} if way.label is None else {"elicitation": way.label}
     prompts = []
     for s in skeletons:
         for valence in valences:
@@ -127,15 +131,11 @@ def sev(
                 continue
             for emotion in wanted:
                 key = "__".join(x for x in (s.skeleton_id, valence, emotion) if x).replace("/", "_")
-                system = INSTRUCTION.format(emotion=emotion) if emotion else SYSTEM
-                messages = (
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": f"{s.scenario}\n{s.events[valence]}"},
-                )
+                content = way.content(s.scenario, s.events[valence], emotion)
                 about = {"skeleton_id": s.skeleton_id, "theme": s.theme, "valence": valence}
                 about |= {"emotion": emotion} if emotion else {}
-                about |= {"scenario": s.scenario, "event": s.events[valence]}
-                prompts.append(Prompt(key, messages=messages, labels=about))
+                about |= {"scenario": s.scenario, "event": s.events[valence], **asked_by}
+                prompts.append(Prompt(key, **content, labels=about))
     return Prompts(prompts).limit(limit)
 
 

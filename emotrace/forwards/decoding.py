@@ -4,7 +4,7 @@ begin and end with."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,16 +60,20 @@ def neutral(model: LanguageModel) -> Iterator[None]:
         module.generation_config = own
 
 
-def configuration(model: LanguageModel, decoding: dict[str, Any], pad_id: int) -> GenerationConfig:
-    """A generation configuration with nothing but what `generate` was told, and the model's end tokens."""
+def configuration(
+    model: LanguageModel, decoding: dict[str, Any], pad_id: int, stops: Collection[int] = ()
+) -> GenerationConfig:
+    """A generation configuration with nothing but what `generate` was told, the model's end tokens, and those of ``stops``."""
     config = copy.deepcopy(model._module.generation_config)
     keep = {name: getattr(config, name, None) for name in OF_THE_MODEL}
     config = type(config)(**{k: v for k, v in keep.items() if v is not None})
     if config.eos_token_id is None:
         config.eos_token_id = getattr(model.sites.encoder.tokenizer, "eos_token_id", None)
+    if stops:
+        config.eos_token_id = sorted({*ends_of(config), *stops})
     config.pad_token_id = pad_id
     config.update(**{k: v for k, v in OFF.items() if hasattr(config, k)})
-    config.update(**{k: v for k, v in decoding.items() if k != "seed"})
+    config.update(**{k: v for k, v in decoding.items() if k not in ("seed", "stop")})
     if decoding.get("do_sample"):
         config.min_p = 0.0  # not among `OFF`: of greedy decoding transformers would say that it has no use for it
         config.top_k = config.top_k if decoding.get("top_k") else 0

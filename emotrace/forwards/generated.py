@@ -43,6 +43,7 @@ def generated(
     config: GenerationConfig,
     seed: int | None,
     begun: Begun | None = None,
+    stop: Sequence[str] = (),
     **options: Any,
 ) -> tuple[list[Generated], list[int]]:
     """Replies to prompts in one batch, and how often each edit fired.
@@ -54,6 +55,7 @@ def generated(
         config: of the generation.
         seed: of the sampling; None where nothing is drawn.
         begun: what they begin with; None where they are computed whole.
+        stop: texts that end a reply, which ``config`` has the tokens of among its ends.
         options: more for the model's own ``generate``.
 
     Raises:
@@ -92,16 +94,36 @@ def generated(
             what = f"generate, token {len(item.reply)} of the reply to {item.key!r}"
             raise finite.refusal(what, model, [item], edits) from error
     new = [row[width:].tolist() for row in tokens]
-    return [_reply(item.reply, ids, ends, sites.encoder) for item, ids in zip(items, new, strict=True)], fired
+    return [_reply(item.reply, ids, ends, sites.encoder, stop) for item, ids in zip(items, new, strict=True)], fired
 
 
-def _reply(begun: Sequence[int], new: list[int], ends: Sequence[int], encoder: Encoder) -> Generated:
-    """What was given and generated, up to the token that ends it."""
+def _reply(
+    begun: Sequence[int], new: list[int], ends: Sequence[int], encoder: Encoder, stop: Sequence[str]
+) -> Generated:
+    """What was given and generated, up to the token that ends it; tokens that hold a part of the text and of a stop are kept."""
     end = next((i for i, token in enumerate(new) if token in ends), None)
-    kept = [*begun, *new[:end]]
-    return Generated(text_of(encoder, kept), tuple(kept), end is not None)
+    own = [*begun, *(new[:end] if end is None or new[end] not in encoder.holding(stop) else new[: end + 1])]
+    raw = encoder.decode_all(own) if stop else ""
+    at = _first(raw, stop)
+    if at is None:
+        return Generated(text_of(encoder, own), tuple(own), end is not None)
+    left, *ended = raw[:at], *(raw[: at + len(one)] for one in stop if raw.startswith(one, at))
+    kept = next(n for n in range(len(own) + 1) if _holds(encoder.decode_all(own[:n]), left, ended))
+    return Generated(left.strip(), tuple(own[:kept]), True)
 
 
-def text_of(encoder: Encoder, token_ids: Sequence[int]) -> str:
-    """The text of a reply."""
-    return encoder.decode(token_ids) if encoder.tokenizer is not None else " ".join(map(str, token_ids))
+def text_of(encoder: Encoder, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """The text of a reply, up to the first of the texts that end it."""
+    if encoder.tokenizer is None:
+        return " ".join(map(str, token_ids))
+    return encoder.decode_all(token_ids)[: _first(encoder.decode_all(token_ids), stop)].strip()
+
+
+def _holds(text: str, left: str, ended: Sequence[str]) -> bool:
+    """Whether a text is what is left of a reply, or goes on with all of what ended it."""
+    return text == left or any(text.startswith(one) for one in ended)
+
+
+def _first(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of the texts that end a reply begins."""
+    return min((text.index(one) for one in stop if one in text), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -50,6 +50,7 @@ def generate(
     repetition_penalty: float = 1.0,
     no_repeat_ngram_size: int = 0,
     use_cache: bool = True,
+    stop: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 32,
     method: str = "none",
@@ -76,6 +77,8 @@ def generate(
         repetition_penalty: 1 is off.
         no_repeat_ngram_size: 0 is off.
         use_cache: reuse keys and values of earlier tokens.
+        stop: texts that end a reply, which is cut before the first of them; its tokens are kept up to there, as generated: with
+            those of the stop where one of them holds a part of the reply, too.
         seed: of the sampling; each batch has its own stream.
         batch_size: prompts per batch.
         method: label of the rows, e.g. ``steer``.
@@ -124,6 +127,11 @@ def generate(
     arguments.number("repetition_penalty", repetition_penalty, above=0)
     arguments.seed("seed", seed)
     arguments.text("method", method)
+    stop = [arguments.encodable("stop", text) for text in stop]
+    if "" in stop:
+        raise EmotraceError(f"stop={stop!r}: an empty text ends every reply before it begins.")
+    if stop and encoder.tokenizer is None:
+        raise EmotraceError(f"stop={stop!r} is text, but this model has no tokenizer: pass tokenizer= to load.")
     if out is not None:
         to_file(out)
     edits = [] if edits is None else edits
@@ -143,6 +151,7 @@ def generate(
     decoding = {
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample, **sampling,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "use_cache": use_cache,
+        **({"stop": stop} if stop else {}),
     }  # fmt: skip
     settings = {
         "decoding": decoding,
@@ -150,10 +159,10 @@ def generate(
         "weights": sites.identity.get("weights_hash"),
     }
     batches = beginnings.batches(model, [n + max_new_tokens for n in given], batch_size)
-    config = decoding_.configuration(model, decoding, encoder.pad_id)
+    config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
     if prefill:
-        _refuse_beginnings(items, decoding_.ends_of(config))
+        _refuse_beginnings(items, set(decoding_.ends_of(config)) - encoder.holding(stop))
     made = _made(model, items, config, batches if do_sample else [])
     with Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made, encoder)
@@ -167,7 +176,8 @@ def generate(
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
             for number, batch in todo:
                 drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
-                replies, counts = generated(model, [items[i] for i in batch], edits, config, drawn, shared.begun(batch))
+                some = [items[i] for i in batch]
+                replies, counts = generated(model, some, edits, config, drawn, shared.begun(batch), stop)
                 fired = [a + b for a, b in zip(fired, counts, strict=True)]
                 fresh = [
                     _row(prompts[i], reply, items[i], method, draw, {**settings, "made": made[i]})
@@ -180,7 +190,8 @@ def generate(
                 bar.update(len(batch))
     if todo:
         edits_.refuse_silent(edits, fired)
-    _warn_of_empty(prompts, rows, encoder)
+    if not stop:
+        _warn_of_empty(prompts, rows, encoder)
     return [rows[key] for key in prompts.keys]
 
 
@@ -195,7 +206,7 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> 
         )
 
 
-def _refuse_beginnings(items: Sequence[finite.Item], ends: Sequence[int]) -> None:
+def _refuse_beginnings(items: Sequence[finite.Item], ends: Collection[int]) -> None:
     """Refuse prompts that carry no beginning of a reply, or one that holds the token that ends a reply."""
     bare = [item.key for item in items if not item.reply]
     if bare:
@@ -251,7 +262,7 @@ def _refuse_changed(row: Row, encoder: Encoder, where: str) -> None:
     """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
     ids = row.get("token_ids")
     whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
-    if not whole or row.get("gen_text") != text_of(encoder, ids or []):
+    if not whole or row.get("gen_text") != text_of(encoder, ids or [], row["meta"]["decoding"].get("stop", ())):
         raise EmotraceError(
             f"{where} was changed after it was written: its gen_text is not what its token_ids say. Take the line out, and it "
             "is generated again."

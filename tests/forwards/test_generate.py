@@ -3,6 +3,7 @@
 import copy
 import json
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +151,41 @@ def test_early_end_stops_the_batch(monkeypatch):
     row = et.generate(lm, [IDS[0]], [edit], max_new_tokens=NEW, progress=False)[0]
     assert row["token_ids"] == []
     assert row["meta"]["stopped"] is True
+
+
+def test_a_reply_ends_before_a_stop_and_keeps_the_tokens_that_hold_what_is_left(tmp_path):
+    lm = et.load(str(Path(__file__).parents[2] / "data" / "tiny_model"))
+    prompts = [[{"role": "user", "content": text}] for text in ("I sold the boat.", "We ran.", "The dog is here now.")]
+    options = {"max_new_tokens": 20, "batch_size": 3, "progress": False}
+    whole, encoder = et.generate(lm, prompts, **options), lm.sites.encoder
+    texts = encoder.token_texts(whole[0]["token_ids"])
+    inside = next(i for i, text in enumerate(texts) if i > 2 and len(text.strip()) > 3)
+    for name, stop in (("one", texts[inside].strip()[2:]), ("two", texts[inside - 1][-1:] + texts[inside][:2])):
+        out = tmp_path / f"{name}.jsonl"
+        rows = et.generate(lm, prompts, stop=[stop, "nowhere"], out=out, **options)
+        assert stop in whole[0]["gen_text"]
+        for row, full in zip(rows, whole, strict=True):
+            ids = row["token_ids"]
+            assert row["gen_text"] == full["gen_text"].split(stop)[0].strip()
+            assert ids == full["token_ids"][: len(ids)]
+            assert encoder.decode(ids).startswith(row["gen_text"])
+            before, *after = encoder.decode_all(full["token_ids"]).split(stop)
+            some = encoder.decode_all(ids)
+            assert (
+                some == before
+                or not after
+                or (some.startswith(before + stop) and encoder.decode_all(ids[:-1]) != before)
+            )
+            assert row["meta"]["stopped"] is (stop in full["gen_text"] or full["meta"]["stopped"])
+        assert et.generate(lm, prompts, stop=[stop, "nowhere"], out=out, **options) == rows
+        with pytest.raises(EmotraceError, match="stop"):
+            et.generate(lm, prompts, out=out, **options)
+
+
+@pytest.mark.parametrize("stop", [[""], [3], "ab"])
+def test_a_stop_is_a_list_of_texts(stop):
+    with pytest.raises(EmotraceError, match="stop"):
+        et.generate(loaded(), IDS, stop=stop, progress=False)
 
 
 def test_plain_strings_that_a_chat_model_does_not_answer_are_pointed_out(monkeypatch):
