@@ -106,6 +106,35 @@ def test_judge_takes_published_rows_without_a_method(tmp_path):
     assert run("judge", tmp_path / "r.jsonl", "--out", tmp_path / "j.jsonl") == said
 
 
+def test_people_judge_on_sheets(tmp_path):
+    rows = [{"key": f"k{i}", "method": "steer", "draw": 0, "emotion": e, "skeleton_id": f"s{i}", "gen_text": t} for i, (e, t) in
+            enumerate((("anger", "I am furious!"), ("fear", "I am terrified."), ("joy", "How lovely!")))]  # fmt: skip
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run("judge", tmp_path / "r.jsonl", "--out", tmp_path / "j.jsonl")
+    sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
+    assert "3 texts" in run("judge", tmp_path / "j.jsonl", "--sheet", sheet, "--seed", 1)
+    blank = sheet.read_text("utf-8-sig")
+    told = {"I am furious!": "anger", "I am terrified.": "fear", "How lovely!": "happiness"}
+    for name, last in (("ann", "happiness"), ("bob", "surprise")):
+        answers = {**told, "How lovely!": last}
+        lines = [line + answers.get(line.split(",")[1].strip('"'), "") for line in blank.splitlines()]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    filled = ("--from-sheet", tmp_path / "ann.csv", "--from-sheet", tmp_path / "bob.csv")
+    said = run("judge", tmp_path / "j.jsonl", *filled, "--key", key, "--out", tmp_path / "people.jsonl")
+    for words in (
+        "2 annotators, 3 replies",
+        "Krippendorff's alpha 0.",
+        "with lexicon:v1: Cohen's kappa 1.00",
+        "100.0% of 2 express",
+    ):
+        assert words in said
+    assert [r["verdict"]["predicted"] for _, r in read_jsonl(tmp_path / "people.jsonl")] == ["anger", "fear", None]
+    for args, word in ((("--sheet", sheet, "--out", sheet), "--out FILE"), (filled, "belong together"), ((), "--out FILE"),
+                       (("--sheet", sheet), "may hold answers"), (("--texts", 2, "--out", sheet), "give --sheet")):  # fmt: skip
+        with pytest.raises(EmotraceError, match=word):
+            run("judge", tmp_path / "j.jsonl", *args)
+
+
 def test_capture_makes_a_store_and_a_dry_run_makes_none(place):
     folder, said = place
     assert "72 prompts" in said["dry"]

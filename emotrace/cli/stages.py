@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.groups import Judging, LoadingAnywhere, People, PromptFile, Reading, grouped
+from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Reading, grouped
 from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
+from emotrace.cli.people import People
 from emotrace.files import to_file, to_folder
 from emotrace.labels import EmotraceError
 
