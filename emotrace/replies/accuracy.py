@@ -16,6 +16,7 @@ from emotrace.labels import ANSWERS, EMOTIONS, NEUTRAL, VALENCES, EmotraceError,
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import Bounds, fluent_rows, mean_of, table
 from emotrace.signatures import typed
+from emotrace.stats.ties import TIED
 
 GROUPS: Final = {"by_emotion": ("emotion", EMOTIONS), "by_valence": ("valence", VALENCES)}
 """Part of an accuracy table → its label, and the order of its values."""
@@ -66,7 +67,9 @@ def accuracy_table(
     """Accuracy overall, by emotion and by valence, each ``{value, n, n_unjudged, ci95: [lo, hi], worst_case}``.
 
     value = matches / n over the n judged rows, in 0..1 (None where n = 0, with ci95 ``[None, None]``);
-    worst_case = matches / (n + n_unjudged). The interval is `bootstrap_ci` over clusters.
+    worst_case = matches / (n + n_unjudged). The interval is `bootstrap_ci` over clusters. Where each text stands for several
+    emotions, of which it matches as many as every other text does (the un-edited model's replies, each of one emotion, count for
+    all six), the share is fixed by the design, and its interval has no width.
 
     Args:
         rows: judged rows of one method.
@@ -89,9 +92,10 @@ def accuracy_table(
     every = table(rows, ("emotion", "valence"))
     counted = fluent_rows(rows, bounds) if given_fluent else rows
     lines = table(counted, (column, "emotion", "valence"), cluster=cluster, verdict=verdict, bounds=bounds)
+    lines["text"] = [(c, row.get("gen_text", row["key"])) for c, row in zip(lines["cluster"], counted, strict=True)]
 
     def leaf(part: pd.DataFrame) -> Share:
-        found = mean_of(part, column, n, seed, shares=True)
+        found = mean_of(part, column, n, seed, shares=not _fixed(part, column))
         known = found.n > 0
         return {
             "value": found.value if known else None,
@@ -106,6 +110,14 @@ def accuracy_table(
         return {value: leaf(lines.loc[lines[name] == value]) for value in _ordered(every[name], vocabulary)}
 
     return {"overall": leaf(lines), "by_emotion": by("by_emotion"), "by_valence": by("by_valence")}
+
+
+def _fixed(part: pd.DataFrame, column: str) -> bool:
+    """Whether every text, each of several emotions, matches the same share of them, neither none nor all."""
+    by_text = part.groupby("text", sort=False)
+    share = by_text[column].mean().to_numpy(dtype=np.float64)
+    several = by_text["emotion"].nunique().to_numpy() > 1
+    return bool(len(share) and several.all() and 0 < share[0] < 1 and np.ptp(share) < TIED)
 
 
 @typed

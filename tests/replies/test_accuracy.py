@@ -29,6 +29,25 @@ def design(p, n=40, seed=0):
     return [row(i, e, v, int(rng.random() < p)) for i in range(n) for e in EMOTIONS for v in VALENCES]
 
 
+def test_a_share_that_the_design_fixes_has_no_interval():
+    """A reply of one emotion that stands for all six matches one of them, whatever the model says."""
+    said = [EMOTIONS[i % 4] for i in range(12)]
+    none = [row(i, e, match=int(e == said[i]), gen_text=f"reply {i}") for i in range(12) for e in EMOTIONS]
+    overall = replies.accuracy_table(none)["overall"]
+    assert overall["value"] == pytest.approx(1 / 6)
+    assert overall["ci95"] == pytest.approx([1 / 6, 1 / 6])
+    by = replies.accuracy_table(none)["by_emotion"]["anger"]["ci95"]
+    assert by[1] - by[0] > 0.2
+    neutral = [
+        r if r["skeleton_id"] != "s_03" else {**r, "verdict": {"match": 0, "predicted": "neutral"}} for r in none
+    ]
+    low, high = replies.accuracy_table(neutral)["overall"]["ci95"]
+    assert low < high
+    apart = [{**r, "gen_text": r["key"]} for r in none]  # as many matches, each of a reply of its own
+    low, high = replies.accuracy_table(apart)["overall"]["ci95"]
+    assert low < 1 / 6 < high
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
