@@ -54,20 +54,23 @@ def main(
     judge: Judge = "lexicon",
     second: Annotated[str | None, typer.Option(help="another judge, measured too, and its agreement with the first")] = None,
     fit: Annotated[bool, typer.Option("--fit", help="make judges from both sets, and test each on what it has not seen")] = False,
+    replies: Annotated[Path | None, typer.Option(help="accepted replies in the published form, in the place of those")] = None,
+    comments: Annotated[Path | None, typer.Option(help="a file of GoEmotions in the place of its development rows")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows of each set, drawn by lot")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the figures and the judges that were made")] = None,
     seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Print accuracy, recall, macro-F1 and confusion on both sets; with --out, write them and the judges that were made."""
     named = [judges.make(spec) for spec in (judge, second) if spec]
-    some = [Asked.of(rows, name, limit, seed) for rows, name in zip(sets(), ON, strict=True)]
+    both = (read_replies(replies), read_comments(comments))
+    some = [Asked.of(rows, name, limit, seed) for rows, name in zip(both, ON, strict=True)]
     said = [[[v["predicted"] for v in one.judge(asked.texts, progress=True)] for asked in some] for one in named]
     measured = [
         compared(one.name, asked.on, asked.labels, [a or "unjudged" for a in mine], asked.groups, seed=seed)
         for one, answers in zip(named, said, strict=True)
         for asked, mine in zip(some, answers, strict=True)
     ]
-    made = fitted(*sets(), seed) if fit else []
+    made = fitted(*both, seed) if fit else []
     for one in made:
         print(f"{one.name}: {one.card['n']} rows, {one.card['folds']} folds of {one.card['n_groups']} groups; expected error of "
               f"its probabilities {one.card['cross_validated']['calibration']['expected_error']:.1%}")  # fmt: skip
@@ -90,23 +93,32 @@ def main(
         print(f"figures and judges in {out}")
 
 
-def sets() -> tuple[Rows, Rows]:
-    """Published replies with their emotion and skeleton, and single-label comments of the six emotions.
+def read_replies(file: Path | None) -> Rows:
+    """Accepted replies with their emotion and skeleton."""
+    fields = ("gen_text", "emotion", "skeleton_id")
+    found = read_jsonl(file or _published("emotion_circuits/labeled_sev/accepted.jsonl"))
+    return [{name: row[name] for name in fields} for _, row in found]
+
+
+def read_comments(file: Path | None) -> Rows:
+    """Comments of one label, which is one of the six emotions."""
+    back = {v: k for k, v in ALIASES.items()}
+    found = datasets.goemotions(file or _published("goemotions/dev.csv"), emotions=[back.get(e, e) for e in EMOTIONS])
+    return [{"gen_text": p.text, "emotion": ALIASES.get(e := str(p.labels["emotion"]), e)} for p in found]
+
+
+def _published(name: str) -> Path:
+    """A published artefact.
 
     Raises:
-        EmotraceError: where the published artefacts are not at hand.
+        EmotraceError: where they are not at hand.
     """
     folder = os.environ.get("EMOTRACE_ORACLES", "")
     if not folder or not Path(folder).is_dir():
         raise EmotraceError(
             "set EMOTRACE_ORACLES to the folder with the published artefacts; it is not part of the project."
         )
-    fields = ("gen_text", "emotion", "skeleton_id")
-    accepted = read_jsonl(Path(folder) / "emotion_circuits" / "labeled_sev" / "accepted.jsonl")
-    replies = [{name: row[name] for name in fields} for _, row in accepted]
-    back = {v: k for k, v in ALIASES.items()}
-    comments = datasets.goemotions(Path(folder) / "goemotions" / "dev.csv", emotions=[back.get(e, e) for e in EMOTIONS])
-    return replies, [{"gen_text": p.text, "emotion": ALIASES.get(e := str(p.labels["emotion"]), e)} for p in comments]
+    return Path(folder) / name
 
 
 def fitted(replies: Rows, comments: Rows, seed: int) -> list[judges.FittedJudge]:

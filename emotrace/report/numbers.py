@@ -131,7 +131,8 @@ def fluency(report: Mapping[str, Any]) -> list[Grid]:
     """The table of fluency by method; none where it is not known."""
     found = tables.fluency(report)
     caption = """Median perplexity of the reply under the un-edited model, mean length in tokens, mean share of repeated 3-grams,
-        share of fluent replies."""
+        share of fluent replies. Where the prompted replies end at the limit of new tokens, that is the upper bound of length, and
+        leaves out none."""
     head = [str(name).replace("_", " ") for name in found]
     rows = [[_fluent(str(name), value) for name, value in row.items()] for row in found.to_dict("records")]
     return [Grid(" ".join(caption.split()), head, rows, "Fluency by method", id="fluency")] if rows else []
