@@ -116,6 +116,20 @@ def test_a_measure():
     assert replies.mean_of(lines, "length")[:4] == (4, 4, 4, 4)
 
 
+def test_a_claim():
+    needs = (replies.Comparison("steer", "none", "accuracy"),)
+    rows = [
+        {"key": f"k{i}", "skeleton_id": f"s{i}", "method": arm, "verdict": {"match": int(arm == "steer")}}
+        for i in range(8)
+        for arm in ("steer", "none")
+    ]
+    (found,), _ = replies.claims(
+        rows, wanted=[replies.Claim("heard", "shouting is heard", needs, "what is said anyway")]
+    )
+    assert found["holds"]
+    assert found["sentence"].startswith("Shouting is heard (steer − none: +100.0 points")
+
+
 def test_a_study(model, tmp_path):
     """A study is an evaluation whose arms differ by prompts and edits alone; again it computes nothing."""
     study = Evaluation(model, Vowels(), tmp_path, {"max_new_tokens": 3}, progress=False)

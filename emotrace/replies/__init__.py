@@ -6,6 +6,7 @@ Every score of a reply goes through here, so that n, interval and worst case are
 from emotrace.replies.accuracy import accuracy_table, confusion_table
 from emotrace.replies.agreement import agreement_table
 from emotrace.replies.arms import accuracy_over_draws, lifts, published_stats, summary
+from emotrace.replies.claims import CLAIMS, Claim, claims
 from emotrace.replies.controls import (
     deranged,
     derangement,
@@ -15,6 +16,7 @@ from emotrace.replies.controls import (
     shuffled_labels,
 )
 from emotrace.replies.doses import diagonal, dose_table, emotion_matrix
+from emotrace.replies.family import Comparison, compared, reread
 from emotrace.replies.fluency import fluency_bounds, is_fluent, mark_fluent, repetition
 from emotrace.replies.frontiers import frontiers
 from emotrace.replies.openings import Opening, openings
@@ -25,6 +27,9 @@ from emotrace.replies.table import fluent_rows, mean_of, table
 from emotrace.replies.texts import response_statistics
 
 __all__ = [
+    "CLAIMS",
+    "Claim",
+    "Comparison",
     "Opening",
     "Row",
     "accuracy_over_draws",
@@ -32,7 +37,9 @@ __all__ = [
     "agreement_table",
     "best_dose",
     "bisect",
+    "claims",
     "collapse",
+    "compared",
     "confusion_table",
     "deranged",
     "derangement",
@@ -56,6 +63,7 @@ __all__ = [
     "random_vectors",
     "read_rows",
     "repetition",
+    "reread",
     "response_statistics",
     "search",
     "shuffled_labels",

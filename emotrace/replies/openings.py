@@ -33,8 +33,8 @@ class Opening(NamedTuple):
 def openings(rows: Iterable[Row], n: int, label: str = "emotion") -> dict[Any, Opening]:
     """The commonest first n tokens of the replies of every label that were read as asked.
 
-    Replies shorter than n tokens are left out. Among equally frequent ones that with the smaller ids is taken. Of a label none of
-    whose replies was read as asked, all replies are counted.
+    A shorter reply counts with all it has, an empty one is left out. Among equally frequent openings that with the smaller ids is
+    taken. Of a label none of whose replies was read as asked, all replies are counted.
 
     Args:
         rows: judged replies of the un-edited model, e.g. of method ``prompt`` to the training prompts.
@@ -42,7 +42,7 @@ def openings(rows: Iterable[Row], n: int, label: str = "emotion") -> dict[Any, O
         label: by which replies belong together.
 
     Raises:
-        EmotraceError: for a row without the label or tokens, or a label without a reply of n tokens.
+        EmotraceError: for a row without the label or tokens, or a label all of whose replies are empty.
     """
     arguments.whole("openings(n)", n, 1)
     by_label: dict[Any, list[Row]] = {}
@@ -52,11 +52,11 @@ def openings(rows: Iterable[Row], n: int, label: str = "emotion") -> dict[Any, O
         raise EmotraceError("openings: there are no rows.")
     found = {}
     for value, members in by_label.items():
-        long = [row for row in members if len(label_of(row, "token_ids")) >= n]
-        if not long:
-            raise EmotraceError(f"openings(n={n}): no reply of {label} {value!r} has so many tokens.")
-        good = [row for row in long if match_of(row) == 1]
-        counts = Counter(tuple(row["token_ids"][:n]) for row in good or long)
+        said = [row for row in members if len(label_of(row, "token_ids"))]
+        if not said:
+            raise EmotraceError(f"openings: every reply of {label} {value!r} is empty.")
+        good = [row for row in said if match_of(row) == 1]
+        counts = Counter(tuple(row["token_ids"][:n]) for row in good or said)
         ids, times = min(counts.items(), key=lambda item: (-item[1], item[0]))
         found[value] = Opening(ids, times / counts.total(), counts.total(), bool(good))
     return found
