@@ -19,9 +19,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What the demo is held against; the study has all arms.
+DEMO_ARMS := prefill_1,prefill_4,random_steer,random_circuit,wrong_emotion,wrong_payload,random_tuned,ablate,random_ablate
+
 # The main job on a part of the data: 20 of the 160 skeletons of each file.
 demo: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit 20 --sweep-limit 4 --finalists 2 --dose-step 3 --draws 2 --attn-implementation eager --out runs/demo
+	$(BIN)/python experiments/emotion_circuits.py --limit 20 --sweep-limit 4 --finalists 2 --dose-step 3 --draws 1 --arms $(DEMO_ARMS) --attn-implementation eager --out runs/demo
 
 # The main job on all of the data.
 study: $(READY)

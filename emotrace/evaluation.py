@@ -116,7 +116,7 @@ class Evaluation:
             EmotraceError: as `judged`.
         """
         encoder = self.model.sites.encoder
-        cut = [
+        cut: list[Row] = [
             {**row, "gen_text": text_of(encoder, row["token_ids"][SKIPPED:]), "token_ids": row["token_ids"][SKIPPED:]}
             for row in rows
         ]

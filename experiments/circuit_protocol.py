@@ -15,6 +15,7 @@ import emotrace as et
 from emotrace import attribution, presets, replies
 from emotrace import directions as directions_
 from emotrace.disk import plain
+from emotrace.replies import Row
 from emotrace.sites import LanguageModel
 
 DOSES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.24, 0.28, 0.34, 0.4)
@@ -25,8 +26,12 @@ POSITIONS = ("steer", "last")
 """Where is added: from the last prompt token on, or there only; of a circuit at neurons and heads each."""
 INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
 """Finite doses of sublayer influence, in units of σ, as published."""
+MIN_WHOLE = 0.1
+"""Below this share of complete accepted groups, everything is fitted on all replies, and the report warns."""
 STEERED = ("steer", "random_steer", "wrong_emotion")
-MODULATED = ("circuit", "random_circuit")
+TUNED = ("random_tuned", "shared_set", "all_components")
+"""Controls of a circuit that have a search of their own."""
+MODULATED = ("circuit", "random_circuit", "wrong_payload", *TUNED)
 
 Setting = dict[str, Any]
 
@@ -132,3 +137,25 @@ def published(preset: str, lm: LanguageModel) -> Protocol:
         influence={k: influence[k] for k in ("doses", "readout", "align")}, block=tuple(influence["block"]),
         after_norm=bool(found["final_norm_last_row"]), record=plain(found),
     )  # fmt: skip
+
+
+def fitted(prompted: list[Row], inside: set[str]) -> tuple[list[str], list[str]]:
+    """Keys to fit on: accepted replies of the fitting part, or all of them where too few groups are whole."""
+    rows = [row for row in prompted if row["key"] in inside]
+    keys = directions_.accepted(rows)
+    groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
+    good = [row for row in rows if row["key"] in set(keys)]
+    whole = len(directions_.complete_groups(good, "emotion", ("skeleton_id", "valence"))[0]) if good else 0
+    if whole >= max(2, MIN_WHOLE * groups):
+        return keys, []
+    note = (
+        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions and circuits were "
+        "fitted on all replies, accepted or not: this model hardly expresses the emotions it is asked for"
+    )
+    return sorted(inside), [note]
+
+
+def sites_asked(lm: LanguageModel) -> list[str]:
+    """The sites that directions, components and circuits are asked of, as far as the model has them."""
+    residual = ["resid_pre"] * (lm.sites.form == "post-ln") + ["resid_mid", "resid_post"]
+    return [site for site in (*residual, "z", "neuron") if lm.sites.has(site)]

@@ -17,13 +17,11 @@ import emotrace as et
 from emotrace import attribution, directions, replies
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
-from emotrace.labels import ARMS
 from emotrace.replies import Row
+from emotrace.replies.frontiers import Point
 
 Points = list[dict[str, Any]]
 """Settings with what they scored."""
-PAIRS = (("circuit", "prompt"), ("circuit", "steer"), ("steer", "prompt"), ("circuit", "none"), ("steer", "none"))
-"""Methods whose difference is tested, pair by pair."""
 FIRST = 4
 """The first sample of a search is so many times smaller than the middle one."""
 KEEP = 5
@@ -32,6 +30,20 @@ READ = 8
 """Training skeletons whose accepted prompted replies are read token by token."""
 NEURONS, TOKENS = 3, 4
 """Of each emotion's circuit so many neurons are shown, with so many tokens each."""
+
+
+class Searched(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        points: every setting tried, on its largest sample.
+        best: the chosen one.
+        line: settings of the chosen one's line, all doses on the middle sample.
+    """
+
+    points: Points
+    best: Setting
+    line: Points
 
 
 class Read(NamedTuple):
@@ -63,12 +75,29 @@ class Study(Evaluation):
         """As the protocol says."""
         return self.protocol.decoding_of(method)
 
-    def ablated(self, name: str, prompts: Prompts, method: str, circuit: et.Circuit, draw: int = 0) -> list[Row]:
-        """Replies to prompts that ask for an emotion, its components set to 0 from the last prompt token on."""
+    def ablated(
+        self, name: str, prompts: Prompts, method: str, circuit: et.Circuit, draw: int = 0, *, how: Any, positions: Any,
+        reference: et.Activations | None = None, donor: Mapping[str, str] | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Replies to prompts that ask for an emotion, its components taken away.
+
+        Args:
+            name: of the files.
+            prompts: that ask.
+            method: label of the rows.
+            circuit: whose components.
+            draw: of random ones.
+            how: of `Circuit.ablations`, as are the others.
+            positions: where.
+            reference: with ``resample``, the donors' activations.
+            donor: with ``resample``, prompt → donor.
+        """
         rows: list[Row] = []
         for emotion in circuit.labels:
-            edits, asked = circuit.ablations(emotion, how="zero"), prompts.where(emotion=emotion)
-            rows += self.replies(f"{name}_zero_{emotion}", asked, edits, method=method, draw=draw)
+            asked = prompts.where(emotion=emotion)
+            mine = None if donor is None else {key: donor[key] for key in asked.keys}
+            edits = circuit.ablations(emotion, how=how, positions=positions, reference=reference, donor=mine)
+            rows += self.replies(f"{name}_{emotion}", asked, edits, method=method, draw=draw)
         return rows
 
     def scored(self, rows: list[Row], plain: Prompts) -> list[Row]:
@@ -90,15 +119,11 @@ class Study(Evaluation):
 
     # -- choices on held-out training skeletons -----------------------------------------------------------------
 
-    def point(self, name: str, aimed: Prompts, plain: Prompts, method: str, edits: Any) -> dict[str, Any]:
-        """Accuracy and fluency of one setting."""
-        rows = self.scored(self.replies(name, aimed, edits, method=method), plain)
-        blind, both = (replies.accuracy_over_draws(rows, fluent=fluent)["overall"] for fluent in (False, True))
-        known = sorted(r["meta"]["perplexity"] for r in rows if r["meta"]["perplexity"] is not None)
-        return {
-            "method": method, "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
-            "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
-        }  # fmt: skip
+    def tried(self, method: str, setting: Setting, held: Prompts, size: int, plain: Prompts, edits: Any) -> list[Row]:
+        """Replies under one setting to the first skeletons, measured; again, they are read from their file."""
+        name = "_".join([method, *map(_short, setting.values()), str(size)])
+        some = held.limit(size).for_each(emotion=et.EMOTIONS)
+        return self.scored(self.replies(name, some, edits(setting), method=method), plain)
 
     def search(
         self,
@@ -109,20 +134,17 @@ class Study(Evaluation):
         edits: Any,
         middle: int,
         finalists: int,
-    ) -> tuple[Points, Setting, Points]:
+    ) -> Searched:
         """Settings by successive halving: all on a few held-out skeletons, the best on ``middle``, the best of these on all.
 
         Args:
             held: plain prompts of the held-out training skeletons.
             plain: prompts that perplexity is measured after.
-            method: ``steer`` or ``circuit``.
+            method: the arm.
             lines: settings that differ in dose only, by growing dose.
             edits: setting → edits.
             middle: skeletons of the middle sample.
             finalists: settings that go on to all held-out skeletons.
-
-        Returns:
-            Every setting tried, on its largest sample; the chosen one; and its line, all doses on the middle sample.
         """
         skeletons = len({p.labels["skeleton_id"] for p in held})
         sizes = [min(skeletons, n) for n in (-(-middle // FIRST), middle, skeletons)]
@@ -130,9 +152,8 @@ class Study(Evaluation):
             sizes = [sizes[-1]] * 3  # nothing to choose
 
         def measure(setting: Setting, size: int) -> dict[str, Any]:
-            some = held.limit(size).for_each(emotion=et.EMOTIONS)
-            name = "_".join([method, *map(_short, setting.values()), str(size)])
-            return {**self.point(name, some, plain, method, edits(setting)), **setting, "skeletons": size}
+            rows = self.tried(method, setting, held, size, plain, edits)
+            return {**_scores(rows, method), **setting, "skeletons": size}
 
         points, best = replies.search(lines, measure, sizes, (KEEP * finalists, finalists))
         of_best = next(line for line in lines if any(s.items() <= best.items() for s in line))
@@ -142,22 +163,30 @@ class Study(Evaluation):
             name = str([v for k, v in point.items() if k in of_best[0]])
             if name not in largest or point["skeletons"] > largest[name]["skeletons"]:
                 largest[name] = dict(point)
-        return list(largest.values()), dict(best), line
+        return Searched(list(largest.values()), dict(best), line)
 
-    def cost(self, points: Points, aimed: Prompts, base: list[Row], prompts: Prompts, edits: Any) -> Points:
-        """The points with ``kl``, the mean of `divergence` over prompts.
+    def cost(
+        self, method: str, lines: Sequence[Sequence[Setting]], found: Searched, base: list[Row], prompts: Prompts, plain: Prompts,
+        edits: Any,
+    ) -> list[Point]:  # fmt: skip
+        """The doses of the chosen line, with their replies and what each costs: `divergence` from the un-edited model.
 
         Args:
-            points: a line of `search`.
-            aimed: prompts, one for each emotion.
+            method: the arm.
+            lines: that were searched.
+            found: of `search`.
             base: the un-edited model's rows, one per plain prompt.
-            prompts: the plain prompts.
-            edits: point → edits.
+            prompts: the plain prompts of the middle sample.
+            plain: prompts that perplexity is measured after.
+            edits: setting → edits.
         """
-        out = []
-        for point in points:
-            found = self.divergence(aimed, base, prompts, edits(point))
-            out.append({**point, "kl": float(np.nanmean([found.get(p.key, np.nan) for p in aimed]))})
+        aimed, out = prompts.for_each(emotion=et.EMOTIONS), []
+        for point in found.line:
+            setting = {name: point[name] for name in lines[0][0]}
+            rows = self.tried(method, setting, prompts, point["skeletons"], plain, edits)
+            cost = self.divergence(aimed, base, prompts, edits(setting))
+            size = float(setting["dose" if "dose" in setting else "lambda"])
+            out.append(Point(method, size, rows, cost, setting.items() <= found.best.items()))
         return out
 
     # -- what a reader looks at first ---------------------------------------------------------------------------
@@ -237,18 +266,22 @@ class Study(Evaluation):
         return out
 
 
-def paired(rows: list[Row], bounds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Differences between methods on the same prompts, fluent matches only, tested over skeletons."""
-    by_method = {m: [r for r in rows if r["method"] == m] for m in ARMS}
-    found = []
-    for a, b in PAIRS:
-        if by_method.get(a) and by_method.get(b):
-            test = replies.paired_test(by_method[a], by_method[b], bounds=bounds)
-            found.append(
-                {"a": a, "b": b, "difference": test["value"], "ci95": test["ci95"], "p": test["p"], "p_floor": test["p_floor"],
-                 "n_skeletons": test["n_clusters"], "score": "accuracy_fluent"}
-            )  # fmt: skip
-    return found
+def comparison(points: Points, costs: Sequence[Point]) -> Points:
+    """The points of a line with ``kl``, the mean over prompts."""
+    return [
+        {**point, "kl": float(np.nanmean(list(cost.kl.values())) if cost.kl else np.nan)}
+        for point, cost in zip(points, costs, strict=True)
+    ]
+
+
+def _scores(rows: list[Row], method: str) -> dict[str, Any]:
+    """Accuracy and fluency of one setting."""
+    blind, both = (replies.accuracy_over_draws(rows, fluent=fluent)["overall"] for fluent in (False, True))
+    known = sorted(r["meta"]["perplexity"] for r in rows if r["meta"]["perplexity"] is not None)
+    return {
+        "method": method, "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
+        "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
+    }  # fmt: skip
 
 
 def _short(value: Any) -> str:

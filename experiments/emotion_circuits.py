@@ -13,9 +13,10 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
    not? Doses, layer ranges and positions of steering, and strengths and positions of the circuit, are searched there by
    successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
 6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
-   (``steer``), with the circuit added (``circuit``), with random directions of equal norm (``random_steer``), random
-   components of equal number and norm (``random_circuit``), the direction of another emotion (``wrong_emotion``); and asked in
-   words while the circuit (``ablate``), or as many random components (``random_ablate``), are set to zero.
+   (``steer``), with the circuit added (``circuit``), and what these are held against (``circuit_arms.py``): beginnings alone,
+   other directions, other components, another payload, one set for all emotions, components taken away.
+7. What may be said of it: each claim is tested, paired over skeletons and corrected over all of them, and what does not hold
+   is printed as not shown. What each method reaches at every dose is set against fluency and KL.
 
 Run it again with the same arguments to continue it.
 """
@@ -27,9 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import circuit_arms
 import circuit_protocol
 import typer
-from circuit_study import Study, paired
+from circuit_study import Study, comparison
 
 import emotrace as et
 from emotrace import attribution, circuits, replies, report
@@ -40,14 +42,11 @@ from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
 from emotrace.labels import COMPONENTS, KINDS, unknown
-from emotrace.replies import Row
 from emotrace.run import Run
 from emotrace.sites import LanguageModel
 
 HELD_OUT = 0.25
 """Share of the training skeletons on which doses, layers and strengths are chosen."""
-MIN_WHOLE = 0.1
-"""Below this share of complete accepted groups, everything is fitted on all replies, and the report warns."""
 PUBLISHED = {"prompt": 0.9896, "steer": 0.9122, "circuit": 0.9965}
 """Llama-3.2-3B-Instruct, judge told the emotion; shown beside ours and not comparable with them."""
 
@@ -62,12 +61,21 @@ def main(
     train: Annotated[Path, typer.Option(help="SEV file to find directions on")] = Path("data/sev.jsonl"),
     test: Annotated[Path, typer.Option(help="SEV file to measure on, once")] = Path("data/test_set.jsonl"),
     judging: Judging,
+    second_judge: Annotated[
+        str | None, typer.Option(help="named as --judge is: tests what --judge chose; claims rest on it")
+    ] = None,
     out: Folder = Path("runs/emotion_circuits"),
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
     finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
     dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering and λ of the circuit")] = 1,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help=f"beside none, prompt, steer and circuit: all, none, or some of {', '.join(circuit_arms.NAMES)}"
+        ),
+    ] = "all",
     curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
     neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
     heads_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 2,
@@ -88,6 +96,7 @@ def main(
     tested, trained = et.datasets.read_sev(test), et.datasets.read_sev(train)
     et.datasets.refuse_shared(tested, trained, f"--test {test}", f"--train {train}")
     the_judge = judging.make()
+    tester = et.judges.make(second_judge) if second_judge else the_judge
     prompts = et.datasets.sev(train, limit=limit)
     asked = et.datasets.sev(test, limit=limit)
     plain, asked_plain = (et.datasets.sev(file, instruction=False, limit=limit) for file in (train, test))
@@ -95,6 +104,7 @@ def main(
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if preset not in (None, *circuits.PRESETS):
         raise unknown("preset", preset, circuits.PRESETS, "--preset")
+    compared = circuit_arms.named(arms)
     batch_size, seed = answering.batch_size, answering.seed
     lm = loading.load(model, attn_implementation=attn_implementation, **circuit_protocol.encoding(preset))
     protocol = (
@@ -102,13 +112,14 @@ def main(
         if preset
         else circuit_protocol.ours(lm, answering.max_new_tokens, dose_step)
     )
-    sites = _asked(lm) + ["final_norm"] * protocol.after_norm
+    sites = circuit_protocol.sites_asked(lm) + ["final_norm"] * protocol.after_norm
     settings = {
         "experiment": "emotion_circuits", "captured": sites, "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
         "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
-        "judge": the_judge.name, "label_map": judging.label_map, "limit": limit, "sweep_limit": sweep_limit,
-        "finalists": finalists, "draws": draws,
+        "judge": the_judge.name, "second_judge": tester.name if second_judge else None,
+        "label_map": judging.label_map, "limit": limit, "sweep_limit": sweep_limit,
+        "finalists": finalists, "draws": draws, "arms": list(compared),
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
         "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
         "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
@@ -122,6 +133,7 @@ def main(
     study = replace(study, bounds=(bounds := replies.fluency_bounds(prompted)))
     accepted = directions_.accepted(prompted)
     print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
+    openings = {name: replies.openings(prompted, n) for name, n in circuit_arms.PREFILLS.items() if name in compared}
 
     # 2. Activations at the last prompt token: all that the next steps ask for.
     where: dict[str, Any] = {
@@ -134,7 +146,7 @@ def main(
     # 3. Directions, and whether they are context-agnostic.
     fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     fitting = prompts.where(skeleton_id=sorted(fit))
-    fitted, notes = _fitted(prompted, {p.key for p in fitting})
+    fitted, notes = circuit_protocol.fitted(prompted, {p.key for p in fitting})
     dirs = protocol.directions(lm, acts, fitted)
     directions_.save(dirs, run.path("directions"))
     try:
@@ -174,37 +186,54 @@ def main(
         curves[f"{kind} added"] = attribution.enhancement_curve(
             lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
         )
-    aimed, held_plain = trial_plain.for_each(emotion=et.EMOTIONS), plain.where(skeleton_id=sorted(held))
-    steered, modulated = partial(study.steering, dirs), partial(study.modulated, circuit)
-    sweep, best, line = study.search(held_plain, plain, "steer", protocol.steering, steered, sweep_limit, finalists)
-    modulation, best_circuit, circuit_line = study.search(
-        held_plain, plain, "circuit", protocol.modulation, modulated, sweep_limit, finalists
-    )
+    held_plain = plain.where(skeleton_id=sorted(held))
+    controls = circuit_arms.tuned(compared, circuit, scores, seed)
+    searched = {"steer": (protocol.steering, partial(study.steering, dirs))}
+    searched |= {
+        name: (protocol.modulation, partial(study.modulated, one))
+        for name, one in {"circuit": circuit, **controls}.items()
+    }
+    found = {
+        name: study.search(held_plain, plain, name, lines, edits, sweep_limit, finalists)
+        for name, (lines, edits) in searched.items()
+    }
+    best, best_circuit = found["steer"].best, found["circuit"].best
     print(
         f"chosen on {best['skeletons']} held-out training skeletons: steering at layers {best['layers']}, positions "
         f"{best['positions']!r}, dose {best['dose']:.3g}; circuit at positions {best_circuit['neuron_positions']!r} (neurons), "
         f"{best_circuit['head_positions']!r} (heads), λ = {best_circuit['lambda']:.3g}"
+        + "".join(f"; {name} at λ = {found[name].best['lambda']:.3g}" for name in controls)
     )
     base = study.generated("trial_none", trial_plain)
-    comparison = study.cost(line, aimed, base, trial_plain, steered)
-    comparison += study.cost(circuit_line, aimed, base, trial_plain, modulated)
+    costs = {
+        name: study.cost(name, lines, found[name], base, trial_plain, plain, edits)
+        for name, (lines, edits) in searched.items()
+    }
+    trial_none = study.judged("trial_none", repeated(base, trial_plain, trial_plain.for_each(emotion=et.EMOTIONS)))
+    frontier = replies.frontiers(
+        [point for points in costs.values() for point in points], study.scored(trial_none, plain),
+        pairs=[("circuit", name) for name in searched if name != "circuit"], seed=seed,
+    )  # fmt: skip
 
     # 6. The test file, once.
     goal = asked_plain.for_each(emotion=et.EMOTIONS)
     rows = study.judged("none", repeated(study.generated("none", asked_plain), asked_plain, goal))
     rows += study.replies("prompt", asked, method="prompt")
-    rows += study.replies("steer", goal, steered(best), method="steer")
-    rows += study.replies("circuit", goal, modulated(best_circuit), method="circuit")
-    rows += study.ablated("ablate", asked, "ablate", circuit)
-    for draw in range(draws):
-        for method, control in (("random_steer", replies.random_directions), ("wrong_emotion", replies.deranged)):
-            edits = study.steering(control(dirs, seed + 1 + draw), best)
-            rows += study.replies(f"{method}_{draw}", goal, edits, method=method, draw=draw)
-        other = circuit.random(seed + 1 + draw, matched=True)
-        edits = study.modulated(other, best_circuit)
-        rows += study.replies(f"random_circuit_{draw}", goal, edits, method="random_circuit", draw=draw)
-        rows += study.ablated(f"random_ablate_{draw}", asked, "random_ablate", other, draw)
-    study.scored(rows, asked_plain)
+    answers = circuit_arms.Answers(study, compared, asked, goal, draws, seed)
+    rows += answers.begun(openings)
+    rows += answers.steered(dirs, best)
+    rows += answers.modulated(circuit, best_circuit)
+    rows += answers.controls({name: (one, found[name].best) for name, one in controls.items()})
+    rows += answers.ablated(circuit, stored.where(key=list(trial.keys)))
+    rows = replace(study, judge=tester).from_third("test", study.scored(rows, asked_plain))
+    if second_judge:
+        rows = study.second_opinion(rows, tester)
+
+    # 7. What may be said of it.
+    verdict = "verdict_second" if second_judge else "verdict"
+    claims, family = replies.claims(
+        rows, given=frontier["pairs"], doubt=_doubt(lm, tester), verdict=verdict, seed=seed
+    )  # fmt: skip
 
     result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
@@ -213,9 +242,12 @@ def main(
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted)},
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
-        "sweep": sweep, "chosen": {**best, "site": "resid_post"}, "modulation": modulation,
-        "chosen_circuit": best_circuit,
-        "comparison": comparison, "paired": paired(rows, bounds), "published": PUBLISHED,
+        "sweep": found["steer"].points, "chosen": {**best, "site": "resid_post"},
+        "modulation": [point for name in ("circuit", *controls) for point in found[name].points],
+        "chosen_circuit": best_circuit, "chosen_tuned": {name: found[name].best for name in controls},
+        "comparison": [point for name in costs for point in comparison(found[name].line, costs[name])],
+        "frontiers": frontier, "claims": claims, "paired": family, "published": PUBLISHED,
+        "openings": circuit_arms.told(openings, lm.sites.encoder), "wrong_payload": circuit_arms.readings(rows),
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
         "reply_tokens": read.record if read else None,
         "layer_profile": _profile(acts), "dose_unit": "share of the activation's norm",
@@ -238,31 +270,11 @@ def main(
         print(
             f"{method:>14}: {blind:6.1%} express the emotion, {table['overall']['value']:6.1%} fluently [{low:.1%}, {high:.1%}]"
         )
+    for claim in claims:
+        print(claim["sentence"])
     if lm.sites.remote is not None:
         print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
     print(f"report: {page}")
-
-
-def _fitted(prompted: list[Row], inside: set[str]) -> tuple[list[str], list[str]]:
-    """Keys to fit on: accepted replies of the fitting part, or all of them where too few groups are whole."""
-    rows = [row for row in prompted if row["key"] in inside]
-    keys = directions_.accepted(rows)
-    groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
-    good = [row for row in rows if row["key"] in set(keys)]
-    whole = len(directions_.complete_groups(good, "emotion", ("skeleton_id", "valence"))[0]) if good else 0
-    if whole >= max(2, MIN_WHOLE * groups):
-        return keys, []
-    note = (
-        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions and circuits were "
-        "fitted on all replies, accepted or not: this model hardly expresses the emotions it is asked for"
-    )
-    return sorted(inside), [note]
-
-
-def _asked(lm: LanguageModel) -> list[str]:
-    """The sites that directions, components and circuits are asked of, as far as the model has them."""
-    residual = ["resid_pre"] * (lm.sites.form == "post-ln") + ["resid_mid", "resid_post"]
-    return [site for site in (*residual, "z", "neuron") if lm.sites.has(site)]
 
 
 def _profile(acts: Any) -> list[dict[str, Any]]:
@@ -279,8 +291,18 @@ def _count(prompts: Any) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
 
+def _doubt(lm: LanguageModel, judge: Any) -> str:
+    """Why the judge may carry no claim about this model; empty where it may."""
+    found = measured.standing(judge)
+    return "" if _shipped(lm) or found.may_claim else found.why
+
+
+def _shipped(lm: LanguageModel) -> bool:
+    return Path(lm.sites.identity["model_id"]).name == "tiny_model"
+
+
 def _warnings(lm: LanguageModel, judge: Any) -> list[str]:
-    shipped = Path(lm.sites.identity["model_id"]).name == "tiny_model"
+    shipped = _shipped(lm)
     found = [measured.statement(judge), None if shipped else measured.warning(judge)]
     if shipped:
         found.append(

@@ -131,7 +131,8 @@ def main(
     equal = it.equal_cost(trial, rows, sweep, variants, chosen, bounds)
 
     # 4. The test queries, once.
-    tested, methods = it.tested(asked, vectors, chosen, draws)
+    own = study.emotional(run.path("extraction", "answers.jsonl"))
+    tested, methods = it.tested(asked, vectors, chosen, draws, own)
     curve = replies.dose_table(tested, bounds=bounds, seed=seed)
     matrix = replies.emotion_matrix(tested, chosen)
     under_base = pd.DataFrame([it.under_base(it.plain(asked), base, k) for k in dose.DOSES])

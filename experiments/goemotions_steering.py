@@ -124,7 +124,8 @@ def main(
     # 3. The dose, and variants at equal cost, on trial queries.
     plain = it.plain(held)
     rows = it.respond("sweep", plain, vectors, wanted)
-    bounds = dose.fluency_of(lm, plain, it.prompted(held, aims, "trial"), batch_size)
+    own = it.prompted(held, aims, "trial")
+    bounds = dose.fluency_of(lm, plain, own, batch_size)
     sweep = replies.dose_table(rows, bounds=bounds, seed=seed)
     chosen = replies.best_dose(sweep)
     k = min(keep, vectors.sizes["dim"])
@@ -138,7 +139,7 @@ def main(
     # 4. The test queries, once.
     fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
     mixed_up = [replies.norm_matched(fake, vectors) for fake in fakes]
-    tested, methods = it.tested(final, vectors, chosen, draws, {"shuffled": mixed_up})
+    tested, methods = it.tested(final, vectors, chosen, draws, own, {"shuffled": mixed_up})
     curve = replies.dose_table(tested, bounds=bounds, seed=seed)
     matrix = replies.emotion_matrix(tested, chosen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import emotrace as et
 from emotrace import dose, replies
 from emotrace.cli.options import layer_list
 from emotrace.datasets import Prompts
-from emotrace.evaluation import Evaluation
+from emotrace.evaluation import Evaluation, plain_of
 from emotrace.judges import measured
 from emotrace.replies import Row
 from emotrace.replies.search import of_all
 from emotrace.run import records
 from emotrace.sites import LanguageModel
 
+PREFILLED = (1, 2, 4)
+"""First tokens that the replies of the arms ``prefill_…`` are begun with."""
 KL_TOLERANCE = 0.05
 """Of the strengths of equal KL, relative."""
 BOUNDS = (
@@ -61,10 +63,7 @@ class Study(Evaluation):
 
     def bounds(self, fit: Prompts, answered: Path) -> dict[str, list[float]]:
         """What is fluent: as the emotional answers that the vectors were made from, after the prompt without the emotion."""
-        answers = replies.read_rows(answered)
-        rows: list[Row] = [
-            {**row, "prompt": row["key"].rsplit("__", 1)[0]} for row in answers if row["condition"] == "emotional"
-        ]
+        rows: list[Row] = [{**row, "prompt": row["key"].rsplit("__", 1)[0]} for row in emotional(answered)]
         return dose.fluency_of(self.model, self.plain(fit), rows, self.batch_size)
 
     def respond(
@@ -99,16 +98,19 @@ class Study(Evaluation):
         return [{k: v for k, v in line.items() if k not in ("dose", "emotion")} for line in lines]
 
     def tested(
-        self, queries: Prompts, vectors: xr.DataArray, chosen: float, draws: int,
+        self, queries: Prompts, vectors: xr.DataArray, chosen: float, draws: int, own: Sequence[Row],
         controls: Mapping[str, Sequence[xr.DataArray]] | None = None,
     ) -> tuple[list[Row], dict[str, list[Row]]]:  # fmt: skip
         """Replies to the test queries: at every published dose and the chosen one, and by method at the chosen one.
+
+        Those by method are judged from their third token on as well.
 
         Args:
             queries: the test queries.
             vectors: ``[emotion, layer, dim]``.
             chosen: dose of the methods.
             draws: of random vectors of the same length, and of vectors of other emotions.
+            own: the model's own replies to other queries, the emotion asked in words, whose first tokens `begun` replies have.
             controls: name → further arrays of vectors, one per draw.
         """
         plain, emotions = self.plain(queries), [str(e) for e in vectors["emotion"].values]
@@ -118,6 +120,12 @@ class Study(Evaluation):
             "prompt": self.prompted(queries, emotions),
             "steer": at_dose(rows, chosen),
         }
+        goal = plain.for_each(emotion=emotions)
+        base = plain_of(plain, goal)
+        goal = Prompts(replace(p, labels={**p.labels, "prompt": base[p.key]}) for p in goal)
+        for n in PREFILLED:
+            name = f"prefill_{n}"
+            methods[name] = self.begun(name, goal, replies.openings(own, n), method=name)
         seeds = [self.seed + 1 + draw for draw in range(draws)]
         arrays = {
             "random": [replies.random_vectors(vectors, seed) for seed in seeds],
@@ -128,7 +136,7 @@ class Study(Evaluation):
             found = self.respond(f"{method}_{draw}", plain, payload, [chosen], method, kl=False)
             drawn: list[Row] = [{**row, "draw": draw} for row in at_dose(found, chosen)]
             methods[f"{method}_{draw}"] = drawn
-        return rows, methods
+        return rows, {name: self.from_third(name, found) for name, found in methods.items()}
 
     def prompted(self, queries: Prompts, emotions: Sequence[str], name: str = "prompt") -> list[Row]:
         """The queries answered with each emotion asked in words."""
@@ -181,14 +189,19 @@ def layers_of(text: str | None) -> list[int] | None:
     return None if text is None else layer_list(text)
 
 
+def emotional(answered: Path) -> list[Row]:
+    """The answers that vectors were made from in which an emotion was asked for."""
+    return [row for row in replies.read_rows(answered) if row["condition"] == "emotional"]
+
+
 def at_dose(rows: list[Row], at: float) -> list[Row]:
     """The rows of one dose."""
     return [row for row in rows if row["dose"] == at]
 
 
-def share_of(rows: list[Row]) -> dict[str, Any]:
+def share_of(rows: list[Row], verdict: str = "verdict") -> dict[str, Any]:
     """Share of judged replies on target, with its interval over queries."""
-    found = replies.mean_of(replies.table(rows, ("match",), cluster="prompt"), "match", shares=True)
+    found = replies.mean_of(replies.table(rows, ("match",), cluster="prompt", verdict=verdict), "match", shares=True)
     if not found.n:
         return {"n": 0, "on_target": None, "lo": None, "hi": None}
     return {"n": found.n, "on_target": found.value, "lo": found.lo, "hi": found.hi}
@@ -200,8 +213,14 @@ def tables(
     """Name → (table, caption) of what every study of vectors has."""
     return {
         "methods": (
-            pd.DataFrame([{"method": m, **share_of(found)} for m, found in methods.items()]),
-            "Test queries: replies read as the emotion aimed at; intervals: bootstrap over queries.",
+            pd.DataFrame(
+                [
+                    {"method": m, **share_of(found), "from_third": share_of(found, "verdict_from_third")["on_target"]}
+                    for m, found in methods.items()
+                ]
+            ),
+            "Test queries: replies read as the emotion aimed at; intervals: bootstrap over queries. from_third: judged from the "
+            "third token on. prefill: the un-edited model, its reply begun with the commonest first tokens of its own.",
         ),
         "test": (curve, "Test queries: every published dose and the chosen one."),
         "sweep": (sweep, "The queries on which the dose was chosen."),
@@ -225,6 +244,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
         for name in ("random", "wrong_emotion")
     )
     steer, collapse = rate["steer"], result["collapse"]
+    begun = rate["prefill_4"]
     most = [e for e, found in result["diagonal"].items() if found["most"]]
     return [
         f"Chosen on held-out queries: dose {result['chosen']['dose']:g}, KL {result['chosen']['kl']:.3f} nats a token.",
@@ -232,6 +252,8 @@ def facts(result: Mapping[str, Any]) -> list[str]:
         f"{line['on_target_fluent']:.1%} and fluent; un-edited {rate['none']['on_target']:.1%}, asked in words "
         f"{rate['prompt']['on_target']:.1%}, random vectors of equal length at most {noise:.1%}, another emotion's vector at "
         f"most {wrong:.1%}.",
+        f"Begun with the four commonest first tokens of its own replies, the un-edited model: {begun['on_target']:.1%}; from the "
+        f"third token on {begun['from_third']:.1%}, steered {steer['from_third']:.1%}.",
         f"{len(most)} of {len(result['diagonal'])} vectors raise their own emotion more than any other vector does: "
         f"{', '.join(most) or 'none'}.",
         f"Fluent replies on target are most at dose {collapse['best']:g} ({collapse['on_target_fluent']:.1%})"

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
 
-from emotrace.report import style
+from emotrace.report import arms, style
 from emotrace.report.replies import chance_of
 from emotrace.report.style import COLOURS, FAINT, INK, MARKERS, Picture
 from emotrace.signatures import typed
@@ -36,7 +36,8 @@ def equal_kl(report: Mapping[str, Any]) -> Picture:
     """
     points: Sequence[Point] = style.need(report, "comparison", "equal_kl")
     lines = by_method(points)
-    figure = style.canvas(5.2, _claim(lines, _what(points)), _caption(report))
+    claim = [arms.title(report, ("beats_steering_at_equal_kl",)), _claim(lines, _what(points))]
+    figure = style.canvas(5.2, "\n".join(filter(None, claim)), _caption(report))
     ax = figure.subplots()
     n = style.span([int(p["n"]) for p in points if "n" in p])
     style.axes(ax, f"Held-out training skeletons, n = {n} replies per point", "", f"replies read {_what(points)}")

@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 
 import xarray as xr
 
-from emotrace.report import style
+from emotrace.report import arms, style
 from emotrace.report.attention import attention_patterns
 from emotrace.report.circuits import circuit_map
 from emotrace.report.comparison import equal_kl
 from emotrace.report.doses import dose_curve
 from emotrace.report.effects import effect_curves, influence_profile
+from emotrace.report.frontiers import frontier
 from emotrace.report.geometry import chosen_layer, similarity_maps
 from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
-from emotrace.report.replies import ABLATIONS, ablation_bars, accuracy_bars, confusion
+from emotrace.report.replies import accuracy_bars, confusion
 from emotrace.report.style import Picture, save_figure
 from emotrace.signatures import typed
 
@@ -33,6 +34,7 @@ __all__ = [
     "draw",
     "effect_curves",
     "equal_kl",
+    "frontier",
     "influence_profile",
     "layer_profile",
     "save_figure",
@@ -73,17 +75,19 @@ def draw(
         out.append(Shown(name, heading, figure))
 
     methods = {m for part in ("accuracy", "confusion") for m in report.get(part) or {}}
-    spoken = style.only(report, [m for m in methods if m not in ABLATIONS[1:]])
+    spoken = style.only(report, [m for m in methods if m not in arms.OTHERS])
     if spoken.get("accuracy"):
-        add("accuracy", "Accuracy by method", accuracy_bars(spoken))
+        add("accuracy", "Accuracy by method", accuracy_bars(spoken, arms.title(report, ("steers", "modulates"))))
     if spoken.get("confusion"):
         add("confusion", "What was asked and what was read", confusion(spoken))
-    if "ablate" in (report.get("accuracy") or {}):
-        add("ablation", "Is the circuit needed?", ablation_bars(report))
+    for panel, picture in arms.drawn(report):
+        add(panel.name, panel.heading, picture())
     if report.get("sweep"):
         add("dose", "Dose and fluency", dose_curve(report))
     if report.get("comparison"):
         add("comparison", "Steering and circuit at equal KL", equal_kl(report))
+    if report.get("frontiers"):
+        add("frontiers", "What every dose reaches, and what it costs", frontier(report))
     if directions is not None:
         at = chosen_layer([int(i) for i in directions["layer"].values], report.get("chosen"))
         add("similarity", "Similarity of the directions", similarity_maps(directions, at))

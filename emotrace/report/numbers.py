@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from emotrace.replies.arms import SCORES
 from emotrace.report import style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
-from emotrace.report.tables import SCORES
 from emotrace.stats import p_said
 
-OTHERS: Final = {"target": "target-aware", "second": "second judge"}
-"""Columns of the scores' table that are shown where there is something in them, and what stands above them."""
 HOLM: Final = "; Holm: p with Holm's correction over the tests of this table"
 
 
@@ -33,6 +31,13 @@ class Grid(NamedTuple):
     heading: str = ""
     texts: int = 1
     id: str = ""
+
+
+MORE: Final = {
+    "accuracy_given_fluent": "of the fluent", "accuracy_from_third": "from the third", "accuracy_target": "target-aware",
+    "accuracy_second": "second judge",
+}  # fmt: skip
+"""Scores that the table has where the report has them, and the head of their column."""
 
 
 def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -67,22 +72,31 @@ def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def grids(report: Mapping[str, Any]) -> list[Grid]:
-    """The tables under the headline numbers: scores, lifts, paired tests; those of which there is something."""
+    """The tables under the headline numbers: claims, scores, lifts, paired tests; those of which there is something."""
     methods, tests = scores(report), paired(report)
-    others = {name: title for name, title in OTHERS.items() if any(row[name] != "–" for row in methods)}
     corrected = any(row["holm"] for row in tests)
+    more = {k: name for k, name in MORE.items() if any(row[k] != "–" for row in methods)}
     scored = any(row["score"] for row in tests)
     interval = "95 % interval from a bootstrap over skeletons, p from sign flips over skeletons"
     found = [
         Grid(
+            "What the run shows. A claim holds where each of its comparisons is above 0 with Holm's p, corrected over the "
+            "comparisons of all claims, below .05; p comes from exchanging arms within skeletons.",
+            ["claim", "rules out"],
+            [[str(claim["sentence"]), str(claim["control"])] for claim in report.get("claims") or []],
+            texts=2,
+            id="claims",
+        ),
+        Grid(
             "Share of replies whose emotion, as read by a judge who does not know what was asked, is the asked one; 95 % "
             "intervals from a bootstrap over skeletons. Worst case: every unjudged reply counts as a miss. Of several draws "
-            "controls show the highest, ablated random components (random_ablate) the lowest.",
-            ["method", "accuracy", "… and fluent", *others.values(), "n", "unjudged", "worst case"],
+            "controls show the highest, ablated random components the lowest. Of the fluent: only fluent replies are counted. "
+            "From the third: the judge reads the reply without its first two tokens.",
+            ["method", "accuracy", "… and fluent", *more.values(), "n", "unjudged", "worst case"],
             [
                 [
                     row["method"] + (f" ({row['draws']} draws)" if row["draws"] > 1 else ""), row["accuracy"], row["fluent"],
-                    *(row[name] for name in others), str(row["n"]), str(row["n_unjudged"]), row["worst"],
+                    *(row[k] for k in more), str(row["n"]), str(row["n_unjudged"]), row["worst"],
                 ]
                 for row in methods
             ],
@@ -96,7 +110,7 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
         ),
         Grid(
             "Paired: the first method's share of matches less the second's, on the prompts judged in both; "
-            f"{interval}, n their number{HOLM if corrected else ''}.",
+            f"{interval}, n their number (among fluent replies: that of both){HOLM if corrected else ''}.",
             ["methods", *scored * ["score"], "difference", "95 % interval", "p", *corrected * ["Holm"], "n"],
             [
                 [f"{row['a']} − {row['b']}", *scored * [row["score"]],
@@ -143,7 +157,7 @@ def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
     for method in style.methods_of(report.get("accuracy") or {}):
         leaf = report["accuracy"][method].get("overall") or {}
-        others = {s: ((report.get(s) or {}).get(method) or {}).get("overall") for s in SCORES[1:]}
+        others = {s: ((report.get(s) or {}).get(method) or {}).get("overall") for s in SCORES}
         out.append(
             {
                 "method": method,
@@ -152,8 +166,7 @@ def scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "worst": style.percent(leaf.get("worst_case"), 1),
                 "accuracy": cell(leaf),
                 "fluent": cell(others["accuracy_fluent"]),
-                "target": cell(others["accuracy_target"]),
-                "second": cell(others["accuracy_second"]),
+                **{k: cell(others[k]) for k in MORE},
             }
         )
     return out

@@ -18,29 +18,21 @@ from emotrace.report.heat import heat, scale
 from emotrace.report.style import COLOURS, FAINT, INK, Picture, span
 from emotrace.signatures import typed
 
-CONTROLS: Final = ("random_steer", "random_circuit", "wrong_emotion")
+CONTROLS: Final = (
+    "prefill_1", "prefill_2", "prefill_4", "random_steer", "random_circuit", "wrong_emotion", "random_tuned", "shared_set",
+)  # fmt: skip
+"""What a method must beat; the highest of them is its best control."""
+CROWDED: Final = 7
+"""From so many methods on names are broken, and legends have two lines."""
 CONTROLLED: Final = ("circuit", "steer")
 """Methods whose figure is the claim; the first one present gives the title."""
-ABLATIONS: Final = ("prompt", "random_ablate", "ablate")
-"""Emotions asked for in words, with everything in place and with components set to zero."""
-
-
-def ablation_bars(report: Mapping[str, Any]) -> Picture:
-    """Prompted replies with the circuit ablated, with random components ablated, and as they are; drawn by `accuracy_bars`."""
-    overall = {m: style.percent(report["accuracy"][m].get("overall")) for m in ABLATIONS if m in report["accuracy"]}
-    claim = f"asked in words: {overall.pop('prompt', '–')} of replies read as asked;\n" + ", ".join(
-        f"{value} with {'the circuit' if m == 'ablate' else 'random components'} ablated"
-        for m, value in reversed(overall.items())
-    )
-    caption = """The emotion is asked for in words, while the components of its circuit (ablate), or as many others of the same
-        layers drawn at random (random_ablate), are set to zero from the last prompt token on. If the
-        circuit is needed, its ablation takes the emotion away and that of random components does not. Of several random
-        draws the bar shows the lowest, each dot one draw. Whiskers are 95 % intervals."""
-    return accuracy_bars(style.only(report, ABLATIONS), claim, caption)
 
 
 @typed
-def accuracy_bars(report: Mapping[str, Any], claim: str = "", caption: str = "") -> Picture:
+def accuracy_bars(
+    report: Mapping[str, Any], claim: str = "", caption: str = "", *, second: str = "accuracy_fluent",
+    hatched: str = "… and fluent",
+) -> Picture:  # fmt: skip
     """Share of replies read as the asked emotion: per method (all, and fluent ones), and per method and emotion.
 
     Controls with several draws show the highest as the bar (ablated random components: the lowest), and every draw as a dot.
@@ -51,12 +43,14 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "", caption: str = "")
         report: content of report.json; needs ``accuracy``.
         claim: title; by default it says what was reached.
         caption: under it; by default it says what counts.
+        second: part of the report that the hatched bars show.
+        hatched: what they are, for the legend.
 
     Raises:
         EmotraceError: if ``accuracy`` is absent.
     """
     accuracy = style.need(report, "accuracy", "accuracy_bars")
-    fluent = report.get("accuracy_fluent") or {}
+    fluent = report.get(second) or {}
     methods = style.methods_of(accuracy)
     chance = chance_of(report)
     figure = style.canvas(
@@ -64,10 +58,10 @@ def accuracy_bars(report: Mapping[str, Any], claim: str = "", caption: str = "")
     )
     above, below = figure.subplots(2, 1, height_ratios=[1.05, 1])
     _overall(above, accuracy, fluent, methods, chance)
-    _by_emotion(below, accuracy, fluent, methods, chance)
+    _by_emotion(below, accuracy, fluent, methods, chance, hatched)
     handles: list[Any] = [
         Patch(facecolor="#777777", label="read as the asked emotion"),
-        Patch(facecolor="#dddddd", edgecolor="#777777", hatch="////", label="… and fluent"),
+        Patch(facecolor="#dddddd", edgecolor="#777777", hatch="////", label=hatched),
         Line2D([], [], color=INK, marker="_", linestyle="none", markersize=8, label="95 % interval"),
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
     ]
@@ -162,16 +156,18 @@ def _overall(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str
             )
             top = np.nanmax([value, style.interval(one)[1], *draws]) if math.isfinite(value) else 0
             ax.text(x, top + 0.025, style.percent(value), ha="center", va="bottom", fontsize=9, color=INK)
-        names.append(_method_label(method, leaf))
+        names.append(_method_label(method, leaf, len(methods) >= CROWDED))
     ax.set_xticks(range(len(methods)), names, fontsize=9)
     ax.set_xlim(-0.6, len(methods) - 0.4)
 
 
-def _by_emotion(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str], chance: float) -> None:
+def _by_emotion(
+    ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str], chance: float, hatched: str
+) -> None:  # fmt: skip
     emotions = style.emotions_of({e: 0 for m in methods for e in accuracy[m].get("by_emotion", {})})
     ns = sorted({int(leaf["n"]) for m in methods for leaf in accuracy[m].get("by_emotion", {}).values() if "n" in leaf})
     n = f", n = {span(ns)} per bar" if ns else ""
-    style.axes(ax, f"By asked emotion{n} (tick: … and fluent)", "", "share of replies")
+    style.axes(ax, f"By asked emotion{n} (tick: {hatched})", "", "share of replies")
     style.percent_axis(ax, 1.05)
     style.chance_line(ax, chance)
     width = 0.84 / max(len(methods), 1)
@@ -195,7 +191,7 @@ def _by_emotion(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0, 1.1),
-        ncols=len(methods),
+        ncols=len(methods) if len(methods) < CROWDED else -(-len(methods) // 2),
         fontsize=9,
         frameon=False,
         borderaxespad=0,
@@ -209,8 +205,8 @@ def shown_draw(method: str) -> str:
     return "lowest" if method in LOWEST else "highest"
 
 
-def _method_label(method: str, leaf: Mapping[str, Any]) -> str:
-    lines = [method]
+def _method_label(method: str, leaf: Mapping[str, Any], narrow: bool) -> str:
+    lines = [method.replace("_", "_\n") if narrow else method]
     draws = _draws(leaf)
     if len(draws) > 1:
         lines.append(f"{shown_draw(method)} of {len(draws)} draws")

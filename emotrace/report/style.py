@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from emotrace import disk
 from emotrace.labels import ANSWERS, ARMS, EMOTIONS, VALENCES, EmotraceError
+from emotrace.replies.arms import SCORES
 from emotrace.signatures import typed
 
 WIDTH: Final = 9.0
@@ -36,8 +37,19 @@ COLOURS: Final = {
     "wrong_emotion": "#CC79A7",
     "ablate": "#222222",
     "random_ablate": "#BBBBBB",
+    "prefill_1": "#C7A76C",
+    "prefill_2": "#A8823C",
+    "prefill_4": "#7D5A1A",
+    "wrong_payload": "#882255",
+    "random_tuned": "#44AA99",
+    "shared_set": "#999933",
+    "all_components": "#332288",
+    "ablate_mean": "#444444",
+    "random_ablate_mean": "#C8C8C8",
+    "ablate_resample": "#666666",
+    "random_ablate_resample": "#D5D5D5",
 }
-"""One colour per method, of the palette of Okabe and Ito, which colour-blind readers tell apart."""
+"""One colour per arm, of the palettes of Okabe and Ito and of Tol, which colour-blind readers tell apart within a figure."""
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 AMOUNTS: Final = "Blues"
@@ -263,9 +275,7 @@ def span(values: Sequence[int]) -> str:
 
 def only(report: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     """The report with the scores of some methods only."""
-    parts = (
-        "accuracy", "accuracy_fluent", "accuracy_target", "accuracy_second", "accuracy_second_fluent", "confusion",
-    )  # fmt: skip
+    parts = (*SCORES, "confusion")
     kept = {
         p: {m: t for m, t in report[p].items() if m in methods} for p in parts if isinstance(report.get(p), Mapping)
     }

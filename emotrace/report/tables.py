@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from emotrace.replies.arms import SCORES
 from emotrace.report import components, style
 from emotrace.report.parts import CircuitParts
-
-SCORES = ("accuracy", "accuracy_fluent", "accuracy_target", "accuracy_second", "accuracy_second_fluent")
 
 
 def accuracy(report: Mapping[str, Any]) -> pd.DataFrame:
@@ -114,11 +113,32 @@ def agreement(report: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def claims(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per claim: its name, whether it holds (empty where it was not tested), the sentence, and what it rules out."""
+    return pd.DataFrame(
+        [
+            {k: claim[k] for k in ("name", "holds", "sentence", "control", "figure")}
+            for claim in report.get("claims") or []
+        ]
+    )
+
+
+def frontiers(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method, dose and what it reached and cost there."""
+    return pd.DataFrame([_flat(point) for point in (report.get("frontiers") or {}).get("points") or []])
+
+
+def areas(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per method and axis: area under its frontier, with bounds."""
+    found = (report.get("frontiers") or {}).get("area") or {}
+    return pd.DataFrame([{"method": m, "axis": axis, **_flat(leaf)} for m in found for axis, leaf in found[m].items()])
+
+
 def frames(
     report: Mapping[str, Any], found: xr.Dataset | None = None, parts: CircuitParts | None = None
 ) -> dict[str, pd.DataFrame]:
-    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired, judge_agreement`` and those of
-    `components.frames`, as far as there is data.
+    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired, claims, frontiers, areas,
+    judge_agreement`` and those of `components.frames`, as far as there is data.
 
     Args:
         report: content of report.json.
@@ -135,6 +155,9 @@ def frames(
         "agnosticism": agnosticism(found),
         "comparison": comparison(report),
         "paired": paired(report),
+        "claims": claims(report),
+        "frontiers": frontiers(report),
+        "areas": areas(report),
         "judge_agreement": agreement(report),
         **components.frames(parts or CircuitParts()),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import sys
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 import emotrace as et
-from emotrace.labels import ARMS, EmotraceError
+from emotrace.labels import ARMS, COMPONENTS, EmotraceError
 from emotrace.traced import requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +24,11 @@ SMALL = {
     "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
     "curve_draws": 1, "neurons_per_layer": 20,
     "heads_per_layer": 2, "preset": None, "max_new_tokens": 14, "batch_size": 32, "target_aware": False, "label_map": None,
-    "price": None, "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
+    "price": None, "arms": "prefill_2,random_circuit,wrong_payload,random_tuned,ablate_resample,random_ablate_resample",
+    "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
+COMPARED = ("none", "prompt", "steer", "circuit", *SMALL["arms"].split(","))
+ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "prefill_1,random_tuned"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def study():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(et.replies, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
         yield module
-    for name in ("circuit_protocol", "circuit_study"):
+    for name in ("circuit_arms", "circuit_protocol", "circuit_study"):
         sys.modules.pop(name, None)
 
 
@@ -128,14 +133,15 @@ def test_everything_lands_in_the_folder(done):
     assert files | {"figures", "tables", "directions", "circuit", "influence", "curves"} <= names
     drawn = {p.stem for p in (done / "figures").iterdir()}
     assert {"accuracy", "ablation", "circuit", "overlap", "curves", "influence", "attention", "comparison"} <= drawn
+    assert {"openings", "components", "frontiers"} <= drawn
     assert et.store.verify(done / "activations.zarr") == []
     assert len(et.Circuit.load(done / "circuit").components) == 6 * 6 * 22
 
 
 def test_every_method_answers_every_prompt(done):
     rows = [json.loads(line) for line in (done / "generations.jsonl").read_text().splitlines()]
-    assert {r["method"] for r in rows} == set(ARMS)
-    for method in ARMS:
+    assert {r["method"] for r in rows} == set(COMPARED)
+    for method in COMPARED:
         assert len({r["key"] for r in rows if r["method"] == method}) == 4 * 3 * 6
     assert all(r["verdict"]["match"] in (0, 1) and "fluent" in r["meta"] for r in rows)
 
@@ -149,9 +155,55 @@ def test_the_report_says_what_was_chosen_and_what_it_cost(done):
     costs = {p["lambda"]: p["kl"] for p in report["comparison"] if p["method"] == "circuit"}
     assert 0 < costs[0.5] < costs[1.0]
     assert {(p["a"], p["b"]) for p in report["paired"]} >= {("circuit", "prompt"), ("circuit", "steer")}
-    for method in ARMS:
+    for method in COMPARED:
         leaf = report["accuracy"][method]["overall"]
         assert leaf["ci95"][0] <= leaf["value"] <= leaf["ci95"][1]
+
+
+def test_every_arm_is_what_it_is_called(done):
+    report = json.loads((done / "report.json").read_text())
+    rows = [json.loads(line) for line in (done / "generations.jsonl").read_text().splitlines()]
+    of = {name: [r for r in rows if r["method"] == name] for name in COMPARED}
+    for row in of["prefill_2"]:
+        opening = report["openings"]["prefill_2"][row["emotion"]]["token_ids"]
+        assert (row["token_ids"][:2], len(opening), row["meta"]["edits"]) == (opening, 2, "none")
+    assert all(r["payload_emotion"] != r["emotion"] for r in of["wrong_payload"])
+    read = report["wrong_payload"]
+    assert read["components"] == report["accuracy"]["wrong_payload"]["overall"]
+    hits = [r["verdict"]["predicted"] == r["payload_emotion"] for r in of["wrong_payload"]]
+    assert read["payload"]["value"] == pytest.approx(sum(hits) / len(hits))
+    (name, tuned), *others = report["chosen_tuned"].items()
+    mine = [p for p in report["modulation"] if p["method"] == name and p["n"] == tuned["n"]]
+    assert max(p["accuracy_fluent"] for p in mine) == tuned["accuracy_fluent"]
+    assert (name, others) == ("random_tuned", [])
+    edits = {name: {r["meta"]["edits"] for r in found} for name, found in of.items()}
+    assert all(edits[a].isdisjoint(edits[b]) for a in edits for b in edits if a != b and "none" not in edits[a])
+    lexicon = et.judges.make("lexicon")
+    model = et.load(SMALL["model"])
+    for row in of["circuit"][::7]:
+        text = model.sites.encoder.decode(row["token_ids"][2:])
+        assert row["verdict_from_third"]["predicted"] == lexicon.judge([text])[0]["predicted"]
+
+
+def test_what_is_claimed_is_what_the_table_of_claims_says(done):
+    report = json.loads((done / "report.json").read_text())
+    family, page = report["paired"], (done / "report.html").read_text()
+    claims = {claim["name"]: claim for claim in report["claims"]}
+    assert list(claims) == [claim.name for claim in et.replies.CLAIMS]
+    for claim in claims.values():
+        assert all(test in family for test in claim["tests"])
+        won = all(t["difference"] > 0 and t["p_holm"] < 0.05 for t in claim["tests"])
+        assert claim["holds"] == (None if won and claim["missing"] else won)
+        assert claim["sentence"].startswith("not ") != bool(claim["holds"])
+        assert html.escape(claim["sentence"], quote=False) in page.replace("&#39;", "'")
+    assert max(t["p_holm"] / t["p"] for t in family) > 2
+    for figure, names in (("components", ("components", "payload")), ("ablation", ("needed_resample",))):
+        with Image.open(done / "figures" / f"{figure}.png") as picture:
+            assert picture.info["Title"] == " ".join(claims[name]["short"] for name in names)
+    assert claims["needed_zero"]["sentence"].startswith("not tested: the circuit is needed")
+    frontier = report["frontiers"]
+    assert set(frontier["area"]) == {"steer", "circuit", "random_tuned"}
+    assert sum(p["chosen"] for p in frontier["points"]) == len(frontier["area"])
 
 
 def test_the_report_says_at_which_reply_tokens_the_neurons_of_the_circuit_are_highest(done):
@@ -201,6 +253,7 @@ def test_again_it_computes_nothing_and_says_the_same(done, study):
         ({"preset": "emotion_circus"}, "emotion_circuits"),
         ({"seed": 1}, "other settings"),
         ({"judge": "oracle"}, "lexicon"),
+        ({"arms": "prefill_3"}, "unknown arm 'prefill_3' in --arms"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(done, study, wrong, words):
@@ -216,7 +269,7 @@ def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path,
     short["steering"] = {**whole["steering"], "layers": (1, 2, 3)}
     short["influence"] = {**whole["influence"], "block": (4, 5), "doses": (0.1,)}
     monkeypatch.setattr(et.presets, "preset", lambda name: {**whole, **short})
-    study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits", "limit": 2, "attn_implementation": None})
+    study.main(out=tmp_path / "run", **{**SMALL, **ALONE, "limit": 2})
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["chosen"]["layers"] == [1, 2, 3]
     assert report["chosen"]["dose"] == pytest.approx(8 / 256**0.5)
@@ -262,3 +315,24 @@ def test_a_folder_whose_store_lacks_components_is_refused_by_name(done, study, t
 def test_the_published_protocol_is_refused_for_a_shallow_model(study, tmp_path):
     with pytest.raises(EmotraceError, match="this model has 6 layers"):
         study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits"})
+
+
+def test_arms_are_named_in_their_order_and_tuned_controls_are_circuits(study, done):
+    arms, circuit = study.circuit_arms, et.Circuit.load(done / "circuit")
+    assert arms.named("all") == arms.NAMES == tuple(a for a in ARMS if a not in arms.ALWAYS)
+    assert arms.named("none") == ()
+    assert arms.named("wrong_payload, prefill_1,steer") == ("prefill_1", "wrong_payload")
+    scores = {f"{k}s": et.attribution.load_scores(done / "circuit" / k, f"{k}s") for k in ("neuron", "head")}
+    made = arms.tuned(arms.NAMES, circuit, scores, seed=0)
+    assert list(made) == ["random_tuned", "shared_set", "all_components"]
+    assert made["random_tuned"].digest == circuit.random(1, matched=True).digest
+    best = scores["neurons"]["contrast"].sel(layer=2).mean("emotion")
+    wanted = best["unit"].values[(-best.values).argsort()[:20]].tolist()
+    assert {tuple(made["shared_set"].members(e, "neuron", 2)) for e in circuit.labels} == {tuple(wanted)}
+    assert len(made["all_components"].members("fear", "head", 2)) == circuit.payload.sizes[COMPONENTS["head"].dim]
+    acts, asked = et.open_activations(done / "activations.zarr"), et.datasets.sev(SMALL["test"], limit=1)
+    of = {key: (e, v) for key, e, v in acts.tokens[["key", "emotion", "valence"]].itertuples(index=False)}
+    for key, donor in arms.donors(asked, acts, 0).items():
+        (mine,) = (p.labels for p in asked if p.key == key)
+        assert of[donor][0] != mine["emotion"]
+        assert of[donor][1] == mine["valence"]

@@ -45,7 +45,10 @@ def test_the_report_holds_every_dose_and_control(place):
     chosen = report["chosen"]["dose"]
     assert chosen in (1, 3)
     assert [line["dose"] for line in report["test"] if line["emotion"] == "all"] == sorted({*FEW, chosen})
-    assert {line["method"] for line in report["methods"]} == {"none", "prompt", "steer", "random_0", "wrong_emotion_0"}
+    begun = {f"prefill_{n}" for n in (1, 2, 4)}
+    known = {"none", "prompt", "steer", "random_0", "wrong_emotion_0", *begun}
+    assert {line["method"] for line in report["methods"]} == known
+    assert all(0 <= line["from_third"] <= 1 for line in report["methods"])
     assert [line["dose"] for line in report["base"]] == list(FEW)
     assert set(report["diagonal"]) == {"fear", "joy"}
     assert report["equal_kl"][0]["variant"] == "whole"
@@ -83,11 +86,12 @@ def test_where_in_an_answer_the_vector_is_comes_out_of_the_store(place):
 def test_every_reply_has_an_identity_of_its_own(place):
     rows = [row for _, row in read_jsonl(place[1]["out"] / "generations.jsonl")]
     names = [(row["key"], row["method"], row.get("draw", 0)) for row in rows]
-    assert len(set(names)) == len(names) == 2 * 2 * (len({*FEW, rows[-1]["dose"]}) + 3)
+    assert len(set(names)) == len(names) == 2 * 2 * (len({*FEW, rows[-1]["dose"]}) + 6)
     assert {method for _, method, _ in names} >= {
         "none",
         "steer",
         "prompt",
+        "prefill_4",
         "random",
         "wrong_emotion",
         "dose_-1",

@@ -50,7 +50,7 @@ def test_the_report_has_every_figure_table_and_control(place):
     }
     report = json.loads((done / "report.json").read_text())
     assert {line["method"] for line in report["methods"]} == {
-        "none", "prompt", "steer", "random_0", "wrong_emotion_0", "shuffled_0",
+        "none", "prompt", "steer", "random_0", "wrong_emotion_0", "shuffled_0", *(f"prefill_{n}" for n in (1, 2, 4)),
     }  # fmt: skip
     assert [line["variant"] for line in report["equal_kl"]] == [
         "whole", "4 largest coordinates", "4 largest by Cohen's d", "without what emotions share",

@@ -81,7 +81,7 @@ def test_headline_numbers_are_those_of_the_report(report):
 
 def test_scores_state_n_unjudged_and_worst_case(report):
     row = next(s for s in numbers.scores(report) if s["method"] == "steer")
-    assert (row["n"], row["n_unjudged"], row["target"]) == (2880, 3, "–")
+    assert (row["n"], row["n_unjudged"], row["accuracy_target"]) == (2880, 3, "–")
     assert row["worst"] == f"{100 * report['accuracy']['steer']['overall']['worst_case']:.1f} %"
     assert "target-aware" not in page.render(report)
     report["accuracy_target"] = report["accuracy"]
