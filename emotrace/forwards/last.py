@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from emotrace.forwards import beginnings, caches
 from emotrace.forwards.entering import inputs
 from emotrace.sites import LanguageModel
-from emotrace.traced.caches import BeginningRecipe
+from emotrace.traced.caches import BeginningRecipe, Level
 
 
 class Fed(NamedTuple):
@@ -42,7 +42,7 @@ class LastTokens:
 
     Attributes:
         setup: the empty cache, the last step, and whether the model takes positions.
-        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
+        memo: keeps the levels of beginnings made last; starts empty, and is the same for forwards that follow each other.
     """
 
     def __init__(self, model: LanguageModel, sequences: Sequence[Sequence[int]], program: list[Any]) -> None:
@@ -58,11 +58,17 @@ class LastTokens:
         causal = bool(self.model.sites.encoder.causal)
         return causal and min(lengths) > 1 and max(lengths) <= beginnings.shared_up_to(self.model)
 
-    def fed(self, batch: Sequence[Sequence[int]], kept: bool = False) -> Fed:
-        """Some of the prompts; ``kept`` says that they run several times in a row."""
+    @cached_property
+    def _trunk(self) -> tuple[Level, ...]:
+        """What all prompts begin with, in one row."""
+        return (Level(inputs(self.model, [self.prefix])),) if self.prefix else ()
+
+    def fed(self, batch: Sequence[Sequence[int]]) -> Fed:
+        """Some of the prompts; while the same ones run in a row, what they begin with is computed once."""
         if self.alone:
             before = inputs(self.model, [ids[len(self.prefix) : -1] for ids in batch])
-            recipe = BeginningRecipe(self.prefix, (1,) * len(batch), before, kept)
+            level = Level(before, (0,) * len(batch) if self._trunk else ())
+            recipe = BeginningRecipe((*self._trunk, level), tuple(range(len(batch))))
             return Fed(inputs(self.model, [ids[-1:] for ids in batch]), recipe, [0] * len(batch))
         return whole(self.model, batch, self.options)
 

@@ -21,7 +21,7 @@ from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 from emotrace.traced import beginnings as leaf
 from emotrace.traced.beginnings import Stretch
-from emotrace.traced.caches import BeginningRecipe
+from emotrace.traced.caches import BeginningRecipe, Level
 from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted, cache_of
 from emotrace.traced.requests import Forward
 from emotrace.traced.steps import ordered
@@ -66,7 +66,7 @@ def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
     """
     first = ids(model, TOTALS[0], 0)
     sequences = [first, first[:PREFIX] + ids(model, TOTALS[1] - PREFIX, 1)]
-    prefix = tuple(first[:PREFIX])
+    prefix = Level(inputs(model, [first[:PREFIX]]))
 
     def behind(cuts: Sequence[int], recipe: BeginningRecipe) -> Forward:
         rests = [s[cut:] for s, cut in zip(sequences, cuts, strict=True)]
@@ -78,11 +78,11 @@ def shared(model: LanguageModel, briefly: bool = False) -> list[torch.Tensor]:
 
     def branched(cuts: Sequence[int]) -> Forward:
         branches = inputs(model, [s[PREFIX:cut] for s, cut in zip(sequences, cuts, strict=True)])
-        return behind(cuts, BeginningRecipe(prefix, (1, 1), branches))
+        return behind(cuts, BeginningRecipe((prefix, Level(branches, (0, 0))), (0, 1)))
 
     wanted = [branched(BRANCHES), branched([n - 1 for n in TOTALS])]
     if not briefly:
-        wanted.append(behind((PREFIX, PREFIX), BeginningRecipe(prefix, (2,))))
+        wanted.append(behind((PREFIX, PREFIX), BeginningRecipe((prefix,), (0, 0))))
     return _deviations(model, sequences, wanted)
 
 

@@ -66,7 +66,7 @@ class RerunBatch:
         ids = [reruns.ids[i] for i in self.rows]
         self.lengths = [len(i) for i in ids]
         self.width = max(self.lengths)
-        self.fed = reruns.last.fed(ids, kept=True)
+        self.fed = reruns.last.fed(ids)
         self.by_token = self.fed.recipe is not None
 
     def run(self, edits: Sequence[Edit]) -> np.ndarray:

@@ -13,20 +13,28 @@ from emotrace.traced import runs
 from emotrace.traced.model import TracedModel
 
 
-class BeginningRecipe(NamedTuple):
-    """What the rows of a forward begin with: a prefix, and behind it perhaps the rows of a batch.
+class Level(NamedTuple):
+    """Tokens that follow the rows of the level before.
 
     Attributes:
-        prefix: token ids that all rows begin with; may be none.
-        counts: how many rows each row of the batch is the beginning of; without a batch, how many the prefix is.
-        batch: (left-padded) ids and mask of what follows the prefix, or None.
-        kept: whether forwards that follow each other have the same beginning, which is made once.
+        inputs: (left-padded) ids and mask.
+        behind: for each row, the row of the level before that it follows; empty for the first level.
     """
 
-    prefix: tuple
-    counts: tuple
-    batch: Any = None
-    kept: bool = False
+    inputs: dict
+    behind: tuple = ()
+
+
+class BeginningRecipe(NamedTuple):
+    """What the rows of a forward begin with.
+
+    Attributes:
+        levels: each behind the one before; those that forwards that follow each other have in common are computed once.
+        rows: for each row of the forward, the row of the last level that it begins with.
+    """
+
+    levels: tuple
+    rows: tuple
 
 
 class Beginning(NamedTuple):
@@ -63,48 +71,35 @@ def begun(model: TracedModel, inputs: dict, recipe: BeginningRecipe | None, setu
         inputs: ids and mask of what follows, left-padded.
         recipe: of the beginning; None where there is none.
         setup: the empty cache, the last step, and whether the model takes positions.
-        memo: keeps the prefix made last, and a beginning that is kept: recipes with the same follow each other.
+        memo: keeps the levels made last.
     """
     return inputs if recipe is None else behind(beginning(model, recipe, setup, memo), inputs, setup)
 
 
 def beginning(model: TracedModel, recipe: BeginningRecipe, setup: Setup, memo: dict) -> Beginning:
-    """What a recipe makes."""
-    if recipe.prefix not in memo:
-        memo.clear()
-        memo[recipe.prefix] = prefix(model, recipe.prefix, setup)
-    if recipe.batch is None:
-        return repeated(memo[recipe.prefix], recipe.counts[0])
-    if not recipe.kept:
-        return branched(model, memo[recipe.prefix], recipe, setup)
-    if memo.get("recipe") is not recipe:
-        memo["recipe"], memo["kept"] = recipe, branched(model, memo[recipe.prefix], recipe, setup)
-    return memo["kept"]._replace(cache=fresh(memo["kept"].cache))
+    """What a recipe makes; see `begun`."""
+    made = memo.setdefault("made", [])
+    known = 0
+    while known < min(len(made), len(recipe.levels)) and made[known][0] is recipe.levels[known]:
+        known += 1
+    del made[known:]
+    for level in recipe.levels[known:]:
+        if made:
+            before = selected(made[-1][1], level.behind)
+        else:
+            before = Beginning(fresh(setup.empty), level.inputs["attention_mask"][:, :0])
+        made.append((level, _grown(model, before, level.inputs, setup)))
+    return selected(made[-1][1], recipe.rows)
 
 
-def prefix(model: TracedModel, ids: tuple, setup: Setup) -> Beginning:
-    """One row: the tokens ``ids``, which may be none."""
-    empty = Beginning(fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
-    if not ids:
-        return empty
-    tokens = torch.tensor([list(ids)])
-    return _grown(model, empty, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, setup)
-
-
-def repeated(one: Beginning, rows: int) -> Beginning:
-    """A beginning of one row for every row of a batch; the one given stays as it is."""
+def selected(one: Beginning, rows: tuple) -> Beginning:
+    """Rows of a beginning, each as often as it is named; the one given stays as it is."""
     cache = fresh(one.cache)
-    cache.batch_repeat_interleave(rows)
-    return Beginning(cache, one.mask.expand(rows, -1))
-
-
-def branched(model: TracedModel, one: Beginning, recipe: BeginningRecipe, setup: Setup) -> Beginning:
-    """Behind a beginning of one row, the rows of a recipe's batch, each ``counts`` times."""
-    counts = recipe.counts
-    cache, mask = _grown(model, repeated(one, len(counts)), recipe.batch, setup)
-    index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts))).to(mask.device)
+    if list(rows) == list(range(one.mask.shape[0])):
+        return Beginning(cache, one.mask)
+    index = torch.tensor(list(rows), device=one.mask.device)
     cache.batch_select_indices(index)
-    return Beginning(cache, mask[index])
+    return Beginning(cache, one.mask[index])
 
 
 def behind(before: Beginning, batch: dict, setup: Setup) -> dict:

@@ -46,7 +46,7 @@ def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: d
         steps: that forwards without a program of their own carry out.
         one: forward.
         setup: the empty cache, the last step, and whether the model takes positions.
-        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
+        memo: keeps the levels of beginnings made last; starts empty, and is the same for forwards that follow each other.
         sink: called with ``(number, value)`` at each read.
     """
     inputs = caches.begun(model, one.inputs, one.recipe, setup, memo)
@@ -65,7 +65,7 @@ def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup
         forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
         setup: the empty cache, the last step, and whether the model takes positions.
-        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
+        memo: keeps the levels of beginnings made last; starts empty, and is the same for forwards that follow each other.
 
     Returns:
         One tensor ``[cell, row, width]`` per variable, rows in the order of forwards and spans, on the CPU and in the
@@ -99,7 +99,7 @@ def reduced(
         forwards: `Forward` s.
         cells: of each variable, the numbers of its reads.
         setup: the empty cache, the last step, and whether the model takes positions.
-        memo: keeps the beginning made last; starts empty, and is the same for forwards that follow each other.
+        memo: keeps the levels of beginnings made last; starts empty, and is the same for forwards that follow each other.
         order: index of the rows that brings them into the order of the prompts; None leaves them.
         reduce: a function of this package, called with the model and the tensors of `captured`.
         args: what else it takes.

@@ -13,14 +13,14 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.components import Components
-from emotrace.forwards.capturing.prefixes import Prefix, batched, branches, prefixes
+from emotrace.forwards.capturing.prefixes import Prefix, Trunks, prefixes, trunks
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Captured, Clean, Metric
 from emotrace.sites import LanguageModel
 from emotrace.store.plan import RowGroup
 from emotrace.traced import derivatives, requests
-from emotrace.traced.caches import BeginningRecipe
+from emotrace.traced.caches import BeginningRecipe, Level
 from emotrace.traced.circuits import LoweredMetric
 from emotrace.traced.programs import Span
 from emotrace.traced.requests import Forward
@@ -41,6 +41,20 @@ class Filling(NamedTuple):
     rows: tuple[int, ...]
     prompts: tuple[int, ...]
     last: tuple[int, ...]
+
+
+class _Wants(NamedTuple):
+    """Which rows of the store are wanted of each prompt, ``(start, stop)``, and the first of the row group."""
+
+    wants: dict[int, tuple[int, int]]
+    offset: int
+
+
+class Start(NamedTuple):
+    """What a prompt begins with: a row of the last level, and how many of its tokens that holds."""
+
+    row: int
+    length: int
 
 
 class CapturedMetric(NamedTuple):
@@ -98,65 +112,64 @@ class CaptureJob:
         return finite.Item(self.prompts[i].key, ids[:n], ids[n:], self.prompts[i].about)
 
     def forwards(self, group: RowGroup) -> Iterator[Filling]:
-        """The forwards of one row group: its prompts by shared prefix, then by length, in batches."""
+        """The forwards of one row group: its prompts by what they share, then by length, in batches."""
         wants = {p.prompt: (p.start, p.stop) for p in group.prompts}
         members = list(wants)
+        place = _Wants(wants, group.start)
         shared: list[Prefix] = []
+        sequences, firsts = [self.sequences[i] for i in members], [self._span(i, *wants[i])[0] for i in members]
         if self.share and self.exact is not False:
-            firsts = [self._span(i, *wants[i])[0] for i in members]
-            shared = prefixes([self.sequences[i] for i in members], firsts)
-            if self.exact is None and any(prefix.length for prefix in shared):  # a prefix, and padding behind it
-                self.exact = 2 * max(map(len, self.sequences)) <= beginnings.shared_up_to(self.model)
+            shared = prefixes(sequences, firsts)
+            if self.exact is None and any(prefix.length for prefix in shared):  # padding behind both levels
+                self.exact = 3 * max(map(len, self.sequences)) <= beginnings.shared_up_to(self.model)
         if not self.share or not self.exact:
-            shared = [Prefix(0, tuple(range(len(members))))]
-        for prefix in shared:
-            yield from self._behind(prefix.length, [members[m] for m in prefix.members], wants, group.start)
+            yield from self._batches(members, place)
+            return
+        for one in trunks(shared, sequences, firsts, self.batch_size):
+            yield from self._behind(one, members, place)
 
-    def _behind(self, length: int, inside: list[int], wants: dict, offset: int) -> Iterator[Filling]:
-        """Those of one prefix: prompts that share more in batches of branches, the others by length."""
-        ids = [self.sequences[i] for i in inside]
-        together = []
-        if self.share and self.exact:
-            deeper = branches(ids, [self._span(i, *wants[i])[0] for i in inside], length)
-            together = batched(deeper, ids, length, self.batch_size)
-        prefix = tuple(ids[0][:length])
-        done: set[int] = set()
-        for batch in together:
-            rows = [inside[m] for branch in batch for m in branch.members]
-            further = inputs(self.model, [ids[branch.members[0]][length : branch.length] for branch in batch])
-            recipe = BeginningRecipe(prefix, tuple(len(branch.members) for branch in batch), further)
-            skips = [branch.length for branch in batch for _ in branch.members]
-            yield self._forward(rows, [wants[i] for i in rows], offset, skips, recipe)
-            done.update(rows)
-        alone = [i for i in inside if i not in done]
-        lengths = [len(s) for s in self.sequences]
-        for rows in beginnings.batches(self.model, lengths, self.batch_size, alone):
-            recipe = BeginningRecipe(prefix, (len(rows),)) if length else None
-            yield self._forward(rows, [wants[i] for i in rows], offset, [length] * len(rows), recipe)
+    def _behind(self, one: Trunks, members: list[int], place: _Wants) -> Iterator[Filling]:
+        """Those of some prefixes: first the prompts that share more, in blocks of branches, then the others."""
+        starts = [prefix.length for prefix in one.prefixes]
+        ids = [self.sequences[members[prefix.members[0]]][: prefix.length] for prefix in one.prefixes]
+        trunk = (Level(inputs(self.model, ids)),) if starts[0] else ()
+        for at in range(0, len(one.several), self.batch_size):
+            block = one.several[at : at + self.batch_size]
+            own = [self.sequences[members[b.members[0]]][starts[row] : b.length] for row, b in block]
+            level = Level(inputs(self.model, own), tuple(row for row, _ in block) if trunk else ())
+            begun = {members[m]: Start(n, b.length) for n, (_, b) in enumerate(block) for m in b.members}
+            yield from self._batches(list(begun), place, (*trunk, level), begun)
+        begun = {members[m]: Start(row, starts[row]) for row, m in one.alone}
+        yield from self._batches(list(begun), place, trunk, begun)
+
+    def _batches(
+        self, inside: list[int], place: _Wants, levels: tuple[Level, ...] = (), begun: dict[int, Start] | None = None
+    ) -> Iterator[Filling]:
+        """Prompts behind the rows of some levels, by the length of what is left of them."""
+        skips = [begun[i].length if begun else 0 for i in inside]
+        rest = [len(self.sequences[i]) - skip for i, skip in zip(inside, skips, strict=True)]
+        for batch in beginnings.batches(self.model, rest, self.batch_size):
+            rows = [inside[n] for n in batch]
+            recipe = BeginningRecipe(levels, tuple(begun[i].row for i in rows)) if levels and begun else None
+            yield self._forward(rows, place, [skips[n] for n in batch], recipe)
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
         """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions)."""
         first = self.chosen[prompt].start + start - int(self.row_starts[prompt])
         return first, first + stop - start
 
-    def _forward(
-        self,
-        batch: list[int],
-        wants: list[tuple[int, int]],
-        offset: int,
-        skips: list[int],
-        recipe: BeginningRecipe | None,
-    ) -> Filling:
+    def _forward(self, batch: list[int], place: _Wants, skips: list[int], recipe: BeginningRecipe | None) -> Filling:
         """One forward: of each prompt what follows its first ``skips`` tokens, which the recipe holds."""
         encoder = self.model.sites.encoder
         fed = inputs(self.model, [self.sequences[i][skip:] for i, skip in zip(batch, skips, strict=True)])
         width = fed["input_ids"].shape[1]
         spans, firsts, read = [], [], []
-        for row, (i, (start, stop), skip) in enumerate(zip(batch, wants, skips, strict=True)):
+        for row, (i, skip) in enumerate(zip(batch, skips, strict=True)):
+            start, stop = place.wants[i]
             pad = width - (len(self.sequences[i]) - skip) if encoder.causal else 0
             first, last = self._span(i, start, stop)
             spans.append(Span(row, first - skip + pad, last - skip + pad))
-            firsts.append(start - offset)
+            firsts.append(start - place.offset)
             read.append(self.prompt_lengths[i] - 1 - skip + pad)
         program, count = None, 0
         if self.edits:

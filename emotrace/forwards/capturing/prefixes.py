@@ -15,6 +15,8 @@ PASS_COST = 64
 """What one more pass costs, in tokens: its own fixed time, and the smaller batches it leaves."""
 MAX_DEPTH = 200
 """Forks looked at inside each other, e.g. in conversations that grow turn by turn."""
+PADDED = 4
+"""Prefixes run together of which the shorter ones are padded by at most one token in so many."""
 MIN_DEEPER = 1
 """Tokens per prompt that splitting a prefix must save beyond that: else its batches are cut for a single common word."""
 
@@ -112,29 +114,63 @@ def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], st
     return best(0, len(order), 0)[1] if order else []
 
 
-def batched(
-    candidates: Sequence[Branch], sequences: Sequence[Sequence[int]], start: int, size: int
-) -> list[list[Branch]]:
-    """Branches of several prompts in batches of at most ``size`` prompts with similar ends; none if that saves too little.
+class Trunks(NamedTuple):
+    """Prefixes whose tokens are computed as rows of one batch, and the prompts behind them.
+
+    Attributes:
+        prefixes: of similar length, each one row.
+        several: ``(row of its prefix, branch)`` of prompts that share more, as numbers among all prompts.
+        alone: ``(row of its prefix, prompt)`` of the others.
+    """
+
+    prefixes: tuple[Prefix, ...]
+    several: list[tuple[int, Branch]]
+    alone: list[tuple[int, int]]
+
+
+def trunks(
+    found: Sequence[Prefix], sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], size: int
+) -> list[Trunks]:
+    """Prefixes in batches of similar length, with the branches behind them where these save more than their passes cost.
 
     Args:
-        candidates: from `branches`.
+        found: from `prefixes`, each of at least one token.
         sequences: token ids of each prompt.
-        start: length of the prefix.
-        size: most prompts of a batch.
+        first_wanted: first position of each prompt whose activations are wanted.
+        size: most rows of a batch.
     """
-    several = [b for b in candidates if b.length > start and len(b.members) > 1]
-    saved = sum((b.length - start) * (len(b.members) - 1) for b in several)
-    if saved < PASS_COST * -(-sum(len(b.members) for b in several) // size):
-        return []
-    pieces = [Branch(b.length, b.members[i : i + size]) for b in several for i in range(0, len(b.members), size)]
-    pieces.sort(key=lambda b: (-max(len(sequences[i]) - b.length for i in b.members), b.members))
-    out: list[list[Branch]] = []
-    room = 0
-    for piece in pieces:
-        if len(piece.members) > room:
-            out.append([])
-            room = size
-        out[-1].append(piece)
-        room -= len(piece.members)
+    out: list[Trunks] = []
+    left = sorted(found, key=lambda prefix: (-prefix.length, prefix.members))
+    while left:
+        widest = left[0].length
+        n = sum(1 for p in left[:size] if p.length * PADDED >= widest * (PADDED - 1))
+        several, alone = _behind(left[:n], sequences, first_wanted, size)
+        out.append(Trunks(tuple(left[:n]), several, alone))
+        left = left[n:]
     return out
+
+
+def _behind(
+    found: Sequence[Prefix], sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], size: int
+) -> tuple[list[tuple[int, Branch]], list[tuple[int, int]]]:
+    """Branches of several prompts, those of most tokens first, and the other prompts; no branches where they save too little."""
+    several: list[tuple[int, Branch]] = []
+    for row, (start, members) in enumerate(found):
+        parts = branches([sequences[i] for i in members], [first_wanted[i] for i in members], start)
+        several += [
+            (row, Branch(b.length, tuple(members[m] for m in b.members)))
+            for b in parts
+            if b.length > start and len(b.members) > 1
+        ]
+    saved = sum((b.length - found[row].length) * (len(b.members) - 1) for row, b in several)
+    if saved < PASS_COST * -(-len(several) // size):
+        several = []
+    inside = {i for _, b in several for i in b.members}
+    alone = [(row, i) for row, prefix in enumerate(found) for i in prefix.members if i not in inside]
+
+    def place(one: tuple[int, Branch]) -> tuple[int, int, tuple[int, ...]]:
+        row, branch = one
+        rests = sum(len(sequences[i]) - branch.length for i in branch.members)
+        return found[row].length - branch.length, -rests, branch.members
+
+    return sorted(several, key=place), alone

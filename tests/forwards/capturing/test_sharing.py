@@ -9,7 +9,7 @@ import emotrace as et
 from emotrace.forwards.capturing import job
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.memory import WORTH, empty
-from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, batched, branches
+from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, Prefix, branches, trunks
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 
@@ -61,26 +61,32 @@ def test_a_conversation_that_grows_turn_by_turn_is_no_stack_overflow():
     assert partition(found) == list(range(len(ids)))
 
 
-def test_batches_hold_at_most_so_many_prompts_and_only_where_it_pays():
-    ids = [[1] * 10 + [i] * 30 + [j] for i in range(2, 9) for j in range(5)]
-    found = branches(ids, [40] * 35, 10)
-    packed = batched(found, ids, 10, 12)
-    assert sorted(i for b in packed for t in b for i in t.members) == list(range(35))
-    assert max(sum(len(t.members) for t in b) for b in packed) <= 12
-    assert batched(found[:1], ids, 10, 12)
-    assert not batched([Branch(10 + PASS_COST // 4 - 1, (0, 1, 2, 3, 4))], ids, 10, 12)
+def test_prefixes_of_similar_length_run_together_and_branches_only_where_they_pay():
+    ids = [[s] * 10 + [i] * 30 + [j] for s in (1, 2) for i in range(3, 10) for j in range(5)]
+    ids += [[9] * 40 + [i] for i in range(5)]
+    firsts = [len(s) - 1 for s in ids]
+    found = [Prefix(10, tuple(range(35))), Prefix(10, tuple(range(35, 70))), Prefix(40, tuple(range(70, 75)))]
+    long, short = trunks(found, ids, firsts, 12)
+    assert long == (tuple(found[2:]), [], [(0, i) for i in range(70, 75)])
+    assert short.prefixes == tuple(found[:2])
+    assert not short.alone
+    assert sorted(i for _, b in short.several for i in b.members) == list(range(70))
+    assert all(i // 35 == row for row, b in short.several for i in b.members)
+    few = [[1] * 10 + [i] * (PASS_COST // 4 - 1) + [j] for i in (2, 3) for j in range(2)]
+    (only,) = trunks([Prefix(10, (0, 1, 2, 3))], few, [len(s) - 1 for s in few], 12)
+    assert (only.several, len(only.alone)) == ([], 4)
 
 
 @pytest.mark.parametrize(
     "name", ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "phi", "opt", "bloom", "falcon", "mixtral"]
 )
-def test_twigs_change_no_value(name, monkeypatch):
-    lm, ids = loaded(name), sev_like()
-    packed = []
-    monkeypatch.setattr(job, "batched", lambda *a: packed.append(batched(*a)) or packed[-1])
+def test_levels_change_no_value(name, monkeypatch):
+    lm, packed = loaded(name), []
+    ids = sev_like() + [[33, *s] for s in sev_like(seed=1)]  # two prefixes, the second one token longer
+    monkeypatch.setattr(job, "trunks", lambda *a: packed.append(trunks(*a)) or packed[-1])
     shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
     plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
-    assert any(packed), "no branch was used"
+    assert any(len(one.prefixes) == 2 and one.several and one.alone for one in packed[0]), "not all kinds of level"
     np.testing.assert_allclose(shared.residual.values, plain.residual.values, atol=3e-5)
 
 
