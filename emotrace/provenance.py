@@ -19,7 +19,7 @@ from emotrace.signatures import typed
 KEYS: Final = ("model_id", "revision", "dtype", "config_hash", "weights_hash", "weights_sample")
 """Entries of a model's identity that tell it from others."""
 ROWS: Final = (
-    "source", "selection", "plan_digest", "prompts_digest", "tokens_digest", "accepted_digest", "n_accepted"
+    "source", "selection", "plan_digest", "edits", "prompts_digest", "tokens_digest", "accepted_digest", "n_accepted"
 )  # fmt: skip
 """Entries that say which rows a result was made of: the store, what it was narrowed to, its plan and prompts, and of these the
 accepted ones. Results that differ in one of them are of other rows."""

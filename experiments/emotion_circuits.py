@@ -181,8 +181,9 @@ def main(
     for kind, table in scores.items():
         common: dict[str, Any] = {"draws": curve_draws, "batch_size": batch_size, "seed": seed}
         curves[f"{kind} ablated"] = attribution.ablation_curve(
-            lm, trial, dirs, table, how="mean", out=run.path("curves", f"{kind}_ablated"), **common
-        )
+            lm, trial, dirs, table, how="mean", reference=stored.where(key=trial.keys),
+            out=run.path("curves", f"{kind}_ablated"), **common,
+        )  # fmt: skip
         curves[f"{kind} added"] = attribution.enhancement_curve(
             lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
         )

@@ -15,6 +15,7 @@ from emotrace import attribution, circuits, directions, discovery, provenance, r
 from emotrace.attribution import ablations
 from emotrace.circuits import assemble
 from emotrace.datasets import Prompts
+from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 
 EMOTIONS = ("anger", "fear", "joy")
@@ -27,6 +28,7 @@ class Given(NamedTuple):
     acts: et.Activations
     dirs: xr.DataArray
     covectors: xr.Dataset
+    words: xr.Dataset
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def given(tmp_path_factory):
         out=tmp_path_factory.mktemp("rows") / "a.zarr", progress=False,
     )  # fmt: skip
     dirs = directions.centered_mean(acts.where(sublayer=["resid_mid", "resid_post"]), within="skeleton_id")
-    return Given(model, acts, dirs, attribution.covectors(model, dirs))
+    words = attribution.token_covectors(model, {"joy": 40, "fear": 7})
+    return Given(model, acts, dirs, attribution.covectors(model, dirs), words)
 
 
 def residual(acts):
@@ -56,7 +59,8 @@ def residual(acts):
 OF_ALL = {
     "project": lambda given, acts: directions.project(acts, given.dirs),
     "top_prompts": lambda given, acts: attribution.top_prompts(acts, 1, [2, 3], k=2),
-    "logit lens": lambda given, acts: attribution.top_tokens(
+    "logit_lens": lambda given, acts: attribution.logit_lens(acts, given.words),
+    "top_tokens": lambda given, acts: attribution.top_tokens(
         given.model, acts.sel("residual", layer=1, sublayer="resid_post", position="last"), k=2
     ),
     "patterns": lambda given, acts: rsa.patterns(acts.where(position="last"), over="skeleton_id"),
@@ -159,3 +163,29 @@ def test_frames_of_top_prompts_show_the_tokens_beside(given):
         assert row["after"] == "".join(texts[at + 1 : at + 4])
     alone = attribution.top_prompts(given.acts.where(position="last"), 1, 2)
     assert set(alone["before"]) == set(alone["after"]) == {""}
+
+
+@pytest.mark.filterwarnings("ignore:.*so this is of the edited model")
+def test_results_of_activations_under_edits_say_so(given):
+    """What asks components warns, what stands in the place of the un-edited model's values is refused, and all name the edits."""
+    edits = ablations.zero_ablation("neuron", {1: [2]})
+    prompts = Prompts.of(
+        given.acts.tokens.groupby("key", sort=False).agg({"token_id": list, "emotion": "first", "skeleton_id": "first"})
+        .reset_index().rename(columns={"token_id": "token_ids"})
+    )  # fmt: skip
+    acts = et.capture(given.model, prompts, ("resid_mid", "resid_post", "z", "neuron"), edits=edits, progress=False)
+    assert acts.attrs["edits"] != "none"
+    without = {
+        "attribution_patching",
+        "gradient_influence",
+        "mean_ablation",
+        "resample_ablation",
+        "context_agnosticism",
+    }
+    for name in set(OF_ALL | OF_ACCEPTED) - without - {"sel", "dataset", "paired_shift"}:
+        assert provenance.rows_of(of(given, name, acts)).get("edits") == acts.attrs["edits"], name
+        assert "edits" not in provenance.rows_of(of(given, name, given.acts)), name
+    with pytest.warns(UserWarning, match="head_contributions: .*edits=.*so this is of the edited model"):
+        attribution.head_contributions(acts, given.covectors)
+    with pytest.raises(EmotraceError, match="captured with edits"):
+        ablations.mean_ablation("neuron", {1: [2]}, acts)

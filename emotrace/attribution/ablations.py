@@ -14,13 +14,13 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import provenance
-from emotrace.attribution.chunked import require
+from emotrace.attribution.chunked import refuse_edited, require, require_whole
 from emotrace.attribution.sets import Components
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
 from emotrace.forwards.streams import fitting, stream
-from emotrace.labels import COUNTED, Component, EmotraceError, Positions, unknown
+from emotrace.labels import COUNTED, SITE_DIMS, Component, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store import Activations
@@ -209,6 +209,7 @@ def check_stored(
         EmotraceError: for a site, layer, component, label or prompt that the activations lack.
     """
     require(acts, site, sorted(components), place)
+    _whole(acts, site, place)
     if label is not None and label not in acts.columns:
         raise unknown("label", label, acts.columns, f"{place}, of the reference {acts.path}")
     lost = sorted(set(keys) - set(acts.column("key").tolist()))
@@ -255,6 +256,7 @@ def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> t
     """``[token, unit]`` or ``[token, head, head_dim]`` of the chosen components of a layer, and what they are taken from."""
     dim = _component(site).dim
     if isinstance(reference, Activations):
+        _whole(reference, site, "ablation(reference=…)")
         reference = reference.sel(site)  # lazy: of the layer the components are read that are chosen
     if isinstance(reference, xr.DataArray):
         layers = reference["layer"].values.tolist() if "layer" in reference.dims else []
@@ -275,6 +277,12 @@ def _values(reference: Reference, site: str, layer: int, chosen: list[int]) -> t
     means /= times.reshape(-1, *[1] * (values.ndim - 1))
     order = np.argsort(first)
     return means[order], found.isel(token=first[order])
+
+
+def _whole(acts: Activations, site: str, place: str) -> None:
+    """Refuse activations of another run than the un-edited model's, or of parts of components."""
+    refuse_edited(acts, place)
+    require_whole(acts, site, [dim for dim in SITE_DIMS[site] if dim != _component(site).dim], place)
 
 
 def _chosen(found: xr.DataArray, site: str, chosen: list[int], layer: int) -> list[int]:

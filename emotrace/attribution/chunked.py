@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,62 +14,138 @@ import xarray as xr
 
 from emotrace import arguments, provenance
 from emotrace.directions.groups import accepted_attrs, codes, counting
-from emotrace.directions.source import Source, pieces, provenance_of
+from emotrace.directions.source import edited, pieces, provenance_of
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
+from emotrace.store.cell import Place
 
-CACHE = 1 << 20
-"""Bytes of the float64 numbers that are worked on at a time: they stay in a core's cache."""
+WINDOW = 1 << 23
+"""Bytes of float64 numbers; of so many rows (stored ones take half) one label is read after the other."""
+RUN = 1 << 21
+"""Bytes of float64 numbers that are worked on at a time: the stored ones stay in a core's cache. Their float32 sums are added up
+in float64, so that an error of rounding does not grow with the number of prompts."""
 METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
 
 
-class Rows(NamedTuple):
-    """Rows of activations that count, and how: every prompt as the mean over its rows.
+class Run(NamedTuple):
+    """Rows of whole prompts that are read at once.
 
     Attributes:
         rows: indices into the activations.
+        places: where they lie.
+        group: first row group that is still read.
+        code: of every row, the index of its label.
+        weight: of every row, 1 / (rows of its prompt).
+        own: ``[label, row]``, the weight where a row has the label.
+        starts: first of the rows of each prompt.
+    """
+
+    rows: np.ndarray
+    places: list[Place]
+    group: int
+    code: np.ndarray
+    weight: np.ndarray
+    own: np.ndarray
+    starts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of activations that count, and how: every prompt as the mean over its rows.
+
+    Attributes:
+        acts: whose rows.
+        rows: indices into them.
         code: of every row, the index of its label.
         weight: of every row, 1 / (rows of its prompt).
         starts: first of the rows of each prompt.
         n: prompts of each label.
-        own: ``[label, row]``, the weight where a row has the label.
         accepted: which keys they have, of `emotrace.directions.groups.accepted_attrs`.
     """
 
+    acts: Activations
     rows: np.ndarray
     code: np.ndarray
     weight: np.ndarray
     starts: np.ndarray
     n: np.ndarray
-    own: np.ndarray
     accepted: Mapping[str, Any]
+    _runs: dict[tuple[int, bool], list[Run]] = field(default_factory=dict)
+
+    def runs(self, width: int, by_label: bool) -> list[Run]:
+        """All rows in parts, of one label each if asked for, that depend on them and on the numbers of a row alone."""
+        if (width, by_label) not in self._runs:
+            parts = pieces(len(self.rows), width, self.starts, WINDOW if by_label else RUN)
+            of = self._labelled if by_label else self._run
+            self._runs[width, by_label] = [run for part in parts for run in of(np.arange(part.start, part.stop), width)]
+        return self._runs[width, by_label]
+
+    def _labelled(self, window: np.ndarray, width: int) -> Iterator[Run]:
+        first = self._begins[window]
+        for label in range(len(self.n)):
+            mine = np.flatnonzero(self.code[window] == label)
+            for part in pieces(len(mine), width, np.flatnonzero(first[mine]), RUN):
+                yield from self._run(window[mine[part]], width, window[0])
+
+    def _run(self, at: np.ndarray, width: int, first: int | None = None) -> Iterator[Run]:
+        group = self.acts.places(self.rows[at[:1] if first is None else [first]])[0].group
+        code, weight, rows = self.code[at], self.weight[at], self.rows[at]
+        own = np.where(np.arange(len(self.n))[:, None] == code, weight, 0.0)
+        yield Run(rows, self.acts.places(rows), group, code, weight, own, np.flatnonzero(self._begins[at]))
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        return np.isin(np.arange(len(self.rows)), self.starts)
 
 
 class Reader:
-    """One layer of several variables, block by block."""
+    """One layer of several variables, run by run."""
 
     def __init__(
         self, acts: Activations, variable: str, others: Sequence[str], layer: int, sublayer: str | None
     ) -> None:
-        names = [variable, *others]
-        arrays = {name: acts.sel(name, layer=layer) for name in names}
+        self.acts, self.layer = acts, layer
+        self.cells = {name: acts.cell(name, layer=layer) for name in (variable, *others)}
         if sublayer is not None:
-            arrays[sublayer] = acts.sel("residual", layer=layer, sublayer=sublayer)
-        table = pd.DataFrame({"key": acts.column("key")})
-        every = np.arange(len(acts))
-        self.sources = {name: Source(array, table, {}, every) for name, array in arrays.items()}
-        self.width = sum(source.shape[2] for source in self.sources.values())
+            self.cells[sublayer] = acts.cell("residual", layer=layer, sublayer=sublayer)
 
-    def blocks(self, rows: Rows) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-        """Parts of the rows, whole prompts each, with what every variable holds there: float64 ``[row, number]``."""
-        for part in pieces(len(rows.rows), self.width, rows.starts):
-            at = rows.rows[part]
-            held = {name: source.raw(0, at)[0] for name, source in self.sources.items()}
-            starts = rows.starts[(rows.starts >= part.start) & (rows.starts < part.stop)] - part.start
-            for i in pieces(len(at), self.width, starts, CACHE):
-                values = {name: self.sources[name].exact(array[i], 0, at[i]) for name, array in held.items()}
-                yield slice(part.start + i.start, part.start + i.stop), values
+    def runs(self, rows: Rows, by_label: bool = False) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
+        """Runs, with what every variable holds there: float32 ``[row, number]``, not to be written to, good until the next."""
+        runs = rows.runs(sum(math.prod(cell.shape) for cell in self.cells.values()), by_label)
+        longest = max(len(run.rows) for run in runs)
+        held = {name: np.empty((longest, *cell.shape), cell.dtype) for name, cell in self.cells.items()}
+        for run in runs:
+            n, found = len(run.rows), {}
+            for name, cell in self.cells.items():
+                cell.forget(run.group)
+                values = cell.read(run.places, held[name][:n])
+                found[name] = values.reshape(n, -1).astype(np.float32, copy=False)
+            yield run, found
+
+    @np.errstate(over="ignore", invalid="ignore")  # refused below, by name
+    def total(self, run: Run, values: np.ndarray) -> np.ndarray:
+        """Values ``[row, number]`` of a run added up, every prompt as the mean over its rows; refuses as `finite`."""
+        if len(run.starts) < len(run.rows):
+            values = values * run.weight[:, None].astype(np.float32)
+        return self.finite(run.rows, np.add.reduce(values, axis=0))
+
+    def finite(self, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """What was found of some rows of the activations, as float64.
+
+        Raises:
+            EmotraceError: where that is not finite, naming what it came from.
+        """
+        if np.isfinite(found).all():
+            return found.astype(np.float64, copy=False)
+        keys = self.acts.column("key")[rows]
+        for name, cell in self.cells.items():
+            values = np.empty((len(rows), *cell.shape), cell.dtype)
+            values = cell.read(self.acts.places(rows), values)
+            wrong = np.flatnonzero(~np.isfinite(values.reshape(len(rows), -1)).all(1))
+            if len(wrong):
+                raise EmotraceError(f"{name} of layer {self.layer} of {keys[wrong[0]]!r} is not finite.")
+        raise EmotraceError(f"layer {self.layer} is too large to be added up in float32, e.g. of {keys[0]!r}.")
 
 
 def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | None, place: str) -> Rows:
@@ -82,8 +161,7 @@ def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | 
     starts = np.flatnonzero(np.append(True, np.diff(prompt) != 0))
     weight = np.repeat(1.0, len(used)) / np.repeat(counts := np.diff(np.append(starts, len(used))), counts)
     n = np.bincount(code[starts], minlength=len(covectors[label]))
-    own = np.where(np.arange(len(n))[:, None] == code[None, :], weight, 0.0)
-    return Rows(used, code, weight, starts, n, own, accepted_attrs(table, keep))
+    return Rows(acts, used, code, weight, starts, n, accepted_attrs(table, keep))
 
 
 def about(acts: Activations, covectors: xr.Dataset, rows: Rows) -> dict[str, Any]:
@@ -149,6 +227,21 @@ def require(acts: Activations, site: str, layers: Sequence[int], place: str) -> 
             raise unknown(f"layer of {site!r}", layer, acts[site]["layer"].values.tolist(), f"{place}, of {acts.path}")
 
 
+def require_whole(acts: Activations, variable: str, dims: Iterable[str], place: str) -> None:
+    """Refuse activations of which `where` has left a part of what counts as a whole."""
+    for dim in dims:
+        if dim in acts.cut(variable):
+            raise EmotraceError(f"{place}: {variable!r} is narrowed along {dim!r}, which is read whole.")
+
+
+def refuse_edited(acts: Activations, place: str) -> None:
+    """Refuse activations that were captured under edits."""
+    if edited(acts):
+        raise EmotraceError(
+            f"{place}: {acts.path} was captured with edits={acts.attrs['edits']}; activations of the un-edited model are due."
+        )
+
+
 def require_norm(acts: Activations, name: str, layers: Sequence[int], sites: str, place: str) -> None:
     """Refuse activations without what a norm divides by."""
     if name not in acts.variables or not all(has(acts, name, layer) for layer in layers):
@@ -160,11 +253,8 @@ def require_norm(acts: Activations, name: str, layers: Sequence[int], sites: str
 
 def aligned(acts: Activations, covectors: xr.Dataset, site: str, dim: str, place: str) -> np.ndarray:
     """The components that activations hold, which the covectors must have."""
-    array = acts.sel(site)
-    for name in (d for d in ("head_dim",) if d in array.dims):
-        if array.sizes[name] != covectors.sizes[name]:
-            raise EmotraceError(f"{place}: {site!r} is narrowed along {name!r}; a head is taken whole.")
-    names = array[dim].values
+    require_whole(acts, site, ("head_dim",), place)
+    names = acts.sel(site)[dim].values
     lost = np.setdiff1d(names, covectors[dim].values)
     if len(lost):
         raise unknown(dim, int(lost[0]), covectors[dim].values.tolist()[-1:], f"{place}, of the covectors (up to)")

@@ -15,7 +15,7 @@ from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.store import Activations
-from emotrace.store.asked import of_acts_alone
+from emotrace.store.asked import of_acts
 
 AT = ("key", "position", "position_from_end", "token_id", "token_text")
 """Columns that say which token of which prompt a row is."""
@@ -57,7 +57,7 @@ class _Around:
         return "".join(str(self.texts[i]) for i in part)
 
 
-@of_acts_alone(_stored)
+@of_acts(_stored)
 @typed
 def top_prompts(
     model: LanguageModel,

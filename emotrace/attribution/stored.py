@@ -1,20 +1,31 @@
 """Stored: the scores of heads and neurons as expressions over stored activations and covectors. Pure: no model, no torch.
 
-Everything is float64 in blocks of rows, whole prompts each, so that memory is bounded by a block (or by the longest prompt); the
-blocks depend on the rows alone, so a store and memory give the same bits.
+Rows are read in blocks and worked on in runs of whole prompts of one label, so that memory is bounded by a block (or by the
+longest prompt); both depend on the rows alone, so a store and memory give the same bits. Products and sums of a run are float32,
+as the stored numbers are, but for what norms take back; runs are added up in float64. That is off by some 1e-7 of the largest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from emotrace.attribution import summed
-from emotrace.attribution.chunked import Reader, about, aligned, counted, has, require, require_norm, shared_layers
+from emotrace.attribution.chunked import (
+    Reader,
+    about,
+    aligned,
+    counted,
+    has,
+    require,
+    require_norm,
+    require_whole,
+    shared_layers,
+)
 from emotrace.attribution.files import save_scores
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
@@ -54,22 +65,18 @@ def heads(
     first = np.zeros((n_labels, n_labels, n_layers, n_heads))
     second = np.zeros((n_labels, n_layers, n_heads))
     baseline = np.zeros((n_labels, n_layers))
-    for i, (layer, norm) in enumerate(zip(chosen, norms, strict=True)):
-        vectors = _Vectors.of(covectors, layer, names)
+    for i, (layer, norm, vectors) in enumerate(zip(chosen, norms, _Vectors.of(covectors, chosen, names), strict=True)):
         reads = Reader(acts, "z", norm.variables, layer, norm.residual)
-        for part, read in reads.blocks(rows):
-            z = read["z"].reshape(len(read["z"]), n_heads, -1)
-            q = np.matmul(z.transpose(1, 0, 2), vectors.u)
-            importance, s = _importance(q, vectors, norm, read)
-            code, own = rows.code[part], rows.own[:, part]
-            first[:, :, i] += np.matmul(own, importance).transpose(1, 2, 0)
-            mine = importance[:, np.arange(len(code)), code] * rows.weight[part]
-            starts = rows.starts[(rows.starts >= part.start) & (rows.starts < part.stop)] - part.start
-            means = np.add.reduceat(mine, starts, axis=1)
-            for label in range(n_labels):
-                second[label, i] += np.square(means[:, code[starts] == label]).sum(1)
-            if s is not None:
-                baseline[:, i] += own @ s[np.arange(len(code)), code]
+        for run, read in reads.runs(rows):
+            importance, s = _importance(read, vectors, norm)
+            here = np.arange(len(run.code)), run.code
+            first[:, :, i] += reads.finite(run.rows, np.matmul(run.own, importance)).transpose(1, 2, 0)
+            means = np.add.reduceat(importance[:, *here] * run.weight, run.starts, axis=1)
+            second[:, i] += (run.own[:, run.starts] > 0) @ np.square(means).T
+            baseline[:, i] += reads.finite(run.rows, run.own @ s[here])
+            if norm.residual is not None and not norm.reads:  # linear: of sums
+                total = reads.finite(run.rows, run.own.astype(np.float32) @ read[norm.residual])
+                baseline[:, i] += (total * vectors.read.T).sum(1)
     sums = {"first": first, "second": second}
     if all(norm.whole for norm in norms):
         sums["baseline"] = baseline
@@ -116,21 +123,24 @@ def neurons(
     found = ["positive", "negative", *(["raw"] if any(normed) else []), *(["activation"] if others else [])]
     sums = {name: np.zeros(shape) for name in found}
     shrink = np.zeros((len(values), sum(normed)))
+    room = np.empty((0, len(names)), np.float32)
     for i, layer in enumerate(chosen):
         wanted = [*others, *(["neuron_norm"] if normed[i] else [])]
-        for part, read in Reader(acts, "neuron", wanted, layer, None).blocks(rows):
-            x, own = read["neuron"], rows.own[:, part]
+        reads = Reader(acts, "neuron", wanted, layer, None)
+        for run, read in reads.runs(rows, by_label=True):
+            of, x = run.code[0], read["neuron"]
             if "raw" in sums:
-                sums["raw"][:, i] += own @ x
+                sums["raw"][of, i] += reads.total(run, x)
+            if others:
+                sums["activation"][of, i] += reads.total(run, read[variable])
             if normed[i]:
                 ratio = 1 / read["neuron_norm"]
-                shrink[:, sum(normed[:i])] += own @ ratio[:, 0]
+                shrink[of, sum(normed[:i])] += reads.total(run, ratio)[0]
                 x = x * ratio
-            high = np.maximum(x, 0)
-            sums["positive"][:, i] += own @ high
-            sums["negative"][:, i] += own @ np.subtract(x, high, out=high)  # min(x, 0), exactly
-            if others:
-                sums["activation"][:, i] += own @ read[variable]
+            room = np.empty_like(x) if len(room) < len(x) else room
+            total, size = reads.total(run, x), reads.total(run, np.abs(x, out=room[: len(x)]))
+            sums["positive"][of, i] += (size + total) / 2
+            sums["negative"][of, i] += (total - size) / 2
     part = covectors.sel(layer=chosen, unit=names)
     order = (covectors.attrs["label"], "layer", "unit")
     weights = {
@@ -175,8 +185,8 @@ class Norms(NamedTuple):
         after, reads = (layer in covectors.attrs[name] for name in ("z_after", "z_reads"))
         site = covectors.attrs["residual"][covectors.attrs["z_layers"].index(layer)]
         there = site is not None and has(acts, site, layer)
-        if there and "dim" in acts.cut("residual"):
-            raise EmotraceError(f"{place}: the residual is narrowed along 'dim'; it is read whole.")
+        if there:
+            require_whole(acts, "residual", ("dim",), place)
         for needed, names in ((after, Z_NORM), (reads, MID_NORM)):
             for name in names if needed else ():
                 require_norm(acts, name, [layer], f"'{site}' and 'z'" if reads else "'z'", place)
@@ -199,34 +209,38 @@ class _Vectors(NamedTuple):
     u: np.ndarray
     bias: np.ndarray
     added: np.ndarray
-    read: np.ndarray
     read_bias: np.ndarray
+    read: np.ndarray
 
     @classmethod
-    def of(cls, covectors: xr.Dataset, layer: int, names: np.ndarray) -> _Vectors:
-        """Of these heads."""
-        u = covectors["z"].sel(layer=layer, head=names).transpose("head", "head_dim", ...).values
-        read = covectors["read"].sel(layer=layer).transpose("dim", ...).values
-        bias, added, read_bias = (covectors[n].sel(layer=layer).values for n in ("z_bias", "z_added", "read_bias"))
-        return cls(np.ascontiguousarray(u), bias, added, np.ascontiguousarray(read), read_bias)
+    def of(cls, covectors: xr.Dataset, layers: list[int], names: np.ndarray) -> list[_Vectors]:
+        """Of these heads, layer by layer."""
+        part = covectors.sel(layer=layers, head=names)
+        u = part["z"].transpose("layer", "head", "head_dim", ...).values
+        read = part["read"].transpose("layer", "dim", ...).values
+        biases = (part[name].transpose("layer", ...).values for name in ("z_bias", "z_added", "read_bias"))
+        columns = (u, *biases, read)
+        return [cls(*(np.ascontiguousarray(column[i]) for column in columns)) for i in range(len(layers))]
 
 
-def _importance(q: np.ndarray, vectors: _Vectors, norm: Norms, read: dict[str, np.ndarray]) -> tuple[np.ndarray, Any]:
-    """Importance ``[head, row, label]`` and s(r) ``[row, label]`` of a block; None for an s(r) that is not known."""
-    total = None
-    if norm.after or norm.residual == "resid_pre" or norm.residual is None:
-        total = q.sum(0) + vectors.bias
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name, of sums
+def _importance(values: dict[str, np.ndarray], vectors: _Vectors, norm: Norms) -> tuple[np.ndarray, np.ndarray]:
+    """Importance ``[head, row, label]`` and s(r) ``[row, label]`` of a run, the latter without a residual that no norm reads.
+
+    Products are float32, behind norms, where large numbers are taken from each other, float64.
+    """
+    kind = np.float64 if norm.variables else np.float32
+    z = values["z"].reshape(len(values["z"]), len(vectors.u), -1).astype(kind, copy=False)
+    q = np.matmul(z.transpose(1, 0, 2), vectors.u.astype(kind)).astype(np.float64)
+    total = q.sum(0) + vectors.bias
     if norm.after:
-        size, without = read["z_norm"], read["z_norm_without"]
+        size, without = (values[name].astype(np.float64) for name in Z_NORM)
         q = total / size - (total - q) / without.T[:, :, None]
         total = total / size + vectors.added
-    along = total
-    if norm.residual is not None:
-        along = read[norm.residual] @ vectors.read
-        along = along if norm.residual == "resid_mid" else along + total
+    along = np.zeros_like(total) if norm.residual == "resid_mid" else total
     if norm.reads:
-        assert along is not None
-        size, without = read["mid_norm"], read["mid_norm_without"]
+        along = along + values[str(norm.residual)].astype(np.float64) @ vectors.read
+        size, without = (values[name].astype(np.float64) for name in MID_NORM)
         q = along / size - (along - q) / without.T[:, :, None]
         along = along / size + vectors.read_bias
-    return q, along if norm.whole else None
+    return q, along

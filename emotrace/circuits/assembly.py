@@ -19,7 +19,7 @@ HALF: Final = 0.5
 """A circuit that takes more of a layer than this share leaves no room for random circuits of its size."""
 ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_sample", "tokenizer_hash", "template_hash",
                 "template_date", "double_bos", "bos", "dtype", "attn_implementation", "n_groups", "n_rows", "source", "selection",
-                "plan_digest", "accepted_digest", "n_accepted")  # fmt: skip
+                "plan_digest", "edits", "accepted_digest", "n_accepted")  # fmt: skip
 
 
 @typed

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments
+from emotrace.attribution.chunked import require_whole
 from emotrace.attribution.files import save_scores
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, weighted_sums
@@ -52,6 +53,7 @@ def _stored(
     for site in wanted:
         if site not in acts.variables:
             raise unknown("variable", site, acts.variables, f"{PLACE}, of {acts.path}")
+        require_whole(acts, site, SITE_DIMS[site][1:], PLACE)
     narrowed = acts
     if layers is not None:
         asked = sorted(arguments.wholes(f"{PLACE}(layers)", layers))

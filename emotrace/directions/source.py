@@ -26,6 +26,7 @@ PROVENANCE: Final = (
     "bos",
     "dtype",
     "attn_implementation",
+    "edits",
     "prompts_digest",
     "tokens_digest",
     "plan_digest",
@@ -152,9 +153,14 @@ class Source:
         return provenance_of(self)
 
 
+def edited(thing: Any) -> bool:
+    """Whether activations, or rows of them, were captured under edits."""
+    return thing.attrs.get("edits", "none") != "none"
+
+
 def provenance_of(thing: Any) -> dict[str, Any]:
     """What activations, or rows of them, came from: model, prompts, plan, store and selection."""
-    found = {k: thing.attrs[k] for k in PROVENANCE if k in thing.attrs}
+    found = {k: thing.attrs[k] for k in PROVENANCE if k in thing.attrs and (k != "edits" or edited(thing))}
     if "source" not in found and hasattr(thing, "path"):
         found |= {"source": str(thing.path), "selection": thing.selection}
     return found

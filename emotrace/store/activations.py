@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from emotrace.directions.source import edited
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
-from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing
+from emotrace.store.cell import Cell, Place
+from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing, runs
 from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
@@ -25,7 +28,16 @@ from emotrace.store.variable import Variable
 
 EAGER_ROWS = 20_000
 """Up to so many rows the labels on ``token`` are read at once; beyond, when they are asked for."""
-SOURCE_ATTRS = ("model_id", "revision", "dtype", "weights_hash", "weights_sample", "prompts_digest", "plan_digest")
+SOURCE_ATTRS = (
+    "model_id",
+    "revision",
+    "dtype",
+    "weights_hash",
+    "weights_sample",
+    "edits",
+    "prompts_digest",
+    "plan_digest",
+)
 WHOLE = "[]"
 """The selection of activations that are not narrowed."""
 
@@ -232,6 +244,28 @@ class Activations:
         out[variable] = x.values.ravel()
         return pd.DataFrame(out)
 
+    def cell(self, variable: str, **labels: Any) -> Cell:
+        """One layer (and sublayer) of a variable, whose rows are read into arrays again and again, without their labels.
+
+        Args:
+            variable: the stored site.
+            labels: one value for each of the variable's ``layer`` and ``sublayer``.
+
+        Raises:
+            EmotraceError: as `sel`.
+        """
+        v, stored, kept = self._variables[variable], self._stored[variable], self._kept[variable]
+        self._refuse_absent(v, {d: index_of(d, self._coords(v, d), labels[d]) for d in v.cell_dims})
+        at = tuple(list(stored.coords[d]).index(labels[d]) for d in v.cell_dims)
+        rest = [np.asarray(kept.get(d, range(stored.sizes[d]))) for d in stored.rest_dims]
+        whole = self._chunks(variable)
+        return Cell(partial(whole.chunk, at) if isinstance(whole, ChunkArray) else lambda _: whole[at], stored, rest)
+
+    def places(self, rows: np.ndarray) -> list[Place]:
+        """Where sorted rows of these activations lie; the same of every `cell`."""
+        size = self._n if self._table is None else self._row_group
+        return [Place(*part) for part in runs(self._rows[rows], size)]
+
     def _matching(self, wanted: Mapping[str, Any]) -> np.ndarray:
         """Rows of these activations that have these token labels."""
         if not len(self):
@@ -273,23 +307,27 @@ class Activations:
     def _whole(self, v: Variable) -> xr.DataArray:
         """All rows of a variable; made once, since making coordinates takes longer than indexing them."""
         if v.name not in self._arrays:
-            stored, kept = self._stored[v.name], self._kept[v.name]
-            held = self._held.get(v.name)
-            whole = ChunkArray(self.path, stored, self._n, self._row_group) if held is None else held
+            kept = self._kept[v.name]
             index: dict[str, Any] = {d: as_slice(np.array(at)) for d, at in kept.items()}
             if len(self._rows) < self._n:
                 index["token"] = as_slice(self._rows)
-            data = xr.Variable(v.full_dims, lazy(whole)).isel(index)
+            data = xr.Variable(v.full_dims, lazy(self._chunks(v.name))).isel(index)
             coords: dict[str, Any] = {}
             for dim in v.dims:
                 if dim in v.coords or dim in COUNTED or dim in kept:
                     coords[dim] = (dim, np.array(self._coords(v, dim), dtype=object if dim == "sublayer" else np.int64))
             coords |= {name: ("token", self._token_coord(name)) for name in self.columns}
-            origin = {k: self.attrs[k] for k in SOURCE_ATTRS if k in self.attrs}
+            origin = {k: self.attrs[k] for k in SOURCE_ATTRS if k in self.attrs and (k != "edits" or edited(self))}
             origin |= {"source": str(self.path), "selection": self.selection}
             attrs = {"variable": v.name, "source_dtype": v.source_dtype, **origin}
             self._arrays[v.name] = xr.DataArray(data, name=v.name, attrs=attrs).assign_coords(coords)
         return self._arrays[v.name]
+
+    def _chunks(self, variable: str) -> ChunkArray | np.ndarray:
+        """All of a variable, not narrowed."""
+        if variable not in self._held:
+            self._held[variable] = ChunkArray(self.path, self._stored[variable], self._n, self._row_group)
+        return self._held[variable]
 
     def _token_coord(self, name: str) -> Any:
         if self._n <= EAGER_ROWS or self._table is None:

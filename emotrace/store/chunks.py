@@ -7,8 +7,9 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from xarray.backends import BackendArray
@@ -20,6 +21,7 @@ from emotrace.store.laziness import Key, selection
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
+T = TypeVar("T")
 BLOCK = 1 << 19
 """Bytes read at once while a checksum is made: what stays in a core's cache."""
 
@@ -59,18 +61,15 @@ class ChunkArray(BackendArray):
             order = np.argsort(rows, kind="stable")
             rows = rows[order]
         out = np.empty([len(k) for k in index], dtype=self.variable.dtype)
-        runs = list(_runs(rows, self.row_group))
         places = itertools.product(*(range(len(c)) for c in cells))
         for at, cell in zip(places, itertools.product(*(c.tolist() for c in cells)), strict=True):
-            self._check(cell)
-            for where, group, local in runs:
-                name = self.variable.chunk(cell, group)
-                try:
-                    self._chunk(name, group, local, rest_key, whole, out[at][where])
-                except (OSError, ValueError, RuntimeError) as error:
-                    labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
-                    place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
-                    raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
+            self.check(cell)
+            for where, group, local in runs(rows, self.row_group):
+                part = out[at][where]
+                if self._codec is None and whole and isinstance(local, slice):
+                    self._use(cell, group, partial(_rows, part, local.start * self._row_bytes))
+                else:
+                    part[...] = taken(self.chunk(cell, group), local, rest_key)
         if order is not None:
             back = np.empty_like(order)
             back[order] = np.arange(len(order))
@@ -78,7 +77,12 @@ class ChunkArray(BackendArray):
         squeezed = [len(i) for k, i in zip(key, index, strict=True) if not isinstance(k, (int, np.integer))]
         return out.reshape(squeezed).astype(self.dtype, copy=False)
 
-    def _check(self, cell: tuple[int, ...]) -> None:
+    def chunk(self, cell: tuple[int, ...], group: int) -> np.ndarray:
+        """All rows of one cell and row group ``[row, …]``, not to be written to: a memory map, or what was decoded."""
+        return self._use(cell, group, self._all)
+
+    def check(self, cell: tuple[int, ...]) -> None:
+        """Refuse a cell that does not exist."""
         labels = self.variable.labels(cell)
         if labels in self.variable.absent:
             place = ", ".join(f"{d}={c!r}" for d, c in zip(self.variable.cell_dims, labels, strict=True))
@@ -86,40 +90,36 @@ class ChunkArray(BackendArray):
                 f"{self.variable.name} has no {place}: the model has no such site. {existing(self.variable)}"
             )
 
-    def _chunk(self, name: str, group: int, local: Rows, rest: list[Any], whole: bool, out: np.ndarray) -> None:
+    def _use(self, cell: tuple[int, ...], group: int, use: Callable[[int, int, Any], T]) -> T:
+        """What ``use`` makes of a chunk's file: its descriptor, size, and what it must confirm (None once it has been)."""
+        name = self.variable.chunk(cell, group)
         path = os.path.join(self.root, name)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            status = os.fstat(fd)
-            at, size = checks.state(status), status.st_size
-            known = checks.sound(path, at)
-            wanted = None if known else self._wanted(name, group)
-            expected = None if self._codec is not None else self._row_bytes * self.row_group
-            if expected is not None and size != expected:
-                raise ValueError(f"it has {size} bytes instead of {expected}")
-            if self._codec is not None:
-                raw = _read(fd, np.empty(size, np.uint8), 0)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                at, size = checks.state(status), status.st_size
+                wanted = None if checks.sound(path, at) else self._wanted(name, group)
+                expected = size if self._codec is not None else self._row_bytes * self.row_group
+                if size != expected:
+                    raise ValueError(f"it has {size} bytes instead of {expected}")
+                found = use(fd, size, wanted)
                 if wanted is not None:
-                    _confirm(size, checksum(raw, like=wanted[1]), wanted)
-                chunk = np.frombuffer(self._codec.decode(raw), self.variable.dtype).reshape(self._chunk_shape)
-                out[...] = _take(chunk, local, rest)
-            elif whole and isinstance(local, slice):
-                begin = local.start * self._row_bytes
-                if wanted is None:
-                    _read(fd, out, begin)
-                else:
-                    _confirm(size, _read_all(fd, size, out, begin, wanted[1]), wanted)
-            else:
-                with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:
-                    if wanted is not None:
-                        _confirm(size, checksum(mapped, like=wanted[1]), wanted)
-                    chunk = np.frombuffer(mapped, self.variable.dtype).reshape(self._chunk_shape)
-                    out[...] = _take(chunk, local, rest)
-                    del chunk  # releases the map
-            if wanted is not None:
-                checks.note(path, at)
-        finally:
-            os.close(fd)
+                    checks.note(path, at)
+                return found
+            finally:
+                os.close(fd)
+        except (OSError, ValueError, RuntimeError) as error:
+            labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
+            place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
+            raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
+
+    def _all(self, fd: int, size: int, wanted: Any) -> np.ndarray:
+        raw: Any = mmap.mmap(fd, size, access=mmap.ACCESS_READ)  # unmapped with the last array over it
+        if wanted is not None:
+            _confirm(size, checksum(raw, like=wanted[1]), wanted)
+        raw = raw if self._codec is None else self._codec.decode(raw)
+        return np.frombuffer(raw, self.variable.dtype).reshape(self._chunk_shape)
 
     def _wanted(self, name: str, group: int) -> Any:
         """Size and checksum of a chunk in its commit record."""
@@ -159,8 +159,11 @@ def as_slice(index: np.ndarray) -> Any:
     return index
 
 
-def _runs(rows: np.ndarray, row_group: int) -> Iterator[tuple[slice, int, Rows]]:
+def runs(rows: np.ndarray, row_group: int) -> Iterator[tuple[slice, int, Rows]]:
     """Sorted rows cut at row groups: (place in the result, group, rows inside the group)."""
+    if len(rows) and (first := int(rows[0]) // row_group) == int(rows[-1]) // row_group:
+        yield slice(0, len(rows)), first, as_slice(rows - first * row_group)
+        return
     groups = rows // row_group
     cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(rows)] if len(rows) else [0]
     for start, stop in itertools.pairwise(cuts):
@@ -168,22 +171,25 @@ def _runs(rows: np.ndarray, row_group: int) -> Iterator[tuple[slice, int, Rows]]
         yield slice(start, stop), group, as_slice(rows[start:stop] - group * row_group)
 
 
-def _take(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:
+def taken(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:
+    """Rows of a chunk, and of each further dim a slice or indices."""
     picked = chunk[local]
     for axis, key in enumerate(rest, start=1):
         picked = picked[(slice(None),) * axis + (key,)]
     return picked
 
 
-def _read(fd: int, out: np.ndarray, offset: int) -> np.ndarray:
-    """Fill a contiguous array from a file."""
+def _rows(out: np.ndarray, begin: int, fd: int, size: int, wanted: Any) -> None:
+    """Fill a contiguous array with the bytes of a chunk from ``begin`` on."""
+    if wanted is not None:
+        _confirm(size, _read_all(fd, size, out, begin, wanted[1]), wanted)
+        return
     view = out.data.cast("B")
     while len(view):
-        got = os.preadv(fd, [view], offset)
+        got = os.preadv(fd, [view], begin)
         if not got:
             raise ValueError("the file ends too early")
-        view, offset = view[got:], offset + got
-    return out
+        view, begin = view[got:], begin + got
 
 
 def _read_all(fd: int, size: int, out: np.ndarray, begin: int, like: str) -> str:

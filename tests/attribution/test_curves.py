@@ -235,6 +235,11 @@ def test_references_that_lack_something_are_refused():
     refused("no prompt .*are missing", acts.where(key=table.keys[:1]), how="resample")
     plain = Prompts.of([{"key": p.key, "token_ids": p.token_ids} for p in table])
     refused("unknown label 'emotion'", capture(lm, plain, "neuron", progress=False))
+    edited = capture(lm, table, ["neuron", "z"], edits=ablations.zero_ablation("neuron", {0: [1]}), progress=False)
+    refused("captured with edits", edited)
+    for part, said in ((edited, "captured with edits"), (acts.where(head_dim=[0]), "narrowed along 'head_dim'")):
+        with pytest.raises(EmotraceError, match=said):
+            ablations.mean_ablation("z", {1: [0]}, part)
     refused("made with the model", capture(loaded(seed=3), table, "neuron", progress=False))
 
 

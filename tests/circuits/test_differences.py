@@ -237,6 +237,7 @@ def test_stored_differences_are_refused_in_words():
         ("unknown layer 7", lambda: difference_vectors(acts, layers=[0, 7])),
         ("neither z nor neuron", lambda: difference_vectors(acts.where(layer=0), sites=[])),
         ("unknown label 'mood'", lambda: difference_vectors(acts, label="mood")),
+        ("'z' is narrowed along 'head_dim'", lambda: difference_vectors(acts.where(head_dim=[0, 1]))),
     ]:
         with pytest.raises(EmotraceError, match=message):
             wrong()

@@ -1,5 +1,7 @@
 """A store that was captured through a server is analysed with the server gone and no weights here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,10 @@ def captured(lm, folder):
     metric = discovery.Projection(directions, layer=lm.sites.n_layers - 1, against="counterfactual")
     how = {"positions": "prompt", "gradients": metric, "progress": False}
     et.capture(lm, pairs.prompts(), ["z", "mlp_out"], out=folder / "whole.zarr", **how)
+    spoken = Prompts(replace(p, reply_ids=(30 + i, 31, 32 + i % 4)[: 1 + i % 3]) for i, p in enumerate(prompts()))
+    et.capture(
+        lm, spoken, "neuron", positions="generated", components=True, out=folder / "replies.zarr", progress=False
+    )
 
 
 def asked(folder):
@@ -42,6 +48,7 @@ def asked(folder):
     acts, directions = et.open_activations(folder / "last.zarr"), et.directions.load(folder / "directions")
     covectors = attribution.load_scores(folder / "covectors", "covectors")
     whole = et.open_activations(folder / "whole.zarr")
+    replies = et.open_activations(folder / "replies.zarr").where(emotion=["fear", "joy"])
     circuit = circuits.discover(acts, covectors, neurons_per_layer=3, heads_per_layer=1, within=("skeleton_id",))
     return {
         "projection": et.directions.project(acts.where(emotion="fear"), directions).values,
@@ -50,6 +57,8 @@ def asked(folder):
         "neurons": attribution.neuron_contributions(acts, covectors)["contrast"].values,
         "circuit": circuit.components.drop(columns="emotion").to_numpy(dtype=object).tolist(),
         "patching": discovery.attribution_patching(whole, discovery.other_emotion(whole))["score"].values,
+        "reply tokens": attribution.top_prompts(replies, 1, [3, 5], k=4).to_numpy(dtype=object).tolist(),
+        "replies": attribution.neuron_contributions(replies, covectors.sel(emotion=["fear", "joy"]))["mean"].values,
         "geometry": rsa.rdm(rsa.patterns(acts, over=None, average=True), features="unit").values,
     }
 
