@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,9 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
 from emotrace.store.cell import Place
 
-WINDOW = 1 << 23
-"""Bytes of float64 numbers; of so many rows (stored ones take half) one label is read after the other."""
 RUN = 1 << 21
-"""Bytes of float64 numbers that are worked on at a time: the stored ones stay in a core's cache. Their float32 sums are added up
-in float64, so that an error of rounding does not grow with the number of prompts."""
+"""Bytes of float64 numbers that are worked on at a time: the stored ones, half of it, stay near a core. Their float32 sums are
+added up in float64, so that an error of rounding does not grow with the number of prompts."""
 METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
 
@@ -34,19 +31,19 @@ class Run(NamedTuple):
     Attributes:
         rows: indices into the activations.
         places: where they lie.
-        group: first row group that is still read.
         code: of every row, the index of its label.
         weight: of every row, 1 / (rows of its prompt).
         own: ``[label, row]``, the weight where a row has the label.
+        single: the same in float32.
         starts: first of the rows of each prompt.
     """
 
     rows: np.ndarray
     places: list[Place]
-    group: int
     code: np.ndarray
     weight: np.ndarray
     own: np.ndarray
+    single: np.ndarray
     starts: np.ndarray
 
 
@@ -71,32 +68,19 @@ class Rows:
     starts: np.ndarray
     n: np.ndarray
     accepted: Mapping[str, Any]
-    _runs: dict[tuple[int, bool], list[Run]] = field(default_factory=dict)
+    _runs: dict[int, list[Run]] = field(default_factory=dict)
 
-    def runs(self, width: int, by_label: bool) -> list[Run]:
-        """All rows in parts, of one label each if asked for, that depend on them and on the numbers of a row alone."""
-        if (width, by_label) not in self._runs:
-            parts = pieces(len(self.rows), width, self.starts, WINDOW if by_label else RUN)
-            of = self._labelled if by_label else self._run
-            self._runs[width, by_label] = [run for part in parts for run in of(np.arange(part.start, part.stop), width)]
-        return self._runs[width, by_label]
+    def runs(self, width: int) -> list[Run]:
+        """All rows in parts that depend on them and on the numbers of a row alone."""
+        if width not in self._runs:
+            self._runs[width] = [self._run(part) for part in pieces(len(self.rows), width, self.starts, RUN)]
+        return self._runs[width]
 
-    def _labelled(self, window: np.ndarray, width: int) -> Iterator[Run]:
-        first = self._begins[window]
-        for label in range(len(self.n)):
-            mine = np.flatnonzero(self.code[window] == label)
-            for part in pieces(len(mine), width, np.flatnonzero(first[mine]), RUN):
-                yield from self._run(window[mine[part]], width, window[0])
-
-    def _run(self, at: np.ndarray, width: int, first: int | None = None) -> Iterator[Run]:
-        group = self.acts.places(self.rows[at[:1] if first is None else [first]])[0].group
-        code, weight, rows = self.code[at], self.weight[at], self.rows[at]
+    def _run(self, part: slice) -> Run:
+        rows, code, weight = self.rows[part], self.code[part], self.weight[part]
         own = np.where(np.arange(len(self.n))[:, None] == code, weight, 0.0)
-        yield Run(rows, self.acts.places(rows), group, code, weight, own, np.flatnonzero(self._begins[at]))
-
-    @cached_property
-    def _begins(self) -> np.ndarray:
-        return np.isin(np.arange(len(self.rows)), self.starts)
+        starts = self.starts[(self.starts >= part.start) & (self.starts < part.stop)] - part.start
+        return Run(rows, self.acts.places(rows), code, weight, own, own.astype(np.float32), starts)
 
 
 class Reader:
@@ -110,25 +94,24 @@ class Reader:
         if sublayer is not None:
             self.cells[sublayer] = acts.cell("residual", layer=layer, sublayer=sublayer)
 
-    def runs(self, rows: Rows, by_label: bool = False) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
+    def runs(self, rows: Rows) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
         """Runs, with what every variable holds there: float32 ``[row, number]``, not to be written to, good until the next."""
-        runs = rows.runs(sum(math.prod(cell.shape) for cell in self.cells.values()), by_label)
+        runs = rows.runs(sum(math.prod(cell.shape) for cell in self.cells.values()))
         longest = max(len(run.rows) for run in runs)
         held = {name: np.empty((longest, *cell.shape), cell.dtype) for name, cell in self.cells.items()}
         for run in runs:
-            n, found = len(run.rows), {}
-            for name, cell in self.cells.items():
-                cell.forget(run.group)
-                values = cell.read(run.places, held[name][:n])
-                found[name] = values.reshape(n, -1).astype(np.float32, copy=False)
-            yield run, found
+            n = len(run.rows)
+            read = {name: cell.read(run.places, held[name][:n]) for name, cell in self.cells.items()}
+            yield run, {name: x.reshape(n, -1).astype(np.float32, copy=False) for name, x in read.items()}
 
-    @np.errstate(over="ignore", invalid="ignore")  # refused below, by name
+    @np.errstate(over="ignore", invalid="ignore")  # refused by `finite`
     def total(self, run: Run, values: np.ndarray) -> np.ndarray:
-        """Values ``[row, number]`` of a run added up, every prompt as the mean over its rows; refuses as `finite`."""
-        if len(run.starts) < len(run.rows):
-            values = values * run.weight[:, None].astype(np.float32)
-        return self.finite(run.rows, np.add.reduce(values, axis=0))
+        """Values ``[row, number]`` of a run added up over prompts, each as the mean over its rows: ``[label, number]``.
+
+        Raises:
+            EmotraceError: where that is not finite, as `finite`.
+        """
+        return self.finite(run.rows, run.single @ values)
 
     def finite(self, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
         """What was found of some rows of the activations, as float64.

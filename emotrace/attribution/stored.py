@@ -1,8 +1,8 @@
 """Stored: the scores of heads and neurons as expressions over stored activations and covectors. Pure: no model, no torch.
 
-Rows are read in blocks and worked on in runs of whole prompts of one label, so that memory is bounded by a block (or by the
-longest prompt); both depend on the rows alone, so a store and memory give the same bits. Products and sums of a run are float32,
-as the stored numbers are, but for what norms take back; runs are added up in float64. That is off by some 1e-7 of the largest.
+Rows are worked on in runs of whole prompts, so that memory is bounded by a run (or by the longest prompt); runs depend on the
+rows alone, so a store and memory give the same bits. Products and sums of a run are float32, as the stored numbers are, but for
+what norms take back; runs are added up in float64. That is off by some 1e-7 of the largest.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ def heads(
     baseline = np.zeros((n_labels, n_layers))
     for i, (layer, norm, vectors) in enumerate(zip(chosen, norms, _Vectors.of(covectors, chosen, names), strict=True)):
         reads = Reader(acts, "z", norm.variables, layer, norm.residual)
-        for run, read in reads.runs(rows):
-            importance, s = _importance(read, vectors, norm)
-            here = np.arange(len(run.code)), run.code
-            first[:, :, i] += reads.finite(run.rows, np.matmul(run.own, importance)).transpose(1, 2, 0)
-            means = np.add.reduceat(importance[:, *here] * run.weight, run.starts, axis=1)
-            second[:, i] += (run.own[:, run.starts] > 0) @ np.square(means).T
-            baseline[:, i] += reads.finite(run.rows, run.own @ s[here])
-            if norm.residual is not None and not norm.reads:  # linear: of sums
-                total = reads.finite(run.rows, run.own.astype(np.float32) @ read[norm.residual])
-                baseline[:, i] += (total * vectors.read.T).sum(1)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by `finite`
+            for run, read in reads.runs(rows):
+                importance, s = _importance(read, vectors, norm)
+                here = np.arange(len(run.code)), run.code
+                first[:, :, i] += reads.finite(run.rows, np.matmul(run.own, importance)).transpose(1, 2, 0)
+                means = np.add.reduceat(importance[:, *here] * run.weight, run.starts, axis=1)
+                second[:, i] += (run.own[:, run.starts] > 0) @ np.square(means).T
+                baseline[:, i] += reads.finite(run.rows, run.own @ s[here])
+                if norm.residual is not None and not norm.reads:  # linear: of sums
+                    baseline[:, i] += (reads.total(run, read[norm.residual]) * vectors.read.T).sum(1)
     sums = {"first": first, "second": second}
     if all(norm.whole for norm in norms):
         sums["baseline"] = baseline
@@ -127,20 +127,21 @@ def neurons(
     for i, layer in enumerate(chosen):
         wanted = [*others, *(["neuron_norm"] if normed[i] else [])]
         reads = Reader(acts, "neuron", wanted, layer, None)
-        for run, read in reads.runs(rows, by_label=True):
-            of, x = run.code[0], read["neuron"]
+        for run, read in reads.runs(rows):
+            x = read["neuron"]
             if "raw" in sums:
-                sums["raw"][of, i] += reads.total(run, x)
+                sums["raw"][:, i] += reads.total(run, x)
             if others:
-                sums["activation"][of, i] += reads.total(run, read[variable])
+                sums["activation"][:, i] += reads.total(run, read[variable])
             if normed[i]:
                 ratio = 1 / read["neuron_norm"]
-                shrink[of, sum(normed[:i])] += reads.total(run, ratio)[0]
+                shrink[:, sum(normed[:i])] += reads.total(run, ratio)[:, 0]
                 x = x * ratio
             room = np.empty_like(x) if len(room) < len(x) else room
             total, size = reads.total(run, x), reads.total(run, np.abs(x, out=room[: len(x)]))
-            sums["positive"][of, i] += (size + total) / 2
-            sums["negative"][of, i] += (total - size) / 2
+            high = np.maximum((size + total) / 2, np.maximum(total, 0))  # never of the wrong sign by rounding
+            sums["positive"][:, i] += high
+            sums["negative"][:, i] += total - high
     part = covectors.sel(layer=chosen, unit=names)
     order = (covectors.attrs["label"], "layer", "unit")
     weights = {
@@ -223,7 +224,6 @@ class _Vectors(NamedTuple):
         return [cls(*(np.ascontiguousarray(column[i]) for column in columns)) for i in range(len(layers))]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name, of sums
 def _importance(values: dict[str, np.ndarray], vectors: _Vectors, norm: Norms) -> tuple[np.ndarray, np.ndarray]:
     """Importance ``[head, row, label]`` and s(r) ``[row, label]`` of a run, the latter without a residual that no norm reads.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.store import Activations
 
+T = TypeVar("T")
 CHUNK_BYTES = 64 << 20
 """Activations that `fitting` allows in one chunk."""
 
@@ -64,18 +65,13 @@ def stream(
     """
     coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, start)
 
-    def chunks() -> Iterator[tuple[range, Activations]]:
-        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
-            bar.update(start)
-            for rows in ranges:
-                acts = capture(
-                    model, coded[rows.start : rows.stop], sites, layers=layers, positions="last", edits=edits,
-                    batch_size=batch_size, progress=False,
-                )  # fmt: skip
-                bar.update(len(rows))
-                yield rows, acts
-
-    return chunks()
+    found = (
+        capture(
+            model, coded[rows.start : rows.stop], sites, layers=layers, positions="last", edits=edits,
+            batch_size=batch_size, progress=False,
+        ) for rows in ranges
+    )  # fmt: skip
+    return _shown(ranges, found, start, desc, progress)
 
 
 def reductions(
@@ -114,16 +110,18 @@ def reductions(
     """
     coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, start)
 
-    def chunks() -> Iterator[tuple[range, Any]]:
-        with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
-            bar.update(start)
-            parts = ((coded[rows.start : rows.stop], args(rows)) for rows in ranges)
-            results = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
-            for rows, value in zip(ranges, results, strict=True):
-                bar.update(len(rows))
-                yield rows, value
+    parts = ((coded[rows.start : rows.stop], args(rows)) for rows in ranges)
+    found = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
+    return _shown(ranges, found, start, desc, progress)
 
-    return chunks()
+
+def _shown(ranges: list[range], found: Iterable[T], start: int, desc: str, progress: bool) -> Iterator[tuple[range, T]]:
+    """What is found of each range of prompts, while a bar shows how far it is."""
+    with progress_bar(total=start + sum(map(len, ranges)), desc=desc, unit="prompt", enabled=progress) as bar:
+        bar.update(start)
+        for rows, value in zip(ranges, found, strict=True):
+            bar.update(len(rows))
+            yield rows, value
 
 
 def _chunked(

@@ -38,7 +38,7 @@ class Cell:
         self._chunk = chunk
         self._rest = [as_slice(index) for index in rest]
         self._whole = tuple(len(index) for index in rest) == variable.rest_shape
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: tuple[int, np.ndarray] | None = None
         self.shape = tuple(len(index) for index in rest)
         self.dtype = variable.dtype.newbyteorder("=")
 
@@ -51,9 +51,10 @@ class Cell:
                 and not to be written to.
         """
         for where, group, local in places:
-            if group not in self._kept:
-                self._kept[group] = self._chunk(group)
-            part = self._kept[group]
+            if self._kept is None or self._kept[0] != group:
+                self._kept = None  # one at a time
+                self._kept = group, self._chunk(group)
+            part = self._kept[1]
             if not self._whole:
                 out[where] = taken(part, local, self._rest)
             elif not isinstance(local, slice):
@@ -63,8 +64,3 @@ class Cell:
             else:
                 out[where] = part[local]
         return out
-
-    def forget(self, group: int) -> None:
-        """Let go of what is kept of the row groups before one."""
-        for old in [kept for kept in self._kept if kept < group]:
-            del self._kept[old]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +73,7 @@ def planned(acts, dtype="float32", **options):
     return store.Plan.make(rows, [replace(v, source_dtype=dtype) for v in acts.described], attrs, **options)
 
 
-def rewritten(acts, path, dtype="float32", groups=range(100)):
+def rewritten(acts, path, dtype="float32", groups: Sequence[int] = range(100)):
     """The same numbers in a store of row groups of two, of which some are committed."""
     plan = planned(acts, dtype, max_rows=2)
     with store.create_or_resume(path, plan) as writer:
@@ -262,8 +263,7 @@ def test_blocks_hold_whole_prompts_and_change_nothing(monkeypatch):
         sizes.append(len(out))
         return read(self, places, out)
 
-    for name in ("WINDOW", "RUN"):
-        monkeypatch.setattr(chunked, name, 4096)
+    monkeypatch.setattr(chunked, "RUN", 4096)
     monkeypatch.setattr(Cell, "read", counted)
     in_blocks = [function(acts, vectors) for function in (head_contributions, neuron_contributions)]
     lengths = np.diff(np.append(np.flatnonzero(np.diff(acts.tokens.prompt, prepend=-1)), len(acts)))
