@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class Run(NamedTuple):
         code: of every row, the index of its label.
         weight: of every row, 1 / (rows of its prompt).
         own: ``[label, row]``, the weight where a row has the label.
-        single: the same in float32.
+        order: of the rows, label by label.
+        parts: of each label that occurs, its index and which of the ordered rows are its own.
         starts: first of the rows of each prompt.
     """
 
@@ -43,7 +45,8 @@ class Run(NamedTuple):
     code: np.ndarray
     weight: np.ndarray
     own: np.ndarray
-    single: np.ndarray
+    order: np.ndarray
+    parts: list[tuple[int, slice]]
     starts: np.ndarray
 
 
@@ -80,7 +83,10 @@ class Rows:
         rows, code, weight = self.rows[part], self.code[part], self.weight[part]
         own = np.where(np.arange(len(self.n))[:, None] == code, weight, 0.0)
         starts = self.starts[(self.starts >= part.start) & (self.starts < part.stop)] - part.start
-        return Run(rows, self.acts.places(rows), code, weight, own, own.astype(np.float32), starts)
+        order = np.argsort(code, kind="stable")
+        cuts = np.searchsorted(code[order], np.arange(len(self.n) + 1)).tolist()
+        parts = [(i, slice(a, b)) for i, (a, b) in enumerate(pairwise(cuts)) if a < b]
+        return Run(rows, self.acts.places(rows), code, weight, own, order, parts, starts)
 
 
 class Reader:
@@ -89,7 +95,7 @@ class Reader:
     def __init__(
         self, acts: Activations, variable: str, others: Sequence[str], layer: int, sublayer: str | None
     ) -> None:
-        self.acts, self.layer = acts, layer
+        self.acts, self.layer, self._room = acts, layer, np.empty((0, 0), np.float32)
         self.cells = {name: acts.cell(name, layer=layer) for name in (variable, *others)}
         if sublayer is not None:
             self.cells[sublayer] = acts.cell("residual", layer=layer, sublayer=sublayer)
@@ -104,14 +110,27 @@ class Reader:
             read = {name: cell.read(run.places, held[name][:n]) for name, cell in self.cells.items()}
             yield run, {name: x.reshape(n, -1).astype(np.float32, copy=False) for name, x in read.items()}
 
+    def ordered(self, run: Run, values: np.ndarray) -> np.ndarray:
+        """Values ``[row, number]`` of a run in the order of labels, which may be written to until the next are put there."""
+        if len(self._room) < len(values) or self._room.shape[1:] != values.shape[1:]:
+            self._room = np.empty_like(values)
+        return np.take(
+            values, run.order, axis=0, out=self._room[: len(values)], mode="clip"
+        )  # other modes copy once more
+
     @np.errstate(over="ignore", invalid="ignore")  # refused by `finite`
     def total(self, run: Run, values: np.ndarray) -> np.ndarray:
-        """Values ``[row, number]`` of a run added up over prompts, each as the mean over its rows: ``[label, number]``.
+        """Values ``[ordered row, number]`` added up over prompts, each as the mean over its rows: ``[label, number]``.
 
         Raises:
             EmotraceError: where that is not finite, as `finite`.
         """
-        return self.finite(run.rows, run.single @ values)
+        if len(run.starts) < len(run.rows):
+            values = values * run.weight[run.order, None].astype(np.float32)
+        found = np.zeros((len(run.own), values.shape[1]), np.float32)
+        for label, part in run.parts:
+            np.add.reduce(values[part], axis=0, out=found[label])
+        return self.finite(run.rows, found)
 
     def finite(self, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
         """What was found of some rows of the activations, as float64.

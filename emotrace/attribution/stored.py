@@ -76,7 +76,9 @@ def heads(
                 second[:, i] += (run.own[:, run.starts] > 0) @ np.square(means).T
                 baseline[:, i] += reads.finite(run.rows, run.own @ s[here])
                 if norm.residual is not None and not norm.reads:  # linear: of sums
-                    baseline[:, i] += (reads.total(run, read[norm.residual]) * vectors.read.T).sum(1)
+                    baseline[:, i] += (reads.total(run, reads.ordered(run, read[norm.residual])) * vectors.read.T).sum(
+                        1
+                    )
     sums = {"first": first, "second": second}
     if all(norm.whole for norm in norms):
         sums["baseline"] = baseline
@@ -123,22 +125,20 @@ def neurons(
     found = ["positive", "negative", *(["raw"] if any(normed) else []), *(["activation"] if others else [])]
     sums = {name: np.zeros(shape) for name in found}
     shrink = np.zeros((len(values), sum(normed)))
-    room = np.empty((0, len(names)), np.float32)
     for i, layer in enumerate(chosen):
         wanted = [*others, *(["neuron_norm"] if normed[i] else [])]
         reads = Reader(acts, "neuron", wanted, layer, None)
         for run, read in reads.runs(rows):
-            x = read["neuron"]
+            if others:
+                sums["activation"][:, i] += reads.total(run, reads.ordered(run, read[variable]))
+            x = reads.ordered(run, read["neuron"])
             if "raw" in sums:
                 sums["raw"][:, i] += reads.total(run, x)
-            if others:
-                sums["activation"][:, i] += reads.total(run, read[variable])
             if normed[i]:
-                ratio = 1 / read["neuron_norm"]
+                ratio = 1 / read["neuron_norm"][run.order]
                 shrink[:, sum(normed[:i])] += reads.total(run, ratio)[:, 0]
-                x = x * ratio
-            room = np.empty_like(x) if len(room) < len(x) else room
-            total, size = reads.total(run, x), reads.total(run, np.abs(x, out=room[: len(x)]))
+                x *= ratio
+            total, size = reads.total(run, x), reads.total(run, np.abs(x, out=x))
             high = np.maximum((size + total) / 2, np.maximum(total, 0))  # never of the wrong sign by rounding
             sums["positive"][:, i] += high
             sums["negative"][:, i] += total - high
