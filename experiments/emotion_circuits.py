@@ -232,9 +232,8 @@ def main(
 
     # 7. What may be said of it.
     verdict = "verdict_second" if second_judge else "verdict"
-    claims, family = replies.claims(
-        rows, given=frontier["pairs"], doubt=_doubt(lm, tester), verdict=verdict, seed=seed
-    )  # fmt: skip
+    at_equal_kl = [] if second_judge else frontier["pairs"]  # on what the first judge read
+    claims, family = replies.claims(rows, given=at_equal_kl, doubt=_doubt(lm, tester), verdict=verdict, seed=seed)
 
     result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
@@ -246,7 +245,7 @@ def main(
         "sweep": found["steer"].points, "chosen": {**best, "site": "resid_post"},
         "modulation": [point for name in ("circuit", *controls) for point in found[name].points],
         "chosen_circuit": best_circuit, "chosen_tuned": {name: found[name].best for name in controls},
-        "comparison": [point for name in costs for point in comparison(found[name].line, costs[name])],
+        "comparison": [p for name in ("steer", "circuit") for p in comparison(found[name].line, costs[name])],
         "frontiers": frontier, "claims": claims, "paired": family, "published": PUBLISHED,
         "openings": circuit_arms.told(openings, lm.sites.encoder), "wrong_payload": circuit_arms.readings(rows),
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},

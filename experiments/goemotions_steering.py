@@ -26,6 +26,7 @@ import coordinate_figures as coordinates
 import numpy as np
 import pandas as pd
 import typer
+import vector_claims
 import vector_figures as figures
 import vector_study as study
 import xarray as xr
@@ -166,6 +167,7 @@ def main(
         "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": replies.collapse(curve),
         "diagonal": replies.diagonal(matrix), "matrix": matrix.to_dict("index"), "note": truth.get("note"),
         **{name: records(table) for name, (table, _) in tables.items()},
+        **vector_claims.claimed(methods, the_judge, lm, seed),
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result) + ([truth["note"]] if truth.get("note") else [])
     write_json(run.path("report.json"), result)

@@ -262,6 +262,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
             if collapse["at"] is not None
             else "; no tested dose collapses."
         ),
+        *(claim["sentence"] for claim in result["claims"]),
     ]
 
 

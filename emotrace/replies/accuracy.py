@@ -115,8 +115,8 @@ def accuracy_table(
 def _fixed(part: pd.DataFrame, column: str) -> bool:
     """Whether every text, each of several emotions, matches the same share of them, neither none nor all."""
     by_text = part.groupby("text", sort=False)
-    share = by_text[column].mean().to_numpy(dtype=np.float64)
-    several = by_text["emotion"].nunique().to_numpy() > 1
+    share = np.asarray(by_text[column].mean(), dtype=np.float64)
+    several = np.asarray(by_text["emotion"].nunique()) > 1
     return bool(len(share) and several.all() and 0 < share[0] < 1 and np.ptp(share) < TIED)
 
 

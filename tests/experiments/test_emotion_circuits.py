@@ -28,7 +28,7 @@ SMALL = {
     "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
 COMPARED = ("none", "prompt", "steer", "circuit", *SMALL["arms"].split(","))
-ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "prefill_1,random_tuned"}
+ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "none"}
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,10 @@ def test_the_report_holds_every_dose_and_control(place):
     assert {line["method"] for line in report["methods"]} == known
     assert all(0 <= line["from_third"] <= 1 for line in report["methods"])
     assert [line["dose"] for line in report["base"]] == list(FEW)
+    assert [claim["name"] for claim in report["claims"]] == ["steers", "opening_steer", "steering_beats_prompting"]
+    assert len(report["paired"]) == 5
+    page = (place[1]["out"] / "report.html").read_text()
+    assert "not shown: the vectors make the model express" in page  # a random model
     assert set(report["diagonal"]) == {"fear", "joy"}
     assert report["equal_kl"][0]["variant"] == "whole"
     target = report["chosen"]["kl"]
