@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.cell import Cell, Place
 from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing, runs
+from emotrace.store.frames import long_table, merged
 from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
@@ -29,15 +30,8 @@ from emotrace.store.variable import Variable
 EAGER_ROWS = 20_000
 """Up to so many rows the labels on ``token`` are read at once; beyond, when they are asked for."""
 SOURCE_ATTRS = (
-    "model_id",
-    "revision",
-    "dtype",
-    "weights_hash",
-    "weights_sample",
-    "edits",
-    "prompts_digest",
-    "plan_digest",
-)
+    "model_id", "revision", "dtype", "weights_hash", "weights_sample", "edits", "prompts_digest", "plan_digest"
+)  # fmt: skip
 WHOLE = "[]"
 """The selection of activations that are not narrowed."""
 
@@ -209,16 +203,8 @@ class Activations:
         Raises:
             EmotraceError: if their coordinates differ, since xarray would fill the gaps with NaN.
         """
-        arrays = {name: self.sel(name) for name in variables or self.variables}
-        named = [array.rename(name) for name, array in arrays.items()]
-        try:
-            merged = xr.merge(named, join="exact", compat="override", combine_attrs="drop")
-        except ValueError as error:
-            raise EmotraceError(
-                f"{', '.join(arrays)} are stored for different layers, so one Dataset cannot hold them without gaps; "
-                "name one: dataset('residual')."
-            ) from error
-        return merged.assign_attrs({**self.attrs, "source": str(self.path), "selection": self.selection})
+        found = merged({name: self.sel(name) for name in variables or self.variables})
+        return found.assign_attrs({**self.attrs, "source": str(self.path), "selection": self.selection})
 
     def to_dataframe(self, variable: str = "residual", max_rows: int = 20_000_000, **labels: Any) -> pd.DataFrame:
         """A selection as a long table: array dims, token labels, and the value in a column named after the variable.
@@ -226,23 +212,7 @@ class Activations:
         Raises:
             EmotraceError: as `sel`, and if the table would have more than ``max_rows`` rows.
         """
-        x = self.sel(variable, **labels)
-        if x.size > max_rows:
-            raise EmotraceError(f"the table would have {x.size:,} rows; select less, or raise max_rows={max_rows:,}.")
-        index = np.indices(x.shape, sparse=True)
-        dims = x.dims
-        out: dict[Hashable, Any] = {}
-        for axis, dim in enumerate(dims):
-            if dim != "token":
-                values = x[dim].values if dim in x.coords else np.arange(x.shape[axis])
-                out[dim] = np.broadcast_to(values[index[axis]], x.shape).ravel()
-        for name, coord in x.coords.items():
-            if coord.dims == ("token",):
-                out[name] = np.broadcast_to(coord.values[index[dims.index("token")]], x.shape).ravel()
-            elif not coord.dims:
-                out[name] = coord.item()
-        out[variable] = x.values.ravel()
-        return pd.DataFrame(out)
+        return long_table(self.sel(variable, **labels), variable, max_rows)
 
     def cell(self, variable: str, **labels: Any) -> Cell:
         """One layer (and sublayer) of a variable, whose rows are read into arrays again and again, without their labels.
