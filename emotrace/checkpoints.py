@@ -60,12 +60,14 @@ def from_pretrained(
 
 def _fits(source: str, auto: Any, config: Any, dtype: torch.dtype | str, where: torch.device, trust: bool) -> None:
     """Refuse a model that does not fit; one that cannot be built is told of by whoever builds it with its weights."""
-    chosen = dtype if isinstance(dtype, torch.dtype) else field(config, "dtype", torch.float32)
+    chosen = dtype if isinstance(dtype, torch.dtype) else field(config, "dtype")
     try:
         size = memory.size(auto, config, trust)
     except _UNREADABLE:
         return
-    memory.check(source, size, chosen, where, gguf_files.is_one(source))
+    for place in {torch.device("cpu"), where}:  # weights are read into memory, and go to their device from there
+        kept = chosen if isinstance(chosen, torch.dtype) else torch.float32
+        memory.check(source, size, kept, place, gguf_files.is_one(source))
 
 
 def configuration(source: str, revision: str | None, trust: bool) -> tuple[Any, Any]:

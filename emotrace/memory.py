@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -41,7 +42,7 @@ class Size(NamedTuple):
 def size(auto: Any, config: Any, trust: bool) -> Size:
     """Of the model of a configuration, which is built without weights."""
     with torch.device("meta"), no_init_weights():
-        module = auto.from_config(config, trust_remote_code=trust)
+        module = auto.from_config(copy.deepcopy(config), trust_remote_code=trust)
         module.tie_weights()
     tensors = [*module.parameters()]
     for part in module.modules():

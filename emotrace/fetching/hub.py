@@ -111,7 +111,7 @@ def _there(repo: str, revision: str | None, file: str | None) -> Path | None:
     try:
         if file is not None:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=True))
-        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        folder = Path(_snapshot(repo, revision, local_files_only=True))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     index = folder / "model.safetensors.index.json"
@@ -143,11 +143,15 @@ def _listing(repo: str, revision: str | None) -> Listing:
     return Listing(str(info.sha), licence, files)
 
 
-def _snapshot(repo: str, revision: str | None, local_dir: Path | None = None) -> str:
+def _snapshot(repo: str, revision: str | None, **options: Any) -> str:
     return huggingface_hub.snapshot_download(
-        repo, revision=revision, local_dir=local_dir, allow_patterns=list(WANTED), ignore_patterns=[_SUBFOLDERS],
+        repo,
+        revision=revision,
+        allow_patterns=list(WANTED),
+        ignore_patterns=[_SUBFOLDERS],
         endpoint=_endpoint(),
-    )  # fmt: skip
+        **options,
+    )
 
 
 def _one(repo: str, revision: str | None, file: str) -> str:
