@@ -238,7 +238,8 @@ def main(
     result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
     result |= {
-        "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)},
+        "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}
+        | ({"second": tester.name, "second_usage": getattr(tester, "usage", None)} if second_judge else {}),
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
         "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted)},
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
@@ -251,7 +252,7 @@ def main(
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
         "reply_tokens": read.record if read else None,
         "layer_profile": _profile(acts), "dose_unit": "share of the activation's norm",
-        "warnings": notes + circuit.meta["warnings"] + _warnings(lm, the_judge),
+        "warnings": notes + circuit.meta["warnings"] + _warnings(lm, *([the_judge, tester] if second_judge else [the_judge])),
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     published = replies.published_stats([r for r in rows if r["method"] == "prompt"], test.stem)
@@ -301,9 +302,11 @@ def _shipped(lm: LanguageModel) -> bool:
     return Path(lm.sites.identity["model_id"]).name == "tiny_model"
 
 
-def _warnings(lm: LanguageModel, judge: Any) -> list[str]:
+def _warnings(lm: LanguageModel, *judges: Any) -> list[str]:
     shipped = _shipped(lm)
-    found = [measured.statement(judge), None if shipped else measured.warning(judge)]
+    found = [
+        said for judge in judges for said in (measured.statement(judge), None if shipped else measured.warning(judge))
+    ]
     if shipped:
         found.append(
             "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"

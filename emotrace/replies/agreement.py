@@ -26,6 +26,11 @@ class Agreed(TypedDict):
     alpha_ci95: list[float]
 
 
+def judged_by_both(row: Row, first: str = "verdict", second: str = "verdict_second") -> bool:
+    """Whether neither of two judges left a reply unjudged."""
+    return all((row.get(name) or {}).get("predicted") is not None for name in (first, second))
+
+
 @typed
 def agreement_table(
     rows: Iterable[Row],
@@ -56,10 +61,12 @@ def agreement_table(
     label = cluster_of(rows, cluster)
     arms: dict[str, dict[tuple[Any, str], tuple[str, str]]] = {ALL: {}}
     for row in rows:
-        one, other = ((row.get(name) or {}).get("predicted") for name in (first, second))
-        if one is not None and other is not None:
+        if judged_by_both(row, first, second):
             for arm in (ALL, str(row.get("method", "none"))):
-                arms.setdefault(arm, {})[row.get(label), row["gen_text"]] = (one, other)
+                arms.setdefault(arm, {})[row.get(label), row["gen_text"]] = (
+                    row[first]["predicted"],
+                    row[second]["predicted"],
+                )
     if not arms[ALL]:
         raise EmotraceError(f"agreement: no reply has an answer of both judges ({first}, {second}).")
     out: list[Agreed] = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from emotrace.labels import ARMS
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
-from emotrace.replies.agreement import agreement_table
+from emotrace.replies.agreement import agreement_table, judged_by_both
 from emotrace.replies.paired import paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
@@ -104,7 +104,7 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
         for name, score in SCORES.items()
         if any(r.get(score.verdict) for r in rows)
     }
-    if any(r.get("verdict_second") for r in rows):
+    if any(judged_by_both(r) for r in rows):
         out["judge_agreement"] = agreement_table(rows)
     out["confusion"] = {m: confusion_table(found).to_dict("index") for m, found in by_arm.items()}
     out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_arm.items()}}

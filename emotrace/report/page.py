@@ -242,7 +242,7 @@ def setting(report: Mapping[str, Any]) -> str:
         parts.append(f"{n_test:,} test skeletons")
     judge = report.get("judge") or {}
     if judge.get("name"):
-        parts.append(f"judge {judge['name']}")
+        parts.append(f"judge {judge['name']}" + (f", tested by {judge['second']}" if judge.get("second") else ""))
     chosen = report.get("chosen") or {}
     if "layers" in chosen and "dose" in chosen:
         place = f" of {chosen['site']}" if "site" in chosen else ""

@@ -269,8 +269,15 @@ def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path,
     short["steering"] = {**whole["steering"], "layers": (1, 2, 3)}
     short["influence"] = {**whole["influence"], "block": (4, 5), "doses": (0.1,)}
     monkeypatch.setattr(et.presets, "preset", lambda name: {**whole, **short})
-    study.main(out=tmp_path / "run", **{**SMALL, **ALONE, "limit": 2})
+    texts = [{"text": f"i the you my it a to {e} {i}", "emotion": e} for e in et.EMOTIONS for i in range(3)]
+    et.judges.fit(texts, name="mine", least=1, folds=2).save(tmp_path / "judge")
+    tester = {"second_judge": f"fitted:{tmp_path / 'judge'}"}
+    study.main(out=tmp_path / "run", **{**SMALL, **ALONE, **tester, "limit": 2})
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["judge"]["name"], report["judge"]["second"]) == ("lexicon:v1", "fitted:mine")
+    assert {test["score"] for test in report["paired"]} >= {"accuracy_fluent"}
+    assert "judge lexicon:v1, tested by fitted:mine" in (tmp_path / "run" / "report.html").read_text()
+    assert set(report["accuracy_second"]) == set(report["accuracy"])
     assert report["chosen"]["layers"] == [1, 2, 3]
     assert report["chosen"]["dose"] == pytest.approx(8 / 256**0.5)
     assert (
@@ -281,6 +288,7 @@ def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path,
     assert manifest["template"]["double_bos"]
     assert manifest["preset_settings"]["circuit"]["total"] == 560
     rows = [json.loads(line) for line in (tmp_path / "run" / "generations.jsonl").read_text().splitlines()]
+    assert all(r["verdict_second"]["judge"] == "fitted:mine" for r in rows)
     penalty = {r["method"]: r["meta"]["decoding"]["repetition_penalty"] for r in rows}
     assert (penalty["prompt"], penalty["steer"], penalty["circuit"]) == (1.0, 1.05, 1.1)
     dirs = et.directions.load(tmp_path / "run" / "directions")

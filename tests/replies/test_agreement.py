@@ -46,5 +46,8 @@ def test_the_tables_of_a_report_show_what_the_second_judge_says() -> None:
     assert found["accuracy"]["steer"]["overall"]["value"] == 1
     assert found["accuracy_second_fluent"]["none"]["overall"]["value"] == 0.5
     assert [line["method"] for line in found["judge_agreement"]] == ["all", "steer", "none"]
+    silent = replies.summary(rows("steer", (None,) * 4))
+    assert silent["accuracy_second"]["steer"]["overall"]["value"] is None
+    assert "judge_agreement" not in silent
     alone = replies.summary([{k: v for k, v in row.items() if k != "verdict_second"} for row in both])
     assert not {"accuracy_second", "judge_agreement"} & set(alone)
