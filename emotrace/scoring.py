@@ -11,6 +11,7 @@ import numpy as np
 from emotrace import disk
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.forwards.likelihood import kl, reply_logprobs
+from emotrace.forwards.rows import BatchSize
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row, plain_key
@@ -25,14 +26,14 @@ LARGEST = 700.0
 
 @typed
 def perplexity(
-    model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
+    model: LanguageModel, prompts: PromptsLike, batch_size: BatchSize = 32, progress: bool = False
 ) -> list[float | None]:
     """exp(−mean log-probability) of each reply; None for an empty one.
 
     Args:
         model: from `emotrace.load`.
         prompts: with replies; `Prompts`, or whatever `Prompts.of` takes.
-        batch_size: sequences per forward.
+        batch_size: most sequences per forward, or ``auto``.
         progress: show a bar.
 
     Raises:
@@ -48,7 +49,11 @@ def perplexity(
 
 @typed
 def add_perplexity(
-    model: LanguageModel, rows: Sequence[Row], plain: Mapping[str, Any], batch_size: int = 32, progress: bool = True
+    model: LanguageModel,
+    rows: Sequence[Row],
+    plain: Mapping[str, Any],
+    batch_size: BatchSize = 32,
+    progress: bool = True,
 ) -> None:
     """Write ``meta.perplexity`` into rows: of their reply, after the prompt *without* the emotion sentence.
 
@@ -56,7 +61,7 @@ def add_perplexity(
         model: the un-edited model.
         rows: of `generate`; rows of equal prompt and reply are scored once.
         plain: key → plain prompt; the key is that of the row's ``prompt``, or ``{skeleton_id}__{valence}``.
-        batch_size: sequences per forward.
+        batch_size: most sequences per forward, or ``auto``.
         progress: show a bar.
 
     Raises:
@@ -79,7 +84,7 @@ def score_rows(
     model: LanguageModel,
     rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = False,
 ) -> None:
     """Write ``meta.perplexity`` of each row's reply after the token ids of a prompt, and what it was made from.
@@ -90,7 +95,7 @@ def score_rows(
         model: the un-edited model.
         rows: with ``token_ids``; ``meta`` is replaced.
         prompts: of each row.
-        batch_size: sequences per forward.
+        batch_size: most sequences per forward, or ``auto``.
         progress: show a bar.
     """
     by = disk.digest(made_by(model))

@@ -21,6 +21,7 @@ from emotrace import checkpoints, configs
 from emotrace.configs import text_config
 from emotrace.disk import cache
 from emotrace.forwards import proof
+from emotrace.forwards import rows as rows_
 from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
@@ -92,7 +93,7 @@ def batches(
     Args:
         model: from `emotrace.load`.
         lengths: tokens of every row, those that it will generate included.
-        size: most rows of a batch, or what makes it of the length of its longest row.
+        size: most rows of a batch, or what makes it of the length of its longest row; fewer where rows are long (`rows`).
         rows: which rows; None for all.
     """
     known = of(model)
@@ -100,7 +101,7 @@ def batches(
     parts, at = [], 0
     while at < len(left):
         longest = lengths[left[at]]
-        most = (size if isinstance(size, int) else max(1, size(longest))) if known.batched else 1
+        most = rows_.within(size if isinstance(size, int) else size(longest), longest) if known.batched else 1
         stop = min(at + most, len(left))
         if longest > known.padded:
             stop = next((i for i in range(at, stop) if lengths[left[i]] != longest), stop)
@@ -120,7 +121,8 @@ def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: i
     known = of(model)
     parts, start = [], 0
     while start < len(lengths):
-        stop = min(start + (size if known.batched else 1), len(lengths))
+        most = rows_.within(size, max(map(max, lengths[start : start + size]))) if known.batched else 1
+        stop = min(start + most, len(lengths))
         if max(map(max, lengths[start:stop])) > known.padded:
             stop = next((i for i in range(start, stop) if lengths[i] != lengths[start]), stop)
         parts.append(range(start, stop))

@@ -15,8 +15,10 @@ from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards import decoding as decoding_
+from emotrace.forwards import rows as rows_
 from emotrace.forwards.generated import Generated, generated, text_of
 from emotrace.forwards.kept import Shared
+from emotrace.forwards.rows import BatchSize
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row
@@ -52,7 +54,7 @@ def generate(
     use_cache: bool = True,
     stop: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     method: str = "none",
     draw: int = 0,
     prefill: bool = False,
@@ -80,7 +82,8 @@ def generate(
         stop: texts that end a reply, which is cut before the first of them; its tokens are kept up to there, as generated: with
             those of the stop where one of them holds a part of the reply, too.
         seed: of the sampling; each batch has its own stream.
-        batch_size: prompts per batch.
+        batch_size: most prompts per batch; ``auto`` for what fits into a quarter of the free memory, and 32 where tokens are
+            sampled, whose stream belongs to a batch.
         method: label of the rows, e.g. ``steer``.
         draw: 0 unless the method is random.
         prefill: begin each reply with what its prompt carries as ``reply_ids`` (`Prompts.with_replies`), as transformers does
@@ -105,9 +108,10 @@ def generate(
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it does not generate. Use capture instead.")
     given = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k,
-             "no_repeat_ngram_size": no_repeat_ngram_size, "batch_size": batch_size, "draw": draw}  # fmt: skip
+             "no_repeat_ngram_size": no_repeat_ngram_size, "draw": draw}  # fmt: skip
     for name, value in given.items():
-        arguments.whole(name, value, int(name in ("max_new_tokens", "batch_size")))
+        arguments.whole(name, value, int(name == "max_new_tokens"))
+    rows_.check("batch_size", batch_size)
     if min_new_tokens > max_new_tokens:
         raise EmotraceError(f"min_new_tokens={min_new_tokens} is more than max_new_tokens={max_new_tokens}.")
     for name, value in (
@@ -147,6 +151,7 @@ def generate(
             f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens={max_new_tokens} exceed the "
             f"{encoder.max_length} positions of {sites.model_class}."
         )
+    batch_size = rows_.resolved(model, rows_.ROWS if do_sample and batch_size == "auto" else batch_size, longest)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed} if do_sample else {}
     decoding = {
         "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample, **sampling,

@@ -12,13 +12,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from emotrace import arguments
 from emotrace import edits as edits_
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
+from emotrace.forwards import rows as rows_
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.kept import Shared
+from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -95,7 +96,7 @@ def reply_scores(
     model: LanguageModel,
     prompts: PromptsLike,
     edits: Sequence[Edit] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = False,
 ) -> list[Scores]:
     """log p(r_t | prompt, r_<t) of every token of each prompt's reply, under edits; summed up in float64.
@@ -104,7 +105,7 @@ def reply_scores(
         model: from `emotrace.load`, causal.
         prompts: prompts that carry ``reply_ids``; an empty reply has no scores.
         edits: applied in order at their positions, which must hold every scored one (`check_scored`).
-        batch_size: sequences per forward; fewer where the vocabulary is large.
+        batch_size: most sequences per forward, or ``auto``; fewer where the vocabulary is large.
         progress: show a bar.
 
     Returns:
@@ -135,14 +136,14 @@ def reply_scores(
 
 @typed
 def reply_logprobs(
-    model: LanguageModel, prompts: PromptsLike, batch_size: int = 32, progress: bool = False
+    model: LanguageModel, prompts: PromptsLike, batch_size: BatchSize = 32, progress: bool = False
 ) -> list[np.ndarray]:
     """Log-probability (nats) of every reply token under the un-edited model, given its prompt and the reply before it.
 
     Args:
         model: from `emotrace.load`, causal.
         prompts: prompts that carry ``reply_ids``; a reply may be empty.
-        batch_size: sequences per forward.
+        batch_size: most sequences per forward, or ``auto``.
         progress: show a bar.
 
     Returns:
@@ -156,7 +157,11 @@ def reply_logprobs(
 
 @typed
 def kl(
-    model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit], batch_size: int = 32, progress: bool = False
+    model: LanguageModel,
+    prompts: PromptsLike,
+    edits: Sequence[Edit],
+    batch_size: BatchSize = 32,
+    progress: bool = False,
 ) -> np.ndarray:
     """KL(base ‖ edited) of each prompt: how far edits move the predictions along a given reply, in nats per token.
 
@@ -171,7 +176,7 @@ def kl(
         model: from `emotrace.load`, causal.
         prompts: prompts that carry ``reply_ids`` (`Prompts.with_replies`).
         edits: applied in order; none gives zeros.
-        batch_size: sequences per forward; fewer where the vocabulary is large.
+        batch_size: most sequences per forward, or ``auto``; fewer where the vocabulary is large.
         progress: show a bar.
 
     Returns:
@@ -219,11 +224,13 @@ def continued(model: LanguageModel, prompt: Prompt, continuation: str, key: str)
     return Prompt(key, token_ids=tuple(ids[:shared]), reply_ids=tuple(ids[shared:]), labels=prompt.labels)
 
 
-def _items(model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit], batch_size: int) -> list[finite.Item]:
+def _items(
+    model: LanguageModel, prompts: PromptsLike, edits: Sequence[Edit], batch_size: BatchSize
+) -> list[finite.Item]:
     """Prompts with their replies, everything checked."""
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
-    arguments.whole("batch_size", batch_size, 1)
+    rows_.check("batch_size", batch_size)
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it gives replies no likelihood.")
     edits_.check(edits, sites, [p.about for p in prompts])
@@ -237,7 +244,7 @@ def _forced(
     model: LanguageModel,
     items: list[finite.Item],
     edits: Sequence[Edit],
-    batch_size: int,
+    batch_size: BatchSize,
     passes: int,
     desc: str,
     progress: bool,
@@ -246,14 +253,15 @@ def _forced(
     sites, options = model.sites, caches.options(model)
     lengths = [len(item.ids) + len(item.reply) for item in items]
     with_reply = [i for i, item in enumerate(items) if item.reply]
+    most_rows = rows_.resolved(model, batch_size, max(lengths, default=1))
     read = Read(math.inf, sites.place(WHOLE), 0)
     vocabulary = sites.address("logits").width
 
     def most(longest: int) -> int:
-        return min(batch_size, LOGIT_ELEMENTS // (passes * longest * vocabulary))
+        return min(most_rows, LOGIT_ELEMENTS // (passes * longest * vocabulary))
 
-    begun = Shared(model, items if with_reply else [], edits, max(lengths, default=0), batch_size)
-    base = begun if not begun.inside else Shared(model, items, [], max(lengths), batch_size)
+    begun = Shared(model, items if with_reply else [], edits, max(lengths, default=0), most_rows)
+    base = begun if not begun.inside else Shared(model, items, [], max(lengths), most_rows)
     batches = begun.by_blocks(with_reply, most) if begun.on else beginnings.batches(model, lengths, most, with_reply)
     with progress_bar(total=len(with_reply), desc=desc, unit="reply", enabled=progress) as bar:
         for rows in batches:

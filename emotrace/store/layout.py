@@ -34,7 +34,7 @@ from emotrace.store.rows import CHUNK_ROWS, stored
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json, to_json
 
-MAY_DIFFER = ("command", "versions")
+MAY_DIFFER = ("command", "versions", "batch_size")
 """Attrs that may differ when a run is continued."""
 SINCE = {"bos": None}
 """What attrs that a store of the version before lacks amounted to then."""

@@ -94,7 +94,7 @@ class Plan:
         Args:
             rows: token table of the whole prompt set.
             variables: at least one, with different names.
-            attrs: JSON values; of these, ``command`` and ``versions`` may differ when a run is continued.
+            attrs: JSON values; of these, ``command``, ``versions`` and ``batch_size`` may differ when a run is continued.
             row_group_bytes: memory of one group's buffers.
             max_rows: upper bound of rows per group.
 

@@ -39,8 +39,8 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
         progress: show a bar on stderr while committed row groups are checked.
 
     Raises:
-        EmotraceError: if something else is at ``path``, if an attr other than ``command`` and ``versions`` differs (each
-            is named with both values), if another process writes to it, or if the disk is full.
+        EmotraceError: if something else is at ``path``, if an attr other than ``command``, ``versions`` and ``batch_size``
+            differs (each is named with both values), if another process writes to it, or if the disk is full.
     """
     root = Path(path)
     occupied = root.is_symlink() or root.exists()

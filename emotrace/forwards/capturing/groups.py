@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from emotrace.forwards.rows import ROWS
 from emotrace.store import Plan
 
 MAX_ROWS = 2048
@@ -15,7 +16,7 @@ FORWARD_COST = 0.25
 """What one more forward costs, as a share of a full batch; the rest of its cost is in its prompts."""
 
 
-def fitted(plan: Plan, row_group_bytes: int, batch_size: int) -> Plan:
+def fitted(plan: Plan, row_group_bytes: int, batch_size: int = ROWS) -> Plan:
     """The plan with the row group, between half the budget and the budget, that wastes least.
 
     A prompt whose rows lie in two groups is computed for both, and a group is not computed in full batches only. So
@@ -24,7 +25,7 @@ def fitted(plan: Plan, row_group_bytes: int, batch_size: int) -> Plan:
     Args:
         plan: of the whole prompt set.
         row_group_bytes: budget of one group.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward; what a store is cut into does not depend on the batches that fill it.
     """
     per_row = sum(v.row_bytes for v in plan.variables)
     most = max(min(row_group_bytes // per_row, MAX_ROWS, plan.n_rows), plan.row_group)

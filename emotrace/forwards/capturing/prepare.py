@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from emotrace import arguments, disk, store
+from emotrace import disk, store
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
+from emotrace.forwards import rows as rows_
 from emotrace.forwards.capturing.components import Components
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.job import CapturedMetric, CaptureJob
 from emotrace.forwards.capturing.reads import Reads
 from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.forwards.metrics import Metric, digest
+from emotrace.forwards.rows import BatchSize
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.secrets import command_line
@@ -24,14 +26,14 @@ from emotrace.traced.steps import Measure
 
 def prepared(
     model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
-    positions: Positions, edits: Sequence[Edit] | None, batch_size: int, share_prefixes: bool, codec: str,
+    positions: Positions, edits: Sequence[Edit] | None, batch_size: BatchSize, share_prefixes: bool, codec: str,
     row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything that `capture` was given checked, and nothing run yet."""
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
     check_positions(positions, "capture(positions=…)")
-    arguments.whole("capture(batch_size)", batch_size, 1)
+    rows_.check("capture(batch_size)", batch_size)
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
     if any(isinstance(s, Site) and not s.path.strip() for s in wanted):
         raise EmotraceError(
@@ -49,6 +51,7 @@ def prepared(
             "capture(positions='generated') needs prompts that carry replies: capture never generates. "
             "Use generate, then prompts.with_replies(rows)."
         )
+    batch_size = rows_.resolved(model, batch_size, max(map(len, sequences)))
     chosen = [positions_in(positions, p, len(s)) for p, s in zip(prompt_lengths, sequences, strict=True)]
     if backend(model).copies:
         share_prefixes = False  # keys and values would be sent to and fro
@@ -83,7 +86,7 @@ def prepared(
         beside = Components(model, reads.variables)
         attrs |= {"components": True}
     variables = [*reads.variables, *(() if beside is None else beside.variables)]
-    plan = fitted(store.Plan.make(rows, variables, attrs, row_group_bytes), row_group_bytes, batch_size)
+    plan = fitted(store.Plan.make(rows, variables, attrs, row_group_bytes), row_group_bytes)
     job = CaptureJob(
         model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated, beside,
     )  # fmt: skip

@@ -12,11 +12,13 @@ from emotrace import edits as edits_
 from emotrace.datasets import PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_folder
+from emotrace.forwards import rows
 from emotrace.forwards.capturing import filling, memory
 from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
 from emotrace.forwards.metrics import Metric, differentiable
+from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.runlog import progress as progress_bar
@@ -38,7 +40,7 @@ def capture(
     gradients: Metric | None = None,
     components: bool = False,
     out: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     share_prefixes: bool = True,
     codec: str = "none",
     row_group_bytes: int = 256 << 20,
@@ -69,7 +71,8 @@ def capture(
         out: zarr store to write or to continue; None keeps everything in memory. A killed capture that is repeated computes again
             one batch, at most a minute of work. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
-        batch_size: prompts per forward.
+        batch_size: most prompts per forward; ``auto`` for what fits into a quarter of the free memory. The store does not depend
+            on it.
         share_prefixes: compute shared first tokens once (never with edits, never when early positions are wanted, never on
             a server that hands a trace copies of the model's values).
         codec: ``none``, ``lz4`` or ``zstd``.
@@ -84,7 +87,7 @@ def capture(
         EmotraceError: before anything runs, for prompts, sites, positions or edits that do not fit the model; for a
             store made with other settings; for a disk without room.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    rows.check("batch_size", batch_size)
     arguments.whole("row_group_bytes", row_group_bytes, 1)
     for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("components", components)):
         arguments.flag(name, value)

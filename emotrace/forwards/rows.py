@@ -1,0 +1,66 @@
+"""Rows: how many rows a forward takes: as many as were asked for, or as fit, and never more than so many tokens."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from emotrace import arguments, memory
+from emotrace.forwards.entering import backend
+from emotrace.labels import EmotraceError
+from emotrace.sites import LanguageModel
+
+BatchSize = int | Literal["auto"]
+"""Rows of a batch; ``auto`` for what fits into a part of the free memory."""
+ROWS: Final = 32
+"""Rows of a batch where nobody says, and where nobody knows the free memory."""
+MOST_ROWS: Final = 128
+"""More rows than these make no forward faster."""
+MOST_TOKENS: Final = 16384
+"""Of a batch, padding included: `ROWS` prompts of 512 tokens."""
+SHARE: Final = 0.25
+"""Of the free memory, for one batch."""
+LIVE: Final = 8
+"""Activations of the model's widest matrix that a forward holds at once."""
+
+
+def check(name: str, batch_size: BatchSize) -> None:
+    """Refuse what is neither a number of rows nor ``auto``.
+
+    Raises:
+        EmotraceError: naming it.
+    """
+    if isinstance(batch_size, str):
+        if batch_size != "auto":
+            raise EmotraceError(f"{name}={batch_size!r}: a whole number of rows, or 'auto'.")
+        return
+    arguments.whole(name, batch_size, 1)
+
+
+def resolved(model: LanguageModel, batch_size: BatchSize, longest: int) -> int:
+    """Rows of a batch: for ``auto`` the power of two, at most `MOST_ROWS`, that fits.
+
+    A row is thought to take, for each of its tokens, keys and values of every layer and a few activations of the widest matrix,
+    and the logits of one token.
+
+    Args:
+        model: from `emotrace.load`.
+        batch_size: rows, or ``auto``.
+        longest: tokens of the longest row, those that it will generate included.
+    """
+    if not isinstance(batch_size, str):
+        return batch_size
+    if not backend(model).holds(model):
+        return ROWS
+    weights = [p for p in model._module.parameters() if p.ndim == 2 and model.sites.vocab_size not in p.shape]
+    widest = max((max(p.shape) for p in weights), default=model.sites.d_model)
+    size, device = model._module.dtype.itemsize, next(model._module.parameters()).device
+    row = size * (
+        longest * (2 * model.sites.n_layers * model.sites.d_model + LIVE * widest) + 2 * model.sites.vocab_size
+    )
+    fit = int(SHARE * memory.available(device)) // row
+    return min(MOST_ROWS, 1 << max(0, fit.bit_length() - 1))
+
+
+def within(rows: int, longest: int) -> int:
+    """Rows of a batch whose longest has so many tokens: at least one, at most `MOST_TOKENS` together."""
+    return max(1, min(rows, MOST_TOKENS // max(1, longest)))

@@ -1,0 +1,47 @@
+"""Rows: how many a forward takes follows from what was asked, the free memory and the tokens; no result follows from it."""
+
+import numpy as np
+import pytest
+
+import emotrace as et
+from emotrace import memory
+from emotrace.forwards import rows
+from emotrace.forwards.beginnings import batches
+from emotrace.labels import EmotraceError
+from tests.helpers import loaded
+
+IDS = [list(range(20, 30 + i % 5)) for i in range(9)]
+
+
+@pytest.mark.parametrize(("free", "most"), [(0, 1), (1 << 22, 64), (1 << 40, rows.MOST_ROWS)])
+def test_auto_is_what_fits_into_the_free_memory(free, most, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: free)
+    found = rows.resolved(loaded(), "auto", 16)
+    assert found <= most
+    assert (found == most) == (free != 1 << 22)
+    assert 2 * rows.resolved(loaded(), "auto", 32) <= max(2, found) or found == rows.MOST_ROWS
+    assert rows.resolved(loaded(), 7, 16) == 7
+
+
+def test_a_batch_of_long_rows_has_fewer(monkeypatch):
+    monkeypatch.setattr(rows, "MOST_TOKENS", 40)
+    assert batches(loaded(), [10, 20, 5, 5, 100], 3) == [[4], [1, 0], [2, 3]]
+
+
+@pytest.mark.parametrize("wrong", ["all", 0, 2.5])
+def test_neither_a_number_nor_auto_is_refused(wrong):
+    with pytest.raises(EmotraceError, match="batch_size"):
+        et.capture(loaded(), IDS, "resid_post", batch_size=wrong, progress=False)
+    with pytest.raises(EmotraceError, match="batch_size"):
+        et.generate(loaded(), IDS, batch_size=wrong, progress=False)
+
+
+def test_a_store_and_replies_do_not_depend_on_it(tmp_path):
+    lm, out = loaded(), tmp_path / "a.zarr"
+    one = et.capture(lm, IDS, "resid_post", batch_size=2, out=out, progress=False)
+    again = et.capture(lm, IDS, "resid_post", batch_size="auto", out=out, progress=False)  # the same store, continued
+    other = et.capture(lm, IDS, "resid_post", batch_size="auto", progress=False)
+    np.testing.assert_array_equal(one.residual.values, again.residual.values)
+    np.testing.assert_allclose(one.residual.values, other.residual.values, atol=2e-5)
+    replies = [et.generate(lm, IDS, batch_size=n, max_new_tokens=3, progress=False) for n in (2, "auto")]
+    assert [r["token_ids"] for r in replies[0]] == [r["token_ids"] for r in replies[1]]
