@@ -36,6 +36,9 @@ from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted
 BLOCK_TOKENS = 4096
 """Most tokens, padding included, of the rows of one block, beside what all of them begin with."""
 
+WORTH = 1e9
+"""Floating-point operations of the first tokens of a call from which on keeping them pays: below, its own passes take longer."""
+
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 """Attributes that torch itself keeps."""
 _KEPT: weakref.WeakKeyDictionary[torch.nn.Module, Kept] = weakref.WeakKeyDictionary()
@@ -73,7 +76,8 @@ class Shared:
         own = any(
             isinstance(edit.site, Site) for edit in self.edits
         )  # of a place of the user's own nobody knows when it is
-        self.on = not own and max(self.cuts, default=0) >= beginnings.MIN_PREFIX and allowed(model, longest)
+        long = max(self.cuts, default=0) >= beginnings.MIN_PREFIX
+        self.on = not own and long and self._pays() and allowed(model, longest)
         self.setup: Setup | None = None
         self.blocks: list[tuple[int, list[int]]] = []
         self.plans: dict[Hashable, Placed] = {}
@@ -84,6 +88,15 @@ class Shared:
         if self.on:
             self.state = state(model)
             self._plan()
+
+    def _pays(self) -> bool:
+        """Whether the first tokens take longer to compute than to keep: those of a tiny model do not. Counted, not timed, so
+        that the same call always does the same."""
+        if not backend(self.model).holds(self.model):
+            return True
+        size = self.model.sites.vocab_size
+        each = sum(p.numel() for p in self.model._module.parameters() if size not in p.shape)
+        return 2 * each * sum(map(len, set(self.starts))) >= WORTH
 
     def _kept(self) -> Kept:
         """What is known of the model where it is here; of one elsewhere, nothing yet."""

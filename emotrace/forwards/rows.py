@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from emotrace import arguments, memory
 from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 
-BatchSize = int | Literal["auto"]
+BatchSize = Annotated[int | Literal["auto"], "check"]
 """Rows of a batch; ``auto`` for what fits into a part of the free memory."""
 ROWS: Final = 32
 """Rows of a batch where nobody says, and where nobody knows the free memory."""
@@ -63,4 +63,4 @@ def resolved(model: LanguageModel, batch_size: BatchSize, longest: int) -> int:
 
 def within(rows: int, longest: int) -> int:
     """Rows of a batch whose longest has so many tokens: at least one, at most `MOST_TOKENS` together."""
-    return max(1, min(rows, MOST_TOKENS // max(1, longest)))
+    return max(1, min(int(rows), MOST_TOKENS // max(1, int(longest))))

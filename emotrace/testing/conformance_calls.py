@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from emotrace.edits import Ablate, Add
-from emotrace.forwards import beginnings
+from emotrace.forwards import beginnings, kept
 from emotrace.forwards.capturing import capture
 from emotrace.forwards.generation import generate
 from emotrace.sites import LanguageModel, heads
@@ -118,12 +118,12 @@ def check_kept(model: LanguageModel, steps: int = 3) -> None:
     for positions in ("steer", "all"):
         edits = [Add("resid_post", layers=middle_layer(model), vector=vector, scale="rms", positions=positions)]
         found = []
-        for kept in (most, 0):
-            model.sites.kept_bytes = kept
+        for room in (most, 0):
+            model.sites.kept_bytes, worth, kept.WORTH = room, kept.WORTH, 0
             try:
                 rows = generate(model, prompts, edits, max_new_tokens=steps, progress=False)
             finally:
-                model.sites.kept_bytes = most
+                model.sites.kept_bytes, kept.WORTH = most, worth
             found.append([row["token_ids"] for row in rows])
         assert found[0] == found[1], (
             f"replies behind kept first tokens, edits at {positions}: {found[0]}, not {found[1]}"

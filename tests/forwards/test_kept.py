@@ -423,3 +423,13 @@ def test_a_row_without_a_next_token_is_named_after_others_left(monkeypatch):
     asked = [{"key": str(i), "token_ids": one, "who": "ab"[i == last]} for i, one in enumerate(IDS)]
     with pytest.raises(et.EmotraceError, match=rf"token 11 of the reply to '{last}'"):
         replies(model, asked, edits, max_new_tokens=12)
+
+
+def test_what_is_computed_faster_than_kept_is_not_kept(monkeypatch):
+    found = []
+    for worth in (0, 1e9):
+        monkeypatch.setattr(kept, "WORTH", worth)
+        model = fresh()
+        found.append(et.generate(model, IDS, max_new_tokens=NEW, progress=False))
+        assert bool(made(model)) == (worth == 0)
+    assert [row["token_ids"] for row in found[0]] == [row["token_ids"] for row in found[1]]
