@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import xarray as xr
 
 import emotrace as et
-from emotrace import attribution, presets, replies
+from emotrace import acceptance, attribution, presets, replies
 from emotrace import directions as directions_
 from emotrace.disk import plain
 from emotrace.replies import Row
@@ -139,20 +139,58 @@ def published(preset: str, lm: LanguageModel) -> Protocol:
     )  # fmt: skip
 
 
-def fitted(prompted: list[Row], inside: set[str]) -> tuple[list[str], list[str]]:
-    """Keys to fit on: accepted replies of the fitting part, or all of them where too few groups are whole."""
+class Fitted(NamedTuple):
+    """What directions and circuits are fitted on.
+
+    Attributes:
+        keys: of the prompts.
+        by_emotion: emotion → how many prompts of how many, and whether only accepted ones.
+        notes: for the report.
+    """
+
+    keys: list[str]
+    by_emotion: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def fitted(prompted: list[Row], inside: set[str]) -> Fitted:
+    """Accepted replies of the fitting part; of an emotion that is hardly elicited all its prompts, since no emotion is left out.
+
+    Where too few groups are whole even so, everything is fitted on all prompts.
+    """
     rows = [row for row in prompted if row["key"] in inside]
-    keys = directions_.accepted(rows)
+    shares = replies.accuracy_table(rows)["by_emotion"]
+    strong = set(acceptance.elicited(shares))
+    weak = [emotion for emotion in shares if emotion not in strong]
+    accepted = set(directions_.accepted(rows))
+    good = [row for row in rows if row["key"] in accepted or row["emotion"] in weak]
+    within = ("skeleton_id", "valence")
     groups = len({(row["skeleton_id"], row["valence"]) for row in rows})
-    good = [row for row in rows if row["key"] in set(keys)]
-    whole = len(directions_.complete_groups(good, "emotion", ("skeleton_id", "valence"))[0]) if good else 0
-    if whole >= max(2, MIN_WHOLE * groups):
-        return keys, []
-    note = (
-        f"only {whole} of {groups} scenarios × valences have six accepted prompted replies, so directions and circuits were "
-        "fitted on all replies, accepted or not: this model hardly expresses the emotions it is asked for"
-    )
-    return sorted(inside), [note]
+    whole = len(directions_.complete_groups(good, "emotion", within)[0]) if good else 0
+    notes = []
+    if weak:
+        counts = ", ".join(f"{e} {round((shares[e]['value'] or 0) * shares[e]['n'])} of {shares[e]['n']}" for e in weak)
+        notes.append(
+            f"few prompted replies express {counts}; their directions and circuits rest on all their prompts, accepted or not"
+        )
+    if whole < max(2, MIN_WHOLE * groups):
+        good, strong = rows, set()
+        notes.append(
+            f"only {whole} of {groups} scenarios × valences have a reply to fit on for every emotion, so directions and circuits "
+            "were fitted on all prompts, accepted or not"
+        )
+    by_emotion = {
+        e: {"n": sum(r["emotion"] == e for r in good), "of": sum(r["emotion"] == e for r in rows), "accepted_only": e in strong}
+        for e in shares
+    }  # fmt: skip
+    return Fitted([row["key"] for row in good], by_emotion, notes)
+
+
+def ended(protocol: Protocol, stop: Sequence[str]) -> Protocol:
+    """The protocol, replies ended by these texts under every method."""
+    if not stop:
+        return protocol
+    return replace(protocol, decoding={m: {**how, "stop": list(stop)} for m, how in protocol.decoding.items()})
 
 
 def sites_asked(lm: LanguageModel) -> list[str]:

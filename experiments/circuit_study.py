@@ -253,7 +253,7 @@ class Study(Evaluation):
                 patterns.append(attribution.attention(self.model, prompt, layer, head).assign_attrs(emotion=emotion))
             out["attention"] = patterns
         if neurons is not None:
-            texts = {p.key: str(p.messages[-1]["content"]) for p in prompts.limit(16) if p.messages}
+            texts = {p.key: f"{p.labels['scenario']}\n{p.labels['event']}" for p in prompts.limit(16)}
             some = acts.where(key=list(texts))
             frames = []
             for emotion in neurons["emotion"].values.tolist():

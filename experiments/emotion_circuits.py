@@ -2,7 +2,8 @@
 
 The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lacks:
 
-1. The model answers the training scenarios in six emotions, each asked for in words; a judge reads the replies.
+1. The model answers the training scenarios in six emotions, each asked for in words; a judge reads the replies. How it is asked
+   (an instruction, worked examples) is what it takes best on a few of them.
 2. Activations at the last prompt token go into a labelled store: one capture, which the next steps ask.
 3. Context-agnostic directions: within each scenario and valence centred over emotions, averaged, re-centred, normalised;
    fitted on three quarters of the training skeletons. Do they hold for a theme or a valence they never saw?
@@ -29,14 +30,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import circuit_arms
+import circuit_plan
+import circuit_prompts
 import circuit_protocol
 import typer
 from circuit_study import Study, comparison
 
 import emotrace as et
-from emotrace import attribution, circuits, replies, report
+from emotrace import acceptance, attribution, circuits, replies, report
 from emotrace import directions as directions_
-from emotrace.cli.groups import Answering, Judging, LoadingAnywhere, grouped
+from emotrace.cli.groups import Answering, Eliciting, Judging, LoadingAnywhere, grouped
 from emotrace.cli.options import CausalModel, Folder
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
@@ -84,6 +87,10 @@ def main(
         typer.Option(help="emotion_circuits: components allocated, ranked and added as published"),
     ] = None,
     answering: Answering = LONG,
+    eliciting: Eliciting = Eliciting(),  # noqa: B008 - frozen
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="minutes: every search is cut equally, by a timed sample of replies")
+    ] = None,
     target_aware: Annotated[
         bool, typer.Option(help="ask the published target-aware question as well (openai only)")
     ] = False,
@@ -97,9 +104,8 @@ def main(
     et.datasets.refuse_shared(tested, trained, f"--test {test}", f"--train {train}")
     the_judge = judging.make()
     tester = et.judges.make(second_judge) if second_judge else the_judge
-    prompts = et.datasets.sev(train, limit=limit)
-    asked = et.datasets.sev(test, limit=limit)
-    plain, asked_plain = (et.datasets.sev(file, instruction=False, limit=limit) for file in (train, test))
+    ways = eliciting.ways(published=preset is not None)
+    some = et.datasets.sev(train, limit=limit), et.datasets.sev(test, limit=limit)
     if min(draws, curve_draws) < 1:
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if preset not in (None, *circuits.PRESETS):
@@ -115,10 +121,11 @@ def main(
     sites = circuit_protocol.sites_asked(lm) + ["final_norm"] * protocol.after_norm
     settings = {
         "experiment": "emotion_circuits", "captured": sites, "model": lm.sites.identity, "template": lm.sites.encoder.record,
-        "train": {"file": train.name, "digest": prompts.digest, "skeletons": _count(prompts)},
-        "test": {"file": test.name, "digest": asked.digest, "skeletons": _count(asked)},
+        "train": {"file": train.name, "digest": some[0].digest, "skeletons": _count(some[0])},
+        "test": {"file": test.name, "digest": some[1].digest, "skeletons": _count(some[1])},
+        "elicit": eliciting.elicit, "elicitations": [way.record for way in ways], "elicit_limit": eliciting.elicit_limit,
         "judge": the_judge.name, "second_judge": tester.name if second_judge else None,
-        "label_map": judging.label_map, "limit": limit, "sweep_limit": sweep_limit,
+        "label_map": judging.label_map, "limit": limit, "budget": budget, "sweep_limit": sweep_limit,
         "finalists": finalists, "draws": draws, "arms": list(compared),
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
         "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
@@ -127,6 +134,18 @@ def main(
     run = Run(out, settings)
     study = Study(lm, the_judge, run.path("parts"), batch_size=batch_size, target=target_aware, protocol=protocol)
     print(lm.sites.describe())
+
+    # 0. How the model is asked, and its plain counterpart.
+    how = circuit_prompts.ask(study, ways, train, test, limit, eliciting.elicit_limit)
+    study, prompts, plain, asked, asked_plain = how.study, how.prompts, how.plain, how.test, how.test_plain
+    fit, held = et.datasets.split(prompts, HELD_OUT, seed)
+    plan = circuit_plan.planned(
+        study, circuit_plan.timed(study, prompts, plain, run.path("parts", "timing.json")), prompts, asked, compared,
+        held=len(held), middle=sweep_limit, finalists=finalists, draws=draws, budget=budget,
+        asking=how.n_replies,
+    )  # fmt: skip
+    print(plan.said)
+    middle, chosen_on = (getattr(plan.searches["steer"], name) for name in ("middle", "skeletons"))
 
     # 1. Prompted replies to the training scenarios, judged.
     prompted = study.scored(study.replies("train_prompt", prompts, method="prompt"), plain)
@@ -144,9 +163,8 @@ def main(
     acts = stored.where(sublayer=[s for s in ("resid_mid", "resid_post") if s in sites])
 
     # 3. Directions, and whether they are context-agnostic.
-    fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     fitting = prompts.where(skeleton_id=sorted(fit))
-    fitted, notes = circuit_protocol.fitted(prompted, {p.key for p in fitting})
+    fitted, by_emotion, notes = circuit_protocol.fitted(prompted, {p.key for p in fitting})
     dirs = protocol.directions(lm, acts, fitted)
     directions_.save(dirs, run.path("directions"))
     try:
@@ -157,7 +175,7 @@ def main(
 
     # 4. Components, the circuit, and the influence of sublayers.
     influence = attribution.sublayer_influence(
-        lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else sweep_limit), dirs, batch_size=batch_size,
+        lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else middle), dirs, batch_size=batch_size,
         out=run.path("influence"), **protocol.influence_options(acts, dirs, fitted),
     )  # fmt: skip
     readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
@@ -176,7 +194,7 @@ def main(
     read = study.read(fitting, prompted, circuit, scores.get("neurons"), run.path("reply_tokens.zarr"), seed)
 
     # 5. What the components do, and what to choose, on held-out training skeletons.
-    trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(sweep_limit) for p in (prompts, plain))
+    trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(middle) for p in (prompts, plain))
     curves: dict[str, Any] = {}
     for kind, table in scores.items():
         common: dict[str, Any] = {"draws": curve_draws, "batch_size": batch_size, "seed": seed}
@@ -187,15 +205,15 @@ def main(
         curves[f"{kind} added"] = attribution.enhancement_curve(
             lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
         )
-    held_plain = plain.where(skeleton_id=sorted(held))
+    held_plain = plain.where(skeleton_id=sorted(held)).limit(chosen_on)
     controls = circuit_arms.tuned(compared, circuit, scores, seed)
-    searched = {"steer": (protocol.steering, partial(study.steering, dirs))}
+    searched = {"steer": (plan.searches["steer"].lines, partial(study.steering, dirs))}
     searched |= {
-        name: (protocol.modulation, partial(study.modulated, one))
+        name: (plan.searches[name].lines, partial(study.modulated, one))
         for name, one in {"circuit": circuit, **controls}.items()
     }
     found = {
-        name: study.search(held_plain, plain, name, lines, edits, sweep_limit, finalists)
+        name: study.search(held_plain, plain, name, lines, edits, middle, plan.searches[name].finalists)
         for name, (lines, edits) in searched.items()
     }
     best, best_circuit = found["steer"].best, found["circuit"].best
@@ -235,14 +253,19 @@ def main(
     at_equal_kl = [] if second_judge else frontier["pairs"]  # on what the first judge read
     claims, family = replies.claims(rows, given=at_equal_kl, doubt=_doubt(lm, tester), verdict=verdict, seed=seed)
 
+    shares = replies.accuracy_table(prompted)["by_emotion"]
+    taken = acceptance.over_elicited(rows, shares)
     result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
     result |= {
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}
         | ({"second": tester.name, "second_usage": getattr(tester, "usage", None)} if second_judge else {}),
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
-        "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted)},
+        "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted), "by_emotion": shares},
+        "elicitation": how.record(eliciting.elicit), "accuracy_elicited": taken,
+        "plan": plan.record,
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
+        "fitted_by_emotion": by_emotion,
         "sweep": found["steer"].points, "chosen": {**best, "site": "resid_post"},
         "modulation": [point for name in ("circuit", *controls) for point in found[name].points],
         "chosen_circuit": best_circuit, "chosen_tuned": {name: found[name].best for name in controls},

@@ -17,6 +17,7 @@ from emotrace.cli.options import (
     Data,
     Device,
     Dtype,
+    Elicit,
     Instruction,
     Judge,
     LabelMap,
@@ -39,7 +40,7 @@ from emotrace.cli.options import (
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
 
 if TYPE_CHECKING:
-    from emotrace.datasets import Prompts
+    from emotrace.datasets import Elicitation, Prompts
     from emotrace.judges import Judge as AnyJudge
     from emotrace.sites import LanguageModel
 
@@ -142,6 +143,26 @@ class Answering:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eliciting:
+    """How a study asks for an emotion."""
+
+    elicit: Annotated[
+        str,
+        typer.Option(
+            help="auto (whatever the model takes best on a few training skeletons), instruct (a system message), fewshot (worked "
+            "examples, for base models too), or a JSON file"
+        ),
+    ] = "auto"
+    elicit_limit: Annotated[int, typer.Option(min=1, help="training skeletons on which the ways compete")] = 3
+
+    def ways(self, published: bool = False) -> list[Elicitation]:
+        """The ways that compete: of a published protocol the published one."""
+        from emotrace import datasets
+
+        return datasets.elicitations("instruct" if published and self.elicit == "auto" else self.elicit)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How replies are decoded."""
 
@@ -196,9 +217,17 @@ class PromptFile:
 
     data: Data
     instruction: Instruction = None
+    elicit: Elicit = None
     text_column: TextColumn = None
     messages_column: MessagesColumn = None
     limit: Limit = None
+
+    @property
+    def way(self) -> Elicitation:
+        """How a SEV file asks."""
+        from emotrace import datasets
+
+        return datasets.elicitation(self.elicit or "instruct")
 
     def read(self, emotions: str | None = None) -> Prompts:
         """The prompts; those of a SEV file with or without its instruction, for the emotions named with commas.
@@ -211,8 +240,10 @@ class PromptFile:
         data, columns = self.data, (self.text_column, self.messages_column)
         if not data.exists() or (columns == (None, None) and datasets.is_sev(data)):
             chosen = EMOTIONS if emotions is None else names(emotions)
-            return datasets.sev(data, emotions=chosen, instruction=self.instruction is not False, limit=self.limit)
-        for flag, value in (("--instruction", self.instruction), ("--emotions", emotions)):
+            return datasets.sev(
+                data, chosen, instruction=self.instruction is not False, limit=self.limit, elicit=self.way
+            )
+        for flag, value in (("--instruction", self.instruction), ("--emotions", emotions), ("--elicit", self.elicit)):
             if value is not None:
                 raise EmotraceError(f"{flag}: {data} is no SEV file; its prompts are given to the model as they are.")
         text, messages = columns

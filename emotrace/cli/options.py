@@ -60,7 +60,13 @@ MessagesColumn = Annotated[str | None, typer.Option(help="column of a table that
 Instruction = Annotated[
     bool | None,
     typer.Option(
-        "--instruction/--no-instruction", help="of SEV: put 'Always reply in {emotion}.' into the prompt (default)"
+        "--instruction/--no-instruction", help="of SEV: ask for the emotion (default), or the plain counterpart"
+    ),
+]
+Elicit = Annotated[
+    str | None,
+    typer.Option(
+        help="of SEV: how it asks: instruct (default), fewshot or another set of worked examples, or a JSON file"
     ),
 ]
 Emotions = Annotated[str | None, typer.Option(help=f"of SEV: comma-separated, any names; default {','.join(EMOTIONS)}")]

@@ -35,7 +35,7 @@ def generate(
     asked = prompts.read(emotions)
     rows = et.generate(
         loading.load(model), asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        method="none" if prompts.instruction is False else "prompt", out=out,
+        method="none" if prompts.instruction is False else "prompt", out=out, stop=prompts.way.stop if prompts.elicit else (),
     )  # fmt: skip
     typer.echo(f"{len(rows)} replies in {out}")
 

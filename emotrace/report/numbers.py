@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from emotrace.replies.arms import SCORES
-from emotrace.report import style, tables
+from emotrace.report import asking, style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
 from emotrace.stats import p_said
 
@@ -132,6 +132,14 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
             id="judge_agreement",
         ),
     ]  # fmt: skip
+    head, rows = asking.by_emotion(report)
+    how = (report.get("elicitation") or {}).get("chosen", "")
+    caption = (
+        f"By emotion: share of prompted training replies accepted, asked by {how}, and share of fluent replies on target to the "
+        "test file, each with its 95 % interval. No emotion is left out of any figure; the last row has only those of which at "
+        "least half of the prompted training replies are accepted."
+    )
+    found.append(Grid(caption, head, rows, "By emotion", id="by_emotion"))
     return [grid for grid in found if grid.rows]
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.replies.arms import SCORES
-from emotrace.report import components, style
+from emotrace.report import asking, components, style
 from emotrace.report.parts import CircuitParts
 
 
@@ -155,6 +155,7 @@ def frames(
         "agnosticism": agnosticism(found),
         "comparison": comparison(report),
         "paired": paired(report),
+        "elicitation": asking.ways(report),
         "claims": claims(report),
         "frontiers": frontiers(report),
         "areas": areas(report),

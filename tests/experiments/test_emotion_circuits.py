@@ -46,7 +46,7 @@ def study():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(et.replies, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
         yield module
-    for name in ("circuit_arms", "circuit_protocol", "circuit_study"):
+    for name in ("circuit_arms", "circuit_plan", "circuit_prompts", "circuit_protocol", "circuit_study"):
         sys.modules.pop(name, None)
 
 

@@ -1,0 +1,209 @@
+"""What a run of ``emotion_circuits.py`` will cost, said before it begins, and its searches cut to that: all of them equally."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import circuit_arms
+from circuit_protocol import Setting
+from circuit_study import FIRST, KEEP, Study
+
+import emotrace as et
+from emotrace.datasets import Prompts
+from emotrace.disk import write_json
+from emotrace.evaluation import MAX_NEW_TOKENS
+from emotrace.files import read_json
+
+SEARCH = 10
+"""A search makes at most so many times the replies that one arm has on the test file."""
+SAMPLE = 16
+"""Prompts whose replies are timed."""
+DOSES = 3
+"""A line of settings keeps at least so many."""
+STEPS = 60
+"""Sizes tried between a whole search and the smallest."""
+REST = 1.8
+"""Minutes of a run for each of its replies: capture, curves, divergences (one run of the shipped model, --limit 3: 1.81)."""
+
+Lines = Sequence[Sequence[Setting]]
+
+
+class Search(NamedTuple):
+    """What one search tries.
+
+    Attributes:
+        lines: settings that differ in dose only.
+        skeletons: held-out ones, at most.
+        middle: of the middle sample.
+        finalists: settings that go on to all.
+    """
+
+    lines: Lines
+    skeletons: int
+    middle: int
+    finalists: int
+
+    @property
+    def settings(self) -> int:
+        """How many at first."""
+        return sum(map(len, self.lines))
+
+    def replies(self, each: int) -> int:
+        """Most replies that it makes, ``each`` for a skeleton."""
+        first, middle, last = (min(self.skeletons, n) for n in (-(-self.middle // FIRST), self.middle, self.skeletons))
+        if self.settings == 1:
+            return last * each
+        n = self.settings * first + max(map(len, self.lines)) * middle
+        n += min(self.settings, KEEP * self.finalists) * middle if middle > first else 0
+        n += min(self.settings, self.finalists) * last if last > middle else 0
+        return n * each
+
+    def within(self, most: int, each: int) -> Search:
+        """The largest cut of it that makes at most so many replies; the smallest that there is where none does."""
+        one = self
+        for step in range(STEPS + 1):
+            share = 1 - step / STEPS
+            root = math.sqrt(share)
+            places = _spread(self.lines, max(1, round(len(self.lines) * root)))
+            one = Search(
+                [_spread(line, max(min(DOSES, len(line)), round(len(line) * root))) for line in places],
+                max(1, round(self.skeletons * root)), max(1, round(self.middle * root)), max(1, round(self.finalists * share)),
+            )  # fmt: skip
+            if one.replies(each) <= most:
+                break
+        return one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Replies and minutes of a run.
+
+    Attributes:
+        searches: by arm.
+        each: replies to one skeleton under one arm.
+        fixed: what is answered whatever is searched → replies.
+        seconds: of one reply with its scores, timed.
+        max_new_tokens: of a reply.
+        budget: minutes; None for any.
+    """
+
+    searches: Mapping[str, Search]
+    each: int
+    fixed: Mapping[str, int]
+    seconds: float
+    max_new_tokens: int
+    budget: float | None = None
+
+    @property
+    def replies(self) -> int:
+        """Most replies."""
+        return sum(self.fixed.values()) + sum(one.replies(self.each) for one in self.searches.values())
+
+    @property
+    def minutes(self) -> float:
+        """Most minutes, from the timed sample."""
+        return self.replies * self.seconds * REST / 60
+
+    def cut(self, most: int) -> Plan:
+        """Every search cut to so many replies, and to an equal share of what the budget leaves."""
+        if self.budget is not None:
+            left = self.budget * 60 / (self.seconds * REST) - sum(self.fixed.values())
+            most = min(most, math.floor(left / len(self.searches)))
+        cut = {name: one.within(most, self.each) for name, one in self.searches.items()}
+        skeletons, middle = (min(getattr(one, name) for one in cut.values()) for name in ("skeletons", "middle"))
+        cut = {name: one._replace(skeletons=skeletons, middle=middle) for name, one in cut.items()}  # all on the same
+        return Plan(cut, self.each, self.fixed, self.seconds, self.max_new_tokens, self.budget)
+
+    @property
+    def said(self) -> str:
+        """What it will take, for people."""
+        parts = ", ".join(f"{name} {n:,}" for name, n in self.fixed.items())
+        tries = ", ".join(
+            f"{name} {one.replies(self.each):,} ({one.settings} settings)" for name, one in self.searches.items()
+        )
+        text = (
+            f"at most {self.replies:,} replies of at most {self.max_new_tokens} tokens ({self.replies * self.max_new_tokens:,}), "
+            f"about {self.minutes:.0f} minutes at {self.seconds:.2f} s a reply (timed here): {parts}; searches: {tries}"
+        )
+        if self.budget is not None and self.minutes > self.budget:
+            text += f". The budget of {self.budget:g} minutes is too short for this: give a smaller --limit, or fewer --arms"
+        return text
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For report.json."""
+        searches = {
+            name: {"replies": one.replies(self.each), "settings": one.settings, "skeletons": one.skeletons}
+            for name, one in self.searches.items()
+        }
+        return {
+            "replies": self.replies, "fixed": dict(self.fixed), "searches": searches, "seconds_a_reply": self.seconds,
+            "minutes": self.minutes, "budget": self.budget,
+        }  # fmt: skip
+
+
+def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> float:
+    """Seconds of a reply with its scores, on a few prompts; kept, so that a run that is continued is cut as before."""
+    if path.exists():
+        return float(read_json(path)["seconds_a_reply"])
+    some, bare = (
+        prompts[:SAMPLE],
+        Study(study.model, protocol=study.protocol, batch_size=study.batch_size, progress=False),
+    )
+    bare.generated("", some[:1], method="prompt")  # what is proven of a model and kept of its prompts is not timed
+    begun = time.perf_counter()
+    bare.scored(bare.generated("", some, method="prompt"), plain)
+    seconds = (time.perf_counter() - begun) / len(some)
+    write_json(path, {"seconds_a_reply": seconds, "n": len(some)})
+    return seconds
+
+
+def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int) -> dict[str, int]:
+    """Replies to the training file and, under every arm and draw, to the test file."""
+    drawn = [name for name in arms if name.startswith("random_") and name != "random_tuned"]
+    drawn += [name for name in arms if name in ("wrong_emotion", "wrong_payload")]
+    n = 3 + len(arms) + (draws - 1) * len(drawn)
+    plain = len(asked) // len(et.EMOTIONS)
+    return {"training": len(prompts), f"test ({n} arms and draws)": n * len(asked), "test (none)": plain}
+
+
+def planned(
+    study: Study, seconds: float, prompts: Prompts, asked: Prompts, arms: Sequence[str], *, held: int, middle: int,
+    finalists: int, draws: int, budget: float | None, asking: int = 0,
+) -> Plan:  # fmt: skip
+    """The plan of a run, its searches cut to `SEARCH` times what one arm has on the test file, and to the budget.
+
+    Args:
+        study: whose protocol says what is searched and how replies are decoded.
+        seconds: of `timed`.
+        prompts: training prompts that ask.
+        asked: test prompts that ask.
+        arms: beside none, prompt, steer and circuit.
+        held: skeletons held out.
+        middle: of them in the middle sample.
+        finalists: settings that go on to all of them.
+        draws: of each control that is drawn.
+        budget: minutes.
+        asking: replies by which it was found how to ask.
+    """
+    names = ["steer", "circuit", *(name for name in circuit_arms.TUNED if name in arms)]
+    lines = {name: study.protocol.steering if name == "steer" else study.protocol.modulation for name in names}
+    searches = {name: Search(some, held, min(middle, held), finalists) for name, some in lines.items()}
+    each = len(asked) // len({p.labels["skeleton_id"] for p in asked})
+    most = int(study.decoding_of("steer").get("max_new_tokens", MAX_NEW_TOKENS))
+    plan = Plan(searches, each, {"asking": asking} | fixed(prompts, asked, arms, draws), seconds, most, budget)
+    return plan.cut(SEARCH * len(asked))
+
+
+def _spread(values: Sequence[Any], n: int) -> list[Any]:
+    """So many of the values, the first and the last among them."""
+    if n >= len(values):
+        return list(values)
+    if n == 1:
+        return [values[len(values) // 2]]
+    return [values[round(i * (len(values) - 1) / (n - 1))] for i in range(n)]

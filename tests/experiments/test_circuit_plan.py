@@ -1,0 +1,73 @@
+"""What a run will cost: whole where it fits, every search cut alike; and what is fitted on where asking fails."""
+
+import importlib
+import sys
+
+import pytest
+
+from tests.experiments.studies import ROOT
+
+
+@pytest.fixture(scope="module")
+def plan():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))
+        yield importlib.import_module("circuit_plan")
+    for name in ("circuit_plan", "circuit_arms", "circuit_protocol", "circuit_study"):
+        sys.modules.pop(name, None)
+
+
+def lines(places, doses):
+    return [[{"place": p, "dose": d} for d in range(doses)] for p in range(places)]
+
+
+def whole(plan, **more):
+    searches = {"steer": plan.Search(lines(22, 11), 40, 8, 12), "circuit": plan.Search(lines(4, 11), 40, 8, 12)}
+    return plan.Plan(searches, 18, {"training": 720, "test": 3600}, 0.5, 24, **more)
+
+
+def test_replies_by_hand(plan):
+    one = plan.Search(lines(22, 4), 5, 4, 2)  # `make demo`: 88 settings on 1, 10 on 4, 2 on 5, a line of 4 on 4
+    assert one.replies(18) == 18 * (88 + 10 * 4 + 2 * 5 + 4 * 4)
+    assert one.within(plan.SEARCH * 20 * 18, 18) == one
+    assert plan.Search([[{"dose": 1}]], 40, 8, 12).replies(18) == 40 * 18
+
+
+@pytest.mark.parametrize("most", [20_000, 5_000, 1_500, 300])
+def test_a_cut_search_fits_and_keeps_its_ends(plan, most):
+    cut = whole(plan).cut(most)
+    assert all(one.replies(18) <= most for one in cut.searches.values())
+    assert len({(one.skeletons, one.middle) for one in cut.searches.values()}) == 1
+    for name, one in cut.searches.items():
+        full = whole(plan).searches[name].lines
+        assert all(line in ([s for s in f if s in line] for f in full) for line in one.lines)
+        assert all({line[0]["dose"], line[-1]["dose"]} == {0, 10} for line in one.lines)
+    assert cut.replies == 4320 + sum(one.replies(18) for one in cut.searches.values())
+
+
+def test_a_budget_is_shared_equally_and_said_where_it_is_too_short(plan):
+    minutes = 120.0
+    cut = whole(plan, budget=minutes).cut(10**6)
+    left = minutes * 60 / (0.5 * plan.REST) - 4320
+    assert cut.minutes <= minutes
+    assert all(one.replies(18) <= left / 2 for one in cut.searches.values())
+    assert "too short" not in cut.said
+    assert "4,320" not in cut.said
+    assert f"{cut.replies:,} replies" in cut.said
+    assert "too short" in whole(plan, budget=3.0).cut(10**6).said
+
+
+def test_an_emotion_that_asking_does_not_elicit_is_fitted_on_all_its_prompts(plan):
+    fitted = importlib.import_module("circuit_protocol").fitted
+    rows = [
+        {"key": f"{s}__{v}__{e}", "skeleton_id": s, "valence": v, "emotion": e, "method": "prompt", "draw": 0,
+         "verdict": {"predicted": e, "match": int(e != "surprise" and (e, s) != ("anger", "a"))}}
+        for s in "abcd" for v in ("positive", "negative") for e in ("anger", "fear", "surprise")
+    ]  # fmt: skip
+    found = fitted(rows, {r["key"] for r in rows})
+    assert found.by_emotion["surprise"] == {"n": 8, "of": 8, "accepted_only": False}
+    assert found.by_emotion["anger"] == {"n": 6, "of": 8, "accepted_only": True}
+    assert {k for k in found.keys if "surprise" in k} == {r["key"] for r in rows if r["emotion"] == "surprise"}
+    assert "surprise 0 of 8" in found.notes[0]
+    none = fitted([{**r, "verdict": {"predicted": "x", "match": 0}} for r in rows], {r["key"] for r in rows})
+    assert len(none.keys) == len(rows)
