@@ -37,7 +37,7 @@ BLOCK_TOKENS = 4096
 """Most tokens, padding included, of the rows of one block, beside what all of them begin with."""
 
 WORTH = 1e9
-"""Floating-point operations of the first tokens of a call from which on keeping them pays: below, its own passes take longer."""
+"""Floating-point operations of the first tokens of a call from which on they are kept: fewer take about as long as a pass."""
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 """Attributes that torch itself keeps."""
