@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,36 +153,32 @@ def test_a_figure(tmp_path):
 
 
 def test_every_name_in_the_guide_is_there():
-    """Files and names that CONTRIBUTING.md speaks of exist."""
-    import re
-
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    files = set(re.findall(r"`((?:emotrace|tests|experiments|data)/[\w./]+)`", text))
+    """Files, modules and names that CONTRIBUTING.md speaks of exist; a prompt's life has twenty lines, what is new two."""
+    life, new = (
+        TOLD.split(f"## {title}\n")[1].split("\n## ")[0] for title in ("One prompt's life", "Where a new one goes")
+    )
+    assert [line.split(".")[0] for line in life.strip().splitlines()[2:]] == [str(i) for i in range(1, 21)]
+    assert {part.count("\n") for part in new.split("\n\n")[1].split("\n* ")} == {1}
+    files = set(re.findall(r"`(\w[\w.]*/[\w./]*)`", TOLD))
     assert len(files) > 8
-    assert [f for f in sorted(files) if not (ROOT / f).exists()] == []
-    for name in re.findall(r"`(\w+(?:\.\w+)+)\(?\)?`", text):
+    assert [f for f in sorted(files) if not ((ROOT / f).exists() or (ROOT / "emotrace" / f).exists())] == []
+    for name in set(re.findall(r"`(\w+(?:\.\w+)+)\(?\)?`", TOLD)):
+        first, *parts = name.removeprefix("et.").split(".")
         if not name.endswith((".html", ".json", ".py", ".md")) and (
-            name.split(".")[0] in et.__all__ or name.startswith("et.")
+            hasattr(et, first) or (ROOT / "emotrace" / first).is_dir()
         ):
             found = et
-            for part in name.removeprefix("et.").split("."):
-                found = getattr(found, part)
-    assert json.dumps(sorted(files))
+            for part in (first, *parts):
+                found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
 
 
-def test_one_prompts_life_is_told_in_twenty_lines_of_what_there_is():
-    """Every module, folder and function that the twenty lines name exists."""
-    section = TOLD.split("## One prompt's life")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if re.match(r"\d+\. ", line)]
-    assert [int(line.split(".")[0]) for line in lines] == list(range(1, 21))
-    assert len(section.strip().splitlines()) == 22  # what it is about, a blank line, and the twenty
-    for name in re.findall(r"`([\w./]+)`", "\n".join(lines)):
-        if "/" in name:
-            assert (ROOT / "emotrace" / name).exists(), name
-        elif "." in name and not name.endswith((".json", ".html")):
-            *rooms, last = name.removeprefix("et.").split(".")
-            try:
-                home = importlib.import_module(".".join(["emotrace", *rooms]))
-            except ModuleNotFoundError:
-                home = getattr(importlib.import_module(".".join(["emotrace", *rooms[:-1]])), rooms[-1])
-            assert hasattr(home, last), name
+def test_the_house_is_drawn_in_the_order_of_its_layers():
+    """From the ground up."""
+    linter = configparser.ConfigParser()
+    linter.read(ROOT / ".importlinter", encoding="utf-8")
+    layers = [set(re.findall(r"\w+", line)) for line in linter["importlinter:contract:house"]["layers"].splitlines()][
+        ::-1
+    ]
+    drawn = [set(layer.split(", ")) for layer in " ".join(TOLD.split("```")[1].split("\nlazy")[0].split()).split(" → ")]
+    at = [next(i for i, layer in enumerate(layers) if rooms <= layer) for rooms in drawn]
+    assert at == sorted(set(at))

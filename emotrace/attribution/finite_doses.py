@@ -6,8 +6,7 @@ Also the literal twin of the derivative: what `finite` gives for a vanishing dos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,49 +25,90 @@ CHUNK = 1024
 """Prompts held, and prompts between two commits: only the read-out is kept of each."""
 
 
+class Uses(NamedTuple):
+    """Different prompts, and for which values of a label they count.
+
+    Attributes:
+        sequences: token ids, longest first.
+        counts: ``[label, prompt]``, how often each counts for each value.
+        label: its name.
+        values: of the label.
+    """
+
+    sequences: list[list[int]]
+    counts: np.ndarray
+    label: str
+    values: Sequence[Any]
+
+
+class DosedShifts(NamedTuple):
+    """What is shifted, along what, and what a dose of 1 is.
+
+    Attributes:
+        cells: that are shifted, each alone.
+        along: ``[cell, label, dim]``, unit directions of the shifts.
+        sigmas: ``[cell]``, what a dose of 1 is in each.
+    """
+
+    cells: Sequence[Shifted]
+    along: np.ndarray
+    sigmas: np.ndarray
+
+    def edits(self, number: int, dose: float, uses: Uses) -> list[Add]:
+        """One dose at one cell, along the direction of each prompt's own label.
+
+        The base has the dose 0, not no edit: so it is computed in the same way, and rounding does not look like an effect.
+        """
+        cell = self.cells[number]
+        vector = xr.DataArray(self.along[number], dims=(uses.label, "dim"), coords={uses.label: list(uses.values)})
+        strength = float(dose * self.sigmas[number] * cell.factor)
+        return [Add(cell.site, layers=[cell.layer], positions="last", vector=vector, strength=strength)]
+
+
+class Readout(NamedTuple):
+    """Where a projection is read, and on what: ``covectors [label, dim]``."""
+
+    site: str
+    layer: int | None
+    covectors: np.ndarray
+
+
 def finite_sums(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], counts: np.ndarray, label: str, values: Sequence[Any],
-    cells: Sequence[Shifted], along: np.ndarray, covectors: np.ndarray, readout: tuple[str, int | None],
-    sigmas: np.ndarray, doses: Sequence[float], settings: dict[str, Any], batch_size: int, out: str | Path | None, progress: bool,
+    model: LanguageModel, uses: Uses, shifts: DosedShifts, readout: Readout, doses: Sequence[float], sums: Sums,
+    batch_size: int, progress: bool,
 ) -> np.ndarray:  # fmt: skip
     """Σ over prompts of the projected read-out, without a shift and with each dose at each cell alone.
 
     Args:
         model: from `emotrace.load`.
-        sequences: token ids of the different prompts.
-        counts: ``[label, prompt]``, how often each counts for each label.
-        label: name of the label that the shifts differ by.
-        values: its values.
-        cells: what is shifted.
-        along: ``[cell, label, dim]``, unit directions of the shifts.
-        covectors: ``[label, dim]``, what the read-out is projected on.
-        readout: ``(site, layer)``.
-        sigmas: ``[cell]``, what a dose of 1 is in each.
+        uses: which prompts count for what.
+        shifts: what is shifted.
+        readout: what the read-out is projected on.
         doses: in units of σ.
-        settings: of the running sums.
+        sums: the running sums, continued.
         batch_size: prompts per forward.
-        out: folder of the running sums, or None.
         progress: show a bar.
 
     Returns:
         ``[1 + dose · cell, label]``: the base, then cells within doses.
     """
-    pairs = [(i, e) for i in range(len(sequences)) for e in range(len(values)) if counts[e, i]]
-    prompts = Prompts(Prompt(f"{i}__{e}", token_ids=tuple(sequences[i]), labels={label: values[e]}) for i, e in pairs)
+    label, values, counts = uses.label, uses.values, uses.counts
+    pairs = [(i, e) for i in range(len(uses.sequences)) for e in range(len(values)) if counts[e, i]]
+    prompts = Prompts(
+        Prompt(f"{i}__{e}", token_ids=tuple(uses.sequences[i]), labels={label: values[e]}) for i, e in pairs
+    )
     at = np.array([e for _, e in pairs])
     weights = np.array([counts[e, i] for i, e in pairs], dtype=np.float64)
-    jobs = [(0.0, 0), *((dose, number) for dose in doses for number in range(len(cells)))]
-    sums = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas}, "finite_sums")
-    site, layer = readout
+    jobs = [(0, 0.0), *((number, dose) for dose in doses for number in range(len(shifts.cells)))]
     with progress_bar(total=len(jobs) * len(prompts), desc="finite doses", unit="prompt", enabled=progress) as bar:
         bar.update(sums.done)
         for number in range(sums.done // len(prompts), len(jobs)):
-            edits = _edits(jobs[number], cells, along, sigmas, label, values)
+            edits = shifts.edits(*jobs[number], uses)
             passed = number * len(prompts)
             chunks = reductions(
-                model, prompts, [site], contributions.dotted,
-                lambda rows: (torch.from_numpy(covectors[at[rows]].astype(np.float64)),),
-                layers=None if layer is None else [layer], edits=edits, batch_size=batch_size,
+                model, prompts, [readout.site], contributions.dotted,
+                lambda rows: (torch.from_numpy(readout.covectors[at[rows]].astype(np.float64)),),
+                layers=None if readout.layer is None else [readout.layer], edits=edits, batch_size=batch_size,
                 prompts_per_chunk=CHUNK, start=sums.done - passed, progress=False,
             )  # fmt: skip
             for rows, dots in chunks:
@@ -79,18 +119,3 @@ def finite_sums(
                 sums.commit(passed + rows.stop)
                 bar.update(len(rows))
     return sums["score"]
-
-
-def _edits(
-    job: tuple[float, int], cells: Sequence[Shifted], along: np.ndarray, sigmas: np.ndarray, label: str,
-    values: Sequence[Any],
-) -> list[Add]:  # fmt: skip
-    """One dose at one cell, along the direction of each prompt's own label.
-
-    The base has the dose 0, not no edit: so it is computed in the same way, and rounding does not look like an effect.
-    """
-    dose, number = job
-    cell = cells[number]
-    vector = xr.DataArray(along[number], dims=(label, "dim"), coords={label: list(values)})
-    strength = float(dose * sigmas[number] * cell.factor)
-    return [Add(cell.site, layers=[cell.layer], positions="last", vector=vector, strength=strength)]

@@ -26,7 +26,7 @@ from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Shifted, cells, residuals
 from emotrace.attribution.central import Central
 from emotrace.attribution.files import save_scores
-from emotrace.attribution.finite_doses import finite_sums
+from emotrace.attribution.finite_doses import DosedShifts, Readout, Uses, finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts, PromptsLike
@@ -140,7 +140,8 @@ def sublayer_influence(
     along = local.stack(cell=("layer", "sublayer")).transpose("cell", label, "dim").values
     given = None if sigma is None else _sigma(sigma, wanted)
     values = local[label].values.tolist()
-    sequences, counts = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
+    uses = _uses(prompts, sites.encoder.ids(prompts), label, values, accepted)
+    sequences, counts = uses.sequences, uses.counts
     names = {tuple(ids): p.key for p, ids in zip(prompts, sites.encoder.ids(prompts), strict=True)}
     yield lambda: DryPasses(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
@@ -157,7 +158,7 @@ def sublayer_influence(
             slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences, names)
         else:
             slopes = Central(model, wanted, at, covectors, along, names)
-        _accumulate(slopes, sequences, counts, sums, batch_size, progress)
+        _accumulate(slopes, uses, sums, batch_size, progress)
     n = counts.sum(1)
     shape = (len(values), len(chosen), 2)
     mean = sums["slope"] / n[:, None]
@@ -176,10 +177,9 @@ def sublayer_influence(
     coords: dict[str, Any] = {name: local[name] for name in (label, "layer", "sublayer", "read_at", "flipped")}
     coords["shifted_at"] = (grid[1:], np.array([c.site for c in wanted]).reshape(shape[1:]))
     if doses:
-        found = finite_sums(
-            model, sequences, counts, label, values, wanted, along, covectors, at, sigmas, doses, settings, batch_size,
-            out, progress,
-        )  # fmt: skip
+        running = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas}, "finite_sums")
+        shifts, read = DosedShifts(wanted, along, sigmas), Readout(*at, covectors)
+        found = finite_sums(model, uses, shifts, read, doses, running, batch_size, progress)
         slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n
         slope = slope / (np.array(doses)[:, None, None] * sigmas[None, :, None])
         data["finite"] = (("dose", *grid), slope.transpose(0, 2, 1).reshape(len(doses), *shape))
@@ -201,13 +201,13 @@ def sublayer_influence(
 
 def _accumulate(
     backward: Backward | Central,
-    sequences: list[list[int]],
-    counts: np.ndarray,
+    uses: Uses,
     sums: Sums,
     batch_size: int,
     progress: bool,
 ) -> None:
     """Add what is not yet in the sums: Σ derivative, Σ derivative², Σ projection per label, Σ RMS per residual."""
+    sequences = uses.sequences
     with progress_bar(total=len(sequences), desc="influence", unit="prompt", enabled=progress) as bar:
         bar.update(sums.done)
         for start in range(sums.done, len(sequences), CHUNK):
@@ -216,7 +216,7 @@ def _accumulate(
             for batch in beginnings.batches(backward.model, lengths, batch_size):
                 rows = [start + i for i in batch]
                 slopes, scores, sizes = backward([sequences[i] for i in rows])
-                weights = counts[:, rows].astype(np.float64)
+                weights = uses.counts[:, rows].astype(np.float64)
                 sums.add("slope", np.einsum("ecb,eb->ec", slopes, weights))
                 sums.add("square", np.einsum("ecb,eb->ec", slopes**2, weights))
                 sums.add("score", (scores * weights).sum(1))
@@ -227,8 +227,8 @@ def _accumulate(
 
 def _uses(
     prompts: Prompts, ids: list[list[int]], label: str, values: Sequence[Any], accepted: Iterable[str] | None
-) -> tuple[list[list[int]], np.ndarray]:
-    """Different token sequences, longest first, and how often each counts for each label ``[label, sequence]``.
+) -> Uses:
+    """Different token sequences, and how often each counts for each label.
 
     Raises:
         EmotraceError: for a label that has no direction, or one without a prompt.
@@ -252,7 +252,7 @@ def _uses(
         if not n:
             example = prompts[0].key if labelled else f"{prompts[0].key}__{value}"
             raise EmotraceError(f"no (accepted) prompt counts for {label} {value!r}; its keys are such as {example!r}.")
-    return [list(sequence) for sequence in used], counts
+    return Uses([list(sequence) for sequence in used], counts, label, values)
 
 
 def _doses(doses: Sequence[float]) -> tuple[float, ...]:

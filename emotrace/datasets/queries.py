@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 from emotrace import arguments, labels
 from emotrace.datasets.overlap import hold_out, leaked, normalised, repeated
@@ -144,8 +144,33 @@ def emotion_query(
     return Prompts(first)
 
 
+class Counted(TypedDict):
+    """Queries, and how many of them are distinct."""
+
+    n: int
+    n_distinct: int
+
+
+class QueryReport(Counted):
+    """What `query_report` counts.
+
+    Attributes:
+        by_emotion: of each.
+        n_across_emotions: distinct texts that stand under two emotions.
+        repeated: ids of queries whose text was there before.
+        n_leaked: queries that are in the other set.
+        leaked: their ids.
+    """
+
+    by_emotion: dict[str, Counted]
+    n_across_emotions: int
+    repeated: list[str]
+    n_leaked: int
+    leaked: list[str]
+
+
 @typed
-def query_report(queries: Sequence[Query], against: Sequence[Query] = ()) -> dict[str, Any]:
+def query_report(queries: Sequence[Query], against: Sequence[Query] = ()) -> QueryReport:
     """How many queries are distinct, and how many are in another set.
 
     Args:
@@ -153,9 +178,7 @@ def query_report(queries: Sequence[Query], against: Sequence[Query] = ()) -> dic
         against: of another, e.g. the one that vectors are made from.
 
     Returns:
-        ``{n, n_distinct, by_emotion: {e: {n, n_distinct}}, n_across_emotions, repeated: [query_id], n_leaked, leaked:
-        [query_id]}``: ``n_across_emotions`` counts distinct texts that stand under two emotions, ``leaked`` lists the
-        queries that are in ``against``.
+        A `QueryReport`.
     """
     texts = [q.text for q in queries]
     groups: dict[str, list[str]] = {}

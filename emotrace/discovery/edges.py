@@ -147,8 +147,8 @@ def rewired(
     others = [batch.others[i].repeat(times, 1, 1) for i in g.writes]
     steps = list(g.seen.reads) if g.after else []
     layers = lowered(model, list(g.layers), g.whole) if layers is None else layers
-    last = g.seen.places[-1].place
-    return enter(model, circuits.rewired, inputs, layers, last, steps, at, metric, others, cut, live)
+    wired = circuits.Wired(layers, g.seen.places[-1].place, steps)
+    return enter(model, circuits.rewired, inputs, wired, at, metric, others, cut, live)
 
 
 def edge_scores(model: LanguageModel, batch: PairBatch, g: Graph, method: str, steps: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from emotrace.labels import ARMS
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
 from emotrace.replies.agreement import agreement_table, judged_by_both
-from emotrace.replies.paired import paired_test
+from emotrace.replies.paired import Difference, paired_test
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
 from emotrace.signatures import typed
@@ -115,7 +115,7 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
 
 
 @typed
-def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
+def lifts(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Difference]:
     """Difference of accuracies, paired by key, overall and by emotion; left out where no key is judged in both.
 
     Args:

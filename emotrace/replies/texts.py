@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import numpy as np
 
@@ -40,8 +40,30 @@ def distinct(text: str, n: int = 1) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
+class TextStatistics(TypedDict):
+    """Means over texts.
+
+    Attributes:
+        n: texts.
+        n_empty: blank ones.
+        words: of a text, empty ones included.
+        distinct_1: share of distinct words, over the texts that have any; None where none has.
+        distinct_2: likewise of pairs of words.
+        exclamations: exclamation marks of a text.
+        disclaimers: share of texts with a disclaimer.
+    """
+
+    n: int
+    n_empty: int
+    words: float
+    distinct_1: float | None
+    distinct_2: float | None
+    exclamations: float
+    disclaimers: float
+
+
 @typed
-def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, Any]:
+def response_statistics(texts: Sequence[str], clean: bool = True) -> TextStatistics:
     """Means over texts.
 
     Args:
@@ -49,8 +71,7 @@ def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, A
         clean: drop special tokens and outer blanks first.
 
     Returns:
-        ``{n, n_empty, words, distinct_1, distinct_2, exclamations, disclaimers}``: words and exclamation marks a text, empty
-        ones included; distinct n-grams over the texts that have any; the share of texts with a disclaimer.
+        `TextStatistics`.
 
     Raises:
         EmotraceError: for no texts.
@@ -58,12 +79,13 @@ def response_statistics(texts: Sequence[str], clean: bool = True) -> dict[str, A
     if not len(texts):
         raise EmotraceError("response_statistics takes a list of at least one text.")
     texts = [cleaned(text) for text in texts] if clean else list(texts)
-    variety = {n: np.array([distinct(text, n) for text in texts]) for n in (1, 2)}
+    variety = [_mean(np.array([distinct(text, n) for text in texts])) for n in (1, 2)]
     return {
         "n": len(texts),
         "n_empty": sum(not text.strip() for text in texts),
         "words": float(np.mean([len(text.split()) for text in texts])),
-        **{f"distinct_{n}": _mean(values) for n, values in variety.items()},
+        "distinct_1": variety[0],
+        "distinct_2": variety[1],
         "exclamations": float(np.mean([text.count("!") for text in texts])),
         "disclaimers": float(np.mean([bool(DISCLAIMER.search(text)) for text in texts])),
     }

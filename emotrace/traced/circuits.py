@@ -169,18 +169,30 @@ def _forward(
     return out
 
 
+class Wired(NamedTuple):
+    """What is rewired, and where the metric sees it.
+
+    Attributes:
+        layers: `Layer` s.
+        last: place of the stream that the metric sees.
+        steps: `Read` s of what the metric reads after it; empty where it reads that stream itself.
+    """
+
+    layers: list
+    last: Place
+    steps: list
+
+
 def rewired(
-    model: TracedModel, inputs: dict, layers: list, last: Place, steps: list, at: torch.Tensor, metric: LoweredMetric,
-    others: list, cut: torch.Tensor, live: bool,
+    model: TracedModel, inputs: dict, wired: Wired, at: torch.Tensor, metric: LoweredMetric, others: list, cut: torch.Tensor,
+    live: bool,
 ) -> dict:  # fmt: skip
     """One forward in which every reader gets its own residual stream: x − Σ_s cut[reader, s] · (a_s − other_s).
 
     Args:
         model: an nnsight model.
         inputs: ids, mask and whatever else the forward takes.
-        layers: `Layer` s.
-        last: place of the stream that the metric sees.
-        steps: `Read` s of what the metric reads after it; empty where it reads that stream itself.
+        wired: what is rewired.
         at: ``[row]``, the column where the metric reads.
         metric: what is measured.
         others: of every writer, in order, what stands for it: ``[row, token, d]`` of the input, and of each layer
@@ -192,19 +204,18 @@ def rewired(
         ``metric`` ``[row]`` and, where live, ``gradient`` of its sum with respect to ``cut``; on the CPU.
     """
     with torch.inference_mode(False), torch.set_grad_enabled(live), model.trace(inputs) as tracer:
-        answer = nnsight.save(_rewired(layers, last, steps, at, metric, others, cut, live))
+        answer = nnsight.save(_rewired(wired, at, metric, others, cut, live))
         tracer.stop()
     return answer
 
 
 def _rewired(
-    layers: list, last: Place, steps: list, at: torch.Tensor, metric: LoweredMetric, others: list, cut: torch.Tensor,
-    live: bool,
-) -> dict:  # fmt: skip
+    wired: Wired, at: torch.Tensor, metric: LoweredMetric, others: list, cut: torch.Tensor, live: bool
+) -> dict:
     cut = cut.detach().requires_grad_(live)
     written: list = []  # [row, token, d] of each writer, minus what stands for it
     reader = 0
-    for n, layer in enumerate(layers):
+    for n, layer in enumerate(wired.layers):
         x = places.fetch(layer.stream, None, len(at))
         if n == 0:
             written.append(x - others[0].to(x))
@@ -224,14 +235,14 @@ def _rewired(
         value = places.fetch(layer.mlp_out, None, len(at))
         written.append(layer.scale * (value - others[2 * n + 2].to(value)))
     rows = torch.arange(len(at))
-    x = places.fetch(last, None, len(at))
+    x = places.fetch(wired.last, None, len(at))
     x = _streams(x, cut, written, reader, 1)[0]
     read = []
-    if not steps:
+    if not wired.steps:
         read.append(x[rows, at])
     else:
-        places.put(last, x)
-    for step in steps:
+        places.put(wired.last, x)
+    for step in wired.steps:
         value = places.fetch(step.place, None, len(at))
         read.append(value[rows.to(value.device), at.to(value.device)])
     scores = metric.function(read, *metric.args)
