@@ -65,7 +65,7 @@ class DosedShifts(NamedTuple):
         return [Add(cell.site, layers=[cell.layer], positions="last", vector=vector, strength=strength)]
 
 
-class Readout(NamedTuple):
+class ReadAlong(NamedTuple):
     """Where a projection is read, and on what: ``covectors [label, dim]``."""
 
     site: str
@@ -74,7 +74,7 @@ class Readout(NamedTuple):
 
 
 def finite_sums(
-    model: LanguageModel, uses: Uses, shifts: DosedShifts, readout: Readout, doses: Sequence[float], sums: Sums,
+    model: LanguageModel, uses: Uses, shifts: DosedShifts, readout: ReadAlong, doses: Sequence[float], sums: Sums,
     batch_size: int, progress: bool,
 ) -> np.ndarray:  # fmt: skip
     """Σ over prompts of the projected read-out, without a shift and with each dose at each cell alone.

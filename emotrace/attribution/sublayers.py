@@ -26,7 +26,7 @@ from emotrace import arguments, disk, provenance
 from emotrace.attribution.backward import Backward, Shifted, cells, residuals
 from emotrace.attribution.central import Central
 from emotrace.attribution.files import save_scores
-from emotrace.attribution.finite_doses import DosedShifts, Readout, Uses, finite_sums
+from emotrace.attribution.finite_doses import DosedShifts, ReadAlong, Uses, finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
 from emotrace.datasets import Prompts, PromptsLike
@@ -178,7 +178,7 @@ def sublayer_influence(
     coords["shifted_at"] = (grid[1:], np.array([c.site for c in wanted]).reshape(shape[1:]))
     if doses:
         running = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas}, "finite_sums")
-        shifts, read = DosedShifts(wanted, along, sigmas), Readout(*at, covectors)
+        shifts, read = DosedShifts(wanted, along, sigmas), ReadAlong(*at, covectors)
         found = finite_sums(model, uses, shifts, read, doses, running, batch_size, progress)
         slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n
         slope = slope / (np.array(doses)[:, None, None] * sigmas[None, :, None])

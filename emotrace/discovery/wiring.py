@@ -134,7 +134,7 @@ def lowered(model: LanguageModel, layers: list[LayerWiring], whole: bool = True)
     for n, layer in enumerate(layers):
         attention, reading = map(module.get_submodule, layer.norms)
         projections = [
-            circuits.Projection(sites.place(Site(path)), module.get_submodule(path), list(columns), order)
+            circuits.HeadProjection(sites.place(Site(path)), module.get_submodule(path), list(columns), order)
             for path, columns, order in zip(layer.projections, layer.columns, layer.orders, strict=True)
         ]
         mlp = None

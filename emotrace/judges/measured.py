@@ -10,7 +10,7 @@ THRESHOLD: Final = 0.7
 """A judge below this macro-F1 (the lexicon: accuracy) on labelled rows that it has not seen carries no claim."""
 
 
-class Accuracy(NamedTuple):
+class MeasuredAccuracy(NamedTuple):
     """Share of texts on which a judge agreed with a published label."""
 
     value: float
@@ -26,8 +26,8 @@ class Standing(NamedTuple):
 
 MEASURED: Final = {
     "lexicon:v1": {
-        "published replies (Llama-3.2-3B-Instruct, accepted by GPT-4o-mini), held back": Accuracy(0.899, 2850),
-        "single-label GoEmotions rows, held back": Accuracy(0.670, 554),
+        "published replies (Llama-3.2-3B-Instruct, accepted by GPT-4o-mini), held back": MeasuredAccuracy(0.899, 2850),
+        "single-label GoEmotions rows, held back": MeasuredAccuracy(0.670, 554),
     }
 }
 """On rows that nothing was chosen on; the card beside this file says whence, and what was measured on the others."""

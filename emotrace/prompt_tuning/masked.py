@@ -52,7 +52,7 @@ class _Shared:
     settings: str
 
 
-class Piece(NamedTuple):
+class MaskedTask(NamedTuple):
     """A prompt, its task, and some masks by number; −1 stands for none."""
 
     prompt: SoftPrompt
@@ -142,7 +142,7 @@ def masked_accuracy(
         return pd.DataFrame([{k: v for k, v in row.items() if k != "meta"} for row in rows])
 
 
-def _measured(model: LanguageModel, shared: _Shared, piece: Piece) -> list[dict[str, Any]]:
+def _measured(model: LanguageModel, shared: _Shared, piece: MaskedTask) -> list[dict[str, Any]]:
     """Rows of one prompt and some masks; −1 stands for none."""
     prompt, task, numbers = piece
     reader, vectors = readout(model, prompt)
@@ -193,12 +193,12 @@ def _reference(model: LanguageModel, shared: _Shared, prompt: SoftPrompt, task: 
 
 def _pieces(
     prompts: Sequence[SoftPrompt], tasks: Sequence[Task], names: Sequence[Mapping[str, Any]], log: Log
-) -> Iterator[Piece]:
+) -> Iterator[MaskedTask]:
     """What is not yet measured, a few masks of one prompt at a time."""
     for prompt, task in zip(prompts, tasks, strict=True):
         numbers = [i for i in range(-1, len(names)) if _name(prompt, names[i] if i >= 0 else None) not in log.done]
         for start in range(0, len(numbers), PIECE):
-            yield Piece(prompt, task, numbers[start : start + PIECE])
+            yield MaskedTask(prompt, task, numbers[start : start + PIECE])
 
 
 def _name(prompt: SoftPrompt, about: Mapping[str, Any] | None) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ class Area(TypedDict):
 
 
 @dataclass(frozen=True)
-class Sums:
+class PointSums:
     """Sums over the replies of each skeleton: ``[skeleton, point]``."""
 
     hits: np.ndarray
@@ -145,7 +145,7 @@ def frontiers(
     return {"points": told, "area": area, "kl_limit": limit, "pairs": compared, "n_skeletons": len(names)}
 
 
-def _sums(points: Sequence[Point], names: Sequence[str], cluster: str) -> Sums:
+def _sums(points: Sequence[Point], names: Sequence[str], cluster: str) -> PointSums:
     at = {name: i for i, name in enumerate(names)}
     found = np.zeros((6, len(names), len(points)))
     for number, point in enumerate(points):
@@ -164,7 +164,7 @@ def _sums(points: Sequence[Point], names: Sequence[str], cluster: str) -> Sums:
             ((match, judged), (both, judged), (fluent, judged), (judged, judged), (kl, measured), (measured, measured))
         ):
             np.add.at(found[i, :, number], code[which], values[which])
-    return Sums(*found)
+    return PointSums(*found)
 
 
 def _areas(means: Mapping[str, np.ndarray], limit: float) -> dict[str, np.ndarray]:
@@ -186,7 +186,7 @@ def _under(cost: np.ndarray, score: np.ndarray, limit: float) -> np.ndarray:
 
 
 def _at_equal_kl(
-    points: Sequence[Point], sums: Sums, kl: np.ndarray, of: Mapping[str, list[int]], weights: np.ndarray, permutations: int,
+    points: Sequence[Point], sums: PointSums, kl: np.ndarray, of: Mapping[str, list[int]], weights: np.ndarray, permutations: int,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     chosen = [float(kl[i]) for at in of.values() for i in at if points[i].chosen]
@@ -205,7 +205,7 @@ def _at_equal_kl(
     }  # fmt: skip
 
 
-def _interpolated(sums: Sums, kl: np.ndarray, line: Sequence[int], k: float) -> np.ndarray:
+def _interpolated(sums: PointSums, kl: np.ndarray, line: Sequence[int], k: float) -> np.ndarray:
     """``[skeleton]`` sums of fluent matches of one method at a KL, per as many replies as the base has."""
     line = sorted(line, key=lambda i: kl[i])
     above = next((j for j, i in enumerate(line) if kl[i] >= k), len(line) - 1)

@@ -34,7 +34,7 @@ NONE: Final = "none"
 Groups = dict[tuple[Any, ...], list[float]]
 
 
-class Cell(NamedTuple):
+class MaskCell(NamedTuple):
     """What tells a row of a table: `UNITS`, by name."""
 
     emotion: str
@@ -66,7 +66,7 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
         raise EmotraceError("drops: no selective mask has a random mask of the same emotion, seed, attribute and k.")
     rows = []
     for cell in both:
-        where = Cell(*cell)
+        where = MaskCell(*cell)
         mine, others, plain = chosen[cell][0], mean_of(random[cell]), bare.get((where.emotion, where.seed))
         rows.append((*cell, mine, others, others - mine, len(random[cell])))
         if bare:
@@ -218,7 +218,7 @@ def _split(table: pd.DataFrame, by: Sequence[str], draws: bool = False) -> tuple
     parts: dict[str, Groups] = {kind: {} for kind in (*DRAWN, NONE)}
     seen: set[tuple[Any, ...]] = set()
     kinds, accuracies = table["kind"].tolist(), table["accuracy"].tolist()
-    labels = [Cell(*cell) for cell in zip(*(table[c].tolist() for c in UNITS), strict=True)]
+    labels = [MaskCell(*cell) for cell in zip(*(table[c].tolist() for c in UNITS), strict=True)]
     attributes = dict.fromkeys(cell.attribute for cell, kind in zip(labels, kinds, strict=True) if kind == "selective")
     at = [UNITS.index(c) for c in by]
     for cell, kind, draw, accuracy in zip(labels, kinds, table["draw"].tolist(), accuracies, strict=True):

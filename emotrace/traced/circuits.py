@@ -40,7 +40,7 @@ class Blend(NamedTuple):
     keep: torch.Tensor
 
 
-class Projection(NamedTuple):
+class HeadProjection(NamedTuple):
     """What makes the queries, the keys or the values of a layer.
 
     Attributes:
@@ -76,7 +76,7 @@ class Layer(NamedTuple):
     Attributes:
         stream: place of the residual that attention reads.
         norm: module that it reads through.
-        projections: `Projection` s of queries, keys and values.
+        projections: `HeadProjection` s of queries, keys and values.
         z: place of what heads write, before the output projection.
         matrix: ``[head, head_dim, d_model]``, what z writes.
         mlp: `MlpReader`, or None where it neither reads nor writes.
