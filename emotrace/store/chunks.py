@@ -114,14 +114,14 @@ class ChunkArray(BackendArray):
             place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
             raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
 
-    def _all(self, fd: int, size: int, wanted: Any) -> np.ndarray:
+    def _all(self, fd: int, size: int, wanted: checks.Committed | None) -> np.ndarray:
         raw: Any = mmap.mmap(fd, size, access=mmap.ACCESS_READ)  # unmapped with the last array over it
         if wanted is not None:
-            _confirm(size, checksum(raw, like=wanted[1]), wanted)
+            _confirm(size, checksum(raw, like=wanted.checksum), wanted)
         raw = raw if self._codec is None else self._codec.decode(raw)
         return np.frombuffer(raw, self.variable.dtype).reshape(self._chunk_shape)
 
-    def _wanted(self, name: str, group: int) -> Any:
+    def _wanted(self, name: str, group: int) -> checks.Committed:
         """Size and checksum of a chunk in its commit record."""
         if group not in self._records:
             self._records[group] = checks.read_record(self.root, commit_record(group), "chunks")
@@ -131,7 +131,7 @@ class ChunkArray(BackendArray):
         return wanted
 
 
-def _confirm(size: int, crc: str, wanted: Any) -> None:
+def _confirm(size: int, crc: str, wanted: checks.Committed) -> None:
     """Refuse a chunk that is not what was committed."""
     if (found := checks.difference(size, crc, wanted)) is not None:
         raise ValueError(found)
@@ -179,10 +179,10 @@ def taken(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:
     return picked
 
 
-def _rows(out: np.ndarray, begin: int, fd: int, size: int, wanted: Any) -> None:
+def _rows(out: np.ndarray, begin: int, fd: int, size: int, wanted: checks.Committed | None) -> None:
     """Fill a contiguous array with the bytes of a chunk from ``begin`` on."""
     if wanted is not None:
-        _confirm(size, _read_all(fd, size, out, begin, wanted[1]), wanted)
+        _confirm(size, _read_all(fd, size, out, begin, wanted.checksum), wanted)
         return
     view = out.data.cast("B")
     while len(view):
