@@ -42,7 +42,7 @@ class ChunkArray(BackendArray):
         self._codec = encoder(variable)
         self._chunk_shape = (row_group, *variable.rest_shape)
         self._row_bytes = variable.dtype.itemsize * math.prod(variable.rest_shape)
-        self._records: dict[int, dict[str, Any]] = {}
+        self._records: dict[int, dict[str, checks.Committed]] = {}
 
     def __getitem__(self, key: Key) -> Any:
         return selection(key, self.shape, self.read)
