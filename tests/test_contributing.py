@@ -164,7 +164,7 @@ def test_every_name_in_the_guide_is_there():
     assert [f for f in sorted(files) if not ((ROOT / f).exists() or (ROOT / "emotrace" / f).exists())] == []
     for name in set(re.findall(r"`(\w+(?:\.\w+)+)\(?\)?`", TOLD)):
         first, *parts = name.removeprefix("et.").split(".")
-        if not name.endswith((".html", ".json", ".py", ".md")) and (
+        if not name.endswith((".html", ".json", ".py", ".pyi", ".md")) and (
             hasattr(et, first) or (ROOT / "emotrace" / first).is_dir()
         ):
             found = et

@@ -77,7 +77,7 @@ def begun(model: TracedModel, inputs: dict, recipe: BeginningRecipe | None, setu
 
 
 def beginning(model: TracedModel, recipe: BeginningRecipe, setup: Setup, memo: dict) -> Beginning:
-    """What a recipe makes; see `begun`."""
+    """What a recipe makes, of which the levels made last are kept."""
     made = memo.setdefault("made", [])
     known = 0
     while known < min(len(made), len(recipe.levels)) and made[known][0] is recipe.levels[known]:
