@@ -24,7 +24,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from emotrace.datasets.sev import INSTRUCTION, SYSTEM
+from emotrace.datasets.elicitation import INSTRUCTION, SYSTEM
 from emotrace.files import read_jsonl
 from emotrace.judges import lexicon
 from emotrace.judges.lexicon import LexiconJudge
