@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from emotrace import checkpoints, disk
+from emotrace.files import read_json
+from emotrace.texts import to_json
 
 
 def write_plain(file: Path, folder: Path) -> None:
@@ -23,3 +25,6 @@ def write_plain(file: Path, folder: Path) -> None:
         module.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+            about = folder / "tokenizer_config.json"
+            said = {k: v for k, v in tokenizer.init_kwargs.items() if k == "add_bos_token"}  # which saving drops
+            about.write_text(to_json(read_json(about) | said, indent=2), "utf-8")

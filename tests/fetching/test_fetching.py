@@ -94,6 +94,7 @@ def test_the_package_index_where_the_hub_has_other_weights(published, tmp_path):
     ours, packed = et.load("tiny"), et.load(tmp_path / "tiny.gguf")
     for name in ("weights_hash", "dtype"):
         assert ours.sites.identity[name] == packed.sites.identity[name]
+    assert ours.sites.encoder.specials.declared is True, "what the file says of BOS is kept"
     texts = ["It rains.", [{"role": "user", "content": "Hello"}]]
     assert ours.sites.encoder.ids(texts) == packed.sites.encoder.ids(texts)
     assert ours.sites.encoder.record["template_hash"] == packed.sites.encoder.record["template_hash"]
