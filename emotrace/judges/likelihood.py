@@ -17,10 +17,9 @@ from emotrace.labels import ANSWERS, EmotraceError
 from emotrace.model import load
 from emotrace.sites import LanguageModel
 
-QUESTION: Final = (
-    "Text: {text}\n\nWhich emotion does the writer of this text express: {answers}? "
-    "Answer with one of these words only."
-)
+QUESTION: Final = '"{text}" This text expresses the emotion of'
+"""A sentence for the answer to end, as running text: a small model answers it far better than a question in a chat message
+(chosen among eight ways to ask on `data/goemotions_sample.csv`, which no judge is tested on)."""
 NOTHING: Final = "N/A"
 """The text without content whose answers say what the model prefers whatever it reads."""
 
@@ -35,8 +34,7 @@ class LikelihoodJudge:
     Args:
         model: hub id or directory of a causal model, or one from `emotrace.load`.
         choices: the answers.
-        question: the user's message, or all there is where the model has no chat template; with ``{text}``, and perhaps
-            ``{answers}``.
+        question: plain text that the answer goes on, without a chat template; with ``{text}``, and perhaps ``{answers}``.
         calibrated: whether the second term is subtracted.
         batch_size: of the forwards.
         device: ``auto`` or a torch device, of a model named.
@@ -96,13 +94,11 @@ class LikelihoodJudge:
         return self._likelihoods([NOTHING], False)
 
     def _likelihoods(self, texts: Sequence[str], progress: bool) -> np.ndarray:
-        encoder = self.model.sites.encoder
         forced = []
         for i, text in enumerate(texts):
             said = self.question.replace("{answers}", ", ".join(self.choices), 1).replace("{text}", text, 1)
-            asked = Prompt(f"{i}", messages=({"role": "user", "content": said},))
-            asked = asked if encoder.has_template else Prompt(f"{i}", text=said)
-            blank = "" if encoder.render(asked)[-1:].isspace() else " "
+            asked = Prompt(f"{i}", text=said)
+            blank = "" if said[-1:].isspace() else " "
             forced += [continued(self.model, asked, f"{blank}{answer}", f"{i} {answer}") for answer in self.choices]
         sums = [one.sum() for one in reply_logprobs(self.model, Prompts(forced), self.batch_size, progress)]
         return np.array(sums).reshape(len(texts), len(self.choices))

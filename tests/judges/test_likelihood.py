@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from emotrace import judges
+from emotrace.datasets import Prompt
 from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 
@@ -18,13 +19,9 @@ def test_scores_are_the_likelihoods_of_the_answers_less_those_after_no_text() ->
     encoder = model.sites.encoder
 
     def literal(text: str, answer: str) -> float:
-        message = {"role": "user", "content": f"{text} : happy, very sad ?"}
-        from emotrace.datasets import Prompt
-
-        prompt = Prompt("p", messages=(message,)) if encoder.has_template else Prompt("p", text=message["content"])
+        prompt = Prompt("p", text=f"{text} : happy, very sad ?")
         start = encoder.ids([prompt])[0]
-        blank = "" if encoder.render(prompt)[-1:].isspace() else " "
-        ids = torch.tensor([encoder.continued(prompt, f"{blank}{answer}")])
+        ids = torch.tensor([encoder.continued(prompt, f" {answer}")])
         assert ids[0, : len(start)].tolist() == start
         with torch.no_grad():
             logits = model._module(ids).logits[0].double().log_softmax(-1)
