@@ -49,7 +49,7 @@ sweep: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/sweep_families.py --jobs 2 --out runs/sweep
 
 # Two workers with one torch thread each: more threads than cores stand in each other's way.
-# Files run in their own order: by the number of their tests, the slowest (a whole study) would come last, on one worker.
+# Files run in the order of tests/conftest.py: by the number of their tests, the slowest (a whole study) would come last, on one worker.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
@@ -61,7 +61,8 @@ benchmarks: $(READY)
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m hypothesis --hypothesis-profile=fuzz
 
-# Captures killed dozens of times at random moments, each to end with the bytes of one that was not (minutes).
+# Captures killed dozens of times at random moments, each to end with the bytes of one that was not, and what follows from the
+# sites of a family for the families that `make test` leaves out (minutes).
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
 

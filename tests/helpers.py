@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 from emotrace import model as model_
 from emotrace.testing import tiny
+
+FORMS = ("llama", "gpt2", "gemma2", "gpt-neox", "granite", "bert")
+"""A family of each form: grouped heads, transposed weights with biases, norms after branches, parallel, scaled, post-LN."""
+
+
+def families(names: Iterable[str], *more: str) -> list[Any]:
+    """Families as parameters: those of `FORMS` and ``more`` always, the others in `make soak`.
+
+    For what follows from proven sites alone; the sites of every family are proven in ``test_conformance.py``.
+    """
+    return [n if n in (*FORMS, *more) else pytest.param(n, marks=pytest.mark.soak) for n in names]
 
 
 @cache

@@ -1,11 +1,8 @@
 """Command line: every stage from file to file, errors as one line, and Ctrl-C."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +12,7 @@ from emotrace import cli
 from emotrace.datasets import read_jsonl
 from emotrace.labels import EMOTIONS, VALENCES, EmotraceError
 from emotrace.testing import tiny
+from tests.cli.forked import Forked
 
 STAGES = (
     "generate", "judge", "capture", "directions", "neurons", "heads", "influence", "circuit", "curves", "steer", "modulate",
@@ -317,19 +315,14 @@ def test_ctrl_c_while_generating_and_the_same_command_again(place, tmp_path):
     folder, _ = place
     out = tmp_path / "rows.jsonl"
     args = ["generate", "--model", folder / "model", "--data", folder / "sev.jsonl", "--out", out]
-    args += ["--limit", "2", "--batch-size", "1", "--max-new-tokens", "8"]
-    command = [sys.executable, "-m", "emotrace.cli", *map(str, args)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    for _ in range(2400):
-        if out.exists() and out.stat().st_size:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    args += ["--limit", "1", "--batch-size", "1", "--max-new-tokens", "8"]
+    process = Forked(tmp_path, *args)
+    process.interrupt_when(lambda: out.exists() and out.stat().st_size > 0)
+    status, _, error = process.end()
+    assert status == 130, error
     assert error.rstrip().endswith("interrupted; the same command continues where it stopped")
     assert "Traceback" not in error
     held = len(out.read_text().splitlines())
-    assert 0 < held < 36
+    assert 0 < held < 18
     run(*args)
-    assert len({r["key"] for _, r in read_jsonl(out)}) == 36
+    assert len({r["key"] for _, r in read_jsonl(out)}) == 18

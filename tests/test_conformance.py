@@ -15,6 +15,8 @@ from emotrace.model import load
 from emotrace.sites import find
 from emotrace.testing import conformance, tiny
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 PARALLEL = {"phi", "gpt-neox", "gpt-j", "falcon", "falcon-new", "cohere", "stablelm-parallel"}
 POST_LN = {"bert", "roberta", "distilbert", "electra", "deberta-v2", "deberta-v2-conv", "opt-post-ln"}
 EXPERTS = {"mixtral", "qwen3-moe"}

@@ -49,48 +49,45 @@ def folder(tmp_path_factory):
     return folder
 
 
-def imported(code, folder, *argv):
-    """Which of the packages a fresh interpreter has imported after some code."""
+def imported(code, folder):
+    """Which of the packages a fresh interpreter has imported after some code, and what it said."""
     named = sorted(MODELS | SLOW | TABLES)
-    code = f"import sys\nsys.argv[1:] = {list(map(str, argv))!r}\n{code}\nprint(*[m for m in {named!r} if m in sys.modules])"
+    code = f"import sys\n{code}\nprint(*[m for m in {named!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()), done.stdout
 
 
-COMMAND = """
+def commanded(folder, commands):
+    """Which of the packages are imported after all of these commands, each of which says what it is to say."""
+    code = f"""
 from emotrace.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
+for command in {list(commands)!r}:
+    sys.argv[1:] = command.split()
+    print("said by", command)
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
 """
+    found, said = imported(code, folder)
+    each = said.split("said by ")[1:]
+    assert len(each) == len(commands)
+    for (command, says), part in zip(commands.items(), each, strict=True):
+        assert part.startswith(command)
+        assert says in part.removeprefix(command), command
+    return found
 
 
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [("--help", "truthfulqa"), ("--version", "emotrace "), ("steer --help", "--dose"), ("vectors --help", "--queries")],
-)
-def test_help_and_version_need_no_large_package(folder, argv, says):
-    found, said = imported(COMMAND, folder, *argv.split())
-    assert says in said
-    assert not found
+def test_help_and_version_need_no_large_package(folder):
+    asked = {"--help": "truthfulqa", "--version": "emotrace ", "steer --help": "--dose", "vectors --help": "--queries"}
+    assert not commanded(folder, asked)
 
 
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        ("info acts.zarr", "model_id"),
-        ("ls acts.zarr", "residual"),
-        ("verify acts.zarr", "intact"),
-        ("repair acts.zarr", "intact"),
-        ("directions acts.zarr --out made", "in made"),
-    ],
-)
-def test_commands_that_read_a_store_need_no_model_library(folder, argv, says):
-    found, said = imported(COMMAND, folder, *argv.split())
-    assert says in said
-    assert not found & (MODELS | SLOW)
+def test_commands_that_read_a_store_need_no_model_library(folder):
+    asked = {"info acts.zarr": "model_id", "ls acts.zarr": "residual", "verify acts.zarr": "intact"}
+    asked |= {"repair acts.zarr": "intact", "directions acts.zarr --out made": "in made"}
+    assert not commanded(folder, asked) & (MODELS | SLOW)
 
 
 READING = """
@@ -113,7 +110,7 @@ assert et.datasets.sev and et.judges.make("lexicon").judge(["I am afraid."])
 """
 
 
-@pytest.mark.parametrize("code", ["import emotrace", READING, LOADING])
+@pytest.mark.parametrize("code", [READING, LOADING])
 def test_reading_what_was_made_needs_no_model_library(folder, code):
     assert not imported(code, folder)[0] & (MODELS | SLOW)
 

@@ -14,7 +14,6 @@ from emotrace.disk import cache
 from emotrace.forwards import beginnings
 from emotrace.sites import written
 from emotrace.testing import tiny
-from tests.helpers import loaded
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def opened(name="llama", **options):
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_table_is_read_as_it_was_written(name):
-    table = loaded(name).sites
+    table = sites_.find(tiny.build(name))
     read = written.read(json.loads(json.dumps(written.written(table))))
     assert read == table
     assert read.proofs == table.proofs

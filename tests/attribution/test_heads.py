@@ -14,7 +14,7 @@ from emotrace.forwards import streams
 from emotrace.forwards.capturing import reduce
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
-from tests.helpers import loaded
+from tests.helpers import families, loaded
 
 LABELS = ("anger", "fear", "disgust")
 PARALLEL = ("gpt-neox", "falcon-new", "gpt-j")
@@ -100,7 +100,7 @@ def assert_same(got, want, tolerance=2e-5):
         assert np.abs(got[name].values - values).max() <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families(FAMILIES, "mixtral"))
 def test_one_forward_is_zero_ablation_of_every_head(name):
     model, prompts = loaded(name), some_prompts()
     directions = random_directions(model)

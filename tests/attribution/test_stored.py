@@ -18,7 +18,7 @@ from emotrace.datasets import Prompt, Prompts
 from emotrace.labels import EmotraceError, Positions
 from emotrace.store.cell import Cell
 from emotrace.testing import tiny
-from tests.helpers import loaded
+from tests.helpers import FORMS, families, loaded
 
 LABELS = ("anger", "fear", "disgust")
 FAMILIES = ("llama", "gpt2", "gpt-neox", "falcon-new", "gemma2", "olmo2", "granite", "minicpm3", "bert", "opt-post-ln")
@@ -130,9 +130,22 @@ def literal(importance, base, tokens):
     return {name: np.array(value) for name, value in out.items()}
 
 
-@pytest.mark.parametrize("positions", ["last", (1, 4)])
+ALWAYS = {
+    *((name, "residual", "last") for name in FORMS), *((name, "residual", (1, 4)) for name in ("llama", "gemma2", "bert")),
+    ("gpt2", "normed", "last"), ("granite", "normed", "last"), ("llama", "normed", (1, 4)), ("gemma2", "normed", (1, 4)),
+}  # fmt: skip
+"""The others of these cases run in `make soak`."""
+CASES = [
+    (name, readout, positions)
+    for readout, names in (("residual", FAMILIES), ("normed", NORMED))
+    for name in names
+    for positions in ("last", (1, 4))
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "readout"), [*((name, "residual") for name in FAMILIES), *((name, "normed") for name in NORMED)]
+    ("name", "readout", "positions"),
+    [case if case in ALWAYS else pytest.param(*case, marks=pytest.mark.soak) for case in CASES],
 )
 def test_stored_heads_are_zero_ablation_of_every_head_at_every_row(name, readout, positions):
     model, prompts = loaded(name), some_prompts()
@@ -153,7 +166,7 @@ def largest(table):
     return max(float(np.abs(table[name]).max()) for name in ("mean", "contrast"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families(FAMILIES))
 def test_store_memory_and_streaming_agree(name, tmp_path):
     model, prompts = loaded(name), some_prompts()
     directions = random_directions(model)

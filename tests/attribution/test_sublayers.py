@@ -18,6 +18,7 @@ from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from emotrace.testing.hooks import recorded, replaced, watched
 from emotrace.traced import caches
+from tests.helpers import families
 
 LABELS = ("anger", "fear")
 IDS = [[11, 12, 13, 14, 15, 16], [21, 22, 23], [31, 32, 33, 34]]
@@ -109,7 +110,11 @@ EXACT = ("llama", "gpt2", "opt", "falcon", "gpt-neox", "opt-post-ln", "bert")
 
 
 @pytest.mark.parametrize(
-    "name", [*EXACT, "gemma2", "olmo2", "granite", "minicpm3", "bloom", "qwen3-moe", "falcon-sequential", "modernbert"]
+    "name",
+    families(
+        [*EXACT, "gemma2", "olmo2", "granite", "minicpm3", "bloom", "qwen3-moe", "falcon-sequential", "modernbert"],
+        "falcon",
+    ),
 )
 def test_influence_equals_finite_differences_by_hooks(name):
     lm = float64_llama() if name == "llama" else loaded(name, torch.float64 if name in EXACT else torch.float32)

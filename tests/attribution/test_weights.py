@@ -12,13 +12,13 @@ from emotrace.attribution.weights import Norm, norm_of, output_projection, readi
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from emotrace.traced import weights as leaf
-from tests.helpers import loaded
+from tests.helpers import families, loaded
 
 PROMPTS = [[20, 30, 40, 50], [60, 70, 80, 90, 100]]
 SITES = {"z": "attn_out", "neuron": "mlp_out"}
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", families(tiny.NAMES, "opt-post-ln", "deepseek-v3", "olmo2", "bloom"))
 def test_matrix_bias_and_norm_make_the_branch_of_every_layer(name):
     model = loaded(name)
     for site, end in SITES.items():

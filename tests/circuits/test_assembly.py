@@ -146,7 +146,7 @@ def shipped(model):
 
 
 def test_shipped_model_end_to_end(model, tmp_path):
-    given, plain = sev(4)
+    given, plain = sev(2)
     directions = directions_of(model, given)
     circuit = discover(model, given, directions, out=tmp_path, progress=False)
     assert circuit.counts().to_numpy().tolist() == [[20] * 6, [2] * 6] * 6
@@ -155,7 +155,7 @@ def test_shipped_model_end_to_end(model, tmp_path):
     assert about["weights_hash"] == model.sites.identity["weights_hash"]
     assert about["directions_digest"] == disk.digest(directions)
     assert (about["prompts_digest"], about["by"], about["readout"]) == (given.digest, "contrast", "residual")
-    assert about["n"] == dict.fromkeys(EMOTIONS, 12)
+    assert about["n"] == dict.fromkeys(EMOTIONS, 6)
     assert about["plan"] == {"method": "even", "neurons_per_layer": 20, "heads_per_layer": 2}
     assert about["warnings"] == []
     back = Circuit.load(tmp_path)
@@ -163,7 +163,7 @@ def test_shipped_model_end_to_end(model, tmp_path):
     again = discover(model, given, directions, out=tmp_path, progress=False)
     assert again.digest == circuit.digest
     with pytest.raises(EmotraceError, match="prompts_digest"):
-        discover(model, given[:36], directions, out=tmp_path, progress=False)
+        discover(model, given[:18], directions, out=tmp_path, progress=False)
     asked = plain[:2].for_each(emotion=EMOTIONS)
     rows = {
         name: et.generate(model, asked, edits, max_new_tokens=12, progress=False)

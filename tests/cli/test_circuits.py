@@ -1,10 +1,7 @@
 """Contributions, influence, circuit and curves on the command line, each from file to file, continued, and refused."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -13,6 +10,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import attribution
+from tests.cli.forked import Forked
 from tests.cli.inner import QUICK, python, refused, refused_with
 from tests.test_cli import run
 
@@ -132,17 +130,12 @@ def test_a_finished_stage_stays_and_refuses_other_settings(place, monkeypatch, c
 
 def test_ctrl_c_in_a_curve_and_the_same_command_again(place, tmp_path):
     folder, common, _, _ = place
-    args = ["curves", folder / "heads", *common, "--batch-size", 1, "--ks", "1,2", "--draws", 10]
-    command = [sys.executable, "-m", "emotrace.cli", *map(str, [*args, "--out", tmp_path / "c"])]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    args = ["curves", folder / "heads", *common, "--batch-size", 1, "--ks", "1,2", "--draws", 3]
+    process = Forked(tmp_path, *args, "--out", tmp_path / "c")
     scores = tmp_path / "c" / "scores.jsonl"
-    for _ in range(2400):
-        if scores.exists() and scores.stat().st_size:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    process.interrupt_when(lambda: scores.exists() and scores.stat().st_size > 0)
+    status, _, error = process.end()
+    assert status == 130, error
     assert error.rstrip().endswith("interrupted; the same command continues where it stopped")
     held = scores.read_text()
     assert 0 < len(held.splitlines()) < 36
@@ -267,8 +260,21 @@ def test_a_store_is_asked_without_torch(place, tmp_path):
     run("capture", *model, *data, "--sites", "z,neuron,resid_mid", "--out", tmp_path / "acts.zarr")
     run("covectors", *model, "--directions", folder / "dirs", "--out", tmp_path / "covectors")
     asked = ["--from", tmp_path / "acts.zarr", "--covectors", tmp_path / "covectors"]
-    for name in ("heads", "neurons", "circuit"):
-        words = [str(word) for word in (name, *asked, "--out", tmp_path / name)]
-        code = f"import sys; sys.argv[1:] = {words!r}; from emotrace.cli import main; main(); assert 'torch' not in sys.modules"
-        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    names = ("heads", "neurons", "circuit")
+    commands = [[str(word) for word in (name, *asked, "--out", tmp_path / name)] for name in names]
+    code = f"""
+import sys
+from emotrace.cli import main
+for words in {commands!r}:
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+    assert "torch" not in sys.modules, words
+print("none imported torch")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("none imported torch\n")
+    assert all(any((tmp_path / name).iterdir()) for name in names)

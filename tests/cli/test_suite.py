@@ -1,8 +1,6 @@
 """Chat through a pipe, and the suite from file to file."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +13,7 @@ from emotrace.datasets import read_jsonl
 from emotrace.interop import write_emotion_vectors
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
+from tests.cli.forked import Forked
 from tests.cli.inner import refused
 from tests.suite.test_paired import vectors
 from tests.suite.test_truthful import FILE
@@ -63,11 +62,13 @@ def test_chat_shows_both_side_by_side_and_survives_mistakes(place):
     assert all(line.startswith("error: ") for line in errors)
 
 
-def test_chat_in_a_real_pipe(place):
-    command = [sys.executable, "-m", "emotrace.cli", "chat", str(place / "model"), "--vectors", str(place / "vectors")]
+def test_chat_in_a_real_pipe(place, tmp_path):
     more = ["--mix", "joy=1", "--max-new-tokens", "3"]
-    done = subprocess.run([*command, *more], input="Hi\n", capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1].startswith("joy=1: ")
+    status, said, error = Forked(
+        tmp_path, "chat", place / "model", "--vectors", place / "vectors", *more, said="Hi\n"
+    ).end()
+    assert status == 0, error
+    assert said.splitlines()[1].startswith("joy=1: ")
 
 
 def test_vectors_are_found_where_emotrace_and_the_authors_put_them(place, tmp_path):

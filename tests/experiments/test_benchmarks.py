@@ -5,19 +5,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from experiments.benchmarks import work
+from experiments.benchmarks import timing, work
 from experiments.benchmarks.search import differences
-from experiments.benchmarks.spine import QUESTIONS
+from experiments.benchmarks.spine import QUESTIONS, app
 from experiments.benchmarks.timing import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
 SPINE = ROOT / "experiments" / "benchmarks" / "spine.py"
 
 
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """No time is asserted, and to collect all of the tests' garbage before every turn takes seconds."""
+    monkeypatch.setattr(timing.gc, "collect", lambda: 0)
+
+
 def spine(*flags):
-    command = [sys.executable, str(SPINE), "--quick", *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return CliRunner().invoke(app, ["--quick", *flags])
 
 
 QUICKEST = "read"
@@ -29,7 +35,7 @@ QUICKEST = "read"
 )
 def test_a_question_is_answered(name):
     done = spine("--only", name)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     rows = [line for line in done.stdout.split("| question |")[1].splitlines()[2:] if line.startswith("|")]
     assert len(rows) == (4 if name in ("steering", "journal") else 1)
     assert all(float(row.split("|")[2].split()[0]) > 0 for row in rows)
@@ -83,7 +89,7 @@ def test_searches_that_found_something_else_are_not_compared():
 
 def test_an_unknown_question_is_refused():
     done = spine("--only", "speed")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "disk_last" in done.stderr
 
 

@@ -58,7 +58,7 @@ def test_the_page_has_its_figures_and_tables(place):
     assert (nodes["node"].str.fullmatch(r"[am]0(\.h\d)?")).all()  # nothing after the layer that the metric reads
 
 
-def test_again_it_reads_what_is_done(place, capsys):
+def test_again_it_reads_what_is_done(place, capsys, undrawn):
     module, settings = place
     before = {p: p.stat().st_mtime_ns for p in (settings["out"] / "scores").iterdir()}
     module.main(**settings)

@@ -186,7 +186,7 @@ def flat(value, name=""):
     return {name: value}
 
 
-def test_the_same_command_continues_and_another_is_refused(modules, trained, done, monkeypatch):
+def test_the_same_command_continues_and_another_is_refused(modules, trained, done, monkeypatch, undrawn):
     def never(*_):
         raise AssertionError("tuned again")
 
@@ -229,7 +229,7 @@ def test_the_preset_is_the_published_protocol(modules):
     assert (study.Protocol.of(None).neuron_permutations, study.Protocol.of(None).link) == (1000, "attribute")
 
 
-def test_the_preset_runs_as_published(modules, trained, tmp_path):
+def test_the_preset_runs_as_published(modules, trained, tmp_path, undrawn):
     """Its way of correcting, choosing and averaging, on a small model with few epochs."""
     changes = {
         "preset": "model_emotion",
@@ -252,7 +252,7 @@ def test_the_preset_runs_as_published(modules, trained, tmp_path):
     assert manifest["eval_batch"] == 100
 
 
-def test_a_decoder_is_searched_at_the_last_token_of_plain_sentences(modules, trained, tmp_path):
+def test_a_decoder_is_searched_at_the_last_token_of_plain_sentences(modules, trained, tmp_path, undrawn):
     options = {"position": "last", "seeds": "1", "words": "-,+", "limit": 3, "draws": 1}
     tiny.save("llama", tmp_path / "model")
     modules[0].main(model=str(tmp_path / "model"), texts=trained[0], out=tmp_path / "run", **{**SMALL, **options})

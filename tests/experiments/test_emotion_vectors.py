@@ -103,7 +103,7 @@ def test_every_reply_has_an_identity_of_its_own(place):
     }
 
 
-def test_again_it_says_the_same(place):
+def test_again_it_says_the_same(place, undrawn):
     module, settings = place
     done = settings["out"]
     before = (done / "report.json").read_bytes()

@@ -14,6 +14,8 @@ import torch
 
 from emotrace.labels import EmotraceError
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 ROOT = Path(__file__).resolve().parents[2]
 SPREAD = {
     "BertForMaskedLM": "proven",  # post-LN, masked

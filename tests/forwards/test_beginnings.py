@@ -23,6 +23,8 @@ from emotrace.prompt_tuning.readouts import Readout
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 BERT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 2}
 BART |= {

@@ -24,7 +24,7 @@ from emotrace.forwards.kept import Shared
 from emotrace.testing import tiny
 from emotrace.traced import runs
 from emotrace.traced.kept import Kept, Part
-from tests.helpers import loaded
+from tests.helpers import families, loaded
 
 STEM = list(range(20, 56))
 IDS = [[*STEM, 80, 81, 82], [*STEM, 60], [*STEM, 80, 90, 91, 92, 93], [*STEM, 70, 71], [*range(80, 92)], [100, 101]]
@@ -149,7 +149,7 @@ def test_any_prompts_batches_edits_and_limits(lengths, size, places, limit):
 CAUSAL = [n for n in tiny.NAMES if not any(c in n for c in ("bert", "electra"))]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", families(CAUSAL, "mixtral", "deepseek-v3", "gpt-neo"))
 def test_families_reply_token_by_token_as_they_do_whole(name):
     model = fresh(name)
     vector = np.linspace(-1, 1, model.sites.d_model)

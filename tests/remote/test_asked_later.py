@@ -1,5 +1,6 @@
 """A store that was captured through a server is analysed with the server gone and no weights here."""
 
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import emotrace as et
 from emotrace import attribution, circuits, discovery, rsa
 from emotrace.datasets import Prompts
+from emotrace.labels import EmotraceError
 from emotrace.remote import Server
-from emotrace.testing.ndif import loopback
 
 EMOTIONS = ("anger", "fear", "joy")
 
@@ -63,16 +64,25 @@ def asked(folder):
     }
 
 
+@pytest.fixture
+def gone(monkeypatch):
+    """Nobody answers any more."""
+
+    def connect(self, address):
+        raise ConnectionRefusedError(address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox"])
-def test_analysed_with_the_server_gone(deployed, name, tmp_path):
-    with loopback({f"tiny/{name}": deployed[name]}) as server:
-        there = et.load(deployed[name].parent / "client" / name, remote=Server(server.url, server.key))
-        captured(there, tmp_path / "there")
-        assert next(there._module.parameters()).is_meta
-    del there
-    got = asked(tmp_path / "there")
-    captured(et.load(deployed[name]), tmp_path / "here")
-    want = asked(tmp_path / "here")
+def test_analysed_with_the_server_gone(pair, server, name, tmp_path, request):
+    here, there = pair(name)
+    captured(there, tmp_path / "there")
+    captured(here, tmp_path / "here")
+    request.getfixturevalue("gone")
+    with pytest.raises(EmotraceError, match="does not answer"):
+        Server(server.url, server.key).check()
+    got, want = asked(tmp_path / "there"), asked(tmp_path / "here")
     for question, value in want.items():
         np.testing.assert_array_equal(
             np.array(got[question], dtype=object), np.array(value, dtype=object), err_msg=question

@@ -15,6 +15,8 @@ from emotrace.sites.heads import carried, parts
 from emotrace.sites.twin import randomise
 from emotrace.testing import tiny
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 GQA = {
     "hidden_size": 32,
     "intermediate_size": 48,

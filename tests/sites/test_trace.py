@@ -13,6 +13,8 @@ from emotrace.model import load
 from emotrace.sites import Site
 from emotrace.testing import hooks, tiny
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 
 @functools.cache
 def loaded(name: str):

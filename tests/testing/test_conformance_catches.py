@@ -14,6 +14,8 @@ from emotrace.forwards.beginnings import Beginnings
 from emotrace.sites.twin import randomise
 from emotrace.testing import conformance, conformance_calls, tiny
 
+pytestmark = pytest.mark.usefixtures("anew")
+
 
 def lfm2():
     config = transformers.Lfm2Config(

@@ -631,6 +631,7 @@ def test_a_restart_by_order(server: Server, client: Any, inputs: Any) -> None:
     assert server.url == url
 
 
+@pytest.mark.soak
 def test_a_power_cut(server: Server, client: Any, inputs: Any) -> None:
     backend = _submit(client, inputs)
     _wait(backend)
