@@ -61,6 +61,14 @@ def test_attribution_is_compared_with_what_it_replaces(name):
 
 
 @pytest.mark.benchmark
+def test_two_dtypes_are_compared():
+    command = [sys.executable, str(SPINE.with_name("dtypes.py")), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "likeliest next token is the same" in done.stdout
+
+
+@pytest.mark.benchmark
 def test_scores_out_of_a_store_are_compared_with_reading_it():
     command = [sys.executable, str(SPINE.with_name("asked.py")), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
