@@ -6,7 +6,7 @@ from emotrace.judges.base import Verdict as Verdict
 from emotrace.judges.base import is_final as is_final
 from emotrace.judges.fitted import FittedJudge as FittedJudge
 from emotrace.judges.fitted import fit as fit
-from emotrace.judges.fitted import load as load
+from emotrace.judges.fitted import load_judge as load_judge
 from emotrace.judges.lexicon import LexiconJudge as LexiconJudge
 from emotrace.judges.likelihood import LikelihoodJudge as LikelihoodJudge
 from emotrace.judges.making import flags as flags
@@ -14,7 +14,7 @@ from emotrace.judges.making import make as make
 from emotrace.judges.measured import Standing as Standing
 from emotrace.judges.measured import standing as standing
 from emotrace.judges.measurement import Measurement as Measurement
-from emotrace.judges.measurement import measure as measure
+from emotrace.judges.measurement import measure_judge as measure_judge
 from emotrace.judges.rows import judge_rows as judge_rows
 from emotrace.judges.sheets import Annotated as Annotated
 from emotrace.judges.sheets import Sheet as Sheet

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from emotrace import arguments, bundles, disk
 from emotrace.datasets.prompts import Prompts
 from emotrace.judges.base import EMPTY, Verdict, texts_of
-from emotrace.judges.measurement import Labelled, Measurement, compared, labelled, measure
+from emotrace.judges.measurement import Labelled, Measurement, compared, labelled, measure_judge
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
@@ -121,10 +121,12 @@ class FittedJudge:
                     f"{self.name}: row {i} is among those that it was made from ({one[:60]!r}); test it on others."
                 )
         table = pd.DataFrame({"text": found.texts, "label": found.labels, "group": [str(g) for g in found.groups]})
-        return replace(self, tested=(*self.tested, measure(self, table, "label", on=on, text="text", groups="group")))
+        return replace(
+            self, tested=(*self.tested, measure_judge(self, table, "label", on=on, text="text", groups="group"))
+        )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``judge.safetensors`` and ``judge.json`` into a folder; `load` reads them, ``--judge fitted:FOLDER`` too."""
+        """Write ``judge.safetensors`` and ``judge.json`` into a folder, for `load_judge` and ``--judge fitted:FOLDER``."""
         about = {
             "kind": "fitted judge", "name": self.name, "choices": list(self.choices), "vocabulary": list(self.vocabulary),
             "card": dict(self.card), "tested": [m.record for m in self.tested],
@@ -201,7 +203,7 @@ def fit(
 
 
 @typed
-def load(folder: str | Path) -> FittedJudge:
+def load_judge(folder: str | Path) -> FittedJudge:
     """The judge that `FittedJudge.save` wrote into a folder.
 
     Raises:

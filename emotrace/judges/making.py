@@ -37,9 +37,9 @@ def make(spec: str, **options: Any) -> Judge:
     if kind == "fitted":
         if not rest:
             raise EmotraceError(f"judge {spec!r}: name the folder that it was saved in, as in 'fitted:FOLDER'.")
-        from emotrace.judges.fitted import load
+        from emotrace.judges.fitted import load_judge
 
-        return _build(load, spec, (rest,), options)
+        return _build(load_judge, spec, (rest,), options)
     if kind == "likelihood":
         if not rest:
             raise EmotraceError(f"judge {spec!r}: name a model id or directory, as in 'likelihood:ORG/MODEL'.")

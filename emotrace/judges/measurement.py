@@ -87,7 +87,7 @@ class Measurement:
 
 
 @typed
-def measure(
+def measure_judge(
     judge: Judge,
     rows: Iterable[Mapping[str, Any]] | pd.DataFrame | Prompts,
     label: str = "emotion",
@@ -117,7 +117,7 @@ def measure(
     Raises:
         EmotraceError: for rows without text or label, or labels that the judge has no name for.
     """
-    arguments.resampling("measure", seed, n=n)
+    arguments.resampling("measure_judge", seed, n=n)
     found = labelled(rows, label, text, groups)
     choices = getattr(judge, "choices", None)
     labels = [named(name, choices, f"label {label!r}") for name in found.labels]

@@ -68,7 +68,7 @@ def test_it_is_read_as_it_was_written(judge: judges.FittedJudge, tmp_path) -> No
     assert judges.fit(rows(), "mood", name="moods", ngrams=(1, 1)).depends_on != judge.depends_on
     path.write_text(path.read_text().replace("Wut", "Mut"))
     with pytest.raises(EmotraceError, match="damaged"):
-        judges.load(path.parent)
+        judges.load_judge(path.parent)
 
 
 def test_labels_drawn_by_lot_are_not_learnt_and_rows_that_belong_together_teach_nothing() -> None:
@@ -132,7 +132,7 @@ def test_measuring_counts_what_a_judge_says() -> None:
         {"text": t, "emotion": e, "scene": s}
         for t, e, s in (("How dare you!", "anger", "a"), ("I am so sad.", "sadness", "a"), ("Nothing.", "joy", "b"))
     ]
-    found = judges.measure(judges.make("lexicon"), texts, on="three texts", groups="scene")
+    found = judges.measure_judge(judges.make("lexicon"), texts, on="three texts", groups="scene")
     assert (found.n, found.n_groups, found.accuracy.value) == (3, 2, pytest.approx(2 / 3))
     assert found.confusion["happiness"]["neutral"] == 1
     assert found.macro_f1.value == pytest.approx(2 / 3)
