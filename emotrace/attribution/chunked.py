@@ -17,7 +17,7 @@ from emotrace.directions.groups import accepted_attrs, codes, counting
 from emotrace.directions.source import edited, pieces, provenance_of
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
-from emotrace.store.cell import Place
+from emotrace.store.cell import ChunkRows
 
 RUN = 1 << 21
 """Bytes of float64 numbers that are worked on at a time: the stored ones, half of it, stay near a core. Their float32 sums are
@@ -26,7 +26,7 @@ METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """Rows of whole prompts that are read at once.
 
     Attributes:
@@ -41,7 +41,7 @@ class Run(NamedTuple):
     """
 
     rows: np.ndarray
-    places: list[Place]
+    places: list[ChunkRows]
     code: np.ndarray
     weight: np.ndarray
     own: np.ndarray
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class CountedRows:
     """Rows of activations that count, and how: every prompt as the mean over its rows.
 
     Attributes:
@@ -71,22 +71,22 @@ class Rows:
     starts: np.ndarray
     n: np.ndarray
     accepted: Mapping[str, Any]
-    _runs: dict[int, list[Run]] = field(default_factory=dict)
+    _runs: dict[int, list[RowRun]] = field(default_factory=dict)
 
-    def runs(self, width: int) -> list[Run]:
+    def runs(self, width: int) -> list[RowRun]:
         """All rows in parts that depend on them and on the numbers of a row alone."""
         if width not in self._runs:
             self._runs[width] = [self._run(part) for part in pieces(len(self.rows), width, self.starts, RUN)]
         return self._runs[width]
 
-    def _run(self, part: slice) -> Run:
+    def _run(self, part: slice) -> RowRun:
         rows, code, weight = self.rows[part], self.code[part], self.weight[part]
         own = np.where(np.arange(len(self.n))[:, None] == code, weight, 0.0)
         starts = self.starts[(self.starts >= part.start) & (self.starts < part.stop)] - part.start
         order = np.argsort(code, kind="stable")
         cuts = np.searchsorted(code[order], np.arange(len(self.n) + 1)).tolist()
         parts = [(i, slice(a, b)) for i, (a, b) in enumerate(pairwise(cuts)) if a < b]
-        return Run(rows, self.acts.places(rows), code, weight, own, order, parts, starts)
+        return RowRun(rows, self.acts.places(rows), code, weight, own, order, parts, starts)
 
 
 class Reader:
@@ -100,7 +100,7 @@ class Reader:
         if sublayer is not None:
             self.cells[sublayer] = acts.cell("residual", layer=layer, sublayer=sublayer)
 
-    def runs(self, rows: Rows) -> Iterator[tuple[Run, dict[str, np.ndarray]]]:
+    def runs(self, rows: CountedRows) -> Iterator[tuple[RowRun, dict[str, np.ndarray]]]:
         """Runs, with what every variable holds there: float32 ``[row, number]``, not to be written to, good until the next."""
         runs = rows.runs(sum(math.prod(cell.shape) for cell in self.cells.values()))
         longest = max(len(run.rows) for run in runs)
@@ -110,7 +110,7 @@ class Reader:
             read = {name: cell.read(run.places, held[name][:n]) for name, cell in self.cells.items()}
             yield run, {name: x.reshape(n, -1).astype(np.float32, copy=False) for name, x in read.items()}
 
-    def ordered(self, run: Run, values: np.ndarray) -> np.ndarray:
+    def ordered(self, run: RowRun, values: np.ndarray) -> np.ndarray:
         """Values ``[row, number]`` of a run in the order of labels, which may be written to until the next are put there."""
         if len(self._room) < len(values) or self._room.shape[1:] != values.shape[1:]:
             self._room = np.empty_like(values)
@@ -119,7 +119,7 @@ class Reader:
         )  # other modes copy once more
 
     @np.errstate(over="ignore", invalid="ignore")  # refused by `finite`
-    def total(self, run: Run, values: np.ndarray) -> np.ndarray:
+    def total(self, run: RowRun, values: np.ndarray) -> np.ndarray:
         """Values ``[ordered row, number]`` added up over prompts, each as the mean over its rows: ``[label, number]``.
 
         Raises:
@@ -150,7 +150,7 @@ class Reader:
         raise EmotraceError(f"layer {self.layer} is too large to be added up in float32, e.g. of {keys[0]!r}.")
 
 
-def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | None, place: str) -> Rows:
+def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | None, place: str) -> CountedRows:
     """The rows that count; every one is checked to have a label of the covectors."""
     label = covectors.attrs["label"]
     if label not in acts.columns:
@@ -163,10 +163,10 @@ def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | 
     starts = np.flatnonzero(np.append(True, np.diff(prompt) != 0))
     weight = np.repeat(1.0, len(used)) / np.repeat(counts := np.diff(np.append(starts, len(used))), counts)
     n = np.bincount(code[starts], minlength=len(covectors[label]))
-    return Rows(acts, used, code, weight, starts, n, accepted_attrs(table, keep))
+    return CountedRows(acts, used, code, weight, starts, n, accepted_attrs(table, keep))
 
 
-def about(acts: Activations, covectors: xr.Dataset, rows: Rows) -> dict[str, Any]:
+def about(acts: Activations, covectors: xr.Dataset, rows: CountedRows) -> dict[str, Any]:
     """Where scores come from: the store, its selection and plan, the model, the directions."""
     return {
         "form": covectors.attrs["form"], "residual_scale": covectors.attrs["residual_scale"],

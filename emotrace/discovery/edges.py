@@ -32,7 +32,7 @@ STREAMS = {"resid_mid": "resid_mid", "resid_post": "resid_post", "final_norm": "
 
 
 @dataclass(frozen=True)
-class Graph:
+class EdgeGraph:
     """Every edge of a model up to the stream that the metric sees.
 
     Attributes:
@@ -79,7 +79,7 @@ class Graph:
         return found
 
 
-def graph(model: LanguageModel, metric: Metric) -> Graph:
+def graph(model: LanguageModel, metric: Metric) -> EdgeGraph:
     """The edges of a model for a metric.
 
     Raises:
@@ -125,11 +125,11 @@ def graph(model: LanguageModel, metric: Metric) -> Graph:
     table = torch.arange(len(writers))[None] < torch.tensor(before)[:, None]
     after = any(site != stream for site, _ in reads)
     found = Seen(tuple(sorted(watched, key=lambda p: p.order)), places.reads)
-    return Graph(tuple(layers), whole, tuple(writers), tuple(readers), table, found, after)
+    return EdgeGraph(tuple(layers), whole, tuple(writers), tuple(readers), table, found, after)
 
 
 def rewired(
-    model: LanguageModel, g: Graph, batch: PairBatch, cut: torch.Tensor, live: bool = False,
+    model: LanguageModel, g: EdgeGraph, batch: PairBatch, cut: torch.Tensor, live: bool = False,
     layers: list[circuits.Layer] | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
@@ -151,7 +151,7 @@ def rewired(
     return enter(model, circuits.rewired, inputs, wired, at, metric, others, cut, live)
 
 
-def edge_scores(model: LanguageModel, batch: PairBatch, g: Graph, method: str, steps: int) -> torch.Tensor:
+def edge_scores(model: LanguageModel, batch: PairBatch, g: EdgeGraph, method: str, steps: int) -> torch.Tensor:
     """``[row, edge]`` of the methods of `approximate`."""
     total = torch.zeros(len(batch), *g.allowed.shape)
     for term in approximate.terms(model, batch, g.seen, method, steps, g.writes):
@@ -163,7 +163,7 @@ def edge_scores(model: LanguageModel, batch: PairBatch, g: Graph, method: str, s
     return total[:, g.allowed]
 
 
-def edge_magnitudes(batch: PairBatch, g: Graph) -> torch.Tensor:
+def edge_magnitudes(batch: PairBatch, g: EdgeGraph) -> torch.Tensor:
     """``[row, edge]``: the norm of what the writer's contribution changes by, summed over tokens; the same for all readers."""
     found = []
     for i in g.writes:
@@ -176,7 +176,7 @@ def edge_magnitudes(batch: PairBatch, g: Graph) -> torch.Tensor:
     return torch.cat(found, -1)[:, g.pairs[:, 1]]
 
 
-def _slopes(model: LanguageModel, g: Graph, term: approximate.Term) -> Iterator[torch.Tensor]:
+def _slopes(model: LanguageModel, g: EdgeGraph, term: approximate.Term) -> Iterator[torch.Tensor]:
     """``[reader, row, token, d]`` of the readers in order, a layer's attention or MLP at a time."""
     at = {(p.kind, p.layer): i for i, p in enumerate(g.seen.places)}
     for i, layer in enumerate(g.layers):
@@ -192,7 +192,7 @@ def _slopes(model: LanguageModel, g: Graph, term: approximate.Term) -> Iterator[
     yield term.gradients[at["out", g.seen.places[-1].layer]][None]
 
 
-def _met(g: Graph, term: approximate.Term, slopes: torch.Tensor, n_writers: int) -> torch.Tensor:
+def _met(g: EdgeGraph, term: approximate.Term, slopes: torch.Tensor, n_writers: int) -> torch.Tensor:
     """``[row, reader, writer]``: what every writer before these readers changes, along their slopes."""
     found = torch.zeros(slopes.shape[1], slopes.shape[0], len(g.writers))
     writer = 0

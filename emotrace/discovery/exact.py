@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from emotrace.discovery.batches import PairBatch, run
-from emotrace.discovery.edges import Graph, rewired
+from emotrace.discovery.edges import EdgeGraph, rewired
 from emotrace.discovery.nodes import Seen
 from emotrace.discovery.wiring import lowered
 from emotrace.sites import LanguageModel
@@ -48,7 +48,7 @@ def kept_nodes(model: LanguageModel, batch: PairBatch, seen: Seen, keep: torch.T
     return torch.cat(found)
 
 
-def kept_edges(model: LanguageModel, batch: PairBatch, g: Graph, keep: torch.Tensor, rows: int) -> torch.Tensor:
+def kept_edges(model: LanguageModel, batch: PairBatch, g: EdgeGraph, keep: torch.Tensor, rows: int) -> torch.Tensor:
     """The metric where only some edges are left: ``[set, row]``.
 
     Args:
@@ -72,7 +72,7 @@ def without_each(kept: Callable[[torch.Tensor], torch.Tensor], clean: torch.Tens
 
 
 def acdc(
-    model: LanguageModel, batches: list[PairBatch], g: Graph, threshold: float, absolute: bool
+    model: LanguageModel, batches: list[PairBatch], g: EdgeGraph, threshold: float, absolute: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses ``[row, edge]`` when each edge's turn came, and which edges were kept ``[edge]``.
 

@@ -17,7 +17,7 @@ from emotrace import arguments, provenance
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.batches import PairBatch, ready, span_means
-from emotrace.discovery.edges import Graph, edge_magnitudes, edge_scores, graph
+from emotrace.discovery.edges import EdgeGraph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, seen
 from emotrace.forwards.metrics import Metric
@@ -149,7 +149,7 @@ def scores(
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
-def _counts(model: LanguageModel, g: Graph | None) -> dict[str, int]:
+def _counts(model: LanguageModel, g: EdgeGraph | None) -> dict[str, int]:
     """Query and key-value heads: those of the layers of a graph, which have as many of both in the same proportion."""
     if g is None:
         return {"n_heads": model.sites.n_heads, "n_kv_heads": model.sites.n_kv_heads}
@@ -157,8 +157,10 @@ def _counts(model: LanguageModel, g: Graph | None) -> dict[str, int]:
     return {"n_heads": len(queries), "n_kv_heads": len(keys)}
 
 
-def _kept(model: LanguageModel, batch: PairBatch, where: Seen | Graph, rows: int, keep: torch.Tensor) -> torch.Tensor:
-    if isinstance(where, Graph):
+def _kept(
+    model: LanguageModel, batch: PairBatch, where: Seen | EdgeGraph, rows: int, keep: torch.Tensor
+) -> torch.Tensor:
+    if isinstance(where, EdgeGraph):
         return exact.kept_edges(model, batch, where, keep, rows)
     return exact.kept_nodes(model, batch, where, keep, rows)
 

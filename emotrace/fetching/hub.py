@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from emotrace.fetching.sources import Failure, check_room, sha256
+from emotrace.fetching.sources import SourceFailure, check_room, sha256
 from emotrace.files import read_json
 from emotrace.known import OnHub, megabytes
 from emotrace.labels import EmotraceError
@@ -56,7 +56,7 @@ def into_folder(wanted: OnHub, folder: Path, tell: Tell) -> None:
     """The files of a model of the table, in a folder of their own, and nothing else.
 
     Raises:
-        Failure: where the hub does not give them, or other weights.
+        SourceFailure: where the hub does not give them, or other weights.
     """
     where = f"{_SOURCE} ({wanted.repo})"
     with online(), _failing(where):
@@ -68,7 +68,7 @@ def into_folder(wanted: OnHub, folder: Path, tell: Tell) -> None:
         found = sha256(folder / name) if (folder / name).is_file() else "no such file"
         if found != expected:
             (folder / name).unlink(missing_ok=True)
-            raise Failure(where, f"SHA-256 of {name} is {found}, not {expected}")
+            raise SourceFailure(where, f"SHA-256 of {name} is {found}, not {expected}")
     _forget_download(folder)
 
 
@@ -99,8 +99,8 @@ def into_its_cache(repo: str, revision: str | None, file: str | None, tell: Tell
                 if each.sha256 is not None and sha256(at) != each.sha256:
                     at.resolve().unlink()
                     at.unlink(missing_ok=True)
-                    raise Failure(where, f"{each.name} is not the file that the hub describes; it was removed")
-    except Failure as failure:
+                    raise SourceFailure(where, f"{each.name} is not the file that the hub describes; it was removed")
+    except SourceFailure as failure:
         raise EmotraceError(redacted(f"{repo!r} could not be fetched. {failure.source}: {failure}.")) from failure
     tell(f"it lies at {found}: --model {found if file is not None else repo}")
     return found
@@ -172,14 +172,14 @@ def _failing(where: str) -> Iterator[None]:
     """Turn whatever the hub and the network raise into one line: strangers' errors, of any class."""
     try:
         yield
-    except (Failure, EmotraceError):
+    except (SourceFailure, EmotraceError):
         raise
     except errors.GatedRepoError:
-        raise Failure(where, "it is gated: accept its licence on its page, and log in (hf auth login)") from None
+        raise SourceFailure(where, "it is gated: accept its licence on its page, and log in (hf auth login)") from None
     except errors.RevisionNotFoundError:
-        raise Failure(where, "it has no such revision") from None
+        raise SourceFailure(where, "it has no such revision") from None
     except errors.RepositoryNotFoundError:
-        raise Failure(where, "no such repository, or one that needs a login (hf auth login)") from None
+        raise SourceFailure(where, "no such repository, or one that needs a login (hf auth login)") from None
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise Failure(where, f"{type(error).__name__}: {first}" if first else type(error).__name__) from error
+        raise SourceFailure(where, f"{type(error).__name__}: {first}" if first else type(error).__name__) from error

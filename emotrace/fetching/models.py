@@ -10,7 +10,7 @@ from typing import Final
 
 from emotrace import disk, known
 from emotrace.fetching import hub, index
-from emotrace.fetching.sources import Failure
+from emotrace.fetching.sources import SourceFailure
 from emotrace.known import Known
 from emotrace.labels import EmotraceError, unknown
 from emotrace.secrets import redacted
@@ -95,7 +95,7 @@ def _from_any(name: str, about: Known, sources: tuple[str, ...], folder: Path, t
         halves.mkdir(parents=True, exist_ok=True)
         try:
             card = makers[source](about, halves, part, tell)
-        except Failure as failure:
+        except SourceFailure as failure:
             failed.append(redacted(f"{failure.source}: {failure}"))
             tell(failed[-1])
             shutil.rmtree(part, ignore_errors=True)

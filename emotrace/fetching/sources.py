@@ -13,7 +13,7 @@ SHOWN: Final = 200
 """Characters of a stranger's message that are shown."""
 
 
-class Failure(Exception):
+class SourceFailure(Exception):
     """A source that did not give what was asked.
 
     Args:

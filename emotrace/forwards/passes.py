@@ -93,7 +93,9 @@ def passed(
     sites, layers, cells = _union(model, wanted)
 
     def args(rows: range) -> tuple[Any, ...]:
-        parts = [contributions.Part(r.name, r.function, at, r.args(rows)) for r, at in zip(wanted, cells, strict=True)]
+        parts = [
+            contributions.ChunkPart(r.name, r.function, at, r.args(rows)) for r, at in zip(wanted, cells, strict=True)
+        ]
         return (parts,)
 
     for rows, found in reductions(

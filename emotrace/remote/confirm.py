@@ -48,7 +48,7 @@ def confirm(model: LanguageModel, inputs: dict[str, Any]) -> None:
                 (proof.norms[1], "input", ends[0]),
                 (proof.norms[0], "output", after),
             )
-            norms = leaf.Norms(*range(len(reads), len(reads) + 3))
+            norms = leaf.PostNorms(*range(len(reads), len(reads) + 3))
             for number, (path, side, order) in zip(norms, places, strict=True):
                 half = 0.25 if side == "input" else 0.5
                 reads.append(Read(order + half, sites.resolve(Site(path, side)).lower(model), number))

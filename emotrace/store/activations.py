@@ -17,7 +17,7 @@ from emotrace.directions.source import edited
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
-from emotrace.store.cell import Cell, Place
+from emotrace.store.cell import Cell, ChunkRows
 from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing, runs
 from emotrace.store.frames import long_table, merged
 from emotrace.store.laziness import cached, lazy
@@ -231,10 +231,10 @@ class Activations:
         whole = self._chunks(variable)
         return Cell(partial(whole.chunk, at) if isinstance(whole, ChunkArray) else lambda _: whole[at], stored, rest)
 
-    def places(self, rows: np.ndarray) -> list[Place]:
+    def places(self, rows: np.ndarray) -> list[ChunkRows]:
         """Where sorted rows of these activations lie; the same of every `cell`."""
         size = self._n if self._table is None else self._row_group
-        return [Place(*part) for part in runs(self._rows[rows], size)]
+        return [ChunkRows(*part) for part in runs(self._rows[rows], size)]
 
     def _matching(self, wanted: Mapping[str, Any]) -> np.ndarray:
         """Rows of these activations that have these token labels."""

@@ -11,7 +11,7 @@ from emotrace.store.chunks import Rows, as_slice, taken
 from emotrace.store.variable import Variable
 
 
-class Place(NamedTuple):
+class ChunkRows(NamedTuple):
     """Rows that lie in one chunk.
 
     Attributes:
@@ -42,7 +42,7 @@ class Cell:
         self.shape = tuple(len(index) for index in rest)
         self.dtype = variable.dtype.newbyteorder("=")
 
-    def read(self, places: list[Place], out: np.ndarray) -> np.ndarray:
+    def read(self, places: list[ChunkRows], out: np.ndarray) -> np.ndarray:
         """Rows of the activations, ``[row, …]`` of this dtype, contiguous, good until the next are read.
 
         Args:

@@ -54,7 +54,7 @@ def mint(models: Iterable[str] | Mapping[str, str | Path]) -> None:
             call(str(models[name]), name)
 
 
-class Server:
+class LoopbackServer:
     """A loopback server in a process of its own; made by `loopback`.
 
     Attributes:
@@ -187,7 +187,7 @@ def loopback(
     dtype: str = "float32",
     threads: int | None = None,
     **modes: Any,
-) -> Iterator[Server]:
+) -> Iterator[LoopbackServer]:
     """A loopback server for as long as the block runs; it sets nothing in this process.
 
     Args:
@@ -195,7 +195,7 @@ def loopback(
         key: the API key to take; None makes one up, for whoever has it may run code in that process.
         dtype: of the weights.
         threads: of torch; None for as many as here, so that numbers are equal to the bit.
-        modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `Server.modes`.
+        modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `LoopbackServer.modes`.
 
     Raises:
         EmotraceError: for a directory without a model, or if the server does not start.
@@ -212,7 +212,7 @@ def loopback(
     for name, value in modes.items():
         flag = "--" + name.replace("_", "-")
         command += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
-    server = Server(command, key or secrets.token_hex(16))
+    server = LoopbackServer(command, key or secrets.token_hex(16))
     try:
         server.start()
         yield server

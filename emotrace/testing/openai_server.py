@@ -22,7 +22,7 @@ TOKENS = (100, 10)
 
 
 @dataclass(frozen=True)
-class Reply:
+class ServedReply:
     """What the server does with one request: wait, then answer or drop the connection."""
 
     status: int = 200
@@ -34,7 +34,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Request:
+class SeenRequest:
     """A request as it came in; ``time`` is monotonic."""
 
     path: str
@@ -48,110 +48,114 @@ class Request:
         return str(self.body["messages"][-1]["content"])
 
 
-Step = Reply | Callable[[Request], Reply]
+Step = ServedReply | Callable[[SeenRequest], ServedReply]
 
 
-def completion(content: str | None, *, refusal: str | None = None, finish: str = "stop", usage: bool = True) -> Reply:
+def completion(
+    content: str | None, *, refusal: str | None = None, finish: str = "stop", usage: bool = True
+) -> ServedReply:
     """A chat completion with this content."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     payload: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "loopback"}
     payload["choices"] = [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}]
     if usage:
         payload["usage"] = {"prompt_tokens": TOKENS[0], "completion_tokens": TOKENS[1], "total_tokens": sum(TOKENS)}
-    return Reply(body=json.dumps(payload).encode())
+    return ServedReply(body=json.dumps(payload).encode())
 
 
-def says(emotion: str, reason: str = "because") -> Reply:
+def says(emotion: str, reason: str = "because") -> ServedReply:
     """A well-formed blind answer."""
     return completion(json.dumps({"emotion": emotion, "reason": reason}))
 
 
-def matches(match: object, reason: str = "because") -> Reply:
+def matches(match: object, reason: str = "because") -> ServedReply:
     """A well-formed answer to the target-aware question."""
     return completion(json.dumps({"match": match, "reason": reason}))
 
 
-def told(body: object, status: int = 200) -> Reply:
+def told(body: object, status: int = 200) -> ServedReply:
     """Any JSON, by default with 200: how routers tell of failures."""
-    return Reply(status, json.dumps(body).encode())
+    return ServedReply(status, json.dumps(body).encode())
 
 
-def fails(status: int, message: str = "no", code: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+def fails(
+    status: int, message: str = "no", code: str | None = None, headers: Mapping[str, str] | None = None
+) -> ServedReply:
     """An error in OpenAI's schema."""
     error = {"error": {"message": message, "type": "error", "param": None, "code": code}}
-    return Reply(status, json.dumps(error).encode(), headers or {})
+    return ServedReply(status, json.dumps(error).encode(), headers or {})
 
 
-def rate_limited(retry_after: float | str | None = None) -> Reply:
+def rate_limited(retry_after: float | str | None = None) -> ServedReply:
     """429, with ``Retry-After`` where given."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return fails(429, "slow down", "rate_limit_exceeded", headers)
 
 
-def server_error(status: int = 500) -> Reply:
+def server_error(status: int = 500) -> ServedReply:
     """A 5xx whose body is not even JSON."""
-    return Reply(status, b"<html>oops</html>", content_type="text/html")
+    return ServedReply(status, b"<html>oops</html>", content_type="text/html")
 
 
-def hang(seconds: float = 30.0) -> Reply:
+def hang(seconds: float = 30.0) -> ServedReply:
     """Nothing, until the server closes or the time is over; then the connection is dropped."""
-    return Reply(delay=seconds, drop=True)
+    return ServedReply(delay=seconds, drop=True)
 
 
-def drop() -> Reply:
+def drop() -> ServedReply:
     """The connection is closed without an answer."""
-    return Reply(drop=True)
+    return ServedReply(drop=True)
 
 
-def slow(reply: Reply, seconds: float) -> Reply:
+def slow(reply: ServedReply, seconds: float) -> ServedReply:
     """The same reply, later."""
     return replace(reply, delay=seconds)
 
 
-def wrong_content_type(reply: Reply) -> Reply:
+def wrong_content_type(reply: ServedReply) -> ServedReply:
     """The same reply, called HTML."""
     return replace(reply, content_type="text/html")
 
 
-def malformed_body() -> Reply:
+def malformed_body() -> ServedReply:
     """200 with a body that breaks off."""
-    return Reply(body=b'{"choices": [{"message": ')
+    return ServedReply(body=b'{"choices": [{"message": ')
 
 
-def malformed_content() -> Reply:
+def malformed_content() -> ServedReply:
     """A completion whose content is broken JSON."""
     return completion('{"emotion": "anger", ')
 
 
-def missing_field() -> Reply:
+def missing_field() -> ServedReply:
     """A completion whose JSON lacks the answer."""
     return completion('{"reason": "I forgot the answer"}')
 
 
-def outside_enum() -> Reply:
+def outside_enum() -> ServedReply:
     """A completion that answers outside the choices."""
     return says("melancholy")
 
 
-def refusal() -> Reply:
+def refusal() -> ServedReply:
     """A refusal."""
     return completion(None, refusal="I cannot help with that.")
 
 
-def empty() -> Reply:
+def empty() -> ServedReply:
     """A completion without content."""
     return completion("")
 
 
-def fenced(emotion: str) -> Reply:
+def fenced(emotion: str) -> ServedReply:
     """A well-formed answer in a code fence, with words around it."""
     return completion(f'Here you are:\n```json\n{{"emotion": "{emotion}", "reason": "fenced"}}\n```\nAnything else?')
 
 
-def rejects(parameter: str, reply: Reply, kind: str | None = None) -> Step:
+def rejects(parameter: str, reply: ServedReply, kind: str | None = None) -> Step:
     """400 for requests with this parameter (``response_format``: of this kind), the reply for others."""
 
-    def step(request: Request) -> Reply:
+    def step(request: SeenRequest) -> ServedReply:
         given = request.body.get(parameter)
         if given is None or (kind is not None and given["type"] != kind):
             return reply
@@ -179,7 +183,7 @@ class OpenAIServer:
         self._closing = threading.Event()
         self._in_flight = 0
         self.most_in_flight = 0
-        self.requests: list[Request] = []
+        self.requests: list[SeenRequest] = []
         self._http = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -203,7 +207,7 @@ class OpenAIServer:
         self._http.server_close()
         self._thread.join()
 
-    def _take(self, request: Request) -> Reply:
+    def _take(self, request: SeenRequest) -> ServedReply:
         with self._lock:
             self.requests.append(request)
             self._in_flight += 1
@@ -235,7 +239,7 @@ def _handler(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            reply = server._take(Request(self.path, headers, body, time.monotonic()))
+            reply = server._take(SeenRequest(self.path, headers, body, time.monotonic()))
             server._give_back()
             if reply.drop:
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -75,7 +75,7 @@ def planted_circuit(name: str, *, seed: int = 0, n_pairs: int = 6) -> PlantedCir
     if name not in SHAPES:
         raise unknown("planted circuit", name, SHAPES, "testing.planted_circuits")
     shape = SHAPES[name]
-    plan = _Planting(shape, torch.Generator().manual_seed(seed))
+    plan = _CircuitPlanting(shape, torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         module = llama(plan) if shape.family == "llama" else gpt2(plan)
     model = model_.load(module.eval(), tokenizer=tiny_tokenizer())
@@ -117,7 +117,7 @@ def _edges(shape: Shape) -> set[str]:
     return found
 
 
-class _Planting(Planting):
+class _CircuitPlanting(Planting):
     def __init__(self, shape: Shape, generator: torch.Generator) -> None:
         super().__init__(Sizes(D, D_FF, shape.layers, shape.heads, shape.groups, positions=64), generator)
         self.shape = shape

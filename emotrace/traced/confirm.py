@@ -20,7 +20,7 @@ class Closure(NamedTuple):
         mlp: ``mlp_out``.
         post: ``resid_post``.
         scale: c of the residual stream; None in a post-LN layer.
-        norms: `Norms` of a post-LN layer; None elsewhere.
+        norms: `PostNorms` of a post-LN layer; None elsewhere.
     """
 
     pre: int
@@ -31,7 +31,7 @@ class Closure(NamedTuple):
     norms: Any = None
 
 
-class Norms(NamedTuple):
+class PostNorms(NamedTuple):
     """The numbers of the inputs of both norms of a post-LN layer, and of the output of the first."""
 
     mid_in: int

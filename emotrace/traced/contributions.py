@@ -19,7 +19,7 @@ BLOCK_BYTES = 64 << 20
 """What heads write is held for so many prompts of a layer at a time, where a norm makes that necessary."""
 
 
-class Part(NamedTuple):
+class ChunkPart(NamedTuple):
     """What is made of a chunk, beside others.
 
     Attributes:
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 def together(model: TracedModel, values: list, parts: list) -> dict:
-    """What each `Part` makes of the same chunk of activations."""
+    """What each `ChunkPart` makes of the same chunk of activations."""
     found = {}
     for part in parts:
         own = [values[i] if cells is None else values[i][cells] for i, cells in part.values]

@@ -20,7 +20,7 @@ from nnsight.schema.response import Status
 
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
-from emotrace.testing.ndif import Server, loopback, mint
+from emotrace.testing.ndif import LoopbackServer, loopback, mint
 from emotrace.testing.ndif_server import modes as ndif_modes
 from emotrace.testing.ndif_server import serving
 
@@ -34,7 +34,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def started(directories: dict[str, Path]) -> Iterator[Server]:
+def started(directories: dict[str, Path]) -> Iterator[LoopbackServer]:
     with (
         pytest.MonkeyPatch.context() as patch,
         loopback(directories, inline_limit=4 << 20, execution_timeout=60.0) as server,
@@ -47,7 +47,7 @@ def started(directories: dict[str, Path]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(started: Server) -> Iterator[Server]:
+def server(started: LoopbackServer) -> Iterator[LoopbackServer]:
     """The one server, as new."""
     before = started.modes()
     yield started
@@ -90,7 +90,7 @@ def _wait(backend: Any, seconds: float = 30.0) -> Any:
     return result
 
 
-def _settled(server: Server, state: str, index: int = -1) -> dict[str, Any]:
+def _settled(server: LoopbackServer, state: str, index: int = -1) -> dict[str, Any]:
     """The log's entry once it is in a state."""
     end = time.monotonic() + 30.0
     while (entry := server.log()[index])["state"] != state:
@@ -108,7 +108,7 @@ def _hidden(model: Any, inputs: dict[str, torch.Tensor], **where: Any) -> torch.
 # --- what it computes ---
 
 
-def test_a_trace_equals_a_local_one_to_the_bit(server: Server, local: Any, client: Any, inputs: Any) -> None:
+def test_a_trace_equals_a_local_one_to_the_bit(server: LoopbackServer, local: Any, client: Any, inputs: Any) -> None:
     found = []
     for model, where in ((local, {}), (client, {"remote": True})):
         with model.trace(inputs, **where):
@@ -124,7 +124,7 @@ def test_a_trace_equals_a_local_one_to_the_bit(server: Server, local: Any, clien
     assert entry["bytes_in"] > 500
 
 
-def test_generation_with_a_write_at_every_step(server: Server, local: Any, client: Any, inputs: Any) -> None:
+def test_generation_with_a_write_at_every_step(server: LoopbackServer, local: Any, client: Any, inputs: Any) -> None:
     found = []
     push = torch.linspace(-2, 2, 32)
     for model, where in ((local, {}), (client, {"remote": True})):
@@ -141,7 +141,7 @@ def test_generation_with_a_write_at_every_step(server: Server, local: Any, clien
     assert len(found[1]) == 5
 
 
-def test_a_session_is_one_request(server: Server, local: Any, client: Any, inputs: Any) -> None:
+def test_a_session_is_one_request(server: LoopbackServer, local: Any, client: Any, inputs: Any) -> None:
     found = []
     before = len(server.log())
     for model, where in ((local, {}), (client, {"remote": True})):
@@ -157,7 +157,7 @@ def test_a_session_is_one_request(server: Server, local: Any, client: Any, input
 
 
 @pytest.mark.filterwarnings("ignore:Module .* has a submodule named 'output'")
-def test_a_masked_model(server: Server, directories: dict[str, Path], inputs: Any) -> None:
+def test_a_masked_model(server: LoopbackServer, directories: dict[str, Path], inputs: Any) -> None:
     found = []
     for options, where in (({"dispatch": True}, {}), ({}, {"remote": True})):
         model = _load(directories[MASKED], "fill-mask", **options)
@@ -168,7 +168,7 @@ def test_a_masked_model(server: Server, directories: dict[str, Path], inputs: An
 
 
 def test_the_attention_that_the_client_has(
-    server: Server, directories: dict[str, Path], client: Any, inputs: Any
+    server: LoopbackServer, directories: dict[str, Path], client: Any, inputs: Any
 ) -> None:
     eager = _load(directories[NAME], "text-generation", attn_implementation="eager")
     found = []
@@ -181,7 +181,7 @@ def test_the_attention_that_the_client_has(
     assert found[0].shape == (2, 4, 11, 11)
 
 
-def test_weights_are_used_there_and_frozen(server: Server, local: Any, client: Any, inputs: Any) -> None:
+def test_weights_are_used_there_and_frozen(server: LoopbackServer, local: Any, client: Any, inputs: Any) -> None:
     with client.trace(inputs, remote=True):
         weight = client.model.layers[0].mlp.down_proj.weight
         found = nnsight.save([weight.requires_grad, client.lm_head.output.requires_grad, weight.sum()])
@@ -191,7 +191,7 @@ def test_weights_are_used_there_and_frozen(server: Server, local: Any, client: A
 
 @pytest.mark.parametrize("compress", [True, False])
 def test_results_come_inline_or_by_url(
-    server: Server, client: Any, inputs: Any, compress: bool, monkeypatch: pytest.MonkeyPatch
+    server: LoopbackServer, client: Any, inputs: Any, compress: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nnsight.CONFIG.API, "COMPRESS", compress)
     inline = _hidden(client, inputs, remote=True)
@@ -203,7 +203,7 @@ def test_results_come_inline_or_by_url(
         assert (entry["bytes_out"] < entry["payload"]) is compress
 
 
-def test_a_job_is_found_again_by_its_id(server: Server, local: Any, client: Any, inputs: Any) -> None:
+def test_a_job_is_found_again_by_its_id(server: LoopbackServer, local: Any, client: Any, inputs: Any) -> None:
     server.faults(delay="running", seconds=60)
     first = _submit(client, inputs)
     assert first.status == Status.RECEIVED
@@ -217,13 +217,13 @@ def test_a_job_is_found_again_by_its_id(server: Server, local: Any, client: Any,
     assert server.log()[-1]["runs"] == 1
 
 
-def test_a_job_with_a_websocket_leaves_nothing_to_poll(server: Server, client: Any, inputs: Any) -> None:
+def test_a_job_with_a_websocket_leaves_nothing_to_poll(server: LoopbackServer, client: Any, inputs: Any) -> None:
     _hidden(client, inputs, remote=True)
     identity = server.log()[-1]["id"]
     assert RemoteBackend(client.to_model_key(), blocking=False, job_id=identity)() is None
 
 
-def test_statuses_and_prints_arrive_in_order(server: Server, client: Any, inputs: Any) -> None:
+def test_statuses_and_prints_arrive_in_order(server: LoopbackServer, client: Any, inputs: Any) -> None:
     assert [s for s, _ in _statuses(client, inputs)] == ["QUEUED", "DISPATCHED", "RUNNING", "LOG", "COMPLETED"]
     assert _statuses(client, inputs)[3] == ("LOG", "a line")
 
@@ -239,7 +239,7 @@ def _statuses(client: Any, inputs: Any) -> list[tuple[str, str]]:
     return asyncio.run(stream())
 
 
-def test_the_queue_tells_each_its_place(server: Server, client: Any, inputs: Any) -> None:
+def test_the_queue_tells_each_its_place(server: LoopbackServer, client: Any, inputs: Any) -> None:
     server.faults(delay="running", seconds=60)
     jobs = [_submit(client, inputs)]
     _settled(server, "RUNNING")
@@ -252,14 +252,14 @@ def test_the_queue_tells_each_its_place(server: Server, client: Any, inputs: Any
     assert [entry["runs"] for entry in server.log()[-3:]] == [1, 1, 1]
 
 
-def _told(server: Server, backend: Any) -> tuple[str, str]:
+def _told(server: LoopbackServer, backend: Any) -> tuple[str, str]:
     """The stored status of a job, as it goes over the wire."""
     answer = httpx.get(f"{server.url}/response/{backend.job_id}", headers={"ndif-api-key": server.key}).json()
     return answer["status"], answer["description"]
 
 
 def test_what_the_service_says_of_itself(
-    server: Server, client: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: LoopbackServer, client: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = nnsight.status()
     assert set(status) == {NAME, MASKED}
@@ -279,7 +279,9 @@ def test_what_the_service_says_of_itself(
 # --- what a client may do wrong ---
 
 
-def test_a_wrong_key_is_refused(server: Server, client: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_is_refused(
+    server: LoopbackServer, client: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = len(server.log())
     for key in ("wrong", None):
         monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", key)
@@ -304,7 +306,7 @@ def test_a_wrong_key_is_refused(server: Server, client: Any, inputs: Any, monkey
         assert answer.status_code == 401
 
 
-def test_an_error_of_the_block_comes_back(server: Server, client: Any, inputs: Any) -> None:
+def test_an_error_of_the_block_comes_back(server: LoopbackServer, client: Any, inputs: Any) -> None:
     with (
         pytest.raises(RemoteError, match=r"(?s)nothing_by_zero = 1 / 0.*ZeroDivisionError"),
         client.trace(inputs, remote=True),
@@ -316,7 +318,7 @@ def test_an_error_of_the_block_comes_back(server: Server, client: Any, inputs: A
     _hidden(client, inputs, remote=True)  # and the server goes on
 
 
-def test_emotrace_cannot_be_imported(server: Server, client: Any, inputs: Any) -> None:
+def test_emotrace_cannot_be_imported(server: LoopbackServer, client: Any, inputs: Any) -> None:
     with pytest.raises(RemoteError, match="ModuleNotFoundError"):
         _importing(client, inputs)
     with pytest.raises(RemoteError, match="could not be read"):
@@ -335,7 +337,7 @@ def _referring(client: Any, inputs: Any) -> None:
         hidden = nnsight.save([tiny.batch, client.lm_head.output])  # a function by reference  # noqa: F841
 
 
-def test_a_model_that_is_not_deployed(server: Server, directories: dict[str, Path], inputs: Any) -> None:
+def test_a_model_that_is_not_deployed(server: LoopbackServer, directories: dict[str, Path], inputs: Any) -> None:
     mint({"org/other": directories[NAME]})
     try:
         with pytest.raises(RemoteError, match=rf"not deployed. Running: {NAME} \(text-generation\)"):
@@ -344,7 +346,7 @@ def test_a_model_that_is_not_deployed(server: Server, directories: dict[str, Pat
         mint(directories)
 
 
-def test_flags_are_modes(server: Server) -> None:
+def test_flags_are_modes(server: LoopbackServer) -> None:
     modes = server.modes()
     assert (modes["inline_limit"], modes["execution_timeout"], modes["expire_urls"]) == (4 << 20, 60.0, None)
     flags = ["--no-gradients", "--copies", "--autocast", "bfloat16", "--expire-urls"]
@@ -358,7 +360,7 @@ def test_flags_are_modes(server: Server) -> None:
     ]
 
 
-def test_faults_and_modes_that_there_are_not(server: Server) -> None:
+def test_faults_and_modes_that_there_are_not(server: LoopbackServer) -> None:
     for fault in ({"dorp": "running"}, {"drop": "later"}, {"times": 1}, {"drop": "running", "lose": "job"}):
         with pytest.raises(EmotraceError, match="subscribe"):
             server.faults(**fault)
@@ -367,7 +369,7 @@ def test_faults_and_modes_that_there_are_not(server: Server) -> None:
     assert server.faults() == []
 
 
-def test_a_request_that_is_no_form(server: Server) -> None:
+def test_a_request_that_is_no_form(server: LoopbackServer) -> None:
     before = len(server.log())
     headers = {"ndif-api-key": server.key}
     for content in ({"json": {}}, {"data": {"data": "{}"}, "files": {"blob": b"x"}}, {"files": {"blob": b"x"}}):
@@ -379,7 +381,7 @@ def test_a_server_that_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(EmotraceError, match=r"no config\.json"), loopback({NAME: tmp_path}):
         pytest.fail("it started")
     with pytest.raises(EmotraceError, match="did not start:\nno such luck"):
-        Server([sys.executable, "-c", "raise SystemExit('no such luck')"], "key").start()
+        LoopbackServer([sys.executable, "-c", "raise SystemExit('no such luck')"], "key").start()
 
 
 # --- what NDIF does ---
@@ -393,7 +395,7 @@ def _slope(client: Any, inputs: Any) -> torch.Tensor:
     return slopes[0]
 
 
-def test_no_gradients(server: Server, client: Any, inputs: Any) -> None:
+def test_no_gradients(server: LoopbackServer, client: Any, inputs: Any) -> None:
     assert _slope(client, inputs).abs().sum() > 0
     plain = _hidden(client, inputs, remote=True)
     server.modes(no_gradients=True)
@@ -412,7 +414,7 @@ def _in_place(client: Any, inputs: Any, swap: bool) -> torch.Tensor:
     return kept[0]
 
 
-def test_copies(server: Server, client: Any, inputs: Any) -> None:
+def test_copies(server: LoopbackServer, client: Any, inputs: Any) -> None:
     changed = _in_place(client, inputs, swap=True)
     assert torch.equal(_in_place(client, inputs, swap=False), changed)
     server.modes(copies=True)
@@ -421,7 +423,7 @@ def test_copies(server: Server, client: Any, inputs: Any) -> None:
     assert _slope(client, inputs).abs().sum() > 0  # copies carry the graph; see no_gradients
 
 
-def test_generation_from_copies(server: Server, client: Any, inputs: Any) -> None:
+def test_generation_from_copies(server: LoopbackServer, client: Any, inputs: Any) -> None:
     found = []
     for copies in (False, True):
         server.modes(copies=copies, no_gradients=copies)
@@ -433,7 +435,7 @@ def test_generation_from_copies(server: Server, client: Any, inputs: Any) -> Non
     assert torch.equal(*found)
 
 
-def test_autocast(server: Server, client: Any, inputs: Any) -> None:
+def test_autocast(server: LoopbackServer, client: Any, inputs: Any) -> None:
     with client.trace(inputs, remote=True):
         exact = nnsight.save(client.lm_head.output.clone())
     server.modes(autocast="bfloat16")
@@ -443,7 +445,7 @@ def test_autocast(server: Server, client: Any, inputs: Any) -> None:
     torch.testing.assert_close(coarse.float(), exact, rtol=0.1, atol=0.1)
 
 
-def test_expired_urls(server: Server, client: Any, inputs: Any) -> None:
+def test_expired_urls(server: LoopbackServer, client: Any, inputs: Any) -> None:
     server.modes(expire_urls=0.0)
     backend = _submit(client, inputs)
     with pytest.raises(httpx.HTTPStatusError, match="403"):
@@ -455,7 +457,7 @@ def test_expired_urls(server: Server, client: Any, inputs: Any) -> None:
     assert [entry["served"] for entry in server.log()[-3:]] == [0, 1, 0]
 
 
-def test_execution_timeout(server: Server, client: Any, inputs: Any) -> None:
+def test_execution_timeout(server: LoopbackServer, client: Any, inputs: Any) -> None:
     server.modes(execution_timeout=0.3)
     with pytest.raises(RemoteError, match=r"execution timeout of 0\.3 s"):
         _endless(client, inputs)
@@ -485,7 +487,9 @@ def _endless(client: Any, inputs: Any) -> None:
         ("completed", ["QUEUED", "DISPATCHED", "RUNNING", "COMPLETED"]),
     ],
 )
-def test_the_websocket_drops(server: Server, client: Any, inputs: Any, stage: str, states: list[str] | None) -> None:
+def test_the_websocket_drops(
+    server: LoopbackServer, client: Any, inputs: Any, stage: str, states: list[str] | None
+) -> None:
     before = len(server.log())
     server.faults(drop=stage)
     with pytest.raises(websocket.WebSocketConnectionClosedException):
@@ -499,7 +503,7 @@ def test_the_websocket_drops(server: Server, client: Any, inputs: Any, stage: st
     _hidden(client, inputs, remote=True)
 
 
-def test_the_reply_is_lost_and_the_job_runs(server: Server, client: Any, inputs: Any) -> None:
+def test_the_reply_is_lost_and_the_job_runs(server: LoopbackServer, client: Any, inputs: Any) -> None:
     before = len(server.log())
     server.faults(drop="reply")
     with pytest.raises(RemoteError, match="Failed to send request"):
@@ -509,7 +513,7 @@ def test_the_reply_is_lost_and_the_job_runs(server: Server, client: Any, inputs:
 
 
 @pytest.mark.parametrize("stage", ["response", "results"])
-def test_a_poll_or_a_download_breaks_off(server: Server, client: Any, inputs: Any, stage: str) -> None:
+def test_a_poll_or_a_download_breaks_off(server: LoopbackServer, client: Any, inputs: Any, stage: str) -> None:
     backend = _submit(client, inputs)
     _settled(server, "COMPLETED")
     server.faults(drop=stage)
@@ -519,7 +523,7 @@ def test_a_poll_or_a_download_breaks_off(server: Server, client: Any, inputs: An
     assert server.log()[-1]["runs"] == 1
 
 
-def test_keys_are_refused_for_a_while(server: Server, client: Any, inputs: Any) -> None:
+def test_keys_are_refused_for_a_while(server: LoopbackServer, client: Any, inputs: Any) -> None:
     server.faults(refuse="subscribe")
     with pytest.raises(websocket.WebSocketBadStatusException, match="401"):
         _hidden(client, inputs, remote=True)
@@ -534,7 +538,7 @@ def test_keys_are_refused_for_a_while(server: Server, client: Any, inputs: Any) 
     _wait(backend)
 
 
-def test_http_errors(server: Server, client: Any, inputs: Any) -> None:
+def test_http_errors(server: LoopbackServer, client: Any, inputs: Any) -> None:
     server.faults(http="request", code=503, message="come back later")
     with pytest.raises(RemoteError, match="come back later"):
         _submit(client, inputs)
@@ -547,7 +551,7 @@ def test_http_errors(server: Server, client: Any, inputs: Any) -> None:
     backend()
 
 
-def test_a_delay_at_every_stage(server: Server, client: Any, inputs: Any) -> None:
+def test_a_delay_at_every_stage(server: LoopbackServer, client: Any, inputs: Any) -> None:
     stages = ("subscribe", "request", "reply", "queued", "running", "completed", "response", "results")
     for stage in stages:
         server.faults(delay=stage, seconds=0.01)
@@ -560,7 +564,7 @@ def test_a_delay_at_every_stage(server: Server, client: Any, inputs: Any) -> Non
 
 
 @pytest.mark.parametrize("stage", ["queued", "running", "completed"])
-def test_a_job_fails(server: Server, client: Any, inputs: Any, stage: str) -> None:
+def test_a_job_fails(server: LoopbackServer, client: Any, inputs: Any, stage: str) -> None:
     server.faults(error=stage, message="out of memory", after=1)
     _hidden(client, inputs, remote=True)
     with pytest.raises(RemoteError, match="out of memory"):
@@ -572,7 +576,7 @@ def test_a_job_fails(server: Server, client: Any, inputs: Any, stage: str) -> No
 
 
 @pytest.mark.parametrize(("what", "runs"), [("job", 0), ("result", 1)])
-def test_a_job_or_a_result_is_lost(server: Server, client: Any, inputs: Any, what: str, runs: int) -> None:
+def test_a_job_or_a_result_is_lost(server: LoopbackServer, client: Any, inputs: Any, what: str, runs: int) -> None:
     server.faults(lose=what)
     backend = _submit(client, inputs)
     _settled(server, "LOST")
@@ -582,7 +586,7 @@ def test_a_job_or_a_result_is_lost(server: Server, client: Any, inputs: Any, wha
     assert (entry["runs"], entry["polls"], entry["served"]) == (runs, 2, 0)
 
 
-def test_answers_come_twice(server: Server, client: Any, inputs: Any) -> None:
+def test_answers_come_twice(server: LoopbackServer, client: Any, inputs: Any) -> None:
     for stage in ("queued", "running", "completed"):
         server.faults(twice=stage)
     states = [s for s, _ in _statuses(client, inputs)]
@@ -595,7 +599,7 @@ def test_answers_come_twice(server: Server, client: Any, inputs: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", ["queued", "running", "completed"])
-def test_a_restart_in_the_middle(server: Server, local: Any, client: Any, inputs: Any, stage: str) -> None:
+def test_a_restart_in_the_middle(server: LoopbackServer, local: Any, client: Any, inputs: Any, stage: str) -> None:
     done = _submit(client, inputs)
     _settled(server, "COMPLETED")
     if stage == "queued":
@@ -617,7 +621,7 @@ def test_a_restart_in_the_middle(server: Server, local: Any, client: Any, inputs
     assert torch.equal(_hidden(client, inputs, remote=True), _hidden(local, inputs))
 
 
-def test_a_restart_by_order(server: Server, client: Any, inputs: Any) -> None:
+def test_a_restart_by_order(server: LoopbackServer, client: Any, inputs: Any) -> None:
     url = server.url
     for stale in (False, True):
         server.faults(delay="running", seconds=60)
@@ -632,7 +636,7 @@ def test_a_restart_by_order(server: Server, client: Any, inputs: Any) -> None:
 
 
 @pytest.mark.soak
-def test_a_power_cut(server: Server, client: Any, inputs: Any) -> None:
+def test_a_power_cut(server: LoopbackServer, client: Any, inputs: Any) -> None:
     backend = _submit(client, inputs)
     _wait(backend)
     url = server.url

@@ -20,7 +20,7 @@ from emotrace.traced.programs import Span
 from emotrace.traced.steps import Leaf, Read, ordered
 
 
-class Cell(NamedTuple):
+class ReadCell(NamedTuple):
     """What is read at one place, or differentiated to.
 
     Attributes:
@@ -72,7 +72,7 @@ class Reads:
     ) -> None:  # fmt: skip
         self.sites = sites
         self.variables: list[Variable] = []
-        self._cells: list[Cell] = []
+        self._cells: list[ReadCell] = []
         names = [s.name if isinstance(s, Site) else s for s in wanted]
         if not names:
             raise EmotraceError("capture(sites=()) stores nothing: name at least one site.")
@@ -126,7 +126,7 @@ class Reads:
         return common
 
     def _add(self, site: str | Site, layer: int | None, variable: str, cell: tuple[int, ...]) -> None:
-        self._cells.append(Cell(self.sites.resolve(site, layer), variable, cell))
+        self._cells.append(ReadCell(self.sites.resolve(site, layer), variable, cell))
 
     def program(self) -> list[Read | Leaf]:
         """The steps of a trace: one read per cell, in execution order."""
@@ -170,7 +170,7 @@ class Reads:
             )
         self.variables.append(Variable(METRIC, (), {}, {}))
         self._cells.sort(key=lambda cell: cell.order)
-        self._cells.append(Cell(None, METRIC, ()))
+        self._cells.append(ReadCell(None, METRIC, ()))
         return len(self._cells) - 1
 
     def cells(self) -> list[list[int]]:

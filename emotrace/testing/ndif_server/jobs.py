@@ -11,7 +11,7 @@ LOST = "LOST"
 
 
 @dataclass
-class Job:
+class ServedJob:
     """One request, from its arrival to its result."""
 
     id: str
@@ -32,7 +32,7 @@ class Job:
 class KeptResult:
     """What the server keeps of a job beside its entry in the log."""
 
-    job: Job
+    job: ServedJob
     request: RequestModel
     blob: bytes
     stored: ResponseModel | None = None

@@ -25,7 +25,7 @@ from nnsight.tracing.tracer import _saves, dec, inc
 
 from emotrace.testing.ndif_server import models, modes
 from emotrace.testing.ndif_server.faults import Faults, Misfortune
-from emotrace.testing.ndif_server.jobs import LOST, Job, KeptResult
+from emotrace.testing.ndif_server.jobs import LOST, KeptResult, ServedJob
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
 
 Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
@@ -85,7 +85,7 @@ class Loopback:
 
     def submit(self, request: RequestModel, blob: bytes, bytes_in: int) -> ResponseModel:
         """Take a job in; its first answer."""
-        job = Job(str(uuid.uuid4()), request.model_key, bool(request.session_id), bytes_in)
+        job = ServedJob(str(uuid.uuid4()), request.model_key, bool(request.session_id), bytes_in)
         held = KeptResult(job, request, blob)
         with self.lock:
             self.held[job.id] = held
