@@ -174,9 +174,13 @@ def main(
         notes.append(f"whether the directions are context-agnostic could not be measured: {error}")
 
     # 4. Components, the circuit, and the influence of sublayers.
+    options = protocol.influence_options(acts, dirs, fitted)
+    if budget is not None and not preset:  # a forward for each sublayer, dose and emotion: hours on a model of 30 layers
+        options["doses"] = ()
+        notes.append("under --budget the influence of sublayers is its small-dose limit alone, without finite doses")
     influence = attribution.sublayer_influence(
         lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else middle), dirs, batch_size=batch_size,
-        out=run.path("influence"), **protocol.influence_options(acts, dirs, fitted),
+        out=run.path("influence"), **options,
     )  # fmt: skip
     readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
     covectors = attribution.covectors(lm, dirs, readout=readout, out=run.path("covectors"))
