@@ -109,7 +109,7 @@ def main(
         for c in range(len(r)) for i, d in enumerate(asked.dimensions)
     ])  # fmt: skip
 
-    best = {d: int(part.loc[part["r"].idxmax(), "layer"]) for d, part in by_layer.groupby("dimension", sort=False)}
+    best = {str(d): int(part.loc[part["r"].idxmax(), "layer"]) for d, part in by_layer.groupby("dimension", sort=False)}
     at = best[asked.dimensions[0]]
     axes = ridge_axes(acts, asked, [i for i in layers if at - STEERED < i <= at])
     placed = emotion_words(asked, fits[at])
