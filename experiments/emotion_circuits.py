@@ -175,7 +175,7 @@ def main(
 
     # 4. Components, the circuit, and the influence of sublayers.
     options = protocol.influence_options(acts, dirs, fitted)
-    if budget is not None and not preset:  # a forward for each sublayer, dose and emotion: hours on a model of 30 layers
+    if budget is not None and not preset:  # they cost a forward for each sublayer, dose and emotion
         options["doses"] = ()
         notes.append("under --budget the influence of sublayers is its small-dose limit alone, without finite doses")
     influence = attribution.sublayer_influence(

@@ -52,7 +52,7 @@ def test_a_line_that_is_nested_too_deeply_is_named(tmp_path):
     with pytest.raises(EmotraceError, match=r"rows\.jsonl:2: JSON nested deeper"):
         list(read_jsonl(path))
     with pytest.raises(EmotraceError, match=r"rows\.jsonl:2 is damaged: nested too deeply"):
-        runlog.Log(path, identity=()).rows()
+        runlog.Log(path, named_by=()).rows()
 
 
 def test_shown_text_is_one_printable_line():

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ SMALL = {
     "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "sev.jsonl", "test": ROOT / "data" / "test_set.jsonl",
     "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
     "curve_draws": 1, "neurons_per_layer": 20,
-    "heads_per_layer": 2, "preset": None, "max_new_tokens": 14, "batch_size": 32, "target_aware": False, "label_map": None,
+    "heads_per_layer": 2, "preset": None, "max_new_tokens": 10, "batch_size": 32, "target_aware": False, "label_map": None,
     "price": None, "arms": "prefill_2,random_circuit,wrong_payload,random_tuned,ablate_resample,random_ablate_resample",
     "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
@@ -33,7 +34,7 @@ ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "non
 
 @pytest.fixture(scope="module")
 def study():
-    """The experiment's module, with one dose, two strengths and two layer ranges."""
+    """The experiment's module, with one dose, two strengths, two layer ranges and curves of two sizes."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
         spec = importlib.util.spec_from_file_location("emotion_circuits", ROOT / "experiments" / "emotion_circuits.py")
@@ -45,6 +46,8 @@ def study():
     protocol.DOSES, protocol.STRENGTHS, protocol.INFLUENCE_DOSES = (0.15,), (0.5, 1.0), (0.1,)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(et.replies, "layer_windows", lambda n_layers: [[0, 1, 2, 3], [2, 3]])
+        for name in ("ablation_curve", "enhancement_curve"):
+            patch.setattr(et.attribution, name, partial(getattr(et.attribution, name), ks=(1, 8)))
         yield module
     for name in ("circuit_arms", "circuit_plan", "circuit_prompts", "circuit_protocol", "circuit_study"):
         sys.modules.pop(name, None)

@@ -440,7 +440,7 @@ def test_paired_tests_state_points_interval_p_and_skeletons(compared):
     first, second = numbers.paired(compared)
     assert first == {
         "a": "circuit", "b": "prompt", "score": "accuracy fluent", "difference": "+1.2 points", "interval": "[−0.4, 3.0]",
-        "p": "0.21", "n": "160",
+        "p": "0.21", "holm": "", "n": "160",
     }  # fmt: skip
     assert (second["difference"], second["p"], second["n"]) == ("+8.0 points", "0.0001", "159")
 
