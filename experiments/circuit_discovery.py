@@ -35,6 +35,7 @@ from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
 from emotrace.run import Run
 from emotrace.sites import LanguageModel
+from emotrace.stats.permutation import p_said
 from emotrace.store import Activations
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
@@ -346,7 +347,7 @@ def _tell(result: dict[str, Any]) -> None:
         f"random ones of the same layers at most {max(c['random']):.3f}; {len(s['consensus'])} edges in 95 % of the samples"
     )
     print(f"emotion and valence share {len(m['shared'])} nodes ({', '.join(m['shared']) or 'none'}): Jaccard {m['jaccard']:.3f}, "
-          f"random {m['random']:.3f}, p {stats.p_said(m['p'], m['p_floor'])}")  # fmt: skip
+          f"random {m['random']:.3f}, p {p_said(m['p'], m['p_floor'])}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from emotrace.datasets.goemotions import read_goemotions
 from emotrace.disk import write_json
 from emotrace.prompt_tuning.tasks import PARTS
 from emotrace.run import Run, records
+from emotrace.stats.permutation import p_said
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 OURS = {"limit": 48, "length": 8, "epochs": 6, "learning_rate": 0.05, "batch_size": 16}
@@ -223,7 +224,7 @@ def main(
     shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
     page = report.publish(run.out, result, shown, tables, run.manifest)
     print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {et.stats.p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
+          f"Mantel p {p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
           f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "

@@ -15,7 +15,8 @@ from emotrace.report import style
 from emotrace.report.heat import heat, scale
 from emotrace.report.style import FAINT, INK, Picture
 from emotrace.rsa import square
-from emotrace.stats import p_said, wilson
+from emotrace.stats import wilson
+from emotrace.stats.permutation import p_said
 
 SELECTIVE, RANDOM, UNMASKED = "#D55E00", "#777777", "#0072B2"
 BINS: Final = 256

@@ -30,6 +30,7 @@ from emotrace.disk import write_json
 from emotrace.judges.measurement import Measurement, compared
 from emotrace.labels import ALIASES, EMOTIONS
 from emotrace.run import Run
+from emotrace.stats.permutation import p_said
 
 NAMES: Final = re.compile(
     r"\b(?:ang(?:er|ry|rily)|furious|rage|mad|sad(?:ness|ly|der)?|sorrow\w*|unhappy|depress\w*|happ(?:y|ier|iness|ily)|joy\w*|glad|delight\w*"
@@ -159,7 +160,7 @@ def sentence(line: dict[str, Any]) -> str:
     for name in ("shown", "named"):
         if name in line:
             found = Measurement.of({k: v for k, v in line[name].items() if k not in ("chance", "p", "p_floor")})
-            p = stats.p_said(line[name]["p"], line[name]["p_floor"])
+            p = p_said(line[name]["p"], line[name]["p_floor"])
             parts.append(f"{name} {found.accuracy.value:.1%} of {found.n} (chance {line[name]['chance']:.1%}, p {p})")
     low, high = line["no_emotion"]["ci95"]
     parts.append(

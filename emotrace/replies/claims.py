@@ -13,7 +13,7 @@ from emotrace.labels import EmotraceError
 from emotrace.replies.family import ALPHA, AS_PAYLOAD, EQUAL_KL, Comparison, Tested, compared
 from emotrace.replies.row import Row
 from emotrace.signatures import typed
-from emotrace.stats import p_said
+from emotrace.stats.permutation import p_said
 
 
 class Claim(NamedTuple):

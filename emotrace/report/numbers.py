@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from emotrace.replies.arms import SCORES
 from emotrace.report import asking, style, tables
 from emotrace.report.replies import CONTROLLED, CONTROLS, chance_of
-from emotrace.stats import p_said
+from emotrace.stats.permutation import p_said
 
 HOLM: Final = "; Holm: p with Holm's correction over the tests of this table"
 

@@ -6,7 +6,7 @@ from emotrace import lazy
 from emotrace.stats.agreement import Agreement, cohen_kappa, krippendorff_alpha
 from emotrace.stats.corrections import fdr_bh, holm
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, wilson
-from emotrace.stats.permutation import exchange, p_said, sign_flip
+from emotrace.stats.permutation import exchange, sign_flip
 from emotrace.stats.unimodal import dip, dip_test
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "fdr_bh",
     "holm",
     "krippendorff_alpha",
-    "p_said",
     "sign_flip",
     "wilson",
 ]

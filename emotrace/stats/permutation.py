@@ -22,7 +22,6 @@ _ROUNDING: Final = 1e-9
 _PATTERNS: Final = 4096
 
 
-@typed
 def p_said(p: float, floor: float = 0.0) -> str:
     """``= 0.03``; ``≤ 0.001`` where no draw came as far, so that more of them might give less; a dash for NaN.
 

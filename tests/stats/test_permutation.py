@@ -62,4 +62,4 @@ def test_refusals():
     [(0.031, 0.001, "= 0.031"), (0.001, 0.001, "≤ 0.001"), (0.25, 0.0, "= 0.25"), (float("nan"), 0.1, "–")],
 )
 def test_a_p_that_could_not_be_less_is_said_to_be_at_most_that(p, floor, said):
-    assert stats.p_said(p, floor) == said
+    assert permutation.p_said(p, floor) == said
