@@ -241,7 +241,7 @@ def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 3 * 3
 
 
-def test_again_it_computes_nothing_and_says_the_same(done, study):
+def test_again_it_computes_nothing_and_says_the_same(done, study, undrawn):  # after those that look at the pictures
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (done / "parts").iterdir()}
     report = json.loads((done / "report.json").read_text())
     study.main(out=done, **SMALL)
@@ -264,7 +264,7 @@ def test_wrong_settings_are_refused_before_anything_runs(done, study, wrong, wor
         study.main(out=done, **{**SMALL, **wrong})
 
 
-def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path, monkeypatch):
+def test_the_published_protocol_runs_on_a_model_of_fewer_layers(study, tmp_path, monkeypatch, undrawn):
     whole = et.presets.preset("emotion_circuits")
     short = {k: {**whole[k], "max_new_tokens": 6} for k in ("decoding", "decoding_steered", "decoding_circuit")}
     for k in ("decoding_steered", "decoding_circuit"):
