@@ -1,4 +1,4 @@
-"""Finite doses: the original's sublayer importance, one forward per sublayer, dose and label, through edits and `capture`.
+"""Finite doses: the original's sublayer importance, each prompt rerun for every sublayer, dose and label (last token only).
 
 Also the literal twin of the derivative: what `finite` gives for a vanishing dose.
 """
@@ -9,20 +9,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 
 from emotrace.attribution.backward import Shifted
 from emotrace.datasets import Prompt, Prompts
-from emotrace.edits import Add
-from emotrace.forwards.streams import reductions
+from emotrace.edits import Add, check
+from emotrace.forwards.reruns import Reruns
 from emotrace.forwards.sums import Sums
 from emotrace.runlog import progress as progress_bar
 from emotrace.sites import LanguageModel
-from emotrace.traced import contributions
-
-CHUNK = 1024
-"""Prompts held, and prompts between two commits: only the read-out is kept of each."""
 
 
 class Uses(NamedTuple):
@@ -92,30 +87,30 @@ def finite_sums(
     Returns:
         ``[1 + dose · cell, label]``: the base, then cells within doses.
     """
-    label, values, counts = uses.label, uses.values, uses.counts
-    pairs = [(i, e) for i in range(len(uses.sequences)) for e in range(len(values)) if counts[e, i]]
+    counts = uses.counts
+    pairs = [(i, e) for e in range(len(uses.values)) for i in range(len(uses.sequences)) if counts[e, i]]
     prompts = Prompts(
-        Prompt(f"{i}__{e}", token_ids=tuple(uses.sequences[i]), labels={label: values[e]}) for i, e in pairs
+        Prompt(f"{i}__{e}", token_ids=tuple(uses.sequences[i]), labels={uses.label: uses.values[e]}) for i, e in pairs
     )
-    at = np.array([e for _, e in pairs])
-    weights = np.array([counts[e, i] for i, e in pairs], dtype=np.float64)
+    reruns = Reruns(model, prompts, readout.site, readout.layer)
     jobs = [(0, 0.0), *((number, dose) for dose in doses for number in range(len(shifts.cells)))]
-    with progress_bar(total=len(jobs) * len(prompts), desc="finite doses", unit="prompt", enabled=progress) as bar:
-        bar.update(sums.done)
-        for number in range(sums.done // len(prompts), len(jobs)):
-            edits = shifts.edits(*jobs[number], uses)
-            passed = number * len(prompts)
-            chunks = reductions(
-                model, prompts, [readout.site], contributions.dotted,
-                lambda rows: (torch.from_numpy(readout.covectors[at[rows]].astype(np.float64)),),
-                layers=None if readout.layer is None else [readout.layer], edits=edits, batch_size=batch_size,
-                prompts_per_chunk=CHUNK, start=sums.done - passed, progress=False,
-            )  # fmt: skip
-            for rows, dots in chunks:
-                scores = dots.numpy()
-                found = np.zeros((len(jobs), len(values)))
-                np.add.at(found[number], at[rows], scores * weights[rows])
-                sums.add("score", found)
-                sums.commit(passed + rows.stop)
+    edits = [shifts.edits(number, dose, uses) for number, dose in jobs]
+    for one in edits:
+        check(one, model.sites, reruns.labels)
+    of = [[row for row, (_, e) in enumerate(pairs) if e == value] for value in range(len(uses.values))]
+    parts = [(e, rows) for e, some in enumerate(of) for rows in reruns.batches(some, batch_size)]
+    passed = 0
+    with progress_bar(total=len(jobs) * len(pairs), desc="finite doses", unit="prompt", enabled=progress) as bar:
+        bar.update(len(jobs) * sums.done)
+        for e, rows in parts:
+            passed += len(rows)
+            if passed <= sums.done:
+                continue
+            weights = np.array([counts[e, pairs[row][0]] for row in rows], dtype=np.float64)
+            found = np.zeros((len(jobs), len(uses.values)))
+            for number, scores in enumerate(reruns.batch(rows).scores(edits, readout.covectors[e])):
+                found[number, e] = scores @ weights
                 bar.update(len(rows))
+            sums.add("score", found)
+            sums.commit(passed)
     return sums["score"]

@@ -177,7 +177,7 @@ def sublayer_influence(
     coords: dict[str, Any] = {name: local[name] for name in (label, "layer", "sublayer", "read_at", "flipped")}
     coords["shifted_at"] = (grid[1:], np.array([c.site for c in wanted]).reshape(shape[1:]))
     if doses:
-        running = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas}, "finite_sums")
+        running = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas, "reruns": "last token"}, "finite_sums")
         shifts, read = DosedShifts(wanted, along, sigmas), ReadAlong(*at, covectors)
         found = finite_sums(model, uses, shifts, read, doses, running, batch_size, progress)
         slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n
