@@ -22,7 +22,7 @@ TOKENS = (100, 10)
 
 
 @dataclass(frozen=True)
-class ServedReply:
+class Reply:
     """What the server does with one request: wait, then answer or drop the connection."""
 
     status: int = 200
@@ -34,7 +34,7 @@ class ServedReply:
 
 
 @dataclass(frozen=True)
-class SeenRequest:
+class Request:
     """A request as it came in; ``time`` is monotonic."""
 
     path: str
@@ -48,114 +48,110 @@ class SeenRequest:
         return str(self.body["messages"][-1]["content"])
 
 
-Step = ServedReply | Callable[[SeenRequest], ServedReply]
+Step = Reply | Callable[[Request], Reply]
 
 
-def completion(
-    content: str | None, *, refusal: str | None = None, finish: str = "stop", usage: bool = True
-) -> ServedReply:
+def completion(content: str | None, *, refusal: str | None = None, finish: str = "stop", usage: bool = True) -> Reply:
     """A chat completion with this content."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     payload: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "loopback"}
     payload["choices"] = [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}]
     if usage:
         payload["usage"] = {"prompt_tokens": TOKENS[0], "completion_tokens": TOKENS[1], "total_tokens": sum(TOKENS)}
-    return ServedReply(body=json.dumps(payload).encode())
+    return Reply(body=json.dumps(payload).encode())
 
 
-def says(emotion: str, reason: str = "because") -> ServedReply:
+def says(emotion: str, reason: str = "because") -> Reply:
     """A well-formed blind answer."""
     return completion(json.dumps({"emotion": emotion, "reason": reason}))
 
 
-def matches(match: object, reason: str = "because") -> ServedReply:
+def matches(match: object, reason: str = "because") -> Reply:
     """A well-formed answer to the target-aware question."""
     return completion(json.dumps({"match": match, "reason": reason}))
 
 
-def told(body: object, status: int = 200) -> ServedReply:
+def told(body: object, status: int = 200) -> Reply:
     """Any JSON, by default with 200: how routers tell of failures."""
-    return ServedReply(status, json.dumps(body).encode())
+    return Reply(status, json.dumps(body).encode())
 
 
-def fails(
-    status: int, message: str = "no", code: str | None = None, headers: Mapping[str, str] | None = None
-) -> ServedReply:
+def fails(status: int, message: str = "no", code: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
     """An error in OpenAI's schema."""
     error = {"error": {"message": message, "type": "error", "param": None, "code": code}}
-    return ServedReply(status, json.dumps(error).encode(), headers or {})
+    return Reply(status, json.dumps(error).encode(), headers or {})
 
 
-def rate_limited(retry_after: float | str | None = None) -> ServedReply:
+def rate_limited(retry_after: float | str | None = None) -> Reply:
     """429, with ``Retry-After`` where given."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return fails(429, "slow down", "rate_limit_exceeded", headers)
 
 
-def server_error(status: int = 500) -> ServedReply:
+def server_error(status: int = 500) -> Reply:
     """A 5xx whose body is not even JSON."""
-    return ServedReply(status, b"<html>oops</html>", content_type="text/html")
+    return Reply(status, b"<html>oops</html>", content_type="text/html")
 
 
-def hang(seconds: float = 30.0) -> ServedReply:
+def hang(seconds: float = 30.0) -> Reply:
     """Nothing, until the server closes or the time is over; then the connection is dropped."""
-    return ServedReply(delay=seconds, drop=True)
+    return Reply(delay=seconds, drop=True)
 
 
-def drop() -> ServedReply:
+def drop() -> Reply:
     """The connection is closed without an answer."""
-    return ServedReply(drop=True)
+    return Reply(drop=True)
 
 
-def slow(reply: ServedReply, seconds: float) -> ServedReply:
+def slow(reply: Reply, seconds: float) -> Reply:
     """The same reply, later."""
     return replace(reply, delay=seconds)
 
 
-def wrong_content_type(reply: ServedReply) -> ServedReply:
+def wrong_content_type(reply: Reply) -> Reply:
     """The same reply, called HTML."""
     return replace(reply, content_type="text/html")
 
 
-def malformed_body() -> ServedReply:
+def malformed_body() -> Reply:
     """200 with a body that breaks off."""
-    return ServedReply(body=b'{"choices": [{"message": ')
+    return Reply(body=b'{"choices": [{"message": ')
 
 
-def malformed_content() -> ServedReply:
+def malformed_content() -> Reply:
     """A completion whose content is broken JSON."""
     return completion('{"emotion": "anger", ')
 
 
-def missing_field() -> ServedReply:
+def missing_field() -> Reply:
     """A completion whose JSON lacks the answer."""
     return completion('{"reason": "I forgot the answer"}')
 
 
-def outside_enum() -> ServedReply:
+def outside_enum() -> Reply:
     """A completion that answers outside the choices."""
     return says("melancholy")
 
 
-def refusal() -> ServedReply:
+def refusal() -> Reply:
     """A refusal."""
     return completion(None, refusal="I cannot help with that.")
 
 
-def empty() -> ServedReply:
+def empty() -> Reply:
     """A completion without content."""
     return completion("")
 
 
-def fenced(emotion: str) -> ServedReply:
+def fenced(emotion: str) -> Reply:
     """A well-formed answer in a code fence, with words around it."""
     return completion(f'Here you are:\n```json\n{{"emotion": "{emotion}", "reason": "fenced"}}\n```\nAnything else?')
 
 
-def rejects(parameter: str, reply: ServedReply, kind: str | None = None) -> Step:
+def rejects(parameter: str, reply: Reply, kind: str | None = None) -> Step:
     """400 for requests with this parameter (``response_format``: of this kind), the reply for others."""
 
-    def step(request: SeenRequest) -> ServedReply:
+    def step(request: Request) -> Reply:
         given = request.body.get(parameter)
         if given is None or (kind is not None and given["type"] != kind):
             return reply
@@ -183,7 +179,7 @@ class OpenAIServer:
         self._closing = threading.Event()
         self._in_flight = 0
         self.most_in_flight = 0
-        self.requests: list[SeenRequest] = []
+        self.requests: list[Request] = []
         self._http = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -207,7 +203,7 @@ class OpenAIServer:
         self._http.server_close()
         self._thread.join()
 
-    def _take(self, request: SeenRequest) -> ServedReply:
+    def _take(self, request: Request) -> Reply:
         with self._lock:
             self.requests.append(request)
             self._in_flight += 1
@@ -239,7 +235,7 @@ def _handler(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            reply = server._take(SeenRequest(self.path, headers, body, time.monotonic()))
+            reply = server._take(Request(self.path, headers, body, time.monotonic()))
             server._give_back()
             if reply.drop:
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -378,7 +378,6 @@ def test_it_runs_where_gradients_are_off_and_leaves_weights_alone():
 def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
     lm = loaded()
     monkeypatch.setattr(sublayers, "CHUNK", 1)
-    monkeypatch.setattr(finite_doses, "CHUNK", 2)
     want = influence(lm, doses=(0.5,))
     calls = []
 
@@ -396,17 +395,17 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 2
-    original, count = finite_doses.reductions, []
+    original, count = finite_doses.Reruns.batch, []
 
-    def stopping(*args, **options):
+    def stopping(self, rows):
         count.append(1)
-        if len(count) == 4:
+        if len(count) == 2:
             raise KeyboardInterrupt
-        return original(*args, **options)
+        return original(self, rows)
 
     with monkeypatch.context() as context:
         context.setattr(backward.Backward, "__call__", killing(3))  # one prompt is left
-        context.setattr(finite_doses, "reductions", stopping)
+        context.setattr(finite_doses.Reruns, "batch", stopping)
         with pytest.raises(KeyboardInterrupt):
             influence(lm, doses=(0.5,), out=tmp_path)
     assert len(calls) == 3

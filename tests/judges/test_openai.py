@@ -108,7 +108,7 @@ PASSING = {
 
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
-def test_failures_on_the_way_are_sent_again(make: Make, failure: srv.ServedReply) -> None:
+def test_failures_on_the_way_are_sent_again(make: Make, failure: srv.Reply) -> None:
     judge, server = make(failure, failure, srv.says("fear"))
     assert judge.judge(["x"])[0]["predicted"] == "fear"
     assert server.count == 3
@@ -118,14 +118,14 @@ def test_failures_on_the_way_are_sent_again(make: Make, failure: srv.ServedReply
 
 
 def test_one_page_among_answers_is_asked_again(make: Make) -> None:
-    page = srv.wrong_content_type(srv.ServedReply(body=b"<html>moving</html>"))
+    page = srv.wrong_content_type(srv.Reply(body=b"<html>moving</html>"))
     judge, _ = make(page, page, srv.says("fear"), page, page, page, srv.says("anger"), concurrency=1)
     assert [v["predicted"] for v in judge.judge(["a", "b"])] == ["fear", "anger"]
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>log in", b'{"status": "up"}', b"OK", b"null", b"[]", b'"hello"'])
 def test_an_address_that_is_no_api_ends_the_run(make: Make, body: bytes) -> None:
-    judge, server = make(default=srv.ServedReply(body=body))
+    judge, server = make(default=srv.Reply(body=body))
     with pytest.raises(EmotraceError, match="is the address of no API"):
         judge.judge(list("abcdefghij"))
     assert server.count <= 24
@@ -138,7 +138,7 @@ def test_a_hanging_endpoint_is_timed_out_and_asked_again(make: Make) -> None:
 
 
 @pytest.mark.parametrize("failure", PASSING.values(), ids=PASSING)
-def test_attempts_are_bounded_and_the_text_is_unjudged(make: Make, failure: srv.ServedReply) -> None:
+def test_attempts_are_bounded_and_the_text_is_unjudged(make: Make, failure: srv.Reply) -> None:
     judge, server = make(default=failure, attempts=3)
     (verdict,) = judge.judge(["x"])
     assert verdict["predicted"] is None
@@ -193,7 +193,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("reply", "why"), MALFORMED.values(), ids=MALFORMED)
-def test_malformed_answers_are_asked_again_then_unjudged(make: Make, reply: srv.ServedReply, why: str) -> None:
+def test_malformed_answers_are_asked_again_then_unjudged(make: Make, reply: srv.Reply, why: str) -> None:
     judge, server = make(reply, srv.says("disgust"), default=reply, concurrency=1)
     good, bad = judge.judge(["one", "two"])
     assert good["predicted"] == "disgust"
@@ -216,7 +216,7 @@ def test_malformed_answers_are_asked_again_then_unjudged(make: Make, reply: srv.
     ],
     ids=["fenced", "wrong content type", "slow", "case and blanks", "thinking", "words around"],
 )
-def test_odd_but_well_formed_answers_count(make: Make, reply: srv.ServedReply) -> None:
+def test_odd_but_well_formed_answers_count(make: Make, reply: srv.Reply) -> None:
     judge, server = make(reply)
     assert judge.judge(["x"])[0]["predicted"] == "fear"
     assert server.count == 1
@@ -278,13 +278,13 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 def test_options_are_left_out_one_after_another_however_they_are_named(make: Make, refusal: Any) -> None:
-    def picky(request: srv.SeenRequest) -> srv.ServedReply:
+    def picky(request: srv.Request) -> srv.Reply:
         for option in ("temperature", "seed", "response_format"):
             if option in request.body and (
                 option != "response_format" or request.body[option]["type"] == "json_schema"
             ):
                 status, body = refusal("response_format.json_schema" if option == "response_format" else option)
-                return srv.ServedReply(status, body.encode()) if isinstance(body, str) else srv.told(body, status)
+                return srv.Reply(status, body.encode()) if isinstance(body, str) else srv.told(body, status)
         return srv.says("fear")
 
     judge, server = make(default=picky, concurrency=1)
@@ -295,7 +295,7 @@ def test_options_are_left_out_one_after_another_however_they_are_named(make: Mak
 
 
 def test_an_answer_that_was_cut_is_asked_for_with_more_room(make: Make) -> None:
-    def short(request: srv.SeenRequest) -> srv.ServedReply:
+    def short(request: srv.Request) -> srv.Reply:
         if "max_tokens" in request.body:
             return srv.fails(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
         if request.body.get("max_completion_tokens", 0) < 10_000:
@@ -314,7 +314,7 @@ def test_an_answer_that_was_cut_is_asked_for_with_more_room(make: Make) -> None:
 
 
 def test_more_room_than_there_is_is_not_asked_for(make: Make) -> None:
-    def small(request: srv.SeenRequest) -> srv.ServedReply:
+    def small(request: srv.Request) -> srv.Reply:
         if "max_tokens" in request.body or "max_completion_tokens" in request.body:
             return srv.fails(
                 400, "max_tokens is too large: the maximum context length is 512 tokens", "context_length_exceeded"
@@ -365,7 +365,7 @@ def test_odd_text_is_sent_and_kept(make: Make) -> None:
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_carries_no_text_elsewhere(make: Make, status: int) -> None:
     with srv.OpenAIServer(default=srv.says("fear")) as other:
-        judge, server = make(default=srv.ServedReply(status, headers={"Location": f"{other.url}/chat/completions"}))
+        judge, server = make(default=srv.Reply(status, headers={"Location": f"{other.url}/chat/completions"}))
         with pytest.raises(EmotraceError, match=f"{server.url} sends its requests on to {other.url[:-3]}") as caught:
             judge.judge(["a secret text"])
         assert caught.value.__cause__ is None
@@ -374,7 +374,7 @@ def test_a_redirect_carries_no_text_elsewhere(make: Make, status: int) -> None:
 
 
 def test_a_redirect_on_the_same_server_is_followed(make: Make) -> None:
-    moved = srv.ServedReply(307, headers={"Location": "/v1/chat/completions"})
+    moved = srv.Reply(307, headers={"Location": "/v1/chat/completions"})
     judge, server = make(moved, srv.says("fear"))
     assert judge.judge(["x"])[0]["predicted"] == "fear"
     assert server.requests[1].text == "Text:\nx"
@@ -383,7 +383,7 @@ def test_a_redirect_on_the_same_server_is_followed(make: Make) -> None:
 def test_concurrency_is_used_and_bounded_and_order_kept(make: Make) -> None:
     full, lock, seen = threading.Event(), threading.Lock(), [0]
 
-    def step(request: srv.SeenRequest) -> srv.ServedReply:
+    def step(request: srv.Request) -> srv.Reply:
         with lock:
             seen[0] += 1
             if seen[0] == 4:
@@ -410,7 +410,7 @@ def test_concurrency_is_used_and_bounded_and_order_kept(make: Make) -> None:
     ],
     ids=["key", "model", "quota", "key in a 200", "credits in a 200", "key in words"],
 )
-def test_hopeless_errors_end_the_run(make: Make, reply: srv.ServedReply, message: str) -> None:
+def test_hopeless_errors_end_the_run(make: Make, reply: srv.Reply, message: str) -> None:
     judge, server = make(default=reply, concurrency=2)
     with pytest.raises(EmotraceError, match=message):
         judge.judge([str(i) for i in range(50)])
@@ -503,13 +503,13 @@ def test_progress_goes_to_stderr(make: Make, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_key_is_sent_and_nowhere_else(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    def echo(request: srv.SeenRequest) -> srv.ServedReply:
+    def echo(request: srv.Request) -> srv.Reply:
         key = request.headers["authorization"]
         replies = {
             "reason": srv.says("fear", key),
             "refusal": srv.completion(None, refusal=key),
             "words": srv.completion("x" * 105 + key),
-            "body": srv.ServedReply(body=("x" * 70 + key).encode()),
+            "body": srv.Reply(body=("x" * 70 + key).encode()),
             "field": srv.completion(json.dumps({"a": key})),
             "400": srv.fails(400, key),
             "500": srv.fails(500, key),
@@ -630,7 +630,7 @@ def test_a_failure_told_in_other_words_with_200_is_sent_again(make: Make, body: 
 def test_an_answer_in_another_charset_is_read(make: Make) -> None:
     body = srv.says("fear", "déjà").body.decode()
     text = json.dumps(json.loads(body), ensure_ascii=False)
-    judge, _ = make(srv.ServedReply(body=text.encode("utf-16")), srv.ServedReply(body=text.encode("latin-1")))
+    judge, _ = make(srv.Reply(body=text.encode("utf-16")), srv.Reply(body=text.encode("latin-1")))
     assert [v["predicted"] for v in judge.judge(["a"]) + judge.judge(["b"])] == ["fear", "fear"]
 
 

@@ -299,7 +299,7 @@ def test_both_questions_over_an_endpoint_and_resume(monkeypatch: pytest.MonkeyPa
     texts = ["t0", "t1", "t2"]
     rows = [reply(f"{t}-{e}", t, e, "none") for t in texts for e in ("anger", "fear")]
 
-    def step(request: srv.SeenRequest) -> srv.ServedReply:
+    def step(request: srv.Request) -> srv.Reply:
         if request.text.startswith("Target emotion: "):
             return srv.matches(int("Target emotion: fear" in request.text))
         return srv.says("fear") if "t1" not in request.text else srv.outside_enum()

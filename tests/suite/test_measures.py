@@ -75,7 +75,7 @@ def test_proxies_say_that_they_are():
 
 def answers(value):
     message = {"role": "assistant", "content": json.dumps({"rating": value, "reason": "so"})}
-    return srv.ServedReply(
+    return srv.Reply(
         body=json.dumps(
             {"choices": [{"message": message}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
         ).encode()
