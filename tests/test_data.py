@@ -1,18 +1,22 @@
 """The shipped data: format, variety no less than the published set, disjoint files, a whole corpus."""
 
+import hashlib
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from emotrace.datasets import card, read_jsonl, read_sev, sev
+from emotrace.datasets import card, elicitations, read_jsonl, read_sev, sev
 from emotrace.datasets.sev import Skeleton
 from emotrace.labels import ANSWERS, THEMES, VALENCES, EmotraceError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-SEV_FILES = ("sev.jsonl", "test_set.jsonl")
+SEV_FILES = {"sev.jsonl": ("", 20), "test_set.jsonl": ("_test", 20), "confirm_set.jsonl": ("_confirm", 10)}
+"""File → what its skeleton ids have behind the theme, and how many scenarios a theme has."""
+PUBLISHED = {"distinct_words": 1670, "words": 10140, "openings": 72, "scenarios": 160}
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +27,8 @@ def corpus():
 @pytest.mark.parametrize("name", SEV_FILES)
 def test_sev_files_have_the_published_format(name):
     rows = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
-    assert len(rows) == 160
-    tag = "_test" if name == "test_set.jsonl" else ""
-    expected = [(f"{prefix}{tag}_{i:02d}", theme) for prefix, theme in THEMES.items() for i in range(20)]
+    tag, n = SEV_FILES[name]
+    expected = [(f"{prefix}{tag}_{i:02d}", theme) for prefix, theme in THEMES.items() for i in range(n)]
     assert [(r["skeleton_id"], r["theme"]) for r in rows] == expected
     for row in rows:
         assert list(row) == ["theme", "scenario", "event", "skeleton_id"]
@@ -38,27 +41,48 @@ def test_sev_files_have_the_published_format(name):
 
 @pytest.mark.parametrize("name", SEV_FILES)
 def test_variety_is_no_less_than_the_published_set(name):
-    found = card.figures(DATA / name)
-    assert found["distinct_words"] / found["words"] >= 1670 / 10140
-    assert found["distinct_words"] >= 1670
-    assert found["openings"] >= 72
+    found, share = card.figures(DATA / name), SEV_FILES[name][1] / 20
+    assert found["distinct_words"] / found["words"] >= PUBLISHED["distinct_words"] / PUBLISHED["words"]
+    assert found["distinct_words"] >= share * PUBLISHED["distinct_words"]
+    assert found["openings"] >= share * PUBLISHED["openings"]
     assert found["jaccard_scenario_mean"] <= 0.15
     assert found["jaccard_scenario_max"] <= 0.31
     assert found["with_emotion_words"] == 0
 
 
+def scenarios(corpus):
+    """Every set of texts, by its file: scenarios of the SEV files and of the corpus, and what models are asked elsewhere."""
+    found = {name: [s.scenario for s in read_sev(DATA / name)] for name in SEV_FILES}
+    found["tiny_corpus.jsonl"] = list({r["source_id"]: r.get("scenario") or r["text"] for r in corpus}.values())
+    asked = json.loads((DATA / "emotion_query_sample.json").read_text())
+    found["emotion_query_sample.json"] = [text for texts in asked.values() for text in texts]
+    found["emotion_query_plus_sample.json"] = json.loads((DATA / "emotion_query_plus_sample.json").read_text())
+    situations = json.loads((DATA / "emotion_phrases.json").read_text())["situations"]
+    found["emotion_phrases.json"] = [text for texts in situations.values() for text in texts]
+    found["goemotions_sample.csv"] = pd.read_csv(DATA / "goemotions_sample.csv")["text"].tolist()
+    found["elicitation.json"] = [example.scenario for way in elicitations() for example in way.examples]
+    return found
+
+
 def test_files_share_no_scenario(corpus):
-    sets = {name: read_sev(DATA / name) for name in SEV_FILES}
-    sets["corpus"] = list(
-        {
-            r["source_id"]: Skeleton(r["source_id"], r["theme"], r["scenario"], {})
-            for r in corpus
-            if r["kind"] == "scenario"
-        }.values()
-    )
-    for a, b in (("sev.jsonl", "test_set.jsonl"), ("corpus", "sev.jsonl"), ("corpus", "test_set.jsonl")):
-        near = max(card.nearest([s.scenario for s in sets[a]], [s.scenario for s in sets[b]]))
-        assert near.jaccard < 0.35, near
+    """By their content words: the confirmatory file with every other, and training, test and corpus among themselves."""
+    sets = scenarios(corpus)
+    pairs = {("confirm_set.jsonl", name) for name in sets} - {("confirm_set.jsonl", "confirm_set.jsonl")}
+    pairs |= {
+        ("sev.jsonl", "test_set.jsonl"),
+        ("tiny_corpus.jsonl", "sev.jsonl"),
+        ("tiny_corpus.jsonl", "test_set.jsonl"),
+    }
+    for a, b in pairs:
+        near = max(card.nearest(sets[a], sets[b]))
+        assert near.jaccard < 0.35, (a, b, near)
+
+
+def test_the_confirmatory_file_is_the_one_that_the_card_names():
+    """Nothing was chosen on it: whoever changes it afterwards changes this digest, and the card's."""
+    digest = hashlib.sha256((DATA / "confirm_set.jsonl").read_bytes()).hexdigest()
+    assert digest == "207a26de28c1c09af0d8a5275bb43082e85dca08eae99b6fcb339c61a7885823"
+    assert digest in (DATA / "README.md").read_text(encoding="utf-8")
 
 
 def test_corpus_is_whole(corpus):
