@@ -156,6 +156,7 @@ def main(
     overlap = {
         by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
         for by in ("theme", "valence", "emotion")
+        if len({pair.labels[by] for pair in chosen["emotion"]}) > 1  # a few pairs may all be of one emotion
     }
     significant = discovery.significance(edge_scores, seed=seed)
     judged = _kept(
