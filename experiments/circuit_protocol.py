@@ -101,11 +101,16 @@ def encoding(preset: str | None) -> dict[str, Any]:
 
 def ours(lm: LanguageModel, max_new_tokens: int, step: int = 1) -> Protocol:
     """One decoding for all methods; steering and circuit, at every ``step``-th dose and λ, searched on held-out skeletons."""
-    windows = replies.layer_windows(lm.sites.n_layers)
+    windows = sorted(replies.layer_windows(lm.sites.n_layers), key=lambda w: _unlikely(w, lm.sites.n_layers))
     steering = lines([{"positions": p, "layers": w} for p in POSITIONS for w in windows], "dose", DOSES[::step])
     where = [{"neuron_positions": n, "head_positions": h} for n, h in product(POSITIONS, POSITIONS)]
     modulation = lines(where, "lambda", STRENGTHS[::step])
     return Protocol({"": {"max_new_tokens": max_new_tokens}}, steering, modulation)
+
+
+def _unlikely(window: Sequence[int], n_layers: int) -> tuple[float, float]:
+    """How far a window's middle is from the model's, then its size from half of it: directions act in the middle layers."""
+    return abs((window[0] + window[-1] + 1) / 2 - n_layers / 2), abs(len(window) - n_layers / 2)
 
 
 def published(preset: str, lm: LanguageModel) -> Protocol:

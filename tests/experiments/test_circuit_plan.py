@@ -2,9 +2,11 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from emotrace import replies
 from tests.experiments.studies import ROOT
 
 
@@ -42,6 +44,8 @@ def test_a_cut_search_fits_and_keeps_its_ends(plan, most):
         full = whole(plan).searches[name].lines
         assert all(line in ([s for s in f if s in line] for f in full) for line in one.lines)
         assert all({line[0]["dose"], line[-1]["dose"]} == {0, 10} for line in one.lines)
+        assert [line[0]["place"] for line in one.lines] == list(range(len(one.lines))), "the likeliest places stay"
+        assert min(map(len, one.lines)) >= plan.DOSES
     assert cut.replies == 4320 + sum(one.replies(18) for one in cut.searches.values())
 
 
@@ -71,3 +75,15 @@ def test_an_emotion_that_asking_does_not_elicit_is_fitted_on_all_its_prompts(pla
     assert "surprise 0 of 8" in found.notes[0]
     none = fitted([{**r, "verdict": {"predicted": "x", "match": 0}} for r in rows], {r["key"] for r in rows})
     assert len(none.keys) == len(rows)
+
+
+@pytest.mark.parametrize("n_layers", [1, 8, 30])
+def test_steering_begins_in_the_middle_layers_from_the_last_prompt_token_on(plan, n_layers):
+    protocol = importlib.import_module("circuit_protocol")
+    found = protocol.ours(SimpleNamespace(sites=SimpleNamespace(n_layers=n_layers)), 24).steering
+    first = found[0][0]
+    middle = range(round(n_layers / 4), max(round(n_layers / 4) + 1, round(3 * n_layers / 4)))
+    assert (first["positions"], first["layers"]) == ("steer", list(middle))
+    assert sorted((s["positions"], *s["layers"]) for s, *_ in found) == sorted(
+        (p, *w) for p in protocol.POSITIONS for w in replies.layer_windows(n_layers)
+    )
