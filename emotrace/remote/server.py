@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import httpx
 
 R = TypeVar("R")
+_KEY_FORM = re.compile("api[ -]?key", re.IGNORECASE)
 CONNECT, READ, ANSWER = 10.0, 600.0, 60.0
 """Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question."""
 CRITICAL = {"nnsight": 2, "transformers": 1, "torch": 1}
@@ -212,7 +214,7 @@ class Server:
             return None
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             raise Unreachable(redacted(f"{self.host}{path}: {answer.status_code} {_detail(answer)}"))
-        if answer.status_code in (401, 403):
+        if answer.status_code in (401, 403) or (answer.status_code == 400 and _KEY_FORM.search(answer.text)):
             what = f"refuses the API key ({_detail(answer)})" if self.has_key else "needs an API key, and there is none"
             raise EmotraceError(_key_advice(f"{self.host} {what}"))
         if answer.status_code >= 400:

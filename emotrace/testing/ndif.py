@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,12 +130,26 @@ class LoopbackServer:
         """Change what the server does to every job from now on; all modes.
 
         Args:
-            modes: of ``no_gradients, copies, autocast, expire_urls, execution_timeout, inline_limit, versions``.
+            modes: of ``no_gradients, copies, autocast, expire_urls, execution_timeout, inline_limit, versions, window,
+                deploy_seconds``.
 
         Raises:
             EmotraceError: for a mode that there is not.
         """
         return self._ask("/admin/modes", modes)
+
+    def deployment(self, name: str, state: str, revision: str | None = None) -> None:
+        """Bring a model into a state.
+
+        Args:
+            name: what clients call it.
+            state: ``RUNNING``, ``DEPLOYING``, ``WARM``, ``COLD``; the first job for it brings it up, in ``deploy_seconds``.
+            revision: as its key spells it.
+
+        Raises:
+            EmotraceError: for a model or a state that there is not.
+        """
+        self._ask("/admin/deployments", {name: (state, revision)})
 
     def calm(self) -> None:
         """End all faults, and the delays that are going on."""
@@ -212,7 +226,7 @@ def loopback(
     for name, value in modes.items():
         flag = "--" + name.replace("_", "-")
         command += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]
-    server = LoopbackServer(command, key or secrets.token_hex(16))
+    server = LoopbackServer(command, key or str(uuid.uuid4()))
     try:
         server.start()
         yield server

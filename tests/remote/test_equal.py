@@ -297,7 +297,8 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
     for remote, word in (
         (server.url, "needs an API key, and there is none"),
-        (Server(server.url, "wrong"), "refuses the API key"),
+        (Server(server.url, "wrong-as-a-key"), r"refuses the API key \(Invalid API key format: '\[key\]'"),
+        (Server(server.url, "11111111-2222-3333-4444-555555555555"), r"refuses the API key \(Invalid API key"),
         ("somewhere", "is no URL of the web"),
         ("http://127.0.0.1:9", "the server does not answer"),
     ):

@@ -96,7 +96,7 @@ def test_a_refused_key_leaves_a_store_that_continues_with_the_jobs_on_their_way(
 ):
     _, there = pair("llama")
     out, before = tmp_path / "a.zarr", len(impatient.log())
-    impatient.faults(refuse="response", after=6)
+    impatient.faults(refuse="request", after=6)
     with pytest.raises(EmotraceError, match="refuses the API key"):
         et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     assert (tmp_path / "a.zarr.jobs").read_text().count("\n") >= 4

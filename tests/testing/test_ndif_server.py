@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def started(directories: dict[str, Path]) -> Iterator[LoopbackServer]:
         patch.setattr(nnsight.CONFIG.API, "HOST", server.url)
         patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
         mint(directories)
+        client = _load(directories[NAME], "text-generation")
+        _hidden(client, {"input_ids": torch.tensor([[1, 2, 3]])}, remote=True)  # the queue finds the model once
         yield server
 
 
@@ -276,30 +280,118 @@ def test_what_the_service_says_of_itself(
     assert set(nnsight.compare().critical_mismatches) == {"torch"}
 
 
+def _entry(server: LoopbackServer) -> dict[str, Any]:
+    found = httpx.get(f"{server.url}/status").json()["deployments"]
+    return next(entry for entry in found.values() if entry["repo_id"] == NAME)
+
+
+def test_what_status_says_of_a_model(server: LoopbackServer, client: Any) -> None:
+    always = {"repo_id": NAME, "model_key": client.to_model_key(), "dtype": "float32", "trusted": True}
+    for state, more in (
+        ("RUNNING", {"deployment_level": "HOT", "application_state": "RUNNING"}),
+        ("DEPLOYING", {"deployment_level": "HOT", "application_state": "DEPLOYING"}),
+        ("WARM", {"deployment_level": "WARM"}),
+    ):
+        server.deployment(NAME, state)
+        assert _entry(server) == always | more
+    server.deployment(NAME, "COLD")
+    assert _entry(server) == {"repo_id": NAME, "deployment_level": "COLD"}
+    server.deployment(NAME, "RUNNING", "main")
+    assert _entry(server)["model_key"] == client.to_model_key().replace("null", '"main"')
+    server.deployment(NAME, "RUNNING")
+    with pytest.raises(EmotraceError, match="WARM, COLD"):
+        server.deployment(NAME, "LUKEWARM")
+    with pytest.raises(EmotraceError, match="org/nobody"):
+        server.deployment("org/nobody", "WARM")
+
+
+def test_a_key_is_compared_to_the_letter(server: LoopbackServer, client: Any, inputs: Any) -> None:
+    server.deployment(NAME, "RUNNING", "main")
+    try:
+        with pytest.raises(RemoteError, match=r"^Could not deploy this model"):
+            _hidden(client, inputs, remote=True)
+    finally:
+        server.deployment(NAME, "RUNNING")
+    _hidden(client, inputs, remote=True)
+
+
+@pytest.mark.parametrize("state", ["WARM", "COLD", "DEPLOYING"])
+def test_a_model_comes_up_when_it_is_asked_for(
+    server: LoopbackServer, local: Any, client: Any, inputs: Any, state: str
+) -> None:
+    server.deployment(NAME, state)
+    server.modes(deploy_seconds=120)
+    job = _submit(client, inputs)
+    for phase in ("PROVISIONING", "DEPLOYING"):
+        _settled(server, phase)
+        server.calm()
+    assert torch.equal(_wait(job)["hidden"], _hidden(local, inputs))
+    assert server.log()[-1]["states"] == ["PROVISIONING", "DEPLOYING", "QUEUED", "DISPATCHED", "RUNNING", "COMPLETED"]
+    assert _entry(server)["application_state"] == "RUNNING"
+    _wait(_submit(client, inputs))
+    assert server.log()[-1]["states"] == ["QUEUED", "DISPATCHED", "RUNNING", "COMPLETED"]
+
+
+def test_nothing_is_stored_of_a_job_before_it_is_queued(server: LoopbackServer, client: Any, inputs: Any) -> None:
+    server.modes(window=60)
+    backend = _submit(client, inputs)
+    assert httpx.get(f"{server.url}/response/{backend.job_id}").status_code == 404
+    assert (backend(), backend.status) == (None, Status.RECEIVED)
+    server.calm()
+    _wait(backend)
+
+
+def test_the_address_of_a_result_is_signed(server: LoopbackServer, client: Any, inputs: Any) -> None:
+    backend = _submit(client, inputs)
+    _wait(backend)
+    address = httpx.get(f"{server.url}/response/{backend.job_id}").json()["data"]
+    assert httpx.get(address).status_code == 200
+    assert httpx.get(address.partition("?")[0]).status_code == 403
+    assert httpx.get(address.replace("/results/", "/results/x")).status_code == 404
+
+
 # --- what a client may do wrong ---
 
 
-def test_a_wrong_key_is_refused(
-    server: LoopbackServer, client: Any, inputs: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "code", "said"),
+    [
+        (None, 401, "Missing API key"),
+        ("not-a-key", 400, "Invalid API key format: 'not-a-key'"),
+        (str(uuid.uuid4()), 403, "Invalid API key"),
+    ],
+)
+def test_only_a_job_asks_for_a_key(
+    server: LoopbackServer,
+    client: Any,
+    inputs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    code: int,
+    said: str,
 ) -> None:
     before = len(server.log())
-    for key in ("wrong", None):
-        monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", key)
-        with pytest.raises(websocket.WebSocketBadStatusException, match="401"):
-            _hidden(client, inputs, remote=True)
-        with pytest.raises(RemoteError, match="API key"):
-            _submit(client, inputs)
-        with pytest.raises(httpx.HTTPStatusError, match="401"):
-            RemoteBackend(client.to_model_key(), blocking=False, job_id="any")()
-    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", server.key)
+    backend = _submit(client, inputs)
+    monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", key)
+    for submit in (_submit, partial(_hidden, remote=True)):
+        with pytest.raises(RemoteError, match=said) as caught:
+            submit(client, inputs)
+        assert caught.value.__cause__.response.status_code == code  # type: ignore[union-attr]
+    assert len(server.log()) == before + 1
+    _wait(backend)  # polled and downloaded without the key
+    assert [httpx.get(f"{server.url}/{path}").status_code for path in ("status", "env", "ping")] == [200] * 3
+
+
+def test_orders_are_taken_with_the_key_and_on_this_host_only(server: LoopbackServer) -> None:
     headers = {"ndif-api-key": server.key, "Host": "a.page.example"}  # a name that was made to mean 127.0.0.1
-    assert httpx.post(f"{server.url}/request", headers=headers).status_code == 401
-    assert len(server.log()) == before
+    assert httpx.post(f"{server.url}/request", headers=headers).status_code == 421
+    assert httpx.get(f"{server.url}/status", headers=headers).status_code == 421
     for method, path in (
         ("GET", "log"),
         ("POST", "modes"),
         ("POST", "faults"),
         ("POST", "restart"),
+        ("POST", "deployments"),
         ("DELETE", "faults"),
     ):
         answer = httpx.request(method, f"{server.url}/admin/{path}", headers={"ndif-api-key": "wr\u00f6ng".encode()})
@@ -340,15 +432,16 @@ def _referring(client: Any, inputs: Any) -> None:
 def test_a_model_that_is_not_deployed(server: LoopbackServer, directories: dict[str, Path], inputs: Any) -> None:
     mint({"org/other": directories[NAME]})
     try:
-        with pytest.raises(RemoteError, match=rf"not deployed. Running: {NAME} \(text-generation\)"):
+        with pytest.raises(RemoteError, match=r"^Could not deploy this model") as caught:
             _hidden(_load(directories[NAME], "text-generation"), inputs, remote=True)
+        assert "Traceback" not in str(caught.value)
     finally:
         mint(directories)
 
 
 def test_flags_are_modes(server: LoopbackServer) -> None:
     modes = server.modes()
-    assert (modes["inline_limit"], modes["execution_timeout"], modes["expire_urls"]) == (4 << 20, 60.0, None)
+    assert (modes["inline_limit"], modes["execution_timeout"], modes["expire_urls"]) == (4 << 20, 60.0, 3600.0)
     flags = ["--no-gradients", "--copies", "--autocast", "bfloat16", "--expire-urls"]
     options = vars(serving.parser().parse_args(["--model", "any", *flags]))
     assert set(ndif_modes.MODES) - {"versions"} <= set(options)
@@ -524,18 +617,11 @@ def test_a_poll_or_a_download_breaks_off(server: LoopbackServer, client: Any, in
 
 
 def test_keys_are_refused_for_a_while(server: LoopbackServer, client: Any, inputs: Any) -> None:
-    server.faults(refuse="subscribe")
-    with pytest.raises(websocket.WebSocketBadStatusException, match="401"):
-        _hidden(client, inputs, remote=True)
     server.faults(refuse="request", times=2)
     for _ in range(2):
         with pytest.raises(RemoteError, match="API key"):
             _submit(client, inputs)
-    backend = _submit(client, inputs)
-    server.faults(refuse="response")
-    with pytest.raises(httpx.HTTPStatusError, match="401"):
-        backend()
-    _wait(backend)
+    _wait(_submit(client, inputs))
 
 
 def test_http_errors(server: LoopbackServer, client: Any, inputs: Any) -> None:
@@ -560,6 +646,11 @@ def test_a_delay_at_every_stage(server: LoopbackServer, client: Any, inputs: Any
     _hidden(client, inputs, remote=True)
     assert [fault["delay"] for fault in server.faults()] == ["response"]
     _wait(_submit(client, inputs))
+    assert server.faults() == []
+    for path in ("status", "env"):
+        server.faults(delay=path, seconds=0.01)
+        server.faults(http=path, code=504)
+        assert [httpx.get(f"{server.url}/{path}").status_code for _ in range(2)] == [504, 200]
     assert server.faults() == []
 
 

@@ -19,6 +19,10 @@ What NDIF does to every job is a *mode* (`modes.MODES`): a flag, or ``POST /admi
 are left. ``POST /admin/restart`` forgets every job that is not finished, and ``GET /admin/log`` lists all jobs ever seen.
 Orders need the key, too.
 
-Its rooms: `faults`, `modes`, `models`, `sockets`, `jobs`; `loopback`, the queue in which jobs run; `requests`, what is asked over
-HTTP; `serving`, the process. They import the standard library, torch, transformers, nnsight and each other only.
+``POST /admin/deployments`` with ``{name: [state, revision]}`` makes a model ``WARM``, ``COLD`` or ``DEPLOYING``; its first job
+brings it up. Only ``/request`` asks for a key, and a model is asked for by the key that ``/status`` names, to the letter.
+
+Its rooms: `faults`, `modes`, `models`, `sockets`, `jobs`, `deployments`; `loopback`, the queue in which jobs run; `requests`,
+what is asked over HTTP; `serving`, the process. They import the standard library, torch, transformers, nnsight and each other
+only.
 """

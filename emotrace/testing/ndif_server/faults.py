@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-FAULTS = {
-    "refuse": ("subscribe", "request", "response"),  # 401, whatever the key
-    "http": ("subscribe", "request", "response", "results", "status"),  # `code` (503) instead of an answer
+FAULTS: dict[str, tuple[str, ...]] = {
+    "refuse": ("request",),  # 403, whatever the key
+    "http": ("subscribe", "request", "response", "results", "status", "env"),  # `code` (503) instead of an answer
     "drop": ("subscribe", "request", "reply", "queued", "running", "completed", "response", "results"),
-    "delay": ("subscribe", "request", "reply", "queued", "running", "completed", "response", "results"),  # `seconds`
+    "delay": (
+        "subscribe", "request", "reply", "queued", "running", "completed", "response", "results", "status", "env",
+    ),  # `seconds`
     "error": ("queued", "running", "completed"),  # the job fails there, with `message`
     "lose": ("job", "result"),  # accepted and never run; run, and its result never seen
     "twice": ("queued", "running", "completed", "run"),  # the frame is sent twice; the job itself runs twice
     "restart": ("queued", "running", "completed"),  # down for `seconds`; `stale`: polls see the last status for ever
-}
+}  # fmt: skip
 """Kind of fault → where it can happen. ``subscribe``: before the session id; ``request``: the job is taken in and its
 websocket closed; ``reply``: taken in, but the POST gets no answer; ``queued``, ``running``: after that status was told;
-``completed``: after the run, before it is told; ``response``, ``results``: a poll, a download (breaks off half-way)."""
+``completed``: after the run, before it is told; ``response``, ``results``: a poll, a download (breaks off half-way);
+``status``, ``env``: what is asked before anything is sent."""
 
 
 class Misfortune(Exception):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
 LOST = "LOST"
+
+
+class Refusal(Exception):
+    """What a server will not do: told as a sentence, without a traceback."""
 
 
 @dataclass
@@ -30,7 +39,13 @@ class ServedJob:
 
 @dataclass
 class KeptResult:
-    """What the server keeps of a job beside its entry in the log."""
+    """What the server keeps of a job beside its entry in the log.
+
+    Attributes:
+        signature: that the address of its result holds: there is no other key to it.
+        expires: when that address ends.
+        model: what runs it, once there is one.
+    """
 
     job: ServedJob
     request: RequestModel
@@ -38,3 +53,5 @@ class KeptResult:
     stored: ResponseModel | None = None
     result: bytes = b""
     expires: float = float("inf")
+    signature: str = field(default_factory=lambda: secrets.token_hex(32))
+    model: TransformersModel | None = None

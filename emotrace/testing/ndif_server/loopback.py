@@ -23,9 +23,10 @@ from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.tracer import _saves, dec, inc
 
-from emotrace.testing.ndif_server import models, modes
+from emotrace.testing.ndif_server import deployments, modes
+from emotrace.testing.ndif_server.deployments import Deployment
 from emotrace.testing.ndif_server.faults import Faults, Misfortune
-from emotrace.testing.ndif_server.jobs import LOST, KeptResult, ServedJob
+from emotrace.testing.ndif_server.jobs import LOST, KeptResult, Refusal, ServedJob
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
 
 Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
@@ -46,6 +47,7 @@ class Loopback:
         self, models: dict[str, TransformersModel], key: str, port: int, modes: dict[str, Any], handler: Handler
     ) -> None:
         self.models, self.key, self.modes, self.handler = models, key, dict(modes), handler
+        self.deployments = {name: Deployment(name, model) for name, model in models.items()}
         self.faults = Faults()
         self.lock = threading.RLock()
         self.held: dict[str, KeptResult] = {}
@@ -95,16 +97,57 @@ class Loopback:
         if self.faults.take("lose", "job"):
             job.state = LOST
             return received
+        if seconds := self.modes["window"]:
+            threading.Thread(target=self.dispatch, args=(held, seconds), daemon=True).start()
+        else:
+            self.dispatch(held)
+        return received
+
+    def dispatch(self, held: KeptResult, window: float = 0.0) -> None:
+        """Give a job that was received to its deployment; till then, for so long, nothing is stored of it."""
+        self.faults.woken.wait(window)
+        deployment = deployments.named(self.deployments.values(), held.job.model_key)
+        if deployment is None:
+            up = ", ".join(d.key for d in self.deployments.values())
+            refusal = Refusal(f"Could not deploy this model. There is room for no other than {up}.")
+            self.fail(held, refusal, 0.0)
+            return
+        held.model = deployment.model
+        with deployment.lock:
+            adopted = deployment.adopted
+            deployment.waiting += [] if adopted else [held]
+            first = deployment.waiting == [held]
+        if adopted:
+            self.enqueue(held)
+            return
+        self.tell(held, deployment.phase, deployment.words)
+        seconds = 0.0 if deployment.state == "RUNNING" else self.modes["deploy_seconds"]
+        if first and seconds:
+            threading.Thread(target=self.bring_up, args=(deployment, seconds), daemon=True).start()
+        elif first:
+            self.bring_up(deployment, seconds)
+
+    def bring_up(self, deployment: Deployment, seconds: float) -> None:
+        """Have a model run that does not yet; the jobs that wait for it are told so, and then join the queue."""
+        self.faults.woken.wait(seconds / 2)
+        deployment.phase = Status.DEPLOYING
+        for held in list(deployment.waiting):
+            self.tell(held, deployment.phase, deployment.words)
+        self.faults.woken.wait(seconds / 2)
+        for held in deployment.up(deployment.waiting[0].job.model_key):
+            self.enqueue(held)
+
+    def enqueue(self, held: KeptResult) -> None:
+        """Put a job into the queue."""
         self.tell(held, Status.QUEUED, f"Your job is number {self.queue.qsize() + 1} in the queue.")
         try:
             self.at("queued", held)
         except Misfortune as error:
             self.fail(held, error, 0.0)
-            return received
+            return
         self.queue.put(held)
         if self.faults.take("twice", "run"):
             self.queue.put(held)
-        return received
 
     def work(self) -> None:
         """Run job after job, for ever."""
@@ -141,7 +184,8 @@ class Loopback:
 
     def run(self, held: KeptResult) -> bytes:
         """Execute the block against the model it names; the saved values as torch writes them."""
-        model = models.named(self.models, held.job.model_key)
+        model = held.model
+        assert model is not None  # none is in the queue without
         nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
         nnsight.tracing.globals.BLOCKS.clear()
         held.job.runs += 1
@@ -171,20 +215,22 @@ class Loopback:
         job.payload = len(result)
         held.result = zstandard.ZstdCompressor().compress(result) if held.request.compress else result
         job.bytes_out = len(held.result)
-        if (valid := self.modes["expire_urls"]) is not None:
-            held.expires = time.time() + valid
+        held.expires = time.time() + self.modes["expire_urls"]
         done = ResponseModel(id=job.id, status=Status.COMPLETED, description="Your job has been completed.",
                              meta=_meta(seconds))  # fmt: skip
         if job.blocking and job.bytes_out <= self.modes["inline_limit"]:
             self.send(held, done.model_copy(update={"data": held.result}))
         else:
-            self.send(held, done.model_copy(update={"data": f"{self.url}/results/{job.id}"}))
+            address = f"{self.url}/results/{job.id}?X-Amz-Signature={held.signature}"
+            self.send(held, done.model_copy(update={"data": address}))
 
     def fail(self, held: KeptResult, error: BaseException, seconds: float) -> None:
         """Tell the client what was raised, with the traceback as its block caused it."""
         held.job.error = f"{type(error).__name__}: {error}"
-        ordered = isinstance(error, (Misfortune, modes.Overtime))
-        text = held.job.error if ordered else "".join(traceback.format_exception(error))
+        if isinstance(error, (Misfortune, Refusal, modes.Overtime)):  # not the block's fault: a sentence
+            text = str(error)
+        else:
+            text = "".join(traceback.format_exception(error))
         self.send(held, ResponseModel(id=held.job.id, status=Status.ERROR, description=text, meta=_meta(seconds)))
 
     def tell(self, held: KeptResult, status: Status, description: str) -> None:

@@ -1,9 +1,8 @@
-"""Models: what is deployed, under which names, in which environment."""
+"""Models: what is loaded, and what is installed."""
 
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import torch
 import transformers
 from nnsight import TransformersModel
 from nnsight.ndif import get_local_env
-
-WRAPPER = "nnsight.modeling.transformers.TransformersModel"
 
 
 def load(directory: Path, dtype: str) -> TransformersModel:
@@ -24,29 +21,6 @@ def load(directory: Path, dtype: str) -> TransformersModel:
     model = TransformersModel(module, tokenizer=transformers.AutoTokenizer.from_pretrained(directory))
     model.task = "fill-mask" if masked else "text-generation"
     return model
-
-
-def named(models: dict[str, TransformersModel], model_key: str) -> TransformersModel:
-    """The model that a key names."""
-    wrapper, _, rest = model_key.partition(":")
-    wanted = json.loads(rest)
-    model = models.get(wanted.get("repo_id"))
-    right = model is not None and model.task == wanted.get("task") and wanted.get("revision") in (None, "main")
-    if wrapper != WRAPPER or model is None or not right:
-        up = ", ".join(f"{name} ({model.task})" for name, model in models.items())
-        raise LookupError(f"{model_key} is not deployed. Running: {up}.")
-    return model
-
-
-def deployments(models: dict[str, TransformersModel]) -> dict[str, Any]:
-    """What /status says of each model."""
-    found = {}
-    for name, model in models.items():
-        about = {"repo_id": name, "revision": None, "task": model.task}
-        key = f"{WRAPPER}:{json.dumps(about)}"
-        state = {"model_key": key, "deployment_level": "HOT", "application_state": "RUNNING"}
-        found[key] = about | state | {"revision": "main", "trust_remote_code": False}
-    return {"deployments": found}
 
 
 def environment(versions: dict[str, str]) -> dict[str, Any]:

@@ -16,10 +16,12 @@ MODES: dict[str, Any] = {
     "no_gradients": False,  # values come without a graph, and what a block writes carries none into the model
     "copies": False,  # values are copies: changing one in place changes nothing in the model
     "autocast": None,  # dtype of torch.autocast around every block
-    "expire_urls": None,  # seconds for which the address of a result is good
+    "expire_urls": 3600.0,  # seconds for which the address of a result is good
     "execution_timeout": None,  # seconds after which a block is killed
     "inline_limit": 8 << 20,  # results up to so many bytes come on the websocket, others by URL
     "versions": {},  # package → version that /env claims
+    "window": 0.0,  # seconds for which nothing is stored of a job that was received (404)
+    "deploy_seconds": 0.0,  # seconds that a model which is not up takes to come up
 }
 
 

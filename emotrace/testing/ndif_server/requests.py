@@ -13,16 +13,17 @@ import time
 import uuid
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qs, urlsplit
 
 from nnsight.schema.request import RequestModel
 
-from emotrace.testing.ndif_server import models
-from emotrace.testing.ndif_server.faults import FAULTS
+from emotrace.testing.ndif_server import deployments, models
 from emotrace.testing.ndif_server.loopback import Loopback
 from emotrace.testing.ndif_server.modes import MODES
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+FORM = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
 
 
 def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
@@ -45,19 +46,20 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             """Answer by path."""
-            head, _, rest = self.path.strip("/").partition("/")
-            if head == "admin" and not self.ordered():
+            url = urlsplit(self.path)
+            head, _, rest = url.path.strip("/").partition("/")
+            if not self.meant() or (head == "admin" and not self.ordered()):
                 return
-            if head in ("subscribe", "response", "results", "status") and not self.gate(head):
+            if head in ("subscribe", "response", "results", "status", "env") and not self.gate(head):
                 return
             if head == "subscribe":
                 self.subscribe()
             elif head == "response":
                 self.response(rest)
             elif head == "results":
-                self.results(rest)
+                self.results(rest, url.query)
             elif head == "status":
-                self.answer(models.deployments(server.models))
+                self.answer(deployments.status(server.deployments.values(), server.modes.get("sandbox", False)))
             elif head == "env":
                 self.answer(models.environment(server.modes["versions"]))
             elif head == "whoami":
@@ -74,6 +76,8 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             """Take a request in, or an order."""
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if not self.meant():
+                return
             if self.path == "/request":
                 self.request_(body)
             elif not self.ordered():
@@ -91,6 +95,13 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
                     return
                 server.modes.update(modes)
                 self.answer(server.modes)
+            elif self.path == "/admin/deployments":
+                try:
+                    for name, (state, revision) in json.loads(body).items():
+                        server.deployments[name].order(state, revision)
+                    self.answer({name: (d.state, d.key) for name, d in server.deployments.items()})
+                except (KeyError, ValueError) as error:
+                    self.answer({"detail": str(error)}, 400)
             elif self.path == "/admin/restart":
                 server.restart(**json.loads(body or b"{}"), spare=self.connection)
                 self.answer({})
@@ -99,16 +110,35 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
 
         def do_DELETE(self) -> None:
             """End the faults."""
-            if not self.ordered():
+            if not (self.meant() and self.ordered()):
                 return
             server.faults.left.clear()
             server.faults.wake()
             self.answer([])
 
-        def known(self) -> bool:
-            """Whether the key is right, and the request meant for this host: a page in a browser must not get through."""
+        def meant(self) -> bool:
+            """Whether a request is for this host: a page in a browser must not get through; if not, it has its answer."""
             here = self.headers.get("Host", "").rpartition(":")[0] in ("127.0.0.1", "localhost")
-            return here and secrets.compare_digest(self.headers.get("ndif-api-key", "").encode(), server.key.encode())
+            if not here:
+                self.answer({"detail": "This server answers on 127.0.0.1."}, 421)
+            return here
+
+        def known(self) -> bool:
+            """Whether the key is right."""
+            return secrets.compare_digest(self.headers.get("ndif-api-key", "").encode(), server.key.encode())
+
+        def allowed(self) -> bool:
+            """Whether the key of a job is right; if not, it has its answer: 401 (none), 400 (of no form), 403 (another's)."""
+            key = self.headers.get("ndif-api-key", "")
+            if not key:
+                self.answer({"detail": "Missing API key."}, 401)
+            elif not is_key(key):
+                self.answer({"detail": f"Invalid API key format: '{key}'. Keys are of the form {FORM}."}, 400)
+            elif server.faults.take("refuse", "request") or not self.known():
+                self.answer({"detail": "Invalid API key."}, 403)
+            else:
+                return True
+            return False
 
         def ordered(self) -> bool:
             """Whether an order comes from who has the key; if not, it has its answer."""
@@ -123,15 +153,11 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             if fault := server.faults.take("http", stage):
                 self.answer({"detail": fault.get("message", f"ordered at {stage}")}, fault.get("code", 503))
                 return False
-            refused = server.faults.take("refuse", stage)
-            if refused or (stage in FAULTS["refuse"] and not self.known()):
-                self.answer({"detail": "Missing or invalid API key."}, 401)
-                return False
             return True
 
         def request_(self, body: bytes) -> None:
             """A job, as a form with the fields ``data`` and ``blob``."""
-            if not self.gate("request"):
+            if not (self.gate("request") and self.allowed()):
                 return
             try:
                 fields = _form(self.headers["Content-Type"], body)
@@ -176,13 +202,16 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             else:
                 self.answer(json.loads(held.stored.model_dump_json()))
 
-        def results(self, identity: str) -> None:
-            """A result by its address, as from a bucket: no key, and 403 when the address has expired."""
+        def results(self, identity: str, query: str) -> None:
+            """A result by its address, as from a bucket: no key, 403 for a wrong signature, and when the address has expired."""
             held = server.held.get(identity)
+            given = parse_qs(query).get("X-Amz-Signature", [""])[0]
             if held is None or not held.result:
-                self.answer({"detail": "NoSuchKey"}, 404)
+                self.answer(b"<Error><Code>NoSuchKey</Code></Error>", 404)
+            elif not secrets.compare_digest(given.encode(), held.signature.encode()):
+                self.answer(b"<Error><Code>SignatureDoesNotMatch</Code></Error>", 403)
             elif time.time() > held.expires:
-                self.answer({"detail": "Request has expired"}, 403)
+                self.answer(b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", 403)
             elif server.faults.take("drop", "results"):
                 self.answer(held.result, part=len(held.result) // 2)
                 hang_up(self.connection)
@@ -203,6 +232,15 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of a key."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _form(content_type: str, body: bytes) -> dict[str, bytes]:

@@ -6,18 +6,19 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 import torch
 import transformers
 
 from emotrace.testing.ndif_server import models
+from emotrace.testing.ndif_server.deployments import STATES
 from emotrace.testing.ndif_server.loopback import Loopback
 from emotrace.testing.ndif_server.modes import MODES
-from emotrace.testing.ndif_server.requests import handler
+from emotrace.testing.ndif_server.requests import FORM, handler, is_key
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", action="append", required=True, metavar="[NAME=]DIR", help="repeat for several")
     found.add_argument("--port", type=int, default=0)
     found.add_argument(
-        "--key", default=os.environ.get("NDIF_API_KEY") or secrets.token_hex(16), help="$NDIF_API_KEY, or random"
+        "--key", default=os.environ.get("NDIF_API_KEY") or str(uuid.uuid4()), help="$NDIF_API_KEY, or random"
     )
     found.add_argument("--dtype", default="float32", help="of the weights")
     found.add_argument("--threads", type=int, help="of torch")
@@ -36,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--no-gradients", action="store_true")
     found.add_argument("--copies", action="store_true")
     found.add_argument("--autocast", metavar="DTYPE")
-    found.add_argument("--expire-urls", type=float, metavar="SECONDS", nargs="?", const=0.0)
+    found.add_argument(
+        "--expire-urls", type=float, metavar="SECONDS", nargs="?", const=0.0, default=MODES["expire_urls"]
+    )
+    found.add_argument("--window", type=float, metavar="SECONDS", default=MODES["window"])
+    found.add_argument("--deploy-seconds", type=float, metavar="SECONDS", default=MODES["deploy_seconds"])
+    found.add_argument("--state", action="append", default=[], metavar="NAME=STATE", help=f"of {', '.join(STATES)}")
     found.add_argument("--execution-timeout", type=float, metavar="SECONDS")
     found.add_argument("--inline-limit", type=int, metavar="BYTES", default=MODES["inline_limit"])
     return found
@@ -47,6 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in {"emotrace", *(name for name in sys.modules if name.startswith("emotrace."))}:
         sys.modules[name] = None  # type: ignore[assignment]
     options = vars(parser().parse_args(arguments))
+    os.environ.pop("NDIF_API_KEY", None)  # blocks of clients run here
+    if not is_key(options["key"]):
+        raise SystemExit(f"the key is none: keys are of the form {FORM}")
     torch.set_num_threads(options["threads"] or torch.get_num_threads())
     transformers.utils.logging.disable_progress_bar()
     up = {}
@@ -54,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         name, _, directory = given.rpartition("=")
         up[name or directory] = models.load(Path(directory), options["dtype"])
     server = Loopback(up, options["key"], options["port"], {m: options.get(m, MODES[m]) for m in MODES}, handler)
+    for name, _, state in (given.rpartition("=") for given in options["state"]):
+        server.deployments[name].order(state, None)
     if options["attached"]:
         threading.Thread(target=_end_with_input, daemon=True).start()
     print(json.dumps({"url": server.url, "key": server.key, "models": list(up)}), flush=True)
