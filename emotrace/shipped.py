@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 TINY: Final = "tiny"
 """Name of the shipped model: ``emotrace.load("tiny")``."""
+WEIGHTS: Final = {"float32": "8af20ab6fe99a65f", "bfloat16": "5368fc8b641957e7", "float16": "7abc74e775bc7c47"}
+"""Dtype in which the shipped model is loaded → its `weights_hash`; a folder's name tells nothing."""
+CAVEAT: Final = (
+    "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
+)
+"""What a report on the shipped model says."""
 DATA: Final = "data"
 STUDIES: Final = "experiments"
 _INSIDE: Final = Path(__file__).parent / "shipped_files"
@@ -36,6 +43,15 @@ def find(source: str | Path) -> Path:
     if len(parts) == 2 and parts[0] == DATA and (shipped := folder(DATA) / parts[1]).exists():
         return shipped
     return path
+
+
+def is_shipped(identity: Mapping[str, Any]) -> bool:
+    """Whether a model is the shipped one, by its weights.
+
+    Args:
+        identity: of a loaded model (`emotrace.identity.identity`); one whose weights are elsewhere is never the shipped one.
+    """
+    return identity.get("weights_hash") in WEIGHTS.values()
 
 
 def studies() -> dict[str, Path]:

@@ -27,7 +27,7 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 import emotrace as et
-from emotrace import discovery, report, stats
+from emotrace import discovery, report, shipped, stats
 from emotrace.cli.groups import LoadingHere, grouped
 from emotrace.cli.options import CausalModel, Folder, Seed
 from emotrace.disk import write_json
@@ -295,11 +295,7 @@ def _areas(found: xr.Dataset) -> dict[str, float]:
 
 
 def _warnings(lm: LanguageModel) -> list[str]:
-    if lm.sites.identity["model_id"] != "tiny_model":
-        return []
-    return [
-        "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
-    ]
+    return [shipped.CAVEAT] if shipped.is_shipped(lm.sites.identity) else []
 
 
 def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Picture) -> list[Shown]:

@@ -37,7 +37,7 @@ import typer
 from circuit_study import Study, comparison
 
 import emotrace as et
-from emotrace import acceptance, attribution, circuits, replies, report
+from emotrace import acceptance, attribution, circuits, replies, report, shipped
 from emotrace import directions as directions_
 from emotrace.cli.groups import Answering, Eliciting, Judging, LoadingAnywhere, grouped
 from emotrace.cli.options import CausalModel, Folder
@@ -255,7 +255,9 @@ def main(
     # 7. What may be said of it.
     verdict = "verdict_second" if second_judge else "verdict"
     at_equal_kl = [] if second_judge else frontier["pairs"]  # on what the first judge read
-    claims, family = replies.claims(rows, given=at_equal_kl, doubt=_doubt(lm, tester), verdict=verdict, seed=seed)
+    claims, family = replies.claims(
+        rows, given=at_equal_kl, doubt=measured.doubt(tester, lm.sites.identity), verdict=verdict, seed=seed
+    )
 
     shares = replies.accuracy_table(prompted)["by_emotion"]
     taken = acceptance.over_elicited(rows, shares)
@@ -319,26 +321,10 @@ def _count(prompts: Any) -> int:
     return len({p.labels["skeleton_id"] for p in prompts})
 
 
-def _doubt(lm: LanguageModel, judge: Any) -> str:
-    """Why the judge may carry no claim about this model; empty where it may."""
-    found = measured.standing(judge)
-    return "" if _shipped(lm) or found.may_claim else found.why
-
-
-def _shipped(lm: LanguageModel) -> bool:
-    return Path(lm.sites.identity["model_id"]).name == "tiny_model"
-
-
 def _warnings(lm: LanguageModel, *judges: Any) -> list[str]:
-    shipped = _shipped(lm)
-    found = [
-        said for judge in judges for said in (measured.statement(judge), None if shipped else measured.warning(judge))
-    ]
-    if shipped:
-        found.append(
-            "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
-        )
-    return [text for text in found if text]
+    identity = lm.sites.identity
+    found = [said for judge in judges for said in (measured.statement(judge), measured.warning(judge, identity))]
+    return [text for text in (*found, shipped.is_shipped(identity) and shipped.CAVEAT) if text]
 
 
 if __name__ == "__main__":

@@ -40,8 +40,6 @@ def claimed(methods: Mapping[str, list[Row]], judge: Any, lm: LanguageModel, see
     rows: list[Row] = []
     for name, found in methods.items():
         rows += [cast("Row", {**row, "method": "none"}) if name == "none" else row for row in found]
-    standing = measured.standing(judge)
-    shipped = lm.sites.identity.get("model_id") == "tiny_model"
-    doubt = "" if shipped or standing.may_claim else standing.why
+    doubt = measured.doubt(judge, lm.sites.identity)
     claims, family = replies.claims(rows, wanted=CLAIMS, doubt=doubt, cluster="prompt", seed=seed)
     return {"claims": claims, "paired": family}

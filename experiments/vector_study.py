@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 import emotrace as et
-from emotrace import dose, replies
+from emotrace import dose, replies, shipped
 from emotrace.cli.options import layer_list
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation, plain_of
@@ -268,18 +268,15 @@ def facts(result: Mapping[str, Any]) -> list[str]:
 
 def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the numbers."""
-    shipped = lm.sites.identity.get("model_id") == "tiny_model"
-    out = [] if shipped else [said for said in [measured.warning(judge)] if said]
+    out = [said for said in [measured.warning(judge, lm.sites.identity)] if said]
     leaked = result["queries"]["test"]["n_leaked"]
     if leaked:
         out.append(f"{leaked} test queries are in the file that vectors are made from; they were left out")
     lost = [e for e, found in result["diagonal"].items() if not found["most"]]
     if lost:
         out.append(f"the vector of {', '.join(lost)} does not raise its own emotion more than the other vectors do")
-    if shipped:
-        out.append(
-            "the shipped tiny model is for teaching and testing, trained on synthetic text: its numbers are no findings"
-        )
+    if shipped.is_shipped(lm.sites.identity):
+        out.append(shipped.CAVEAT)
     return out
 
 

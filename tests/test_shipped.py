@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import emotrace as et
 from emotrace import cli, shipped
 from emotrace.datasets import read_sev
+from emotrace.identity import identity
+from emotrace.judges import LexiconJudge, measured
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +52,23 @@ def test_a_wheel_keeps_them_inside_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shipped.find("data/mine.csv") == inside / "data" / "mine.csv"
     assert shipped.find("data/sev.jsonl") == Path("data/sev.jsonl")
+
+
+@pytest.mark.parametrize("dtype", shipped.WEIGHTS)
+def test_the_shipped_model_is_known_by_its_weights_under_any_name(dtype):
+    module = AutoModelForCausalLM.from_pretrained(ROOT / "data" / "tiny_model", dtype=dtype)
+    known = identity(module, "someone/renamed", None)
+    assert known["weights_hash"] == shipped.WEIGHTS[dtype]
+    assert shipped.is_shipped(known)
+    judge = LexiconJudge()
+    assert measured.doubt(judge, known) == ""
+    with torch.no_grad():
+        module.lm_head.weight[0, 0] += 1
+    other = identity(module, str(ROOT / "data" / "tiny_model"), None)  # of its name, with other weights
+    assert other["model_id"] == "tiny_model"
+    assert not shipped.is_shipped(other)
+    assert measured.doubt(judge, other) == measured.standing(judge).why
+    assert measured.warning(judge, other).startswith("WARNING")
 
 
 def test_every_study_is_listed_with_its_first_line():

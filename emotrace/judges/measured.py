@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
+from emotrace import shipped
 from emotrace.judges.base import Named
 
 THRESHOLD: Final = 0.7
@@ -55,9 +57,20 @@ def standing(judge: Named) -> Standing:
     )
 
 
-def warning(judge: Named) -> str | None:
+def doubt(judge: Named, identity: Mapping[str, Any]) -> str:
+    """Why a judge may carry no claim about a model; empty where it may, and for the shipped model, of which none is a finding.
+
+    Args:
+        judge: who judged.
+        identity: of the model (`emotrace.sites.Sites.identity`).
+    """
+    said = standing(judge)
+    return "" if shipped.is_shipped(identity) or said.may_claim else said.why
+
+
+def warning(judge: Named, identity: Mapping[str, Any]) -> str | None:
     """The warning that a report on a foreign model carries: the judge is right on less than 70 % of a labelled set."""
-    if not _figures(judge) or standing(judge).may_claim:
+    if shipped.is_shipped(identity) or not _figures(judge) or standing(judge).may_claim:
         return None
     return (
         f"WARNING: {statement(judge)}; below {THRESHOLD:.0%}, its verdicts on a foreign model are rough, and no claim rests on "
