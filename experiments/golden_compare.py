@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[+-]\d{4}|Z)?|\b\d+\.\d s$"
 """A moment, or how long a command took at the end of what it says."""
 SETTING = re.compile(rf"<tr><td>(?:{'|'.join(sorted(FREE))})(?:\.[^<]*)?</td>")
 TEXTS = {".html", ".txt", ".md", ".css", ".jinja"}
+DIGEST = re.compile(r"[0-9a-f]{16,}")
 SHORT = 60
 """Characters of a value that are shown."""
 ABSENT = "(absent)"
@@ -61,12 +63,14 @@ class Found:
     values: int = 0
 
 
-def trees(before: Path, after: Path) -> Found:
+def trees(before: Path, after: Path, digits: int | None = None) -> Found:
     """Compare two folders file by file; a ``.zarr`` store counts as one file.
 
     Args:
         before: one folder.
         after: the other.
+        digits: numbers that agree in so many are the same (cells: of the largest of their array), and digests are left out, so
+            that what a change of rounding did not do stands alone; None compares bits.
 
     Returns:
         Every difference. A file that is in one folder only is a difference, unless a file of the other one, absent here, says
@@ -74,7 +78,7 @@ def trees(before: Path, after: Path) -> Found:
     """
     mine, theirs, found = _files(before), _files(after), Found()
     for name in sorted(mine.keys() & theirs.keys()):
-        _differ(name, _said(mine[name]), _said(theirs[name]), found)
+        _differ(name, _said(mine[name]), _said(theirs[name]), found, digits)
     gone = {name: _said(mine[name]) for name in sorted(mine.keys() - theirs.keys())}
     for name in sorted(theirs.keys() - mine.keys()):
         new = _said(theirs[name])
@@ -126,15 +130,15 @@ def _said(path: Path) -> dict[str, Any]:
     return dict(read(path))
 
 
-def _differ(name: str, mine: dict[str, Any], theirs: dict[str, Any], found: Found) -> None:
+def _differ(name: str, mine: dict[str, Any], theirs: dict[str, Any], found: Found, digits: int | None = None) -> None:
     """Add what differs in one file."""
     found.files += 1
     for place in dict.fromkeys([*mine, *theirs]):
         a, b = mine.get(place, ABSENT), theirs.get(place, ABSENT)
         found.values += getattr(a, "size", 1)
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and (a.dtype, a.shape) == (b.dtype, b.shape):
-            found.differences += _cells(name, place, a, b)
-        elif isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a != b:
+            found.differences += _cells(name, place, a, b, digits)
+        elif isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or (a != b and not _rounded(a, b, digits)):
             found.differences.append(Difference(name, place, _shown(a), _shown(b)))
 
 
@@ -146,10 +150,27 @@ def _same(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return mine.keys() == theirs.keys() and not found.differences
 
 
-def _cells(name: str, place: str, a: np.ndarray, b: np.ndarray) -> Iterator[Difference]:
-    """The cells of two arrays of one shape that differ in a bit."""
+def _rounded(a: Any, b: Any, digits: int | None) -> bool:
+    """Whether two places say numbers that agree in so many digits, or digests of what is compared elsewhere."""
+    said = [x[-1] if isinstance(x, tuple) else x for x in (a, b)]
+    if digits is None or ABSENT in said:
+        return False
+    if all(isinstance(x, str) and DIGEST.fullmatch(x) for x in said):
+        return len(said[0]) == len(said[1])
+    try:
+        one, other = map(float, said)
+    except (TypeError, ValueError):
+        return False
+    return math.isclose(one, other, rel_tol=10.0**-digits)
+
+
+def _cells(name: str, place: str, a: np.ndarray, b: np.ndarray, digits: int | None = None) -> Iterator[Difference]:
+    """The cells of two arrays of one shape that differ in a bit, or in so many digits of the largest of them."""
     if a.dtype.kind in "OSUT":
         differ = a != b
+    elif digits is not None and a.dtype.kind == "f":
+        largest = np.abs(a, where=np.isfinite(a), out=np.zeros_like(a)).max(initial=0)
+        differ = ~np.isclose(a, b, rtol=0, atol=10.0**-digits * largest, equal_nan=True)
     else:
         size = a.dtype.itemsize
         bits = (np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(-1, size) for x in (a, b))

@@ -128,12 +128,13 @@ def compare(
     before: Annotated[Path, typer.Argument(help="folder of a golden run")],
     after: Annotated[Path, typer.Argument(help="folder of another")],
     rows: Annotated[int, typer.Option(min=1, help="most differences shown of each file")] = 5,
+    digits: Annotated[int | None, typer.Option(min=1, help="numbers agree in so many; default to the bit")] = None,
 ) -> None:
     """Every number, text and label of two golden runs; exit status 1 if any differs."""
     for folder in (before, after):
         if not folder.is_dir():
             raise EmotraceError(f"{folder} is no folder; give two that `golden_run.py run` wrote.")
-    found = golden_compare.trees(before, after)
+    found = golden_compare.trees(before, after, digits)
     print(golden_compare.table(found, rows))
     if found.differences:
         raise typer.Exit(1)

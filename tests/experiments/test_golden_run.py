@@ -125,3 +125,13 @@ def test_files_with_other_names_are_listed_and_lost_ones_are_differences(golden,
     (pair[1] / "b.npy").unlink()
     (pair[1] / "new.csv").write_text("a\n1\n")
     assert {(d.file, d.place) for d in golden.trees(*pair).differences} == {("part/a.npy", "file"), ("new.csv", "file")}
+
+
+@pytest.mark.parametrize(("off", "same"), [(1e-7, True), (1e-4, False)])
+@pytest.mark.parametrize("name", sorted({"a.json", "a.npy", "a.csv"} & set(WRITE)))
+def test_with_digits_a_rounding_is_no_difference(golden, tmp_path, name, off, same):
+    for folder, value in (("before", 1.5), ("after", 1.5 + off)):
+        (tmp_path / folder).mkdir()
+        WRITE[name](tmp_path / folder / name, value)
+    assert golden.trees(tmp_path / "before", tmp_path / "after").differences
+    assert (not golden.trees(tmp_path / "before", tmp_path / "after", digits=5).differences) == same
