@@ -123,7 +123,7 @@ def place(source: str, *, here: bool = True) -> str:
     Raises:
         EmotraceError: for a short name whose model has not been fetched.
     """
-    if source not in MODELS or Path(source).exists():
+    if source not in MODELS or (Path(source) / "config.json").is_file():  # no output folder of that name hides it
         return source
     if not here:
         return MODELS[source].hub.repo

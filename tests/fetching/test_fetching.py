@@ -58,7 +58,7 @@ def published(tmp_path, monkeypatch):
     held.close()
 
 
-def test_a_model_of_the_table_from_the_hub(published, tmp_path):
+def test_a_model_of_the_table_from_the_hub(published, tmp_path, monkeypatch):
     with pytest.raises(EmotraceError, match="`emotrace fetch tiny` does it"):
         et.load("tiny")
     said, before = [], []
@@ -78,7 +78,9 @@ def test_a_model_of_the_table_from_the_hub(published, tmp_path):
     assert f"it lies at {place} already" in again[-1]
     assert len(published.asked) == asked
     assert constants.HF_HUB_OFFLINE is True
-    assert et.load("tiny").sites.identity["model_id"] == "tiny"
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert et.load("tiny").sites.identity["model_id"] == "tiny", "a folder of that name that is no model hides nothing"
 
 
 def test_the_package_index_where_the_hub_has_other_weights(published, tmp_path):
