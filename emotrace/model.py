@@ -101,7 +101,7 @@ def load(
             tokenizer = checkpoints.tokenizer_of(
                 source if tokenizer is None else tokenizer, revision, trust_remote_code
             )
-            there = weightless.deployed(server, source, auto, revision)
+            there = weightless.deployed(server, source, auto, revision, trust_remote_code)
             client = traced_model = weightless.build(
                 source,
                 config,
@@ -110,8 +110,9 @@ def load(
                 revision,
                 attn_implementation,
                 trust_remote_code,
+                there.key,
             )
-            module, source = client._module, there
+            module, source = client._module, there.name
         model_id = source
     else:
         if given:

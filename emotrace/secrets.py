@@ -46,6 +46,36 @@ _PIECE = re.compile(r"\s+|\\+[nrt]|.", re.DOTALL)
 _given: dict[str, str] = {}
 
 
+class Hidden:
+    """A secret that shows its mark wherever it is printed, and goes into no file.
+
+    Args:
+        text: the secret; blanks around it, such as the line break of a file, are not part of it.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text.strip()
+
+    def __repr__(self) -> str:
+        return KEY
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a key is kept in memory only")
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._text
+
+    def masked(self, text: str) -> str:
+        """A text without it, however short it is."""
+        return re.sub(rf"(?<!\w){re.escape(self._text)}(?!\w)", KEY, text) if self._text else text
+
+
 def remember(secret: str, mark: str = KEY) -> None:
     """Have `redacted` know a secret that was given by an argument or a file of settings."""
     if secret:

@@ -112,8 +112,22 @@ def key(value: str | None, name: str) -> str:
     Raises:
         EmotraceError: for a key with a character other than the printable ones of ASCII; it does not show the key.
     """
-    found = (value or "").strip()
-    secrets.remember(found)
-    if not all("!" <= character <= "~" for character in found):
+    found = secrets.Hidden(value or "")
+    value = None
+    check_key(found, name)
+    return found.reveal()
+
+
+def check_key(key: secrets.Hidden, name: str) -> None:
+    """Refuse a key that no header can hold.
+
+    Args:
+        key: masked from now on.
+        name: where it comes from.
+
+    Raises:
+        EmotraceError: for a character other than the printable ones of ASCII; it does not show the key.
+    """
+    secrets.remember(key.reveal())
+    if not all("!" <= character <= "~" for character in key.reveal()):
         raise EmotraceError(f"{name} holds a character that no key has: a blank, a line break, or one outside ASCII.")
-    return found

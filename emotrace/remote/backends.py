@@ -14,6 +14,7 @@ from nnsight.tracing import backend
 
 from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.server import Server
+from emotrace.remote.words import Waiting
 from emotrace.sites import LanguageModel
 from emotrace.traced import runs
 
@@ -129,7 +130,8 @@ class Remote:
             self.requests += 1
             return carrier.blob
 
-        jobs = Jobs(self.server, model.to_model_key(), model._remoteable_get_env(), pack, compressed, log, tell)
+        said = tell or Waiting(self.server.host)
+        jobs = Jobs(self.server, model.to_model_key(), model._remoteable_get_env(), pack, compressed, log, said)
         try:
             yield from jobs.results(requests)
             jobs.done()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from nnsight.schema.response import Status
+from nnsight.schema.response import ResponseModel, Status
 
 from emotrace.labels import EmotraceError
 from emotrace.remote.server import Gone, Server, Unreachable
@@ -30,14 +30,22 @@ ATTEMPTS = 3
 """How often a job is sent before its error is believed."""
 PATIENCE = 300.0
 """Seconds for which an unreachable server is asked again."""
-UNKNOWN = 60.0
-"""Seconds after which a job of which the server knows nothing is taken for lost."""
-STUCK = 3600.0
-"""Seconds without any change of what a server says of a job after which it is sent again."""
+UNKNOWN, UNSEEN = 60.0, 600.0
+"""Seconds after which a job of which the server knows nothing any more, or nothing yet, is taken for lost: it knows a job from
+when it is queued, not from when it is received."""
+STUCK = 4500.0
+"""Seconds without any change of what a server says of a job after which it is sent again: a place in the queue may stand still
+for as long as another job may run, by default 3,600 s, and so may a job that runs."""
+COMING_UP = 3600.0
+"""Seconds for which a model is waited for that is not up."""
+AGAIN = (1.0, 15.0)
+"""Seconds before a job is sent a second and a third time."""
+RECEIVED = "RECEIVED"
 POLL = (0.01, 2.0)
 """Seconds between two questions: at first, and at most."""
 TOO_LONG = re.compile(r"tim(e|ed)[ -]?(out|limit)|deadline", re.IGNORECASE)
 """What a server says of a job that ran longer than it allows."""
+_TRACEBACK = "Traceback (most recent call last)"
 _TOO_MUCH = re.compile(f"{TOO_LONG.pattern}|out of memory", re.IGNORECASE)
 
 
@@ -68,13 +76,23 @@ class TooLong(Exception):
 
 @dataclass
 class Job:
-    """A request that was sent."""
+    """A request that was sent.
+
+    Attributes:
+        request: what it does.
+        id: what the server calls it.
+        attempts: how often it was sent.
+        since: when what is said of it changed.
+        said: the server's last words on it.
+        earlier: whether a process before this one sent it.
+    """
 
     request: Request
     id: str
     attempts: int = 1
     since: float = field(default_factory=time.monotonic)
-    said: str = "RECEIVED"
+    said: str = RECEIVED
+    earlier: bool = False
 
 
 class Jobs:
@@ -140,7 +158,7 @@ class Jobs:
 
     def _sent(self, request: Request) -> Job:
         if request.name in self.known:  # sent before this process began
-            return Job(request, self.known.pop(request.name))
+            return Job(request, self.known.pop(request.name), earlier=True)
         return Job(request, self._submit(request))
 
     def _submit(self, request: Request) -> str:
@@ -152,44 +170,65 @@ class Jobs:
 
     def _again(self, job: Job, reason: str) -> None:
         if job.attempts >= ATTEMPTS:
-            advice = " A smaller batch_size asks for less at a time." if _TOO_MUCH.search(reason) else ""
-            raise EmotraceError(
-                f"job {job.id} on {self.server.host} failed {job.attempts} times: {_short(reason)}{advice}"
-            )
-        job.attempts += 1
+            raise self._failed(job, reason, f"{job.attempts} times")
+        time.sleep(AGAIN[job.attempts - 1])
+        job.attempts, job.earlier = job.attempts + 1, False
         job.id, job.since, job.said = self._submit(job.request), time.monotonic(), f"sent again ({_short(reason)})"
+
+    def _failed(self, job: Job, reason: str, how: str) -> EmotraceError:
+        advice = " A smaller batch_size asks for less at a time." if _TOO_MUCH.search(reason) else ""
+        return EmotraceError(f"job {job.id} on {self.server.host} failed {how}: {_short(reason)}{advice}")
 
     def _answer(self, job: Job) -> Any:
         """Wait for a job; send it again where it or its result was lost."""
         pause = POLL[0]
         while True:
+            attempts = job.attempts
             response = self._insisting(lambda: self.server.state(job.id))
             waited = time.monotonic() - job.since
             if response is None:
-                if waited > UNKNOWN:
+                if waited > (UNSEEN if job.said == RECEIVED and not job.earlier else UNKNOWN):
                     self._again(job, "the server does not know it")
-                    pause = POLL[0]
             elif response.status == Status.COMPLETED:
                 try:
                     return self._insisting(partial(self.server.result, response, self.compressed))["found"][0]
                 except (Gone, KeyError) as error:
                     self._again(job, str(error))
-                    pause = POLL[0]
             elif response.status == Status.ERROR:
-                if job.request.parts is not None and TOO_LONG.search(_short(response.description)):
-                    raise TooLong
-                self._again(job, response.description or "no reason given")
-                pause = POLL[0]
+                self._error(job, response.description or "no reason given")
             else:
-                said = f"{response.status.value} {_short(response.description)}".strip()
-                if said != job.said:
-                    job.said, job.since = said, time.monotonic()
-                elif waited > STUCK:
-                    self._again(job, f"{said!r} for {waited:.0f} s without a change")
+                self._unfinished(job, response, waited)
             if self.tell is not None:
                 self.tell(job.said)
+            pause = POLL[0] if job.attempts > attempts else min(POLL[1], 1.3 * pause)
             time.sleep(pause)
-            pause = min(POLL[1], 1.3 * pause)
+
+    def _error(self, job: Job, reason: str) -> None:
+        """What an error asks for. A traceback says that what was sent fails, and would again; a sentence says that the server
+        did not carry it out."""
+        if job.request.parts is not None and TOO_LONG.search(_short(reason)):
+            raise TooLong
+        if _TRACEBACK in reason and not job.earlier:
+            raise self._failed(job, reason, "there")
+        self._again(job, reason)
+
+    def _unfinished(self, job: Job, response: ResponseModel, waited: float) -> None:
+        """Note what is said of a job that is neither done nor failed.
+
+        Raises:
+            EmotraceError: for a model that does not come up.
+        """
+        coming = response.status in (Status.PROVISIONING, Status.DEPLOYING)
+        said = f"{response.status.value} {_short(response.description)}".strip()
+        if said != job.said:
+            job.said, job.since = said, time.monotonic()
+        elif coming and waited > COMING_UP:
+            raise EmotraceError(
+                f"{self.server.host}: the model has been coming up for {waited:.0f} s ({said}), and the job waits there. "
+                "Repeat the same command to continue."
+            )
+        elif waited > STUCK:
+            self._again(job, f"{said!r} for {waited:.0f} s without a change")
 
     def _insisting(self, ask: Callable[[], R]) -> R:
         """Ask until the server answers."""
@@ -213,4 +252,4 @@ def _short(text: str) -> str:
     lines = [line.strip() for line in redacted(text).splitlines() if line.strip()]
     if not lines:
         return ""
-    return lines[-1 if any("Traceback (most" in line for line in lines) else 0][:300]
+    return lines[-1 if _TRACEBACK in text else 0][:300]

@@ -22,24 +22,32 @@ from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel
 
 from emotrace.labels import EmotraceError
-from emotrace.secrets import mask_logs, redacted
+from emotrace.remote.deployments import Deployment, listed
+from emotrace.remote.words import say
+from emotrace.secrets import Hidden, mask_logs, redacted
 from emotrace.texts import from_json, one_line
-from emotrace.wire import WebAddress, origin
-from emotrace.wire import key as key_of
+from emotrace.wire import WebAddress, check_key, origin
 
 if TYPE_CHECKING:
     import httpx
 
 R = TypeVar("R")
 _KEY_FORM = re.compile("api[ -]?key", re.IGNORECASE)
-CONNECT, READ, ANSWER = 10.0, 600.0, 60.0
-"""Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question."""
+CONNECT, READ, ANSWER = 10.0, 600.0, 90.0
+"""Seconds for a connection to be made, for an upload or a download to go on, and for the answer to a question: a server that
+gathers its status says 504 itself after 60."""
+BUSY = 300.0
+"""Seconds for which a server that answers that it cannot now is asked for its models again."""
 CRITICAL = {"nnsight": 2, "transformers": 1, "torch": 1}
 """Packages of which so many leading parts of the version must agree: the protocol, module trees, tensors on the wire."""
 
 
 class Unreachable(Exception):
     """The server did not answer, or answered that it cannot now: to be tried again."""
+
+
+class Busy(Unreachable):
+    """The server is there, and says that it cannot now."""
 
 
 class Gone(Exception):
@@ -60,7 +68,9 @@ class Server:
     def __init__(self, host: str | None = None, key: str | None = None) -> None:
         url = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
         self.address = WebAddress.of(url, "remote", "http://127.0.0.1:8000 (or True, or 'local')")
-        self._key = key_of(key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY, "NDIF_API_KEY")
+        self._key = Hidden(key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "")
+        key = None  # no traceback that shows variables shows it
+        check_key(self._key, "NDIF_API_KEY")
         self._client: httpx.Client | None = None
         self.sent = self.received = 0
         mask_logs()
@@ -116,17 +126,18 @@ class Server:
         data = answer.content
         self.received += answer.num_bytes_downloaded
         try:
-            whole = zstandard.ZstdDecompressor().decompress(data) if compressed else data
+            whole = _decompressed(data) if compressed else data
             return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
         except Exception as error:  # cut short or damaged on the way, in whatever words
             raise Gone(redacted(f"the result of job {response.id} cannot be read: {error}")) from None
 
-    def running(self) -> list[dict[str, Any]]:
-        """Models that are up: ``repo_id, revision, task, state, model_key``."""
-        found = self._parsed(self._ask("GET", "/status"), _object).get("deployments", {})
-        up = [d for d in found.values() if d.get("deployment_level") in ("HOT", "WARM")]
-        names = ("repo_id", "revision", "task", "application_state", "model_key", "trust_remote_code")
-        return [{name: d.get(name) for name in names} for d in up]
+    def deployments(self) -> list[Deployment]:
+        """Its models, those that are not up too.
+
+        Raises:
+            Unreachable: where nobody answers.
+        """
+        return listed(self._patiently(lambda: self._parsed(self._ask("GET", "/status"), _object)))
 
     def check(self) -> dict[str, str]:
         """Versions of the packages that matter, at the server.
@@ -138,7 +149,7 @@ class Server:
         if not self.has_key and self.host == "https://api.ndif.us":
             raise EmotraceError(_key_advice(f"{self.host} needs an API key, and there is none"))
         try:
-            answer = self._ask("GET", "/env", missing=True)
+            answer = self._patiently(lambda: self._ask("GET", "/env", missing=True))
             theirs = {} if answer is None else self._parsed(answer, _object).get("packages", {})
         except Unreachable as error:
             raise EmotraceError(f"{error}: the server does not answer.") from None
@@ -147,6 +158,19 @@ class Server:
             if there and here.split(".")[:parts] != there.split(".")[:parts]:
                 raise EmotraceError(f"{self.host} runs {package} {there}, this is {here}: install {package}=={there}.")
         return {package: str(theirs[package]) for package in CRITICAL if package in theirs}
+
+    def _patiently(self, ask: Callable[[], R]) -> R:
+        """Ask again while the server says that it cannot now; a server that is not there is not waited for."""
+        until, pause = time.monotonic() + BUSY, 1.0
+        while True:
+            try:
+                return ask()
+            except Busy as error:
+                if time.monotonic() >= until:
+                    raise
+                say(f"{error}: asked again, for at most {BUSY:.0f} s")
+            time.sleep(pause)
+            pause = min(10.0, 2 * pause)
 
     def _parsed(self, answer: httpx.Response, read: Callable[[str], R]) -> R:
         """What an answer says.
@@ -186,7 +210,7 @@ class Server:
     def _signed(self, request: httpx.Request) -> httpx.Request:
         """The request with the key in its header."""
         if self._key:
-            request.headers["ndif-api-key"] = self._key
+            request.headers["ndif-api-key"] = self._key.reveal()
         if self.address.basic:
             request.headers["authorization"] = self.address.basic
         return request
@@ -213,13 +237,26 @@ class Server:
         if answer.status_code == 404 and missing:
             return None
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise Unreachable(redacted(f"{self.host}{path}: {answer.status_code} {_detail(answer)}"))
+            raise Busy(redacted(f"{self.host}{path}: {answer.status_code} {self._detail(answer)}"))
         if answer.status_code in (401, 403) or (answer.status_code == 400 and _KEY_FORM.search(answer.text)):
-            what = f"refuses the API key ({_detail(answer)})" if self.has_key else "needs an API key, and there is none"
+            what = (
+                f"refuses the API key ({self._detail(answer)})"
+                if self.has_key
+                else "needs an API key, and there is none"
+            )
             raise EmotraceError(_key_advice(f"{self.host} {what}"))
         if answer.status_code >= 400:
-            raise EmotraceError(f"{self.host}{path}: {answer.status_code} {_detail(answer)}")
+            raise EmotraceError(f"{self.host}{path}: {answer.status_code} {self._detail(answer)}")
         return answer
+
+    def _detail(self, answer: httpx.Response) -> str:
+        """What a refusal says, masked before it is cut: a server repeats a key that is none, and that may be a short word."""
+        try:
+            found = from_json(answer.content)
+            said = str(found.get("detail", found) if isinstance(found, dict) else found)
+        except (ValueError, RecursionError):
+            said = answer.text[:10_000]
+        return one_line(self._key.masked(redacted(said)), 300)
 
 
 def _key_advice(problem: str) -> str:
@@ -233,11 +270,7 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-def _detail(answer: httpx.Response) -> str:
-    """What a refusal says, masked before it is cut."""
-    try:
-        found = from_json(answer.content)
-        said = str(found.get("detail", found) if isinstance(found, dict) else found)
-    except (ValueError, RecursionError):
-        said = answer.text[:10_000]
-    return one_line(redacted(said), 300)
+def _decompressed(data: bytes) -> bytes:
+    """What zstd made of a result, whether or not it wrote down how long that is."""
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)) as stream:
+        return stream.read()

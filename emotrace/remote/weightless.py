@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from nnsight import TransformersModel
 
 from emotrace.labels import EmotraceError
+from emotrace.remote.deployments import COMING, RUNNING, Deployment, chosen
+from emotrace.remote.jobs import COMING_UP
 from emotrace.remote.server import Server, Unreachable
+from emotrace.remote.words import say
 from emotrace.traced.inner import call, called
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def build(
     revision: str | None,
     attn: str | None,
     trust: bool,
+    key: str | None = None,
 ) -> TransformersModel:
     """nnsight's model of a configuration, without weights: a trace that would run here is refused.
 
@@ -38,6 +40,7 @@ def build(
         revision: branch, tag or commit of a hub id.
         attn: attention implementation; None takes transformers' choice.
         trust: run code that comes with the configuration.
+        key: what requests call it; None leaves that to nnsight.
     """
     task = task_of(auto)
     options: dict[str, Any] = {} if attn is None else {"attn_implementation": attn}
@@ -47,6 +50,8 @@ def build(
         warnings.filterwarnings("ignore", message=".*already defined.*")
         model = TransformersModel(source, task=task, tokenizer=tokenizer, config=config, revision=revision, **options)
     object.__setattr__(model, "dispatch", _Refusal(source))
+    if key is not None:
+        object.__setattr__(model, "to_model_key", _Named(key))
     module: Any = model._module
     if module.can_generate():
         with contextlib.suppress(OSError, ValueError):  # none of its own: that of the model's configuration stays
@@ -72,39 +77,41 @@ class _Refusal:
         return type(None), ()  # the model on the server has its weights
 
 
+class _Named:
+    """In the place of nnsight's own ``to_model_key``: servers compare keys to the letter, and spell some in other ways."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self) -> str:
+        return self.key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # the model on the server is named there
+
+
 def task_of(auto: object) -> str:
     """What nnsight calls the use of a model that this class makes."""
     return "fill-mask" if auto is transformers.AutoModelForMaskedLM else "text-generation"
 
 
-def deployed(server: Server, source: str, auto: object, revision: str | None) -> str:
-    """What the server calls a model, which nnsight then asks for.
+def deployed(server: Server, source: str, auto: object, revision: str | None, trust: bool) -> Deployment:
+    """The model of a server that is meant, said aloud where it must come up first.
 
     A directory is known by its path as given, or by its own name.
 
     Raises:
-        EmotraceError: where the model is not up; those that are up are named.
+        EmotraceError: where the server has none, with those that it has.
     """
-    task = task_of(auto)
     try:
-        up = server.running()
+        models = server.deployments()
     except Unreachable as error:
         raise EmotraceError(f"{error}: the server does not answer.") from None
-    names = [str(d["repo_id"]) for d in up if d["task"] == task or d["task"] is None]
-    local = Path(source).is_dir()
-    own = os.path.basename(os.path.abspath(source))
-    told = called(source)
-    found = [n for n in names if n == told or n.lower() == source.lower()]
-    found += [n for n in names if local and n.rsplit("/", 1)[-1] == own]
-    if not found:
-        listed = ", ".join(f"{d['repo_id']} ({d['task']})" for d in up) or "none"
-        raise EmotraceError(f"model {source!r} ({task}) is not up on {server.host}. Up are: {listed}.")
-    name = found[0]
-    states = {str(d["application_state"]) for d in up if d["repo_id"] == name and d["task"] in (task, None)}
-    if "RUNNING" not in states:
-        raise EmotraceError(f"model {name!r} on {server.host} is {', '.join(sorted(states))}; try again when it runs.")
-    revisions = {d["revision"] or "main" for d in up if d["repo_id"] == name}
-    if (revision or "main") not in revisions:
-        raise EmotraceError(f"{name!r} is up with revision {', '.join(sorted(revisions))}, not {revision or 'main'!r}.")
-    call(source, name)  # the server's own word is what counts
-    return name
+    try:
+        found = chosen(models, source, called(source), task_of(auto), revision, trust)
+    except EmotraceError as error:
+        raise EmotraceError(f"{server.host} {error}") from None
+    if found.state != RUNNING:
+        say(f"{found} on {server.host}: {COMING[found.state]}; it is waited for, at most {COMING_UP:.0f} s")
+    call(source, found.name)  # the server's own word is what counts
+    return found

@@ -52,7 +52,8 @@ def pair(server: Any, deployed: dict[str, Path]) -> Callable[[str], tuple[Any, A
 @pytest.fixture
 def impatient(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The server, whose faults end with the test, for a client that soon gives up waiting."""
-    for name, value in (("UNKNOWN", 0.3), ("PATIENCE", 30.0), ("POLL", (0.01, 0.1))):
+    soon = {"UNKNOWN": 0.3, "UNSEEN": 0.3, "AGAIN": (0.0, 0.0), "PATIENCE": 30.0, "POLL": (0.01, 0.1)}
+    for name, value in soon.items():
         monkeypatch.setattr(jobs, name, value)
     yield server
     server.calm()

@@ -308,7 +308,7 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
     for file in (client / "llama").iterdir():
         (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
     right = Server(server.url, server.key)
-    with pytest.raises(EmotraceError, match=r"is not up on .*Up are: tiny/llama"):
+    with pytest.raises(EmotraceError, match=r"has no model .*mine.*It has: tiny/llama \(RUNNING, text-generation\)"):
         et.load(tmp_path / "mine", remote=right)
     with pytest.raises(EmotraceError, match="the server chose dtype"):
         et.load(client / "llama", dtype="float32", remote=right)

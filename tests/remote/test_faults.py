@@ -77,18 +77,30 @@ def test_an_expired_result_is_computed_again(pair, impatient, small, undisturbed
     assert content(tmp_path / "a.zarr") == undisturbed
 
 
-def test_a_job_that_always_fails_is_an_error_that_can_be_continued(pair, impatient, small, undisturbed, tmp_path):
+TRACEBACK = "Traceback (most recent call last):\n  File somewhere\nRuntimeError: CUDA out of memory.\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "sent", "said"),
+    [
+        (TRACEBACK, 1, r"failed there: .*CUDA out of memory\. A smaller batch_size asks for less"),
+        ("The model was evicted. Please try again later.", 3, r"failed 3 times: The model was evicted"),
+    ],
+    ids=["a traceback is believed", "a sentence is not, at first"],
+)
+def test_a_job_that_always_fails_is_an_error_that_can_be_continued(
+    pair, impatient, small, undisturbed, tmp_path, told, sent, said
+):
     _, there = pair("llama")
-    out = tmp_path / "a.zarr"
-    told = "Traceback (most recent call last):\n  File somewhere\nRuntimeError: CUDA out of memory.\n"
+    out, before = tmp_path / "a.zarr", len(impatient.log())
     impatient.faults(error="running", times=-1, after=5, message=told)
-    with pytest.raises(
-        EmotraceError, match=r"failed 3 times: .*CUDA out of memory\. A smaller batch_size asks for less"
-    ):
+    with pytest.raises(EmotraceError, match=said):
         et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     impatient.calm()
+    asked = sum(job["error"] != "" for job in impatient.log()[before:])
     et.capture(there, IDS, "resid_post", out=out, **OPTIONS)
     assert content(out) == undisturbed
+    assert sent <= asked < sent + jobs.IN_FLIGHT
 
 
 def test_a_refused_key_leaves_a_store_that_continues_with_the_jobs_on_their_way(

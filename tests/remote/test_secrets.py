@@ -13,6 +13,7 @@ from nnsight.schema.response import ResponseModel, Status
 from emotrace import secrets
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
+from emotrace.remote import server as server_
 from emotrace.remote.server import Gone, Unreachable
 
 KEY, PASSWORD = "nd-7f3Qx0Zp9wK2m4RtY8", "Tr0ub4dor3xyz"
@@ -50,6 +51,7 @@ class Loopback:
 @pytest.fixture
 def servers(monkeypatch):
     monkeypatch.setattr(secrets, "_given", {})
+    monkeypatch.setattr(server_, "BUSY", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
     made = [Loopback(), Loopback()]
@@ -75,7 +77,7 @@ def whole(error):
 def test_a_key_that_is_repeated_is_masked(servers, status, said):
     servers[0].status, servers[0].body = status, said
     with pytest.raises((EmotraceError, Unreachable)) as caught:
-        Server(servers[0].url, KEY).running()
+        Server(servers[0].url, KEY).deployments()
     assert servers[0].heard[0][1]["ndif-api-key"] == KEY
     assert KEY[:8] not in whole(caught.value)
     assert "[key]" in str(caught.value)
@@ -85,7 +87,7 @@ def test_a_password_of_the_url_is_sent_and_not_shown(servers, caplog):
     address = servers[0].url.replace("//", f"//me:{PASSWORD}@")
     server = Server(address, KEY)
     with caplog.at_level(logging.DEBUG):
-        assert server.running() == []
+        assert server.deployments() == []
     assert servers[0].heard[0][1]["authorization"] == "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
     assert server.host == servers[0].url
     shown = caplog.text + repr(server) + repr(server.address)

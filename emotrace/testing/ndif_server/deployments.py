@@ -74,7 +74,11 @@ class Deployment:
         if self.state == "COLD":
             return self.name, {"repo_id": self.name, "deployment_level": "COLD"}
         dtype = next(self.model._module.parameters()).dtype
-        about = {"repo_id": self.name, "model_key": self.key, "dtype": str(dtype).removeprefix("torch.")}
+        about: dict[str, Any] = {
+            "repo_id": self.name,
+            "model_key": self.key,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         about["trusted"] = not sandbox
         if self.state == "WARM":
             return self.key, about | {"deployment_level": "WARM"}

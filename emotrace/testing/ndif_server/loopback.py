@@ -215,7 +215,8 @@ class Loopback:
         job.payload = len(result)
         held.result = zstandard.ZstdCompressor().compress(result) if held.request.compress else result
         job.bytes_out = len(held.result)
-        held.expires = time.time() + self.modes["expire_urls"]
+        valid = self.modes["expire_urls"]
+        held.expires = float("inf") if valid is None else time.time() + valid
         done = ResponseModel(id=job.id, status=Status.COMPLETED, description="Your job has been completed.",
                              meta=_meta(seconds))  # fmt: skip
         if job.blocking and job.bytes_out <= self.modes["inline_limit"]:

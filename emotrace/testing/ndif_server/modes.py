@@ -16,7 +16,7 @@ MODES: dict[str, Any] = {
     "no_gradients": False,  # values come without a graph, and what a block writes carries none into the model
     "copies": False,  # values are copies: changing one in place changes nothing in the model
     "autocast": None,  # dtype of torch.autocast around every block
-    "expire_urls": 3600.0,  # seconds for which the address of a result is good
+    "expire_urls": 3600.0,  # seconds for which the address of a result is good; None: for ever
     "execution_timeout": None,  # seconds after which a block is killed
     "inline_limit": 8 << 20,  # results up to so many bytes come on the websocket, others by URL
     "versions": {},  # package → version that /env claims
