@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo fetch real real-study study sweep test benchmarks fuzz soak wheel lint clean setup
+.PHONY: demo fetch real real-study study sweep test benchmarks fuzz soak wheel docs lint clean setup
 
 setup: $(READY)
 
@@ -71,6 +71,15 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/twine twine
 	PYTHONPATH=build/twine $(BIN)/python -m twine check --strict dist/*.whl
+
+# The site: what its pages tell a reader to run is run and its printed lines compared, notebooks are executed, figures made of small runs
+# of the studies, and pages written to build/site. A warning is an error; nothing is fetched once the tools are there, nor by a page.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m docs tests/test_documented.py
+	$(BIN)/python docs/gallery.py
+	$(BIN)/python -m sphinx -b html --fail-on-warning --keep-going docs build/site
+	$(BIN)/python docs/offline.py build/site
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -60,7 +60,7 @@ def dose_response(
     Args:
         model: from `emotrace.load`; causal.
         prompts: plain prompts, which ask for no emotion.
-        vectors: ``[emotion, layer, dim]``.
+        vectors: ``[emotion, layer, dim]``; the dim may be a label of your own, and the rows then have its value as ``emotion``.
         judge: of `emotrace.judges.make`.
         doses: multiples of the vectors (in the unit of ``scale``); 0 is added, once for all emotions.
         emotions: some of the vectors' emotions.
@@ -86,6 +86,9 @@ def dose_response(
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
+    own = str(vectors.attrs.get("label", "emotion"))
+    if own in vectors.dims and own != "emotion":
+        vectors = vectors.rename({own: "emotion"})
     names = [str(v) for v in (vectors["emotion"].values if emotions is None else emotions)]
     wanted = sorted({0.0, *arguments.numbers("dose_response(doses)", doses)})
     known = [str(v) for v in vectors["emotion"].values]

@@ -13,7 +13,7 @@ from emotrace import disk, provenance
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.sets import Set, choose
-from emotrace.datasets import Prompts
+from emotrace.datasets import Prompt, Prompts
 from emotrace.disk import plain
 from emotrace.edits import Edit
 from emotrace.forwards.reruns import Reruns
@@ -122,6 +122,11 @@ class LabelledPart(NamedTuple):
     rows: list[int]
 
 
+def _cluster(prompt: Prompt, cluster: str) -> Any:
+    """What a prompt is drawn with; None where it lacks the label."""
+    return prompt.key if cluster == "key" else prompt.labels.get(cluster)
+
+
 class CurvePoints:
     """Projections of every prompt, un-edited and under every set; computed once, continued from a folder.
 
@@ -131,7 +136,7 @@ class CurvePoints:
         parts: which prompts, by index, are measured for which labels.
         settings: what the result depends on beyond the plan.
         batch_size: prompts per forward.
-        cluster: label that the bootstrap draws as a whole.
+        cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
         out: folder of ``settings.json``, ``scores.jsonl`` and the result; None keeps nothing.
 
     Raises:
@@ -144,7 +149,7 @@ class CurvePoints:
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise EmotraceError(f"curve(batch_size={batch_size}): at least 1.")
-        if any(p.labels.get(cluster) is None for p in prompts):
+        if any(_cluster(p, cluster) is None for p in prompts):
             raise unknown("label", cluster, prompts.label_names, "curve(cluster=…), which every prompt needs")
         self.plan, self.prompts, self.cluster = plan, prompts, cluster
         self.reruns = Reruns(plan.model, prompts, "resid_post", plan.layer)
@@ -231,7 +236,7 @@ class CurvePoints:
             before = np.concatenate([row["base"] for row in mine])[order]
             change = np.concatenate([row["scores"] for row in mine], axis=1)[:, order].T - before[:, None]
             base[i], spread[i], n[i] = before.mean(), before.std(), len(before)
-            clusters = np.array([str(self.prompts[int(m)].labels[self.cluster]) for m in members])
+            clusters = np.array([str(_cluster(self.prompts[int(m)], self.cluster)) for m in members])
             for j, name in enumerate(which):
                 at = [[c for c, s in enumerate(plan.names) if (s.which, s.k) == (name, k)] for k in ks]
                 values = np.stack([change[:, columns].mean(1) for columns in at], axis=1)

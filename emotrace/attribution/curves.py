@@ -102,7 +102,7 @@ def ablation_curve(
         within: labels that a prompt should share with its donor.
         accepted: keys of the accepted replies; None for all prompts.
         readout: layer whose ``resid_post`` is read; None for the last one that has directions.
-        cluster: label that the bootstrap draws as a whole.
+        cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
         batch_size: prompts per forward.
         seed: of random sets, donors and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
@@ -216,7 +216,7 @@ def enhancement_curve(
         by: variable of ``contributions`` that ranks, highest first.
         label: what the directions are of.
         readout: layer whose ``resid_post`` is read; None for the last one that has directions.
-        cluster: label that the bootstrap draws as a whole.
+        cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
         batch_size: prompts per forward.
         seed: of random sets and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.

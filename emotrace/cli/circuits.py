@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +11,18 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.contributions import By, Readout, Scoring, one_of
-from emotrace.cli.groups import LoadingAnywhere, grouped
+from emotrace.cli.groups import LoadingAnywhere, PromptFile, grouped
 from emotrace.cli.options import (
     Count,
     Data,
     Directions,
     Folder,
     Limit,
+    MessagesColumn,
     Model,
     Rows,
     Seed,
+    TextColumn,
     Within,
     accepted_keys,
     labelled,
@@ -28,7 +30,7 @@ from emotrace.cli.options import (
     numbers,
 )
 from emotrace.files import to_folder
-from emotrace.labels import EMOTIONS, EmotraceError
+from emotrace.labels import EmotraceError
 from emotrace.texts import as_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class Inputs:
     """What components are scored on, and where the scores go."""
 
     data: Data
+    text_column: TextColumn = None
+    messages_column: MessagesColumn = None
     directions: Directions
     out: Folder
     rows: Rows = None
@@ -54,12 +58,12 @@ class Inputs:
         Args:
             asked: whether the prompts ask for an emotion.
         """
-        from emotrace.datasets import sev
-
         to_folder(self.out, "--out")
         dirs, label = labelled(self.directions)
-        emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
-        prompts = sev(self.data, emotions=emotions, instruction=asked, limit=self.limit)
+        file = PromptFile(
+            data=self.data, text_column=self.text_column, messages_column=self.messages_column, limit=self.limit
+        )
+        prompts = (replace(file, instruction=False) if file.is_sev and not asked else file).told_apart(dirs, label)
         accepted = accepted_keys(self.rows, prompts.table)
         return prompts, dirs, {"label": label, "accepted": accepted, "batch_size": self.batch_size, "out": self.out}
 
@@ -71,13 +75,16 @@ class Sets:
     ks: Annotated[str | None, typer.Option(help="components per layer; default those of 1,2,4,8,16 that exist")] = None
     draws: Draws = 5
     by: By = "contrast"
+    cluster: Annotated[
+        str, typer.Option(help="label of prompts that the intervals draw as a whole; key: each prompt")
+    ] = "skeleton_id"
     seed: Seed = 0
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of the curves in `emotrace.attribution`."""
         ks = None if self.ks is None else numbers(self.ks, "--ks", int)
-        return {"ks": ks, "draws": self.draws, "by": self.by, "seed": self.seed}
+        return {"ks": ks, "draws": self.draws, "by": self.by, "cluster": self.cluster, "seed": self.seed}
 
 
 @app.command()

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.groups import LoadingAnywhere, grouped
-from emotrace.cli.options import Count, Directions, Folder, Limit, Model, Rows, accepted_keys, labelled
+from emotrace.cli.groups import LoadingAnywhere, PromptFile, grouped
+from emotrace.cli.options import (
+    Count,
+    Directions,
+    Folder,
+    Limit,
+    MessagesColumn,
+    Model,
+    Rows,
+    TextColumn,
+    accepted_keys,
+    labelled,
+)
 from emotrace.files import to_folder
-from emotrace.labels import EMOTIONS, POLICIES, EmotraceError, unknown
+from emotrace.labels import POLICIES, EmotraceError, unknown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +43,9 @@ class Scoring:
     """What components are scored on: a model and prompts, or a store and covectors; and where the scores go."""
 
     model: Annotated[str | None, typer.Option("--model", help="hub id, directory or GGUF file")] = None
-    data: Annotated[Path | None, typer.Option(help="SEV file (JSON lines), as of `emotrace capture`")] = None
+    data: Annotated[Path | None, typer.Option(help="SEV file or table of your own, as of `emotrace capture`")] = None
+    text_column: TextColumn = None
+    messages_column: MessagesColumn = None
     directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None
     store: Annotated[
         Path | None,
@@ -80,9 +93,10 @@ class Scoring:
                 {} if readout is None else {"readout": readout}
             )
             return function(loading.load(self.model), prompts, dirs, **options)
-        extra = [
-            flag for flag, value in {**given, "--limit": self.limit, "--readout": readout}.items() if value is not None
-        ]
+        of_prompts = {
+            "--limit": self.limit, "--text-column": self.text_column, "--messages-column": self.messages_column,
+        }  # fmt: skip
+        extra = [flag for flag, value in {**given, **of_prompts, "--readout": readout}.items() if value is not None]
         if extra or self.covectors is None:
             raise EmotraceError(
                 f"--from {self.store}: give --covectors, and neither model nor prompts"
@@ -96,13 +110,13 @@ class Scoring:
         return function(acts, load_scores(self.covectors, "covectors"), accepted=accepted, out=self.out, **options)
 
     def _prompts(self) -> tuple[Any, xr.DataArray, str]:
-        from emotrace.datasets import sev
-
         assert self.directions is not None
         assert self.data is not None
         dirs, label = labelled(self.directions)
-        emotions = dirs[label].values.tolist() if label == "emotion" else EMOTIONS
-        return sev(self.data, emotions=emotions, limit=self.limit), dirs, label
+        file = PromptFile(
+            data=self.data, text_column=self.text_column, messages_column=self.messages_column, limit=self.limit
+        )
+        return file.told_apart(dirs, label), dirs, label
 
 
 def chosen(acts: Activations, where: str) -> Activations:

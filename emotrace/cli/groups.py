@@ -40,6 +40,8 @@ from emotrace.cli.options import (
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from emotrace.datasets import Elicitation, Prompts
     from emotrace.judges import Judge as AnyJudge
     from emotrace.sites import LanguageModel
@@ -229,6 +231,28 @@ class PromptFile:
 
         return datasets.elicitation(self.elicit or "instruct")
 
+    def told_apart(self, directions: xr.DataArray, label: str) -> Prompts:
+        """Prompts that carry the label of directions: of a SEV file those of their emotions, of a table all rows that have one.
+
+        Raises:
+            EmotraceError: as `read`, and for a table without that label.
+        """
+        if self.is_sev:
+            return self.read(",".join(map(str, directions[label].values)) if label == "emotion" else None)
+        found = self.read()
+        if label not in found.label_names:
+            raise unknown("label", label, found.label_names, f"{self.data}, which the directions tell apart")
+        return found
+
+    @property
+    def is_sev(self) -> bool:
+        """Whether the file is one of SEV, or is not there."""
+        from emotrace import datasets
+
+        return not self.data.exists() or (
+            (self.text_column, self.messages_column) == (None, None) and datasets.is_sev(self.data)
+        )
+
     def read(self, emotions: str | None = None) -> Prompts:
         """The prompts; those of a SEV file with or without its instruction, for the emotions named with commas.
 
@@ -237,8 +261,8 @@ class PromptFile:
         """
         from emotrace import datasets
 
-        data, columns = self.data, (self.text_column, self.messages_column)
-        if not data.exists() or (columns == (None, None) and datasets.is_sev(data)):
+        data = self.data
+        if self.is_sev:
             chosen = EMOTIONS if emotions is None else names(emotions)
             return datasets.sev(
                 data, chosen, instruction=self.instruction is not False, limit=self.limit, elicit=self.way
@@ -246,8 +270,9 @@ class PromptFile:
         for flag, value in (("--instruction", self.instruction), ("--emotions", emotions), ("--elicit", self.elicit)):
             if value is not None:
                 raise EmotraceError(f"{flag}: {data} is no SEV file; its prompts are given to the model as they are.")
-        text, messages = columns
-        return datasets.read_prompts(data, text_column=text, messages_column=messages, limit=self.limit)
+        return datasets.read_prompts(
+            data, text_column=self.text_column, messages_column=self.messages_column, limit=self.limit
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

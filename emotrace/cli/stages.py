@@ -48,6 +48,7 @@ def judge(
     out: Annotated[Path | None, typer.Option(help="JSON-lines file of judged replies")] = None,
     judging: Judging,
     people: People,
+    label: Annotated[str, typer.Option(help="field of the rows that says what was aimed at")] = "emotion",
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
 ) -> None:
     """Which emotion each reply expresses, judged blind: by a judge, or by people on a sheet."""
@@ -62,7 +63,7 @@ def judge(
     if out is not None and out.resolve() == rows.resolve():
         raise EmotraceError(f"--out {out}: that is the file of the replies to judge; give another.")
     the_judge = None if people.sheet or people.from_sheet else judging.make()
-    replies = read_rows(rows, "key", "gen_text", "emotion", what="a reply to judge")
+    replies = read_rows(rows, "key", "gen_text", label, what="a reply to judge")
     if all(has_half(row["gen_text"]) for row in replies):  # one such reply among others ends nothing
         raise EmotraceError(
             f"{rows}: every reply holds half of a surrogate pair, which is no text: there is nothing to judge."
@@ -76,7 +77,7 @@ def judge(
     else:
         named_by = NAMED_BY if all("method" in r for r in replies) else ("key",)  # published rows name no method
         with Log(out.with_name(out.name + ".verdicts"), named_by) as log:
-            judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware)
+            judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware, label=label)
     write_rows(out, judged)
     matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]
     share = f"{sum(matches) / len(matches):.1%} of {len(matches)}" if matches else "none"

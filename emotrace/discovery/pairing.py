@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @overload
 def other_emotion(
-    model: Activations, *, each: Literal["one", "all"] = "one", align: str = "equal", seed: int = 0
+    model: Activations,
+    *,
+    each: Literal["one", "all"] = "one",
+    align: str = "equal",
+    seed: int = 0,
+    label: str = "emotion",
+    within: Sequence[str] = ("skeleton_id", "valence"),
 ) -> Pairs: ...
 @overload
 def other_emotion(
@@ -31,6 +37,8 @@ def other_emotion(
     each: Literal["one", "all"] = "one",
     align: str = "equal",
     seed: int = 0,
+    label: str = "emotion",
+    within: Sequence[str] = ("skeleton_id", "valence"),
 ) -> Pairs: ...
 @typed
 def other_emotion(
@@ -40,21 +48,25 @@ def other_emotion(
     each: Literal["one", "all"] = "one",
     align: str = "equal",
     seed: int = 0,
+    label: str = "emotion",
+    within: Sequence[str] = ("skeleton_id", "valence"),
 ) -> Pairs:
-    """Each prompt against the same scenario and event with another emotion word.
+    """Each prompt against the same scenario and event with another emotion word, or what else a label of your own tells apart.
 
     Args:
         model: from `emotrace.load`, for its tokens; or activations of all tokens of the prompts, in place of model and prompts.
-        prompts: with the labels ``skeleton_id``, ``valence`` and ``emotion``, as `emotrace.datasets.sev` makes them.
+        prompts: with ``label`` and the labels ``within``, as `emotrace.datasets.sev` makes them.
         each: ``one`` other emotion for each prompt, drawn so that every emotion is drawn alike; or ``all`` of them.
         align: ``equal`` asserts equal lengths; ``spans`` aligns beginning and end.
         seed: of the draw.
+        label: in what a prompt and its counterfactual differ.
+        within: in what they are alike.
 
     Raises:
         EmotraceError: for prompts without these labels, a prompt with no counterfactual, or lengths that differ.
     """
     told = _told(model, prompts, "other_emotion")
-    return _matched(told, ("skeleton_id", "valence"), "emotion", each, align, seed)
+    return _matched(told, tuple(within), label, each, align, seed)
 
 
 @overload
@@ -123,6 +135,7 @@ class _Told(NamedTuple):
     prompts: Prompts
     ids: Callable[[Prompts], Sequence[Sequence[int]]]
     texts: Callable[[list[int]], list[str]]
+    place: str
 
 
 def _told(model: LanguageModel | Activations, prompts: PromptsLike | None, place: str) -> _Told:
@@ -132,25 +145,25 @@ def _told(model: LanguageModel | Activations, prompts: PromptsLike | None, place
                 f"{place}: activations hold their prompts already; give {place}(acts), or a model and prompts."
             )
         held = Held(model, place)
-        return _Told(held.prompts(), lambda some: [p.token_ids or () for p in some], held.texts)
+        return _Told(held.prompts(), lambda some: [p.token_ids or () for p in some], held.texts, place)
     if not hasattr(model, "sites"):
         raise EmotraceError(
             f"{arguments.said(f'{place}(model)', model)}: a model of emotrace.load, or activations, are due."
         )
     if prompts is None:
         raise EmotraceError(f"{place}: a model tells tokens, not prompts; give {place}(model, prompts).")
-    return _Told(Prompts.of(prompts), model.sites.encoder.ids, model.sites.encoder.token_texts)
+    return _Told(Prompts.of(prompts), model.sites.encoder.ids, model.sites.encoder.token_texts, place)
 
 
 def _matched(told: _Told, same: tuple[str, ...], differ: str, each: str, align: str, seed: int) -> Pairs:
     if each not in ("one", "all"):
-        raise unknown("each", each, ("one", "all"), f"other_{differ}(each=…)")
+        raise unknown("each", each, ("one", "all"), f"{told.place}(each=…)")
     if align not in ALIGNS:
-        raise unknown("align", align, ALIGNS, f"other_{differ}(align=…)")
+        raise unknown("align", align, ALIGNS, f"{told.place}(align=…)")
     prompts = told.prompts
     for name in (*same, differ):
         if name not in prompts.label_names:
-            raise unknown("label", name, prompts.label_names, f"other_{differ}")
+            raise unknown("label", name, prompts.label_names, told.place)
     groups: dict[tuple, list[Prompt]] = {}
     for p in prompts:
         groups.setdefault(tuple(p.labels.get(n) for n in same), []).append(p)
@@ -158,7 +171,7 @@ def _matched(told: _Told, same: tuple[str, ...], differ: str, each: str, align: 
     for members in groups.values():
         if len({p.labels[differ] for p in members}) < 2:
             raise EmotraceError(
-                f"other_{differ}: prompt {members[0].key!r} has no counterfactual: no other prompt has the same "
+                f"{told.place}: prompt {members[0].key!r} has no counterfactual: no other prompt has the same "
                 f"{' and '.join(same)} and another {differ}."
             )
         for i, p in enumerate(members):

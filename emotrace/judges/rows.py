@@ -19,7 +19,7 @@ from emotrace.judges.base import (
     record,
     same_judge,
 )
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.row import NAMED_BY, Judged, Row
 from emotrace.signatures import typed
 
@@ -46,6 +46,8 @@ def judge_rows(
     log: RowLog | None = None,
     target: bool = False,
     progress: bool = True,
+    *,
+    label: str = "emotion",
 ) -> list[Row]:
     """Fill in ``verdict`` {predicted, match, judge, reason} and, where asked, ``verdict_target`` {match, judge, reason}.
 
@@ -60,6 +62,7 @@ def judge_rows(
             so that the next run asks for them again.
         target: also ask the published target-aware question.
         progress: a bar on stderr.
+        label: the field that says what was aimed at; new rows have it as ``emotion`` too.
 
     Returns:
         New rows, in the order of ``rows``; ``meta.made.verdict`` says who judged what (digests).
@@ -69,6 +72,7 @@ def judge_rows(
             such emotions are said), a judge that cannot be asked with a target, or a log of other texts or of another judge
             (row and differences named).
     """
+    rows = rows if label == "emotion" else [_aimed(row, i, label) for i, row in enumerate(rows)]
     wanted = _wanted(rows, judge)
     if target and not isinstance(judge, TargetJudge):
         raise EmotraceError(f"judge {judge.name!r} has no target-aware question; use openai[:MODEL], or target=False.")
@@ -110,6 +114,13 @@ def judge_rows(
                     batch, fresh[:] = list(fresh), []
                     log.append(batch)
     return out
+
+
+def _aimed(row: Row, index: int, label: str) -> Row:
+    """The row with what it aimed at as its ``emotion``."""
+    if label not in row:
+        raise unknown("label", label, row, f"judge_rows, row {index}")
+    return cast("Row", {**row, "emotion": row[label]})
 
 
 def _wanted(rows: Sequence[Row], judge: Judge) -> list[tuple[str, str]]:

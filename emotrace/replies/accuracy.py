@@ -64,7 +64,7 @@ def accuracy_table(
     n: int = 2000,
     seed: int = 0,
 ) -> Accuracy:
-    """Accuracy overall, by emotion and by valence, each ``{value, n, n_unjudged, ci95: [lo, hi], worst_case}``.
+    """Accuracy overall, by emotion and (where there is one) valence, each ``{value, n, n_unjudged, ci95: [lo, hi], worst_case}``.
 
     value = matches / n over the n judged rows, in 0..1 (None where n = 0, with ci95 ``[None, None]``);
     worst_case = matches / (n + n_unjudged). The interval is `bootstrap_ci` over clusters. Where each text stands for several
@@ -89,9 +89,10 @@ def accuracy_table(
     rows = list(rows)
     if not rows:
         raise EmotraceError("accuracy_table: no rows.")
-    every = table(rows, ("emotion", "valence"))
+    labels = ("emotion", "valence") if any("valence" in row for row in rows) else ("emotion",)
+    every = table(rows, labels)
     counted = fluent_rows(rows, bounds) if given_fluent else rows
-    lines = table(counted, (column, "emotion", "valence"), cluster=cluster, verdict=verdict, bounds=bounds)
+    lines = table(counted, (column, *labels), cluster=cluster, verdict=verdict, bounds=bounds)
     lines["text"] = [(c, row.get("gen_text", row["key"])) for c, row in zip(lines["cluster"], counted, strict=True)]
 
     def leaf(part: pd.DataFrame) -> Share:
@@ -107,6 +108,8 @@ def accuracy_table(
 
     def by(part: str) -> dict[str, Share]:
         name, vocabulary = GROUPS[part]
+        if name not in labels:
+            return {}
         return {value: leaf(lines.loc[lines[name] == value]) for value in _ordered(every[name], vocabulary)}
 
     return {"overall": leaf(lines), "by_emotion": by("by_emotion"), "by_valence": by("by_valence")}

@@ -10,6 +10,7 @@ import xarray as xr
 
 import emotrace as et
 from emotrace import attribution
+from emotrace.datasets import read_jsonl
 from tests.cli.forked import Forked
 from tests.cli.inner import QUICK, python, refused, refused_with
 from tests.test_cli import run
@@ -278,3 +279,32 @@ print("none imported torch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("none imported torch\n")
     assert all(any((tmp_path / name).iterdir()) for name in names)
+
+
+def test_labels_of_ones_own_go_the_whole_way(place, monkeypatch):
+    """A CSV of texts and moods, from the store to curves and verdicts; no skeleton, no valence, none of the six emotions."""
+    folder = place[0]
+    monkeypatch.chdir(folder)
+    moods = {"Wut": "The bus is late", "Stolz": "The boat is mine"}
+    lines = [f'"{text}, day {i}",{mood}' for i in range(3) for mood, text in moods.items()]
+    (folder / "mine.csv").write_text("said,mood\n" + "\n".join(lines) + "\n")
+    model, data = ("--model", folder / "model"), ("--data", "mine.csv", "--text-column", "said")
+    common = (*model, *data, "--directions", "moods")
+    run("capture", *model, *data, "--out", "mine.zarr")
+    run("directions", "mine.zarr", "--label", "mood", "--within", "", "--out", "moods")
+    run("heads", *common, "--out", "mood_heads")
+    found = run(
+        "circuit", *common, "--within", "", "--neurons-per-layer", 2, "--heads-per-layer", 1, "--out", "mood_circuit"
+    )
+    assert "Wut" in found
+    assert "Stolz" in run("curves", "mood_heads", *common, *QUICK, "--cluster", "key", "--out", "mood_curves")
+    assert "Stolz" in run("influence", *common, "--out", "mood_influence")
+    run("generate", *model, *data, "--max-new-tokens", 3, "--out", "said.jsonl")
+    rows = [{"text": text, "emotion": mood} for mood, text in moods.items() for _ in range(2)]
+    et.judges.fit([{**r, "text": f"{r['text']} {i}"} for i, r in enumerate(rows)], name="m", least=1, folds=2).save(
+        "judge"
+    )
+    run("judge", "said.jsonl", "--judge", "fitted:judge", "--label", "mood", "--out", "judged_moods.jsonl")
+    judged = [row for _, row in read_jsonl(folder / "judged_moods.jsonl")]
+    assert {row["emotion"] for row in judged} == set(moods)
+    assert et.replies.accuracy_table(judged, cluster="key")["by_valence"] == {}
