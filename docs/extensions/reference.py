@@ -79,7 +79,9 @@ def _escaped(lines: list[str]) -> list[str]:
         if literal is not None and line.strip() and depth <= literal:
             literal = None
         if literal is None:
-            line = "".join(part if part.startswith("``") else part.replace("|", "\\|") for part in re.split(r"(``.*?``)", line))
+            line = "".join(
+                part if part.startswith("``") else part.replace("|", "\\|") for part in re.split(r"(``.*?``)", line)
+            )
             if line.rstrip().endswith("::"):
                 literal = depth
         out.append(line)
