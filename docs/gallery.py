@@ -16,8 +16,8 @@ ARMS = "prefill_1,random_steer,random_circuit,wrong_emotion,wrong_payload,random
 STUDIES = {
     "emotion_circuits": (
         "Emotion circuits",
-        f"--limit 4 --sweep-limit 2 --finalists 2 --dose-step 3 --draws 1 --curve-draws 2 --attn-implementation eager "
-        f"--arms {ARMS}",
+        f"--limit 4 --sweep-limit 1 --finalists 1 --dose-step 3 --draws 1 --curve-draws 1 --max-new-tokens 24 "
+        f"--attn-implementation eager --arms {ARMS}",
     ),
     "circuit_discovery": ("Circuit discovery", "--limit 8 --pairs-per-skeleton 1 --exact-pairs 1 --edges 20"),
     "emotion_vectors": ("Emotion vectors", "--limit 3 --doses 0.5,1,2 --draws 1"),

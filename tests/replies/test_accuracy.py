@@ -53,7 +53,7 @@ def test_a_share_that_the_design_fixes_has_no_interval():
     [
         (lambda: replies.accuracy_table([]), "no rows"),
         (lambda: replies.accuracy_table([row(0, match=2)]), "match"),
-        (lambda: replies.accuracy_table([{k: v for k, v in row(0).items() if k != "valence"}]), "valence"),
+        (lambda: replies.accuracy_table([row(1), {k: v for k, v in row(0).items() if k != "valence"}]), "valence"),
         (lambda: replies.confusion_table([row(0, predicted="angre")]), "angre"),
         (lambda: replies.paired_test([row(0)], [row(1)]), "judged in both"),
         (lambda: replies.fluency_bounds([]), "perplexity"),
