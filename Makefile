@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo fetch real real-study study sweep test benchmarks fuzz soak wheel docs lint clean setup
+.PHONY: demo fetch real real-study study sweep test benchmarks fuzz soak worlds wheel docs lint clean setup
 
 setup: $(READY)
 
@@ -65,6 +65,10 @@ fuzz: $(READY)
 # sites of a family for the families that `make test` leaves out (minutes).
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
+
+# What an ordinary key and a trusted one give on a server, family by family, and the main job with either, against here (an hour).
+worlds: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/remote_worlds.py --main-job --limit 4 --out runs/worlds
 
 # One file that holds everything: package, studies, example data, tiny model. Its description is checked as the index would.
 wheel: $(READY)

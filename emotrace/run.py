@@ -8,8 +8,9 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,6 +23,9 @@ from emotrace.identity import versions
 from emotrace.labels import EmotraceError
 from emotrace.secrets import command_line
 from emotrace.texts import from_json
+
+if TYPE_CHECKING:
+    from emotrace.sites import LanguageModel
 
 FREE = ("command", "versions", "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
@@ -81,6 +85,7 @@ class Run:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         self._begun = time.monotonic()
+        self._kept = ExitStack()
         write_json(manifest, self.manifest)
 
     def _compare(self, manifest: Path) -> None:
@@ -99,8 +104,15 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def keep_jobs(self, model: LanguageModel) -> None:
+        """Keep the ids of what a server is asked from now on until the run ends well: begun again, it asks for the results."""
+        from emotrace.forwards.entering import keeping
+
+        self._kept.enter_context(keeping(model, self.path("requests")))
+
     def finish(self) -> None:
         """Note the end of the run in the manifest, and let the folder go."""
+        self._kept.close()
         self.manifest["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.manifest["seconds"] = round(time.monotonic() - self._begun, 1)
         write_json(self.path("manifest.json"), self.manifest)

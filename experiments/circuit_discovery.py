@@ -10,6 +10,9 @@
 4. The circuit: how stable it is over skeletons, themes and valences; how faithful on skeletons it was not chosen on; drawn.
 5. Where on the prompt each node acts; which nodes are in both circuits; what the emotion circuit's nodes do to valence.
 
+With ``--remote`` the edges are left out, which need the weights here, and so are slopes where the server keeps no graph of the
+model: nodes are patched there, one after the other.
+
 Run it again with the same arguments to continue it: stages that are done are read.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import discovery_figures as figures
 import numpy as np
@@ -28,9 +31,10 @@ from scipy.stats import spearmanr
 
 import emotrace as et
 from emotrace import discovery, report, shipped, stats
-from emotrace.cli.groups import LoadingHere, grouped
+from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import CausalModel, Folder, Seed
 from emotrace.disk import write_json
+from emotrace.forwards.metrics import differentiable
 from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
 from emotrace.run import Run
@@ -59,11 +63,10 @@ def main(
     nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
     steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
-    loading: LoadingHere,
+    loading: LoadingAnywhere,
     seed: Seed = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
-    loading.only_here("circuit discovery differentiates and rewires the model, which a server does not allow")
     prompts = et.datasets.sev(train, limit=limit)
     lm = loading.load(model)
     at = lm.sites.n_layers - 2 if layer is None else layer
@@ -76,7 +79,9 @@ def main(
         "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
+    run.keep_jobs(lm)
     print(lm.sites.describe())
+    here, slopes = lm.sites.remote is None, APPROXIMATE if differentiable(lm) else ()
 
     # 1. Directions.
     fit, scored = et.datasets.split(prompts, 0.5, seed)
@@ -123,12 +128,12 @@ def main(
             ),
         )
 
-    for method in (*APPROXIMATE, "patching", "magnitude", "random"):
+    for method in (*slopes, "patching", "magnitude", "random"):
         for name in LABELS:
             score(name, "node", method, chosen[name])
-        if method != "patching":
+        if here and method != "patching":
             score("emotion", "edge", method, chosen["emotion"])
-    if exact_pairs:
+    if here and exact_pairs:
         score("emotion", "edge", "path_patching", chosen["emotion"][:exact_pairs])
     agreement = _agreement(scores)
     curves = {
@@ -145,38 +150,17 @@ def main(
             ),
         )
         for level in ("node", "edge")
-        for method in ("eap", "eap_ig_activations", "magnitude", "random")
+        for method in ("eap", "eap_ig_activations", "magnitude", "random", *(() if slopes else ("patching",)))
+        if f"emotion {level} {method}" in scores
     }
 
     # 4. The circuit.
-    edge_scores = scores["emotion edge eap_ig_activations"]
-    circuit = discovery.select(edge_scores, edges, rule="greedy")
-    discovery.save_discovery(circuit, run.path("circuit"), "circuit")
-    stable = discovery.bootstrap_circuits(edge_scores, edges, rule="greedy", seed=seed)
-    overlap = {
-        by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
-        for by in ("theme", "valence", "emotion")
-        if len({pair.labels[by] for pair in chosen["emotion"]}) > 1  # a few pairs may all be of one emotion
-    }
-    significant = discovery.significance(edge_scores, seed=seed)
-    judged = _kept(
-        run,
-        "evaluated",
-        lambda: discovery.evaluate(
-            lm, held["emotion"], metrics["emotion"], circuit, minimality=False, batch_size=batch_size
-        ),
+    found = (
+        _circuit(run, lm, chosen["emotion"], held["emotion"], metrics["emotion"], scores, edges, batch_size, seed)
+        if here
+        else None
     )
-    controls = _kept(
-        run,
-        "controls",
-        lambda: discovery.run_circuits(
-            lm,
-            held["emotion"],
-            metrics["emotion"],
-            [discovery.random_like(circuit, np.random.default_rng(seed + i)) for i in range(5)],
-            batch_size=batch_size,
-        ),
-    )
+
     # 5. Where emotion and valence meet.
     both = {name: discovery.select(scores[f"{name} node patching"], nodes) for name in LABELS}
     shared = [n for n in discovery.nodes_of(both["emotion"]) if n in discovery.nodes_of(both["valence"])]
@@ -192,11 +176,57 @@ def main(
         "metric": {name: _change(scores[f"{name} node patching"], seed) for name in LABELS},
         "agreement": agreement,
         "areas": {name: _areas(found) for name, found in curves.items()},
+        **({} if found is None else found.said),
+        "nodes": tables, "apart": apart,
+        "meet": {"shared": shared, "jaccard": met, "random": float(np.mean(null)),
+                 "p": float((1 + sum(x >= met for x in null)) / (1 + len(null))), "p_floor": 1 / (1 + len(null))},
+        "warnings": _warnings(lm),
+    }  # fmt: skip
+    write_json(run.path("report.json"), result)
+    run.finish()
+    title = f"The {edges} edges that carry the emotion word to resid_post {at}"
+    graph = None if found is None else report.circuit_graph(found.circuit, found.scores, title)
+    page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest)
+    _tell(result)
+    print(f"report: {page}")
+
+
+class Found(NamedTuple):
+    """The circuit of edges: which, their scores, and what is said of it."""
+
+    circuit: xr.DataArray
+    scores: xr.Dataset
+    said: dict[str, Any]
+
+
+def _circuit(
+    run: Run, lm: LanguageModel, chosen: discovery.Pairs, held: discovery.Pairs, metric: discovery.Metric,
+    scores: dict[str, xr.Dataset], edges: int, batch_size: int, seed: int,
+) -> Found:  # fmt: skip
+    """How stable it is, and how faithful on skeletons it was not chosen on."""
+    edge_scores = scores["emotion edge eap_ig_activations"]
+    circuit = discovery.select(edge_scores, edges, rule="greedy")
+    discovery.save_discovery(circuit, run.path("circuit"), "circuit")
+    stable = discovery.bootstrap_circuits(edge_scores, edges, rule="greedy", seed=seed)
+    overlap = {
+        by: discovery.across(edge_scores, edges, by, rule="greedy", draws=200, seed=seed)
+        for by in ("theme", "valence", "emotion")
+        if len({pair.labels[by] for pair in chosen}) > 1  # a few pairs may all be of one emotion
+    }
+    significant = discovery.significance(edge_scores, seed=seed)
+    judged = _kept(
+        run,
+        "evaluated",
+        lambda: discovery.evaluate(lm, held, metric, circuit, minimality=False, batch_size=batch_size),
+    )
+    drawn = [discovery.random_like(circuit, np.random.default_rng(seed + i)) for i in range(5)]
+    controls = _kept(run, "controls", lambda: discovery.run_circuits(lm, held, metric, drawn, batch_size=batch_size))
+    said = {
         "circuit": {
             "edges": circuit["edge"].values[circuit.values].tolist(), "faithfulness": float(judged["faithfulness"]),
             "completeness": float(judged["completeness"]), "n": int(circuit.sum()),
-            "random": [float(v) for v in discovery.faithfulness(controls).values], "n_pairs": len(held["emotion"]),
-            "skeletons": {"chosen_on": _skeletons(chosen["emotion"]), "tried_on": _skeletons(held["emotion"])},
+            "random": [float(v) for v in discovery.faithfulness(controls).values], "n_pairs": len(held),
+            "skeletons": {"chosen_on": _skeletons(chosen), "tried_on": _skeletons(held)},
         },
         "stability": {
             "consensus": stable["edge"].values[stable["consensus"].values].tolist(), "draws": 200,
@@ -205,19 +235,8 @@ def main(
             "across": {by: {"mean": float(o["mean"]), "random": float(o["null"].mean()), "p": float(o["p"])}
                        for by, o in overlap.items()},
         },
-        "nodes": tables, "apart": apart,
-        "meet": {"shared": shared, "jaccard": met, "random": float(np.mean(null)),
-                 "p": float((1 + sum(x >= met for x in null)) / (1 + len(null))), "p_floor": 1 / (1 + len(null))},
-        "warnings": _warnings(lm),
     }  # fmt: skip
-    write_json(run.path("report.json"), result)
-    run.finish()
-    graph = report.circuit_graph(
-        circuit, edge_scores, f"The {edges} edges that carry the emotion word to resid_post {at}"
-    )
-    page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest)
-    _tell(result)
-    print(f"report: {page}")
+    return Found(circuit, edge_scores, said)
 
 
 def _apart(acts: Activations, directions: xr.DataArray) -> float:
@@ -264,14 +283,14 @@ def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
 
 def _nodes(scores: dict[str, xr.Dataset], name: str, n: int) -> list[dict[str, Any]]:
     """The nodes with the largest exact effect, in units of the metric, and where on the prompt they act (approximate)."""
-    exact, where = scores[f"{name} node patching"], scores[f"{name} node eap_ig_activations"]
+    exact, where = scores[f"{name} node patching"], scores.get(f"{name} node eap_ig_activations")
     tested = discovery.significance(exact)
     order = np.argsort(-np.abs(exact["score"].mean("pair").values), kind="stable")[:n]
-    spans = where["by_span"].mean("pair")
+    spans = None if where is None else where["by_span"].mean("pair")
     return [
         {
             "node": str(exact["node"].values[i]), "effect": float(exact["score"][:, i].mean()), "q": float(tested["q"][i]),
-            **{str(s): float(spans.sel(span=s)[i]) for s in spans["span"].values},
+            **({} if spans is None else {str(s): float(spans.sel(span=s)[i]) for s in spans["span"].values}),
         }
         for i in order
     ]  # fmt: skip
@@ -298,17 +317,18 @@ def _warnings(lm: LanguageModel) -> list[str]:
     return [shipped.CAVEAT] if shipped.is_shipped(lm.sites.identity) else []
 
 
-def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Picture) -> list[Shown]:
+def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Picture | None) -> list[Shown]:
     """Figures of the page."""
     effects = [
         Shown(f"nodes_{name}", f"What carries the {name}",
               figures.node_effects(result["nodes"][name], result["metric"][name], name))
         for name in LABELS
     ]  # fmt: skip
+    agreed = result["agreement"]
     return [
-        Shown("circuit", "The circuit", graph),
+        *([] if graph is None else [Shown("circuit", "The circuit", graph)]),
         *effects,
-        Shown("agreement", "Approximate against exact", figures.agreement(result["agreement"])),
+        *([Shown("agreement", "Approximate against exact", figures.agreement(agreed))] if agreed else []),
         Shown("faithfulness", "How small a circuit may be", figures.faithfulness_curves(curves)),
     ]
 
@@ -331,18 +351,22 @@ def _tell(result: dict[str, Any]) -> None:
         print(f"{name}: another one changes the metric by {change['value']:+.2f} [{low:+.2f}, {high:+.2f}]{told}")
         print("  exact effects of nodes, and by where on the prompt they act (approximate)")
         for row in rows:
-            spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last"))
-            print(f"  {row['node']:>6} {row['effect']:+.3f} (q = {row['q']:.3f}): {spans}")
+            spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last") if s in row)
+            print(
+                f"  {row['node']:>6} {row['effect']:+.3f} (q = {row['q']:.3f}): {spans or 'not known without slopes'}"
+            )
     for by, row in result["apart"].items():
         told = ", ".join(f"{v} {gap:.2f}" for v, gap in row.items())
         print(f"emotions apart where directions were fitted (own projection less that on the others), by {by}: {told}")
     for name, row in result["agreement"].items():
         print(f"rank correlation with the exact effect, {name}: " + ", ".join(f"{m} {v:.3f}" for m, v in row.items()))
-    c, s, m = result["circuit"], result["stability"], result["meet"]
-    print(
-        f"circuit of {c['n']} edges: faithfulness {c['faithfulness']:.3f}, without it {c['completeness']:.3f}, "
-        f"random ones of the same layers at most {max(c['random']):.3f}; {len(s['consensus'])} edges in 95 % of the samples"
-    )
+    m = result["meet"]
+    if "circuit" in result:
+        c, s = result["circuit"], result["stability"]
+        print(
+            f"circuit of {c['n']} edges: faithfulness {c['faithfulness']:.3f}, without it {c['completeness']:.3f}, "
+            f"random ones of the same layers at most {max(c['random']):.3f}; {len(s['consensus'])} edges in 95 % of the samples"
+        )
     print(f"emotion and valence share {len(m['shared'])} nodes ({', '.join(m['shared']) or 'none'}): Jaccard {m['jaccard']:.3f}, "
           f"random {m['random']:.3f}, p {p_said(m['p'], m['p_floor'])}")  # fmt: skip
 

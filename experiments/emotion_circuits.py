@@ -132,6 +132,7 @@ def main(
         "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
     }  # fmt: skip
     run = Run(out, settings)
+    run.keep_jobs(lm)
     study = Study(lm, the_judge, run.path("parts"), batch_size=batch_size, target=target_aware, protocol=protocol)
     print(lm.sites.describe())
 

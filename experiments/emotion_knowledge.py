@@ -16,6 +16,8 @@ masks, and a control for the words themselves.
 Without ``--model`` a tiny masked model is trained first, with texts of its own (``train_tiny_masked.py``), and the ratings are
 illustrative (synthetic): what comes out shows that the method runs, and nothing about emotions or people.
 
+With ``--remote``, ``--model`` and ``--position last``: 2 to 4 alone, of un-tuned prompts on a server.
+
 Run it again with the same arguments to continue it.
 """
 
@@ -24,22 +26,26 @@ from __future__ import annotations
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import knowledge_figures as knowledge
 import knowledge_study as study
 import pandas as pd
 import train_tiny_masked
 import typer
+import xarray as xr
 
 import emotrace as et
 from emotrace import disk, report, rsa
 from emotrace import prompt_tuning as pt
-from emotrace.cli.groups import LoadingHere, grouped
+from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import Folder, Seed
 from emotrace.datasets.goemotions import read_goemotions
 from emotrace.disk import write_json
 from emotrace.prompt_tuning.tasks import PARTS
+from emotrace.report.figures import Shown
 from emotrace.run import Run, records
+from emotrace.sites import LanguageModel
 from emotrace.stats.permutation import p_said
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -84,15 +90,20 @@ def main(
     limit: Annotated[int | None, typer.Option(help="most positives of a part (48)")] = None,
     words: Annotated[str | None, typer.Option(help="answers no,yes (negative,positive)")] = None,
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
-    loading: LoadingHere,
+    loading: LoadingAnywhere,
     seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
-    loading.only_here("soft prompts are tuned where the weights are")
     plan = study.Protocol.of(
         preset, seeds=study.numbers(seeds, int, "--seeds"), k=study.numbers(k, float, "--k"), draws=draws, match=match, how=how,
         stage=stage, position=position,
     )  # fmt: skip
+    there = bool(loading.options["remote"])
+    if there and (plan.position != "last" or model is None):
+        raise et.EmotraceError(
+            f"--remote {loading.remote}: soft prompts are tuned, and the tiny model trained, where the weights are. Give --model "
+            "and --position last, which reads un-tuned prompts; or leave --remote out."
+        )
     scores = rsa.read_ratings(ratings)
     ours = {} if preset else OURS | ({"init": "mask"} if model is None else {})
     asked = {"limit": limit, "length": prompt_length, "epochs": epochs, "learning_rate": learning_rate,
@@ -133,23 +144,98 @@ def main(
     where = lm if processes == 1 else source  # several processes load it themselves
 
     # 1. Soft prompts.
+    part = plan.part if plan.part in parts else "dev"
+    if there:
+        run.keep_jobs(lm)
+        _publish_untuned(
+            run, lm, names, plan, _alike(run, lm, {}, names, plan, scores, human, parts, seed), _notes(model, ratings)
+        )
+        return
     table: Any = pt.tune_all(
         where, parts, names, plan.seeds, recipe, out=run.path("prompts"), processes=processes, load=loading.options
     )
     prompts = {
         key: p for key, p in pt.tuned_prompts(run.path("prompts")).items() if key[0] in names and key[1] in plan.seeds
     }
-    part = plan.part if plan.part in parts else "dev"
     tuned = study.learned(table, part)
     print(f"{tuned['prompts']} prompts, mean accuracy on {part} {tuned['mean']:.1%} "
           f"[{tuned['ci95'][0]:.1%}, {tuned['ci95'][1]:.1%}], {tuned['above_chance']} of them above chance")  # fmt: skip
 
-    # 2. Activated neurons.
-    x = study.activations(lm, prompts, names, plan, run.path("activations.zarr"))
+    # 2. Activated neurons. 3. RSA of whole patterns. 4. Single neurons.
+    alike = _alike(run, lm, prompts, names, plan, scores, human, parts, seed)
 
+    # 5. Masks.
+    masks = rsa.select_neurons(alike.tau, sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
+    masks.save(run.path("masks"))
+    accuracies: Any = pt.masked_accuracy(
+        where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=loading.options,
+        eval_batch=plan.eval_batch, seed=seed,
+    )  # fmt: skip
+
+    # 6. What masking does.
+    drops: Any = rsa.drops(accuracies)
+    tests: Any = rsa.draw_tests(accuracies)
+    notes = _notes(model, ratings)
+    try:
+        link, link_by_emotion = rsa.human_link(drops, alike.human_side, over=plan.link, seed=seed)
+    except et.EmotraceError as error:  # too few emotions whose accuracies differ under the masks
+        link = link_by_emotion = pd.DataFrame({"k": []})
+        notes.append(f"The link between masking and the human side could not be measured: {error}")
+    dips = rsa.unimodality(drops, seed=seed)
+
+    result = {
+        "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "part": part,
+        "accuracy": {}, "tuned": tuned,
+        **alike.said,
+        "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
+        "draw_tests": records(tests), "human_link": records(link), "warnings": notes,
+    }  # fmt: skip
+    write_json(run.path("report.json"), result)
+    run.finish()
+    tables: dict[str, Any] = {
+        **alike.tables,
+        "prompts": table, "masked_accuracy": accuracies, "drops": drops, "draw_tests": tests,
+        "human_link": link, "human_link_by_emotion": link_by_emotion, "unimodality": dips,
+    }  # fmt: skip
+    if preset:  # as published: emotions are taken for independent, though they share the masks
+        tables["paired_tests"] = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
+    answers = Shown("prompts", "How well the soft prompts answer", knowledge.tuned_accuracy(table, plan.part))
+    shown = [answers, *alike.shown, *study.masked_figures(masks, drops, tests, alike.human_side, link, plan)]
+    page = report.publish(run.out, result, shown, tables, run.manifest)
+    print(alike.told)
+    for row in tests.to_dict("records"):
+        print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
+              f"hurts more than {row['hurts_more']:4.0%} of {row['n_draws']} draws")  # fmt: skip
+    print(f"report: {page}")
+
+
+class Alike(NamedTuple):
+    """How alike emotions are in the model and in people.
+
+    Attributes:
+        tau: Kendall's τ-b of single neurons and attributes.
+        human_side: of each attribute with people's judgements.
+        said: entries of the report.
+        tables: of its folder.
+        shown: figures.
+        told: on the terminal.
+    """
+
+    tau: xr.DataArray
+    human_side: xr.DataArray
+    said: dict[str, Any]
+    tables: dict[str, Any]
+    shown: list[Shown]
+    told: str
+
+
+def _alike(
+    run: Run, lm: LanguageModel, prompts: Any, names: list[str], plan: study.Protocol, scores: xr.DataArray, human: Path | None,
+    parts: dict[str, Any], seed: int,
+) -> Alike:  # fmt: skip
+    """Neurons of every emotion, whole patterns and single ones, against people's ratings."""
+    x = study.activations(lm, prompts or {}, names, plan, run.path("activations.zarr"))
     apart = study.apart(et.open_activations(run.path("activations.zarr")), names)
-
-    # 3. RSA of whole patterns.
     references = rsa.attribute_rdms(scores.sel(emotion=names), decimals=plan.decimals)
     ties = "exact" if plan.decimals is None else "rounded"  # published ranks compare distances to the last bit
     people = rsa.read_dissimilarities(human) if human else rsa.space_rdms(
@@ -169,35 +255,11 @@ def main(
     control = rsa.text_control(whole, people, controls, "pearson", seed=seed)
     alone = {name: rsa.compare(whole, c, "pearson", **test) for name, c in controls.items()}
     reliability = rsa.noise_ceiling(each, "seed", "pearson") if x.sizes["seed"] > 1 else None
-
-    # 4. Single neurons.
     found = rsa.searchlight(
         x, references, ties=ties, permutations=plan.neuron_permutations, seed=seed, progress=True
     )  # fmt: skip
     significant, neurons = study.selective(found, plan)
-
-    # 5. Masks.
-    masks = rsa.select_neurons(found["tau"], sizes, draws=plan.draws, match=plan.match, shared=plan.shared, seed=seed)
-    masks.save(run.path("masks"))
-    accuracies: Any = pt.masked_accuracy(
-        where, prompts, parts, masks, how=plan.how, part=part, out=run.path("masked"), processes=processes, load=loading.options,
-        eval_batch=plan.eval_batch, seed=seed,
-    )  # fmt: skip
-
-    # 6. What masking does.
-    drops: Any = rsa.drops(accuracies)
-    tests: Any = rsa.draw_tests(accuracies)
-    notes = [*([TINY] if model is None else []), *([ILLUSTRATIVE] if "illustrative" in ratings.name else [])]
-    try:
-        link, link_by_emotion = rsa.human_link(drops, human_side, over=plan.link, seed=seed)
-    except et.EmotraceError as error:  # too few emotions whose accuracies differ under the masks
-        link = link_by_emotion = pd.DataFrame({"k": []})
-        notes.append(f"The link between masking and the human side could not be measured: {error}")
-    dips = rsa.unimodality(drops, seed=seed)
-
-    result = {
-        "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "part": part,
-        "accuracy": {}, "tuned": tuned,
+    said = {
         "rsa": {
             "human": study.values(fit), "by_layer": study.values(by_layer), "by_attribute": study.values(by_attribute),
             "text_control": study.values(control), "controls": {n: study.values(c) for n, c in alone.items()},
@@ -205,31 +267,44 @@ def main(
         },
         "apart": apart,
         "neurons": neurons,
-        "masks": {"k": sizes, "draws": plan.draws, "match": plan.match, "how": plan.how},
-        "draw_tests": records(tests), "human_link": records(link), "warnings": notes,
     }  # fmt: skip
-    write_json(run.path("report.json"), result)
-    run.finish()
-    tables: dict[str, Any] = {
+    tables = {
         "apart": (study.most(apart), "How far the neurons of an emotion's prompts are from those of the others: 1 − cosine of "
                                      "the mean patterns of a layer, where most, and mean over layers."),
-        "prompts": table, "masked_accuracy": accuracies, "drops": drops, "draw_tests": tests,
-        "human_link": link, "human_link_by_emotion": link_by_emotion, "unimodality": dips,
         "rsa_by_attribute": by_attribute.assign(human=human_side).to_dataframe().reset_index(),
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
-    if preset:  # as published: emotions are taken for independent, though they share the masks
-        tables["paired_tests"] = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
-    shown = study.figures(whole, people, fit, control, significant, masks, drops, tests, human_side, link, table, plan)
-    page = report.publish(run.out, result, shown, tables, run.manifest)
-    print(f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
-          f"Mantel p {p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
-          f"{float(control['explained']):.0%} of the fit is in the words")  # fmt: skip
-    for row in tests.to_dict("records"):
-        print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
-              f"hurts more than {row['hurts_more']:4.0%} of {row['n_draws']} draws")  # fmt: skip
-    print(f"report: {page}")
+    told = (
+        f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
+        f"Mantel p {p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
+        f"{float(control['explained']):.0%} of the fit is in the words"
+    )
+    return Alike(
+        found["tau"], human_side, said, tables, study.rsa_figures(whole, people, fit, control, significant, plan), told
+    )
+
+
+def _publish_untuned(
+    run: Run, lm: LanguageModel, names: list[str], plan: study.Protocol, alike: Alike, notes: list[str]
+) -> None:
+    """The report of a model on a server, to whose neurons nothing was tuned and of which none was masked."""
+    notes = [
+        *notes,
+        "The model is on a server: neurons of un-tuned prompts; no soft prompt was tuned, and nothing masked.",
+    ]
+    result = {
+        "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "accuracy": {},
+        **alike.said, "warnings": notes,
+    }  # fmt: skip
+    write_json(run.path("report.json"), result)
+    run.finish()
+    page = report.publish(run.out, result, alike.shown, alike.tables, run.manifest)
+    print(f"{alike.told}\n{lm.sites.identity['backend']}: {lm.sites.remote.traffic}\nreport: {page}")
+
+
+def _notes(model: str | None, ratings: Path) -> list[str]:
+    return [*([TINY] if model is None else []), *([ILLUSTRATIVE] if "illustrative" in ratings.name else [])]
 
 
 def _content(file: Path) -> str | None:

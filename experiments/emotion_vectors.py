@@ -98,6 +98,7 @@ def main(
         **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
+    run.keep_jobs(lm)
     it = study.Study(
         lm, the_judge, run.path("parts"), decoding, batch_size, seed,
         templates=templates, where={"site": site, "scale": scale},

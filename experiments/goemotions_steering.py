@@ -103,6 +103,7 @@ def main(
         "limit": limit, "draws": draws, **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
+    run.keep_jobs(lm)
     it = study.Study(
         lm, the_judge, run.path("parts"), {"max_new_tokens": answering.max_new_tokens}, batch_size, seed,
         templates={"neutral": system, "emotional": emotional},

@@ -243,18 +243,19 @@ def values(data: xr.Dataset) -> dict[str, Any]:
     return {"rows": clean.where(clean.notna(), None).to_dict("records")}
 
 
-def figures(
-    whole: xr.DataArray, people: xr.DataArray, fit: xr.Dataset, control: xr.Dataset, significant: xr.DataArray,
-    masks: rsa.Masks, drops: pd.DataFrame, tests: pd.DataFrame, human_side: xr.DataArray, link: pd.DataFrame,
-    table: pd.DataFrame, plan: Protocol,
-) -> list[Shown]:  # fmt: skip
-    """The figures of the original, each with what it says; before them, whether the prompts learnt."""
+def rsa_figures(
+    whole: xr.DataArray,
+    people: xr.DataArray,
+    fit: xr.Dataset,
+    control: xr.Dataset,
+    significant: xr.DataArray,
+    plan: Protocol,
+) -> list[Shown]:
+    """Emotion concepts in the model and in people, and the neurons that tell them apart."""
     order = [e for e in rsa.EMOTIONS_27 if e in rsa.concepts(whole)]  # akin ones beside each other
     order += [e for e in rsa.concepts(whole) if e not in order]
     maps = {"model": rsa.matched(whole, order), "human side": rsa.matched(people, order)}
-    human = {str(a): float(human_side.sel(attribute=a)) for a in human_side["attribute"].values}
-    out = [
-        Shown("prompts", "How well the soft prompts answer", knowledge.tuned_accuracy(table, plan.part)),
+    return [
         Shown(
             "rdms", "Emotion concepts in the model and in people", knowledge.rdm_maps(maps, fit, control, PERMUTATIONS)
         ),
@@ -263,6 +264,19 @@ def figures(
             knowledge.selective_counts(significant, plan.level, plan.rule, plan.neuron_permutations),
         ),
     ]  # fmt: skip
+
+
+def masked_figures(
+    masks: rsa.Masks,
+    drops: pd.DataFrame,
+    tests: pd.DataFrame,
+    human_side: xr.DataArray,
+    link: pd.DataFrame,
+    plan: Protocol,
+) -> list[Shown]:
+    """What masking neurons does, as in the original."""
+    human = {str(a): float(human_side.sel(attribute=a)) for a in human_side["attribute"].values}
+    out = []
     for size in dict.fromkeys(masks.masked["k"].values.tolist()):
         best = masks.sel(kind="selective", k=size).masked
         best = best.swap_dims(mask="attribute").drop_vars(["k", "kind", "draw"])

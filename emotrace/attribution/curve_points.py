@@ -16,6 +16,7 @@ from emotrace.attribution.sets import Set, choose
 from emotrace.datasets import Prompt, Prompts
 from emotrace.disk import plain
 from emotrace.edits import Edit
+from emotrace.forwards.entering import keeping
 from emotrace.forwards.reruns import Reruns
 from emotrace.identity import made_by
 from emotrace.labels import COUNTED, EmotraceError, unknown
@@ -165,6 +166,10 @@ class CurvePoints:
 
     def run(self, make: Callable[[], Edits], progress: bool) -> xr.Dataset:
         """The curve; ``make`` is called only if something is left to compute."""
+        with keeping(self.plan.model, self.out):
+            return self._run(make, progress)
+
+    def _run(self, make: Callable[[], Edits], progress: bool) -> xr.Dataset:
         if self.out is None:
             return self._summary(self._rows([], None, make, progress))
         disk.settle_file(self.out / "settings.json", self.settings, note=False)

@@ -16,6 +16,7 @@ from emotrace.attribution.files import save_scores
 from emotrace.attribution.weights import chosen_layers, heads_read, refuse_single, vectors, weighed
 from emotrace.disk import plain
 from emotrace.files import to_folder
+from emotrace.forwards.entering import keeping
 from emotrace.forwards.projections import spec
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.signatures import typed
@@ -86,7 +87,8 @@ def covectors(
         values, v = vectors(directions, label, units, "resid_post", model.sites.d_model, PLACE)
         refuse_single(values, label, PLACE)
         specs = [spec(model, "neuron", layer) for layer in units]
-    of_heads, neurons = weighed(model, leaf.both, [] if read is None else read.parts, specs, v)
+    with keeping(model, out):
+        of_heads, neurons = weighed(model, leaf.both, [] if read is None else read.parts, specs, v)
     every = sorted({*(at.get("head") or ()), *units})
     place = {layer: i for i, layer in enumerate(every)}
     data: dict[str, Any] = {}

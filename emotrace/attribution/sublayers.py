@@ -33,6 +33,7 @@ from emotrace.datasets import Prompts, PromptsLike
 from emotrace.disk import plain as json_of
 from emotrace.files import to_folder
 from emotrace.forwards import beginnings
+from emotrace.forwards.entering import keeping
 from emotrace.forwards.metrics import differentiable
 from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
@@ -158,7 +159,8 @@ def sublayer_influence(
             slopes: Backward | Central = Backward(model, wanted, at, covectors, along, sequences, names)
         else:
             slopes = Central(model, wanted, at, covectors, along, names)
-        _accumulate(slopes, uses, sums, batch_size, progress)
+        with keeping(model, out):
+            _accumulate(slopes, uses, sums, batch_size, progress)
     n = counts.sum(1)
     shape = (len(values), len(chosen), 2)
     mean = sums["slope"] / n[:, None]
@@ -179,7 +181,8 @@ def sublayer_influence(
     if doses:
         running = Sums(out, {**settings, "doses": list(doses), "sigma": sigmas, "reruns": "last token"}, "finite_sums")
         shifts, read = DosedShifts(wanted, along, sigmas), ReadAlong(*at, covectors)
-        found = finite_sums(model, uses, shifts, read, doses, running, batch_size, progress)
+        with keeping(model, out):
+            found = finite_sums(model, uses, shifts, read, doses, running, batch_size, progress)
         slope = (found[1:].reshape(len(doses), len(wanted), -1) - found[0]) / n
         slope = slope / (np.array(doses)[:, None, None] * sigmas[None, :, None])
         data["finite"] = (("dose", *grid), slope.transpose(0, 2, 1).reshape(len(doses), *shape))

@@ -122,20 +122,6 @@ class LoadingAnywhere(Loading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingHere(Loading):
-    """How a model is loaded of a study that needs the weights; asked to work elsewhere, it says why it cannot."""
-
-    remote: Annotated[str | None, typer.Option("--remote", hidden=True)] = None
-
-    def only_here(self, why: str) -> None:
-        """Refuse ``--remote``."""
-        if place(self.remote):
-            raise EmotraceError(
-                f"--remote {self.remote}: {why}. Leave --remote out, and give a model whose weights are here."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Answering:
     """How a study has its prompts answered."""
 

@@ -19,7 +19,7 @@ import torch
 
 from emotrace.discovery import approximate
 from emotrace.discovery.batches import PairBatch
-from emotrace.discovery.nodes import NodeSite, Seen, read_at, seen
+from emotrace.discovery.nodes import NodeSite, Seen, read_at, refuse_remote, seen
 from emotrace.discovery.wiring import LayerWiring, lowered, wiring
 from emotrace.forwards.entering import enter
 from emotrace.forwards.metrics import Metric
@@ -85,6 +85,7 @@ def graph(model: LanguageModel, metric: Metric) -> EdgeGraph:
     Raises:
         EmotraceError: for a metric that does not read one stream, or a model that cannot be rewired, with the reason.
     """
+    refuse_remote(model)
     places = seen(model, metric, ("head", "mlp"))
     sites, reads = model.sites, metric.reads(model)
     ends = {(STREAMS.get(s), k if s.startswith("resid") else sites.n_layers - 1) for s, k in reads}

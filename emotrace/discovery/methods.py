@@ -20,7 +20,7 @@ from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import EdgeGraph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, seen
-from emotrace.forwards.metrics import Metric
+from emotrace.forwards.metrics import Metric, differentiable
 from emotrace.labels import EmotraceError, unknown
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -53,7 +53,7 @@ def scores(
     """Scores of every node or edge, for every pair.
 
     Args:
-        model: from `emotrace.load`, here (not ``remote=``).
+        model: from `emotrace.load`; for edges here, not ``remote=``.
         pairs: of `emotrace.discovery.pairing`.
         metric: of `emotrace.discovery.metrics`, or of your own.
         method: for both levels ``eap``, ``eap_ig_inputs``, ``ceap``, ``eap_ig_activations`` (see `approximate`); for nodes
@@ -80,6 +80,11 @@ def scores(
             be rewired, a metric whose slope vanishes where the method looks.
     """
     _check(metric, method, level, steps, threshold)
+    if level == "node" and method in approximate.APPROXIMATE and not differentiable(model):
+        raise EmotraceError(
+            f"scores(method={method!r}) needs slopes, and the server keeps no graph of the model: use method='patching', which "
+            "runs it once for every node."
+        )
     pairs = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)

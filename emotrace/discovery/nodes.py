@@ -107,7 +107,6 @@ def seen(model: LanguageModel, metric: Metric, kinds: Iterable[str], up_to: int 
     if not isinstance(metric, Metric):
         raise EmotraceError(f"{type(metric).__name__} is no metric: it needs name, reads(model) and lower(…).")
     sites = model.sites
-    refuse_remote(model)
     wanted = kinds_of(kinds, "scores(nodes=…)")
     addresses = [read_at(model, site, layer) for site, layer in metric.reads(model)]
     reads = tuple(a.read(model, i) for i, a in enumerate(addresses))
@@ -133,10 +132,12 @@ def read_at(model: LanguageModel, site: str, layer: int | None) -> Address:
 
 
 def refuse_remote(model: LanguageModel) -> None:
-    """Refuse a model that runs elsewhere.
+    """Refuse to rewire a model that runs elsewhere.
 
     Raises:
         EmotraceError: for a model loaded with ``remote=``.
     """
     if backend(model) is not HERE:
-        raise EmotraceError("circuit discovery differentiates and rewires the model here: load it without remote=.")
+        raise EmotraceError(
+            "edges rewire the model with its weights: load it here, without remote=, or score nodes (level='node')."
+        )

@@ -96,10 +96,10 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWirin
             f"layer {layer} of {name} norms its attention's output before adding it, so that heads do not add up: there "
             "are no edges between heads. Score nodes (level='node') instead."
         )
-    pre = sites.address("resid_pre", layer)
+    pre = sites.address("resid_pre", layer).seen
     start = recording.at(pre.path)[0]
     stream, given = (start.inp, start.order_in) if pre.side == "input" else (start.out, start.order_out)
-    later = pre.order - given  # sites count calls of the twin, which may have one more before the layers
+    later = int(pre.order) - given  # sites count calls of the twin, which may have one more before the layers
     end = recording.at(sites.address("z", layer).path)[0]
     between = [c for c in recording.calls if given <= c.order_in < end.order_in and c.inp is not None]
     norm = next((c for c in between if _is_norm(c) and _same(c.inp, stream)), None)

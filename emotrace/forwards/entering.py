@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,10 @@ class Here:
         with locked(model):
             return function(model, *args)
 
+    def keeping(self, model: LanguageModel, log: Path | None) -> AbstractContextManager[None]:
+        """Nothing: what runs here ends with whoever asked for it."""
+        return nullcontext()
+
     def results(
         self,
         model: LanguageModel,
@@ -75,6 +79,17 @@ def backend(model: LanguageModel) -> Backend:
 def enter(model: LanguageModel, function: Callable[..., R], *args: object) -> R:
     """``function(model, *args)``, a function of `emotrace.traced`, where the model lives; one at a time."""
     return backend(model).call(model, function, args)
+
+
+def keeping(model: LanguageModel, out: str | Path | None) -> AbstractContextManager[None]:
+    """While it is open, jobs of a server are found again by the same call after a kill; their ids lie beside what it writes.
+
+    Args:
+        model: from `emotrace.load`.
+        out: file or folder that is written; None where nothing is, and nothing is kept.
+    """
+    log = None if out is None else Path(out).with_name(f"{Path(out).name}.jobs")
+    return backend(model).keeping(model, log)
 
 
 def inputs(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:

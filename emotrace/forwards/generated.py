@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from emotrace import edits as edits_
 from emotrace.edits import Edit
 from emotrace.forwards import decoding, finite
-from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
 from emotrace.templates import Encoder
@@ -68,6 +68,7 @@ def generated(
         edits, sites, [item.about for item in items], [len(item.ids) for item in items],
         [len(ids) + most for ids in given], width + most, True,
     )  # fmt: skip
+    _refuse_cached(model, lowered, config.use_cache)
     fed = inputs(model, given)
     first = ("embed", None) if sites.has("embed") else ("resid_pre", min(sites.layers("resid_pre")))
     options |= {"generation_config": config, "logits_processor": [Watch(width, ends)]}
@@ -95,6 +96,23 @@ def generated(
             raise finite.refusal(what, model, [item], edits) from error
     new = [row[width:].tolist() for row in tokens]
     return [_reply(item.reply, ids, ends, sites.encoder, stop) for item, ids in zip(items, new, strict=True)], fired
+
+
+def _refuse_cached(model: LanguageModel, lowered: edits_.Lowered, caches: bool) -> None:
+    """Refuse edits at inputs that a key-value cache comes with, where values cross to and fro by copies.
+
+    Raises:
+        EmotraceError: naming the module.
+    """
+    if not backend(model).copies or not caches:
+        return
+    for group in lowered.groups:
+        path = str(group.place.envoy.path).partition(".")[2]
+        if group.place.side == "input" and path in model.sites.cached:
+            raise EmotraceError(
+                f"the input of {path} cannot be edited while {model.sites.model_class} generates on this server: the key-value "
+                "cache comes with it, and a copy of it would go on. Edit an output before it, or generate with use_cache=False."
+            )
 
 
 def _reply(

@@ -16,6 +16,7 @@ from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite
 from emotrace.forwards import decoding as decoding_
 from emotrace.forwards import rows as rows_
+from emotrace.forwards.entering import keeping
 from emotrace.forwards.generated import Generated, generated, text_of
 from emotrace.forwards.kept import Shared
 from emotrace.forwards.rows import BatchSize
@@ -169,7 +170,7 @@ def generate(
     if prefill:
         _refuse_beginnings(items, set(decoding_.ends_of(config)) - encoder.holding(stop))
     made = _made(model, items, config, batches if do_sample else [])
-    with Log(out) if out is not None else nullcontext() as log:
+    with keeping(model, out), Log(out) if out is not None else nullcontext() as log:
         rows = _known(log, prompts, method, draw, settings, made, encoder)
         known = [i for i, prompt in enumerate(prompts) if prompt.key in rows]
         fed = [

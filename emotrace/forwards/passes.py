@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace.datasets import Prompts
+from emotrace.forwards.entering import keeping
 from emotrace.forwards.streams import dry, fitting, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS
@@ -85,7 +86,17 @@ def passed(
     Raises:
         EmotraceError: for weights that a reduction cannot use, or an ``out`` that holds sums of another run.
     """
-    per_chunk = chunk(wanted) if per_chunk is None else per_chunk
+    with keeping(model, out):
+        return _passed(
+            model, prompts, wanted, method=method, batch_size=batch_size,
+            per_chunk=chunk(wanted) if per_chunk is None else per_chunk, out=out, progress=progress,
+        )  # fmt: skip
+
+
+def _passed(
+    model: LanguageModel, prompts: Prompts, wanted: Sequence[Reduction], *, method: str, batch_size: int, per_chunk: int,
+    out: str | Path | None, progress: bool,
+) -> dict[str, xr.Dataset]:  # fmt: skip
     begun = {reduction.name: reduction.begin() for reduction in wanted}
     alone = len(wanted) == 1
     settings = dict(wanted[0].settings) if alone else {r.name: dict(r.settings) for r in wanted}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 import xarray as xr
 
 from emotrace import provenance
@@ -16,7 +15,6 @@ from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
-from emotrace.prompt_tuning.readouts import refuse_remote
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
@@ -180,7 +178,7 @@ def name_embeddings(model: LanguageModel, names: Iterable[str], label: str = "em
     As a control of RSA: ``rsa.rdm(name_embeddings(lm, names), features="dim")``.
 
     Args:
-        model: from `emotrace.load`, its weights on this computer.
+        model: from `emotrace.load`.
         names: e.g. the emotions; each is tokenized with a blank before it, as inside a sentence.
         label: dim of the names.
 
@@ -188,18 +186,16 @@ def name_embeddings(model: LanguageModel, names: Iterable[str], label: str = "em
         float32 ``[label, dim]``.
 
     Raises:
-        EmotraceError: for a remote model, one without a tokenizer, or no names.
+        EmotraceError: for a model without a tokenizer, or no names.
     """
-    refuse_remote(model)
     words, tokenizer = [str(n) for n in names], model.sites.encoder.tokenizer
     if tokenizer is None or not words:
         raise EmotraceError("name_embeddings: at least one name, and a model with a tokenizer.")
-    embedding = model._module.get_input_embeddings()
-    rows = []
-    with torch.no_grad():
-        for word in words:
-            ids = torch.tensor(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
-            rows.append(embedding(ids.to(embedding.weight.device)).float().mean(0).cpu().numpy())
+    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    named = [{"key": str(i), "token_ids": of} for i, of in enumerate(ids)]
+    acts = capture(model, named, "embed", positions="all", progress=False)
+    values, keys = np.asarray(acts.sel(variable="embed").values, dtype=np.float32), np.asarray(acts.column("key"))
+    rows = [values[keys == str(i)].mean(0) for i in range(len(words))]
     return xr.DataArray(np.stack(rows), dims=(label, "dim"), coords={label: words}, name="embed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing import backend
 
 from emotrace.remote.jobs import Jobs, Request
+from emotrace.remote.naming import name_of
 from emotrace.remote.server import Server
 from emotrace.remote.words import Waiting
 from emotrace.sites import LanguageModel
@@ -57,6 +59,11 @@ class Backend(Protocol):
         """``function(model, *args)``, a function of `emotrace.traced`, there."""
         ...
 
+    def keeping(self, model: LanguageModel, log: Path | None) -> AbstractContextManager[None]:
+        """Where requests go on without whoever sent them: a file keeps the ids of all jobs that are sent meanwhile, until it ends
+        well. The same run begun again asks for their results."""
+        ...
+
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
@@ -77,6 +84,10 @@ class Simulated:
     def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """See `Backend`."""
         return runs.session(model, function, args, LocalSimulationBackend(model))[0]
+
+    def keeping(self, model: LanguageModel, log: Path | None) -> AbstractContextManager[None]:
+        """See `Backend`."""
+        return nullcontext()
 
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
@@ -100,7 +111,8 @@ class Remote:
         self.server, self._lock = server, lock
         self.gradients: bool | None = None
         self.copies = False
-        self.requests = 0
+        self.requests = self.weights = 0
+        self._kept: Jobs | None = None
 
     def holds(self, model: LanguageModel) -> bool:
         """See `Backend`."""
@@ -110,17 +122,50 @@ class Remote:
     def traffic(self) -> str:
         """See `Backend`."""
         sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
-        return f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
+        said = f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
+        return f"{said}, {self.weights / 1e6:.2f} MB of weights taken by calls there" if self.weights else said
 
     def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """See `Backend`."""
         request = Request("", function, lambda: args)
         return next(value for _, value in self.results(model, [request]))
 
+    @contextmanager
+    def keeping(self, model: LanguageModel, log: Path | None) -> Iterator[None]:
+        """See `Backend`."""
+        if log is None or self._kept is not None:  # what is kept already is kept
+            yield
+            return
+        self._kept = jobs = self._jobs(model, log, None)
+        try:
+            yield
+            jobs.done()
+        finally:
+            self._kept = None
+            jobs.close()
+
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
         """See `Backend`."""
+        kept = self._kept
+        if log is None and kept is not None:
+            for request, value in kept.results(map(_named, requests)):
+                self._take(kept)
+                yield request, value
+            return
+        jobs = self._jobs(model, log, tell)
+        try:
+            yield from jobs.results(requests)
+            jobs.done()
+        finally:
+            self._take(jobs)
+            jobs.close()
+
+    def _take(self, jobs: Jobs) -> None:
+        self.weights, jobs.taken = self.weights + jobs.taken, 0
+
+    def _jobs(self, model: LanguageModel, log: Path | None, tell: Tell | None) -> Jobs:
         compressed = CONFIG.API.COMPRESS
 
         def pack(request: Request) -> bytes:
@@ -131,12 +176,15 @@ class Remote:
             return carrier.blob
 
         said = tell or Waiting(self.server.host)
-        jobs = Jobs(self.server, model.to_model_key(), model._remoteable_get_env(), pack, compressed, log, said)
-        try:
-            yield from jobs.results(requests)
-            jobs.done()
-        finally:
-            jobs.close()
+        return Jobs(self.server, model.to_model_key(), model._remoteable_get_env(), pack, compressed, log, said)
+
+
+def _named(request: Request) -> Request:
+    """A request by the name of what it does, where it has none."""
+    if request.name:
+        return request
+    args = request.args()
+    return request._replace(name=name_of(request.function, args), args=lambda: args)
 
 
 class _Packed(backend.Backend):

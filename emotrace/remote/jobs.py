@@ -53,7 +53,8 @@ class Request(NamedTuple):
     """What one job does: ``function(model, *args)``, a function of `emotrace.traced`.
 
     Attributes:
-        name: tells it apart from all others of its run, and says what it does: a hash over everything that it depends on.
+        name: tells it apart from all others of its run, and says what it does: a hash over everything that it depends on;
+            empty for one that nobody asks for again.
         function: of `emotrace.traced`.
         args: makes its arguments; called when it is sent.
         about: anything that whoever asks wants back with the answer.
@@ -107,6 +108,9 @@ class Jobs:
         log: file of job ids, kept until `done`; None keeps none.
         tell: called with a few words on the job that is waited for.
         in_flight: most jobs sent and not answered.
+
+    Attributes:
+        taken: bytes of weights that jobs took by calls of modules, where these were not beside their blocks.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Jobs:
         self.pack, self.compressed, self.tell, self.in_flight = pack, compressed, tell, in_flight
         self.log = None if log is None else Log(log, ("request", "job"))
         rows = [] if self.log is None else self.log.rows()
+        self.taken = 0
         self.known = {row["request"]: row["job"] for row in rows if row["host"] == server.host}
 
     def results(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Any]]:
@@ -157,14 +162,14 @@ class Jobs:
             self.log.close()
 
     def _sent(self, request: Request) -> Job:
-        if request.name in self.known:  # sent before this process began
+        if request.name and request.name in self.known:  # sent before this process began
             return Job(request, self.known.pop(request.name), earlier=True)
         return Job(request, self._submit(request))
 
     def _submit(self, request: Request) -> str:
         blob = self.pack(request)
         job = self._insisting(lambda: self.server.submit(self.model_key, self.env, blob, self.compressed))
-        if self.log is not None:
+        if self.log is not None and request.name:
             self.log.append({"request": request.name, "job": job, "host": self.server.host})
         return job
 
@@ -191,8 +196,10 @@ class Jobs:
                     self._again(job, "the server does not know it")
             elif response.status == Status.COMPLETED:
                 try:
-                    return self._insisting(partial(self.server.result, response, self.compressed))["found"][0]
-                except (Gone, KeyError) as error:
+                    value, taken = self._insisting(partial(self.server.result, response, self.compressed))["found"]
+                    self.taken += taken
+                    return value
+                except (Gone, KeyError, ValueError) as error:
                     self._again(job, str(error))
             elif response.status == Status.ERROR:
                 self._error(job, response.description or "no reason given")

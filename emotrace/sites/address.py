@@ -30,11 +30,11 @@ class Address:
         order: when it happens in a forward, for reading in execution order.
         width: size of the last dim.
         error: largest relative deviation that the proof left.
-        kind: ``"plain"``; ``"mid"`` for ``base + scale · value``, read and edited at the attention's output; ``"base"``
-            for the ``resid_pre`` that such a site needs.
+        kind: ``"plain"``; ``"scaled"`` for ``scale · value``; ``"mid"`` for ``base + scale · value``, read and edited at the
+            attention's output; ``"base"`` for the ``resid_pre`` that such a site needs.
         scale: c, the factor of a scaled residual.
         base: address of ``resid_pre`` for kind ``"mid"``.
-        mirror: the module input that carries the same value a little later, for reading only (kind ``"mid"``).
+        mirror: the module input that carries the same value a little later, for reading only (kinds ``"mid"``, ``"scaled"``).
         overwritten: the model changes this very tensor in place later on, so a reader must not share it.
         writable: False for ``attn_pattern``.
         heads: of ``z``, into which its width is divided equally, and of ``attn_pattern``; 0 where they are not known.
@@ -49,7 +49,7 @@ class Address:
     order: float
     width: int
     error: float = 0.0
-    kind: Literal["plain", "mid", "base"] = "plain"
+    kind: Literal["plain", "scaled", "mid", "base"] = "plain"
     scale: float = 1.0
     base: Address | None = None
     mirror: Address | None = None
@@ -64,7 +64,7 @@ class Address:
 
     @property
     def seen(self) -> Address:
-        """Where the value is read: ``resid_mid`` of a sequential layer where the next norm is given it, without a sum."""
+        """Where the value is read: ``resid_mid`` of a sequential layer where the next norm is given it, as it is."""
         return self.mirror or self
 
     def plain(self) -> table.PlainAddress:
@@ -84,7 +84,8 @@ class Address:
         return Read(self.order, self.lower(model), number)
 
     def _place(self, here: Any) -> Place:
-        return Place(self.kind, here, self.side, self.index, self.flat, self.scale, overwritten=self.overwritten)
+        form = (self.kind, here, self.side, self.index, self.flat, self.scale)
+        return Place(*form, overwritten=self.overwritten, order=self.order)
 
 
 def envoy(model: TracedModel, path: str) -> Any:

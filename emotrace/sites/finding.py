@@ -16,6 +16,7 @@ from emotrace.labels import EmotraceError
 from emotrace.sites import twin as twins
 from emotrace.sites.address import Address
 from emotrace.sites.attached import Sites
+from emotrace.sites.entries import moved_out
 from emotrace.sites.equations import LayerProof, confirm, held, rows
 from emotrace.sites.finite import refuse_values, refuse_weights
 from emotrace.sites.heads import carried, layer_numbers
@@ -58,20 +59,24 @@ def find(module: nn.Module) -> Sites:
             )
         recording = record_ids(module)
         refuse_values(module, recording)
-        return _prove(module, module, recording)
+        return _entered(_prove(module, module, recording), module, module, recording)
     sites = _prove(twin, module, recording)
     sites.twin = twin
     if on_meta:
-        return sites
+        return _entered(sites, module, twin, recording)
     real = record_ids(module)
     refuse_values(module, real, sites.addresses)
     reason = _confirm(sites, real)
     if reason is None:
-        return sites
+        return _entered(sites, module, twin, recording)
     try:
-        return _prove(module, module, real, stream=False)
+        return _entered(_prove(module, module, real, stream=False), module, module, real)
     except EmotraceError as error:
         raise EmotraceError(f"{sites.model_class}: {reason}; and on the weights alone: {error}") from error
+
+
+def _entered(sites: Sites, real: nn.Module, probed: nn.Module, recording: Recording) -> Sites:
+    return moved_out(sites, real, probed, probe_ids(probed), recording)
 
 
 def _config(module: nn.Module) -> Any:
@@ -153,6 +158,7 @@ def _prove(probed: nn.Module, real: nn.Module, recording: Recording, stream: boo
         addresses=addresses,
         unproven={i: p for i, p in proofs.items() if isinstance(p, str)},
         overwritten=frozenset((c.path, side) for c in recording.calls for side in c.overwritten),
+        cached=frozenset(c.path for c in recording.calls if c.cached),
         moments={c.path: Moment(c.order_in, c.order_out) for c in reversed(recording.calls)},  # the first call stays
         attn_implementation=str(field(config, "_attn_implementation")),
         proofs=shown,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
 
 from emotrace.labels import EmotraceError
 
@@ -31,6 +32,8 @@ class Call:
     outs: tuple[Tensor | None, ...] = ()
     is_tuple: bool = False
     live: list[tuple[str, Tensor, int]] = field(default_factory=list, repr=False)
+    cached: bool = False
+    """Whether it is given a key-value cache beside its first input."""
     overwritten: set[str] = field(default_factory=set)
     """Sides whose tensor the model changed in place after this call."""
 
@@ -111,6 +114,7 @@ def record(module: nn.Module, ids: Tensor, changes: Mapping[ModuleSide, Change] 
         def hook(mod: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first = args[0] if args else next(iter(kwargs.values()), None)
             call = Call(path, mod, next(clock), _copy(first))
+            call.cached = any(isinstance(v, Cache) for v in (*args, *kwargs.values()))
             if isinstance(first, Tensor):
                 call.live.append(("input", first, first._version))
             recording.add(call)

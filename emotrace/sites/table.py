@@ -38,6 +38,7 @@ class SiteTable:
         addresses: site → layer (None for global sites) → address.
         unproven: layer → reason, where the residual stream could not be closed.
         overwritten: (path, side) of every tensor that the model changes in place after a module had it.
+        cached: paths of modules that are given a key-value cache beside their input.
         moments: path → when a module was called in the probe, and when it returned, at its first call.
         attn_implementation: of the model that was probed; ``attn_pattern`` exists under ``eager`` only.
         proofs: layer → the equations that were shown in it.
@@ -56,6 +57,7 @@ class SiteTable:
     addresses: dict[str, dict[int | None, Address]]
     unproven: dict[int, str] = field(default_factory=dict)
     overwritten: frozenset[tuple[str, str]] = frozenset()
+    cached: frozenset[str] = frozenset()
     moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
     attn_implementation: str = ""
     proofs: dict[int, LayerProof] = field(default_factory=dict, repr=False, compare=False)

@@ -183,7 +183,13 @@ def _narrow(config: object, head_dim: int) -> None:
     for name, size in sizes.items():
         old = field(config, name)
         if isinstance(old, int) and not isinstance(old, bool):
-            _set(config, name, size if name in ("num_attention_heads", "hidden_size") else min(old, size))
+            wide = (
+                "num_attention_heads",
+                "hidden_size",
+                "embedding_size",
+                "word_embed_proj_dim",
+            )  # the last two as hidden_size
+            _set(config, name, size if name in wide else min(old, size))
         elif isinstance(old, list) and old and all(isinstance(n, int) for n in old):  # one for every layer
             _set(config, name, [max(1, min(n, size * n // max(old))) for n in old])
     if isinstance(field(config, "head_dim"), int):

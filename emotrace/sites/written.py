@@ -23,6 +23,7 @@ def written(sites: Sites) -> dict[str, Any]:
         "addresses": [[s, k, asdict(a)] for s, by_layer in sites.addresses.items() for k, a in by_layer.items()],
         "unproven": list(map(list, sites.unproven.items())),
         "overwritten": sorted(map(list, sites.overwritten)),
+        "cached": sorted(sites.cached),
         "proofs": [[layer, asdict(proof)] for layer, proof in sites.proofs.items()],
     }
 
@@ -36,6 +37,7 @@ def read(found: dict[str, Any]) -> Sites:
         "addresses": addresses,
         "unproven": dict(found["unproven"]),
         "overwritten": frozenset(map(tuple, found["overwritten"])),
+        "cached": frozenset(found["cached"]),
         "moments": {path: Moment(*moment) for path, moment in found["moments"].items()},
         "proofs": {layer: _proof(proof) for layer, proof in found["proofs"]},
     }

@@ -72,7 +72,7 @@ def watched(model: LanguageModel, address: Address | None) -> Iterator[list[Tens
 
 @contextmanager
 def replaced(model: LanguageModel, address: Address, new: Tensor) -> Iterator[None]:
-    """Put ``new`` at an address by plain hooks; for kind ``mid``, ``(new − resid_pre) / c`` at the attention's output."""
+    """Put ``new`` at an address by plain hooks; for kind ``mid``, ``(new − base) / c``, for ``scaled``, ``new / c``."""
     handles = []
     before: list[Tensor] = []
     if address.kind == "mid":
@@ -80,7 +80,8 @@ def replaced(model: LanguageModel, address: Address, new: Tensor) -> Iterator[No
         handles.append(_hook(model._module, address.base, lambda value: before.append(value.clone())))
 
     def swap(value: Tensor) -> Tensor:
-        target = (new - before.pop()) / address.scale if address.kind == "mid" else new
+        target = new - before.pop() if address.kind == "mid" else new
+        target = target / address.scale if address.kind in ("mid", "scaled") else target
         return target.reshape(value.shape).to(value.dtype).clone()
 
     handles.append(_hook(model._module, address, swap))

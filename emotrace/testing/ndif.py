@@ -5,7 +5,7 @@ with loopback({"meta-llama/Llama-3.1-8B": "data/tiny_model"}) as server:
     mint({"meta-llama/Llama-3.1-8B": "data/tiny_model"})
     nnsight.CONFIG.API.APIKEY = server.key
     with model.trace("I won!", remote=server.url):
-        ...
+        ...                                         # in a process without weights; beside them with trusted_key
     server.faults(drop="running")                   # once: the socket closes when the next job runs
     server.log()[-1]["runs"]
 ```
@@ -59,11 +59,12 @@ class LoopbackServer:
 
     Attributes:
         url: where it listens, for ``remote=url`` or ``NDIF_HOST``.
-        key: the API key that it takes.
+        key: an API key as it is handed out: its blocks run in a process of their own (`ndif_server.sandbox`).
+        trusted_key: another one, whose blocks run beside the weights.
     """
 
     def __init__(self, command: list[str], key: str) -> None:
-        self.key = key
+        self.key, self.trusted_key = key, ""
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._said: list[str] = []
@@ -76,7 +77,9 @@ class LoopbackServer:
         Raises:
             EmotraceError: if it does not start, with what it said.
         """
-        command = [*self._command, *(["--port", self.url.rpartition(":")[2]] if self.url else [])]
+        command = [*self._command]
+        if self.url:
+            command += ["--port", self.url.rpartition(":")[2], "--trusted-key", self.trusted_key]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NNSIGHT_DEBUG", "NDIF_HOST")}
         self._process = process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -90,7 +93,8 @@ class LoopbackServer:
         if not line:
             self.stop()
             raise EmotraceError(f"the loopback server did not start:\n{self.said[-2000:]}")
-        self.url = json.loads(line)["url"]
+        told = json.loads(line)
+        self.url, self.trusted_key = told["url"], told["trusted_key"]
 
     def stop(self) -> None:
         """End the process at once, as a power cut would; `start` brings up an empty one."""
@@ -160,7 +164,9 @@ class LoopbackServer:
 
         Each has ``id``, ``model_key``, ``blocking``, ``state`` (``LOST`` where the server forgot it), ``states``, ``runs``,
         ``served`` (how often its result was handed over), ``polls``, ``bytes_in``, ``bytes_out`` (as sent, so compressed
-        where the client asked for that), ``payload`` (bytes of the result before compression) and ``error``.
+        where the client asked for that), ``payload`` (bytes of the result before compression), ``crossed`` and ``called``
+        (bytes between a block in a process of its own and the model, and those of them that calls of modules gave back) and
+        ``error``.
         """
         return self._ask("/admin/log")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import nnsight
 import torch
 
-from emotrace.traced import places
+from emotrace.traced import inner, places
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.precision import exactly
@@ -128,7 +128,7 @@ def forward(
     slopes = "gradients" in wanted
     with torch.inference_mode(False), torch.set_grad_enabled(slopes), model.trace(inputs) as tracer:
         answer = nnsight.save(_forward(steps, at, metric, sets, blends, wanted))
-        tracer.stop()
+        inner.stop(model, tracer)
     return answer
 
 
@@ -205,7 +205,7 @@ def rewired(
     """
     with torch.inference_mode(False), torch.set_grad_enabled(live), model.trace(inputs) as tracer:
         answer = nnsight.save(_rewired(wired, at, metric, others, cut, live))
-        tracer.stop()
+        inner.stop(model, tracer)
     return answer
 
 
@@ -265,7 +265,7 @@ def following(model: TracedModel, inputs: dict, given: list, last: Place) -> tor
         for place, value in given:
             places.put(place, value)
         read = nnsight.save([places.fetch(last, None, len(inputs["input_ids"])).float().cpu().clone()])
-        tracer.stop()
+        inner.stop(model, tracer)
     return read[0]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emotrace.traced import places, runs
+from emotrace.traced import inner, places, runs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.steps import Read
 
@@ -50,8 +50,8 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
 
     Returns:
         ``(deviations, roundings, dtypes, copies)``: max|got − want| / max|like| of every layer; max|want| / max|like|, by
-        which rounding is enlarged; the dtype of ``resid_post`` of the last layer, and of the weights; whether values are
-        handed over as copies.
+        which rounding is enlarged; the dtype of ``resid_post`` of the last layer, and of the weights, or of what is read
+        first where the weights are not beside the block; whether values are handed over as copies.
     """
     seen: dict = {}
 
@@ -71,8 +71,8 @@ def closures(model: TracedModel, inputs: dict, reads: list, layers: list) -> tup
         errors.append(max(e for e, _ in deviations))
         roundings.append(max(r for _, r in deviations))
     last = layers[-1].post
-    weights = next(iter(model._module.parameters())).dtype
-    return errors, roundings, (str(seen[last].dtype), str(weights)), copies(model, inputs, reads[0])
+    weights = seen[reads[0].number] if inner.weightless(model) else next(iter(model._module.parameters()))
+    return errors, roundings, (str(seen[last].dtype), str(weights.dtype)), copies(model, inputs, reads[0])
 
 
 def copies(model: TracedModel, inputs: dict, read: Read) -> bool:

@@ -184,14 +184,14 @@ def heads(model: TracedModel, values: list, names: list, layers: list, n_heads: 
 
 def post_normed(model: TracedModel, specs: list) -> list:
     """Whether a norm follows each projection."""
-    return [weights.output_projection(model, spec).norm is not None for spec in specs]
+    return [weights.normed(model, spec) for spec in specs]
 
 
 def head_weights(model: TracedModel, layer: HeadLayer) -> HeadWeights:
     """The weights of one layer, read where they are."""
     norm = layer.norm
     if norm is not None:
-        norm = weights.norm_of(norm._module, layer.spec.d_model, str(norm.path))
+        norm = weights.norm_at(model, norm, layer.spec.d_model)
     return HeadWeights(weights.output_projection(model, layer.spec), layer.directions, layer.residual, norm)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import nnsight
 import torch
 
-from emotrace.traced import programs
+from emotrace.traced import inner, programs
 from emotrace.traced.circuits import LoweredMetric
 from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
@@ -66,7 +66,7 @@ def capture(
         programs.forward(program, batch, start, stop, fired, sink, graph)
         _passed_back(graph, what, sink)
         counts = nnsight.save(list(fired))
-        tracer.stop()
+        inner.stop(model, tracer)
     return counts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import nnsight
 import torch
 
-from emotrace.traced import caches, places
+from emotrace.traced import caches, inner, places
 from emotrace.traced.caches import BeginningRecipe, Setup
 from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
@@ -34,7 +34,7 @@ def slopes(
     """
     with torch.inference_mode(False), torch.enable_grad(), model.trace(inputs) as tracer:
         answer = nnsight.save(_slopes(program, at, covectors, along))
-        tracer.stop()
+        inner.stop(model, tracer)
     return answer
 
 
@@ -48,9 +48,17 @@ def behind(
 
 def available(model: TracedModel, inputs: dict, program: list, width: int) -> bool:
     """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0."""
+    with torch.inference_mode(False), torch.enable_grad(), model.trace(inputs) as tracer:
+        answer = nnsight.save([_sloping(program, inputs["input_ids"].shape[0], width)])
+        inner.stop(model, tracer)
+    return answer[0]
+
+
+def _sloping(program: list, rows: int, width: int) -> bool:
+    """Asked inside the trace: an error that leaves one puts a block and a model that run apart out of step."""
     ones = torch.ones((1, width))
     try:
-        slope = slopes(model, inputs, program, [0] * inputs["input_ids"].shape[0], ones, ones[None])[0]
+        slope = _slopes(program, [0] * rows, ones, ones[None])[0]
     except Exception:  # in whatever words a server says that it keeps no graph
         return False
     return bool(torch.isfinite(slope).all()) and bool((slope != 0).any())

@@ -19,13 +19,34 @@ def worker() -> Any:
         return None
 
 
+def counts(mediator: Any) -> bool:
+    """Whether visits are counted where the block of a worker runs; a block that runs apart from its model sees no counts."""
+    return bool(mediator.interleaver is not None and mediator.interleaver.counts)
+
+
+def weightless(model: Any) -> bool:
+    """Whether a block runs apart from the weights of its model: what it holds are modules on the meta device."""
+    return next(model._module.parameters()).is_meta
+
+
+def stop(model: Any, tracer: Any) -> None:
+    """End a forward after its last step, inside a trace; where a block runs apart from its model, it goes on to its end.
+
+    There the word that the model is done follows a stop, too, and the next trace of the job would take it for its own.
+    """
+    if not weightless(model):
+        tracer.stop()
+
+
 def block_rows() -> tuple[int, int, int]:
     """``(all rows of the forward, first row of this block, rows of this block)``; zeros where nobody knows."""
     mediator = worker()
     if mediator is None or mediator.interleaver is None:
         return 0, 0, 0
     batcher = mediator.interleaver.batcher
-    if batcher is None or not batcher.total:
+    if batcher is None:  # counted elsewhere, with the visits
+        return (0, *(mediator.batch_group or (0, 0)))
+    if not batcher.total:
         return 0, 0, 0
     start, size = mediator.batch_group or (0, batcher.total)
     return batcher.total, start, size

@@ -5,6 +5,9 @@ swap the value and never change a tensor in place, because captured tensors alia
 
 ``resid_mid`` of a sequential residual is of kind ``mid``: ``base + scale · value`` at the attention's output, with
 ``resid_pre`` (kind ``base``) as its base. Where the base was passed unread, ``mirror`` (the next norm's input) is read.
+
+A base belongs to its forward. nnsight counts visits where the model is; where a block runs apart from it, nothing is counted,
+and a forward is known by the order of the places that the block asks for: an earlier one after a later is another forward.
 """
 
 from __future__ import annotations
@@ -13,22 +16,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emotrace.traced.inner import block_rows, worker
+from emotrace.traced.inner import block_rows, counts, worker
 
 
 class Place(NamedTuple):
     """A proven place of a model, as ``Address.lower`` makes it.
 
     Attributes:
-        kind: ``plain``, ``mid`` or ``base``.
+        kind: ``plain``, ``scaled``, ``mid`` or ``base``.
         envoy: nnsight's, of the module.
         side: ``input`` or ``output`` of it.
         index: element of a tuple; None takes a tensor as it is, or the first element.
         flat: whether the module holds ``[batch·token, width]``.
-        scale: of the value, in kind ``mid``.
+        scale: of the value, in kinds ``mid`` and ``scaled``.
         base: place of ``resid_pre``, in kind ``mid``.
         mirror: place of the next norm's input, in kind ``mid``.
         overwritten: whether the model changes this very tensor later on.
+        order: when it is there in a forward; None where nobody knows.
     """
 
     kind: str
@@ -40,13 +44,14 @@ class Place(NamedTuple):
     base: Any = None
     mirror: Any = None
     overwritten: bool = False
+    order: Any = None
 
 
 class LastBase(NamedTuple):
-    """The ``resid_pre`` that a trace read last: where, at which visit, and its value."""
+    """The ``resid_pre`` that a trace read last: where, at which visit (None where nothing is counted), and its value."""
 
     location: str
-    visit: int
+    visit: Any
     value: torch.Tensor
 
 
@@ -68,6 +73,8 @@ def fetch(place: Place, base: torch.Tensor | None = None, batch: int | None = No
     if place.kind == "mid":
         assert base is not None
         return base + (value if place.scale == 1.0 else place.scale * value)
+    if place.kind == "scaled":
+        return place.scale * value
     if place.overwritten:  # the model will change this very tensor in place: it goes on with a copy
         _set(place, _with(whole, place.index, element.clone()))
     if place.kind == "base":
@@ -88,7 +95,9 @@ def put(place: Place, new: torch.Tensor, base: torch.Tensor | None = None) -> No
         ValueError: if ``new`` does not have the shape of the value, or ``resid_pre`` was passed before ``resid_mid``.
     """
     if place.kind == "mid":
-        base = _base(place, new.shape[0] if new.ndim == 3 else None) if base is None else base
+        if base is None:
+            base = _base(place, new.shape[0] if new.ndim == 3 else None)
+            _used()
         if base is None:
             raise ValueError(
                 f"resid_mid cannot be written at {place.envoy.path}: the trace ran past resid_pre of its layer without "
@@ -96,6 +105,7 @@ def put(place: Place, new: torch.Tensor, base: torch.Tensor | None = None) -> No
             )
         new = new.to(base.device) - base
         new = new if place.scale == 1.0 else new / place.scale
+    new = new / place.scale if place.kind == "scaled" else new
     whole = _get(place)
     element = _element(whole, place.index)
     new = _shaped(new.to(element.device, element.dtype), element, place)
@@ -106,7 +116,7 @@ def add(place: Place, delta: torch.Tensor) -> None:
     """Add ``delta`` at a place (kind ``mid``: ``delta / scale`` at the attention's output), in float32 or wider, rounded once."""
     whole = _get(place)
     element = _element(whole, place.index)
-    if place.kind == "mid" and place.scale != 1.0:
+    if place.kind in ("mid", "scaled") and place.scale != 1.0:
         delta = delta / place.scale
     wide = element.to(torch.promote_types(element.dtype, torch.float32))
     delta = _shaped(delta.to(wide.device, wide.dtype), torch.zeros_like(wide), place)
@@ -123,10 +133,12 @@ def leaf(place: Place, batch: int) -> torch.Tensor:
 
 
 def _get(place: Place) -> Any:
+    _pass(place)
     return place.envoy.input if place.side == "input" else place.envoy.output
 
 
 def _set(place: Place, value: object) -> None:
+    _pass(place)
     if place.side == "input":
         place.envoy.input = value
     else:
@@ -152,6 +164,11 @@ def _unflatten(value: torch.Tensor, batch: int | None) -> torch.Tensor:
     if value.ndim != 2:
         return value
     total, start, size = block_rows()
+    if batch is None and size and not total:
+        raise ValueError(
+            "a module that holds batch and token in one axis does not say here which rows are this block's. Capture it, or "
+            "read a module that keeps them apart."
+        )
     if not total or (batch is not None and batch not in (size, total)):  # e.g. beams: more rows than prompts
         return value if batch is None else value.reshape(batch, -1, value.shape[-1])
     if value.shape[0] < total:  # one token: nnsight took the rows itself
@@ -181,12 +198,30 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, place: Place) -> torch.Ten
     return new.reshape(element.shape).contiguous()
 
 
+def _pass(place: Place) -> None:
+    """Note that a block asks for a place; one that comes before the last is of another forward, with other bases."""
+    mediator = worker()
+    if mediator is None or place.order is None or counts(mediator):
+        return
+    if place.order < getattr(mediator, "emotrace_order", place.order):
+        mediator.emotrace_base = None
+    mediator.emotrace_order = place.order
+
+
 def _remember(place: Place, value: torch.Tensor) -> None:
     """Keep the last ``resid_pre`` of this trace, for the ``resid_mid`` of the same layer."""
     mediator = worker()
     if mediator is not None:
         location = _location(place)
-        mediator.emotrace_base = LastBase(location, mediator.occurrence(location), value)
+        visit = mediator.occurrence(location) if counts(mediator) else None
+        mediator.emotrace_base = LastBase(location, visit, value)
+
+
+def _used() -> None:
+    """Where nothing is counted, a base serves one write: the next may be of another forward."""
+    mediator = worker()
+    if mediator is not None and not counts(mediator):
+        mediator.emotrace_base = None
 
 
 def _location(place: Place) -> str:
@@ -198,9 +233,17 @@ def _base(place: Place, batch: int | None) -> torch.Tensor | None:
     mediator = worker()
     if mediator is None:
         return fetch(place.base, None, batch)
-    there, wanted = _location(place.base), mediator.wanted(_location(place))
+    there = _location(place.base)
     last = getattr(mediator, "emotrace_base", None)
-    if last is not None and last.location == there and last.visit == wanted:
+    if last is not None and last.location != there:
+        last = None
+    if not counts(mediator):
+        if last is not None:
+            return last.value
+        passed = getattr(mediator, "emotrace_order", place.base.order) > place.base.order
+        return None if passed else fetch(place.base, None, batch)
+    wanted = mediator.wanted(_location(place))
+    if last is not None and last.visit == wanted:
         return last.value
     if mediator.occurrence(there) > wanted:
         return None

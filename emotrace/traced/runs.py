@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import nnsight
 import torch
 
-from emotrace.traced import passing, places, programs
+from emotrace.traced import called, inner, passing, places, programs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Sink
@@ -24,11 +24,12 @@ def session(model: TracedModel, function: Callable, args: tuple, backend: object
         backend: what carries the job.
 
     Returns:
-        A list of the one value that was returned; None where the backend only packs the job.
+        A list of the one value that was returned, and of how many bytes of weights came by calls; None where the backend only
+        packs the job.
     """
     found = None
     with model.session(backend=backend):
-        found = nnsight.save([function(model, *args)])
+        found = nnsight.save([function(model, *args), called.taken(model)])
     return found  # noqa: RET504 - the block's value comes back by its name
 
 
@@ -40,7 +41,7 @@ def capture(
     n_edits: int = 0,
     columns: tuple | None = None,
 ) -> list:
-    """One forward that reads and edits, and computes nothing after its last step.
+    """One forward that reads and edits, and computes nothing after its last step where the block runs beside the model.
 
     Args:
         model: an nnsight model.
@@ -59,8 +60,28 @@ def capture(
         fired = [0] * n_edits
         programs.forward(program, batch, start, stop, fired, sink)
         counts = nnsight.save(list(fired))
-        tracer.stop()
+        inner.stop(model, tracer)
     return counts
+
+
+class Seed:
+    """Called by transformers with scores: before the first token is drawn, it seeds the random state of where tokens are drawn.
+
+    A block may run apart from that place; its own random state is another.
+
+    Args:
+        seed: of the sampling.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed: int | None = seed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+            self.seed = None
+        return scores
 
 
 class Generation(NamedTuple):
@@ -103,9 +124,10 @@ def generate(model: TracedModel, one: Generation) -> tuple:
     """
     batch, width = one.inputs["input_ids"].shape
     program, last = one.program, width + one.steps - 1
+    options = one.options
     if one.seed is not None:
-        torch.manual_seed(one.seed)
-    with torch.no_grad(), model.generate(**one.options) as tracer:
+        options = options | {"logits_processor": [Seed(one.seed), *options.get("logits_processor", ())]}
+    with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * one.n_edits)
         with tracer.invoke(one.inputs):
             done = one.before

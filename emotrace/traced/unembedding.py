@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from emotrace.traced import places, weights
+from emotrace.traced import called, inner, places, weights
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 
@@ -55,13 +55,26 @@ def unembedded(model: TracedModel, inputs: dict, end: End, ids: list) -> tuple:
         whole: Any = model.output
         keep("logits", whole.logits[0][:, chosen.to(whole.logits.device)])
     d = found["state"].shape[-1]
-    norm = weights.norm_of(end.norm._module, d, str(end.norm.path))
+    norm = weights.norm_at(model, end.norm, d)
     matrix = getattr(end.head.envoy._module, "weight", None)
     if norm is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.shape[-1] != d:
         raise ValueError("its final norm or its unembedding is no norm and one row per token")
-    here = chosen.to(matrix.device)
-    rows = matrix.detach()[here].double().cpu()
-    bias = getattr(end.head.envoy._module, "bias", None)
-    added = bias.detach()[here].double().cpu() if isinstance(bias, Tensor) else torch.zeros(len(ids)).double()
+    rows, added = _rows(model, end.head.envoy, matrix, chosen)
     values = (found["state"], found["given"], found["logits"], rows, added, norm.gain.cpu(), norm.bias.cpu())
     return (*values, float(norm.eps), bool(norm.centred))
+
+
+def _rows(model: TracedModel, envoy: Any, matrix: Tensor, chosen: Tensor) -> tuple:
+    """Rows and biases of the unembedding, float64; by calls where its weights are not beside the block."""
+    if inner.weightless(model):
+        columns: list = []
+        called.each(
+            model, envoy, matrix.shape[1], matrix.shape[0], lambda block: columns.append(block[:, chosen].double())
+        )
+        bias = called.bias(model, envoy, matrix.shape[1])
+        rows = torch.cat(columns).T
+        return rows, torch.zeros(len(chosen)).double() if bias is None else bias[chosen].double()
+    here = chosen.to(matrix.device)
+    bias = getattr(envoy._module, "bias", None)
+    added = bias.detach()[here].double().cpu() if isinstance(bias, Tensor) else torch.zeros(len(here)).double()
+    return matrix.detach()[here].double().cpu(), added

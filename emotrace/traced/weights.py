@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from emotrace.traced import called, inner
 from emotrace.traced.model import TracedModel
 from emotrace.traced.precision import exactly
 
@@ -109,11 +110,58 @@ class OutputProjection:
         return torch.cat(parts, dim=-1).cpu()
 
 
+class CalledProjection(OutputProjection):
+    """An `OutputProjection` whose weights are not beside the block: each is taken by calls when it is asked for.
+
+    Args:
+        model: an nnsight model.
+        spec: where the map is.
+    """
+
+    def __init__(self, model: TracedModel, spec: Spec) -> None:
+        self.model, self.spec = model, spec
+        self.site, self.layer, self.scale = spec.site, spec.layer, spec.scale
+        self.norm = norm_at(model, spec.end, spec.d_model) if follows(spec) else None
+        self.held: dict = {}
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """``[width, d_model]``, kept from then on."""
+        if "weight" not in self.held:
+            parts: list = []
+            called.each(self.model, self.spec.map, self.spec.width, self.spec.d_model, parts.append)
+            self.held["weight"] = torch.cat(parts)
+        return self.held["weight"]
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """``[d_model]`` float32, or None."""
+        if "bias" not in self.held:
+            self.held["bias"] = called.bias(self.model, self.spec.map, self.spec.width)
+        return self.held["bias"]
+
+    def output(self, x: Tensor) -> Tensor:
+        """``x·matrix + bias`` as the model makes it; float32."""
+        return called.through(self.model, self.spec.map, x.flatten(0, -2)).float().reshape(*x.shape[:-1], -1)
+
+    def along(self, v: Tensor) -> Tensor:
+        """``matrix · v``, of which no more than a block is held."""
+        if "weight" in self.held:
+            return OutputProjection.along(self, v)
+        parts: list = []
+
+        def keep(rows: Tensor) -> None:
+            parts.append(v.to(rows.device, torch.float64) @ rows.double().T)
+
+        called.each(self.model, self.spec.map, self.spec.width, self.spec.d_model, keep)
+        return torch.cat(parts, dim=-1).cpu()
+
+
 def output_projection(model: TracedModel, spec: Spec) -> OutputProjection:
     """The map that takes a site into the residual stream.
 
     Args:
-        model: an nnsight model with weights.
+        model: an nnsight model; where its weights are not beside the block, they are taken by calls.
         spec: where it is.
 
     Raises:
@@ -128,6 +176,8 @@ def output_projection(model: TracedModel, spec: Spec) -> OutputProjection:
         matrix = matrix.T
     if matrix.shape != shape:
         raise ValueError(f"{_path(spec.map)} has a weight of shape {tuple(weight.shape)}, not {shape}.")
+    if inner.weightless(model):
+        return CalledProjection(model, spec)
     bias = getattr(module, "bias", None)
     bias = bias.detach().float() if isinstance(bias, Tensor) else None
     norm = norm_of(last, spec.d_model, _path(spec.end)) if follows(spec) else None
@@ -139,8 +189,33 @@ def follows(spec: Spec) -> bool:
     return not any(m is spec.map._module for m in spec.end._module.modules())
 
 
+def normed(model: TracedModel, spec: Spec) -> bool:
+    """Whether a norm follows a map."""
+    return follows(spec) and norm_at(model, spec.end, spec.d_model) is not None
+
+
 def _path(envoy: Any) -> str:
     return str(envoy.path).partition(".")[2]
+
+
+def norm_at(model: TracedModel, envoy: Any, width: int) -> Norm | None:
+    """As `norm_of`, of a module of a model, wherever its weights are."""
+    if not inner.weightless(model):
+        return norm_of(envoy._module, width, _path(envoy))
+    x = _rows(width)
+    sign = torch.ones(width)
+    sign[1::2] = -1.0
+    asked = torch.cat([x, torch.zeros(1, width), 64 * sign[None]])
+    made = called.through(model, envoy, asked)
+    asked, want = asked.to(made.dtype).double(), made.double()
+    bias, large = want[len(x)], asked[-1]
+
+    def gained(eps: float, centred: bool) -> Norm:
+        plain = Norm(torch.ones(width).double(), bias, eps, centred)
+        return Norm((want[-1] - bias) * plain.size(large) / plain.centre(large), bias, eps, centred)
+
+    tried = [gained(eps, c) for eps in _own(envoy._module) for c in (False, True)]
+    return _best(tried, asked[: len(x)], want[: len(x)], made.dtype, envoy._module, _path(envoy))
 
 
 def norm_of(module: torch.nn.Module, width: int, place: str = "") -> Norm | None:
@@ -154,15 +229,9 @@ def norm_of(module: torch.nn.Module, width: int, place: str = "") -> Norm | None
     vectors = dict(module.named_parameters())
     dtype = next((p.dtype for p in vectors.values()), torch.float32)
     device = next((p.device for p in vectors.values()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    # the small rows tell eps, the offset tells whether the mean is taken away
-    rows = (torch.randn(4, width, generator=generator) + 0.5) * torch.tensor([[1.0], [3.0], [0.03], [0.01]])
-    x = rows.to(device, dtype)
+    x = _rows(width).to(device, dtype)
     with torch.no_grad():
         want = module(x).double()
-    x = x.double()
-    if torch.equal(want, x):
-        return None
     gains, biases = (
         [torch.ones(width, dtype=torch.float64, device=device)],
         [torch.zeros(width, device=device).double()],
@@ -174,8 +243,30 @@ def norm_of(module: torch.nn.Module, width: int, place: str = "") -> Norm | None
                 biases = [value]
             else:
                 gains = [value, 1 + value]
+    tried = [Norm(g, b, eps, c) for g in gains for b in biases for eps in _own(module) for c in (False, True)]
+    return _best(tried, x.double(), want, dtype, module, place)
+
+
+def _rows(width: int) -> Tensor:
+    """Random rows: small ones tell eps, the offset tells whether the mean is taken away."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(4, width, generator=generator) + 0.5) * torch.tensor([[1.0], [3.0], [0.03], [0.01]])
+
+
+def _own(module: torch.nn.Module) -> list:
+    """What a norm may add to its variance."""
     own = [getattr(module, n) for n in dir(module) if "eps" in n and isinstance(getattr(module, n, None), float)]
-    tried = [Norm(g, b, eps, c) for g in gains for b in biases for eps in own or EPSILONS for c in (False, True)]
+    return own or list(EPSILONS)
+
+
+def _best(tried: list, x: Tensor, want: Tensor, dtype: torch.dtype, module: torch.nn.Module, place: str) -> Norm | None:
+    """The norm that makes of rows what a module makes of them; None for the identity.
+
+    Raises:
+        ValueError: if none does.
+    """
+    if torch.equal(want, x):
+        return None
     errors = [float((n(x) - want).abs().max()) for n in tried]
     error, best = min(zip(errors, tried, strict=True), key=lambda pair: pair[0])
     if not error <= (1e-4 + 8 * torch.finfo(dtype).eps) * max(float(want.abs().max()), 1e-12):

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emotrace import model as model_
@@ -15,7 +16,20 @@ from emotrace.remote import Server, jobs
 from emotrace.testing import tiny
 from emotrace.testing.ndif import loopback
 
-FAMILIES = ("llama", "qwen2", "gemma2", "gpt2", "gpt-neox", "falcon", "opt", "roberta", "modernbert", "bert")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "gemma2",
+    "olmo2",
+    "gpt2",
+    "gpt-neox",
+    "falcon",
+    "opt",
+    "granite",
+    "roberta",
+    "modernbert",
+    "bert",
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,16 +51,54 @@ def server(deployed: dict[str, Path]) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def pair(server: Any, deployed: dict[str, Path]) -> Callable[[str], tuple[Any, Any]]:
-    """Family → the model here, and the same on the server."""
+def loading(server: Any, deployed: dict[str, Path]) -> Callable[[str, str], Any]:
+    """Family, and whose key it is → the model on the server, loaded anew."""
 
-    @cache
-    def made(name: str) -> tuple[Any, Any]:
-        here = model_.load(deployed[name])
-        there = model_.load(deployed[name].parent / "client" / name, remote=Server(server.url, server.key))
-        return here, there
+    def made(name: str, world: str) -> Any:
+        key = server.key if world == "ordinary" else server.trusted_key
+        return model_.load(deployed[name].parent / "client" / name, remote=Server(server.url, key))
 
     return made
+
+
+@pytest.fixture(scope="session")
+def pairs(loading: Callable[[str, str], Any], deployed: dict[str, Path]) -> Callable[[str, str], tuple[Any, Any]]:
+    """Family, and whose key it is → the model here, and the same on the server."""
+    here = cache(lambda name: model_.load(deployed[name]))
+    return cache(lambda name, world: (here(name), loading(name, world)))
+
+
+@pytest.fixture(params=["ordinary", "trusted"])
+def world(request: pytest.FixtureRequest) -> str:
+    """Whose key it is: blocks run in a process without weights, or beside them."""
+    return request.param
+
+
+@pytest.fixture
+def pair(pairs: Callable[[str, str], tuple[Any, Any]], world: str) -> Callable[[str], tuple[Any, Any]]:
+    """Family → the model here, and the same on the server."""
+    return lambda name: pairs(name, world)
+
+
+@pytest.fixture
+def key(server: Any, world: str) -> str:
+    """The key."""
+    return server.key if world == "ordinary" else server.trusted_key
+
+
+@pytest.fixture
+def exact(world: str) -> Callable[..., None]:
+    """Equal to the bit, or with an ordinary key to rounding: weights went through calls, first tokens are not shared there."""
+
+    def same(got: Any, want: Any, name: str = "", tolerance: float = 1e-5) -> None:
+        got, want = np.asarray(got), np.asarray(want)
+        if world == "trusted" or got.dtype.kind not in "fc":
+            np.testing.assert_array_equal(got, want, err_msg=name)
+        else:
+            scale = float(np.nanmax(np.abs(want), initial=0)) or 1.0
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale, err_msg=name)
+
+    return same
 
 
 @pytest.fixture

@@ -80,12 +80,12 @@ def test_what_is_not_there_is_named_with_what_is(entries, said):
     ("state", "words"),
     [("WARM", "restored on request"), ("COLD", "deployed on request"), ("DEPLOYING", "is being loaded")],
 )
-def test_a_model_that_is_not_up_is_waited_for(pair, impatient, deployed, capfd, state, words):
+def test_a_model_that_is_not_up_is_waited_for(pair, impatient, deployed, capfd, state, words, key):
     (here, _), before = pair("llama"), len(impatient.log())
     impatient.modes(deploy_seconds=0.3, window=0.1)
     impatient.deployment("tiny/llama", state, "main")
     try:
-        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
+        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
         assert f"tiny/llama ({state}" in (said := capfd.readouterr().err)
         assert f"{words}; it is waited for, at most 3600 s" in said
         states = impatient.log()[before]["states"]
@@ -98,13 +98,13 @@ def test_a_model_that_is_not_up_is_waited_for(pair, impatient, deployed, capfd, 
         impatient.deployment("tiny/llama", "RUNNING")
 
 
-def test_a_trace_of_the_users_own_says_the_servers_key(pair, server, deployed, monkeypatch):
+def test_a_trace_of_the_users_own_says_the_servers_key(pair, server, deployed, monkeypatch, key):
     here, _ = pair("llama")
-    monkeypatch.setattr(CONFIG.API, "APIKEY", server.key)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     server.deployment("tiny/llama", "RUNNING", "main")
     try:
-        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(server.url, server.key))
+        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(server.url, key))
         found = []
         for lm, where in ((here, False), (there, server.url)):
             with torch.no_grad(), lm.trace(lm.sites.encode([[20, 21, 22]]), remote=where):
@@ -131,15 +131,15 @@ def test_a_model_that_does_not_come_up_is_an_error_that_names_it(impatient, depl
 
 
 @pytest.mark.parametrize("path", ["status", "env"])
-def test_a_server_that_cannot_say_yet_is_asked_again(pair, impatient, deployed, capfd, monkeypatch, path):
+def test_a_server_that_cannot_say_yet_is_asked_again(pair, impatient, deployed, capfd, monkeypatch, path, key):
     pair("llama")
     impatient.faults(http=path, code=504, message="timed out after 60 s")
-    et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
+    et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
     assert f"{impatient.url}/{path}: 504 timed out after 60 s: asked again" in capfd.readouterr().err
     monkeypatch.setattr(server_, "BUSY", 0.0)
     impatient.faults(http=path, code=504, times=-1)
     with pytest.raises(EmotraceError, match=r"504 .*the server does not answer"):
-        et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
+        et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
 
 
 def test_patience_is_as_long_as_a_server_may_need():

@@ -7,9 +7,12 @@ import time
 
 import pytest
 import torch
+import xarray as xr
 
 import emotrace as et
+from emotrace import attribution, scoring
 from emotrace.forwards.capturing import filling
+from emotrace.forwards.entering import keeping
 from emotrace.labels import EmotraceError
 from emotrace.remote import Remote, Server, jobs
 
@@ -30,8 +33,8 @@ def small(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pair, tmp_path_factory):
-    _, there = pair("llama")
+def undisturbed(pairs, tmp_path_factory):
+    _, there = pairs("llama", "trusted")
     out = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filling, "REQUEST_BYTES", 8_000)
@@ -169,13 +172,13 @@ def client(model, url, key, out):
     et.capture(et.load(model, remote=Server(url, key)), IDS, "resid_post", out=out, **OPTIONS)
 
 
-def test_a_client_killed_at_random_moments(deployed, impatient, small, undisturbed, tmp_path):
+def test_a_client_killed_at_random_moments(deployed, impatient, key, small, undisturbed, tmp_path):
     model = deployed["llama"].parent / "client" / "llama"
     rng = random.Random(os.environ.get("EMOTRACE_SEED", "3"))
     impatient.faults(delay="running", seconds=0.1, times=-1)
     for _ in range(4):
         before = len(impatient.log())
-        process = FORK.Process(target=client, args=(model, impatient.url, impatient.key, tmp_path / "a.zarr"))
+        process = FORK.Process(target=client, args=(model, impatient.url, key, tmp_path / "a.zarr"))
         process.start()
         wanted = before + rng.randrange(1, 5)
         while len(impatient.log()) < wanted and process.is_alive():
@@ -184,6 +187,61 @@ def test_a_client_killed_at_random_moments(deployed, impatient, small, undisturb
         process.kill()
         process.join()
     impatient.calm()
-    client(model, impatient.url, impatient.key, tmp_path / "a.zarr")
+    client(model, impatient.url, key, tmp_path / "a.zarr")
     assert content(tmp_path / "a.zarr") == undisturbed
+    assert not list(tmp_path.glob("*.jobs"))
+
+
+def generation(lm, out):
+    return [
+        row["token_ids"] for row in et.generate(lm, IDS[:9], max_new_tokens=2, batch_size=3, out=out, progress=False)
+    ]
+
+
+def likelihood(lm, out):
+    asked = [{"key": str(i), "token_ids": ids, "reply_ids": [40, 41 + i]} for i, ids in enumerate(IDS[:9])]
+    with keeping(lm, out):
+        return scoring.perplexity(lm, asked, 3)
+
+
+def contributions(lm, out):
+    asked = [
+        {"key": f"{i}", "token_ids": ids, "emotion": e}
+        for i, (ids, e) in enumerate(zip(IDS, ("a", "b") * 8, strict=False))
+    ]
+    width = lm.sites.d_model
+    grid = {"emotion": ["a", "b"], "layer": [1, 2], "sublayer": ["resid_post"]}
+    values = torch.randn(2, 2, 1, width, generator=torch.Generator().manual_seed(0)).numpy()
+    dirs = xr.DataArray(values, dims=(*grid, "dim"), coords=grid)
+    found = attribution.neuron_contributions(lm, asked, dirs, out=out, progress=False)
+    return found["contrast"].values.tolist()
+
+
+def calling(what, model, url, key, out):
+    torch.set_num_threads(1)
+    return what(et.load(model, remote=Server(url, key)), out)
+
+
+@pytest.mark.parametrize("what", [generation, likelihood, contributions], ids=lambda what: what.__name__)
+def test_what_was_asked_before_a_kill_is_not_asked_again(deployed, pair, impatient, key, what, tmp_path):
+    model, out = deployed["llama"].parent / "client" / "llama", tmp_path / "made"
+    before = len(impatient.log())
+    want = what(pair("llama")[1], tmp_path / "undisturbed")
+    whole = len(impatient.log()) - before
+    impatient.faults(delay="running", seconds=0.5, times=-1, after=2 if what is likelihood else 0)
+    process = FORK.Process(target=calling, args=(what, model, impatient.url, key, out))
+    loading = len(impatient.log()) + 1  # which asks, too
+    process.start()
+    while len(impatient.log()) <= loading and process.is_alive():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.kill()
+    process.join()
+    assert len(list(tmp_path.glob("*.jobs"))) == 1
+    impatient.calm()
+    between = len(impatient.log())
+    got = what(pair("llama")[1], out)
+    asked = len(impatient.log()) - loading
+    assert asked == whole, f"{between - loading} before the kill"
+    assert got == want
     assert not list(tmp_path.glob("*.jobs"))

@@ -14,7 +14,6 @@ from emotrace.testing import tiny
 KNOWN = {
     "llama": {
         "embed": ("model.embed_tokens", "output"),
-        "resid_pre": ("model.layers.1", "input"),
         "z": ("model.layers.1.self_attn.o_proj", "input"),
         "o_proj_out": ("model.layers.1.self_attn.o_proj", "output"),
         "attn_out": ("model.layers.1.self_attn", "output"),
@@ -69,6 +68,26 @@ def test_resid_mid_is_the_next_norms_input_at_the_attentions_output():
     assert (address.mirror.path, address.mirror.side) == ("model.layers.1.post_attention_layernorm", "input")
     assert address.base is not None
     assert address.base.site == "resid_pre"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "kind"),
+    [
+        ("llama", "model.embed_tokens", "base"),
+        ("gpt2", "transformer.drop", "base"),
+        ("gpt-neox", "gpt_neox.emb_dropout", "plain"),
+        ("opt", "model.decoder.embed_positions", "mid"),
+        ("granite", "model.embed_tokens", "scaled"),
+    ],
+)
+def test_what_a_layer_is_given_is_the_output_before_it(name, first, kind):
+    sites = find(tiny.build(name))
+    pre = [sites.address("resid_pre", layer) for layer in (0, 1)]
+    assert (pre[0].path, pre[0].side, pre[0].kind) == (first, "output", kind)
+    assert (pre[1].path, pre[1].side) == (sites.address("resid_post", 0).path, "output")
+    assert pre[1].order > sites.address("resid_post", 0).order
+    assert sites.address("resid_post", 1).path in sites.cached  # what comes with its input is left alone
+    assert not {pre[0].path, pre[1].base and pre[1].base.path} & sites.cached
 
 
 def test_sizes_of_heads_come_from_z():

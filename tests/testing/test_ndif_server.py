@@ -41,7 +41,7 @@ def started(directories: dict[str, Path]) -> Iterator[LoopbackServer]:
         pytest.MonkeyPatch.context() as patch,
         loopback(directories, inline_limit=4 << 20, execution_timeout=60.0) as server,
     ):
-        patch.setattr(nnsight.CONFIG.API, "APIKEY", server.key)
+        patch.setattr(nnsight.CONFIG.API, "APIKEY", server.trusted_key)
         patch.setattr(nnsight.CONFIG.API, "HOST", server.url)
         patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
         mint(directories)

@@ -34,6 +34,8 @@ class ServedJob:
     polls: int = 0
     bytes_out: int = 0
     payload: int = 0
+    crossed: int = 0
+    called: int = 0
     error: str = ""
 
 
@@ -50,6 +52,7 @@ class KeptResult:
     job: ServedJob
     request: RequestModel
     blob: bytes
+    trusted: bool
     stored: ResponseModel | None = None
     result: bytes = b""
     expires: float = float("inf")

@@ -1,10 +1,9 @@
-"""Loopback: the queue of one server, in which jobs run one after the other with nnsight's own server-side calls."""
+"""Loopback: the queue of one server, in which jobs run one after the other: here, or in a process of their own."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import queue
 import socket
 import threading
@@ -15,18 +14,17 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import nnsight.tracing.globals
-import torch
 import zstandard
 from nnsight import TransformersModel
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
-from nnsight.tracing.tracer import _saves, dec, inc
 
 from emotrace.testing.ndif_server import deployments, modes
 from emotrace.testing.ndif_server.deployments import Deployment
+from emotrace.testing.ndif_server.executing import executed, unpacked
 from emotrace.testing.ndif_server.faults import Faults, Misfortune
 from emotrace.testing.ndif_server.jobs import LOST, KeptResult, Refusal, ServedJob
+from emotrace.testing.ndif_server.sandbox import BlockError, Sandbox
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
 
 Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
@@ -37,16 +35,20 @@ class Loopback:
 
     Args:
         models: what a client calls a model → the model.
-        key: that a client must give.
+        keys: that a client must give: an ordinary one, whose blocks run in a process of their own, and a trusted one, whose
+            blocks run in this one.
         port: to listen on; 0 for a free one.
         modes: of `modes.MODES`.
         handler: what answers HTTP for a server: `requests.handler`.
+        sandbox: where the blocks of the ordinary key run.
     """
 
     def __init__(
-        self, models: dict[str, TransformersModel], key: str, port: int, modes: dict[str, Any], handler: Handler
-    ) -> None:
-        self.models, self.key, self.modes, self.handler = models, key, dict(modes), handler
+        self, models: dict[str, TransformersModel], keys: tuple[str, str], port: int, modes: dict[str, Any], handler: Handler,
+        sandbox: Sandbox,
+    ) -> None:  # fmt: skip
+        self.models, self.keys, self.modes, self.handler = models, keys, dict(modes), handler
+        self.sandbox = sandbox
         self.deployments = {name: Deployment(name, model) for name, model in models.items()}
         self.faults = Faults()
         self.lock = threading.RLock()
@@ -85,10 +87,10 @@ class Loopback:
         time.sleep(seconds)
         self.listen(port)
 
-    def submit(self, request: RequestModel, blob: bytes, bytes_in: int) -> ResponseModel:
+    def submit(self, request: RequestModel, blob: bytes, bytes_in: int, trusted: bool) -> ResponseModel:
         """Take a job in; its first answer."""
         job = ServedJob(str(uuid.uuid4()), request.model_key, bool(request.session_id), bytes_in)
-        held = KeptResult(job, request, blob)
+        held = KeptResult(job, request, blob, trusted)
         with self.lock:
             self.held[job.id] = held
         received = ResponseModel(id=job.id, status=Status.RECEIVED, description="Your job has been received.")
@@ -186,25 +188,20 @@ class Loopback:
         """Execute the block against the model it names; the saved values as torch writes them."""
         model = held.model
         assert model is not None  # none is in the queue without
-        nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
-        nnsight.tracing.globals.BLOCKS.clear()
         held.job.runs += 1
-        objects = model._remoteable_persistent_objects()
-        try:
-            tracer = RequestModel.deserialize(held.blob, objects, held.request.compress)
-        except Exception as error:
-            raise ValueError(f"Your request payload could not be read ({type(error).__name__}: {error})") from error
         model._remoteable_set_env(held.request.env)
-        inc()
-        try:
-            with modes.limits(self.modes, functools.partial(self.tell, held, Status.LOG)):
-                tracer.execute(tracer.info.code)
-            saved = {k: v for k, v in tracer.info.frame.f_locals.items() if id(v) in _saves()}
-        finally:
-            dec()
-        with io.BytesIO() as file:
-            torch.save(saved, file)
-            return file.getvalue()
+        say = functools.partial(self.tell, held, Status.LOG)
+        with modes.limits(self.modes, say, held.trusted):
+            if held.trusted:
+                objects = model._remoteable_persistent_objects()
+                return executed(unpacked(held.blob, objects, held.request.compress))
+
+            def count(what: str, size: int) -> None:
+                setattr(held.job, what, getattr(held.job, what) + size)
+
+            name = next(name for name, one in self.models.items() if one is model)
+            autocast = self.modes["autocast"]
+            return self.sandbox.run(name, model, held.blob, held.request.compress, autocast, say, count)
 
     def finish(self, held: KeptResult, result: bytes, seconds: float) -> None:
         """Hand the result over on the socket, or say where it lies."""
@@ -230,6 +227,8 @@ class Loopback:
         held.job.error = f"{type(error).__name__}: {error}"
         if isinstance(error, (Misfortune, Refusal, modes.Overtime)):  # not the block's fault: a sentence
             text = str(error)
+        elif isinstance(error, BlockError):
+            held.job.error, text = str(error), error.text
         else:
             text = "".join(traceback.format_exception(error))
         self.send(held, ResponseModel(id=held.job.id, status=Status.ERROR, description=text, meta=_meta(seconds)))

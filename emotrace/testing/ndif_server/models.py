@@ -14,12 +14,23 @@ from nnsight.ndif import get_local_env
 
 def load(directory: Path, dtype: str) -> TransformersModel:
     """A model from its folder, causal or masked."""
+    module = described(directory)[1].from_pretrained(directory, dtype=getattr(torch, dtype))
+    return wrapped(module, directory)
+
+
+def described(directory: Path) -> tuple[Any, Any]:
+    """The configuration of a model, and the class that makes it."""
     config = transformers.AutoConfig.from_pretrained(directory)
     masked = any("MaskedLM" in name for name in config.architectures or ())
-    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
-    module = auto.from_pretrained(directory, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
-    model = TransformersModel(module, tokenizer=transformers.AutoTokenizer.from_pretrained(directory))
-    model.task = "fill-mask" if masked else "text-generation"
+    return config, transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+
+
+def wrapped(module: torch.nn.Module, directory: Path) -> TransformersModel:
+    """nnsight's model of a module, frozen."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    device = next(module.parameters()).device
+    model = TransformersModel(module.eval().requires_grad_(False), tokenizer=tokenizer, device=device)
+    model.task = "fill-mask" if "MaskedLM" in type(module).__name__ else "text-generation"
     return model
 
 

@@ -30,19 +30,23 @@ class Overtime(BaseException):
 
 
 @contextlib.contextmanager
-def limits(modes: dict[str, Any], say: Callable[[str], None]) -> Iterator[None]:
-    """The modes, around one block that tells what it prints."""
+def limits(modes: dict[str, Any], say: Callable[[str], None], trusted: bool) -> Iterator[None]:
+    """The modes, around one block that tells what it prints; what another process does to values anyway is left to it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(Prints(say)))
-        if dtype := modes["autocast"]:
-            stack.enter_context(torch.autocast("cpu", dtype=getattr(torch, dtype)))
-        if modes["copies"] or modes["no_gradients"]:
+        stack.enter_context(cast(modes["autocast"]))
+        if trusted and (modes["copies"] or modes["no_gradients"]):
             stack.enter_context(_crossing(modes["copies"], modes["no_gradients"]))
         if seconds := modes["execution_timeout"]:
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, functools.partial(_overtime, seconds))
             signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
+
+
+def cast(dtype: str | None) -> contextlib.AbstractContextManager[Any]:
+    """torch.autocast to a dtype; nothing for None."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=getattr(torch, dtype))
 
 
 def _overtime(seconds: float, *_: object) -> None:

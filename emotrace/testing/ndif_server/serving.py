@@ -19,6 +19,7 @@ from emotrace.testing.ndif_server.deployments import STATES
 from emotrace.testing.ndif_server.loopback import Loopback
 from emotrace.testing.ndif_server.modes import MODES
 from emotrace.testing.ndif_server.requests import FORM, handler, is_key
+from emotrace.testing.ndif_server.sandbox import Sandbox
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--key", default=os.environ.get("NDIF_API_KEY") or str(uuid.uuid4()), help="$NDIF_API_KEY, or random"
     )
+    found.add_argument("--trusted-key", default=str(uuid.uuid4()), help="whose blocks run beside the weights; random")
     found.add_argument("--dtype", default="float32", help="of the weights")
     found.add_argument("--threads", type=int, help="of torch")
     found.add_argument("--attached", action="store_true", help="end when standard input closes")
@@ -54,20 +56,24 @@ def main(arguments: list[str] | None = None) -> None:
         sys.modules[name] = None  # type: ignore[assignment]
     options = vars(parser().parse_args(arguments))
     os.environ.pop("NDIF_API_KEY", None)  # blocks of clients run here
-    if not is_key(options["key"]):
+    keys = (options["key"], options["trusted_key"])
+    if not all(map(is_key, keys)):
         raise SystemExit(f"the key is none: keys are of the form {FORM}")
-    torch.set_num_threads(options["threads"] or torch.get_num_threads())
     transformers.utils.logging.disable_progress_bar()
-    up = {}
-    for given in options["model"]:
-        name, _, directory = given.rpartition("=")
-        up[name or directory] = models.load(Path(directory), options["dtype"])
-    server = Loopback(up, options["key"], options["port"], {m: options.get(m, MODES[m]) for m in MODES}, handler)
+    threads = options["threads"] or torch.get_num_threads()
+    split = [given.rpartition("=") for given in options["model"]]
+    directories = {name or directory: Path(directory) for name, _, directory in split}
+    sandbox = Sandbox(directories, options["dtype"], threads)
+    torch.set_num_threads(threads)
+    up = {name: models.load(directory, options["dtype"]) for name, directory in directories.items()}
+    modes = {m: options.get(m, MODES[m]) for m in MODES}
+    server = Loopback(up, keys, options["port"], modes, handler, sandbox)
     for name, _, state in (given.rpartition("=") for given in options["state"]):
         server.deployments[name].order(state, None)
     if options["attached"]:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    print(json.dumps({"url": server.url, "key": server.key, "models": list(up)}), flush=True)
+    told = {"url": server.url, "key": keys[0], "trusted_key": keys[1], "models": list(up)}
+    print(json.dumps(told), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.work()
 
