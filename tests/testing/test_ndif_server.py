@@ -286,7 +286,7 @@ def _entry(server: LoopbackServer) -> dict[str, Any]:
 
 
 def test_what_status_says_of_a_model(server: LoopbackServer, client: Any) -> None:
-    always = {"repo_id": NAME, "model_key": client.to_model_key(), "dtype": "float32", "trusted": True}
+    always = {"repo_id": NAME, "model_key": client.to_model_key(), "dtype": "float32", "trusted": False}
     for state, more in (
         ("RUNNING", {"deployment_level": "HOT", "application_state": "RUNNING"}),
         ("DEPLOYING", {"deployment_level": "HOT", "application_state": "DEPLOYING"}),
