@@ -89,7 +89,7 @@ def test_neurons_of_untuned_prompts(served, tmp_path, monkeypatch):
             "texts": tmp_path / "model",
             "remote": server.url,
         }
-        with pytest.raises(EmotraceError, match="soft prompts are tuned, .* where the weights are"):
+        with pytest.raises(EmotraceError, match=r"soft prompts are tuned, .* where the weights are"):
             module.main(**settings, out=tmp_path / "refused")
         module.main(**(settings | {"position": "last"}), out=tmp_path / "there")
     report = json.loads((tmp_path / "there" / "report.json").read_text())
