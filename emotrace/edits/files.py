@@ -7,29 +7,32 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
 from emotrace import bundles, provenance
 from emotrace.edits.kinds import EDITS, Edit
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.sites import Site
-
-if TYPE_CHECKING:
-    pass
 
 NAME: Final = "edits"
 
 
 @typed
 def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
-    """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder."""
+    """Write edits as ``edits.safetensors`` (payloads) and ``edits.json`` (the rest) into a folder.
+
+    Raises:
+        EmotraceError: for a class that is not listed in `EDITS`.
+    """
     tensors: dict[str, np.ndarray] = {}
     described = []
     for i, edit in enumerate(edits):
+        if EDITS.get(type(edit).__name__) is not type(edit):
+            raise unknown("edit", type(edit).__name__, EDITS, f"save_edits(edits[{i}])")
         row: dict[str, Any] = {"edit": type(edit).__name__}
         for f in fields(edit):
             value = getattr(edit, f.name)

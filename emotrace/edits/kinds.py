@@ -37,6 +37,8 @@ class Edit:
     units: Any = None
     origin: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
     kind: ClassVar[str] = ""
+    by_unit: ClassVar[bool] = False
+    """Whether the vector holds a factor for every unit."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -56,6 +58,16 @@ class Edit:
     def payload(self) -> Any:
         """The vector that the edit carries, or None."""
         return getattr(self, "vector", None)
+
+    @property
+    def by_direction(self) -> bool:
+        """Whether only the direction of the vector counts, not its length."""
+        return False
+
+    @property
+    def by_activation(self) -> bool:
+        """Whether what is written is measured in the activation, so that its size is not known beforehand."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,16 @@ class Add(Edit):
             raise unknown("scale", self.scale, ("raw", "unit", "rms"), "Add(scale=…)")
         arguments.number("Add(strength)", self.strength)
 
+    @property
+    def by_direction(self) -> bool:
+        """In units of a length."""
+        return self.scale != "raw"
+
+    @property
+    def by_activation(self) -> bool:
+        """In units of RMS(h)."""
+        return self.scale == "rms"
+
 
 @dataclass(frozen=True)
 class Scale(Edit):
@@ -95,6 +117,7 @@ class Scale(Edit):
     strength: float = 1.0
     vector: Any = None
     kind: ClassVar[str] = "scale"
+    by_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +145,16 @@ class Project(Edit):
         if self.vector is None:
             raise EmotraceError("Project(vector=None): a projection needs a vector.")
         arguments.number("Project(strength)", self.strength)
+
+    @property
+    def by_direction(self) -> bool:
+        """Along it is projected."""
+        return True
+
+    @property
+    def by_activation(self) -> bool:
+        """What is taken away is a part of h."""
+        return True
 
 
 EDITS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}

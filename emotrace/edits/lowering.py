@@ -16,7 +16,7 @@ from emotrace.edits.kinds import EDITS, Edit
 from emotrace.edits.sizes import directed, largest, refuse_overflow
 from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown, value_dims
 from emotrace.sites import Address, Site, Sites
-from emotrace.traced.edits import Group, Operation, flags
+from emotrace.traced.edits import CHANGES, Group, Operation, flags
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Keep, ordered
 
@@ -53,6 +53,8 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
         place = f"edits[{i}]"
         if not isinstance(edit, Edit) or not edit.kind:
             raise EmotraceError(f"{place} is {type(edit).__name__}, not one of {', '.join(EDITS)}.")
+        if edit.kind not in CHANGES:
+            raise unknown("kind", edit.kind, CHANGES, f"{place} ({type(edit).__name__})")
         provenance.check(edit, sites, place)
         for address in _addresses(edit, sites, place):
             columns = _columns(edit, address, sites, place)
@@ -99,7 +101,7 @@ def lower(
             if payload is not None and wanted is not None and payload.shape[-1] == address.width:
                 payload = payload[..., wanted]
             width, strength = address.width, getattr(edit, "strength", 1.0)
-            if edit.kind == "scale" and payload is not None:  # a factor for every unit is a strength that broadcasts
+            if edit.by_unit and payload is not None:  # a factor for every unit is a strength that broadcasts
                 place = sites.place(_own(address) if address.own else address.site, address.layer)
                 strength, payload = strength * _beside(payload, place), None
             operation = Operation(

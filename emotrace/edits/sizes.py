@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from emotrace.edits.kinds import Edit
+from emotrace.edits.kinds import Add, Edit
 from emotrace.labels import EmotraceError
 from emotrace.sites import Sites
 
@@ -30,16 +30,15 @@ def directed(
     Raises:
         EmotraceError: for a vector of zero in the edited columns.
     """
-    scale = getattr(edit, "scale", "raw")
-    if edit.kind != "project" and scale == "raw":
+    if not edit.by_direction:
         return tensor
     whole = columns is None or len(columns) == tensor.shape[-1]
     norms = (tensor if whole else tensor[..., columns]).double().norm(dim=-1, keepdim=True)
     if bool((norms == 0).any()):
         row = int((norms.reshape(-1) == 0).nonzero()[0])
         of = f"the vector of {names[row]!r} is zero: " if tensor.ndim > 1 and len(names) else ""
-        how = "Project" if edit.kind == "project" else f"scale={scale!r}"
-        raise EmotraceError(f"{place}: {of}a zero vector has no direction ({how}).")
+        scaled = f"scale={edit.scale!r}" if isinstance(edit, Add) else type(edit).__name__
+        raise EmotraceError(f"{place}: {of}a zero vector has no direction ({scaled}).")
     extreme = (norms < SMALL) | (norms > LARGE)
     return torch.where(extreme, (tensor.double() / norms).float(), tensor)
 
@@ -61,11 +60,11 @@ def refuse_overflow(
     Raises:
         EmotraceError: naming what is too large.
     """
-    strength, scale = abs(float(getattr(edit, "strength", 1.0))), getattr(edit, "scale", "raw")
+    strength = abs(float(getattr(edit, "strength", 1.0)))
     size, what = strength, f"strength {strength:.3g}"
-    if payload is not None and edit.kind != "project" and scale != "rms":
+    if payload is not None and not edit.by_activation:
         v = (payload if columns is None or len(columns) == payload.shape[-1] else payload[..., columns]).double()
-        v = v / v.norm(dim=-1, keepdim=True) if scale == "unit" else v
+        v = v / v.norm(dim=-1, keepdim=True) if edit.by_direction else v
         size, what = strength * float(v.abs().max()), f"{what} times a payload of up to {float(v.abs().max()):.3g}"
     if size > most[0]:
         raise EmotraceError(f"{place}: {what} is more than {most[1]} holds ({most[0]:.3g}).")

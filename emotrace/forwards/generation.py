@@ -22,7 +22,7 @@ from emotrace.forwards.kept import Shared
 from emotrace.forwards.rows import BatchSize
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import Row
+from emotrace.replies.row import OWN, Row
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 60
 """Most tokens of a reply where nothing is said."""
-FIELDS = ("key", "method", "draw", "gen_text", "token_ids", "meta")
-"""Fields of a row that are not labels of its prompt."""
 
 
 @typed
@@ -258,7 +256,7 @@ def _known(
             name = f"row {row['key']!r} ({method}{f', draw {draw}' if draw else ''})"
             now = {k: v for k, v in made[i].items() if batch or k != "batch"}
             disk.same_row(log.path, row, {**settings, **now}, name)
-            told, labels = ({k: v for k, v in of.items() if k not in FIELDS} for of in (row, prompts[i].labels))
+            told, labels = ({k: v for k, v in of.items() if k not in OWN} for of in (row, prompts[i].labels))
             disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
             _refuse_changed(row, encoder, f"{log.path}: {name}")
     return {row["key"]: row for row in known}
@@ -281,7 +279,7 @@ def _row(prompt: Prompt, reply: Generated, item: finite.Item, method: str, draw:
         "key": prompt.key,
         "method": method,
         "draw": draw,
-        **{k: v for k, v in prompt.labels.items() if k not in FIELDS},
+        **{k: v for k, v in prompt.labels.items() if k not in OWN},
         "gen_text": reply.text,
         "token_ids": list(reply.token_ids),
         "meta": {"prompt_length": len(item.ids), **begun, "stopped": reply.stopped, **settings},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Required, TypedDict, cast
+from typing import Any, Final, TypedDict, cast, get_type_hints
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from emotrace.files import read_jsonl
 from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
-OWN: Final = ("key", "method", "draw", "gen_text", "token_ids", "meta", "verdict", "verdict_from_third", "verdict_target",
-              "verdict_second", "judge")  # fmt: skip
-"""Fields of a row that are not labels of its prompt."""
 NAMED_BY: Final = ("key", "method", "draw")
 """The fields that tell rows apart."""
 
@@ -45,15 +42,36 @@ class Meta(TypedDict, total=False):
     kl: float
 
 
-class Row(TypedDict, total=False):
-    """One reply: what names it (``key, method, draw``), labels of its prompt, text and tokens, verdicts, and ``meta``.
+class Named(TypedDict):
+    """A row has a name, if only its key."""
+
+    key: str
+
+
+class Own(Named, total=False):
+    """What a row has of its own: what names it, text and tokens, verdicts and measurements, and ``meta``."""
+
+    method: str
+    draw: int
+    gen_text: str
+    token_ids: list[int]
+    verdict: Judged
+    verdict_from_third: Judged
+    verdict_target: Judged
+    verdict_second: Judged
+    judge: Judged
+    meta: Meta
+    measures: dict[str, float]
+    ratings: dict[str, Any]
+    substring: int
+
+
+class Row(Own, total=False):
+    """One reply: its `Own` fields, and labels of its prompt.
 
     The labels named here are those of our data sets; a row may carry others, which `label_of` reads.
     """
 
-    key: Required[str]
-    method: str
-    draw: int
     emotion: str
     valence: str
     skeleton_id: str
@@ -67,17 +85,10 @@ class Row(TypedDict, total=False):
     question_id: str
     condition: str
     dose: float
-    gen_text: str
-    token_ids: list[int]
-    verdict: Judged
-    verdict_from_third: Judged
-    verdict_target: Judged
-    verdict_second: Judged
-    judge: Judged
-    meta: Meta
-    measures: dict[str, float]
-    ratings: dict[str, Any]
-    substring: int
+
+
+OWN: Final = tuple(get_type_hints(Own))
+"""Fields of a row that are not labels of its prompt."""
 
 
 def label_of(row: Mapping[str, Any], name: str) -> Any:
@@ -129,14 +140,14 @@ def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[Row]:
 
     Args:
         path: the file.
-        needed: fields that every row must have (``verdict|judge``: one of the two); others of `FIELDS` may be null.
+        needed: fields that every row must have (``verdict|judge``: one of the two); others of `CHECKED` may be null.
         what: that a row is to be, for messages.
 
     Returns:
         At least one row.
 
     Raises:
-        EmotraceError: naming file and line, as `emotrace.files.read_jsonl`, for a field of another type than `FIELDS` says, a
+        EmotraceError: naming file and line, as `emotrace.files.read_jsonl`, for a field of another type than `CHECKED` says, a
             needed one that is missing, or no row at all.
     """
     rows: list[Row] = []
@@ -155,12 +166,12 @@ def read_rows(path: str | Path, *needed: str, what: str = "a row") -> list[Row]:
 
 
 def check_row(row: Mapping[str, Any], where: str) -> None:
-    """Refuse a row whose known fields are of another type than `FIELDS` says.
+    """Refuse a row whose known fields are of another type than `CHECKED` says.
 
     Raises:
         EmotraceError: naming the place, the field and what it is.
     """
-    for name, (what, right) in FIELDS.items():
+    for name, (what, right) in CHECKED.items():
         value = row.get(name)
         if value is not None and not right(value):
             shown = repr(value)
@@ -243,7 +254,7 @@ def _ratings(value: object) -> bool:
 
 
 _A_VERDICT: Final = "{predicted, match: 0 | 1 | null, judge, reason}"
-FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+CHECKED: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "key": ("a text", _name),
     "method": ("a name", _name),
     "draw": ("a whole number from 0", _count),

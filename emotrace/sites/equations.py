@@ -12,12 +12,14 @@ possibly times another projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from emotrace.labels import LAYER_SITES, EmotraceError, unknown
 from emotrace.sites.address import Address
 from emotrace.sites.probe import Call, Recording
 
@@ -109,6 +111,9 @@ def confirm(recording: Recording, proof: LayerProof) -> LayerProof | str:
     """A layer's proof repeated on another recording at the same addresses, with the errors and widths found there.
 
     Sites whose equation fails are left out; where the closure itself fails, the reason is returned.
+
+    Raises:
+        EmotraceError: for a site that has no equation in `EQUATIONS`.
     """
     found = closure(recording, proof)
     if found is None:
@@ -118,8 +123,10 @@ def confirm(recording: Recording, proof: LayerProof) -> LayerProof | str:
         return f"the residual closes on the twin but not on the weights (error {error:.1e} > {tolerance:.1e})"
     shown = LayerProof(proof.form, proof.scale, error, norms=proof.norms, gate=proof.gate)
     for site, address in proof.sites.items():
-        off = _site_error(recording, proof, site, address, error)
+        if site not in EQUATIONS:
+            raise unknown("site", site, EQUATIONS, "the equations of sites")
         tensor = held(recording, address)
+        off = math.inf if tensor is None else EQUATIONS[site](recording, proof, address, tensor, error)
         if off <= max(CONFIRMED, tolerance) and tensor is not None:
             heads = tensor.shape[1] if site == "attn_pattern" else address.heads
             shown.sites[site] = replace(address, width=tensor.shape[-1], error=off, heads=heads)
@@ -140,32 +147,6 @@ def closure(recording: Recording, proof: LayerProof) -> tuple[float, float] | No
     if proof.norms is None:
         return deviation(rows(pre) + proof.scale * (rows(attn) + rows(mlp)), post, rows(post) - rows(pre))
     return post_ln(recording, proof.norms, pre, attn, mlp, post)
-
-
-def _site_error(recording: Recording, proof: LayerProof, site: str, address: Address, closure: float) -> float:
-    tensor = held(recording, address)
-    if tensor is None:
-        return math.inf
-    if address.mirror is not None:
-        pre, mid = held(recording, proof.sites["resid_pre"]), held(recording, address.mirror)
-        if pre is None or mid is None:
-            return math.inf
-        error, tolerance = deviation(rows(pre) + proof.scale * rows(tensor), mid)
-        return error if error <= tolerance else math.inf
-    if site in ("z", "neuron"):
-        return linear(recording.at(address.path)[0])[0]
-    if site == "o_proj_out":
-        return linear(recording.at(address.path)[0])[0]
-    if site == "neuron_pre":
-        neuron = proof.sites.get("neuron")
-        wanted = None if neuron is None else held(recording, neuron)
-        got = recording.at(address.path)[0].out
-        if wanted is None or got is None:
-            return math.inf
-        return deviation(rows(got) * gate_value(recording, proof.gate), wanted)[0]
-    if site == "attn_pattern":
-        return float((tensor.double().sum(-1) - 1).abs().max())
-    return closure
 
 
 def gate_value(recording: Recording, gate: tuple[str, int | None] | None) -> Tensor | float:
@@ -191,3 +172,49 @@ def post_ln(
         deviation(second.out, post),
     )
     return max(e for e, _ in found), min(t for _, t in found)
+
+
+def _closed(recording: Recording, proof: LayerProof, address: Address, tensor: Tensor, closure: float) -> float:
+    """The closure, of which the site is a term."""
+    return closure
+
+
+def _middle(recording: Recording, proof: LayerProof, address: Address, tensor: Tensor, closure: float) -> float:
+    """``resid_pre + c·attn_out`` is what the next norm is given; in post-LN the closure itself passes through it."""
+    if address.mirror is None:
+        return closure if proof.norms is not None else math.inf
+    pre, mid = held(recording, proof.sites["resid_pre"]), held(recording, address.mirror)
+    if pre is None or mid is None:
+        return math.inf
+    error, tolerance = deviation(rows(pre) + proof.scale * rows(tensor), mid)
+    return error if error <= tolerance else math.inf
+
+
+def _product(recording: Recording, proof: LayerProof, address: Address, tensor: Tensor, closure: float) -> float:
+    """``W·x + b`` of the projection at whose input or output the site is."""
+    return linear(recording.at(address.path)[0])[0]
+
+
+def _activated(recording: Recording, proof: LayerProof, address: Address, tensor: Tensor, closure: float) -> float:
+    """``neuron = act(neuron_pre)``, possibly times another projection."""
+    neuron = proof.sites.get("neuron")
+    wanted = None if neuron is None else held(recording, neuron)
+    got = recording.at(address.path)[0].out
+    if wanted is None or got is None:
+        return math.inf
+    return deviation(rows(got) * gate_value(recording, proof.gate), wanted)[0]
+
+
+def _shares(recording: Recording, proof: LayerProof, address: Address, tensor: Tensor, closure: float) -> float:
+    """Attention is a distribution over tokens."""
+    return float((tensor.double().sum(-1) - 1).abs().max())
+
+
+EQUATIONS: Final[dict[str, Callable[[Recording, LayerProof, Address, Tensor, float], float]]] = {
+    **dict.fromkeys(("resid_pre", "attn_out", "mlp_out", "resid_post"), _closed),
+    "resid_mid": _middle, **dict.fromkeys(("o_proj_out", "z", "neuron"), _product),
+    "neuron_pre": _activated, "attn_pattern": _shares,
+}  # fmt: skip
+"""Site of a layer → what confirms it on the weights: the deviation of its own equation."""
+if set(EQUATIONS) != set(LAYER_SITES):
+    raise EmotraceError(f"sites with no equation, or equations of no site: {sorted({*EQUATIONS} ^ {*LAYER_SITES})}.")

@@ -5,6 +5,7 @@ A *group* is everything that happens at one place, a step of a program; an *oper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class Operation(NamedTuple):
 
     Attributes:
         number: of the edit.
-        action: ``add``, ``scale``, ``ablate`` or ``project``.
+        action: one of `CHANGES`.
         payload: ``[width]``, ``[batch, width]`` or None.
         strength: a factor, or a tensor of them that broadcasts.
         scale: ``raw``, ``unit`` or ``rms``: what the payload of ``add`` is measured in.
@@ -119,19 +120,32 @@ def _payload(op: Operation, device: torch.device) -> torch.Tensor:
     return v[:, None, :] if v.ndim == 2 else v[None, None, :]
 
 
-def _change(op: Operation, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
-    """What an operation adds to ``h``, over its own columns."""
-    if op.action == "add":
-        return _addition(op, h0)
-    part = h if op.columns is None else h[..., op.columns]
-    if op.action == "scale":
-        return (op.strength - 1.0) * part
-    v = None if op.payload is None else _payload(op, h.device)
-    if op.action == "ablate":
-        return (-part if v is None else v - part) + torch.zeros_like(part)
-    assert v is not None
+def _added(op: Operation, part: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+    return _addition(op, h0)
+
+
+def _scaled(op: Operation, part: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+    return (op.strength - 1.0) * part
+
+
+def _ablated(op: Operation, part: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+    return (-part if op.payload is None else _payload(op, part.device) - part) + torch.zeros_like(part)
+
+
+def _projected(op: Operation, part: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+    v = _payload(op, part.device)
     v = v / v.norm(dim=-1, keepdim=True)
     return -op.strength * (part * v).sum(dim=-1, keepdim=True) * v
+
+
+CHANGES: dict[str, Callable[[Operation, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "add": _added, "scale": _scaled, "ablate": _ablated, "project": _projected,
+}  # fmt: skip
+"""Action → what an operation adds to ``h`` over its own columns, given those and the value before all edits there."""
+
+
+def _change(op: Operation, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+    return CHANGES[op.action](op, h if op.columns is None else h[..., op.columns], h0)
 
 
 def _masked(change: torch.Tensor, op: Operation, start: int, stop: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Edits as data: checks before anything runs, arithmetic against plain torch, files."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -237,6 +239,22 @@ def test_a_misfit_is_refused_before_anything_runs(case):
 def test_an_edit_outside_a_list_is_refused():
     with pytest.raises(EmotraceError, match="list of edits"):
         edits_.check(et.Scale("resid_post", layers=[0]), loaded().sites)
+
+
+@dataclass(frozen=True)
+class Rotate(edits_.Scale):
+    """A kind that nothing computes."""
+
+    kind = "rotate"
+
+
+def test_a_kind_without_arithmetic_or_a_place_in_files_is_refused(tmp_path):
+    edit = Rotate("resid_post", layers=[0])
+    with pytest.raises(EmotraceError, match=r"unknown kind 'rotate' in edits\[0\] \(Rotate\).*project"):
+        edits_.check([edit], loaded().sites)
+    with pytest.raises(EmotraceError, match=r"unknown edit 'Rotate' in save_edits\(edits\[0\]\)"):
+        edits_.save_edits([edit], tmp_path / "edits")
+    assert not (tmp_path / "edits").exists()
 
 
 def test_edits_survive_their_files(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emotrace as et
+from emotrace.judges import LexiconJudge
 from emotrace.labels import EmotraceError
 from tests.helpers import loaded
 
@@ -51,6 +52,17 @@ def test_rows_of_other_prompts_settings_or_models_are_refused(tmp_path, prompts,
     with pytest.raises(EmotraceError, match=rf"rows\.jsonl: .*{message}"):
         run(prompts, out, lm, **options)
     assert out.read_bytes() == before
+
+
+def test_a_judged_file_is_continued_as_it_is(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    judged = et.judges.judge_rows(run(PROMPTS[:2], out), LexiconJudge(), progress=False)
+    for row in judged:
+        row["ratings"], row["measures"], row["substring"] = {"calm": {"value": 1}}, {"length": 2.0}, 1
+    out.write_text("".join(json.dumps(row) + "\n" for row in judged))
+    rows = run(PROMPTS, out)
+    assert [row["verdict"] for row in rows[:2]] == [row["verdict"] for row in judged]
+    assert [row["key"] for row in rows] == list("abcd")
 
 
 def test_rows_without_a_record_are_refused_only_where_they_are_wanted(tmp_path):

@@ -8,6 +8,7 @@ import transformers
 
 from emotrace.labels import EmotraceError
 from emotrace.sites import find, twin
+from emotrace.sites.equations import confirm
 from emotrace.sites.finding import record_ids
 from emotrace.testing import tiny
 
@@ -203,6 +204,15 @@ def test_where_no_twin_runs_the_weights_prove_themselves(monkeypatch):
         hollow = type(model)(model.config)
     with pytest.raises(EmotraceError, match=r"no shrunken twin can be built.*Load it with weights"):
         find(hollow)
+
+
+def test_a_site_without_an_equation_of_its_own_is_refused():
+    model = tiny.build("llama")
+    sites = find(model)
+    proof = sites.proofs[1]
+    proof.sites["mlp_in"] = proof.sites["resid_pre"]
+    with pytest.raises(EmotraceError, match=r"unknown site 'mlp_in' in the equations of sites"):
+        confirm(record_ids(model), proof)
 
 
 def test_weights_that_disagree_with_the_twin_are_proven_alone():
