@@ -46,6 +46,7 @@ SEARCH = ("--sweep-limit", "1", "--finalists", "1", "--dose-step", "3", "--draws
 def main(
     out: Annotated[Path, typer.Option(help="folder of the tables")] = Path("runs/worlds"),
     families: Annotated[str, typer.Option(help="of tiny models, comma-joined; none leaves them out")] = FAMILIES,
+    keys: Annotated[str, typer.Option(help="of ordinary and trusted, comma-joined")] = ",".join(WORLDS),
     main_job: Annotated[
         bool, typer.Option("--main-job", help="carry out emotion_circuits.py with either key, and here")
     ] = False,
@@ -54,7 +55,7 @@ def main(
     """Functions of tiny families, and the main job, with either key of a server against here."""
     out.mkdir(parents=True, exist_ok=True)
     if families != "none":
-        table = pd.DataFrame([row for name in names(families) for row in _family(name)])
+        table = pd.DataFrame([row for name in names(families) for row in _family(name, names(keys))])
         table.to_csv(out / "families.csv", index=False)
         print(table.to_string(index=False, float_format=lambda x: f"{x:.1e}" if x else "0", na_rep="–"))
         ordinary = table[table["key"] == "ordinary"]
@@ -62,13 +63,13 @@ def main(
                   for name, most in TOLERANCES.items() if name in row and row[name] > most]  # fmt: skip
         print("within the tolerances" if not beyond else "BEYOND: " + "; ".join(beyond))
     if main_job:
-        told = _main_job(out, limit)
+        told = _main_job(out, limit, names(keys))
         write_json(out / "main_job.json", told)
         for name, row in told.items():
             print(f"{name}: {row}")
 
 
-def _family(name: str) -> list[dict[str, Any]]:
+def _family(name: str, keys: list[str]) -> list[dict[str, Any]]:
     """A row for each key."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +78,7 @@ def _family(name: str) -> list[dict[str, Any]]:
         shutil.copytree(whole, bare, ignore=shutil.ignore_patterns("*.safetensors"))
         here = model_.load(whole)
         with loopback({f"tiny/{name}": whole}) as server:
-            for world in WORLDS:
+            for world in keys:
                 began = time.perf_counter()
                 there = model_.load(bare, remote=Server(server.url, _key(server, world)))
                 found = measured(here, there, lambda edit: world == "ordinary" or edit.startswith("changed"))  # noqa: B023
@@ -95,11 +96,11 @@ def _key(server: LoopbackServer, world: str) -> str:
     return server.key if world == "ordinary" else server.trusted_key
 
 
-def _main_job(out: Path, limit: int) -> dict[str, dict[str, Any]]:
+def _main_job(out: Path, limit: int, keys: list[str]) -> dict[str, dict[str, Any]]:
     """The main job here and with either key: seconds, what went to and fro, and the share of replies that are those of here."""
     told: dict[str, dict[str, Any]] = {"here": _carried_out(out / "here", limit, {})}
     want = _replies(out / "here")
-    for world in WORLDS:
+    for world in keys:
         with loopback({TINY: TINY}) as server:
             told[world] = _carried_out(
                 out / world, limit, {"NDIF_HOST": server.url, "NDIF_API_KEY": _key(server, world)}
