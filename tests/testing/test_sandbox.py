@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,21 @@ def test_errors_come_back_with_their_lines(world: str, client: Any, inputs: Any)
         raising()
     with pytest.raises(RemoteError, match="ran past it"):
         backwards()
+
+
+def test_a_block_that_takes_too_long_ends_with_its_process(server: LoopbackServer, client: Any, inputs: Any) -> None:
+    def sleeping(seconds: float) -> None:
+        with client.trace(inputs, remote=True):
+            time.sleep(seconds)
+            client.model.layers[0].output.save()
+
+    server.modes(execution_timeout=0.3)
+    try:
+        with pytest.raises(RemoteError, match="past the execution timeout"):
+            sleeping(30)
+    finally:
+        server.modes(execution_timeout=60.0)
+    sleeping(0)
 
 
 # --- what is not ---
