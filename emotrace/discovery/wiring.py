@@ -181,7 +181,7 @@ def _grouped(
 
 
 def _shown(
-    model: LanguageModel, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, float],
+    model: LanguageModel, layer: int, paths: tuple[str, str, str], columns: tuple[torch.Tensor, ...], order: dict[str, int],
     amplitude: float,
 ) -> bool:  # fmt: skip
     """Whether these columns do what queries, keys and values do; one forward."""

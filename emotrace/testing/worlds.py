@@ -74,11 +74,9 @@ def measured(
     """
     found = {"capture": _captures(here, there)}
     if here.sites.encoder.causal:
-        found["generation"] = max(_replies(here, there, ids, []) for ids in (IDS, SHORT))
+        found["generation"] = _replies(here, there, [])
         tried = [edits for name, edits in edits_of(here) if edited(name)]
-        found["edits"] = max(
-            (_replies(here, there, ids, edits) for edits in tried for ids in (IDS, SHORT)), default=0.0
-        )
+        found["edits"] = max((_replies(here, there, edits) for edits in tried), default=0.0)
     acts = et.capture(here, prompts(), ("resid_mid", "resid_post") if here.sites.has("resid_mid") else "resid_post",
                       progress=False)  # fmt: skip
     dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))

@@ -45,7 +45,8 @@ def block_rows() -> tuple[int, int, int]:
         return 0, 0, 0
     batcher = mediator.interleaver.batcher
     if batcher is None:  # counted elsewhere, with the visits
-        return (0, *(mediator.batch_group or (0, 0)))
+        start, size = mediator.batch_group or (0, 0)
+        return 0, start, size
     if not batcher.total:
         return 0, 0, 0
     start, size = mediator.batch_group or (0, batcher.total)

@@ -128,7 +128,7 @@ class Split(Interleaver):
 
     def _resumed(self, number: int, values: tuple[Any, ...], pin: int | None) -> None:
         mediator = self.mediators[number]
-        asked = mediator.pending
+        asked: Any = mediator.pending
         mediator.iteration = pin
         try:
             mediator.pending = mediator.switch(*values)
@@ -145,7 +145,8 @@ class Split(Interleaver):
         """A worker waits for what the model ran past."""
         error = OutOfOrderError(f"'{asked}' was requested but the model already ran past it")
         try:
-            self.mediators[number].worker.throw(error)
+            worker: Any = self.mediators[number].worker
+            worker.throw(error)
         except OutOfOrderError:
             if not outran:
                 raise
@@ -163,7 +164,8 @@ def _patch() -> None:
     """What a block asks of its model goes over the connection; for the whole process, which runs one job."""
 
     def event(cls: type[Mediator], kind: Any, location: str, *rest: Any) -> Any:
-        return getcurrent().parent.switch((kind, location, cls.current(location).iteration, *rest))
+        parent: Any = getcurrent().parent
+        return parent.switch((kind, location, cls.current(location).iteration, *rest))
 
     def interleave(self: Any, fn: Any, *args: Any, batcher: Any = None, **options: Any) -> Any:
         split = self.interleaver
@@ -181,7 +183,7 @@ def _patch() -> None:
     def call(self: Any, *args: Any, hook: bool = False, **options: Any) -> Any:
         if not self.interleaver.interleaving:
             return self._module(*args, **options)
-        return Mediator.event("call", self.path, hook, args, options)
+        return event(Mediator, "call", self.path, hook, args, options)
 
     def refused(what: str) -> Callable[..., Any]:
         def ask(*_: Any, **__: Any) -> Any:
