@@ -11,6 +11,7 @@ from emotrace import (
     interop,
     judges,
     prompt_tuning,
+    ranks,
     replies,
     report,
     rsa,
@@ -24,6 +25,7 @@ from emotrace import (
 from emotrace.circuits import Circuit
 from emotrace.edits import Ablate, Add, Project, Scale
 from emotrace.forwards.capturing import capture
+from emotrace.forwards.centred import stream_directions
 from emotrace.forwards.generation import generate
 from emotrace.labels import EMOTIONS, EMOTIONS_EV, SITES, SUBLAYERS, VALENCES, EmotraceError
 from emotrace.model import load
@@ -64,6 +66,7 @@ __all__ = [
     "load",
     "open_activations",
     "prompt_tuning",
+    "ranks",
     "replies",
     "report",
     "rsa",
@@ -71,6 +74,7 @@ __all__ = [
     "sites",
     "stats",
     "store",
+    "stream_directions",
     "suite",
     "testing",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -144,6 +145,11 @@ def load(
         warnings.warn(notice, stacklevel=2)
     loaded = cast(LanguageModel, traced_model)
     found.attach(loaded, encoder)
+    found.again = partial(
+        load, str(Path(model).absolute() if Path(model).exists() else model) if isinstance(model, (str, Path)) else module,
+        device=device, dtype=dtype, device_map=device_map, revision=revision, attn_implementation=attn_implementation,
+        tokenizer=tokenizer, date=date, double_bos=double_bos, bos=bos, trust_remote_code=trust_remote_code, remote=remote,
+    )  # fmt: skip
     module.eval()
     if server is not None:
         found.remote = Remote(server, lock(loaded))

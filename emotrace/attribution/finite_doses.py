@@ -99,18 +99,17 @@ def finite_sums(
         check(one, model.sites, reruns.labels)
     of = [[row for row, (_, e) in enumerate(pairs) if e == value] for value in range(len(uses.values))]
     parts = [(e, rows) for e, some in enumerate(of) for rows in reruns.batches(some, batch_size)]
-    passed = 0
+    ends = np.cumsum([len(rows) for _, rows in parts]).tolist()
+    pieces = {range(end - len(rows), end): (e, rows) for end, (e, rows) in zip(ends, parts, strict=True)}
     with progress_bar(total=len(jobs) * len(pairs), desc="finite doses", unit="prompt", enabled=progress) as bar:
         bar.update(len(jobs) * sums.done)
-        for e, rows in parts:
-            passed += len(rows)
-            if passed <= sums.done:
-                continue
+        for piece in sums.left(pieces):
+            e, rows = pieces[piece]
             weights = np.array([counts[e, pairs[row][0]] for row in rows], dtype=np.float64)
             found = np.zeros((len(jobs), len(uses.values)))
             for number, scores in enumerate(reruns.batch(rows).scores(edits, readout.covectors[e])):
                 found[number, e] = scores @ weights
                 bar.update(len(rows))
             sums.add("score", found)
-            sums.commit(passed)
+            sums.commit(piece.stop)
     return sums["score"]

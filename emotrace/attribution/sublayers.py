@@ -213,8 +213,9 @@ def _accumulate(
     sequences = uses.sequences
     with progress_bar(total=len(sequences), desc="influence", unit="prompt", enabled=progress) as bar:
         bar.update(sums.done)
-        for start in range(sums.done, len(sequences), CHUNK):
-            stop = min(start + CHUNK, len(sequences))
+        whole = range(0, len(sequences), CHUNK)
+        for piece in sums.left(range(at, min(at + CHUNK, len(sequences))) for at in whole):
+            start, stop = piece.start, piece.stop
             lengths = [len(ids) for ids in sequences[start:stop]]
             for batch in beginnings.batches(backward.model, lengths, batch_size):
                 rows = [start + i for i in batch]

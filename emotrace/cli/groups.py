@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from emotrace import ranks
 from emotrace.cli.options import (
     BatchSize,
     Bos,
@@ -119,6 +120,32 @@ class LoadingAnywhere(Loading):
     def options(self) -> dict[str, Any]:
         """Arguments of `emotrace.load`."""
         return {**super().options, "remote": place(self.remote)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Which of several processes, that share the work on one ``--out``, this one is."""
+
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="of several processes that share --out: which, from 0; default: as SLURM or torchrun say"
+        ),
+    ] = None
+    of: Annotated[int | None, typer.Option(min=1, help="how many processes share --out")] = None
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        """As functions take it.
+
+        Raises:
+            EmotraceError: for one of the two without the other.
+        """
+        if self.rank is None and self.of is None:
+            return None
+        if self.rank is None or self.of is None:
+            raise EmotraceError("--rank I and --of N belong together: this process is the I-th (from 0) of N.")
+        return ranks.checked((self.rank, self.of), "--rank, --of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +300,7 @@ class Reading:
             "--components", help="what norms behind heads and neurons divide by, too, for scores out of the store"
         ),
     ] = False
+    reduce: Annotated[str | None, typer.Option(help="mean: one row per prompt, the mean over its positions")] = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -287,4 +315,6 @@ class Reading:
                 raise unknown("site", site, SITES, "--sites")
         if not chosen:
             raise EmotraceError(f"--sites {self.sites!r} names no site.")
-        return {"sites": chosen, "positions": positions, "components": self.components}
+        if self.reduce not in (None, "mean"):
+            raise unknown("reduction", self.reduce, ("mean",), "--reduce")
+        return {"sites": chosen, "positions": positions, "components": self.components, "reduce": self.reduce}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.app import app
-from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Reading, grouped
+from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Ranked, Reading, grouped
 from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
 from emotrace.cli.people import People
 from emotrace.files import to_file, to_folder
@@ -26,16 +26,18 @@ def generate(
     emotions: Emotions = None,
     max_new_tokens: Count = 60,
     batch_size: Count = 32,
+    ranked: Ranked,
     loading: LoadingAnywhere,
 ) -> None:
     """Replies of a model to SEV prompts, or to those of a table of your own."""
     import emotrace as et
 
     to_file(out, "--out")
-    asked = prompts.read(emotions)
+    asked, rank = prompts.read(emotions), ranked.pair
     rows = et.generate(
         loading.load(model), asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        method="none" if prompts.instruction is False else "prompt", out=out, stop=prompts.way.stop if prompts.elicit else (),
+        method="none" if prompts.instruction is False else "prompt", out=out, rank=rank,
+        stop=prompts.way.stop if prompts.elicit else (),
     )  # fmt: skip
     typer.echo(f"{len(rows)} replies in {out}")
 
@@ -50,6 +52,7 @@ def judge(
     people: People,
     label: Annotated[str, typer.Option(help="field of the rows that says what was aimed at")] = "emotion",
     target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
+    ranked: Ranked,
 ) -> None:
     """Which emotion each reply expresses, judged blind: by a judge, or by people on a sheet."""
     from emotrace import judges
@@ -58,6 +61,7 @@ def judge(
     from emotrace.runlog import Log
 
     people.refuse(out)
+    rank = ranked.pair
     if out is not None:
         to_file(out, "--out")
     if out is not None and out.resolve() == rows.resolve():
@@ -77,7 +81,7 @@ def judge(
     else:
         named_by = NAMED_BY if all("method" in r for r in replies) else ("key",)  # published rows name no method
         with Log(out.with_name(out.name + ".verdicts"), named_by) as log:
-            judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware, label=label)
+            judged = judges.judge_rows(replies, the_judge, log=log, target=target_aware, label=label, rank=rank)
     write_rows(out, judged)
     matches = [r["verdict"]["match"] for r in judged if r["verdict"]["match"] is not None]
     share = f"{sum(matches) / len(matches):.1%} of {len(matches)}" if matches else "none"
@@ -99,6 +103,7 @@ def capture(
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
     batch_size: Count = 32,
     dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
+    ranked: Ranked,
     loading: LoadingAnywhere,
 ) -> None:
     """Activations of SEV prompts, or of a table of your own, into a labelled store."""
@@ -106,14 +111,14 @@ def capture(
     from emotrace.replies.row import read_rows
 
     to_folder(out, "--out", store=True)
-    where = read.options
+    where, rank = read.options, ranked.pair
     chosen = prompts.read()
     if replies is not None:
         told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
         with of("--replies", replies):
             chosen = chosen.with_replies(told)
     do = et.capture.plan if dry_run else et.capture
-    typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, **where)))
+    typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, rank=rank, **where)))
 
 
 @app.command()

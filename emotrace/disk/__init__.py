@@ -4,8 +4,12 @@
 continued, anything else is refused with every difference named.
 """
 
+from emotrace.disk.buckets import Bucket, is_url, url_of
 from emotrace.disk.digests import digest
-from emotrace.disk.locks import lock
+from emotrace.disk.located import Located, There, located, names_in, objects
+from emotrace.disk.locks import Busy, lock, share
+from emotrace.disk.machine import began, machine
+from emotrace.disk.objects import Folder, Objects
 from emotrace.disk.settings import Made, differences, plain, same_row, settle, settle_file
 from emotrace.disk.whole import (
     clear_leftovers,
@@ -20,20 +24,34 @@ from emotrace.disk.whole import (
 )
 
 __all__ = [
+    "Bucket",
+    "Busy",
+    "Folder",
+    "Located",
     "Made",
+    "Objects",
+    "There",
+    "began",
     "clear_leftovers",
     "differences",
     "digest",
     "free_bytes",
+    "is_url",
+    "located",
     "lock",
+    "machine",
+    "names_in",
+    "objects",
     "partial",
     "plain",
     "replace_file",
     "same_row",
     "settle",
     "settle_file",
+    "share",
     "sync_file",
     "sync_folder",
+    "url_of",
     "write_json",
     "write_rows",
     "writing",

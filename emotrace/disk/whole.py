@@ -7,16 +7,20 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from emotrace.disk.machine import machine
 from emotrace.labels import EmotraceError
 from emotrace.texts import to_json
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL: Final = ".partial"
-_LEFT: Final = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.part(?:ial)?")
+_LEFT: Final = re.compile(r"\.(?P<name>.+?)(?:\.at-(?P<at>[0-9a-f]{12}))?(?:\.(?P<pid>\d+))?\.part(?:ial)?")
+ABANDONED: Final = 600.0
+"""Seconds after which what another machine left half written is thought to be left for good."""
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -74,7 +78,11 @@ def clear_leftovers(folder: str | os.PathLike[str], name: str | None = None) -> 
             left = _LEFT.fullmatch(entry.name)
             if left is None or not (name is None or f"{left['name']}.".startswith(f"{name}.")):
                 continue
-            if entry.is_dir() if left["pid"] is None else _alive(int(left["pid"])):
+            if left["at"] not in (None, machine()):  # of a process that is not seen from here
+                kept = time.time() - entry.stat().st_mtime < ABANDONED
+            else:
+                kept = entry.is_dir() if left["pid"] is None else _alive(int(left["pid"]))
+            if kept:
                 continue
             with writing(entry):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-from emotrace import arguments, disk
+from emotrace import arguments, disk, ranks, spread
 from emotrace import edits as edits_
-from emotrace.datasets import Prompt, Prompts, PromptsLike
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_file
-from emotrace.forwards import beginnings, finite
+from emotrace.forwards import beginnings, finite, replied
 from emotrace.forwards import decoding as decoding_
 from emotrace.forwards import rows as rows_
 from emotrace.forwards.entering import keeping
-from emotrace.forwards.generated import Generated, generated, text_of
+from emotrace.forwards.generated import generated
 from emotrace.forwards.kept import Shared
 from emotrace.forwards.rows import BatchSize
-from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import OWN, Row
+from emotrace.ranks import Rank
+from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
@@ -30,7 +31,7 @@ from emotrace.sites import LanguageModel
 from emotrace.templates import Encoder
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    pass
 
 MAX_NEW_TOKENS = 60
 """Most tokens of a reply where nothing is said."""
@@ -58,6 +59,8 @@ def generate(
     draw: int = 0,
     prefill: bool = False,
     out: str | Path | None = None,
+    rank: tuple[int, int] | None = None,
+    client: Annotated[Any, "on_workers"] = None,
     progress: bool = True,
 ) -> list[Row]:
     """Replies of a model to prompts, as rows, in the order of the prompts.
@@ -89,6 +92,9 @@ def generate(
             with ``continue_final_message`` and other programs with a last message of the assistant's; False asks for whole
             replies, whatever prompts carry. To edits these tokens are ``generated`` positions.
         out: JSON-lines file; rows found there that the same prompt, settings, edits and model made are not generated again.
+        rank: ``(i, n)``: this process is one of n that make the rows of the same file, batch by batch; each returns all rows, and
+            the file is that of one process. None takes what SLURM (array or tasks) and torchrun say, and prints it.
+        client: a ``dask.distributed.Client``: each of its workers loads the model and takes one rank.
         progress: show a bar on stderr.
 
     Returns:
@@ -137,6 +143,9 @@ def generate(
         raise EmotraceError(f"stop={stop!r} is text, but this model has no tokenizer: pass tokenizer= to load.")
     if out is not None:
         to_file(out)
+    taken = ranks.chosen(rank, out, "generate(rank)")
+    if client is not None and (out is None or rank is not None):
+        raise EmotraceError("generate(client=…): workers take the ranks of a file: give out=, and no rank.")
     edits = [] if edits is None else edits
     edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
@@ -162,32 +171,70 @@ def generate(
         "edits": edits_.edits_digest(edits),
         "weights": sites.identity.get("weights_hash"),
     }
+    if client is not None:
+        again = ranks.packed(model.sites.again, "generate(client=…)")
+        options = {
+            **decoding, "edits": edits, "seed": seed, "batch_size": batch_size, "method": method, "draw": draw,
+            "prefill": prefill, "stop": stop, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+        }  # fmt: skip
+        ranks.on_workers(client, partial(_as_rank, again, prompts, str(Path(out).absolute()), options), "generate")  # type: ignore[arg-type]
     batches = beginnings.batches(model, [n + max_new_tokens for n in given], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
     if prefill:
         _refuse_beginnings(items, set(decoding_.ends_of(config)) - encoder.holding(stop))
-    made = _made(model, items, config, batches if do_sample else [])
-    with keeping(model, out), Log(out) if out is not None else nullcontext() as log:
-        rows = _known(log, prompts, method, draw, settings, made, encoder)
-        known = [i for i, prompt in enumerate(prompts) if prompt.key in rows]
-        fed = [
-            len(ids[i]) + min(len(rows[prompts[i].key]["token_ids"]), len(begun[i]) + max_new_tokens - 1) for i in known
+    made = replied.made(model, items, config, batches if do_sample else [])
+    fired = [0] * len(edits)
+    shared: list[Shared] = []
+
+    def answered(number: int, there: Mapping[str, Row]) -> list[Row]:
+        """The replies of a batch that are not there."""
+        nonlocal fired
+        if not shared:
+            shared.append(Shared(model, items if use_cache else [], edits, longest, batch_size))
+        batch, drawn = batches[number], (seed * 1_000_003 + number) % 2**63 if do_sample else None
+        some = [items[i] for i in batch]
+        replies, counts = generated(model, some, edits, config, drawn, shared[0].begun(batch), stop)
+        fired = [a + b for a, b in zip(fired, counts, strict=True)]
+        return [
+            replied.row(prompts[i], reply, items[i], method, draw, {**settings, "made": made[i]})
+            for i, reply in zip(batch, replies, strict=True)
+            if prompts[i].key not in there
         ]
-        fired = edits_.reached(edits, [len(ids[i]) for i in known], fed)
+
+    def count(known: Iterable[int], rows: Mapping[str, Row]) -> None:
+        """How often edits fired in replies that were made before, or by another rank."""
+        nonlocal fired
+        some = [i for i in known if prompts[i].key in rows]
+        fed = [
+            len(ids[i]) + min(len(rows[prompts[i].key]["token_ids"]), len(begun[i]) + max_new_tokens - 1) for i in some
+        ]
+        counts = edits_.reached(edits, [len(ids[i]) for i in some], fed)
+        fired = [a + b for a, b in zip(fired, counts, strict=True)]
+
+    jobs = out if taken.of == 1 else f"{out}.{taken.number}"
+    with keeping(model, jobs), Log(out) if out is not None else nullcontext() as log:
+        rows = replied.known(log, prompts, method, draw, settings, made, encoder)
+        count(range(len(prompts)), rows)
+        about = {"settings": settings, "method": method, "draw": draw, "rows": disk.digest([made, prompts.keys])}
+        if log is not None and spread.shared(log.path, about, taken):
+            names = [[(prompts[i].key, method, draw) for i in batch] for batch in batches]
+            mine: set[int] = set()
+
+            def piece(number: int) -> list[Row]:
+                mine.update(batches[number])
+                return answered(number, rows)
+
+            spread.joined(log, about, taken, names, piece)
+            before, log = rows, Log(log.path)
+            rows = replied.known(log, prompts, method, draw, settings, made, encoder)
+            if mine:
+                count((i for i, p in enumerate(prompts) if i not in mine and p.key not in before), rows)
+                edits_.refuse_silent(edits, fired)
         todo = [(n, b) for n, b in enumerate(batches) if any(prompts[i].key not in rows for i in b)]
-        shared = Shared(model, items if todo and use_cache else [], edits, longest, batch_size)
         with progress_bar(total=sum(len(b) for _, b in todo), desc=method, unit="reply", enabled=progress) as bar:
             for number, batch in todo:
-                drawn = (seed * 1_000_003 + number) % 2**63 if do_sample else None
-                some = [items[i] for i in batch]
-                replies, counts = generated(model, some, edits, config, drawn, shared.begun(batch), stop)
-                fired = [a + b for a, b in zip(fired, counts, strict=True)]
-                fresh = [
-                    _row(prompts[i], reply, items[i], method, draw, {**settings, "made": made[i]})
-                    for i, reply in zip(batch, replies, strict=True)
-                    if prompts[i].key not in rows
-                ]
+                fresh = answered(number, rows)
                 if log is not None:
                     log.append(fresh)
                 rows |= {row["key"]: row for row in fresh}
@@ -197,6 +244,10 @@ def generate(
     if not stop:
         _warn_of_empty(prompts, rows, encoder)
     return [rows[key] for key in prompts.keys]
+
+
+def _as_rank(again: bytes, prompts: Prompts, out: str, options: dict[str, Any], rank: Rank) -> None:
+    generate(ranks.once(again), prompts, out=out, rank=rank, progress=False, **options)
 
 
 def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> None:
@@ -223,65 +274,3 @@ def _refuse_beginnings(items: Sequence[finite.Item], ends: Collection[int]) -> N
         raise EmotraceError(
             f"generate(prefill=True): prompt {over[0][0]!r} begins its reply with {over[0][1]}, the token that ends it."
         )
-
-
-def _made(
-    model: LanguageModel, items: Sequence[finite.Item], config: GenerationConfig, batches: list[list[int]]
-) -> list[dict[str, str]]:
-    """Digests of what makes each reply, beside decoding and edits; sampled ones depend on the stream of their batch."""
-    forced = {n: v for n in decoding_.OF_THE_MODEL if (v := getattr(config, n, None)) is not None and "forced" in n}
-    by = disk.digest([made_by(model), config.eos_token_id, *([forced] if forced else [])])
-    given = [[list(item.ids), list(item.reply)] if item.reply else list(item.ids) for item in items]
-    made = [{"prompt": disk.digest(one), "model": by} for one in given]
-    for number, batch in enumerate(batches):
-        stream = disk.digest([number, [[given[i], items[i].about] for i in batch]])
-        for i in batch:
-            made[i]["batch"] = stream
-    return made
-
-
-def _known(
-    log: Log | None, prompts: Prompts, method: str, draw: int, settings: dict[str, Any], made: list[dict[str, str]],
-    encoder: Encoder,
-) -> dict[str, Row]:  # fmt: skip
-    """Rows of this method and draw that a log holds already, each made of what is wanted now and left as it was written."""
-    if log is None:
-        return {}
-    number = {p.key: i for i, p in enumerate(prompts)}
-    wanted = (r for r in log.rows() if r["key"] in number and log.name_of(r) == (r["key"], method, draw))
-    known = [cast("Row", row) for row in wanted]
-    for batch in (False, True):  # the prompt that is another one is named before those that shared its batch
-        for row in known:
-            i = number[row["key"]]
-            name = f"row {row['key']!r} ({method}{f', draw {draw}' if draw else ''})"
-            now = {k: v for k, v in made[i].items() if batch or k != "batch"}
-            disk.same_row(log.path, row, {**settings, **now}, name)
-            told, labels = ({k: v for k, v in of.items() if k not in OWN} for of in (row, prompts[i].labels))
-            disk.settle(log.path, {"labels": told}, {"labels": labels}, what=name)
-            _refuse_changed(row, encoder, f"{log.path}: {name}")
-    return {row["key"]: row for row in known}
-
-
-def _refuse_changed(row: Row, encoder: Encoder, where: str) -> None:
-    """Refuse a row whose text and token ids are not of one reply: somebody wrote into the file."""
-    ids = row.get("token_ids")
-    whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
-    if not whole or row.get("gen_text") != text_of(encoder, ids or [], row["meta"]["decoding"].get("stop", ())):
-        raise EmotraceError(
-            f"{where} was changed after it was written: its gen_text is not what its token_ids say. Take the line out, and it "
-            "is generated again."
-        )
-
-
-def _row(prompt: Prompt, reply: Generated, item: finite.Item, method: str, draw: int, settings: dict) -> Row:
-    begun = {"prefill": len(item.reply)} if item.reply else {}
-    row = {
-        "key": prompt.key,
-        "method": method,
-        "draw": draw,
-        **{k: v for k, v in prompt.labels.items() if k not in OWN},
-        "gen_text": reply.text,
-        "token_ids": list(reply.token_ids),
-        "meta": {"prompt_length": len(item.ids), **begun, "stopped": reply.stopped, **settings},
-    }
-    return cast("Row", row)

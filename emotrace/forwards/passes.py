@@ -111,7 +111,7 @@ def _passed(
 
     for rows, found in reductions(
         model, prompts, sites, contributions.together, args, layers=layers, prompts_per_chunk=per_chunk,
-        batch_size=batch_size, start=sums.done, progress=progress, desc=method,
+        batch_size=batch_size, left=sums.left, apart=sums.apart, progress=progress, desc=method,
     ):  # fmt: skip
         for name, totals in found.items():
             for total, value in totals.items():

@@ -85,7 +85,8 @@ def reductions(
     edits: Sequence[Edit] | None = None,
     prompts_per_chunk: int = 256,
     batch_size: int = 32,
-    start: int = 0,
+    left: Callable[[list[range]], Iterable[range]] | None = None,
+    apart: bool = False,
     progress: bool = True,
     desc: str = "capture",
 ) -> Iterator[tuple[range, Any]]:
@@ -101,18 +102,33 @@ def reductions(
         edits: applied in the same forwards.
         prompts_per_chunk: prompts held at a time.
         batch_size: prompts per forward.
-        start: prompts already done: a multiple of ``prompts_per_chunk``, or all of them.
+        left: which of the ranges are to be done, of all of them; None for all.
+        apart: ask for one when that before is done.
         progress: show one bar for all chunks.
         desc: its name.
 
     Yields:
         ``(range of prompts, what the function returned)``.
     """
-    coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, start)
+    coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, 0)
 
-    parts = ((coded[rows.start : rows.stop], args(rows)) for rows in ranges)
-    found = reduced(model, parts, sites, function, layers=layers, edits=edits, batch_size=batch_size)
-    return _shown(ranges, found, start, desc, progress)
+    def found(some: Iterable[range]) -> Iterator[tuple[range, Any]]:
+        asked: list[range] = []
+
+        def parts() -> Iterator[tuple[Prompts, tuple[Any, ...]]]:
+            for rows in some:
+                asked.append(rows)
+                yield coded[rows.start : rows.stop], args(rows)
+
+        values = reduced(model, parts(), sites, function, layers=layers, edits=edits, batch_size=batch_size)
+        yield from ((asked[i], value) for i, value in enumerate(values))
+
+    wanted = ranges if left is None else left(ranges)
+    pairs = (pair for rows in wanted for pair in found([rows])) if apart else found(wanted)
+    with progress_bar(total=len(coded), desc=desc, unit="prompt", enabled=progress) as bar:
+        for rows, value in pairs:
+            bar.update(rows.stop - bar.n if not apart else len(rows))  # with what was done before
+            yield rows, value
 
 
 def _shown(ranges: list[range], found: Iterable[T], start: int, desc: str, progress: bool) -> Iterator[tuple[range, T]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from emotrace import disk
+from emotrace import disk, ranks
 from emotrace.bundles import CONTENT, confirm, content, read_pair
 from emotrace.disk import plain, replace_file, write_json
 from emotrace.files import read_bytes
+from emotrace.forwards.parted import Added, Parts
 from emotrace.labels import EmotraceError, filename
 from emotrace.texts import from_json
 
@@ -28,9 +29,12 @@ class Sums:
     ::
 
         sums = Sums(out, settings)
-        for rows, acts in stream(…, start=sums.done):
+        for rows in sums.left(pieces):  # ranges that follow each other
             sums.add("a", …)
             sums.commit(rows.stop)
+
+    Several ranks (`emotrace.ranks`) each compute some pieces, which are added in their order: all end with the bits of one
+    process.
 
     Each commit writes the numbers under a new name, syncs them, and then replaces the manifest that names them, so a
     kill leaves the last commit; a repeated run ends with the same bits.
@@ -55,7 +59,10 @@ class Sums:
         except (TypeError, ValueError) as error:
             raise EmotraceError(f"the settings of a sum must be JSON: {error}.") from error
         self.done = 0
+        self.rank = ranks.chosen(None, out, "Sums(rank)")
         self._arrays: dict[str, np.ndarray] = {}
+        self._parts: Parts | None = None
+        self._added: list[tuple[str, np.ndarray]] = []
         self._written = b""
         if self.out is not None and self._manifest.is_file():
             self._open()
@@ -69,9 +76,56 @@ class Sums:
         return name in self._arrays
 
     @property
+    def apart(self) -> bool:
+        """Whether pieces are computed by several ranks, or were, and are not all in the totals."""
+        return self.out is not None and (self.rank.of > 1 or self._folder.is_dir())
+
+    @property
     def totals(self) -> dict[str, np.ndarray]:
         """All totals, float64."""
         return dict(self._arrays)
+
+    def left(self, pieces: Iterable[range]) -> Iterator[range]:
+        """Pieces of the prompts that are not in the totals, of which this process computes each that it is given.
+
+        Args:
+            pieces: ranges that follow each other, the same in every run and of every rank.
+        """
+        pieces = list(pieces)
+        if not pieces or self.done >= pieces[-1].stop:
+            return
+        if self.apart:
+            self._parts = Parts(self._folder, self.rank, [piece.stop for piece in pieces], self._covered)
+            try:
+                yield from map(pieces.__getitem__, self._of_ranks(self._parts))
+            finally:
+                self._parts.close()
+                self._parts = None
+            return
+        yield from (piece for piece in pieces if piece.stop > self.done)
+
+    def _of_ranks(self, parts: Parts) -> Iterator[int]:
+        while True:
+            yield from parts.left()
+            if not parts.more():
+                break
+        parts.fold(self._fold, self._refresh)
+
+    def _fold(self, done: int, added: Added) -> None:
+        for name, value in added:
+            self._total(name, value)
+        self._commit(done)
+
+    def _refresh(self) -> None:
+        if self._manifest.is_file() and self._manifest.read_bytes() != self._written:
+            self._open()
+
+    def _covered(self) -> int:
+        """Prompts that the totals on disk cover."""
+        try:
+            return int(from_json(self._manifest.read_bytes())["done"])
+        except FileNotFoundError:
+            return 0
 
     def add(self, name: str, value: object) -> None:
         """Add an array (or number) to a total of the same shape; the first one makes it.
@@ -82,6 +136,12 @@ class Sums:
         value = np.asarray(value, dtype=np.float64)
         if not np.isfinite(value).all():
             raise EmotraceError(f"the sum {name!r} got a value that is not finite after {self.done} prompts.")
+        if self._parts is not None:
+            self._added.append((name, np.ascontiguousarray(value)))
+        else:
+            self._total(name, value)
+
+    def _total(self, name: str, value: np.ndarray) -> None:
         if name not in self._arrays:
             self._arrays[name] = value.copy()
         elif self._arrays[name].shape != value.shape:
@@ -96,6 +156,13 @@ class Sums:
             EmotraceError: if ``done`` does not grow, another process commits there, or the disk is full (the last commit
                 stays).
         """
+        if self._parts is not None:
+            added, self._added = self._added, []
+            self._parts.keep(done, added)
+        else:
+            self._commit(done)
+
+    def _commit(self, done: int) -> None:
         if done <= self.done:
             raise EmotraceError(f"commit({done}): {self.done} prompts are committed already.")
         self.done = done
@@ -116,6 +183,13 @@ class Sums:
         for path in self.out.glob(f"{self.name}.*.safetensors"):  # of the commit before, and of one that was killed
             if path.suffixes[-2][1:].isdigit() and path != self._numbers(done):
                 path.unlink(missing_ok=True)
+
+    @property
+    def _folder(self) -> Path:
+        """Where ranks put what they add."""
+        assert self.out is not None
+        made = {name: value for name, value in self.settings.items() if name not in FREE}
+        return self.out / f"{self.name}.{disk.digest(made)[:8]}.parts"
 
     @property
     def _manifest(self) -> Path:

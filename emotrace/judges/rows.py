@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
+from emotrace import disk, ranks, spread
 from emotrace.judges.base import (
     Judge,
     StreamingJudge,
@@ -21,9 +22,11 @@ from emotrace.judges.base import (
 )
 from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.row import NAMED_BY, Judged, Row
+from emotrace.runlog import Log
 from emotrace.signatures import typed
 
 CHUNK = 64  # texts per call of a judge that does not stream
+PIECE = 256  # rows that one rank takes at a time
 COMMIT = 16  # rows per append
 
 
@@ -48,6 +51,7 @@ def judge_rows(
     progress: bool = True,
     *,
     label: str = "emotion",
+    rank: tuple[int, int] | None = None,
 ) -> list[Row]:
     """Fill in ``verdict`` {predicted, match, judge, reason} and, where asked, ``verdict_target`` {match, judge, reason}.
 
@@ -63,6 +67,8 @@ def judge_rows(
         target: also ask the published target-aware question.
         progress: a bar on stderr.
         label: the field that says what was aimed at; new rows have it as ``emotion`` too.
+        rank: ``(i, n)``: this process is one of n that judge the same rows into the same `emotrace.runlog.Log`, `PIECE` rows at a
+            time; each returns all rows. None takes what SLURM (array or tasks) and torchrun say, and prints it.
 
     Returns:
         New rows, in the order of ``rows``; ``meta.made.verdict`` says who judged what (digests).
@@ -76,7 +82,25 @@ def judge_rows(
     wanted = _wanted(rows, judge)
     if target and not isinstance(judge, TargetJudge):
         raise EmotraceError(f"judge {judge.name!r} has no target-aware question; use openai[:MODEL], or target=False.")
+    taken = ranks.chosen(rank, log if isinstance(log, Log) else None, "judge_rows(rank)")
     stored = _stored(rows, judge, log, target) if log is not None else {}
+    if isinstance(log, Log):
+        made = {
+            "judge": judge.name,
+            "target": target,
+            "rows": disk.digest([record(judge, t) | {"emotion": e} for t, e in wanted]),
+        }
+        if spread.shared(log.path, made, taken):
+            pieces = [range(at, min(at + PIECE, len(rows))) for at in range(0, len(rows), PIECE)]
+            names = [[log.name_of(rows[i]) for i in piece] for piece in pieces]
+
+            def judged(piece: int) -> list[Row]:
+                some = [rows[i] for i in pieces[piece] if i not in stored]
+                return [new for new in judge_rows(some, judge, target=target, progress=False) if _lasting(new)]
+
+            spread.joined(log, made, taken, names, judged)
+            log = Log(log.path, log.named_by)  # failed rows are asked for again
+            stored = _stored(rows, judge, log, target)
     todo = [index for index in range(len(rows)) if index not in stored]
     pairs = list(dict.fromkeys(wanted[index] for index in todo))
     texts = list(dict.fromkeys(text for text, _ in pairs))
@@ -121,6 +145,11 @@ def _aimed(row: Row, index: int, label: str) -> Row:
     if label not in row:
         raise unknown("label", label, row, f"judge_rows, row {index}")
     return cast("Row", {**row, "emotion": row[label]})
+
+
+def _lasting(row: Row) -> bool:
+    """Whether the verdicts of a row stand: it did not fail on the way to the endpoint."""
+    return all(is_final(row[name]) for name in ("verdict", "verdict_target") if name in row)
 
 
 def _wanted(rows: Sequence[Row], judge: Judge) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,11 +31,13 @@ class Sites(SiteTable):
     Attributes:
         remote: where the model runs (`emotrace.remote.Backend`); None is here.
         twin: what the form was shown on, until more is shown on it.
+        again: loads the model once more, in another process.
         kept_bytes: most bytes of keys and values of prompts' first tokens that are kept between calls; 0 shares none.
     """
 
     remote: Any = field(default=None, repr=False, compare=False)
     twin: Any = field(default=None, repr=False, compare=False)
+    again: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     kept_bytes: int = field(default=1 << 30, repr=False, compare=False)
     _model: TracedModel | None = field(default=None, repr=False, compare=False)
     _encoder: Encoder | None = field(default=None, repr=False, compare=False)

@@ -11,7 +11,7 @@ from emotrace.sites.equations import LayerProof
 from emotrace.sites.table import Moment
 
 OF_A_RUN: Final = frozenset(
-    {"identity", "remote", "beginnings", "twin", "kept_bytes", "_model", "_encoder", "_places"}
+    {"identity", "remote", "beginnings", "twin", "again", "kept_bytes", "_model", "_encoder", "_places"}
 )  # fmt: skip
 """What is set once a table is attached, and no part of the proof."""
 

@@ -3,11 +3,12 @@
 from emotrace.store.activations import Activations, open_activations
 from emotrace.store.checks import Damage
 from emotrace.store.mending import repair
+from emotrace.store.opening import create_or_resume
 from emotrace.store.plan import Plan, PromptRows, RowGroup
 from emotrace.store.rows import Rows
 from emotrace.store.variable import Variable
 from emotrace.store.verify import begun, info, ls, verify
-from emotrace.store.writer import Writer, create_or_resume
+from emotrace.store.writer import Writer
 
 __all__ = [
     "Activations",

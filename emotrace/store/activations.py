@@ -14,12 +14,13 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.directions.source import edited
+from emotrace.disk import Located, located
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
 from emotrace.store.cell import Cell, ChunkRows
 from emotrace.store.chunks import ChunkArray, ColumnArray, as_slice, existing, runs
-from emotrace.store.frames import long_table, merged
+from emotrace.store.frames import chunked, long_table, merged
 from emotrace.store.laziness import cached, lazy
 from emotrace.store.narrow import Narrowing, chained, kept_of, narrowed, within
 from emotrace.store.plan import Plan
@@ -53,11 +54,11 @@ class Activations:
     labels alike; `where` takes the same labels and gives activations again, narrowed; ``acts.tokens`` is the token table.
 
     Args:
-        path: directory of the store.
+        path: directory of the store, or its URL (``s3://…``, ``gs://…``, ``az://…``).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Located = located(path)
         self.attrs: dict[str, Any] = checks.attrs(self.path)
         store = self.attrs["emotrace_store"]
         self._n: int = store["rows"]
@@ -197,13 +198,20 @@ class Activations:
         view._cache, view._arrays = {}, {}
         return view
 
-    def dataset(self, *variables: str) -> xr.Dataset:
+    def dataset(self, *variables: str, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
         """The named variables (default: all) as one lazy ``xarray.Dataset``.
 
+        Args:
+            variables: names of stored sites.
+            chunks: of Dask arrays, by dim; ``{}`` for those of the store: a row group of one layer and sublayer. None for arrays
+                that are lazy without Dask.
+
         Raises:
-            EmotraceError: if their coordinates differ, since xarray would fill the gaps with NaN.
+            EmotraceError: if their coordinates differ, since xarray would fill the gaps with NaN; for chunks without Dask.
         """
         found = merged({name: self.sel(name) for name in variables or self.variables})
+        if chunks is not None:
+            found = chunked(found, {"layer": 1, "sublayer": 1, "token": self._row_group, **chunks})
         return found.assign_attrs({**self.attrs, "source": str(self.path), "selection": self.selection})
 
     def to_dataframe(self, variable: str = "residual", max_rows: int = 20_000_000, **labels: Any) -> pd.DataFrame:
@@ -296,7 +304,13 @@ class Activations:
     def _chunks(self, variable: str) -> ChunkArray | np.ndarray:
         """All of a variable, not narrowed."""
         if variable not in self._held:
-            self._held[variable] = ChunkArray(self.path, self._stored[variable], self._n, self._row_group)
+            self._held[variable] = ChunkArray(
+                self.path,
+                self._stored[variable],
+                self._n,
+                self._row_group,
+                self.attrs["emotrace_store"].get("inner_rows"),
+            )
         return self._held[variable]
 
     def _token_coord(self, name: str) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from emotrace.disk import Located, There
 from emotrace.store import layout
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json
@@ -53,7 +53,7 @@ def difference(size: int, checksum: str, wanted: Committed) -> str | None:
     return None if checksum == wanted.checksum else "changed: the checksum differs"
 
 
-def problem(root: Path, name: str, wanted: Committed) -> str | None:
+def problem(root: Located, name: str, wanted: Committed) -> str | None:
     """What is wrong with a file of a store, read as a whole; None if nothing is."""
     try:
         data = (root / name).read_bytes()
@@ -79,7 +79,7 @@ def note(path: str, at: State) -> None:
     _SOUND[path] = at
 
 
-def read_record(root: Path, name: str, field: str) -> dict[str, Committed]:
+def read_record(root: Located, name: str, field: str) -> dict[str, Committed]:
     """The files of a record, by name.
 
     Raises:
@@ -98,7 +98,22 @@ def read_record(root: Path, name: str, field: str) -> dict[str, Committed]:
         raise ValueError(f"unreadable ({error})") from error
 
 
-def attrs(root: Path) -> dict[str, Any]:
+def inner_checksums(root: Located, group: int) -> dict[str, list[str]]:
+    """Checksums of the inner chunks of each shard of a row group, by its name.
+
+    Raises:
+        ValueError: for a record that cannot be read.
+    """
+    try:
+        return {
+            name: said.split()
+            for name, said in from_json((root / layout.commit_record(group)).read_bytes())["inner"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"unreadable ({error})") from error
+
+
+def attrs(root: Located) -> dict[str, Any]:
     """Attributes of a store whose metadata is what was committed.
 
     Raises:
@@ -109,7 +124,7 @@ def attrs(root: Path) -> dict[str, Any]:
     return found
 
 
-def table(root: Path) -> dict[str, Committed]:
+def table(root: Located) -> dict[str, Committed]:
     """`of_table`, or the error that says how to mend it."""
     try:
         return of_table(root)
@@ -117,7 +132,7 @@ def table(root: Path) -> dict[str, Committed]:
         raise layout.damaged(root, f"{layout.TABLE_RECORD} is {error}") from error
 
 
-def of_group(root: Path, group: int, variables: Mapping[str, Variable]) -> dict[str, Committed]:
+def of_group(root: Located, group: int, variables: Mapping[str, Variable]) -> dict[str, Committed]:
     """The chunks of a committed row group, by name.
 
     Raises:
@@ -130,7 +145,7 @@ def of_group(root: Path, group: int, variables: Mapping[str, Variable]) -> dict[
     return files
 
 
-def of_table(root: Path) -> dict[str, Committed]:
+def of_table(root: Located) -> dict[str, Committed]:
     """The files of the token table and all metadata, by name.
 
     Raises:
@@ -139,7 +154,7 @@ def of_table(root: Path) -> dict[str, Committed]:
     return read_record(root, layout.TABLE_RECORD, "files")
 
 
-def in_table(root: Path) -> Iterator[Damage]:
+def in_table(root: Located) -> Iterator[Damage]:
     """Damage of metadata and token table."""
     try:
         files = of_table(root)
@@ -151,7 +166,7 @@ def in_table(root: Path) -> Iterator[Damage]:
             yield Damage(name, found)
 
 
-def in_group(root: Path, group: int, variables: Mapping[str, Variable]) -> Iterator[Damage]:
+def in_group(root: Located, group: int, variables: Mapping[str, Variable]) -> Iterator[Damage]:
     """Damage of one committed row group."""
     try:
         files = of_group(root, group, variables)
@@ -163,15 +178,33 @@ def in_group(root: Path, group: int, variables: Mapping[str, Variable]) -> Itera
             yield Damage(name, found, group)
 
 
-def require(root: Path, name: str, files: Mapping[str, Committed]) -> None:
+def confirmed(root: Located, name: str, files: Mapping[str, Committed]) -> bytes:
+    """A file of the token table or the metadata, as it was committed.
+
+    Raises:
+        EmotraceError: if it is not.
+    """
+    try:
+        data = (root / name).read_bytes()
+        found = difference(len(data), layout.checksum(data, like=files[name].checksum), files[name])
+    except FileNotFoundError:
+        data, found = b"", "missing"
+    except KeyError:
+        data, found = b"", "unknown to the store's record"
+    if found is not None:
+        raise layout.damaged(root, f"{name} is not what was committed ({found})")
+    return data
+
+
+def require(root: Located, name: str, files: Mapping[str, Committed]) -> None:
     """Check a file of the token table or the metadata.
 
     Raises:
         EmotraceError: if it is not what was committed.
     """
-    path = os.path.join(root, name)
+    path = f"{root}/{name}"
     try:
-        at = state(os.stat(path))
+        at = (0, 0, 0, 0) if isinstance(root, There) else state(os.stat(path))
     except OSError:
         at = (0, 0, 0, 0)
     if sound(path, at):

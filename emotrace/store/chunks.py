@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from xarray.backends import BackendArray
 
+from emotrace.disk import Located, There
 from emotrace.labels import EmotraceError
-from emotrace.store import checks
+from emotrace.store import checks, shards
 from emotrace.store.layout import checksum, commit_record, damaged, encoder, extend, shown
 from emotrace.store.laziness import Key, selection
 from emotrace.store.variable import Variable
@@ -29,20 +30,24 @@ BLOCK = 1 << 19
 class ChunkArray(BackendArray):
     """A variable of a store as xarray's lazy array: every read opens the chunk files of its cells and row groups only.
 
-    Whole runs of rows are read from the file straight into the result; scattered rows through a memory map. A chunk that is
-    read for the first time is compared with the checksum of its commit record.
+    Whole runs of rows are read from the file straight into the result; scattered rows through a memory map, or, where chunks
+    are compressed or lie in a bucket, out of the inner chunks that hold them. A chunk that is read for the first time is
+    compared with the checksum of its commit record; an inner chunk that is fetched, with its own.
     """
 
-    def __init__(self, root: Path, variable: Variable, n_rows: int, row_group: int) -> None:
+    def __init__(
+        self, root: Located, variable: Variable, n_rows: int, row_group: int, inner_rows: int | None = None
+    ) -> None:
         self.root = root
         self.variable = variable
         self.row_group = row_group
         self.shape = variable.shape(n_rows)
         self.dtype = variable.dtype.newbyteorder("=")
         self._codec = encoder(variable)
-        self._chunk_shape = (row_group, *variable.rest_shape)
+        self._inner = inner_rows
         self._row_bytes = variable.dtype.itemsize * math.prod(variable.rest_shape)
         self._records: dict[int, dict[str, checks.Committed]] = {}
+        self._inner_records: dict[int, dict[str, list[str]]] = {}
 
     def __getitem__(self, key: Key) -> Any:
         return selection(key, self.shape, self.read)
@@ -62,14 +67,17 @@ class ChunkArray(BackendArray):
             rows = rows[order]
         out = np.empty([len(k) for k in index], dtype=self.variable.dtype)
         places = itertools.product(*(range(len(c)) for c in cells))
+        mapped = self._codec is None and isinstance(self.root, Path)
         for at, cell in zip(places, itertools.product(*(c.tolist() for c in cells)), strict=True):
             self.check(cell)
             for where, group, local in runs(rows, self.row_group):
                 part = out[at][where]
-                if self._codec is None and whole and isinstance(local, slice):
+                if mapped and whole and isinstance(local, slice):
                     self._use(cell, group, partial(_rows, part, local.start * self._row_bytes))
-                else:
+                elif mapped or self._inner is None:
                     part[...] = taken(self.chunk(cell, group), local, rest_key)
+                else:
+                    part[...] = taken(*self._some(cell, group, local), rest_key)
         if order is not None:
             back = np.empty_like(order)
             back[order] = np.arange(len(order))
@@ -79,7 +87,9 @@ class ChunkArray(BackendArray):
 
     def chunk(self, cell: tuple[int, ...], group: int) -> np.ndarray:
         """All rows of one cell and row group ``[row, …]``, not to be written to: a memory map, or what was decoded."""
-        return self._use(cell, group, self._all)
+        if isinstance(self.root, Path):
+            return self._use(cell, group, self._all)
+        return self._told(cell, group, lambda name: self._decoded(self._fetched(name, group)))
 
     def check(self, cell: tuple[int, ...]) -> None:
         """Refuse a cell that does not exist."""
@@ -90,17 +100,89 @@ class ChunkArray(BackendArray):
                 f"{self.variable.name} has no {place}: the model has no such site. {existing(self.variable)}"
             )
 
+    def _some(self, cell: tuple[int, ...], group: int, local: Rows) -> tuple[np.ndarray, Rows]:
+        """Rows of the inner chunks that hold those asked for, and where these lie among them."""
+        assert self._inner is not None
+        rows = np.arange(local.start, local.stop) if isinstance(local, slice) else local
+        numbers, back = np.unique(rows // self._inner, return_inverse=True)
+        if isinstance(self.root, Path):
+            parts = self._use(cell, group, lambda fd, size, wanted: self._inner_here(fd, size, wanted, numbers))
+        else:
+            parts = self._told(cell, group, lambda name: self._inner_there(name, group, numbers))
+        return np.concatenate(parts), back * self._inner + rows % self._inner
+
+    def _inner_here(self, fd: int, size: int, wanted: checks.Committed | None, numbers: np.ndarray) -> list[np.ndarray]:
+        raw = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        if wanted is not None:
+            _confirm(size, checksum(raw, like=wanted.checksum), wanted)
+        index = shards.index_of(raw[size - shards.index_size(self._n_inner) :])
+        return [self._plain(raw[start:stop], self._inner) for start, stop in index[numbers].tolist()]
+
+    def _inner_there(self, name: str, group: int, numbers: np.ndarray) -> list[np.ndarray]:
+        assert isinstance(self.root, There)
+        at, size = self.root / name, self._wanted(name, group).size
+        if self._codec is None:
+            step = self._row_bytes * (self._inner or self.row_group)
+            index = np.arange(self._n_inner)[:, None] * step + [0, step]
+        else:
+            index = shards.index_of(at.bucket.read_part(at.inside, size - shards.index_size(self._n_inner), size))
+        if group not in self._inner_records:
+            self._inner_records[group] = checks.inner_checksums(self.root, group)
+        told, out = self._inner_records[group][name], []
+        for first, last in shards.neighbours(numbers):
+            data = memoryview(at.bucket.read_part(at.inside, int(index[first, 0]), int(index[last, 1])))
+            for number in range(first, last + 1):
+                start, stop = (index[number] - index[first, 0]).tolist()
+                if checksum(data[start:stop], like=told[number]) != told[number]:
+                    raise ValueError(f"inner chunk {number}: changed: the checksum differs")
+                out.append(self._plain(data[start:stop], self._inner))
+        return out
+
+    def _fetched(self, name: str, group: int) -> memoryview:
+        """The bytes of a chunk in a bucket, compared with its checksum."""
+        data, wanted = (self.root / name).read_bytes(), self._wanted(name, group)
+        _confirm(len(data), checksum(data, like=wanted.checksum), wanted)
+        return memoryview(data)
+
+    @property
+    def _n_inner(self) -> int:
+        return self.row_group // (self._inner or self.row_group)
+
+    def _decoded(self, raw: Any) -> np.ndarray:
+        """All rows of a chunk or shard."""
+        if self._inner is None or self._codec is None:
+            return self._plain(raw, self.row_group)
+        index = shards.index_of(raw[len(raw) - shards.index_size(self._n_inner) :])
+        return np.concatenate([self._plain(raw[start:stop], self._inner) for start, stop in index.tolist()])
+
+    def _plain(self, raw: Any, rows: int | None) -> np.ndarray:
+        """The rows of a chunk, or of an inner one."""
+        raw = raw if self._codec is None else self._codec.decode(raw)
+        shape = (rows, *self.variable.rest_shape)
+        return np.frombuffer(raw, self.variable.dtype, math.prod(map(int, shape))).reshape(shape)  # type: ignore[arg-type]
+
+    def _told(self, cell: tuple[int, ...], group: int, read: Callable[[str], T]) -> T:
+        """What ``read`` makes of a chunk's name; whatever is wrong names the place."""
+        name = self.variable.chunk(cell, group)
+        try:
+            return read(name)
+        except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
+            place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
+            raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
+
     def _use(self, cell: tuple[int, ...], group: int, use: Callable[[int, int, Any], T]) -> T:
         """What ``use`` makes of a chunk's file: its descriptor, size, and what it must confirm (None once it has been)."""
-        name = self.variable.chunk(cell, group)
-        path = os.path.join(self.root, name)
-        try:
+
+        def read(name: str) -> T:
+            path = os.path.join(str(self.root), name)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 status = os.fstat(fd)
                 at, size = checks.state(status), status.st_size
                 wanted = None if checks.sound(path, at) else self._wanted(name, group)
-                expected = size if self._codec is not None else self._row_bytes * self.row_group
+                index = 0 if self._inner is None else shards.index_size(self._n_inner)
+                expected = size if self._codec is not None else self._row_bytes * self.row_group + index
                 if size != expected:
                     raise ValueError(f"it has {size} bytes instead of {expected}")
                 found = use(fd, size, wanted)
@@ -109,17 +191,14 @@ class ChunkArray(BackendArray):
                 return found
             finally:
                 os.close(fd)
-        except (OSError, ValueError, RuntimeError) as error:
-            labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
-            place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
-            raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
+
+        return self._told(cell, group, read)
 
     def _all(self, fd: int, size: int, wanted: checks.Committed | None) -> np.ndarray:
         raw: Any = mmap.mmap(fd, size, access=mmap.ACCESS_READ)  # unmapped with the last array over it
         if wanted is not None:
             _confirm(size, checksum(raw, like=wanted.checksum), wanted)
-        raw = raw if self._codec is None else self._codec.decode(raw)
-        return np.frombuffer(raw, self.variable.dtype).reshape(self._chunk_shape)
+        return self._decoded(raw)
 
     def _wanted(self, name: str, group: int) -> checks.Committed:
         """Size and checksum of a chunk in its commit record."""

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from emotrace import disk
+from emotrace.disk import Located
 from emotrace.labels import EmotraceError
 from emotrace.store import layout
 from emotrace.store.variable import Variable
@@ -139,7 +140,7 @@ def read(
     return Journaled(rows, entries, at, problem)
 
 
-def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Journaled]:
+def kept_in(root: Located, attrs: Mapping[str, Any]) -> dict[int, Journaled]:
     """What the journals of a store hold, by row group; those of committed groups are of no account."""
     store = attrs["emotrace_store"]
     variables = [Variable.from_json(v) for v in store["variables"]]
@@ -150,7 +151,9 @@ def kept_in(root: Path, attrs: Mapping[str, Any]) -> dict[int, Journaled]:
         if rows < 1:
             out[group] = Journaled(0, [], 0, "no such row group")
         else:
-            out[group] = read(root / layout.journal(group), layout.fingerprint(attrs), group, rows, variables)
+            out[group] = read(
+                Path(str(root)) / layout.journal(group), layout.fingerprint(attrs), group, rows, variables
+            )
     return dict(sorted(out.items()))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, unknown
 
 
 def merged(arrays: Mapping[str, xr.DataArray]) -> xr.Dataset:
@@ -26,6 +26,22 @@ def merged(arrays: Mapping[str, xr.DataArray]) -> xr.Dataset:
             f"{', '.join(arrays)} are stored for different layers, so one Dataset cannot hold them without gaps; "
             "name one: dataset('residual')."
         ) from error
+
+
+def chunked(found: xr.Dataset, chunks: Mapping[str, int]) -> xr.Dataset:
+    """A lazy Dataset as Dask arrays.
+
+    Raises:
+        EmotraceError: where Dask is not installed, or for a dim that it does not have.
+    """
+    dims = {dim: size for dim, size in chunks.items() if dim in found.dims}
+    other = [dim for dim in chunks if dim not in found.dims and dim not in ("layer", "sublayer")]
+    if other:
+        raise unknown("dim", other[0], [*map(str, found.dims)], "dataset(chunks=…)")
+    try:
+        return found.chunk(dims)
+    except ImportError as error:
+        raise EmotraceError("dataset(chunks=…) gives Dask arrays: pip install emotrace[dask].") from error
 
 
 def long_table(x: xr.DataArray, variable: str, max_rows: int) -> pd.DataFrame:

@@ -7,7 +7,7 @@ activations.zarr/
   prompts/ vocabulary/         labels of every prompt, texts of every token: 1-D arrays [prompt], [word]
   residual/                    one group per variable
     layer/ sublayer/           its coordinates
-    residual/c.LAYER.SUBLAYER.GROUP.0    one chunk per (layer, sublayer, row group)
+    residual/c.LAYER.SUBLAYER.GROUP.0    one chunk, or shard, per (layer, sublayer, row group)
   row_groups/commit/           first row of each group; NNNNNN.json: the commit records; .lock
     NNNNNN.journal             batches of a group that is not committed yet
 ```
@@ -28,8 +28,9 @@ import google_crc32c
 import numpy as np
 
 from emotrace import disk
+from emotrace.disk import Located
 from emotrace.labels import COUNTED, EmotraceError
-from emotrace.store.plan import FORMAT, Plan
+from emotrace.store.plan import SHARDED, Plan
 from emotrace.store.rows import CHUNK_ROWS, stored
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json, to_json
@@ -45,6 +46,7 @@ LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
 PARTIAL = ".partial"
 JOURNAL = ".journal"
+LEASE = ".lease"
 DESCRIBING = ("emotrace_store", "plan_digest")
 """Attrs that the store writes itself."""
 CASTAGNOLI = "crc32c:"
@@ -61,9 +63,10 @@ def journal(group: int) -> str:
     return f"{COMMITS}/{group:06d}{JOURNAL}"
 
 
-def journaled(path: Path) -> list[int]:
+def journaled(path: Located) -> list[int]:
     """Indices of the row groups that have a journal, in order."""
-    names = os.listdir(path / COMMITS) if (path / COMMITS).is_dir() else []
+    here = isinstance(path, Path) and (path / COMMITS).is_dir()  # nothing can be appended to in a bucket
+    names = os.listdir(path / COMMITS) if here else []
     stems = [n.removesuffix(JOURNAL) for n in names if n.endswith(JOURNAL)]
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
@@ -108,7 +111,7 @@ def encoder(variable: Variable) -> Any | None:
     return Blosc(cname=variable.codec, clevel=5 if variable.codec == "lz4" else 1, shuffle=Blosc.SHUFFLE)
 
 
-def damaged(root: Path, what: str) -> EmotraceError:
+def damaged(root: Located, what: str) -> EmotraceError:
     """The error for a damaged store: what is wrong, and the way out."""
     return EmotraceError(
         f"{root} is damaged: {what}. `emotrace verify {root}` lists all damage; `emotrace repair {root}` makes what is damaged "
@@ -116,7 +119,7 @@ def damaged(root: Path, what: str) -> EmotraceError:
     )
 
 
-def read_attrs(path: Path) -> dict[str, Any]:
+def read_attrs(path: Located) -> dict[str, Any]:
     """Attributes of the store at ``path``, as they stand there.
 
     Raises:
@@ -131,8 +134,8 @@ def read_attrs(path: Path) -> dict[str, Any]:
         if (path / COMMITS).is_dir():
             raise damaged(path, f"zarr.json does not describe a store ({error!r})") from None
         raise EmotraceError(f"{path} is not an activation store of emotrace; it is left as it is.") from None
-    if version not in range(1, FORMAT + 1):
-        raise EmotraceError(f"{path} has store format {version!r}; this emotrace reads formats 1 to {FORMAT}.")
+    if version not in range(1, SHARDED + 1):
+        raise EmotraceError(f"{path} has store format {version!r}; this emotrace reads formats 1 to {SHARDED}.")
     try:
         check_description(attrs["emotrace_store"])
     except (EmotraceError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -151,34 +154,47 @@ def check_description(store: Mapping[str, Any]) -> None:
         Variable.from_json(variable)
 
 
-def committed_groups(path: Path) -> list[int]:
+def committed_groups(path: Located) -> list[int]:
     """Indices of the committed row groups, in order.
 
     Raises:
         EmotraceError: where the folder of commit records is missing.
     """
     try:
-        names = os.listdir(path / COMMITS)
+        names = disk.names_in(path, COMMITS)
     except OSError as error:
         raise damaged(path, f"{COMMITS} cannot be read ({error.strerror})") from error
     return sorted(int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit())
 
 
-def lock(root: Path, shown: Path) -> int:
+def lock(root: Path, shown: Path, shared: bool = False) -> int:
     """Take the writer's lock of the store in ``root``; held until the descriptor is closed or the process ends.
 
+    Args:
+        root: of the store.
+        shown: what messages call it.
+        shared: with other ranks; who takes it alone takes away what killed ranks left.
+
     Raises:
-        EmotraceError: if another writer holds it.
+        disk.Busy: if another writer holds it.
     """
-    fd = disk.lock(root / LOCK, shown)
+    fd = disk.lock(root / LOCK, shown, shared=shared)
     disk.clear_leftovers(root / COMMITS)
+    if not shared:
+        for left in (root / COMMITS).glob(f"*{LEASE}*"):
+            left.unlink(missing_ok=True)
     return fd
 
 
-def create(path: Path, plan: Plan) -> int:
+def create(path: Path, plan: Plan, shared: bool = False) -> int:
     """Create the store whole (all arrays, token table, consolidated metadata) and return its lock.
 
     It is built under a hidden name beside ``path`` and renamed, so a killed creation leaves nothing at ``path``.
+
+    Args:
+        path: of the store.
+        plan: what it shall hold.
+        shared: whether the lock is shared with other ranks once the store is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}{PARTIAL}")
@@ -187,10 +203,12 @@ def create(path: Path, plan: Plan) -> int:
     try:
         if (path / "zarr.json").exists():
             shutil.rmtree(building)
-            raise EmotraceError(f"another process has just created {path}; repeat the command to continue it.")
+            raise disk.Busy(f"another process has just created {path}; repeat the command to continue it.")
         clear(building)
         with disk.writing(path):
             build(building, plan, plan.described)
+            if shared:
+                disk.share(fd)
             os.rename(building, path)
             disk.sync_folder(path.parent)
     except BaseException:
@@ -233,6 +251,14 @@ def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
     disk.replace_file(root / TABLE_RECORD, dump({"files": record, "attributes": attrs}))
 
 
+def upload(built: Path, root: disk.There) -> None:
+    """Put the files of a folder into a bucket, the record of the token table last."""
+    last = {TABLE_RECORD: 2, "zarr.json": 1}
+    files = [file.relative_to(built).as_posix() for file in built.rglob("*") if file.is_file()]
+    for name in sorted(files, key=lambda name: (last.get(name, 0), name)):
+        disk.objects(root).put(name, (built / name).read_bytes())
+
+
 def _array(group: Any, name: str, values: np.ndarray, dim: str, chunk: int | None = None) -> None:
     strings = values.dtype == object
     array = group.create_array(
@@ -258,10 +284,13 @@ def _variable(top: Any, variable: Variable, plan: Plan) -> None:
     blosc = codec and BloscCodec(
         typesize=variable.dtype.itemsize, cname=codec.cname, clevel=codec.clevel, shuffle="shuffle", blocksize=0
     )
+    inner, ones = plan.inner_rows, tuple(1 for _ in variable.cell_dims)
+    shard = (*ones, plan.row_group, *variable.rest_shape)
     group.create_array(
         variable.name,
         shape=variable.shape(plan.n_rows),
-        chunks=(*(1 for _ in variable.cell_dims), plan.row_group, *variable.rest_shape),
+        chunks=shard if inner is None else (*ones, inner, *variable.rest_shape),
+        shards=None if inner is None else shard,
         dtype=variable.dtype,
         dimension_names=variable.full_dims,
         filters=None,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emotrace import disk
+from emotrace.disk import Located, There, located
 from emotrace.labels import EmotraceError
+from emotrace.ranks import ALONE, Rank
 from emotrace.signatures import typed
 from emotrace.store import checks, entries, layout
 from emotrace.store.checks import Damage
@@ -37,13 +40,15 @@ def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     Raises:
         EmotraceError: if there is no store, another process writes to it, or what it holds is recorded nowhere any more.
     """
-    root = Path(path)
+    root = located(path)
     attrs = settings(root)
-    (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
-    lock = layout.lock(root, root)
+    lock = None
+    if isinstance(root, Path):
+        (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
+        lock = layout.lock(root, root)
     try:
         found = examine(root, attrs, progress)
-        with disk.writing(root):
+        with disk.writing(str(root)):
             take_back(root, found)
             if any(item.group is None for item in found):
                 plan = _plan(root, attrs)
@@ -51,14 +56,15 @@ def repair(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
                     rebuild(root, plan, attrs)
             for group, kept in entries.kept_in(root, attrs).items():
                 if kept.problems:
-                    entries.mend(root / layout.journal(group), kept)
+                    entries.mend(Path(str(root)) / layout.journal(group), kept)
                     found += in_journal(group, kept)
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
     return found
 
 
-def settings(root: Path) -> dict[str, Any]:
+def settings(root: Located) -> dict[str, Any]:
     """Attributes of a store that may be damaged: from its metadata, or from the copy in the record of the token table.
 
     Raises:
@@ -85,8 +91,8 @@ def settings(root: Path) -> dict[str, Any]:
         ) from broken
 
 
-def examine(root: Path, attrs: Mapping[str, Any], progress: bool = False) -> list[Damage]:
-    """Every committed file that differs from its record."""
+def examine(root: Located, attrs: Mapping[str, Any], progress: bool = False, rank: Rank = ALONE) -> list[Damage]:
+    """Every committed file that differs from its record; for a rank those of its row groups, and of the token table."""
     from tqdm import tqdm
 
     store = attrs["emotrace_store"]
@@ -94,6 +100,7 @@ def examine(root: Path, attrs: Mapping[str, Any], progress: bool = False) -> lis
     n_groups = -(-store["rows"] // store["row_group"])
     found = list(checks.in_table(root))
     groups = layout.committed_groups(root) if (root / layout.COMMITS).is_dir() else []
+    groups = [group for group in groups if group % rank.of == rank.index]
     for group in tqdm(groups, desc="verify", unit="group", disable=not progress, leave=False):
         if group >= n_groups:
             found.append(Damage(layout.commit_record(group), f"unknown (there are {n_groups} row groups)", group))
@@ -107,7 +114,7 @@ def in_journal(group: int, kept: entries.Journaled) -> list[Damage]:
     return [Damage(layout.journal(group), problem, group) for problem in kept.problems]
 
 
-def told(root: Path, damage: Sequence[Damage]) -> str:
+def told(root: Located, damage: Sequence[Damage]) -> str:
     """What a run that continues a damaged store says of it."""
     groups = sorted({item.group for item in damage if item.group is not None})
     more = f", and {len(damage) - 1} files more" if len(damage) > 1 else ""
@@ -116,20 +123,25 @@ def told(root: Path, damage: Sequence[Damage]) -> str:
     return f"{root} was damaged ({damage[0]}{more}): {' and '.join(parts)}."
 
 
-def take_back(root: Path, damage: Sequence[Damage]) -> None:
+def take_back(root: Located, damage: Sequence[Damage]) -> None:
     """Make damaged row groups pending: their commit records go first, then the chunks that are damaged."""
     groups = {item.group for item in damage if item.group is not None}
     for group in groups:
         (root / layout.commit_record(group)).unlink(missing_ok=True)
-    if groups:
+    if groups and isinstance(root, Path):
         disk.sync_folder(root / layout.COMMITS)
     for item in damage:
         if item.group is not None:
             (root / item.path).unlink(missing_ok=True)
 
 
-def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
+def rebuild(root: Located, plan: Plan, attrs: Mapping[str, Any]) -> None:
     """Write metadata and token table of a store again, the record last; row groups are left alone."""
+    if isinstance(root, There):
+        with tempfile.TemporaryDirectory(prefix="emotrace-") as folder:
+            layout.build(Path(folder), plan, attrs)
+            layout.upload(Path(folder), root)
+        return
     disk.clear_leftovers(root.parent, root.name)
     building = disk.partial(root)
     (building / layout.COMMITS).mkdir(parents=True)
@@ -148,11 +160,12 @@ def rebuild(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _plan(root: Path, attrs: Mapping[str, Any]) -> Plan | None:
+def _plan(root: Located, attrs: Mapping[str, Any]) -> Plan | None:
     """The plan that a store was made by, out of its own token table; None where that is not the one its digest names."""
     store = attrs["emotrace_store"]
     try:
-        plan = Plan(rows_in(root, store), tuple(map(Variable.from_json, store["variables"])), {}, store["row_group"])
+        rows, variables = rows_in(root, store), tuple(map(Variable.from_json, store["variables"]))
+        plan = Plan(rows, variables, {}, store["row_group"], "inner_rows" in store)
     except Exception:  # zarr's own errors of whatever class, for whatever the files hold now
         return None
     return plan if plan.digest == attrs.get("plan_digest") else None

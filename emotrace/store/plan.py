@@ -22,6 +22,12 @@ from emotrace.store.variable import Variable
 
 FORMAT = 2
 """Of the stores that are made now: labels once per prompt. Format 1, with all labels in every row, is read and continued."""
+SHARDED = 3
+"""Of those whose row groups are shards, of inner chunks that are read by themselves."""
+INNER_ROWS = 256
+"""Most rows of an inner chunk; a row group of no more rows is a chunk, no shard."""
+FEWEST_INNER = 64
+"""Row groups that no number of rows from this one on divides are chunks, too."""
 ROW_GROUP_BYTES = 64 << 20
 """Buffer of one row group, unless the caller says otherwise."""
 ROW_GROUP_ROWS = 2048
@@ -70,12 +76,14 @@ class Plan:
         variables: what is stored for every row.
         attrs: where the activations come from, JSON values only.
         row_group: rows per group; the last group may have fewer.
+        sharded: whether row groups of many rows are shards; not in stores of earlier formats.
     """
 
     rows: Rows
     variables: tuple[Variable, ...]
     attrs: Mapping[str, Any]
     row_group: int
+    sharded: bool = True
 
     @classmethod
     def make(
@@ -134,6 +142,11 @@ class Plan:
         return math.ceil(self.n_rows / self.row_group)
 
     @property
+    def inner_rows(self) -> int | None:
+        """Rows of an inner chunk; None where a row group is one chunk."""
+        return inner_rows(self.row_group) if self.sharded and FORMAT > 1 else None
+
+    @property
     def bytes(self) -> int:
         """Bytes of all activations, before any codec (token table and metadata not counted)."""
         return self.n_groups * self.row_group * sum(v.row_bytes for v in self.variables)
@@ -160,7 +173,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Hash of token table, variables and row-group size (not of ``attrs``, which are compared one by one)."""
-        digest = hashlib.sha256(json.dumps({**self.to_json(), "format": 1}, sort_keys=True).encode())  # of any layout
+        about = {name: value for name, value in self.to_json().items() if name != "inner_rows"}
+        digest = hashlib.sha256(json.dumps({**about, "format": 1}, sort_keys=True).encode())  # of any layout
         for name, column in self.rows.columns.items():
             digest.update(name.encode() + b"\0")
             if column.dtype == object:
@@ -176,13 +190,22 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """What the store's metadata says of the plan."""
+        inner = self.inner_rows
         return {
-            "format": FORMAT,
+            **({"format": FORMAT} if inner is None else {"format": SHARDED, "inner_rows": inner}),
             "rows": self.n_rows,
             "row_group": self.row_group,
             "columns": list(self.rows.columns),
             "variables": [v.to_json() for v in self.variables],
         }
+
+
+def inner_rows(row_group: int) -> int | None:
+    """Rows of an inner chunk of a row group of so many rows: the most, up to `INNER_ROWS`, that divide it."""
+    if row_group <= INNER_ROWS:
+        return None
+    most = max(n for n in range(1, INNER_ROWS + 1) if row_group % n == 0)
+    return most if most >= FEWEST_INNER else None
 
 
 def _jsonable(attrs: Mapping[str, Any]) -> dict[str, Any]:

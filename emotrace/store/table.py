@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emotrace.disk import Located, There
 from emotrace.store import checks, layout
 from emotrace.store.rows import CHUNK_ROWS, COLUMNS, FIRST, IDS, OF_ROW, TEXTS, Rows, place
 from emotrace.store.select import rows_of
@@ -30,7 +30,7 @@ class TokenTable:
         read: path of an array → its values, or with rows those of these.
     """
 
-    def __init__(self, root: Path, store: Mapping[str, Any], read: Callable[..., np.ndarray] | None = None) -> None:
+    def __init__(self, root: Located, store: Mapping[str, Any], read: Callable[..., np.ndarray] | None = None) -> None:
         self.root = root
         self.n_rows: int = store["rows"]
         self.names: tuple[str, ...] = tuple(store["columns"])
@@ -134,12 +134,13 @@ class Checked:
         root: of the store.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Located) -> None:
         self.root = root
         self._files: dict[str, Any] | None = None
         self._arrays: dict[str, Any] = {}
+        self._fetched: dict[str, Any] = {}
 
-    def __reduce__(self) -> tuple[type[Checked], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[Checked], tuple[Located]]:
         return Checked, (self.root,)  # another process looks at the files itself
 
     def __call__(self, path: str, rows: np.ndarray | None = None) -> np.ndarray:
@@ -153,14 +154,18 @@ class Checked:
             chunks = (f"{path}/c/{chunk}" for chunk in np.unique(rows // CHUNK_ROWS).tolist())
             needed = [f"{path}/zarr.json", *(c for c in chunks if c in files)]  # zarr writes no chunk of zeros
         for file in needed:
-            checks.require(self.root, file, files)
+            if not isinstance(self.root, There):
+                checks.require(self.root, file, files)
+            elif file not in self._fetched:
+                self._fetched[file] = _buffer(checks.confirmed(self.root, file, files))
         if path not in self._arrays:
-            self._arrays[path] = opened(self.root, path)
+            there = isinstance(self.root, There)
+            self._arrays[path] = _of_bytes(self._fetched, path) if there else opened(self.root, path)
         array = self._arrays[path]
         return np.asarray(array[:] if rows is None else array.oindex[rows])
 
 
-def opened(root: Path, path: str) -> Any:
+def opened(root: Located, path: str) -> Any:
     """An array of the token table.
 
     Raises:
@@ -169,12 +174,27 @@ def opened(root: Path, path: str) -> Any:
     import zarr
 
     try:
+        if isinstance(root, There):
+            return _of_bytes({f"{path}/zarr.json": _buffer((root / path / "zarr.json").read_bytes())}, path)
         return zarr.open_array(root / path, mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise layout.damaged(root, f"column {path!r} cannot be read ({error})") from error
 
 
-def plain(root: Path) -> Callable[..., np.ndarray]:
+def _of_bytes(files: dict[str, Any], path: str) -> Any:
+    """An array of files in memory."""
+    import zarr
+
+    return zarr.open_array(zarr.storage.MemoryStore(files), path=path, mode="r")
+
+
+def _buffer(data: bytes) -> Any:
+    from zarr.core.buffer import default_buffer_prototype
+
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def plain(root: Located) -> Callable[..., np.ndarray]:
     """Reads arrays as they stand there."""
 
     def read(path: str, rows: np.ndarray | None = None) -> np.ndarray:
@@ -186,7 +206,7 @@ def plain(root: Path) -> Callable[..., np.ndarray]:
     return read
 
 
-def rows_in(root: Path, store: Mapping[str, Any]) -> Rows:
+def rows_in(root: Located, store: Mapping[str, Any]) -> Rows:
     """The token table of a store as it stands there, unchecked; raises whatever zarr does."""
     table = TokenTable(root, store, plain(root))
     columns = {name: table.take(name) for name in COLUMNS if name != "position_from_end"}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import pandas as pd
 
+from emotrace.disk import located
 from emotrace.labels import unknown
 from emotrace.signatures import typed
 from emotrace.store import entries
@@ -33,7 +33,7 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> list[Damage]
     Raises:
         EmotraceError: if there is no store of emotrace at ``path``.
     """
-    root = Path(path)
+    root = located(path)
     attrs = settings(root)
     found = examine(root, attrs, progress)
     for group, kept in entries.kept_in(root, attrs).items():
@@ -111,7 +111,7 @@ def begun(path: str | os.PathLike[str]) -> dict[int, int]:
     Raises:
         EmotraceError: if there is no store of emotrace at ``path``.
     """
-    root = Path(path)
+    root = located(path)
     return {group: int(kept.done.sum()) for group, kept in entries.kept_in(root, settings(root)).items()}
 
 

@@ -8,17 +8,18 @@ import mmap
 import os
 import queue
 import threading
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emotrace import disk
+from emotrace.disk import Located
 from emotrace.labels import EmotraceError
-from emotrace.store import layout, mending
+from emotrace.ranks import Leases, Shares, name_of
+from emotrace.store import layout, shards
 from emotrace.store.journal import Journal, Pace
 from emotrace.store.plan import Plan, RowGroup
 from emotrace.store.variable import Variable
@@ -27,45 +28,20 @@ RING = 2
 """Sets of buffers kept: one is written while the next is filled."""
 
 
-def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = False) -> Writer:
-    """Open a store for writing: a new one, or one that the same plan began.
+class ChunkSums(NamedTuple):
+    """What a commit record says of a chunk: its bytes, its checksum, and those of its inner chunks."""
 
-    What is committed is compared with its checksums first. Damaged row groups are pending again, damaged metadata is written
-    again, and a warning says so.
+    size: int
+    checksum: str
+    inner: list[str]
 
-    Args:
-        path: of the store.
-        plan: what it holds or shall hold.
-        progress: show a bar on stderr while committed row groups are checked.
 
-    Raises:
-        EmotraceError: if something else is at ``path``, if an attr other than ``command``, ``versions`` and ``batch_size``
-            differs (each is named with both values), if another process writes to it, or if the disk is full.
-    """
-    root = Path(path)
-    occupied = root.is_symlink() or root.exists()
-    if not occupied or (root.is_dir() and not any(root.iterdir())):
-        return Writer(root, plan, layout.create(root, plan), layout.fingerprint(plan.described))
-    stored = mending.settings(root)
-    found = layout.differences(stored, {**plan.attrs, "plan_digest": plan.digest})
-    if found:
-        raise EmotraceError(
-            f"{root} was written with other settings and cannot be continued; it is left as it is. "
-            f"Differing: {'; '.join(found)}. Choose another path, or repeat with the stored settings."
-        )
-    (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
-    lock = layout.lock(root, root)
-    try:
-        damage = mending.examine(root, stored, progress)
-        if damage:
-            mending.take_back(root, damage)
-            if any(item.group is None for item in damage):
-                mending.rebuild(root, plan, stored)
-            warnings.warn(mending.told(root, damage), stacklevel=3)
-        return Writer(root, plan, lock, layout.fingerprint(stored))
-    except BaseException:
-        os.close(lock)
-        raise
+def recorded(group: RowGroup, chunks: Mapping[str, ChunkSums]) -> bytes:
+    """The commit record of a row group."""
+    record: dict[str, Any] = {"group": group.index, "rows": [group.start, group.stop]}
+    record["chunks"] = {name: [size, checksum] for name, (size, checksum, _) in chunks.items()}
+    inner = {name: " ".join(sums.inner) for name, sums in chunks.items() if sums.inner}
+    return layout.dump({**record, **({"inner": inner} if inner else {})})
 
 
 class Writer:
@@ -78,14 +54,13 @@ class Writer:
         path: of the store.
         plan: what it shall hold.
         made: fingerprint of the store, over everything that its values depend on.
-        begun: groups of which an earlier run left a journal.
     """
 
-    def __init__(self, path: Path, plan: Plan, lock: int, made: str) -> None:
+    def __init__(self, path: Located, plan: Plan, lock: int | None, made: str, leases: Leases | None = None) -> None:
         self.path = path
         self.plan = plan
         self.made = made
-        self._lock: int | None = lock
+        self._lock, self._open = lock, True
         self._codecs = {v.name: layout.encoder(v) for v in plan.variables}
         self._committed = set(layout.committed_groups(path))
         self._free: list[dict[str, np.ndarray]] = []
@@ -96,9 +71,9 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._pace, self._journals = Pace(), dict[int, Journal]()
-        self.begun = set(layout.journaled(path))
-        for group in self.begun & self._committed:  # killed between its commit and the end of its journal
-            (path / layout.journal(group)).unlink()
+        self._leases = leases
+        self._shares = leases and Shares(leases, plan.n_groups, self._is_committed)
+        self._forget()
 
     def __enter__(self) -> Writer:
         return self
@@ -116,6 +91,31 @@ class Writer:
         """The groups that are not committed, in order."""
         return [g for g in self.plan.groups if g.index not in self._committed]
 
+    def claimed(self) -> Iterator[RowGroup]:
+        """The groups that are to be filled now: all that are pending, or, of a rank, those that no other rank works on."""
+        if self._shares is None:
+            yield from self.pending()
+        else:
+            yield from map(self.plan.groups.__getitem__, self._shares.free())
+
+    def more(self) -> bool:
+        """Whether groups are left that this writer has to fill after all, since the rank that began them is gone.
+
+        Waits for what was submitted, and for the other ranks.
+        """
+        with self._state:
+            self._state.wait_for(lambda: self._error or not self._in_flight)
+            self._raise()
+        return self._shares is not None and self._shares.wait()
+
+    def look_again(self) -> None:
+        """Read what is committed: something was taken back."""
+        self._committed = set(layout.committed_groups(self.path))
+
+    def begun(self, group: RowGroup) -> bool:
+        """Whether an earlier run left a journal of a group."""
+        return (self.path / layout.journal(group.index)).exists()
+
     def buffers(self, group: RowGroup) -> dict[str, np.ndarray]:
         """Arrays to fill for a group, in the order on disk: ``{name: [layer, sublayer, rows of the group, …]}``.
 
@@ -132,10 +132,10 @@ class Writer:
         axes = {v.name: (slice(None),) * len(v.cell_dims) for v in self.plan.variables}
         return {name: array[(*axes[name], slice(0, len(group)))] for name, array in full.items()}
 
-    def journal(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> Journal:
-        """The journal of a group whose `buffers` are being filled; it goes when the group is committed."""
+    def journal(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> Journal | None:
+        """The journal of a group whose `buffers` are being filled, where there is one; it goes when the group is committed."""
         reserve = RING * self.plan.group_bytes
-        found = Journal(self.path, self.made, group, self.plan.variables, arrays, self._pace, reserve)
+        found = Journal(Path(str(self.path)), self.made, group, self.plan.variables, arrays, self._pace, reserve)
         self._journals[group.index] = found
         return found
 
@@ -175,6 +175,11 @@ class Writer:
                 for journal in self._journals.values():
                     journals.callback(journal.close)
         finally:
+            if self._leases is not None:
+                self._leases.close()
+            if self._open:
+                self._forget()
+            self._open = False
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
@@ -182,6 +187,19 @@ class Writer:
             self._free.clear()
             self._lent.clear()
             self._raise()
+
+    def _is_committed(self, group: int) -> bool:
+        return group in self._committed or (self.path / layout.commit_record(group)).exists()
+
+    def _forget(self) -> None:
+        """Take away what killed writers left of groups that are committed: journals, and leases."""
+        for group in layout.journaled(self.path):
+            if self._is_committed(group):
+                (self.path / layout.journal(group)).unlink(missing_ok=True)
+        if self._shares is not None:
+            self._shares.forget()
+            if isinstance(self.path, Path):
+                disk.clear_leftovers(self.path / layout.COMMITS)
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -211,7 +229,7 @@ class Writer:
             self._state.notify_all()
 
     def _check(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> None:
-        if self._lock is None:
+        if not self._open:
             raise EmotraceError(f"the writer of {self.path} is closed.")
         names = [v.name for v in self.plan.variables]
         if set(arrays) != set(names):
@@ -227,52 +245,93 @@ class Writer:
     def _write(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> None:
         if group.index in self._committed:
             raise EmotraceError(f"row group {group.index} of {self.path} is committed already.")
-        chunks: dict[str, list[Any]] = {}
-        try:
-            with disk.writing(self.path):
-                for variable in self.plan.variables:
-                    for cell in variable.cells():
-                        name = variable.chunk(cell, group.index)
-                        chunks[name] = [0, ""]
-                        chunks[name] = self._chunk(name, variable, arrays[variable.name][cell])
-                for name in chunks:
-                    disk.sync_file(self.path / (name + layout.PARTIAL))
-                for name in chunks:
-                    os.rename(self.path / (name + layout.PARTIAL), self.path / name)
-                for variable in self.plan.variables:
-                    disk.sync_folder(self.path / variable.name / variable.name)
-                record = {"group": group.index, "rows": [group.start, group.stop], "chunks": chunks}
-                disk.replace_file(self.path / layout.commit_record(group.index), layout.dump(record))
-        except EmotraceError:
-            for name in (*chunks, layout.commit_record(group.index)):  # give the room back
-                (self.path / (name + layout.PARTIAL)).unlink(missing_ok=True)
-            raise
+        if not self._write_group(group, arrays):
+            return
         self._committed.add(group.index)
+        if self._shares is not None:
+            self._shares.finished(group.index)
         journal = self._journals.pop(group.index, None)
         if journal is not None:
             journal.discard()
-        else:
+        elif self.begun(group):
             (self.path / layout.journal(group.index)).unlink(missing_ok=True)
 
-    def _chunk(self, name: str, variable: Variable, rows: np.ndarray) -> list[Any]:
-        """Write one chunk, padded to the size of the row group, and return its size and checksum."""
-        missing = self.plan.row_group - len(rows)
-        codec = self._codecs[variable.name]
-        parts: list[Any] = [np.ascontiguousarray(rows)]
-        if missing:
-            parts.append(np.zeros((missing, *variable.rest_shape), variable.dtype))
-        if codec is not None:
-            parts = [codec.encode(np.concatenate(parts) if missing else parts[0])]
-        views = [memoryview(p).cast("B") for p in parts]
-        fd = os.open(self.path / (name + layout.PARTIAL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    def _write_group(self, group: RowGroup, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Write and commit a group; not where another rank took it over meanwhile."""
+        root, chunks = Path(str(self.path)), dict[str, ChunkSums]()
         try:
-            for view in views:
+            with disk.writing(root):
+                for variable in self.plan.variables:
+                    for cell in variable.cells():
+                        name = variable.chunk(cell, group.index)
+                        chunks[name] = ChunkSums(0, "", [])
+                        chunks[name] = self._chunk(name, variable, arrays[variable.name][cell])
+                for name in chunks:
+                    disk.sync_file(root / (name + layout.PARTIAL))
+                if not self._still_ours(group):
+                    return False
+                for name in chunks:
+                    os.rename(root / (name + layout.PARTIAL), root / name)
+                for variable in self.plan.variables:
+                    disk.sync_folder(root / variable.name / variable.name)
+                self._commit(group, recorded(group, chunks))
+        except EmotraceError:
+            if not self._still_ours(group):  # another rank took it over, and writes under the same names
+                return False
+            for name in chunks:  # give the room back
+                (root / (name + layout.PARTIAL)).unlink(missing_ok=True)
+            raise
+        return True
+
+    def _still_ours(self, group: RowGroup) -> bool:
+        """Whether no other rank took the group over, since this one's lease lapsed, or works on one that was not claimed."""
+        name = name_of(group.index)
+        return self._leases is None or self._leases.holds(name) or self._leases.take(name)
+
+    def _commit(self, group: RowGroup, record: bytes) -> None:
+        """Write the commit record, unless another rank has: then of the same bytes.
+
+        Raises:
+            EmotraceError: for other bytes.
+        """
+        name = layout.commit_record(group.index)
+        if not disk.objects(self.path).put_new(name, record) and (self.path / name).read_bytes() != record:
+            raise EmotraceError(
+                f"row group {group.index} of {self.path} was committed with other numbers by another rank: ranks need the same "
+                "model, versions, device and threads."
+            )
+
+    def _chunk(self, name: str, variable: Variable, rows: np.ndarray) -> ChunkSums:
+        """Write one chunk, and return its size and checksums."""
+        parts, inner = self._parts(variable, rows)
+        fd = os.open(
+            Path(str(self.path)) / (name + layout.PARTIAL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+        )
+        try:
+            for view in parts:
                 done = 0
                 while done < len(view):
                     done += os.write(fd, view[done:])
         finally:
             os.close(fd)
-        return [sum(map(len, views)), layout.checksum(*views)]
+        return ChunkSums(sum(map(len, parts)), layout.checksum(*parts), inner)
+
+    def _parts(self, variable: Variable, rows: np.ndarray) -> tuple[list[memoryview], list[str]]:
+        """The bytes of one chunk, padded to the size of the row group, and checksums of its inner chunks."""
+        missing, inner = self.plan.row_group - len(rows), self.plan.inner_rows
+        codec = self._codecs[variable.name]
+        arrays = [np.ascontiguousarray(rows)]
+        if missing:
+            arrays.append(np.zeros((missing, *variable.rest_shape), variable.dtype))
+        if inner is None and codec is None:
+            return [memoryview(part).cast("B") for part in arrays], []
+        whole = np.concatenate(arrays) if missing else arrays[0]
+        if inner is None:
+            return [memoryview(codec.encode(whole)).cast("B")], []
+        chunks = [whole[at : at + inner] for at in range(0, len(whole), inner)]
+        parts = [memoryview(chunk if codec is None else codec.encode(chunk)).cast("B") for chunk in chunks]
+        index = memoryview(shards.index([len(part) for part in parts]))
+        return [*parts, index], [layout.checksum(part) for part in parts]
 
 
 def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -83,6 +83,11 @@ def single(spans: tuple) -> tuple | None:
     return torch.tensor([span.row for span in spans]), torch.tensor([span.start for span in spans])
 
 
+def means(value: torch.Tensor, spans: tuple) -> torch.Tensor:
+    """The mean over each span, ``[span, width]``, in float32."""
+    return torch.stack([value[row, start:stop].float().mean(0) for row, start, stop in spans])
+
+
 def gather(value: torch.Tensor, spans: tuple, index: tuple | None) -> torch.Tensor:
     """Rows of ``[batch, token, width]`` that are wanted, ``[row, width]``.
 

@@ -27,6 +27,7 @@ class Forward(NamedTuple):
         program: its steps; None for those that all forwards share.
         n_edits: how many edits it counts.
         differentiated: what is differentiated to every leaf of the program, as `derivatives` says; None for nothing.
+        mean: whether the mean over each span is wanted, in float32, instead of its rows.
     """
 
     inputs: dict
@@ -36,6 +37,7 @@ class Forward(NamedTuple):
     program: Any = None
     n_edits: int = 0
     differentiated: Any = None
+    mean: bool = False
 
 
 def forward(model: TracedModel, steps: list, one: Forward, setup: Setup, memo: dict, sink: Sink) -> list:
@@ -68,13 +70,13 @@ def captured(model: TracedModel, steps: list, forwards: list, cells: list, setup
         memo: keeps the levels of beginnings made last; starts empty, and is the same for forwards that follow each other.
 
     Returns:
-        One tensor ``[cell, row, width]`` per variable, rows in the order of forwards and spans, on the CPU and in the
+        One tensor ``[cell, row, width]`` per variable, rows (or means) in the order of forwards and spans, on the CPU and in the
         model's own dtype; and per forward how often each edit fired.
     """
     parts: dict = {number: [] for numbers in cells for number in numbers}
     fired = []
     for one in forwards:
-        sink = _sink(parts, one.spans)
+        sink = _sink(parts, one.spans, one.mean)
         fired.append(forward(model, steps, one, setup, memo, sink))
     values = [torch.stack([torch.cat(parts.pop(number)) for number in numbers]) for numbers in cells]
     return values, fired
@@ -161,10 +163,11 @@ def pattern(model: TracedModel, inputs: dict, program: list, head: int) -> torch
     return weights[0]
 
 
-def _sink(parts: dict, spans: tuple) -> Sink:
+def _sink(parts: dict, spans: tuple, mean: bool) -> Sink:
     single = programs.single(spans)
 
     def keep(number, value):  # copies: what a place holds is the model's own
-        parts[number].append(programs.gather(value, spans, single).detach().cpu())
+        rows = programs.means(value, spans) if mean else programs.gather(value, spans, single)
+        parts[number].append(rows.detach().cpu())
 
     return keep

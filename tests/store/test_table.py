@@ -158,9 +158,9 @@ def test_a_store_laid_out_as_before_is_continued_verified_and_mended_as_it_is(ma
 
 
 def test_a_store_of_a_later_format_is_refused_by_name(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_, "FORMAT", 3)
+    monkeypatch.setattr(plan_, "FORMAT", 4)
     make.write(tmp_path / "a", plan := make.plan(), make.arrays(plan))
-    with pytest.raises(EmotraceError, match="format 3; this emotrace reads formats 1 to 2"):
+    with pytest.raises(EmotraceError, match="format 4; this emotrace reads formats 1 to 3"):
         store.open_activations(tmp_path / "a")
 
 

@@ -36,7 +36,7 @@ def pieces(job: CaptureJob, group: RowGroup) -> Iterator[Piece]:
     piece: list[Filling] = []
     size = tokens = 0
     for filling in job.forwards(group):
-        more = row_bytes * sum(span.stop - span.start for span in filling.forward.spans)
+        more = row_bytes * len(_rows([filling]))
         work = filling.forward.inputs["input_ids"].numel()
         if piece and (size + more > REQUEST_BYTES or tokens + work > limit):
             yield Piece(group, piece, False)
@@ -86,14 +86,13 @@ class Buffers:
     def add(self, filling: Filling, fired: Sequence[int]) -> None:
         """The rows of a forward are there now."""
         if self.journal is not None:
-            spans = [
-                (first, first + s.stop - s.start) for s, first in zip(filling.forward.spans, filling.rows, strict=True)
-            ]
+            sizes = [1 if filling.forward.mean else s.stop - s.start for s in filling.forward.spans]
+            spans = [(first, first + size) for size, first in zip(sizes, filling.rows, strict=True)]
             self.journal.add(spans, fired)
 
 
 def filled(
-    job: CaptureJob, groups: Sequence[RowGroup], name: str, buffers: Callable[[RowGroup], dict[str, np.ndarray]], bar: tqdm[Any],
+    job: CaptureJob, groups: Iterable[RowGroup], name: str, buffers: Callable[[RowGroup], dict[str, np.ndarray]], bar: tqdm[Any],
     log: Path | None, writer: Writer | None = None,
 ) -> Iterator[tuple[RowGroup, dict[str, np.ndarray]]]:  # fmt: skip
     """Row groups with their buffers filled, each once; of a server several requests are on their way at a time.
@@ -148,7 +147,7 @@ def filled(
 
     def asked() -> Iterator[Request]:
         for group in groups:
-            known = writer is not None and group.index in writer.begun
+            known = writer is not None and writer.begun(group)
             yield from map(request, lacking(group) if known else pieces(job, group))
 
     def finished(group: RowGroup) -> tuple[RowGroup, dict[str, np.ndarray]]:
@@ -227,7 +226,7 @@ def _asked(forward: Forward) -> tuple:
 
 def _rows(fillings: Sequence[Filling]) -> torch.Tensor:
     """Where the rows of some forwards belong, in the order in which they come."""
-    return torch.cat([rows_of(filling.forward.spans, filling.rows) for filling in fillings])
+    return torch.cat([rows_of(filling.forward.spans, filling.rows, filling.forward.mean) for filling in fillings])
 
 
 def _put(job: CaptureJob, fillings: Sequence[Filling], values: list[torch.Tensor], targets: list[torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from emotrace.forwards.rows import ROWS
 from emotrace.store import Plan
+from emotrace.store.plan import FEWEST_INNER, INNER_ROWS
 
 MAX_ROWS = 2048
 """At most so many rows between two commits."""
@@ -19,6 +20,7 @@ FORWARD_COST = 0.25
 def fitted(plan: Plan, row_group_bytes: int, batch_size: int = ROWS) -> Plan:
     """The plan with the row group, between half the budget and the budget, that wastes least.
 
+    Groups of many rows are shards, whose inner chunks have to divide them.
     A prompt whose rows lie in two groups is computed for both, and a group is not computed in full batches only. So
     where prompts are equally long, groups are cut between batches.
 
@@ -29,7 +31,11 @@ def fitted(plan: Plan, row_group_bytes: int, batch_size: int = ROWS) -> Plan:
     """
     per_row = sum(v.row_bytes for v in plan.variables)
     most = max(min(row_group_bytes // per_row, MAX_ROWS, plan.n_rows), plan.row_group)
-    sizes = range(most, max(1, most // 2) - 1, -1)
+    step = FEWEST_INNER if most > INNER_ROWS else 1
+    whole = -(-plan.n_rows // step) * step
+    sizes = range(most - most % step, max(1, most // 2) - 1, -step)
+    if most == plan.n_rows and whole * per_row <= row_group_bytes:
+        sizes = [whole, *sizes]
     best = min(sizes, key=lambda size: (round(_waste(plan, size, batch_size), 3), -size))
     return replace(plan, row_group=best)
 

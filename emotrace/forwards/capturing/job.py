@@ -77,13 +77,13 @@ class CaptureJob:
     def __init__(
         self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
-        differentiated: CapturedMetric | None = None, components: Components | None = None,
+        differentiated: CapturedMetric | None = None, components: Components | None = None, mean: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.reads, self.edits, self.prompts = model, reads, edits, prompts
         self.prompt_lengths, self.sequences, self.chosen = prompt_lengths, sequences, chosen
-        self.batch_size = batch_size
+        self.batch_size, self.mean = batch_size, mean
         self.fired = [0] * len(edits)
-        self.row_starts = np.concatenate([[0], np.cumsum([len(c) for c in chosen])])
+        self.row_starts = np.concatenate([[0], np.cumsum([bool(c) if mean else len(c) for c in chosen])])
         self.differentiated, self.components = differentiated, components
         self.steps = ordered([*reads.program(), *(differentiated.steps if differentiated else ())])
         self.setup, self.options, self.memo = caches.setup(model, self.steps), caches.options(model), {}
@@ -154,7 +154,9 @@ class CaptureJob:
             yield self._forward(rows, place, [skips[n] for n in batch], recipe)
 
     def _span(self, prompt: int, start: int, stop: int) -> tuple[int, int]:
-        """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions)."""
+        """Positions of a prompt that some of its rows stand for (rows of one prompt are consecutive positions; a mean all)."""
+        if self.mean:
+            return self.chosen[prompt].start, self.chosen[prompt].stop
         first = self.chosen[prompt].start + start - int(self.row_starts[prompt])
         return first, first + stop - start
 
@@ -180,7 +182,7 @@ class CaptureJob:
             )  # fmt: skip
             program, count = lowered.program(self.steps), lowered.count
         fed = fed | self.options if recipe is None else fed
-        forward = Forward(fed, tuple(spans), recipe, None, program, count)
+        forward = Forward(fed, tuple(spans), recipe, None, program, count, mean=self.mean)
         return Filling(forward, tuple(firsts), tuple(batch), tuple(read))
 
     def _ready(self, filling: Filling) -> Forward:
@@ -206,7 +208,12 @@ class CaptureJob:
         """Forwards, here, whose rows are copied to where they belong; per forward how often each edit fired."""
         return [
             requests.forward(
-                self.model, self.steps, self._ready(f), self.setup, self.memo, Sink(targets, f.forward.spans, f.rows)
+                self.model,
+                self.steps,
+                self._ready(f),
+                self.setup,
+                self.memo,
+                Sink(targets, f.forward.spans, f.rows, self.mean),
             )
             for f in fillings
         ]

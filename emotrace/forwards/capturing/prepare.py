@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from emotrace import disk, store
 from emotrace import edits as edits_
@@ -23,11 +24,14 @@ from emotrace.sites import LanguageModel, Site
 from emotrace.traced import requests
 from emotrace.traced.steps import Measure
 
+AVERAGED = "averaged"
+"""Label of a row that is a mean: over how many positions."""
+
 
 def prepared(
     model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
     positions: Positions, edits: Sequence[Edit] | None, batch_size: BatchSize, share_prefixes: bool, codec: str,
-    row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False,
+    row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False, mean: bool = False,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything that `capture` was given checked, and nothing run yet."""
     prompts = Prompts.of(prompts)
@@ -55,16 +59,16 @@ def prepared(
     chosen = [positions_in(positions, p, len(s)) for p, s in zip(prompt_lengths, sequences, strict=True)]
     if backend(model).copies:
         share_prefixes = False  # keys and values would be sent to and fro
-    dtype = str(model._module.dtype).removeprefix("torch.")
+    dtype = "float32" if mean else str(model._module.dtype).removeprefix("torch.")
     own = _own_widths(model, [s for s in wanted if isinstance(s, Site)], sequences[0])
     reads = Reads(table, wanted, layers, dtype, own, codec)
     rows = store.Rows.of(
         prompts.keys,
         sequences,
         prompt_lengths,
-        chosen,
+        [c[-1:] for c in chosen] if mean else chosen,
         lambda i: encoder.token_texts([i])[0],
-        [p.labels for p in prompts],
+        [_averaged(p.labels, len(c)) if mean else p.labels for p, c in zip(prompts, chosen, strict=True)],
     )
     attrs = {
         **table.identity, **encoder.record, "versions": versions(), "prompts_digest": prompts.digest, "seed": seed,
@@ -73,6 +77,7 @@ def prepared(
         "positions": list(positions) if isinstance(positions, tuple) else positions,
         "batch_size": batch_size, "share_prefixes": share_prefixes, "edits": edits_.edits_digest(edits),
     }  # fmt: skip
+    attrs |= {"reduce": "mean"} if mean else {}
     differentiated = None
     if gradients is not None:
         differentiated = _differentiated(model, reads, gradients, prompts, prompt_lengths, chosen)
@@ -89,8 +94,16 @@ def prepared(
     plan = fitted(store.Plan.make(rows, variables, attrs, row_group_bytes), row_group_bytes)
     job = CaptureJob(
         model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated, beside,
+        mean,
     )  # fmt: skip
     return job, plan
+
+
+def _averaged(labels: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Labels of a prompt, and of how many positions its row is the mean."""
+    if AVERAGED in labels:
+        raise EmotraceError(f'capture(reduce="mean") has a label {AVERAGED!r} of its own: rename that of the prompts.')
+    return {**labels, AVERAGED: n}
 
 
 def _differentiated(

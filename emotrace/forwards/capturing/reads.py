@@ -187,8 +187,10 @@ class Reads:
         return views
 
 
-def rows_of(spans: Iterable[Span], firsts: Iterable[int]) -> torch.Tensor:
-    """Rows in which spans are kept whose first rows are given, in the order of the spans."""
+def rows_of(spans: Iterable[Span], firsts: Iterable[int], mean: bool = False) -> torch.Tensor:
+    """Rows in which spans are kept whose first rows are given, in the order of the spans; of their means, these alone."""
+    if mean:
+        return torch.tensor(list(firsts), dtype=torch.long)
     return torch.cat([torch.arange(f, f + span.stop - span.start) for span, f in zip(spans, firsts, strict=True)])
 
 
@@ -199,16 +201,22 @@ class Sink:
         targets: per read, ``[token, width]``.
         spans: what is wanted of this forward.
         rows: for each span, its first row in the target.
+        mean: keep the mean over each span, in that row.
     """
 
-    def __init__(self, targets: list[torch.Tensor], spans: Sequence[Span], rows: Sequence[int]) -> None:
-        self.targets, self.spans, self.firsts = targets, tuple(spans), rows
+    def __init__(
+        self, targets: list[torch.Tensor], spans: Sequence[Span], rows: Sequence[int], mean: bool = False
+    ) -> None:
+        self.targets, self.spans, self.firsts, self.mean = targets, tuple(spans), rows, mean
         self.single = programs.single(self.spans)
-        self.rows = rows_of(spans, rows)
+        self.rows = rows_of(spans, rows, mean)
 
     def __call__(self, number: int, value: torch.Tensor) -> None:
         """Copy one read; a loop of slices on the CPU (one copy), one gather elsewhere (one transfer)."""
         target = self.targets[number]
+        if self.mean:
+            target[self.rows] = programs.means(value, self.spans).to("cpu", target.dtype)
+            return
         if self.single is None and value.device.type == "cpu":
             for (row, start, stop), first in zip(self.spans, self.firsts, strict=True):
                 target[first : first + stop - start].copy_(value[row, start:stop])

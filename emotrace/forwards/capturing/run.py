@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from emotrace import arguments, store
+from emotrace import arguments, disk, ranks, store
 from emotrace import edits as edits_
-from emotrace.datasets import PromptsLike
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_folder
 from emotrace.forwards import rows
@@ -21,6 +24,7 @@ from emotrace.forwards.metrics import Metric, differentiable
 from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
+from emotrace.ranks import Rank
 from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
@@ -39,12 +43,15 @@ def capture(
     edits: Sequence[Edit] | None = None,
     gradients: Metric | None = None,
     components: bool = False,
+    reduce: Literal["mean"] | None = None,
     out: str | Path | None = None,
     batch_size: BatchSize = 32,
     share_prefixes: bool = True,
     codec: str = "none",
     row_group_bytes: int = 256 << 20,
     seed: int = 0,
+    rank: tuple[int, int] | None = None,
+    client: Annotated[Any, "on_workers"] = None,
     progress: bool = True,
 ) -> Steps[DryRows, Activations]:
     """Activations of prompts at chosen sites and positions.
@@ -68,7 +75,10 @@ def capture(
         components: beside ``z`` and ``neuron`` also what the norms behind them divide by, with all heads and without each (see
             `emotrace.forwards.capturing.components`), which scores out of the store need where a norm follows: the ``normed``
             read-out (capture ``resid_mid`` too), post-norm blocks, post-LN (capture ``resid_pre`` too).
-        out: zarr store to write or to continue; None keeps everything in memory. A killed capture that is repeated computes again
+        reduce: ``mean`` keeps one row per prompt, the mean over its positions in float32, taken where the model lives; the label
+            ``averaged`` says over how many, ``position`` is the last of them. ``positions="generated"`` gives means over replies.
+        out: zarr store to write or to continue, a folder or a URL (``s3://…``, ``gs://…``, ``az://…``; keys and endpoint
+            come from the provider's variables); None keeps everything in memory. A killed capture that is repeated computes again
             one batch, at most a minute of work. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
         batch_size: most prompts per forward; ``auto`` for what fits into a quarter of the free memory. The store does not depend
@@ -78,6 +88,10 @@ def capture(
         codec: ``none``, ``lz4`` or ``zstd``.
         row_group_bytes: most memory of one row group, the unit of commit; two of them are held.
         seed: recorded only; a capture draws nothing.
+        rank: ``(i, n)``: this process is one of n that fill the same store, also on other machines that see ``out``: it takes
+            every n-th row group, then those that no living rank works on, and returns when all are there. The tree is that of one
+            process, to the byte. None takes what SLURM (array or tasks) and torchrun say, and prints it.
+        client: a ``dask.distributed.Client``: each of its workers loads the model and takes one rank.
         progress: show a bar on stderr.
 
     Returns:
@@ -92,11 +106,18 @@ def capture(
     for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("components", components)):
         arguments.flag(name, value)
     arguments.seed("seed", seed)
-    if out is not None:
+    if out is not None and not disk.is_url(out):
         to_folder(out, store=True)
+    if reduce is not None and (gradients is not None or components):
+        raise EmotraceError(
+            f"capture(reduce={reduce!r}): gradients and components belong to single rows; capture them without."
+        )
+    taken = ranks.chosen(rank, out, "capture(rank)")
+    if client is not None and (out is None or rank is not None):
+        raise EmotraceError("capture(client=…): workers take the ranks of a store: give out=, and no rank.")
     job, plan = prepared(
         model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed, gradients,
-        components,
+        components, reduce == "mean",
     )  # fmt: skip
     yield lambda: _dry(job, plan, out)
     if gradients is not None and not differentiable(model):
@@ -106,11 +127,17 @@ def capture(
         )
     if out is None:
         return _to_memory(job, plan, progress)
-    return _to_store(job, plan, out, progress)
+    if client is not None:
+        return _on_client(client, model, prompts, out, {
+            "sites": sites, "layers": layers, "positions": positions, "edits": edits, "gradients": gradients,
+            "components": components, "reduce": reduce, "batch_size": batch_size, "share_prefixes": share_prefixes,
+            "codec": codec, "row_group_bytes": row_group_bytes, "seed": seed,
+        })  # fmt: skip
+    return _to_store(job, plan, out, progress, taken)
 
 
 def _dry(job: CaptureJob, plan: Plan, out: str | Path | None) -> DryRows:
-    free = None if out is None else shutil.disk_usage(_existing(Path(out))).free
+    free = None if out is None or disk.is_url(out) else shutil.disk_usage(_existing(Path(out))).free
     job.exact = True  # as where shared beginnings are proven, which takes forwards
     asked = None
     if backend(job.model).limit is not None:
@@ -119,25 +146,52 @@ def _dry(job: CaptureJob, plan: Plan, out: str | Path | None) -> DryRows:
     return DryRows(len(job.prompts), plan.n_rows, tokens, plan.bytes, plan.n_groups, free, asked)
 
 
-def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool) -> Activations:
-    log = Path(out).with_name(f"{Path(out).name}.jobs") if backend(job.model).resumes else None
-    with store.create_or_resume(out, plan, progress) as writer:
-        pending = writer.pending()
+def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool, rank: Rank) -> Activations:
+    log = Path(out).with_name(f"{Path(out).name}{'' if rank.of == 1 else f'.{rank.index}'}.jobs")
+    log = log if backend(job.model).resumes and not disk.is_url(out) else None
+    begun: set[int] = set()
+    with store.create_or_resume(out, plan, progress, rank) as writer:
+        plan = writer.plan
+        share = [g for g in writer.pending() if g.index % rank.of == rank.index]
+        if rank.of > 1 and rank.index >= plan.n_groups:
+            warnings.warn(
+                f"{rank} has no row group of its own: there are {plan.n_groups}. A smaller row_group_bytes cuts more.",
+                stacklevel=3,
+            )
         with progress_bar(
-            total=sum(len(g.prompts) for g in pending), desc="capture", unit="prompt", enabled=progress
+            total=sum(len(g.prompts) for g in share), desc="capture", unit="prompt", enabled=progress
         ) as bar:
             write = writer.submit if log is None else writer.commit  # ids are forgotten once what they gave is safe
-            for group, buffers in filling.filled(job, pending, writer.made, writer.buffers, bar, log, writer):
-                write(group, buffers)
-    if pending:
-        begun = {prompt.prompt for group in pending for prompt in group.prompts}
+            while True:
+                for group, buffers in filling.filled(
+                    job, writer.claimed(), writer.made, writer.buffers, bar, log, writer
+                ):
+                    begun.update(prompt.prompt for prompt in group.prompts)
+                    write(group, buffers)
+                if not writer.more():
+                    break
+    if begun:
         before = [i for i, chosen in enumerate(job.chosen) if len(chosen) and i not in begun]
         lengths = [len(job.sequences[i]) for i in before]
         job.count(
             edits_.reached(job.edits, [job.prompt_lengths[i] for i in before], lengths)
-        )  # committed by earlier runs
+        )  # committed by earlier runs, or by other ranks
         edits_.refuse_silent(job.edits, job.fired)
     return store.open_activations(out)
+
+
+def _on_client(
+    client: Any, model: LanguageModel, prompts: PromptsLike, out: str | Path, options: dict[str, Any]
+) -> Activations:
+    """Have the workers of a cluster take a rank each."""
+    again = ranks.packed(model.sites.again, "capture(client=…)")
+    where = disk.url_of(out) if disk.is_url(out) else str(Path(out).absolute())
+    ranks.on_workers(client, partial(_as_rank, again, Prompts.of(prompts), where, options), "capture")
+    return store.open_activations(out)
+
+
+def _as_rank(again: bytes, prompts: Prompts, out: str, options: dict[str, Any], rank: Rank) -> None:
+    capture(ranks.once(again), prompts, out=out, rank=rank, progress=False, **options)
 
 
 def _to_memory(job: CaptureJob, plan: Plan, progress: bool) -> Activations:
