@@ -133,9 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self._lost("before"):
             return
-        for key in re.findall("<Key>(.*?)</Key>", asked):
+        keys = re.findall("<Key>(.*?)</Key>", asked)
+        for key in keys:
             self.state.objects.pop(f"{bucket.rstrip('/')}/{unescape(key)}", None)
-        self._answered(200, b"<DeleteResult></DeleteResult>")
+        told = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answered(200, f"<DeleteResult>{told}</DeleteResult>".encode())
 
     def do_DELETE(self) -> None:
         key, _ = self._asked()
