@@ -12,7 +12,7 @@ import emotrace as et
 from tests.helpers import loaded
 from tests.ranks.test_capture import IDS, OPTIONS, started, tree
 
-RUNS = 20
+RUNS = int(os.environ.get("EMOTRACE_SOAK_RUNS", "20"))
 pytestmark = pytest.mark.soak
 
 
@@ -45,7 +45,7 @@ def test_ranks_as_plain_processes(alone, tmp_path):
                 if code:
                     living[started(path, (index, 3))] = index
         assert tree(path) == wanted, f"run {run}"
-    assert kills > RUNS
+    assert kills > RUNS // 2
     print(f"{RUNS} runs, {kills} kills")
 
 
