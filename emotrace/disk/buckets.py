@@ -5,6 +5,7 @@ A request that fails is repeated: it says the same, and an object is whole or no
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import random
 import re
@@ -134,12 +135,9 @@ class _Raw:
 
 class _Obstore(_Raw):
     def __init__(self, url: str) -> None:
-        import obstore
-        from obstore import exceptions
-        from obstore.store import from_url
-
+        obstore, exceptions = importlib.import_module("obstore"), importlib.import_module("obstore.exceptions")
         self._call: Any = obstore
-        self._store: Any = from_url(url)
+        self._store: Any = importlib.import_module("obstore.store").from_url(url)
         self._there = exceptions.AlreadyExistsError
         self.failures = (exceptions.BaseError, OSError)
         self.final = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)

@@ -120,7 +120,8 @@ def stream_directions(
             raise EmotraceError(
                 f"stream_directions(sites=…): {', '.join(acts.variables)} are several variables; stream one after the other."
             )
-        return source(acts[acts.variables[0]], acts.variables[0], "all")
+        (variable,) = acts.variables
+        return source(acts[variable], variable, "all")
 
     example = means(range(1))
     settings = {

@@ -23,15 +23,15 @@ class Rank(NamedTuple):
     """One of several processes that share one piece of work.
 
     Attributes:
-        index: which one, from 0.
+        number: which one, from 0.
         of: how many there are.
     """
 
-    index: int
+    number: int
     of: int
 
     def __str__(self) -> str:
-        return f"rank {self.index} of {self.of}"
+        return f"rank {self.number} of {self.of}"
 
 
 ALONE = Rank(0, 1)
@@ -105,25 +105,22 @@ def of_environment(environment: Mapping[str, str]) -> tuple[Rank, list[str]]:
     rank, names = ALONE, []
     one = _numbers(environment, ARRAY)
     if one is not None:
-        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}", default) for name, default in _FIRST)
+        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{name}") or 0 for name in ("MIN", "STEP"))
         index, rest = divmod(one[0] - first, max(step, 1))
         if not rest and 0 <= index < one[1]:
             rank, names = Rank(index, one[1]), [ARRAY[0]]
     for pair in TASKS:
         two = _numbers(environment, pair)
         if two is not None and 0 <= two[0] < two[1] and two[1] > 1:
-            return Rank(rank.index * two[1] + two[0], rank.of * two[1]), [*names, pair[0]]
+            return Rank(rank.number * two[1] + two[0], rank.of * two[1]), [*names, pair[0]]
     return rank, names
 
 
-_FIRST = (("MIN", 0), ("STEP", 1))
-
-
 def _numbers(environment: Mapping[str, str], names: tuple[str, str]) -> tuple[int, int] | None:
-    found = [_number(environment, name, None) for name in names]
+    found = [_number(environment, name) for name in names]
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None) -> int | None:
+def _number(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else default
+    return int(text) if text.isascii() and text.isdigit() else None

@@ -26,9 +26,9 @@ class Shares:
 
     def free(self) -> Iterator[int]:
         """Pieces that are this process's now: first those of its rank, every ``of``-th, then what nobody works on."""
-        index, of = self.leases.rank
+        number, of = self.leases.rank
         for step in range(of):
-            for piece in range((index + step) % of, self.pieces, of):
+            for piece in range((number + step) % of, self.pieces, of):
                 if self.done(piece) or not self.leases.take(name_of(piece)):
                     continue
                 if self.done(piece):  # meanwhile

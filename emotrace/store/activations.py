@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from emotrace.directions.source import edited
-from emotrace.disk import Located, located
+from emotrace.disk import Located, There, located
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.store import checks, layout
@@ -57,7 +57,7 @@ class Activations:
         path: directory of the store, or its URL (``s3://…``, ``gs://…``, ``az://…``).
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | There) -> None:
         self.path: Located = located(path)
         self.attrs: dict[str, Any] = checks.attrs(self.path)
         store = self.attrs["emotrace_store"]

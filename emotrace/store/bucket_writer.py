@@ -13,18 +13,19 @@ import numpy as np
 
 from emotrace import disk
 from emotrace.ranks import Leases
-from emotrace.store import layout
+from emotrace.store import building, layout
+from emotrace.store.encoding import ChunkSums, parts_of, recorded
 from emotrace.store.journal import Journal
 from emotrace.store.plan import Plan, RowGroup
-from emotrace.store.writer import ChunkSums, Writer, recorded
+from emotrace.store.writer import Writer
 
 
 def create(root: disk.There, plan: Plan) -> None:
     """Put metadata and token table into a bucket, their record last; ranks that do so at once put the same bytes."""
     with tempfile.TemporaryDirectory(prefix="emotrace-") as folder:
         built = Path(folder)
-        layout.build(built, plan, plan.described)
-        layout.upload(built, root)
+        building.build(built, plan, plan.described)
+        building.upload(built, root)
 
 
 class BucketWriter(Writer):
@@ -51,7 +52,8 @@ class BucketWriter(Writer):
         for variable in self.plan.variables:
             for cell in variable.cells():
                 name = variable.chunk(cell, group.index)
-                parts, inner = self._parts(variable, arrays[variable.name][cell])
+                rows = arrays[variable.name][cell]
+                parts, inner = parts_of(rows, variable, self.plan, self._codecs[variable.name])
                 place.put(name, b"".join(parts))
                 chunks[name] = ChunkSums(sum(map(len, parts)), layout.checksum(*parts), inner)
         if not self._still_ours(group):

@@ -14,7 +14,7 @@ from emotrace.disk import Located, There, located
 from emotrace.labels import EmotraceError
 from emotrace.ranks import ALONE, Rank
 from emotrace.signatures import typed
-from emotrace.store import checks, entries, layout
+from emotrace.store import building, checks, entries, layout
 from emotrace.store.checks import Damage
 from emotrace.store.plan import Plan
 from emotrace.store.table import rows_in
@@ -100,7 +100,7 @@ def examine(root: Located, attrs: Mapping[str, Any], progress: bool = False, ran
     n_groups = -(-store["rows"] // store["row_group"])
     found = list(checks.in_table(root))
     groups = layout.committed_groups(root) if (root / layout.COMMITS).is_dir() else []
-    groups = [group for group in groups if group % rank.of == rank.index]
+    groups = [group for group in groups if group % rank.of == rank.number]
     for group in tqdm(groups, desc="verify", unit="group", disable=not progress, leave=False):
         if group >= n_groups:
             found.append(Damage(layout.commit_record(group), f"unknown (there are {n_groups} row groups)", group))
@@ -139,25 +139,25 @@ def rebuild(root: Located, plan: Plan, attrs: Mapping[str, Any]) -> None:
     """Write metadata and token table of a store again, the record last; row groups are left alone."""
     if isinstance(root, There):
         with tempfile.TemporaryDirectory(prefix="emotrace-") as folder:
-            layout.build(Path(folder), plan, attrs)
-            layout.upload(Path(folder), root)
+            building.build(Path(folder), plan, attrs)
+            building.upload(Path(folder), root)
         return
     disk.clear_leftovers(root.parent, root.name)
-    building = disk.partial(root)
-    (building / layout.COMMITS).mkdir(parents=True)
+    made = disk.partial(root)
+    (made / layout.COMMITS).mkdir(parents=True)
     try:
         with disk.writing(root):
-            layout.build(building, plan, attrs)
-            record = building / layout.TABLE_RECORD
-            files = [p for p in sorted(building.rglob("*")) if p.is_file() and p != record]
+            building.build(, plan, attrs)
+            record = made / layout.TABLE_RECORD
+            files = [p for p in sorted(made.rglob("*")) if p.is_file() and p != record]
             for file in (*files, record):
-                target = root / file.relative_to(building)
+                target = root / file.relative_to(made)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
             for folder in {file.parent for file in files}:
-                disk.sync_folder(root / folder.relative_to(building))
+                disk.sync_folder(root / folder.relative_to(made))
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _plan(root: Located, attrs: Mapping[str, Any]) -> Plan | None:

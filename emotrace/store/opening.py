@@ -13,7 +13,7 @@ from typing import Any
 from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.ranks import ALONE, Leases, Rank
-from emotrace.store import bucket_writer, layout, mending
+from emotrace.store import bucket_writer, building, layout, mending
 from emotrace.store.plan import INNER_ROWS, Plan
 from emotrace.store.writer import Writer
 
@@ -45,7 +45,9 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
         occupied = root.is_symlink() or root.exists()
         try:
             if not occupied or (root.is_dir() and not any(root.iterdir())):
-                return _opened(root, plan, layout.create(root, plan, shared), layout.fingerprint(plan.described), rank)
+                return _opened(
+                    root, plan, building.create(root, plan, shared), layout.fingerprint(plan.described), rank
+                )
             stored = mending.settings(root)
             plan = as_begun(plan, stored)
             _refuse_other(root, plan, stored)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
+from emotrace.disk import Located
 from emotrace.store.variable import Variable
 
 
 class ShownRows(Protocol):
     """What is shown of activations: the rows that are committed, and where they come from."""
 
-    path: Path
+    path: Located
     attrs: dict[str, Any]
     columns: tuple[str, ...]
     complete: bool

@@ -184,8 +184,9 @@ def opened(root: Located, path: str) -> Any:
 def _of_bytes(files: dict[str, Any], path: str) -> Any:
     """An array of files in memory."""
     import zarr
+    from zarr.storage import MemoryStore
 
-    return zarr.open_array(zarr.storage.MemoryStore(files), path=path, mode="r")
+    return zarr.open_array(MemoryStore(files), path=path, mode="r")
 
 
 def _buffer(data: bytes) -> Any:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,29 +18,14 @@ from emotrace import disk
 from emotrace.disk import Located
 from emotrace.labels import EmotraceError
 from emotrace.ranks import Leases, Shares, name_of
-from emotrace.store import layout, shards
+from emotrace.store import layout
+from emotrace.store.encoding import ChunkSums, parts_of, recorded
 from emotrace.store.journal import Journal, Pace
 from emotrace.store.plan import Plan, RowGroup
 from emotrace.store.variable import Variable
 
 RING = 2
 """Sets of buffers kept: one is written while the next is filled."""
-
-
-class ChunkSums(NamedTuple):
-    """What a commit record says of a chunk: its bytes, its checksum, and those of its inner chunks."""
-
-    size: int
-    checksum: str
-    inner: list[str]
-
-
-def recorded(group: RowGroup, chunks: Mapping[str, ChunkSums]) -> bytes:
-    """The commit record of a row group."""
-    record: dict[str, Any] = {"group": group.index, "rows": [group.start, group.stop]}
-    record["chunks"] = {name: [size, checksum] for name, (size, checksum, _) in chunks.items()}
-    inner = {name: " ".join(sums.inner) for name, sums in chunks.items() if sums.inner}
-    return layout.dump({**record, **({"inner": inner} if inner else {})})
 
 
 class Writer:
@@ -270,6 +254,7 @@ class Writer:
                     disk.sync_file(root / (name + layout.PARTIAL))
                 if not self._still_ours(group):
                     return False
+                self._refuse_other(group, recorded(group, chunks))
                 for name in chunks:
                     os.rename(root / (name + layout.PARTIAL), root / name)
                 for variable in self.plan.variables:
@@ -294,8 +279,16 @@ class Writer:
         Raises:
             EmotraceError: for other bytes.
         """
-        name = layout.commit_record(group.index)
-        if not disk.objects(self.path).put_new(name, record) and (self.path / name).read_bytes() != record:
+        if not disk.objects(self.path).put_new(layout.commit_record(group.index), record):
+            self._refuse_other(group, record)
+
+    def _refuse_other(self, group: RowGroup, record: bytes) -> None:
+        """Refuse a group that another rank committed with other numbers."""
+        try:
+            there = (self.path / layout.commit_record(group.index)).read_bytes()
+        except FileNotFoundError:
+            return
+        if there != record:
             raise EmotraceError(
                 f"row group {group.index} of {self.path} was committed with other numbers by another rank: ranks need the same "
                 "model, versions, device and threads."
@@ -303,7 +296,7 @@ class Writer:
 
     def _chunk(self, name: str, variable: Variable, rows: np.ndarray) -> ChunkSums:
         """Write one chunk, and return its size and checksums."""
-        parts, inner = self._parts(variable, rows)
+        parts, inner = parts_of(rows, variable, self.plan, self._codecs[variable.name])
         fd = os.open(
             Path(str(self.path)) / (name + layout.PARTIAL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
         )
@@ -315,23 +308,6 @@ class Writer:
         finally:
             os.close(fd)
         return ChunkSums(sum(map(len, parts)), layout.checksum(*parts), inner)
-
-    def _parts(self, variable: Variable, rows: np.ndarray) -> tuple[list[memoryview], list[str]]:
-        """The bytes of one chunk, padded to the size of the row group, and checksums of its inner chunks."""
-        missing, inner = self.plan.row_group - len(rows), self.plan.inner_rows
-        codec = self._codecs[variable.name]
-        arrays = [np.ascontiguousarray(rows)]
-        if missing:
-            arrays.append(np.zeros((missing, *variable.rest_shape), variable.dtype))
-        if inner is None and codec is None:
-            return [memoryview(part).cast("B") for part in arrays], []
-        whole = np.concatenate(arrays) if missing else arrays[0]
-        if inner is None:
-            return [memoryview(codec.encode(whole)).cast("B")], []
-        chunks = [whole[at : at + inner] for at in range(0, len(whole), inner)]
-        parts = [memoryview(chunk if codec is None else codec.encode(chunk)).cast("B") for chunk in chunks]
-        index = memoryview(shards.index([len(part) for part in parts]))
-        return [*parts, index], [layout.checksum(part) for part in parts]
 
 
 def _fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     state: S3Server
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:

@@ -147,13 +147,13 @@ def _dry(job: CaptureJob, plan: Plan, out: str | Path | None) -> DryRows:
 
 
 def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool, rank: Rank) -> Activations:
-    log = Path(out).with_name(f"{Path(out).name}{'' if rank.of == 1 else f'.{rank.index}'}.jobs")
+    log = Path(out).with_name(f"{Path(out).name}{'' if rank.of == 1 else f'.{rank.number}'}.jobs")
     log = log if backend(job.model).resumes and not disk.is_url(out) else None
     begun: set[int] = set()
     with store.create_or_resume(out, plan, progress, rank) as writer:
         plan = writer.plan
-        share = [g for g in writer.pending() if g.index % rank.of == rank.index]
-        if rank.of > 1 and rank.index >= plan.n_groups:
+        share = [g for g in writer.pending() if g.index % rank.of == rank.number]
+        if rank.of > 1 and rank.number >= plan.n_groups:
             warnings.warn(
                 f"{rank} has no row group of its own: there are {plan.n_groups}. A smaller row_group_bytes cuts more.",
                 stacklevel=3,
