@@ -147,7 +147,7 @@ def rebuild(root: Located, plan: Plan, attrs: Mapping[str, Any]) -> None:
     (made / layout.COMMITS).mkdir(parents=True)
     try:
         with disk.writing(root):
-            building.build(, plan, attrs)
+            building.build(made, plan, attrs)
             record = made / layout.TABLE_RECORD
             files = [p for p in sorted(made.rglob("*")) if p.is_file() and p != record]
             for file in (*files, record):
