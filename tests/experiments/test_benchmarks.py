@@ -52,6 +52,15 @@ def test_a_store_of_many_rows_is_made_and_read():
 
 
 @pytest.mark.benchmark
+def test_ranks_are_compared_with_one_process():
+    command = [sys.executable, str(SPINE.with_name("ranks.py")), "--repetitions", "1", "--prompts", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "same bytes: True" in done.stdout
+    assert "median of 1" in done.stdout
+
+
+@pytest.mark.benchmark
 @pytest.mark.parametrize("name", ["heads_shipped", "sublayers_shipped"])
 def test_attribution_is_compared_with_what_it_replaces(name):
     command = [sys.executable, str(SPINE.with_name("attribution.py")), "--quick", "--only", name]
