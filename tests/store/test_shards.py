@@ -60,7 +60,7 @@ def test_a_store_in_a_bucket_has_the_same_bytes_and_only_inner_chunks_are_fetche
     for name, data in make.files(tmp_path / "a").items():
         if "lock" not in name:
             assert bucket.read(name) == data, name
-    left = {f"{i:06d}.json" for i in range(3)} | {"table.json"}
+    left = {f"{i:06d}.json" for i in range(3)} | {"table.json", "zarr.json"}
     assert set(bucket.names("row_groups/commit")) == left  # no lease
     acts, local = store.open_activations(url), store.open_activations(tmp_path / "a")
     assert acts.tokens.equals(local.tokens)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emotrace import store
 from emotrace.labels import EmotraceError
-from emotrace.store import layout
+from emotrace.store import building
 from emotrace.store import plan as plan_
 from emotrace.store import table as table_
 from emotrace.store.activations import Activations
@@ -117,7 +117,7 @@ def test_tokens_columns_and_kinds_are_those_of_all_labels_in_every_row(twins):
 
 
 def test_ten_rows_read_the_chunks_that_they_lie_in_and_no_other(make, tmp_path, monkeypatch):
-    for module in (table_, layout):
+    for module in (table_, building):
         monkeypatch.setattr(module, "CHUNK_ROWS", 8)
     monkeypatch.setattr("emotrace.store.activations.EAGER_ROWS", 0)
     plan = make.plan([5] * 20, max_rows=10)
