@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from typing import Any
 
 import pytest
@@ -75,3 +76,13 @@ def test_what_is_left_out_says_why():
     left = [block for block in ALL if block.why_not is not None]
     assert all(len(block.why_not or "") > 10 for block in left)
     assert len(left) < len(ALL) / 2
+
+
+def test_a_page_that_loads_something_from_elsewhere_is_found(tmp_path):
+    """A link that a reader may follow is no load."""
+    loads = runpy.run_path(str(ROOT / "docs" / "offline.py"))["loads"]
+    (tmp_path / "good.html").write_text('<a href="https://a.org">a</a><script src="_static/a.js"></script>')
+    assert loads(tmp_path) == []
+    (tmp_path / "bad.html").write_text('<script defer src="https://a.org/x.js"></script>')
+    (tmp_path / "bad.css").write_text("@font-face { src: url(//a.org/x.woff) }")
+    assert [line.split(":")[0] for line in loads(tmp_path)] == ["bad.css", "bad.html"]
