@@ -19,7 +19,7 @@ STUDIES = {
         f"--limit 4 --sweep-limit 1 --finalists 1 --dose-step 3 --draws 1 --curve-draws 1 --max-new-tokens 24 "
         f"--attn-implementation eager --arms {ARMS}",
     ),
-    "circuit_discovery": ("Circuit discovery", "--limit 8 --pairs-per-skeleton 1 --exact-pairs 1 --edges 20"),
+    "circuit_discovery": ("Circuit discovery", "--limit 8 --pairs-per-skeleton 1 --exact-pairs 0 --edges 20"),
     "emotion_vectors": ("Emotion vectors", "--limit 3 --doses 0.5,1,2 --draws 1"),
     "goemotions_steering": ("GoEmotions steering", "--limit 4 --doses 0.5,1,2 --draws 1"),
     "emotion_knowledge": ("Emotion knowledge", "--seeds 1,2 --epochs 1 --limit 8 --draws 2 --k 20"),
