@@ -137,4 +137,5 @@ def directions(
     accepted = accepted_keys(rows, acts.tokens)
     found = et.directions.centered_mean(acts, label=label, within=tuple(names(within)), accepted=accepted)
     et.directions.save(found, out)
-    typer.echo(f"{dict(found.sizes)} from {found.attrs['n_groups']} groups in {out}")
+    n = found.attrs["n_groups"]
+    typer.echo(f"{dict(found.sizes)} from {n} group{'s' * (n != 1)} in {out}")
