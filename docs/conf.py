@@ -43,6 +43,8 @@ nb_merge_streams = True
 
 html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"emotrace {version}"
 html_show_sphinx = False
 html_copy_source = False
