@@ -19,7 +19,8 @@ EMOTIONS = ("anger", "fear")
 IDS = [list(range(20, 20 + n)) for n in (6, 3, 9)]
 SHORT = [[21], [34], [57]]
 """Prompts of one token, whose forwards at all steps have one shape."""
-GENERATED = {"max_new_tokens": 3, "min_new_tokens": 3, "batch_size": 3, "progress": False}
+BASED = ("resid_pre", "resid_mid")
+"""Sites whose edits need a value of the same forward: prompts of one token run apart there."""
 TOLERANCES = {
     "capture": 0.0, "generation": 0.0, "edits": 0.0, "heads": 1e-5, "neurons": 1e-5, "influence": 1e-2, "perplexity": 1e-5,
     "KL": 1e-5, "curves": 1e-5,
@@ -103,7 +104,9 @@ def _captures(here: LanguageModel, there: LanguageModel) -> float:
 
 
 def _replies(here: LanguageModel, there: LanguageModel, edits: list[Edit]) -> float:
-    pair = [[row["token_ids"] for row in et.generate(lm, [*IDS, *SHORT], edits, **GENERATED)] for lm in (here, there)]  # type: ignore[arg-type]
+    rows = len(SHORT) if not edits or any(edit.site in BASED for edit in edits) else len(IDS) + len(SHORT)
+    how: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "batch_size": rows, "progress": False}
+    pair = [[row["token_ids"] for row in et.generate(lm, [*IDS, *SHORT], edits, **how)] for lm in (here, there)]
     return sum(a != b for a, b in zip(*pair, strict=True)) / len(pair[0])
 
 
