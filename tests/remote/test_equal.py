@@ -221,6 +221,22 @@ def test_a_trace_of_the_users_own(pair, server, key, monkeypatch):
     torch.testing.assert_close(found[1][0], found[1][2])  # the MLP of the layer was taken away
 
 
+def test_a_generation_of_the_users_own_has_the_base_of_each_step(pair, server, key, monkeypatch):
+    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    found = []
+    for lm, where in zip(pair("llama"), (False, server.url), strict=True):
+        v = torch.linspace(-3, 3, lm.sites.d_model)
+        with torch.no_grad(), lm.generate(max_new_tokens=5, min_new_tokens=5, do_sample=False, remote=where) as tracer:
+            with tracer.invoke(lm.sites.encode([[21], [34]])):  # of one token: every forward has one shape
+                for _ in tracer.iter[:5]:
+                    lm.sites.write("resid_mid", lm.sites.read("resid_mid", layer=1) + v, layer=1)
+            with tracer.invoke():
+                ids = tracer.result.save()
+        found.append(ids.tolist())
+    assert found[0] == found[1]
+
+
 def test_without_weights_nothing_runs_here(pair):
     _, there = pair("llama")
     with pytest.raises(EmotraceError, match="loaded without weights"), there.trace(there.sites.encode(IDS)):
