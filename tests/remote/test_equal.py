@@ -93,7 +93,11 @@ def test_generation_with_edits(pair, sample):
         assert [row["token_ids"] for row in rows[0]] == [row["token_ids"] for row in rows[1]]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [("llama", "ordinary"), *((name, "trusted") for name in ("llama", "gpt2", "falcon"))],
+    indirect=["world"],
+)
 def test_replies_and_likelihoods_behind_kept_first_tokens(pair, world, name):
     stem = list(range(60, 96))
     asked = [{"key": str(i), "token_ids": [*stem, *ids], "reply_ids": [40, 41, 42 + i]} for i, ids in enumerate(IDS)]

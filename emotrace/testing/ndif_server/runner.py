@@ -6,6 +6,7 @@ One process waits with all imports done; every job gets a copy of it of its own 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -61,6 +62,7 @@ def serve(control: socket.socket, directories: dict[str, Path], dtype: str, thre
         told = name.decode()
         if told not in known:
             known[told] = weightless(directories[told], dtype)
+            gc.freeze()  # a collection in a copy would touch, and so double, all of this
         connection = socket.socket(fileno=connections[0])
         if os.fork():
             connection.close()
