@@ -15,7 +15,7 @@ SHORT = (
     "zero at z",
     "changed at logits",
 )
-"""Edits that need the base of their forward, or stand where the key-value cache goes in; opt sums what its first layer is given."""
+"""Edits that need the base of their forward, or stand where the cache goes in; opt sums what its first layer is given."""
 
 
 @pytest.mark.parametrize("name", ["opt"])
