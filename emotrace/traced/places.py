@@ -182,7 +182,7 @@ def _shaped(new: torch.Tensor, element: torch.Tensor, place: Place) -> torch.Ten
     shape = tuple(element.shape)
     split = False  # whether other blocks of the trace have rows here too
     if place.flat and element.ndim == 2:
-        split = size != total and shape[0] >= total
+        split = bool(total) and size != total and shape[0] >= total
         rows = new.shape[0] if new.ndim == 3 and new.shape[0] > 1 else size or 1
         shape = (size, shape[0] // total, shape[1]) if split else (rows, shape[0] // rows, shape[1])
     try:
