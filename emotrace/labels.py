@@ -114,13 +114,6 @@ PROJECTED: Final = {COMPONENTS[kind].site: COMPONENTS[kind] for kind in RUN_ORDE
 AFTER: Final = {c.sublayer: c.residual for c in (COMPONENTS["attn"], COMPONENTS["mlp"])}
 """Output of a sublayer → the residual right after it, in order of execution."""
 
-ARMS: Final = (
-    "none", "prompt", "steer", "circuit", "prefill_1", "prefill_2", "prefill_4", "random_steer", "random_circuit",
-    "wrong_emotion", "wrong_payload", "random_tuned", "shared_set", "all_components", "ablate", "random_ablate", "ablate_mean",
-    "random_ablate_mean", "ablate_resample", "random_ablate_resample",
-)  # fmt: skip
-"""Arms of a comparison, as the column ``method`` of rows names them; algorithms are named elsewhere (`METHODS` of their room)."""
-
 _FROM_END: Final[dict[str, tuple[int | None, int | None]]] = {
     "last": (-1, 0), "generated": (0, None), "steer": (-1, None), "prompt": (None, 0), "all": (None, None),
 }  # fmt: skip

@@ -13,29 +13,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from circuit_protocol import TUNED, Setting
+from circuit_protocol import Setting
 from circuit_study import Study
 
 import emotrace as et
 from emotrace import replies
+from emotrace.arms import ALWAYS, ARMS, Arm, Way, refuse_missing
 from emotrace.datasets import Prompts
-from emotrace.labels import ARMS, KINDS, unknown
+from emotrace.labels import KINDS, unknown
 from emotrace.replies import Row
 
-ALWAYS = ("none", "prompt", "steer", "circuit")
 NAMES = tuple(name for name in ARMS if name not in ALWAYS)
-PREFILLS = {"prefill_1": 1, "prefill_2": 2, "prefill_4": 4}
+PREFILLS = {arm.name: arm.tokens for arm in ARMS.values() if arm.made == "begun"}
 """Arm → first tokens."""
-ABLATIONS = {"ablate": "zero", "ablate_mean": "mean", "ablate_resample": "resample"}
 ABLATED_AT = "last"
 """Where all ablations act: the values of means and donors are those of a last prompt token. Held at every later token too, they
 leave the shipped model no fluent reply (0 of 72 to 4 test skeletons)."""
+
+DIRECTIONS: Final[dict[str, Callable[[xr.DataArray, int], xr.DataArray]]] = {
+    "steer": lambda dirs, seed: dirs,
+    "random_steer": replies.random_directions,
+    "wrong_emotion": replies.deranged,
+}
+"""Arm → its directions from the true ones and a seed."""
+Payloads = Mapping[Any, Any] | None
+CIRCUITS: Final[dict[str, Callable[[et.Circuit, int], tuple[et.Circuit, Payloads]]]] = {
+    "circuit": lambda circuit, seed: (circuit, None),
+    "random_circuit": lambda circuit, seed: (circuit.random(seed, matched=True), None),
+    "wrong_payload": lambda circuit, seed: _other_payload(circuit, seed),
+}
+"""Arm → its circuit from the true one and a seed, and whose payload each emotion has where it is not its own."""
+TUNED: Final[dict[str, Callable[[et.Circuit, Mapping[str, xr.DataArray], int], et.Circuit]]] = {
+    "random_tuned": lambda circuit, ranked, seed: circuit.random(seed + 1, matched=True),
+    "shared_set": lambda circuit, ranked, seed: circuit.shared(ranked, matched=True),
+    "all_components": lambda circuit, ranked, seed: circuit.whole(),
+}
+"""Arm with a search of its own → its circuit from the true one, the scores of its components by kind, and a seed."""
+
+for _way, _made in {"steered": DIRECTIONS, "modulated": CIRCUITS, "tuned": TUNED}.items():
+    refuse_missing(_way, _made)
+
+
+def _other_payload(circuit: et.Circuit, seed: int) -> tuple[et.Circuit, Payloads]:
+    of = replies.derangement(circuit.labels, seed)
+    return circuit.with_payload_of(of), of
 
 
 def named(text: str) -> tuple[str, ...]:
@@ -59,12 +86,7 @@ def tuned(
     """The controls of a circuit that have a search of their own."""
     by = str(circuit.meta["by"])
     ranked = {kind: scores[f"{kind}s"][by] for kind in KINDS if f"{kind}s" in scores}
-    make = {
-        "random_tuned": lambda: circuit.random(seed + 1, matched=True),
-        "shared_set": lambda: circuit.shared(ranked, matched=True),
-        "all_components": circuit.whole,
-    }
-    return {name: make[name]() for name in TUNED if name in names}
+    return {name: make(circuit, ranked, seed) for name, make in TUNED.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -90,67 +112,66 @@ class Answers:
     def begun(self, openings: Mapping[str, Mapping[Any, replies.Opening]]) -> list[Row]:
         """Replies that begin as most of the model's own do."""
         rows: list[Row] = []
-        for name, of in openings.items():
-            rows += self.study.begun(name, self.goal, of, method=name)
+        for arm, _, _ in self._of("begun"):
+            rows += self.study.begun(arm.name, self.goal, openings[arm.name], method=arm.name)
         return rows
 
     def steered(self, dirs: xr.DataArray, setting: Setting) -> list[Row]:
         """Along the directions, along random ones, and along those of other emotions."""
-        rows = self._goal("steer", self.study.steering(dirs, setting))
-        for draw in range(self.draws):
-            for name, control in (("random_steer", replies.random_directions), ("wrong_emotion", replies.deranged)):
-                if name in self.names:
-                    rows += self._goal(name, self.study.steering(control(dirs, self.seed + 1 + draw), setting), draw)
+        rows: list[Row] = []
+        for arm, seed, draw in self._of("steered"):
+            rows += self._goal(arm, self.study.steering(DIRECTIONS[arm.name](dirs, seed), setting), draw)
         return rows
 
     def modulated(self, circuit: et.Circuit, setting: Setting) -> list[Row]:
         """With the circuit, with random components, and with the payload of another emotion at its components."""
-        rows = self._goal("circuit", self.study.modulated(circuit, setting))
-        for draw in range(self.draws):
-            seed = self.seed + 1 + draw
-            if "random_circuit" in self.names:
-                edits = self.study.modulated(circuit.random(seed, matched=True), setting)
-                rows += self._goal("random_circuit", edits, draw)
-            if "wrong_payload" in self.names:
-                of = replies.derangement(circuit.labels, seed)
-                edits = self.study.modulated(circuit.with_payload_of(of), setting)
-                rows += self._goal("wrong_payload", edits, draw, of)
+        rows: list[Row] = []
+        for arm, seed, draw in self._of("modulated"):
+            one, payloads = CIRCUITS[arm.name](circuit, seed)
+            rows += self._goal(arm, self.study.modulated(one, setting), draw, payloads)
         return rows
 
     def controls(self, chosen: Mapping[str, tuple[et.Circuit, Setting]]) -> list[Row]:
         """With each tuned control, at its own setting."""
         rows: list[Row] = []
-        for name, (circuit, setting) in chosen.items():
-            rows += self._goal(name, self.study.modulated(circuit, setting))
+        for arm, _, draw in self._of("tuned"):
+            circuit, setting = chosen[arm.name]
+            rows += self._goal(arm, self.study.modulated(circuit, setting), draw)
         return rows
 
     def ablated(self, circuit: et.Circuit, reference: et.Activations) -> list[Row]:
         """Asked in words, with the components of the circuit, or as many random ones, taken away."""
         rows: list[Row] = []
-        for name, how in ABLATIONS.items():
+        for how in dict.fromkeys(arm.values for arm in ARMS.values() if arm.values):
             options: dict[str, Any] = {"how": how, "positions": ABLATED_AT}
             if how == "resample":
                 options |= {"reference": reference, "donor": donors(self.asked, reference, self.seed)}
-            if name in self.names:
-                rows += self.study.ablated(name, self.asked, name, circuit, **options)
-            for draw in range(self.draws) if f"random_{name}" in self.names else ():
-                other = circuit.random(self.seed + 1 + draw, matched=True)
-                rows += self.study.ablated(
-                    f"random_{name}_{draw}", self.asked, f"random_{name}", other, draw, **options
-                )
+            for arm, seed, draw in self._of("ablated"):
+                if arm.values == how:
+                    one = circuit.random(seed, matched=True) if arm.drawn else circuit
+                    rows += self.study.ablated(_file(arm, draw), self.asked, arm.name, one, draw, **options)
         return rows
 
-    def _goal(
-        self, name: str, edits: Any, draw: int | None = None, payload: Mapping[Any, Any] | None = None
-    ) -> list[Row]:
+    def _of(self, way: Way) -> Iterator[tuple[Arm, int, int]]:
+        """The arms of one way with seed and draw: what is made once, then of each draw all that are drawn."""
+        some = [arm for arm in ARMS.values() if arm.made == way and (arm.always or arm.name in self.names)]
+        for draw in range(self.draws):
+            yield from ((arm, self.seed + 1 + draw, draw) for arm in some if not draw and not arm.drawn)
+            yield from ((arm, self.seed + 1 + draw, draw) for arm in some if arm.drawn)
+
+    def _goal(self, arm: Arm, edits: Any, draw: int, payloads: Payloads = None) -> list[Row]:
         """The replies of one arm and draw; with the payload's emotions, these are a label of the rows."""
         goal = self.goal
-        if payload is not None:
+        if payloads is not None:
             goal = Prompts(
-                replace(p, labels={**p.labels, "payload_emotion": payload[p.labels["emotion"]]}) for p in goal
+                replace(p, labels={**p.labels, "payload_emotion": payloads[p.labels["emotion"]]}) for p in goal
             )
-        file = name if draw is None else f"{name}_{draw}"
-        return self.study.replies(file, goal, edits, method=name, draw=draw or 0)
+        return self.study.replies(_file(arm, draw), goal, edits, method=arm.name, draw=draw)
+
+
+def _file(arm: Arm, draw: int) -> str:
+    """What the files of an arm's replies are called."""
+    return f"{arm.name}_{draw}" if arm.drawn else arm.name
 
 
 def donors(prompts: Prompts, reference: et.Activations, seed: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ from circuit_protocol import Setting
 from circuit_study import FIRST, KEEP, Study
 
 import emotrace as et
+from emotrace.arms import ARMS
 from emotrace.datasets import Prompts
 from emotrace.disk import write_json
 from emotrace.evaluation import MAX_NEW_TOKENS
@@ -168,8 +169,7 @@ def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> float:
 
 def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int) -> dict[str, int]:
     """Replies to the training file and, under every arm and draw, to the test file."""
-    drawn = [name for name in arms if name.startswith("random_") and name != "random_tuned"]
-    drawn += [name for name in arms if name in ("wrong_emotion", "wrong_payload")]
+    drawn = [name for name in arms if ARMS[name].drawn]
     n = 3 + len(arms) + (draws - 1) * len(drawn)
     plain = len(asked) // len(et.EMOTIONS)
     return {"training": len(prompts), f"test ({n} arms and draws)": n * len(asked), "test (none)": plain}

@@ -14,6 +14,7 @@ import xarray as xr
 import emotrace as et
 from emotrace import acceptance, attribution, presets, replies
 from emotrace import directions as directions_
+from emotrace.arms import made_by
 from emotrace.disk import plain
 from emotrace.replies import Row
 from emotrace.sites import LanguageModel
@@ -28,10 +29,6 @@ INFLUENCE_DOSES = (0.1, 0.3, 0.5, 0.7)
 """Finite doses of sublayer influence, in units of σ, as published."""
 MIN_WHOLE = 0.1
 """Below this share of complete accepted groups, everything is fitted on all replies, and the report warns."""
-STEERED = ("steer", "random_steer", "wrong_emotion")
-TUNED = ("random_tuned", "shared_set", "all_components")
-"""Controls of a circuit that have a search of their own."""
-MODULATED = ("circuit", "random_circuit", "wrong_payload", *TUNED)
 
 Setting = dict[str, Any]
 
@@ -134,8 +131,8 @@ def published(preset: str, lm: LanguageModel) -> Protocol:
     dose = steering["strength"] / math.sqrt(lm.sites.d_model)
     where = {k: circuit[k] for k in ("neuron_positions", "head_positions")}
     decoding = {"": dict(found["decoding"])}
-    decoding |= {method: dict(found["decoding_steered"]) for method in STEERED}
-    decoding |= {method: dict(found["decoding_circuit"]) for method in MODULATED}
+    decoding |= {method: dict(found["decoding_steered"]) for method in made_by("steered")}
+    decoding |= {method: dict(found["decoding_circuit"]) for method in made_by("modulated", "tuned")}
     return Protocol(
         decoding, [[{**place, "dose": dose}]], [[{**where, "lambda": circuit["strength"]}]],
         by_label=dict(circuit["strength_by_emotion"]),

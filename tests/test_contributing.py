@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import discovery, edits, replies
+from emotrace import arms, discovery, edits, replies
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
 from emotrace.report import page, style
@@ -114,6 +114,18 @@ def test_a_measure():
     """A measure of replies is a column; its mean has n and an interval."""
     lines = replies.table(ROWS, ["length"], cluster="skeleton_id")
     assert replies.mean_of(lines, "length")[:4] == (4, 4, 4, 4)
+
+
+def test_an_arm(monkeypatch):
+    """An arm is an entry of the table; a study that has no function for it refuses to start."""
+    made = arms.made_by("steered")
+    monkeypatch.setitem(arms.ARMS, "louder", arms.Arm("louder", "#112233", "steered", drawn=True))
+    with pytest.raises(et.EmotraceError, match="arms that are steered: louder"):
+        arms.refuse_missing("steered", made)
+    arms.refuse_missing("steered", [*made, "louder"])
+    judged = [{**row, "method": "louder", "meta": {"length": 4, "repetition": 0.0, "fluent": True}} for row in ROWS]
+    found = replies.summary(et.judges.judge_rows(judged, Vowels(), progress=False))
+    assert found["accuracy"]["louder"]["overall"]["value"] == 3 / 4
 
 
 def test_a_claim():

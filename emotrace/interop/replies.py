@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
+from emotrace.arms import ARMS
 from emotrace.datasets.sev import Skeleton, read_sev
 from emotrace.disk import write_rows
 from emotrace.files import read_jsonl
-from emotrace.labels import ARMS, EMOTIONS, VALENCES, EmotraceError, emotion, unknown
+from emotrace.labels import EMOTIONS, VALENCES, EmotraceError, emotion, unknown
 from emotrace.replies.row import Row
 from emotrace.signatures import typed
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from emotrace.labels import ARMS
+from emotrace.arms import ARMS
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
 from emotrace.replies.agreement import agreement_table, judged_by_both
 from emotrace.replies.paired import Difference, paired_test
@@ -16,7 +16,7 @@ from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import match_of
 from emotrace.signatures import typed
 
-LOWEST: Final = ("random_ablate", "random_ablate_mean", "random_ablate_resample")
+LOWEST: Final = tuple(arm.name for arm in ARMS.values() if arm.lowest)
 """Controls that are the harder to tell from the real thing the *lower* they score: their lowest draw is shown."""
 
 
@@ -110,7 +110,7 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     out["fluency"] = {"by_method": {m: _fluency(found) for m, found in by_arm.items()}}
     base = by_arm.get(reference)
     if base:
-        out["lift"] = {m: lifts(found, base) for m, found in by_arm.items() if m in ("prompt", "steer", "circuit")}
+        out["lift"] = {m: lifts(found, base) for m, found in by_arm.items() if ARMS[m].always and m != reference}
     return out
 
 

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import pandas as pd
 
+from emotrace.arms import ALWAYS
 from emotrace.report import style
 
 OWN: Final = ("chosen", "asked", "n_skeletons", "spread")
 """Of ``elicitation`` in report.json what is no way to ask."""
-SHOWN: Final = ("none", "prompt", "steer", "circuit")
+SHOWN: Final = ALWAYS
 """Methods whose figures stand beside."""
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from emotrace.arms import ARMS
 from emotrace.labels import ANSWERS
 from emotrace.replies.arms import LOWEST
 from emotrace.report import style
@@ -18,9 +19,7 @@ from emotrace.report.heat import heat, scale
 from emotrace.report.style import COLOURS, FAINT, INK, Picture, span
 from emotrace.signatures import typed
 
-CONTROLS: Final = (
-    "prefill_1", "prefill_2", "prefill_4", "random_steer", "random_circuit", "wrong_emotion", "random_tuned", "shared_set",
-)  # fmt: skip
+CONTROLS: Final = tuple(arm.name for arm in ARMS.values() if arm.control)
 """What a method must beat; the highest of them is its best control."""
 CROWDED: Final = 7
 """From so many methods on names are broken, and legends have two lines."""

@@ -18,7 +18,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from emotrace import disk
-from emotrace.labels import ANSWERS, ARMS, EMOTIONS, VALENCES, EmotraceError
+from emotrace.arms import ARMS
+from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError
 from emotrace.replies.arms import SCORES
 from emotrace.signatures import typed
 
@@ -27,29 +28,8 @@ WIDTH: Final = 9.0
 DPI: Final = 150
 INK: Final = "#222222"
 FAINT: Final = "#8a8a8a"
-COLOURS: Final = {
-    "none": "#999999",
-    "prompt": "#0072B2",
-    "steer": "#D55E00",
-    "circuit": "#009E73",
-    "random_steer": "#E69F00",
-    "random_circuit": "#56B4E9",
-    "wrong_emotion": "#CC79A7",
-    "ablate": "#222222",
-    "random_ablate": "#BBBBBB",
-    "prefill_1": "#C7A76C",
-    "prefill_2": "#A8823C",
-    "prefill_4": "#7D5A1A",
-    "wrong_payload": "#882255",
-    "random_tuned": "#44AA99",
-    "shared_set": "#999933",
-    "all_components": "#332288",
-    "ablate_mean": "#444444",
-    "random_ablate_mean": "#C8C8C8",
-    "ablate_resample": "#666666",
-    "random_ablate_resample": "#D5D5D5",
-}
-"""One colour per arm, of the palettes of Okabe and Ito and of Tol, which colour-blind readers tell apart within a figure."""
+COLOURS: Final = {arm.name: arm.colour for arm in ARMS.values()}
+"""One colour per arm."""
 SERIES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 AMOUNTS: Final = "Blues"
@@ -221,8 +201,8 @@ def _glyphs() -> frozenset[int]:
 
 
 def methods_of(part: Mapping[str, Any]) -> list[str]:
-    """The methods of a part of report.json, in the order of `labels.ARMS`; unknown ones at the end."""
-    return in_order(part, ARMS)
+    """The methods of a part of report.json, in the order of `emotrace.arms.ARMS`; unknown ones at the end."""
+    return in_order(part, tuple(ARMS))
 
 
 def emotions_of(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

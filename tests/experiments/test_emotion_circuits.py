@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import emotrace as et
-from emotrace.labels import ARMS, COMPONENTS, EmotraceError
+from emotrace.arms import ARMS
+from emotrace.labels import COMPONENTS, EmotraceError
 from emotrace.traced import requests
 
 ROOT = Path(__file__).resolve().parents[2]
