@@ -16,7 +16,7 @@ from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.files import to_folder
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.replies import bisect, fluency_bounds, mark_fluent
+from emotrace.replies import add_length_and_repetition, bisect, fluency_bounds
 from emotrace.replies.row import Row
 from emotrace.replies.search import Bisection
 from emotrace.replies.table import finite_mean
@@ -113,7 +113,7 @@ def dose_response(
             {**row, "prompt": asked[row["key"]], "dose": dose, "method": method, "meta": {**row["meta"]}}
             for row in it.judged(name, answered)
         ]
-        mark_fluent(found)
+        add_length_and_repetition(found)
         made = {
             row["key"]: {
                 "model": by, "prompt": disk.digest(plain_ids[row["prompt"]]), "reply": disk.digest(row["token_ids"]),
@@ -216,7 +216,7 @@ def fluency_of(
         raise EmotraceError("fluency_of: there are no replies.")
     perplexity = _perplexity(model, prompts, rows, batch_size, progress)
     found: list[Row] = [{**row, "meta": {"perplexity": perplexity[row["key"]]}} for row in rows]
-    mark_fluent(found)
+    add_length_and_repetition(found)
     return fluency_bounds(found)
 
 

@@ -15,7 +15,7 @@ from emotrace.forwards.generated import text_of
 from emotrace.forwards.generation import MAX_NEW_TOKENS, generate
 from emotrace.judges import Judge
 from emotrace.labels import EmotraceError
-from emotrace.replies.fluency import mark_fluent
+from emotrace.replies.fluency import add_length_and_repetition, mark_fluent
 from emotrace.replies.openings import Opening
 from emotrace.replies.row import Row
 from emotrace.replies.table import Bounds
@@ -142,7 +142,9 @@ class Evaluation:
     def measured(self, rows: list[Row], plain: Prompts, bounds: Bounds | None = None) -> list[Row]:
         """The same rows with perplexity after their plain prompts, length, repetition and, with bounds, what is fluent."""
         scoring.add_perplexity(self.model, rows, by_key(plain), self.batch_size, self.progress)
-        mark_fluent(rows, bounds)
+        add_length_and_repetition(rows)
+        if bounds is not None:
+            mark_fluent(rows, bounds)
         return rows
 
     def divergence(

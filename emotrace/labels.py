@@ -24,8 +24,14 @@ NEUTRAL: Final = "neutral"
 ANSWERS: Final = (*EMOTIONS, NEUTRAL)
 """What a blind judge may answer; the seventh means *neutral or unclear*."""
 ALIASES: Final = {"joy": "happiness"}
-JUDGES: Final = ("lexicon", "fitted:FOLDER", "likelihood:ID_OR_DIR", "classifier:ID_OR_DIR", "openai[:MODEL]")
-"""How a judge is named (`emotrace.judges.make`)."""
+JUDGES: Final = {
+    "lexicon": "lexicon.LexiconJudge",
+    "fitted:FOLDER": "fitted.load_judge",
+    "likelihood:ID_OR_DIR": "likelihood.LikelihoodJudge",
+    "classifier:ID_OR_DIR": "classifier.ClassifierJudge",
+    "openai[:MODEL]": "openai_compatible.OpenAIJudge",
+}
+"""How a judge is named (`emotrace.judges.make`) → what makes it, in the room of judges."""
 
 VALENCES: Final = ("positive", "neutral", "negative")
 THEMES: Final = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import xarray as xr
 
 import emotrace as et
-from emotrace import arms, discovery, edits, replies
+from emotrace import arms, discovery, edits, labels, replies
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
 from emotrace.report import page, style
@@ -81,8 +82,11 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_a_judge():
-    """A judge is a name and ``judge(texts)``; what it may answer is ``choices``."""
+def test_a_judge(monkeypatch):
+    """A judge is a name and ``judge(texts)``; what it may answer is ``choices``. A line of the table names it to ``--judge``."""
+    monkeypatch.setitem(sys.modules, "emotrace.judges.vowels", sys.modules[__name__])
+    monkeypatch.setitem(labels.JUDGES, "vowels", "vowels.Vowels")
+    assert isinstance(et.judges.make("vowels"), Vowels)
     judged = et.judges.judge_rows(ROWS, Vowels(), progress=False)
     assert replies.accuracy_table(judged)["overall"]["value"] == 3 / 4
     assert list(replies.confusion_table(judged).columns) == ["bliss", "calm", "neutral", "unjudged"]
@@ -182,6 +186,19 @@ def test_every_name_in_the_guide_is_there():
             found = et
             for part in (first, *parts):
                 found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
+
+
+def test_the_results_in_a_prompts_life_have_the_names_that_it_gives_them(model):
+    """Fields of a reply, and variables of a head's score."""
+    lines = {int(n): text for n, text in re.findall(r"^(\d+)\. (.*)$", TOLD, re.MULTILINE)}
+    reply, scored = (set(re.findall(r"`(\w+)`", lines[n])) for n in (7, 14))
+    assert reply <= set(et.generate(model, PROMPTS[:1], max_new_tokens=1, progress=False)[0])
+    asked = Prompts.of([{"text": t, "emotion": e} for t, e in zip(PROMPTS, ("joy", "fear", "joy"), strict=True)])
+    acts = et.capture(model, asked, ("resid_mid", "resid_post"), progress=False)
+    dirs = et.directions.centered_mean(acts, label="emotion", within=None)
+    assert scored <= set(et.attribution.head_contributions(model, asked, dirs, progress=False).data_vars)
+    assert len(reply) > 4
+    assert len(scored) > 2
 
 
 def test_the_house_is_drawn_in_the_order_of_its_layers():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from emotrace import arguments
 from emotrace.judges.base import Judge
-from emotrace.judges.lexicon import LexiconJudge
 from emotrace.labels import JUDGES, EmotraceError, unknown
 from emotrace.signatures import typed
+
+BEHIND: Final = {"FOLDER": "the folder that it was saved in", "ID_OR_DIR": "a model id or directory"}
+"""What stands behind the colon of a judge's name, in words."""
 
 
 @typed
@@ -30,32 +33,17 @@ def make(spec: str, **options: Any) -> Judge:
         EmotraceError: for an unknown kind or option, a missing key, directory or label map.
     """
     kind, colon, rest = spec.strip().partition(":")
-    if kind == "lexicon":
-        if colon:
-            raise EmotraceError(f"judge {spec!r}: lexicon takes nothing after it; write 'lexicon'.")
-        return _build(LexiconJudge, spec, (), options)
-    if kind == "fitted":
-        if not rest:
-            raise EmotraceError(f"judge {spec!r}: name the folder that it was saved in, as in 'fitted:FOLDER'.")
-        from emotrace.judges.fitted import load_judge
-
-        return _build(load_judge, spec, (rest,), options)
-    if kind == "likelihood":
-        if not rest:
-            raise EmotraceError(f"judge {spec!r}: name a model id or directory, as in 'likelihood:ORG/MODEL'.")
-        from emotrace.judges.likelihood import LikelihoodJudge
-
-        return _build(LikelihoodJudge, spec, (rest,), options)
-    if kind == "classifier":
-        if not rest:
-            raise EmotraceError(f"judge {spec!r}: name a model id or directory, as in 'classifier:ORG/MODEL'.")
-        from emotrace.judges.classifier import ClassifierJudge
-
-        return _build(ClassifierJudge, spec, (rest,), options)
-    if kind == "openai":
-        from emotrace.judges.openai_compatible import OpenAIJudge
-
-        return _build(OpenAIJudge, spec, (rest,) if rest else (), options)
+    for form, where in JUDGES.items():
+        name, _, behind = form.replace("[", "").replace("]", "").partition(":")
+        if name != kind:
+            continue
+        if colon and not behind:
+            raise EmotraceError(f"judge {spec!r}: {kind} takes nothing after it; write {kind!r}.")
+        if not rest and behind and "[" not in form:
+            raise EmotraceError(f"judge {spec!r}: name {BEHIND.get(behind, behind)}, as in {form!r}.")
+        module, _, maker = where.rpartition(".")
+        made = getattr(importlib.import_module(f"emotrace.judges.{module}"), maker)
+        return _build(made, spec, (rest,) if rest else (), options)
     raise unknown("judge", spec, JUDGES, "--judge")
 
 

@@ -17,7 +17,7 @@ from emotrace.replies.controls import (
 )
 from emotrace.replies.doses import diagonal, dose_table, emotion_matrix
 from emotrace.replies.family import Comparison, compared, reread
-from emotrace.replies.fluency import fluency_bounds, is_fluent, mark_fluent, repetition
+from emotrace.replies.fluency import add_length_and_repetition, fluency_bounds, is_fluent, mark_fluent, repetition
 from emotrace.replies.frontiers import frontiers
 from emotrace.replies.openings import Opening, openings
 from emotrace.replies.paired import fluent_test, paired_test
@@ -34,6 +34,7 @@ __all__ = [
     "Row",
     "accuracy_over_draws",
     "accuracy_table",
+    "add_length_and_repetition",
     "agreement_table",
     "best_dose",
     "bisect",

@@ -68,22 +68,31 @@ def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
 
 
 @typed
-def mark_fluent(rows: Iterable[Row], bounds: Mapping[str, Sequence[float]] | None = None) -> None:
-    """Write ``meta.repetition`` and ``meta.length`` into rows; with bounds, ``meta.fluent`` too.
+def add_length_and_repetition(rows: Iterable[Row]) -> None:
+    """Write ``meta.repetition`` and ``meta.length`` into rows: with ``meta.perplexity``, what fluency is measured by.
 
     Args:
         rows: replies, changed in place.
-        bounds: of `fluency_bounds`, which needs rows that were marked without bounds before.
-
-    Raises:
-        EmotraceError: with bounds, for a row without ``meta.perplexity`` (`emotrace.scoring.add_perplexity` writes it).
     """
     for row in rows:
         meta = row.setdefault("meta", {})
         meta["repetition"] = repetition(row.get("token_ids") or ())
         meta["length"] = len(row.get("token_ids") or ())
-        if bounds is not None:
-            meta["fluent"] = is_fluent(row, bounds)
+
+
+@typed
+def mark_fluent(rows: Iterable[Row], bounds: Mapping[str, Sequence[float]]) -> None:
+    """Write ``meta.fluent`` into rows: whether each is within the bounds (`is_fluent`).
+
+    Args:
+        rows: replies, changed in place, with what `add_length_and_repetition` and `emotrace.scoring.add_perplexity` write.
+        bounds: of `fluency_bounds`.
+
+    Raises:
+        EmotraceError: for a row without one of the measures.
+    """
+    for row in rows:
+        row.setdefault("meta", {})["fluent"] = is_fluent(row, bounds)
 
 
 def _measure(row: Row, name: str) -> float:

@@ -100,6 +100,7 @@ def test_mark_fluent_measures_every_reply_against_the_bounds():
     cases = [([1, 2, 3, 4], 5.0, True), ([1], 5.0, False), ([1, 2, 3, 4], 7.0, False), ([1, 2, 3, 4], None, False)]
     cases += [([7] * 5, 5.0, False), (list(range(9)), 5.0, False)]
     marked = [{"key": "k", "token_ids": ids, "meta": {"perplexity": p}} for ids, p, _ in cases]
+    replies.add_length_and_repetition(marked)
     replies.mark_fluent(marked, bounds)
     assert [r["meta"]["fluent"] for r in marked] == [wanted for *_, wanted in cases]
     assert marked[4]["meta"]["repetition"] == pytest.approx(2 / 3)

@@ -79,7 +79,8 @@ def capture(
             ``averaged`` says over how many, ``position`` is the last of them. ``positions="generated"`` gives means over replies.
         out: zarr store to write or to continue, a folder or a URL (``s3://…``, ``gs://…``, ``az://…``; keys and endpoint
             come from the provider's variables); None keeps everything in memory. A killed capture that is repeated computes again
-            one batch, at most a minute of work. Remotely the ids of jobs on their way are
+            what came since its journal was last written: at most a minute's work, or one batch that takes longer; up to a row
+            group where the disk has no room beside the groups. Remotely the ids of jobs on their way are
             kept beside it (``….jobs``) until it is whole.
         batch_size: most prompts per forward; ``auto`` for what fits into a quarter of the free memory. The store does not depend
             on it.
