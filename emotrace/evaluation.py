@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from emotrace import judges, scoring
 from emotrace.datasets import Prompt, Prompts
+from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.edits import Edit
 from emotrace.forwards.generated import text_of
-from emotrace.forwards.generation import MAX_NEW_TOKENS, generate
+from emotrace.forwards.generation import generate
 from emotrace.judges import Judge
 from emotrace.labels import EmotraceError
 from emotrace.replies.fluency import add_length_and_repetition, mark_fluent

@@ -20,6 +20,7 @@ import xarray as xr
 
 from emotrace import arguments, directions, disk
 from emotrace.datasets import Prompt, Prompts, PromptsLike, hold_out
+from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
 from emotrace.directions.vectors import METHODS, Method
 from emotrace.files import to_folder
@@ -137,7 +138,7 @@ def answer_vectors(
     prompts = answer_prompts(queries, templates)
     arguments.choice("mean", over, OVER, "answer_vectors(over=…)")
     layers = _layers(model, site, layers)
-    options: dict[str, Any] = {"max_new_tokens": 60, "seed": seed, **(decoding or {})}
+    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "seed": seed, **(decoding or {})}
     where: dict[str, Any] = {"layers": layers, "positions": OVER[over], "batch_size": batch_size}
 
     def dry() -> DryRows:

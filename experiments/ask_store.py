@@ -25,7 +25,8 @@ import emotrace as et
 from emotrace import attribution, circuits, rsa
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.guard import experiment
-from emotrace.cli.options import Count, Folder, Limit, Seed
+from emotrace.cli.options import BatchSize, Folder, Limit, Seed
+from emotrace.defaults import BATCH_SIZE, HEADS_PER_LAYER, NEURONS_PER_LAYER
 from emotrace.disk import write_json
 from emotrace.labels import EmotraceError
 from emotrace.store import Activations
@@ -46,9 +47,9 @@ def main(
     ] = None,
     data: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
     limit: Limit = 32,
-    neurons: Annotated[int, typer.Option(help="neurons of each layer of the circuit")] = 20,
-    heads: Annotated[int, typer.Option(help="heads of each layer of the circuit")] = 2,
-    batch_size: Count = 32,
+    neurons: Annotated[int, typer.Option(help="neurons of each layer of the circuit")] = NEURONS_PER_LAYER,
+    heads: Annotated[int, typer.Option(help="heads of each layer of the circuit")] = HEADS_PER_LAYER,
+    batch_size: BatchSize = BATCH_SIZE,
     loading: LoadingAnywhere,
     seed: Seed = 0,
 ) -> None:

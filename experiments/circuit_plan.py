@@ -16,8 +16,8 @@ from circuit_study import FIRST, KEEP, Study
 import emotrace as et
 from emotrace.arms import ARMS
 from emotrace.datasets import Prompts
+from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.disk import write_json
-from emotrace.evaluation import MAX_NEW_TOKENS
 from emotrace.files import read_json
 
 SEARCH = 10

@@ -12,7 +12,7 @@ from circuit_study import Study
 
 from emotrace import acceptance
 from emotrace.datasets import Elicitation, Prompts, read_sev, sev
-from emotrace.evaluation import MAX_NEW_TOKENS
+from emotrace.defaults import MAX_NEW_TOKENS
 
 
 class Asked(NamedTuple):

@@ -40,7 +40,8 @@ import emotrace as et
 from emotrace import acceptance, attribution, circuits, replies, report, shipped
 from emotrace import directions as directions_
 from emotrace.cli.groups import Answering, Eliciting, Judging, LoadingAnywhere, grouped
-from emotrace.cli.options import CausalModel, Folder
+from emotrace.cli.options import CausalModel, Folder, PerLayer, TargetAware
+from emotrace.defaults import HEADS_PER_LAYER, MAX_NEW_TOKENS, NEURONS_PER_LAYER
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
 from emotrace.judges import measured
@@ -54,7 +55,7 @@ PUBLISHED = {"prompt": 0.9896, "steer": 0.9122, "circuit": 0.9965}
 """Llama-3.2-3B-Instruct, judge told the emotion; shown beside ours and not comparable with them."""
 
 
-LONG = Answering(max_new_tokens=60)
+LONG = Answering(max_new_tokens=MAX_NEW_TOKENS)
 
 
 @grouped
@@ -80,8 +81,8 @@ def main(
         ),
     ] = "all",
     curve_draws: Annotated[int, typer.Option(help="random sets of each size in the causal curves")] = 5,
-    neurons_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 20,
-    heads_per_layer: Annotated[float, typer.Option(help="of the circuit; below 1 a share")] = 2,
+    neurons_per_layer: PerLayer = NEURONS_PER_LAYER,
+    heads_per_layer: PerLayer = HEADS_PER_LAYER,
     preset: Annotated[
         str | None,
         typer.Option(help="emotion_circuits: components allocated, ranked and added as published"),
@@ -91,9 +92,7 @@ def main(
     budget: Annotated[
         float | None, typer.Option(min=0, help="minutes: every search is cut equally, by a timed sample of replies")
     ] = None,
-    target_aware: Annotated[
-        bool, typer.Option(help="ask the published target-aware question as well (openai only)")
-    ] = False,
+    target_aware: TargetAware = False,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
     ] = None,

@@ -61,6 +61,10 @@ TINY = (
 )
 
 
+def _joined(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))
+
+
 @grouped
 def main(
     *,
@@ -76,18 +80,19 @@ def main(
     preset: Annotated[str | None, typer.Option(help="model_emotion: all as published, for roberta-base (hours on a GPU); "
                                                      "what is given beside it changes it")] = None,
     emotions: Annotated[str | None, typer.Option(help="comma-joined; none: all that texts and ratings share")] = None,
-    seeds: Annotated[str | None, typer.Option(help="comma-joined (1,3)")] = None,
+    seeds: Annotated[str | None, typer.Option(help=f"comma-joined ({_joined(study.Protocol.seeds)})")] = None,
     position: Annotated[str | None, typer.Option(help="of the neurons: answer (to a tuned prompt), prompt (mean over it), "
                                                        "last (token of sentences that end with the emotion's name)")] = None,
-    k: Annotated[str | None, typer.Option(help="neurons masked, comma-joined; below 1 a share of all (0.2,0.4)")] = None,
-    draws: Annotated[int | None, typer.Option(help="random masks of each k (20)")] = None,
+    k: Annotated[str | None, typer.Option(help="neurons masked, comma-joined; below 1 a share of all "
+                                               f"({_joined(study.Protocol.k)})")] = None,
+    draws: Annotated[int | None, typer.Option(help=f"random masks of each k ({study.Protocol.draws})")] = None,
     match: Annotated[str | None, typer.Option(help="of random masks: none, or layer (as many in each layer; costs more)")] = None,
     how: Annotated[str | None, typer.Option(help="masking: zero | mean | resample | multiply")] = None,
     stage: Annotated[str | None, typer.Option(help="neuron | neuron_pre | active")] = None,
-    prompt_length: Annotated[int | None, typer.Option(help="vectors of a prompt (8)")] = None,
-    epochs: Annotated[int | None, typer.Option(help="at most (6); early stopping on dev")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="of a prompt (0.05)")] = None,
-    limit: Annotated[int | None, typer.Option(help="most positives of a part (48)")] = None,
+    prompt_length: Annotated[int | None, typer.Option(help=f"vectors of a prompt ({OURS['length']})")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"at most ({OURS['epochs']}); early stopping on dev")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help=f"of a prompt ({OURS['learning_rate']})")] = None,
+    limit: Annotated[int | None, typer.Option(help=f"most positives of a part ({OURS['limit']})")] = None,
     words: Annotated[str | None, typer.Option(help="answers no,yes (negative,positive)")] = None,
     processes: Annotated[int, typer.Option(help="side by side, one thread each")] = 2,
     loading: LoadingAnywhere,

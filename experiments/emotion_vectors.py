@@ -34,7 +34,7 @@ import xarray as xr
 import emotrace as et
 from emotrace import directions, dose, extraction, interop, replies, report
 from emotrace.cli.groups import Answering, Judging, LoadingAnywhere, grouped
-from emotrace.cli.options import CausalModel, Folder
+from emotrace.cli.options import CausalModel, Folder, numbers
 from emotrace.disk import write_json, write_rows
 from emotrace.report.figures import Shown
 from emotrace.run import Run, records
@@ -77,7 +77,7 @@ def main(
 ) -> None:
     """Emotion vectors from answers, doses, controls and a report."""
     the_judge = judging.make()
-    wanted, batch_size, seed = _numbers(doses), answering.batch_size, answering.seed
+    wanted, batch_size, seed = sorted(numbers(doses, "--doses", some=True)), answering.batch_size, answering.seed
     decoding = {"max_new_tokens": answering.max_new_tokens}
     if draws < 1:
         raise et.EmotraceError(f"--draws {draws}: at least 1 draw of each control.")
@@ -202,13 +202,6 @@ def _within(acts: Activations, vectors: xr.DataArray) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(lines)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        raise et.EmotraceError(f"--doses {text!r}: numbers with commas, e.g. 0.5,1,2.") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from scipy import stats as sps
 import emotrace as et
 from emotrace import presets, rsa
 from emotrace import prompt_tuning as pt
+from emotrace.cli import options
 from emotrace.datasets.goemotions import LabelledText
 from emotrace.labels import unknown
 from emotrace.prompt_tuning.masking import HOWS
@@ -116,13 +117,8 @@ def published(preset: str) -> dict[str, Any]:
 
 
 def numbers(text: str | None, kind: type, flag: str) -> tuple[Any, ...] | None:
-    """Numbers joined by commas."""
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise et.EmotraceError(f"{flag} {text!r}: numbers joined by commas.") from None
+    """Numbers joined by commas; None where the flag is not given."""
+    return None if text is None else tuple(options.numbers(text, flag, kind, some=True))
 
 
 def sizes(k: Sequence[float], neurons: int) -> list[int]:

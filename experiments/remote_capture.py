@@ -21,7 +21,8 @@ from typing import Annotated
 import typer
 
 from emotrace.cli.guard import experiment
-from emotrace.cli.options import Bos, Count, Limit, Model, names, place, span
+from emotrace.cli.options import BatchSize, Bos, DryRun, Limit, Model, names, place, span
+from emotrace.defaults import BATCH_SIZE
 from emotrace.labels import EmotraceError
 
 
@@ -33,9 +34,9 @@ def main(
     sites: Annotated[str, typer.Option(help="comma-separated")] = "resid_mid,resid_post",
     positions: Annotated[str, typer.Option(help="last | prompt | all | START:STOP")] = "last",
     limit: Limit = None,
-    batch_size: Count = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     bos: Bos = None,
-    dry_run: Annotated[bool, typer.Option(help="say requests, rows and bytes; capture nothing")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Capture the activations of SEV prompts on a server."""
     import emotrace as et

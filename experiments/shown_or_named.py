@@ -26,6 +26,7 @@ import emotrace as et
 from emotrace import datasets, stats
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import BatchSize, CausalModel, Folder, Seed
+from emotrace.defaults import BATCH_SIZE
 from emotrace.disk import write_json
 from emotrace.judges.measurement import Measurement, compared
 from emotrace.labels import ALIASES, EMOTIONS
@@ -55,7 +56,7 @@ def main(
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="skeletons, spread over themes")] = 40,
     out: Folder = Path("runs/shown_or_named"),
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     loading: LoadingAnywhere,
     seed: Seed = 0,
 ) -> None:

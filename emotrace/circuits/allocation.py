@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from emotrace import provenance
+from emotrace.defaults import HEADS_PER_LAYER, NEURONS_PER_LAYER
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import TIED, descending
@@ -158,8 +159,8 @@ def even_plan(
     labels: Sequence[Any],
     layers: Sequence[int],
     available: Mapping[str, Any],
-    neurons_per_layer: float = 20,
-    heads_per_layer: float = 2,
+    neurons_per_layer: float = NEURONS_PER_LAYER,
+    heads_per_layer: float = HEADS_PER_LAYER,
     *,
     label: str = "emotion",
 ) -> xr.DataArray:

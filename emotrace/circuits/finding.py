@@ -19,6 +19,7 @@ from emotrace.circuits.assembly import assemble, check_plan
 from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors, differences_reduced
 from emotrace.datasets import Prompts, PromptsLike
+from emotrace.defaults import HEADS_PER_LAYER, NEURONS_PER_LAYER
 from emotrace.directions.groups import Within, check_within, counting, group
 from emotrace.files import to_folder
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
@@ -38,8 +39,8 @@ def _stored(
     acts: Activations,
     covectors: xr.Dataset,
     *,
-    neurons_per_layer: float = 20,
-    heads_per_layer: float = 2,
+    neurons_per_layer: float = NEURONS_PER_LAYER,
+    heads_per_layer: float = HEADS_PER_LAYER,
     by: str | None = None,
     within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
@@ -129,8 +130,8 @@ def discover(
     prompts: PromptsLike,
     directions: xr.DataArray,
     *,
-    neurons_per_layer: float = 20,
-    heads_per_layer: float = 2,
+    neurons_per_layer: float = NEURONS_PER_LAYER,
+    heads_per_layer: float = HEADS_PER_LAYER,
     by: str | None = None,
     label: str = "emotion",
     within: Within = ("skeleton_id", "valence"),

@@ -13,13 +13,14 @@ from emotrace.cli.app import app
 from emotrace.cli.contributions import By, Readout, Scoring, one_of
 from emotrace.cli.groups import LoadingAnywhere, PromptFile, grouped
 from emotrace.cli.options import (
-    Count,
+    BatchSize,
     Data,
     Directions,
     Folder,
     Limit,
     MessagesColumn,
     Model,
+    PerLayerOrNone,
     Rows,
     Seed,
     TextColumn,
@@ -29,6 +30,7 @@ from emotrace.cli.options import (
     names,
     numbers,
 )
+from emotrace.defaults import BATCH_SIZE
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 from emotrace.texts import as_bytes
@@ -50,7 +52,7 @@ class Inputs:
     out: Folder
     rows: Rows = None
     limit: Limit = None
-    batch_size: Count = 32
+    batch_size: BatchSize = BATCH_SIZE
 
     def read(self, asked: bool = True) -> tuple[Any, Any, dict[str, Any]]:
         """Prompts, directions, and what every room takes besides, read before a model is loaded.
@@ -117,8 +119,8 @@ def circuit(
     *,
     asked: Scoring,
     readout: Readout = None,
-    neurons_per_layer: Annotated[float | None, typer.Option(help="default 20; below 1 a share of the layer")] = None,
-    heads_per_layer: Annotated[float | None, typer.Option(help="default 2; below 1 a share of the layer")] = None,
+    neurons_per_layer: PerLayerOrNone = None,
+    heads_per_layer: PerLayerOrNone = None,
     preset: Annotated[
         str | None, typer.Option(help="emotion_circuits: ranked and shared out as published; needs --influence")
     ] = None,

@@ -12,17 +12,21 @@ import typer
 from emotrace.cli.app import app
 from emotrace.cli.groups import LoadingAnywhere, PromptFile, grouped
 from emotrace.cli.options import (
-    Count,
+    BatchSize,
+    DataOrNone,
     Directions,
+    DirectionsOrNone,
     Folder,
     Limit,
     MessagesColumn,
     Model,
+    ModelOrNone,
     Rows,
     TextColumn,
     accepted_keys,
     labelled,
 )
+from emotrace.defaults import BATCH_SIZE
 from emotrace.files import to_folder
 from emotrace.labels import POLICIES, EmotraceError, unknown
 
@@ -42,11 +46,11 @@ Readout = Annotated[
 class Scoring:
     """What components are scored on: a model and prompts, or a store and covectors; and where the scores go."""
 
-    model: Annotated[str | None, typer.Option("--model", help="hub id, directory or GGUF file")] = None
-    data: Annotated[Path | None, typer.Option(help="SEV file or table of your own, as of `emotrace capture`")] = None
+    model: ModelOrNone = None
+    data: DataOrNone = None
     text_column: TextColumn = None
     messages_column: MessagesColumn = None
-    directions: Annotated[Path | None, typer.Option(help="folder that `emotrace directions` wrote")] = None
+    directions: DirectionsOrNone = None
     store: Annotated[
         Path | None,
         typer.Option(
@@ -60,7 +64,7 @@ class Scoring:
     out: Folder
     rows: Rows = None
     limit: Limit = None
-    batch_size: Count = 32
+    batch_size: BatchSize = BATCH_SIZE
 
     def ask(
         self,

@@ -14,7 +14,6 @@ from emotrace import ranks
 from emotrace.cli.options import (
     BatchSize,
     Bos,
-    Count,
     Data,
     Device,
     Dtype,
@@ -38,6 +37,7 @@ from emotrace.cli.options import (
     place,
     span,
 )
+from emotrace.defaults import BATCH_SIZE, MAX_NEW_TOKENS
 from emotrace.labels import EMOTIONS, SITES, EmotraceError, unknown
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Answering:
     """How a study has its prompts answered."""
 
     max_new_tokens: NewTokens = 40
-    batch_size: BatchSize = 32
+    batch_size: BatchSize = BATCH_SIZE
     seed: Seed = 0
 
 
@@ -181,7 +181,7 @@ class Eliciting:
 class Decoding:
     """How replies are decoded."""
 
-    max_new_tokens: Count = 60
+    max_new_tokens: NewTokens = MAX_NEW_TOKENS
     sample: Sample = False
     temperature: float = 1.0
     top_p: float = 1.0

@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 
     from emotrace import labels
 
-Model = Annotated[str, typer.Option("--model", help="hub id, directory or GGUF file")]
-CausalModel = Annotated[
-    str, typer.Option("--model", help="hub id, directory or GGUF file; causal, with a chat template")
-]
+MODEL = "hub id, directory or GGUF file"
+Model = Annotated[str, typer.Option("--model", help=MODEL)]
+ModelOrNone = Annotated[str | None, typer.Option("--model", help=MODEL)]
+CausalModel = Annotated[str, typer.Option("--model", help=f"{MODEL}; causal")]
 Judge = Annotated[str, typer.Option(help=" | ".join(JUDGES))]
 JudgeOrNone = Annotated[str, typer.Option(help=" | ".join((*JUDGES, "none")))]
-LabelMap = Annotated[str | None, typer.Option(help="of a classifier judge: LABEL_0=anger,LABEL_1=none")]
+LabelMap = Annotated[str | None, typer.Option(help="of a classifier: LABEL_0=anger,LABEL_1=none")]
 Price = Annotated[str | None, typer.Option(help="of an openai judge: dollars per million prompt,completion tokens")]
 Sites = Annotated[str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")]
 Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 NewTokens = Annotated[int, typer.Option(min=1, help="most tokens of a reply")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts per batch")]
+PerLayer = Annotated[float, typer.Option(min=0, help="of the circuit, in each layer; below 1 a share of it")]
+PerLayerOrNone = Annotated[float | None, typer.Option(min=0, help="of the circuit, in each layer; below 1 a share of it; "
+                                                      "default that of the preset or of the function")]  # fmt: skip
+TargetAware = Annotated[bool, typer.Option(help="ask the published target-aware question as well (openai judges)")]
+DryRun = Annotated[bool, typer.Option(help="say rows, bytes and requests; do nothing")]
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
 Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]
@@ -47,12 +52,9 @@ RemoteFlag = Annotated[
     typer.Option("--remote", help="ndif, a URL, or local (packed as for a server): no weights are loaded here"),
 ]
 Store = Annotated[Path, typer.Argument(help="an activation store")]
-Data = Annotated[
-    Path,
-    typer.Option(
-        help="SEV file, or a table of your own: CSV, TSV, JSON, JSON lines, parquet; its other columns are labels"
-    ),
-]
+DATA = "SEV file, or a table of your own: CSV, TSV, JSON, JSON lines, parquet; its other columns are labels"
+Data = Annotated[Path, typer.Option(help=DATA)]
+DataOrNone = Annotated[Path | None, typer.Option(help=DATA)]
 TextColumn = Annotated[
     str | None, typer.Option(help="column of a table to give to the model; default text, or messages")
 ]
@@ -70,7 +72,9 @@ Elicit = Annotated[
     ),
 ]
 Emotions = Annotated[str | None, typer.Option(help=f"of SEV: comma-separated, any names; default {','.join(EMOTIONS)}")]
-Directions = Annotated[Path, typer.Option(help="folder that `emotrace directions` wrote")]
+DIRECTIONS = "folder that `emotrace directions` wrote"
+Directions = Annotated[Path, typer.Option(help=DIRECTIONS)]
+DirectionsOrNone = Annotated[Path | None, typer.Option(help=DIRECTIONS)]
 Folder = Annotated[Path, typer.Option(help="folder for everything; the same command again continues")]
 Rows = Annotated[Path | None, typer.Option(help="judged replies: only the accepted ones count")]
 Within = Annotated[str, typer.Option(help="comma-separated labels that are centred away; '' for none")]
@@ -120,18 +124,18 @@ def layer_list(text: str) -> list[int]:
     return found
 
 
-def _count(text: str) -> int | None:
-    """A whole number from 0 of at most six digits, of those that every keyboard has; None for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None
+def _count(text: str, digits: int = 6) -> int | None:
+    """A whole number from 0 of at most so many digits, of those that every keyboard has; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
 
 
-def numbers(text: str, flag: str, kind: type = float) -> list[Any]:
-    """Comma-separated finite numbers, each once; whole ones from 0 for the kind ``int``."""
+def numbers(text: str, flag: str, kind: type = float, *, some: bool = False) -> list[Any]:
+    """Comma-separated finite numbers, each once, with ``some`` at least one; whole ones from 0 for the kind ``int``."""
     try:
-        found: list[Any] = [_count(part) if kind is int else float(part) for part in names(text)]
+        found: list[Any] = [_count(part, 9) if kind is int else float(part) for part in names(text)]
     except ValueError:
         found = [None]
-    if None in found:
+    if None in found or (some and not found):
         whole = "whole " if kind is int else ""
         raise EmotraceError(f"{flag} {text}: give {whole}numbers with commas between them.")
     for value in found:

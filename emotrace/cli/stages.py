@@ -10,8 +10,22 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.groups import Judging, LoadingAnywhere, PromptFile, Ranked, Reading, grouped
-from emotrace.cli.options import Count, Emotions, Model, Rows, Store, Within, accepted_keys, names, of
+from emotrace.cli.options import (
+    BatchSize,
+    DryRun,
+    Emotions,
+    Model,
+    NewTokens,
+    Rows,
+    Store,
+    TargetAware,
+    Within,
+    accepted_keys,
+    names,
+    of,
+)
 from emotrace.cli.people import People
+from emotrace.defaults import BATCH_SIZE, MAX_NEW_TOKENS
 from emotrace.files import to_file, to_folder
 from emotrace.labels import EmotraceError
 
@@ -24,8 +38,8 @@ def generate(
     prompts: PromptFile,
     out: Annotated[Path, typer.Option(help="JSON-lines file; rows in it are not generated again")],
     emotions: Emotions = None,
-    max_new_tokens: Count = 60,
-    batch_size: Count = 32,
+    max_new_tokens: NewTokens = MAX_NEW_TOKENS,
+    batch_size: BatchSize = BATCH_SIZE,
     ranked: Ranked,
     loading: LoadingAnywhere,
 ) -> None:
@@ -51,7 +65,7 @@ def judge(
     judging: Judging,
     people: People,
     label: Annotated[str, typer.Option(help="field of the rows that says what was aimed at")] = "emotion",
-    target_aware: Annotated[bool, typer.Option(help="ask the published target-aware question as well")] = False,
+    target_aware: TargetAware = False,
     ranked: Ranked,
 ) -> None:
     """Which emotion each reply expresses, judged blind: by a judge, or by people on a sheet."""
@@ -101,8 +115,8 @@ def capture(
     out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
     read: Reading,
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
-    batch_size: Count = 32,
-    dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
+    batch_size: BatchSize = BATCH_SIZE,
+    dry_run: DryRun = False,
     ranked: Ranked,
     loading: LoadingAnywhere,
 ) -> None:

@@ -12,7 +12,8 @@ import typer
 from emotrace.cli.app import app
 from emotrace.cli.groups import Decoding, Loading, grouped
 from emotrace.cli.mixes import Addition, PlacedAddition, Vectors, vectors_of
-from emotrace.cli.options import Count, Few, Folder, JudgeOrNone, Model, Seed, names
+from emotrace.cli.options import BatchSize, Few, Folder, JudgeOrNone, LabelMap, Model, Seed, names
+from emotrace.defaults import BATCH_SIZE
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError
 
@@ -28,7 +29,7 @@ class Querying(Decoding):
     queries: Annotated[Path, typer.Option(help="EmotionQuery, a list of texts, or rows with 'query'")]
     part: Annotated[str, typer.Option(help="fit | held_out | all of the queries")] = "held_out"
     limit: Few = None
-    batch_size: Count = 32
+    batch_size: BatchSize = BATCH_SIZE
 
     def read(self) -> Prompts:
         """The queries, as prompts."""
@@ -63,7 +64,7 @@ class Measuring:
     classifier: Annotated[
         str | None, typer.Option(help="text classifier of emotion probabilities; hub id or folder")
     ] = None
-    label_map: Annotated[str | None, typer.Option(help="of that classifier: LABEL_0=anger,LABEL_1=none")] = None
+    label_map: LabelMap = None
 
     def tools(self, device: str) -> dict[str, Any]:
         """Arguments of `emotrace.suite.measure`: judge, raters and classifier, ready.
@@ -167,7 +168,7 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="un-edited model of the perplexity; default none")] = None,
     measuring: Measuring,
     summing: Summing,
-    batch_size: Count = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     loading: Loading,
 ) -> None:
     """Every measure of replies, by method, with intervals and paired differences from the baseline."""
@@ -214,7 +215,7 @@ def truthfulqa(
         bool, typer.Option(help="also the GoEmotions pipeline's substring score, as published")
     ] = False,
     seed: Seed = 0,
-    batch_size: Count = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     loading: Loading,
 ) -> None:
     """MC1 and MC2 of a model, plain and steered, by their standard definitions."""

@@ -11,7 +11,8 @@ import typer
 from emotrace import arguments
 from emotrace.cli.app import app
 from emotrace.cli.groups import Decoding, Loading, grouped
-from emotrace.cli.options import Count, Few, Folder, Model, layer_list, names
+from emotrace.cli.options import BatchSize, Few, Folder, Model, layer_list, names
+from emotrace.defaults import BATCH_SIZE
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.sites import LanguageModel
@@ -62,7 +63,7 @@ class Made:
     limit: Few = None
     site: Annotated[str | None, typer.Option(help="default o_proj_out for queries, resid_post for texts")] = None
     layers: Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default all that have the site")] = None
-    batch_size: Count = 32
+    batch_size: BatchSize = BATCH_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from emotrace import arguments, disk, ranks, spread
 from emotrace import edits as edits_
 from emotrace.datasets import Prompts, PromptsLike
+from emotrace.defaults import BATCH_SIZE, MAX_NEW_TOKENS
 from emotrace.edits import Edit
 from emotrace.files import to_file
 from emotrace.forwards import beginnings, finite, replied
@@ -33,9 +34,6 @@ from emotrace.templates import Encoder
 if TYPE_CHECKING:
     pass
 
-MAX_NEW_TOKENS = 60
-"""Most tokens of a reply where nothing is said."""
-
 
 @typed
 def generate(
@@ -54,7 +52,7 @@ def generate(
     use_cache: bool = True,
     stop: Sequence[str] = (),
     seed: int = 0,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = BATCH_SIZE,
     method: str = "none",
     draw: int = 0,
     prefill: bool = False,
