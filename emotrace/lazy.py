@@ -30,6 +30,8 @@ MOVED: Final[Mapping[str, str]] = {
     "emotrace.attribution.Projection": "emotrace.attribution.OutputProjection",
     "emotrace.attribution.auroc": "emotrace.attribution.planted_auroc",
     "emotrace.attribution.projection": "emotrace.attribution.output_projection",
+    "emotrace.circuits.even_plan": "emotrace.circuits.even_allocation",
+    "emotrace.circuits.published_plan": "emotrace.circuits.published_allocation",
     "emotrace.discovery.bootstrap": "emotrace.discovery.bootstrap_circuits",
     "emotrace.edits.digest": "emotrace.edits.edits_digest",
     "emotrace.edits.KINDS": "emotrace.edits.EDITS",

@@ -238,11 +238,11 @@ def test_what_is_put_together_is_of_one_model(own, other, prompts, dirs):
     assert et.directions.auroc(acts, et.adopt(joy, other), **options).notnull().any()
     assert et.directions.auroc(et.capture(own, prompts, progress=False), joy, **options).notnull().any()
     scores = {"head": et.attribution.head_contributions(own, prompts, dirs, progress=False)}
-    plan = et.circuits.even_plan(["anger", "joy"], [1], {"head": 4}, 0, 1)
+    allocation = et.circuits.even_allocation(["anger", "joy"], [1], {"head": 4}, 0, 1)
     differences = et.circuits.difference_vectors(other, prompts, progress=False)
     with pytest.raises(EmotraceError, match=r"assemble: head was made with .*, differences with another"):
-        et.circuits.assemble(scores, differences, plan)
-    assert len(et.circuits.assemble(scores, et.adopt(differences, own), plan).components)
+        et.circuits.assemble(scores, differences, allocation)
+    assert len(et.circuits.assemble(scores, et.adopt(differences, own), allocation).components)
 
 
 def test_an_influence_that_would_not_be_used_is_no_argument_and_a_plan_knows_its_model(own, other, prompts, dirs):
@@ -252,6 +252,6 @@ def test_an_influence_that_would_not_be_used_is_no_argument_and_a_plan_knows_its
     influence = et.attribution.sublayer_influence(own, plain, dirs, progress=False)
     with pytest.raises(EmotraceError, match=r"discover\(influence=…\) .* preset"):
         et.circuits.discover(own, prompts, dirs, influence=influence, progress=False)
-    plan = et.circuits.published_plan(influence, total=12, available={"neuron": 48, "head": 4})
-    with pytest.raises(EmotraceError, match=rf"discover\(plan=…\): {REFUSED}"):
-        et.circuits.discover(other, prompts, et.adopt(dirs, other), plan=plan, progress=False)
+    allocation = et.circuits.published_allocation(influence, total=12, available={"neuron": 48, "head": 4})
+    with pytest.raises(EmotraceError, match=rf"discover\(allocation=…\): {REFUSED}"):
+        et.circuits.discover(other, prompts, et.adopt(dirs, other), allocation=allocation, progress=False)

@@ -140,7 +140,7 @@ def test_a_circuit_says_what_each_of_its_parts_was_measured_on(given):
     scores = {"neuron": attribution.neuron_contributions(part, given.covectors)}
     differences = circuits.difference_vectors(other, **GROUPED)
     sizes = {"neuron": [given.covectors.sizes["unit"]] * given.model.sites.n_layers}
-    plan = circuits.even_plan(list(EMOTIONS), range(given.model.sites.n_layers), sizes, 2)
+    plan = circuits.even_allocation(list(EMOTIONS), range(given.model.sites.n_layers), sizes, 2)
     circuit = assemble(scores, differences, plan)
     rows = circuit.meta["rows"]
     assert rows == {"neuron": provenance.rows_of(scores["neuron"]), "differences": provenance.rows_of(differences)}

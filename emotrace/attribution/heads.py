@@ -93,7 +93,7 @@ def head_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
-    from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.passes import one_pass
     from emotrace.forwards.streams import accepted_only
 
     arguments.whole("batch_size", batch_size, 1)
@@ -101,10 +101,9 @@ def head_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = heads_reduced(model, prompts, directions, label, readout, layers)
-    yield lambda: planned_pass(model, prompts, [reduction])
-    found = passed(
-        model, prompts, [reduction], method=PLACE, batch_size=batch_size, out=out, progress=progress,
-    )["head"]  # fmt: skip
+    found = yield from one_pass(
+        model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
+    )
     if out is not None:
         save_scores(found, out, "heads")
     return found

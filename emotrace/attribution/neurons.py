@@ -92,7 +92,7 @@ def neuron_contributions(
 
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
-    from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.passes import one_pass
     from emotrace.forwards.streams import accepted_only
 
     arguments.whole("batch_size", batch_size, 1)
@@ -100,10 +100,9 @@ def neuron_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = neurons_reduced(model, prompts, directions, label, layers, variable)
-    yield lambda: planned_pass(model, prompts, [reduction])
-    found = passed(
-        model, prompts, [reduction], method=PLACE, batch_size=batch_size, out=out, progress=progress,
-    )["neuron"]  # fmt: skip
+    found = yield from one_pass(
+        model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
+    )
     if out is not None:
         save_scores(found, out, "neurons")
     return found

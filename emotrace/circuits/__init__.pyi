@@ -1,4 +1,4 @@
-from emotrace.circuits.allocation import allocate, even_plan, published_plan
+from emotrace.circuits.allocation import allocate, even_allocation, published_allocation
 from emotrace.circuits.assembly import assemble
 from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors
@@ -11,6 +11,6 @@ __all__ = [
     "assemble",
     "difference_vectors",
     "discover",
-    "even_plan",
-    "published_plan",
+    "even_allocation",
+    "published_allocation",
 ]

@@ -1,6 +1,6 @@
 """Allocate: how many neurons and heads each layer gives to a circuit.
 
-A *plan* is ``k[label, kind, layer]``, ``kind`` being ``neuron`` or ``head``.
+An *allocation* is ``k[label, kind, layer]``, ``kind`` being ``neuron`` or ``head``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def allocate(
     What rounding and the cap leave over goes one by one to the layers with the largest fractional part of w̃·R (ties: the
     lower layer first), round after round, never more than ⌊cap·total⌋ above the minimum. Where the total does not
     suffice for the minimum, the minimum is 1, and where it does not suffice for that, 0. Layers that have fewer
-    components than planned hand the rest to the others, those with the largest plan first (ties: the lower layer); here
+    components than planned hand the rest to the others, those with the largest allocation first (ties: the lower layer); here
     the cap no longer holds.
 
     Args:
@@ -90,7 +90,7 @@ def allocate(
 
 
 @typed
-def published_plan(
+def published_allocation(
     influence: xr.Dataset | xr.DataArray,
     total: int | None = None,
     mlp_share: float = MLP_SHARE,
@@ -100,7 +100,7 @@ def published_plan(
     available: Mapping[str, Any] | None = None,
     label: str = "emotion",
 ) -> xr.DataArray:
-    """The plan of EmotionCircuits: components go where sublayers have influence.
+    """The allocation of EmotionCircuits: components go where sublayers have influence.
 
     K_neuron = round(mlp_share · total), K_head = total − K_neuron; each shared out by `allocate` with the influence of
     ``mlp_out`` and ``attn_out`` as weights. With 28 layers: K = 560, of which 392 neurons and 168 heads.
@@ -123,28 +123,28 @@ def published_plan(
     table = influence["influence"] if isinstance(influence, xr.Dataset) else influence
     for dim in (label, "layer", "sublayer"):
         if dim not in table.dims:
-            raise unknown("dim", dim, table.dims, "published_plan(influence=…)")
+            raise unknown("dim", dim, table.dims, "published_allocation(influence=…)")
     for sublayer in (COMPONENTS[kind].sublayer for kind in KINDS):
         if sublayer not in table["sublayer"].values:
-            raise unknown("sublayer", sublayer, table["sublayer"].values.tolist(), "published_plan(influence=…)")
+            raise unknown("sublayer", sublayer, table["sublayer"].values.tolist(), "published_allocation(influence=…)")
     if not 0 <= mlp_share <= 1:
-        raise EmotraceError(f"published_plan(mlp_share={mlp_share}): a share lies between 0 and 1.")
+        raise EmotraceError(f"published_allocation(mlp_share={mlp_share}): a share lies between 0 and 1.")
     layers = table["layer"].values.tolist()
     whole = 2 * PER_SUBLAYER * len(layers) if total is None else total
     least = {**MINIMUM, **(minimum or {})}
     neurons = round(whole * mlp_share)
     totals = {"neuron": neurons, "head": whole - neurons}
-    plan = empty_plan(label, table[label].values.tolist(), layers)
+    allocation = no_allocation(label, table[label].values.tolist(), layers)
     for kind in KINDS:
         room = None if available is None else per_layer(available.get(kind, 0), len(layers), f"available[{kind!r}]")
         exist = np.arange(len(layers)) if room is None else np.flatnonzero(room)
         if not len(exist) or not totals[kind]:
             continue
-        for value in plan[label].values:
+        for value in allocation[label].values:
             weights = table.sel({label: value, "sublayer": COMPONENTS[kind].sublayer}).values[exist]
             k = allocate(weights, totals[kind], least[kind], cap, None if room is None else room[exist])
-            plan.loc[{label: value, "kind": kind, "layer": np.asarray(layers)[exist]}] = k
-    return plan.assign_attrs(
+            allocation.loc[{label: value, "kind": kind, "layer": np.asarray(layers)[exist]}] = k
+    return allocation.assign_attrs(
         method="published",
         total=whole,
         mlp_share=mlp_share,
@@ -155,7 +155,7 @@ def published_plan(
 
 
 @typed
-def even_plan(
+def even_allocation(
     labels: Sequence[Any],
     layers: Sequence[int],
     available: Mapping[str, Any],
@@ -164,7 +164,7 @@ def even_plan(
     *,
     label: str = "emotion",
 ) -> xr.DataArray:
-    """The plan of small models: the same number in every layer, so that random circuits of that size remain a control.
+    """The allocation of small models: the same number in every layer, so that random circuits of that size remain a control.
 
     Args:
         labels: values of the label.
@@ -180,7 +180,7 @@ def even_plan(
     Raises:
         EmotraceError: for a number that is negative or larger than a layer has.
     """
-    plan = empty_plan(label, labels, layers)
+    allocation = no_allocation(label, labels, layers)
     for kind, wanted in (("neuron", neurons_per_layer), ("head", heads_per_layer)):
         name = f"{kind}s_per_layer={wanted!r}"
         room = per_layer(available.get(kind, 0), len(layers), f"available[{kind!r}]")
@@ -195,12 +195,12 @@ def even_plan(
         short = np.flatnonzero(k > room)
         if len(short):
             raise EmotraceError(f"{name}: layer {layers[short[0]]} has {room[short[0]]} {kind}s.")
-        plan.loc[{"kind": kind}] = k
-    return plan.assign_attrs(method="even", neurons_per_layer=neurons_per_layer, heads_per_layer=heads_per_layer)
+        allocation.loc[{"kind": kind}] = k
+    return allocation.assign_attrs(method="even", neurons_per_layer=neurons_per_layer, heads_per_layer=heads_per_layer)
 
 
-def empty_plan(label: str, labels: Sequence[Any], layers: Sequence[int]) -> xr.DataArray:
-    """A plan of nothing: ``k[label, kind, layer]`` = 0."""
+def no_allocation(label: str, labels: Sequence[Any], layers: Sequence[int]) -> xr.DataArray:
+    """An allocation of nothing: ``k[label, kind, layer]`` = 0."""
     coords = {label: list(labels), "kind": list(KINDS), "layer": list(layers)}
     return xr.DataArray(np.zeros([len(c) for c in coords.values()], dtype=np.int64), coords, name="k")
 

@@ -1,4 +1,4 @@
-"""Assembly: a circuit out of scores, difference vectors and a plan."""
+"""Assembly: a circuit out of scores, difference vectors and an allocation."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ ABOUT: Final = ("model_id", "revision", "config_hash", "weights_hash", "weights_
 def assemble(
     scores: Mapping[str, xr.Dataset],
     differences: xr.Dataset,
-    plan: xr.DataArray,
+    allocation: xr.DataArray,
     *,
     by: str = "contrast",
     label: str = "emotion",
     meta: Mapping[str, Any] | None = None,
 ) -> Circuit:
-    """A circuit out of what was measured: in every layer the k components with the highest score, k from the plan.
+    """A circuit out of what was measured: in every layer the k components with the highest score, k from the allocation.
 
     Scores are signed, and ties go to the lower index.
 
     Args:
         scores: by kind (``neuron``, ``head``), of `neuron_contributions` and `head_contributions`.
         differences: of `difference_vectors`.
-        plan: ``k[label, kind, layer]``.
+        allocation: ``k[label, kind, layer]``.
         by: variable of the scores.
         label: what is contrasted.
-        meta: what else the circuit should say of itself, beside model, ranking, plan and, under ``rows``, what each of its parts
-            was measured on (`emotrace.provenance.ROWS`).
+        meta: what else the circuit should say of itself, beside model, ranking, allocation (``plan``) and, under ``rows``, what
+            each of its parts was measured on (`emotrace.provenance.ROWS`).
 
     Raises:
-        EmotraceError: for a plan that asks for components, labels or layers that the scores do not have.
+        EmotraceError: for an allocation that asks for components, labels or layers that the scores do not have.
     """
     for kind in scores:
         if kind not in KINDS:
@@ -54,10 +54,10 @@ def assemble(
     provenance.together("assemble", **scores, differences=differences)
     known = {k: t["layer"].values.tolist() for k, t in scores.items()}
     first = next(iter(scores.values()), differences)
-    check_plan(plan, label, first[label].values.tolist(), known)
+    check_allocation(allocation, label, first[label].values.tolist(), known)
     rows: list[dict[str, Any]] = []
-    for kind in plan["kind"].values.tolist():
-        wanted = plan.sel(kind=kind)
+    for kind in allocation["kind"].values.tolist():
+        wanted = allocation.sel(kind=kind)
         most = int(wanted.max()) if wanted.size else 0
         if not most:
             continue
@@ -85,7 +85,7 @@ def assemble(
         **about,
         "rows": measured,
         "n": n,
-        "plan": dict(plan.attrs),
+        "plan": dict(allocation.attrs),
         **dict(meta or {}),
     }
     circuit = Circuit(pd.DataFrame(rows, columns=columns), differences.drop_attrs(), plain(whole), label)
@@ -95,22 +95,22 @@ def assemble(
     return circuit
 
 
-def check_plan(plan: xr.DataArray, label: str, labels: Sequence[Any], at: Mapping[str, list[int]]) -> None:
-    """Refuse a plan that asks for labels, kinds or layers other than those that are ranked."""
-    if not isinstance(plan, xr.DataArray) or set(plan.dims) != {label, "kind", "layer"}:
+def check_allocation(allocation: xr.DataArray, label: str, labels: Sequence[Any], at: Mapping[str, list[int]]) -> None:
+    """Refuse an allocation that asks for labels, kinds or layers other than those that are ranked."""
+    if not isinstance(allocation, xr.DataArray) or set(allocation.dims) != {label, "kind", "layer"}:
         raise EmotraceError(
-            f"a plan has the dims ({label}, kind, layer), not {getattr(plan, 'dims', type(plan).__name__)}."
+            f"an allocation has the dims ({label}, kind, layer), not {getattr(allocation, 'dims', type(allocation).__name__)}."
         )
-    for value in plan[label].values.tolist():
+    for value in allocation[label].values.tolist():
         if value not in labels:
-            raise unknown(f"{label} of the plan", value, labels)
-    for kind in plan["kind"].values.tolist():
-        layers = plan["layer"].values[(plan.sel(kind=kind) > 0).any(label).values].tolist()
+            raise unknown(f"{label} of the allocation", value, labels)
+    for kind in allocation["kind"].values.tolist():
+        layers = allocation["layer"].values[(allocation.sel(kind=kind) > 0).any(label).values].tolist()
         if layers and kind not in at:
-            raise unknown("kind of the plan", kind, at)
+            raise unknown("kind of the allocation", kind, at)
         for layer in layers:
             if layer not in at[kind]:
-                raise unknown("layer of the plan", layer, at[kind], f"for {kind}s")
+                raise unknown("layer of the allocation", layer, at[kind], f"for {kind}s")
 
 
 def _crowded(circuit: Circuit, share: Mapping[str, float]) -> list[str]:

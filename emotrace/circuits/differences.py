@@ -144,7 +144,7 @@ def difference_vectors(
 
     Source: arXiv 2510.11328.
     """
-    from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.passes import one_pass
 
     arguments.whole("batch_size", batch_size, 1)
     if out is not None:
@@ -155,10 +155,16 @@ def difference_vectors(
     reduction = differences_reduced(
         model, used, groups, np.arange(len(used)), label, check_within(prompts.table, label, within), complete, sites, layers
     )  # fmt: skip
-    yield lambda: planned_pass(model, used, [reduction], prompts_per_chunk)
-    found = passed(
-        model, used, [reduction], method=PLACE, batch_size=batch_size, per_chunk=prompts_per_chunk, out=out, progress=progress,
-    )[reduction.name]  # fmt: skip
+    found = yield from one_pass(
+        model,
+        used,
+        reduction,
+        method=PLACE,
+        batch_size=batch_size,
+        per_chunk=prompts_per_chunk,
+        out=out,
+        progress=progress,
+    )
     if out is not None:
         save_scores(found, out, "differences")
     return found

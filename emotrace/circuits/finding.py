@@ -14,8 +14,8 @@ from emotrace.attribution.chunked import check
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.heads import head_contributions, heads_reduced
 from emotrace.attribution.neurons import neuron_contributions, neurons_reduced
-from emotrace.circuits.allocation import even_plan, published_plan
-from emotrace.circuits.assembly import assemble, check_plan
+from emotrace.circuits.allocation import even_allocation, published_allocation
+from emotrace.circuits.assembly import assemble, check_allocation
 from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors, differences_reduced
 from emotrace.datasets import Prompts, PromptsLike
@@ -32,7 +32,7 @@ from emotrace.store.asked import of_acts
 FILES: Final = {**{kind: f"{kind}s" for kind in KINDS}, "differences": "differences"}
 """Stems of what is saved of each part."""
 PRESETS: Final = {name: found["circuit"] for name, found in presets.PRESETS.items() if "circuit" in found}
-"""Published rankings; with them the plan follows the influence of sublayers."""
+"""Published rankings; with them the allocation follows the influence of sublayers."""
 
 
 def _stored(
@@ -47,22 +47,22 @@ def _stored(
     layers: Iterable[int] | None = None,
     preset: str | None = None,
     influence: xr.Dataset | xr.DataArray | None = None,
-    plan: xr.DataArray | None = None,
+    allocation: xr.DataArray | None = None,
     seed: int = 0,
     out: str | Path | None = None,
 ) -> Circuit:
-    """`discover` of stored activations, which says what it is."""
+    """`discover` of stored activations."""
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
     check(acts, covectors, "discover")
-    by, readout = _ranking(preset, by, covectors.attrs["readout"], influence, plan)
+    by, readout = _ranking(preset, by, covectors.attrs["readout"], influence, allocation)
     if preset is not None and readout != PRESETS[preset]["readout"]:
         raise EmotraceError(
             f"discover(preset={preset!r}) reads heads in the space {PRESETS[preset]['readout']!r}; the covectors are those of "
             f"{readout!r}: make them with covectors(…, readout={PRESETS[preset]['readout']!r})."
         )
-    known = {"activations": acts, "influence": influence, "plan": plan}
+    known = {"activations": acts, "influence": influence, "allocation": allocation}
     provenance.together("discover", **{name: thing for name, thing in known.items() if thing is not None})
     wanted = None if layers is None else sorted(arguments.wholes("discover(layers)", layers))
     at = {kind: _both(acts, covectors, COMPONENTS[kind].site, wanted) for kind in KINDS}
@@ -80,11 +80,11 @@ def _stored(
     ]
     label = covectors.attrs["label"]
     values = covectors[label].values.tolist()
-    if plan is None:
+    if allocation is None:
         sizes = {k: int(acts.sel(COMPONENTS[k].site).sizes[COMPONENTS[k].dim]) for k in at}
         available = {k: [sizes[k] if layer in at[k] else 0 for layer in _all(at)] for k in at}
-        plan = _shared_out(influence, values, at, available, neurons_per_layer, heads_per_layer, label)
-    check_plan(plan, label, values, at)
+        allocation = _shared_out(influence, values, at, available, neurons_per_layer, heads_per_layer, label)
+    check_allocation(allocation, label, values, at)
     here = _folders(out)
     if accepted is not None and not isinstance(accepted, str):
         accepted = list(accepted)  # read three times
@@ -104,14 +104,13 @@ def _stored(
         layers=_same(at),
         out=here["differences"],
     )
-    found = assemble(
-        scores, differences, plan, by=by, label=label,
-        meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": covectors.attrs["directions_digest"],
-              "warnings": missing},
-    )  # fmt: skip
-    if out is not None:
-        found.save(out)
-    return found
+    meta = {
+        "preset": preset,
+        "readout": readout,
+        "seed": seed,
+        "directions_digest": covectors.attrs["directions_digest"],
+    }
+    return _kept(assemble(scores, differences, allocation, by=by, label=label, meta={**meta, "warnings": missing}), out)
 
 
 def _both(acts: Activations, covectors: xr.Dataset, site: str, wanted: list[int] | None) -> list[int]:
@@ -140,7 +139,7 @@ def discover(
     readout: str | None = None,
     preset: str | None = None,
     influence: xr.Dataset | xr.DataArray | None = None,
-    plan: xr.DataArray | None = None,
+    allocation: xr.DataArray | None = None,
     batch_size: int = 32,
     seed: int = 0,
     out: str | Path | None = None,
@@ -171,8 +170,8 @@ def discover(
         layers: 0-based layers of the circuit; None for every layer that has directions.
         readout: of the heads, ``residual`` or ``normed``; None for the preset's.
         preset: ``emotion_circuits``, or None.
-        influence: of `attribution.sublayer_influence`; what the preset's plan is made of.
-        plan: ``k[label, kind, layer]`` of `even_plan` or `published_plan`; overrides the numbers per layer.
+        influence: of `attribution.sublayer_influence`; what the preset's allocation is made of.
+        allocation: ``k[label, kind, layer]`` of `even_allocation` or `published_allocation`; overrides the numbers per layer.
         batch_size: prompts per forward.
         seed: recorded only; nothing is drawn here.
         out: folder; a killed run continues there, and scores and circuit are saved in it.
@@ -193,9 +192,9 @@ def discover(
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
-    by, readout = _ranking(preset, by, readout, influence, plan)
+    by, readout = _ranking(preset, by, readout, influence, allocation)
     provenance.check(influence, model.sites, "discover(influence=…)")
-    provenance.check(plan, model.sites, "discover(plan=…)")
+    provenance.check(allocation, model.sites, "discover(allocation=…)")
     kinds = [k for k in KINDS if model.sites.has(COMPONENTS[k].site)]
     if not kinds:
         raise EmotraceError(f"{model.sites.model_class} has neither neurons nor heads (z), so no circuit can be found.")
@@ -204,10 +203,10 @@ def discover(
         f"{model.sites.model_class} has no {k}s in these layers: the circuit has none." for k in KINDS if k not in at
     ]
     kinds = list(at)
-    if plan is None:
+    if allocation is None:
         available = {k: [_available(model, k, layer) if layer in at[k] else 0 for layer in _all(at)] for k in kinds}
         values = directions[label].values.tolist() if label in directions.coords else []
-        plan = _shared_out(influence, values, at, available, neurons_per_layer, heads_per_layer, label)
+        allocation = _shared_out(influence, values, at, available, neurons_per_layer, heads_per_layer, label)
     if accepted is not None and not isinstance(accepted, str):
         accepted = list(accepted)  # read twice
     prompts = Prompts.of(prompts)
@@ -226,24 +225,28 @@ def discover(
         )
     )  # fmt: skip
     yield lambda: planned_pass(model, some, wanted)
-    check_plan(plan, label, directions[label].values.tolist(), at)
+    check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)
     for name, folder in _folders(out).items():
         if folder is not None and name in made:
             save_scores(made[name], folder, FILES[name])
     vectors = made.pop("differences")
-    found = assemble(
-        made, vectors, plan, by=by, label=label,
-        meta={"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions),
-              "warnings": missing},
-    )  # fmt: skip
+    meta = {"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions)}
+    found = assemble(made, vectors, allocation, by=by, label=label, meta={**meta, "warnings": missing})
     found.check(model)
+    return _kept(found, out)
+
+
+def _kept(circuit: Circuit, out: str | Path | None) -> Circuit:
+    """The circuit, saved where there is a folder."""
     if out is not None:
-        found.save(out)
-    return found
+        circuit.save(out)
+    return circuit
 
 
-def _ranking(preset: str | None, by: str | None, readout: str | None, influence: Any, plan: Any) -> tuple[str, str]:
+def _ranking(
+    preset: str | None, by: str | None, readout: str | None, influence: Any, allocation: Any
+) -> tuple[str, str]:
     """What components are ranked by, and how heads are read: as said, or as the preset does.
 
     Raises:
@@ -255,13 +258,13 @@ def _ranking(preset: str | None, by: str | None, readout: str | None, influence:
     by, readout = str(by or chosen["by"]), str(readout or chosen["readout"])
     if by not in ("contrast", "mean"):
         raise unknown("score", by, ("contrast", "mean"), "discover(by=…)")
-    if preset is not None and influence is None and plan is None:
+    if preset is not None and influence is None and allocation is None:
         raise EmotraceError(
             f"discover(preset={preset!r}) shares out components by the influence of sublayers: give influence= of "
-            "attribution.sublayer_influence(model, plain, directions), or a plan."
+            "attribution.sublayer_influence(model, plain, directions), or an allocation."
         )
-    if influence is not None and (preset is None or plan is not None):
-        raise EmotraceError("discover(influence=…) shares out components where there is a preset, and no plan.")
+    if influence is not None and (preset is None or allocation is not None):
+        raise EmotraceError("discover(influence=…) shares out components where there is a preset, and no allocation.")
     return by, readout
 
 
@@ -271,9 +274,9 @@ def _shared_out(
 ) -> xr.DataArray:  # fmt: skip
     """How many components each layer gives: by influence, or as many in each."""
     if influence is None:
-        return even_plan(values, _all(at), available, neurons_per_layer, heads_per_layer, label=label)
+        return even_allocation(values, _all(at), available, neurons_per_layer, heads_per_layer, label=label)
     table = influence["influence"] if isinstance(influence, xr.Dataset) else influence
-    return published_plan(_within(table, _all(at)), available=available, label=label)
+    return published_allocation(_within(table, _all(at)), available=available, label=label)
 
 
 def _folders(out: str | Path | None) -> dict[str, Path | None]:

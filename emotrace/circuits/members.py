@@ -18,21 +18,7 @@ from emotrace.labels import COMPONENTS, KINDS, EmotraceError, Label, unknown
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Components of every label, and the vectors that are added at them.
-
-    Attributes:
-        components: one row per component: the label (a column of that name), ``kind`` (``neuron`` or ``head``), ``layer``,
-            ``index`` (unit or query head), ``score`` (what it was ranked by; NaN where it was drawn at random) and
-            ``rank`` within its label, kind and layer, from 0. Positive score: removing the component lowers the
-            projection on the label's direction.
-        payload: whole difference vectors ``neuron[label, layer, unit]`` and ``z[label, layer, head, head_dim]``; where they
-            are known also the means ``neuron_mean[layer, unit]`` and ``z_mean[layer, head, head_dim]``.
-        meta: what it came from: model, digests of directions and prompts, ranking, plan, n, seed; ``warnings``.
-        label: name of the label that is contrasted.
-
-    Raises:
-        EmotraceError: for columns, kinds, labels or places that do not fit together.
-    """
+    """The fields of a `Circuit`, checked, and what can be counted of them."""
 
     components: pd.DataFrame
     payload: xr.Dataset

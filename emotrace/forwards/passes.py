@@ -14,7 +14,7 @@ from emotrace.forwards.entering import keeping
 from emotrace.forwards.streams import dry, fitting, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS
-from emotrace.planned import DryRows
+from emotrace.planned import DryRows, Steps
 from emotrace.sites import LanguageModel
 from emotrace.traced import contributions
 
@@ -61,6 +61,25 @@ def planned_pass(
     return dry(
         model, prompts, sum(reduction.size for reduction in wanted), chunk(wanted) if per_chunk is None else per_chunk
     )
+
+
+def one_pass(
+    model: LanguageModel, prompts: Prompts, reduction: Reduction, *, method: str, batch_size: int, per_chunk: int | None = None,
+    out: str | Path | None, progress: bool,
+) -> Steps[DryRows, xr.Dataset]:  # fmt: skip
+    """The steps of a `planned` function that is one reduction: what the pass would do, then its Dataset (`passed`)."""
+    yield lambda: planned_pass(model, prompts, [reduction], per_chunk)
+    found = passed(
+        model,
+        prompts,
+        [reduction],
+        method=method,
+        batch_size=batch_size,
+        per_chunk=per_chunk,
+        out=out,
+        progress=progress,
+    )
+    return found[reduction.name]
 
 
 def passed(

@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emotrace.circuits.allocation import allocate, even_plan, published_plan
+from emotrace.circuits.allocation import allocate, even_allocation, published_allocation
 from emotrace.labels import EmotraceError
 
 PUBLISHED_HEADS = [2] * 10 + [3, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 11, 12, 12, 11, 11, 10, 9]
@@ -125,7 +125,7 @@ def influence(n_layers=28, seed=0):
 def test_published_totals():
     """K = 560: 392 neurons and 168 heads, of which 280 and 112 above the minima."""
     table = influence()
-    plan = published_plan(table.to_dataset(), available={"neuron": 8192, "head": 24})
+    plan = published_allocation(table.to_dataset(), available={"neuron": 8192, "head": 24})
     assert plan.dims == ("emotion", "kind", "layer")
     assert (plan.attrs["total"], plan.attrs["mlp_share"]) == (560, 0.7)
     assert plan.sum("layer").sel(kind="neuron").values.tolist() == [392, 392]
@@ -148,26 +148,26 @@ def test_published_numbers_obey_the_rule(k, total, minimum):
     assert allocate(np.subtract(k, minimum), total, minimum).tolist() == k
 
 
-def test_published_plan_of_a_small_model():
-    plan = published_plan(influence(6), available={"neuron": 704, "head": [8, 8, 8, 8, 8, 2]})
+def test_published_allocation_of_a_small_model():
+    plan = published_allocation(influence(6), available={"neuron": 704, "head": [8, 8, 8, 8, 8, 2]})
     assert plan.attrs["total"] == 120
     assert plan.sum("layer").sel(emotion="anger").values.tolist() == [84, 36]
     assert int(plan.sel(kind="head", layer=5).max()) == 2
-    without = published_plan(influence(6), available={"head": [0, 8, 8, 8, 8, 8]})
+    without = published_allocation(influence(6), available={"head": [0, 8, 8, 8, 8, 8]})
     assert int(without.sel(kind="neuron").sum()) == 0
     assert int(without.sel(kind="head", layer=0).max()) == 0
     assert int(without.sel(kind="head").sum()) == 2 * 36
 
 
-def test_even_plan():
+def test_even_allocation():
     room = {"neuron": [48, 48, 0], "head": 4}
-    plan = even_plan(["anger", "fear"], [0, 1, 2], room, 20, 2)
+    plan = even_allocation(["anger", "fear"], [0, 1, 2], room, 20, 2)
     assert plan.sel(kind="neuron").values.tolist() == [[20, 20, 0]] * 2
     assert plan.sel(kind="head").values.tolist() == [[2, 2, 2]] * 2
-    shares = even_plan(["anger"], [0, 1, 2], room, 0.25, 0.1)
+    shares = even_allocation(["anger"], [0, 1, 2], room, 0.25, 0.1)
     assert shares.sel(kind="neuron").values.tolist() == [[12, 12, 0]]
     assert shares.sel(kind="head").values.tolist() == [[1, 1, 1]]
-    assert int(even_plan(["anger"], [0], {"head": 4}, 20, 0).sum()) == 0
+    assert int(even_allocation(["anger"], [0], {"head": 4}, 20, 0).sum()) == 0
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_even_plan():
         (lambda: allocate([1.0], 3, cap=0), "cap=0"),
         (lambda: allocate([1.0, 2.0], 3, available=[4]), "available.*2 layers"),
         (lambda: allocate([1.0], 3, available=[-4]), "from 0"),
-        (lambda: published_plan(influence().rename(layer="block")), "layer"),
-        (lambda: published_plan(influence().rename(emotion="feeling")), "emotion"),
-        (lambda: published_plan(influence().isel(sublayer=[0])), "mlp_out"),
-        (lambda: published_plan(influence(), mlp_share=1.2), "mlp_share=1.2"),
-        (lambda: even_plan(["a"], [0, 1], {"neuron": [9, 3]}, 4, 0), "layer 1 has 3 neurons"),
-        (lambda: even_plan(["a"], [0], {"head": 4}, 0, 2.5), "neither a whole number nor a share"),
-        (lambda: even_plan(["a"], [0], {"head": 4}, 0, -1), "heads_per_layer=-1"),
-        (lambda: even_plan(["a"], [0], {"head": 4}, 0, float("nan")), "heads_per_layer=nan"),
+        (lambda: published_allocation(influence().rename(layer="block")), "layer"),
+        (lambda: published_allocation(influence().rename(emotion="feeling")), "emotion"),
+        (lambda: published_allocation(influence().isel(sublayer=[0])), "mlp_out"),
+        (lambda: published_allocation(influence(), mlp_share=1.2), "mlp_share=1.2"),
+        (lambda: even_allocation(["a"], [0, 1], {"neuron": [9, 3]}, 4, 0), "layer 1 has 3 neurons"),
+        (lambda: even_allocation(["a"], [0], {"head": 4}, 0, 2.5), "neither a whole number nor a share"),
+        (lambda: even_allocation(["a"], [0], {"head": 4}, 0, -1), "heads_per_layer=-1"),
+        (lambda: even_allocation(["a"], [0], {"head": 4}, 0, float("nan")), "heads_per_layer=nan"),
     ],
 )
 def test_bad_input(call, word):

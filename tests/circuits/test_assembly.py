@@ -11,8 +11,8 @@ import xarray as xr
 import emotrace as et
 from emotrace import attribution, disk
 from emotrace.attribution.sublayers import sublayer_influence
-from emotrace.circuits import Circuit, assemble, discover, even_plan, published_plan
-from emotrace.circuits.allocation import empty_plan
+from emotrace.circuits import Circuit, assemble, discover, even_allocation, published_allocation
+from emotrace.circuits.allocation import no_allocation
 from emotrace.labels import EMOTIONS, EmotraceError
 from emotrace.testing import planted
 from tests.circuits.test_allocation import PUBLISHED_HEADS
@@ -31,7 +31,7 @@ def directions_of(model, given):
 def case(request):
     """A planted model, its directions, and as many components per label and layer as there were planted."""
     found = planted.planted(request.param)
-    plan = empty_plan("emotion", list(EMOTIONS), range(planted.LAYERS))
+    plan = no_allocation("emotion", list(EMOTIONS), range(planted.LAYERS))
     plan.loc[{"kind": "head"}] = found.heads.sum("head").values
     plan.loc[{"kind": "neuron"}] = found.neurons.sum("unit").values
     return found, directions_of(found.model, found.prompts), plan
@@ -39,8 +39,8 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def circuit(case):
-    found, directions, plan = case
-    return discover(found.model, found.prompts, directions, plan=plan, progress=False)
+    found, directions, allocation = case
+    return discover(found.model, found.prompts, directions, allocation=allocation, progress=False)
 
 
 def answered(found, given, edits, answer):
@@ -50,11 +50,11 @@ def answered(found, given, edits, answer):
 
 
 def test_stored_activations_give_the_circuit_of_a_pass(case, circuit, tmp_path):
-    found, directions, plan = case
+    found, directions, allocation = case
     sites = ["z", "neuron", *(["resid_mid"] if found.model.sites.has("resid_mid") else [])]
     acts = et.capture(found.model, found.prompts, sites, components=True, out=tmp_path / "a.zarr", progress=False)
     vectors = attribution.covectors(found.model, directions, out=tmp_path / "covectors")
-    asked = discover(acts, vectors, plan=plan, out=tmp_path / "circuit")
+    asked = discover(acts, vectors, allocation=allocation, out=tmp_path / "circuit")
     columns = ["emotion", "kind", "layer", "index", "rank"]
     pd.testing.assert_frame_equal(asked.components[columns], circuit.components[columns])
     np.testing.assert_allclose(asked.components["score"], circuit.components["score"], rtol=1e-5)
@@ -100,11 +100,11 @@ def test_asking_a_store_runs_no_forward(monkeypatch):
 
 
 def test_planted_components_are_found_exactly(case, circuit):
-    found, directions, plan = case
+    found, directions, allocation = case
     xr.testing.assert_equal(circuit.mask("head"), found.heads)
     xr.testing.assert_equal(circuit.mask("neuron"), found.neurons)
     assert set(circuit.components["kind"]) == {"neuron", "head"}
-    published = discover(found.model, found.prompts, directions, plan=plan, by="mean", progress=False)
+    published = discover(found.model, found.prompts, directions, allocation=allocation, by="mean", progress=False)
     assert not published.mask("neuron").equals(found.neurons), "the un-contrasted mean should take the decoy"
 
 
@@ -206,7 +206,7 @@ def test_preset_follows_the_influence_of_sublayers(shipped):
     counts = circuit.counts().sum(axis=1)
     assert set(counts.xs("neuron", level="kind")) == {84}
     assert set(counts.xs("head", level="kind")) == {36}
-    plan = published_plan(influence, available={"neuron": 704, "head": 8})
+    plan = published_allocation(influence, available={"neuron": 704, "head": 8})
     for emotion in EMOTIONS:
         for kind in ("neuron", "head"):
             expected = plan.sel(emotion=emotion, kind=kind).values.tolist()
@@ -240,7 +240,7 @@ def vectors(labels=("anger", "fear")):
 def test_assemble_equals_sorting_by_hand():
     """Highest signed scores first, ties to the lower index, as many as the plan says."""
     scores = {"neuron": table("unit", 48), "head": table("head", 4, 1)}
-    plan = empty_plan("emotion", ["anger", "fear"], range(3))
+    plan = no_allocation("emotion", ["anger", "fear"], range(3))
     plan.values[:] = np.random.default_rng(2).integers(0, 5, plan.shape)
     for by in ("contrast", "mean"):
         circuit = assemble(scores, vectors(), plan, by=by)
@@ -308,9 +308,9 @@ def test_layers_share_and_dry_run(shipped):
         ({"accepted": ["nobody"]}, "none of the keys"),
         ({"accepted": "work_00"}, "a list of names"),
         ({"label": "feeling"}, "feeling"),
-        ({"plan": even_plan(list(EMOTIONS), [7], {"head": 8}, 0, 1)}, "unknown layer of the plan 7"),
-        ({"plan": even_plan(["joy"], [1], {"head": 8}, 0, 1)}, "unknown emotion of the plan 'joy'"),
-        ({"plan": even_plan(["anger"], [1], {"head": 8}, 0, 1).isel(kind=0)}, "a plan has the dims"),
+        ({"allocation": even_allocation(list(EMOTIONS), [7], {"head": 8}, 0, 1)}, "unknown layer of the allocation 7"),
+        ({"allocation": even_allocation(["joy"], [1], {"head": 8}, 0, 1)}, "unknown emotion of the allocation 'joy'"),
+        ({"allocation": even_allocation(["anger"], [1], {"head": 8}, 0, 1).isel(kind=0)}, "an allocation has the dims"),
     ],
 )
 def test_bad_input(shipped, options, word):
@@ -325,7 +325,7 @@ def test_published_heads_of_anger(oracles):
     mean = found["mean_importance"].to_numpy().reshape(1, 28, 24)
     coords = {"emotion": ["anger"], "layer": range(28), "head": range(24)}
     scores = xr.Dataset({"mean": (("emotion", "layer", "head"), mean), "n": ("emotion", [478])}, coords)
-    plan = empty_plan("emotion", ["anger"], range(28))
+    plan = no_allocation("emotion", ["anger"], range(28))
     plan.loc[{"kind": "head"}] = [PUBLISHED_HEADS]
     z = oracles.npy("emotion_circuits/attention_difference_vectors.npy")[:1].reshape(1, 28, 24, 128)
     payload = xr.Dataset(

@@ -74,7 +74,7 @@ def test_the_published_preset_follows_the_influence(place, tmp_path):
     found = et.Circuit.load(out)
     assert (found.meta["preset"], found.meta["readout"], found.meta["by"]) == ("emotion_circuits", "normed", "mean")
     influence = attribution.load_scores(folder / "influence", "influence")
-    plan = et.circuits.published_plan(influence, available={"neuron": 48, "head": 4})
+    plan = et.circuits.published_allocation(influence, available={"neuron": 48, "head": 4})
     counts = found.counts()
     for kind in ("neuron", "head"):
         assert counts.loc["fear", kind].tolist() == plan.sel(emotion="fear", kind=kind).values.tolist()

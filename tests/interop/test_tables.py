@@ -150,7 +150,7 @@ def test_importance_per_dose_and_averaged(tmp_path):
     averaged = interop.read_importance(tmp_path / "mean.csv")
     xr.testing.assert_allclose(averaged["influence"], got["influence"])
     np.testing.assert_allclose(averaged["share"].sum(("layer", "sublayer")), 1)
-    plan = circuits.published_plan(averaged, 60, minimum={"neuron": 1, "head": 1})
+    plan = circuits.published_allocation(averaged, 60, minimum={"neuron": 1, "head": 1})
     assert int(plan.sum()) == 60 * 6  # what we read is what the allocation takes
     table.assign(kind="neuron").to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(EmotraceError, match="unknown kind"):
