@@ -233,7 +233,7 @@ def _ablations(
         chosen = sorted(int(i) for i in components[layer])
         if chosen:
             values, origin = vector(layer, chosen)
-            edits.append(Ablate(site, layers=layer, positions=positions, vector=values, origin=origin or None,
+            edits.append(Ablate(site, layers=[layer], positions=positions, vector=values, origin=origin or None,
                                 **component.picked(chosen)))  # fmt: skip
     if not edits:
         raise EmotraceError("an ablation needs at least one component.")

@@ -153,7 +153,7 @@ class Circuit(Members):
                 continue
             for layer, which in chosen.items():
                 vector = None if how == "zero" else self.payload[f"{site}_mean"].sel(layer=layer)
-                found.append(Ablate(site, layers=layer, positions=positions, vector=vector,
+                found.append(Ablate(site, layers=[layer], positions=positions, vector=vector,
                                     **COMPONENTS[kind].picked(which), origin=provenance.of(self)))  # fmt: skip
         if not found:
             raise EmotraceError(f"the circuit of {self.label} {label!r} has no components.")

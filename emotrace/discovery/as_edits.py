@@ -86,7 +86,7 @@ def edits(
                     model, acts, where.site, layers=[layer], positions=positions, batch_size=batch_size, progress=False
                 )
             vector = _means(acts, where.site, layer, positions)
-        found.append(Ablate(where.site, layers=layer, positions=positions, vector=vector, **where.picked(sorted(members)),
+        found.append(Ablate(where.site, layers=[layer], positions=positions, vector=vector, **where.picked(sorted(members)),
                             origin=provenance.of(mask)))  # fmt: skip
     return found
 

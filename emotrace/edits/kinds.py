@@ -6,15 +6,22 @@ Scale of an addition, h being the value before our edits at that site: ``raw`` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, Positions, check_positions, unknown
 from emotrace.sites import Site
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    import xarray as xr
+
 Norming = Literal["raw", "unit", "rms"]
+Payload: TypeAlias = "xr.DataArray | np.ndarray | torch.Tensor | Sequence[float] | float"
+"""What an edit may carry."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class Edit:
 
     Args:
         site: name of a site, or a place of the user's own (`emotrace.Site`).
-        layers: 0-based layers (an int or an iterable, never a slice); None for global sites and own places.
+        layers: 0-based layers (an int or any iterable will do, never a slice), held as a tuple; None for global sites and own
+            places.
         positions: policy or span; ``steer`` = last prompt token and every generated one.
         heads: heads of ``z`` to act on; None for all.
         units: units of ``neuron`` (or columns of any other site) to act on; None for all.
@@ -31,10 +39,10 @@ class Edit:
     """
 
     site: str | Site
-    layers: Any = None
+    layers: Sequence[int] | None = None
     positions: Positions = "steer"
-    heads: Any = None
-    units: Any = None
+    heads: Sequence[int] | None = None
+    units: Sequence[int] | None = None
     origin: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
     kind: ClassVar[str] = ""
     by_unit: ClassVar[bool] = False
@@ -55,7 +63,7 @@ class Edit:
         check_positions(self.positions, f"{name}(positions=…)")
 
     @property
-    def payload(self) -> Any:
+    def payload(self) -> Payload | None:
         """The vector that the edit carries, or None."""
         return getattr(self, "vector", None)
 
@@ -81,7 +89,7 @@ class Add(Edit):
         scale: ``raw``, ``unit`` or ``rms``.
     """
 
-    vector: Any = None
+    vector: Payload | None = None
     strength: float = 1.0
     scale: Norming = "raw"
     kind: ClassVar[str] = "add"
@@ -115,7 +123,7 @@ class Scale(Edit):
     """
 
     strength: float = 1.0
-    vector: Any = None
+    vector: Payload | None = None
     kind: ClassVar[str] = "scale"
     by_unit: ClassVar[bool] = True
 
@@ -128,7 +136,7 @@ class Scale(Edit):
 class Ablate(Edit):
     """0 (``vector=None``), or a constant such as a mean, in place of h."""
 
-    vector: Any = None
+    vector: Payload | None = None
     kind: ClassVar[str] = "ablate"
 
 
@@ -136,7 +144,7 @@ class Ablate(Edit):
 class Project(Edit):
     """h − s·⟨h, v̂⟩ v̂: the component along a direction removed (s = 1), or mirrored (s = 2)."""
 
-    vector: Any = None
+    vector: Payload | None = None
     strength: float = 1.0
     kind: ClassVar[str] = "project"
 

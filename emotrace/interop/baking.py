@@ -138,7 +138,7 @@ def _biases(model: LanguageModel, edit: Edit, place: str) -> list[tuple[str, tor
             + (", e.g. strength × the mean RMS (emotrace.directions.mean_rms)." if edit.scale == "rms" else ".")
         )
     left = _label_dims(edit.vector)
-    if left:
+    if left and isinstance(edit.vector, xr.DataArray):
         name = left[0]
         raise EmotraceError(
             f"{place}: a checkpoint holds one vector, but the payload has one per {name}; select one: "

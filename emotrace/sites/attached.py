@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from emotrace.datasets import PromptsLike
 from emotrace.labels import EmotraceError
@@ -36,7 +37,7 @@ class Sites(SiteTable):
     """
 
     remote: Any = field(default=None, repr=False, compare=False)
-    twin: Any = field(default=None, repr=False, compare=False)
+    twin: nn.Module | None = field(default=None, repr=False, compare=False)
     again: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     kept_bytes: int = field(default=1 << 30, repr=False, compare=False)
     _model: TracedModel | None = field(default=None, repr=False, compare=False)

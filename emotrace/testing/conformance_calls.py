@@ -51,7 +51,7 @@ def check_heads(model: LanguageModel) -> None:
         n = address.heads
         assert shown.get(layer, n) == n, f"heads of layer {layer}: the table says {n}, the model shows {shown[layer]}"
         head, width, ids = n - 1, address.width // n, random_ids(model, 6)
-        edit = Ablate("z", layers=layer, heads=[head], positions="all")
+        edit = Ablate("z", layers=[layer], heads=[head], positions="all")
         got = capture(model, [ids], "logits", positions="last", edits=[edit], progress=False)["logits"].values
         fed = one_prompt(model, ids)
         with watched(model, address) as seen:
@@ -73,7 +73,7 @@ def check_generation(model: LanguageModel, steps: int = 3) -> None:
     with watched(model, address) as seen:
         forward(model, one_prompt(model, ids))
     v = v * float(seen[0].float().std())
-    edit = Add("resid_post", layers=layer, vector=v.numpy(), positions="prompt")
+    edit = Add("resid_post", layers=[layer], vector=v.numpy(), positions="prompt")
     replies = generate(model, [ids], [edit], max_new_tokens=steps, min_new_tokens=steps, progress=False)
     got, want = list(replies[0]["token_ids"]), list(ids)
     for step in range(len(got)):
