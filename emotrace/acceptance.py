@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -134,7 +134,15 @@ def elicited(accepted: Mapping[str, Share]) -> list[str]:
     return [emotion for emotion, share in accepted.items() if (share["value"] or 0.0) >= ELICITED]
 
 
-def over_elicited(rows: Iterable[Row], accepted: Mapping[str, Share]) -> dict[str, Any]:
+class OverElicited(TypedDict):
+    """The emotions that asking elicits, and by method the shares over them."""
+
+    emotions: list[str]
+    accuracy: dict[str, Share]
+    accuracy_fluent: dict[str, Share]
+
+
+def over_elicited(rows: Iterable[Row], accepted: Mapping[str, Share]) -> OverElicited:
     """What stands beside the figures of all emotions: accuracy over those that asking elicits, by method.
 
     Args:
@@ -142,14 +150,14 @@ def over_elicited(rows: Iterable[Row], accepted: Mapping[str, Share]) -> dict[st
         accepted: of the prompted replies to the training file.
 
     Returns:
-        ``emotions`` (those of `elicited`), and ``accuracy`` and ``accuracy_fluent``: method → share over them.
+        `OverElicited`, its emotions those of `elicited`.
     """
     emotions, of = elicited(accepted), defaultdict(list)
     for row in rows:
         if row.get("emotion") in emotions:
             of[row.get("method", "none")].append(row)
-    shares = {
-        name: {m: replies.accuracy_over_draws(mine, fluent=fluent)["overall"] for m, mine in of.items()}
-        for name, fluent in (("accuracy", False), ("accuracy_fluent", True))
-    }
-    return {"emotions": emotions, **shares}
+
+    def shares(fluent: bool) -> dict[str, Share]:
+        return {m: replies.accuracy_over_draws(mine, fluent=fluent)["overall"] for m, mine in of.items()}
+
+    return {"emotions": emotions, "accuracy": shares(False), "accuracy_fluent": shares(True)}

@@ -159,12 +159,22 @@ def _tested(
     mine = _hardest(by_arm[a], how, -1) if a in LOWEST else by_arm[a]
     theirs = by_arm[b] if b in LOWEST else _hardest(by_arm[b], how, 1)
     if how.given_fluent:
-        return named | told(fluent_test(mine, theirs, verdict=how.verdict, **options))
-    return named | told(paired_test(mine, theirs, verdict=how.verdict, fluent=how.fluent, **options))
+        return {**named, **_of(fluent_test(mine, theirs, verdict=how.verdict, **options))}
+    return {**named, **_of(paired_test(mine, theirs, verdict=how.verdict, fluent=how.fluent, **options))}
 
 
-def told(found: Difference) -> dict[str, Any]:
+class _Test(TypedDict):
     """What a comparison says of its test."""
+
+    difference: float
+    ci95: list[float]
+    p: float
+    p_floor: float
+    n: int
+    n_skeletons: int
+
+
+def _of(found: Difference) -> _Test:
     return {
         "difference": found["value"], "ci95": found["ci95"], "p": found["p"], "p_floor": found["p_floor"], "n": found["n"],
         "n_skeletons": found["n_clusters"],

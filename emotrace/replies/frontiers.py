@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -50,6 +50,44 @@ class Area(TypedDict):
     ci95: list[float]
 
 
+class FrontierPoint(TypedDict):
+    """What a setting of a method reaches, and what it costs; ``ci95`` is of ``accuracy_fluent``."""
+
+    method: str
+    size: float
+    chosen: bool
+    n: int
+    accuracy: float
+    accuracy_fluent: float
+    fluency: float
+    kl: float
+    ci95: list[float]
+
+
+class AtEqualKL(TypedDict):
+    """Two methods at one KL: a − b with interval, and the test of it."""
+
+    a: str
+    b: str
+    kl: float
+    difference: float
+    ci95: list[float]
+    p: float
+    p_floor: float
+    n: int
+    n_skeletons: int
+
+
+class Frontiers(TypedDict):
+    """What `frontiers` returns: its points, the areas by method and axis, their common limit K, and pairs at equal KL."""
+
+    points: list[FrontierPoint]
+    area: dict[str, dict[str, Area]]
+    kl_limit: float
+    pairs: list[AtEqualKL]
+    n_skeletons: int
+
+
 @dataclass(frozen=True)
 class PointSums:
     """Sums over the replies of each skeleton: ``[skeleton, point]``."""
@@ -83,7 +121,7 @@ def frontiers(
     permutations: int = 10_000,
     n: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Frontiers:
     """Frontiers of methods, the area under each, and methods compared at equal KL.
 
     Against KL: A = 1/K ∫₀ᴷ max {score of the points whose KL is at most k} dk, with K the least of the methods' largest KL.
@@ -102,8 +140,7 @@ def frontiers(
         seed: of both.
 
     Returns:
-        ``points`` (``method, size, chosen, n, accuracy, accuracy_fluent, fluency, kl, ci95``, that of ``accuracy_fluent``),
-        ``area`` (method → axis → `Area`), ``kl_limit`` (K), ``pairs`` (``a, b, kl``, and the fields of a test), ``n_skeletons``.
+        `Frontiers`.
 
     Raises:
         EmotraceError: for no points, or a point without judged replies or KL.
@@ -118,7 +155,7 @@ def frontiers(
     drawn = sums.means(cluster_weights(len(names), n, seed))
     of = {m: [i for i, p in enumerate(points) if p.method == m] for m in dict.fromkeys(p.method for p in points[1:])}
     limit = min(float(observed["kl"][at].max()) for at in of.values())
-    area = {}
+    area: dict[str, dict[str, Area]] = {}
     for method, at in of.items():
         line = [0, *at]
         value = _areas({k: v[None, line] for k, v in observed.items()}, limit)
@@ -128,10 +165,11 @@ def frontiers(
             for axis in AXES
         }
     lo, hi = np.nanquantile(drawn["accuracy_fluent"], [0.025, 0.975], axis=0)
-    told = [
+    reached: list[FrontierPoint] = [
         {
             "method": p.method, "size": p.size, "chosen": p.chosen, "n": int(sums.judged[:, i].sum()),
-            **{k: float(v[i]) for k, v in observed.items()}, "ci95": [float(lo[i]), float(hi[i])],
+            "accuracy": float(observed["accuracy"][i]), "accuracy_fluent": float(observed["accuracy_fluent"][i]),
+            "fluency": float(observed["fluency"][i]), "kl": float(observed["kl"][i]), "ci95": [float(lo[i]), float(hi[i])],
         }
         for i, p in enumerate(points)
     ]  # fmt: skip
@@ -142,7 +180,7 @@ def frontiers(
         if a in of and b in of
         for test in [_at_equal_kl(points, sums, observed["kl"], {a: of[a], b: of[b]}, weights, permutations, seed)]
     ]
-    return {"points": told, "area": area, "kl_limit": limit, "pairs": compared, "n_skeletons": len(names)}
+    return {"points": reached, "area": area, "kl_limit": limit, "pairs": compared, "n_skeletons": len(names)}
 
 
 def _sums(points: Sequence[Point], names: Sequence[str], cluster: str) -> PointSums:
@@ -188,7 +226,7 @@ def _under(cost: np.ndarray, score: np.ndarray, limit: float) -> np.ndarray:
 def _at_equal_kl(
     points: Sequence[Point], sums: PointSums, kl: np.ndarray, of: Mapping[str, list[int]], weights: np.ndarray, permutations: int,
     seed: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> AtEqualKL:  # fmt: skip
     chosen = [float(kl[i]) for at in of.values() for i in at if points[i].chosen]
     reach = min(float(kl[at].max()) for at in of.values())
     k = min([*chosen, reach])
