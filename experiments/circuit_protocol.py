@@ -136,7 +136,8 @@ def published(preset: str, lm: LanguageModel) -> Protocol:
     return Protocol(
         decoding, [[{**place, "dose": dose}]], [[{**where, "lambda": circuit["strength"]}]],
         by_label=dict(circuit["strength_by_emotion"]),
-        influence={k: influence[k] for k in ("doses", "readout", "align")}, block=tuple(influence["block"]),
+        influence={"doses": influence["doses"], "readout_site": influence["readout"], "align": influence["align"]},
+        block=tuple(influence["block"]),
         after_norm=bool(found["final_norm_last_row"]), record=plain(found),
     )  # fmt: skip
 

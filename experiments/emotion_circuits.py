@@ -182,8 +182,8 @@ def main(
         lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else middle), dirs, batch_size=batch_size,
         out=run.path("influence"), **options,
     )  # fmt: skip
-    readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
-    covectors = attribution.covectors(lm, dirs, readout=readout, out=run.path("covectors"))
+    head_readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
+    covectors = attribution.covectors(lm, dirs, head_readout=head_readout, out=run.path("covectors"))
     circuit = circuits.discover(
         stored.where(skeleton_id=sorted(fit)), covectors, accepted=fitted, neurons_per_layer=neurons_per_layer,
         heads_per_layer=heads_per_layer, preset=preset, influence=influence if preset else None, seed=seed,

@@ -65,7 +65,7 @@ STEPS = {
     "info": "emotrace info acts.zarr",
     "directions": "emotrace directions acts.zarr --rows judged.jsonl --out directions",
     "neurons": f"emotrace neurons {SOME} --out neurons",
-    "heads": f"emotrace heads {SOME} --readout normed --out heads",
+    "heads": f"emotrace heads {SOME} --head-readout normed --out heads",
     "influence": f"emotrace influence {SOME} --doses 0.3 --out influence",
     "circuit": f"emotrace circuit {SOME} --rows judged.jsonl --out circuit",
     "published": f"emotrace circuit {SOME} --preset emotion_circuits --influence influence --out published",

@@ -42,7 +42,7 @@ class CurvePlan:
         contributions: Dataset ``[label, layer, unit or head]``.
         by: its variable that ranks.
         label: what the directions are of.
-        readout: layer that is read; None for the last one that has directions.
+        readout_layer: layer that is read; None for the last one that has directions.
         choice: arguments of `sets.choose`.
 
     Attributes:
@@ -56,8 +56,8 @@ class CurvePlan:
     """
 
     def __init__(
-        self, model: LanguageModel, directions: xr.DataArray, contributions: xr.Dataset, by: str, label: str, readout: int | None,
-        **choice: Any,
+        self, model: LanguageModel, directions: xr.DataArray, contributions: xr.Dataset, by: str, label: str,
+        readout_layer: int | None, **choice: Any,
     ) -> None:  # fmt: skip
         if by not in contributions.data_vars:
             raise unknown("score", by, contributions.data_vars, "curve(by=…)")
@@ -72,7 +72,7 @@ class CurvePlan:
         self.component = COUNTED[self.dim]
         self.site = self.component.site
         self.labels: list[Any] = scores[label].values.tolist()
-        self.layer, self.vectors = self._readout(directions, readout)
+        self.layer, self.vectors = self._readout(directions, readout_layer)
         scores = scores.sel(layer=[i for i in scores["layer"].values.tolist() if i < self.layer])
         self.layers: list[int] = [int(i) for i in scores["layer"].values]
         if not self.layers:
@@ -95,18 +95,18 @@ class CurvePlan:
             "weights": model.sites.identity.get("weights_hash"), "model": disk.digest(made_by(model)),
         }  # fmt: skip
 
-    def _readout(self, directions: xr.DataArray, readout: int | None) -> tuple[int, np.ndarray]:
+    def _readout(self, directions: xr.DataArray, readout_layer: int | None) -> tuple[int, np.ndarray]:
         if "sublayer" in directions.dims:
             names = directions["sublayer"].values.tolist()
             if "resid_post" not in names:
                 raise unknown("sublayer of the directions", "resid_post", names, "curve")
             directions = directions.sel(sublayer="resid_post")
-        for name, wanted in ((self.label, self.labels), ("layer", [] if readout is None else [readout])):
+        for name, wanted in ((self.label, self.labels), ("layer", [] if readout_layer is None else [readout_layer])):
             held = directions[name].values.tolist()
             for value in wanted:
                 if value not in held:
                     raise unknown(f"{name} of the directions", value, held, "curve")
-        layer = int(max(directions["layer"].values)) if readout is None else int(readout)
+        layer = int(max(directions["layer"].values)) if readout_layer is None else int(readout_layer)
         width = self.model.sites.address("resid_post", layer).width
         chosen = directions.sel({"layer": layer, self.label: self.labels}).transpose(self.label, "dim")
         v = np.asarray(chosen.values, dtype=np.float64)

@@ -70,7 +70,7 @@ def ablation_curve(
     label: str = "emotion",
     within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
-    readout: int | None = None,
+    readout_layer: int | None = None,
     cluster: str = "skeleton_id",
     batch_size: int = 32,
     seed: int = 0,
@@ -101,7 +101,7 @@ def ablation_curve(
         label: what the directions are of.
         within: labels that a prompt should share with its donor.
         accepted: keys of the accepted replies; None for all prompts.
-        readout: layer whose ``resid_post`` is read; None for the last one that has directions.
+        readout_layer: layer whose ``resid_post`` is read; None for the last one that has directions.
         cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
         batch_size: prompts per forward.
         seed: of random sets, donors and bootstrap.
@@ -124,7 +124,7 @@ def ablation_curve(
         raise unknown("ablation", how, HOW, "ablation_curve(how=…)")
     prompts = accepted_only(prompts, accepted)
     plan = CurvePlan(
-        model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed
+        model, directions, contributions, by, label, readout_layer, ks=ks, draws=draws, low=low, per=per, seed=seed
     )
     code = codes(prompts, label, plan.labels, "ablation_curve")
     parts = [LabelledPart([e], np.flatnonzero(code == i).tolist()) for i, e in enumerate(plan.labels)]
@@ -190,7 +190,7 @@ def enhancement_curve(
     per: Literal["layer", "model"] = "layer",
     by: str = "contrast",
     label: str = "emotion",
-    readout: int | None = None,
+    readout_layer: int | None = None,
     cluster: str = "skeleton_id",
     batch_size: int = 32,
     seed: int = 0,
@@ -215,7 +215,7 @@ def enhancement_curve(
         per: k components in each layer, or k in the whole model (the controls then have as many in each layer as the top).
         by: variable of ``contributions`` that ranks, highest first.
         label: what the directions are of.
-        readout: layer whose ``resid_post`` is read; None for the last one that has directions.
+        readout_layer: layer whose ``resid_post`` is read; None for the last one that has directions.
         cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
         batch_size: prompts per forward.
         seed: of random sets and bootstrap.
@@ -243,7 +243,7 @@ def enhancement_curve(
             "datasets.sev(…, instruction=False)."
         )
     plan = CurvePlan(
-        model, directions, contributions, by, label, readout, ks=ks, draws=draws, low=low, per=per, seed=seed
+        model, directions, contributions, by, label, readout_layer, ks=ks, draws=draws, low=low, per=per, seed=seed
     )
     provenance.check(differences, model.sites, "enhancement_curve(differences=…)")
     payload = _payload(plan, differences)

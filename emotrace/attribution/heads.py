@@ -41,7 +41,7 @@ def head_contributions(
     *,
     label: str = "emotion",
     accepted: Iterable[str] | None = None,
-    readout: str = "residual",
+    head_readout: str = "residual",
     layers: Iterable[int] | int | None = None,
     batch_size: int = 32,
     out: str | Path | None = None,
@@ -76,7 +76,7 @@ def head_contributions(
         directions: ``[label, layer, sublayer, dim]`` of `directions.centered_mean`; used as unit vectors.
         label: the label that is contrasted.
         accepted: keys of the prompts to use; None for all.
-        readout: ``residual``, or ``normed``: the input of the MLP, as EmotionCircuits read it.
+        head_readout: ``residual``, or ``normed``: the input of the MLP, as EmotionCircuits read it.
         layers: 0-based layers; None for all that have heads and directions.
         batch_size: prompts per forward.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
@@ -100,7 +100,7 @@ def head_contributions(
     if out is not None:
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
-    reduction = heads_reduced(model, prompts, directions, label, readout, layers)
+    reduction = heads_reduced(model, prompts, directions, label, head_readout, layers)
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )
@@ -114,7 +114,7 @@ def heads_reduced(
     prompts: Prompts,
     directions: xr.DataArray,
     label: str,
-    readout: str,
+    head_readout: str,
     layers: Iterable[int] | int | None,
 ) -> Reduction:
     """The sums of a pass that `head_contributions` is made of; every prompt counts.
@@ -124,7 +124,7 @@ def heads_reduced(
         prompts: that pass.
         directions: ``[label, layer, (sublayer,) dim]``.
         label: of the directions and the prompts.
-        readout: ``residual``, or ``normed``: the input of the MLP.
+        head_readout: ``residual``, or ``normed``: the input of the MLP.
         layers: that are scored; None for all that have heads and directions.
     """
     import torch
@@ -134,7 +134,7 @@ def heads_reduced(
     from emotrace.forwards.streams import codes, origin
     from emotrace.traced import contributions
 
-    chosen, values, parts, about = heads_read(model, directions, label, layers, readout, PLACE)
+    chosen, values, parts, about = heads_read(model, directions, label, layers, head_readout, PLACE)
     code = codes(prompts, label, values, PLACE)
     read = {part.residual for part in parts if part.residual is not None}
     residual = [site for site in SUBLAYERS if site in read]
@@ -162,6 +162,6 @@ def heads_reduced(
             "residual": 4 * len(chosen) * model.sites.d_model,
         },
         size=8 * len(values) * len(chosen) * (n_heads * (len(values) + 1) + 1),
-        settings={**source, "label": label, "labels": values, "layers": chosen, "readout": readout},
+        settings={**source, "label": label, "labels": values, "layers": chosen, "readout": head_readout},
         begin=begin,
     )

@@ -34,7 +34,7 @@ def covectors(
     label: str = "emotion",
     kinds: Iterable[str] | None = None,
     layers: Iterable[int] | int | None = None,
-    readout: str = "residual",
+    head_readout: str = "residual",
     out: str | Path | None = None,
 ) -> xr.Dataset:
     """What each direction is to heads and neurons: all that their contributions need of the weights.
@@ -45,7 +45,7 @@ def covectors(
 
         z[e, l, h]      = c · W_O,hᵀ x      x = w behind the norm that follows W_O (where there is one), else w
         neuron[e, l, n] = c · W_down,n x
-        read[e, l]      = w                 behind the norm that reads the sum (`readout` normed, post-LN), else v
+        read[e, l]      = w                 behind the norm that reads the sum (`head_readout` normed, post-LN), else v
 
     Whole weight matrices stay where they are. ``head_contributions(acts, covectors)``, ``neuron_contributions(acts, covectors)``
     and ``circuits.discover(acts, covectors)`` need no model.
@@ -56,7 +56,7 @@ def covectors(
         label: the label that is contrasted.
         kinds: of ``head`` and ``neuron``; None for those that the model has in these layers.
         layers: 0-based layers; None for all with directions.
-        readout: of the heads: ``residual``, or ``normed`` (the input of the MLP).
+        head_readout: of the heads: ``residual``, or ``normed`` (the input of the MLP).
         out: folder to save them in as ``covectors``.
 
     Returns:
@@ -81,7 +81,7 @@ def covectors(
         raise EmotraceError(
             f"{PLACE}: {model.sites.model_class} has neither heads (z) nor neurons in the layers of the directions."
         )
-    read = heads_read(model, directions, label, at["head"], readout, PLACE) if at.get("head") else None
+    read = heads_read(model, directions, label, at["head"], head_readout, PLACE) if at.get("head") else None
     specs, v, values = [], torch.empty(0), [] if read is None else read.values
     if units := at.get("neuron") or []:
         values, v = vectors(directions, label, units, "resid_post", model.sites.d_model, PLACE)
@@ -92,7 +92,7 @@ def covectors(
     every = sorted({*(at.get("head") or ()), *units})
     place = {layer: i for i, layer in enumerate(every)}
     data: dict[str, Any] = {}
-    about: dict[str, Any] = {"form": model.sites.form, "residual_scale": model.sites.scale, "readout": readout}
+    about: dict[str, Any] = {"form": model.sites.form, "residual_scale": model.sites.scale, "readout": head_readout}
 
     def put(name: str, dims: tuple[str, ...], those: list[int], array: Any) -> None:
         array = np.asarray(array, dtype=np.float64)

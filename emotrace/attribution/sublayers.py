@@ -60,7 +60,7 @@ def sublayer_influence(
     *,
     reference: xr.DataArray | None = None,
     doses: Sequence[float] = (),
-    readout: str = "resid_post",
+    readout_site: str = "resid_post",
     label: str = "emotion",
     accepted: Iterable[str] | None = None,
     layers: Iterable[int] | int | None = None,
@@ -84,7 +84,7 @@ def sublayer_influence(
         directions: ``[label, layer, sublayer, dim]``, of `emotrace.directions.centered_mean`.
         reference: ``[label, dim]``, of `reference_direction`; None takes that of `stable_block`.
         doses: finite doses α in units of σ, e.g. ``(0.1, 0.3, 0.5, 0.7)``; each costs a forward per sublayer.
-        readout: ``resid_post`` of the last layer, the space of the directions, or ``final_norm`` after it (the original's,
+        readout_site: ``resid_post`` of the last layer, the space of the directions, or ``final_norm`` after it (the original's,
             whose reference is fitted before the norm).
         label: the dim of ``directions`` that tells labels apart.
         accepted: keys of accepted prompted replies (``{plain key}__{label}``): only their plain prompts count for a label.
@@ -120,9 +120,9 @@ def sublayer_influence(
             f"the directions are {directions.sizes.get('dim')} wide, {sites.model_class} is {sites.d_model}: "
             "not of this model?"
         )
-    if readout not in READOUTS:
-        raise unknown("readout", readout, READOUTS, "sublayer_influence")
-    at = ("resid_post", sites.n_layers - 1) if readout == "resid_post" else ("final_norm", None)
+    if readout_site not in READOUTS:
+        raise unknown("readout", readout_site, READOUTS, "sublayer_influence")
+    at = ("resid_post", sites.n_layers - 1) if readout_site == "resid_post" else ("final_norm", None)
     sites.address(*at)  # refuses what the model lacks
     doses = _doses(doses)
     chosen = chosen_layers(model, ["attn_out", "mlp_out"], layers, directions, PLACE)
@@ -147,7 +147,7 @@ def sublayer_influence(
     yield lambda: DryPasses(len(sequences), sum(map(len, sequences)), len(values), len(wanted), len(doses))
     source = {**origin(model, prompts), "directions_digest": disk.digest(directions)}
     settings = {
-        **source, "method": PLACE, "versions": versions(), "readout": readout, "labels": values, "layers": chosen,
+        **source, "method": PLACE, "versions": versions(), "readout": readout_site, "labels": values, "layers": chosen,
         "counts": disk.digest([sequences, counts]), "reference": disk.digest(covectors),
         "align": align, "batch_size": batch_size,
     }  # fmt: skip
@@ -191,7 +191,7 @@ def sublayer_influence(
         "method": PLACE,
         "sign": "positive = more of this output along its own direction raises the projection on the reference",
         "limit": f"influence: {LIMITS[exact]}; finite: (mean s(dose) - mean s(0)) / (dose * sigma)",
-        "label": label, "readout": f"{readout} of the last layer" if readout == "resid_post" else "final_norm",
+        "label": label, "readout": f"{readout_site} of the last layer" if readout_site == "resid_post" else "final_norm",
         "position": "last", "shift": _shift(sites), "form": sites.form, "residual_scale": sites.scale,
         "reference_block": block, "align": int(align), "sigma_from": "these prompts" if sigma is None else "given",
         "n_prompts": len(sequences), **source,

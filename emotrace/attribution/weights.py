@@ -171,7 +171,7 @@ def heads_read(
     directions: xr.DataArray,
     label: str,
     layers: Iterable[int] | int | None,
-    readout: str,
+    head_readout: str,
     place: str,
 ) -> HeadsRead:
     """Layers that have heads and directions, and how they are read; checked before anything runs.
@@ -180,25 +180,25 @@ def heads_read(
         EmotraceError: for an unknown read-out, layers or directions that do not fit, ``normed`` in a parallel model, or fewer
             than two values of the label.
     """
-    if readout not in READOUTS:
-        raise unknown("readout", readout, READOUTS, place)
+    if head_readout not in READOUTS:
+        raise unknown("readout", head_readout, READOUTS, place)
     chosen = chosen_layers(model, ["z"], layers, directions, place)
     has_mid = [model.sites.has("resid_mid", layer) for layer in chosen]
-    if readout == "normed" and not all(has_mid):
+    if head_readout == "normed" and not all(has_mid):
         raise EmotraceError(
-            f"{place}(readout='normed'): layer {chosen[has_mid.index(False)]} of {model.sites.model_class} has no "
-            "resid_mid, so no norm reads it (parallel residual). Use readout='residual'."
+            f"{place}(head_readout='normed'): layer {chosen[has_mid.index(False)]} of {model.sites.model_class} has no "
+            "resid_mid, so no norm reads it (parallel residual). Use head_readout='residual'."
         )
     sublayers = ["resid_mid" if has else "resid_post" for has in has_mid]
     by_site = {s: vectors(directions, label, chosen, s, model.sites.d_model, place) for s in set(sublayers)}
     values = next(iter(by_site.values())).values
     refuse_single(values, label, place)
     parts = [
-        head_layer(model, layer, readout, by_site[s].v[:, i])
+        head_layer(model, layer, head_readout, by_site[s].v[:, i])
         for i, (layer, s) in enumerate(zip(chosen, sublayers, strict=True))
     ]
     about = {
-        "label": label, "readout": readout,
+        "label": label, "readout": head_readout,
         "readout_site": ", ".join(dict.fromkeys("resid_mid" if has else "attn_out" for has in has_mid)),
         "direction_sublayer": ", ".join(dict.fromkeys(sublayers)),
         "form": model.sites.form, "residual_scale": model.sites.scale,

@@ -56,11 +56,11 @@ def _stored(
     if out is not None:
         to_folder(out)
     check(acts, covectors, "discover")
-    by, readout = _ranking(preset, by, covectors.attrs["readout"], influence, allocation)
-    if preset is not None and readout != PRESETS[preset]["readout"]:
+    by, head_readout = _ranking(preset, by, covectors.attrs["readout"], influence, allocation)
+    if preset is not None and head_readout != PRESETS[preset]["readout"]:
         raise EmotraceError(
             f"discover(preset={preset!r}) reads heads in the space {PRESETS[preset]['readout']!r}; the covectors are those of "
-            f"{readout!r}: make them with covectors(…, readout={PRESETS[preset]['readout']!r})."
+            f"{head_readout!r}: make them with covectors(…, head_readout={PRESETS[preset]['readout']!r})."
         )
     known = {"activations": acts, "influence": influence, "allocation": allocation}
     provenance.together("discover", **{name: thing for name, thing in known.items() if thing is not None})
@@ -106,7 +106,7 @@ def _stored(
     )
     meta = {
         "preset": preset,
-        "readout": readout,
+        "readout": head_readout,
         "seed": seed,
         "directions_digest": covectors.attrs["directions_digest"],
     }
@@ -136,7 +136,7 @@ def discover(
     within: Within = ("skeleton_id", "valence"),
     accepted: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
-    readout: str | None = None,
+    head_readout: str | None = None,
     preset: str | None = None,
     influence: xr.Dataset | xr.DataArray | None = None,
     allocation: xr.DataArray | None = None,
@@ -168,7 +168,7 @@ def discover(
         within: labels that make a group of the difference vectors.
         accepted: keys of accepted replies; None for all.
         layers: 0-based layers of the circuit; None for every layer that has directions.
-        readout: of the heads, ``residual`` or ``normed``; None for the preset's.
+        head_readout: of the heads, ``residual`` or ``normed``; None for the preset's.
         preset: ``emotion_circuits``, or None.
         influence: of `attribution.sublayer_influence`; what the preset's allocation is made of.
         allocation: ``k[label, kind, layer]`` of `even_allocation` or `published_allocation`; overrides the numbers per layer.
@@ -192,7 +192,7 @@ def discover(
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
-    by, readout = _ranking(preset, by, readout, influence, allocation)
+    by, head_readout = _ranking(preset, by, head_readout, influence, allocation)
     provenance.check(influence, model.sites, "discover(influence=…)")
     provenance.check(allocation, model.sites, "discover(allocation=…)")
     kinds = [k for k in KINDS if model.sites.has(COMPONENTS[k].site)]
@@ -217,7 +217,7 @@ def discover(
     if "neuron" in kinds:
         wanted.append(neurons_reduced(model, some, directions, label, at["neuron"]))
     if "head" in kinds:
-        wanted.append(heads_reduced(model, some, directions, label, readout, at["head"]))
+        wanted.append(heads_reduced(model, some, directions, label, head_readout, at["head"]))
     wanted.append(
         differences_reduced(
             model, some, groups, np.searchsorted(counted, groups.rows), label, check_within(prompts.table, label, within), True,
@@ -231,7 +231,7 @@ def discover(
         if folder is not None and name in made:
             save_scores(made[name], folder, FILES[name])
     vectors = made.pop("differences")
-    meta = {"preset": preset, "readout": readout, "seed": seed, "directions_digest": disk.digest(directions)}
+    meta = {"preset": preset, "readout": head_readout, "seed": seed, "directions_digest": disk.digest(directions)}
     found = assemble(made, vectors, allocation, by=by, label=label, meta={**meta, "warnings": missing})
     found.check(model)
     return _kept(found, out)
@@ -245,7 +245,7 @@ def _kept(circuit: Circuit, out: str | Path | None) -> Circuit:
 
 
 def _ranking(
-    preset: str | None, by: str | None, readout: str | None, influence: Any, allocation: Any
+    preset: str | None, by: str | None, head_readout: str | None, influence: Any, allocation: Any
 ) -> tuple[str, str]:
     """What components are ranked by, and how heads are read: as said, or as the preset does.
 
@@ -255,7 +255,7 @@ def _ranking(
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS, "discover")
     chosen = PRESETS[preset] if preset is not None else {"by": "contrast", "readout": "residual"}
-    by, readout = str(by or chosen["by"]), str(readout or chosen["readout"])
+    by, head_readout = str(by or chosen["by"]), str(head_readout or chosen["readout"])
     if by not in ("contrast", "mean"):
         raise unknown("score", by, ("contrast", "mean"), "discover(by=…)")
     if preset is not None and influence is None and allocation is None:
@@ -265,7 +265,7 @@ def _ranking(
         )
     if influence is not None and (preset is None or allocation is not None):
         raise EmotraceError("discover(influence=…) shares out components where there is a preset, and no allocation.")
-    return by, readout
+    return by, head_readout
 
 
 def _shared_out(

@@ -96,17 +96,19 @@ def influence(
     model: Model,
     inputs: Inputs,
     doses: Annotated[str, typer.Option(help="finite doses too, in units of σ, e.g. 0.1,0.3,0.5,0.7")] = "",
-    readout: Annotated[str, typer.Option(help="resid_post of the last layer, or final_norm")] = "resid_post",
+    readout_site: Annotated[str, typer.Option(help="resid_post of the last layer, or final_norm")] = "resid_post",
     loading: LoadingAnywhere,
 ) -> None:
     """How much each attention and MLP output moves what the stack ends in, on prompts that name no emotion."""
     import emotrace as et
     from emotrace.attribution.sublayers import READOUTS
 
-    one_of(readout, READOUTS, "--readout")
+    one_of(readout_site, READOUTS, "--readout-site")
     sizes = numbers(doses, "--doses")
     plain, dirs, common = inputs.read(asked=False)
-    found = et.attribution.sublayer_influence(loading.load(model), plain, dirs, doses=sizes, readout=readout, **common)
+    found = et.attribution.sublayer_influence(
+        loading.load(model), plain, dirs, doses=sizes, readout_site=readout_site, **common
+    )
     label, block = common["label"], [f"{site} {layer}" for layer, site in json.loads(found.attrs["reference_block"])]
     typer.echo(f"influence on {found.attrs['readout']}, along the mean direction of {block[0]} to {block[-1]}")
     typer.echo(_table(found["influence"].transpose("layer", "sublayer", label), label))
@@ -118,7 +120,7 @@ def influence(
 def circuit(
     *,
     asked: Scoring,
-    readout: Readout = None,
+    head_readout: Readout = None,
     neurons_per_layer: PerLayerOrNone = None,
     heads_per_layer: PerLayerOrNone = None,
     preset: Annotated[
@@ -147,7 +149,7 @@ def circuit(
         )
     table = None if influence is None else et.attribution.load_scores(influence, "influence")
     options: dict[str, Any] = {"preset": preset, "influence": table, "within": tuple(names(within)), **sizes}
-    found = asked.ask(et.circuits.discover, loading, options, readout)
+    found = asked.ask(et.circuits.discover, loading, options, head_readout)
     typer.echo(str(found))
     overlap = found.overlap()
     for kind in overlap["kind"].values.tolist():

@@ -71,7 +71,7 @@ class Scoring:
         function: Callable[..., Any],
         loading: LoadingAnywhere,
         options: dict[str, Any],
-        readout: str | None = None,
+        head_readout: str | None = None,
     ) -> Any:
         """What a function of both spellings says.
 
@@ -79,7 +79,7 @@ class Scoring:
             function: e.g. `emotrace.attribution.head_contributions`.
             loading: of the model, if it is one.
             options: further arguments.
-            readout: of heads; None for the function's own, or the covectors'.
+            head_readout: of heads; None for the function's own, or the covectors'.
         """
         to_folder(self.out, "--out")
         given = {"--model": self.model, "--data": self.data, "--directions": self.directions}
@@ -94,13 +94,15 @@ class Scoring:
             prompts, dirs, label = self._prompts()
             options = options | {"label": label, "accepted": accepted_keys(self.rows, prompts.table)}
             options |= {"batch_size": self.batch_size, "out": self.out} | (
-                {} if readout is None else {"readout": readout}
+                {} if head_readout is None else {"head_readout": head_readout}
             )
             return function(loading.load(self.model), prompts, dirs, **options)
         of_prompts = {
             "--limit": self.limit, "--text-column": self.text_column, "--messages-column": self.messages_column,
         }  # fmt: skip
-        extra = [flag for flag, value in {**given, **of_prompts, "--readout": readout}.items() if value is not None]
+        extra = [
+            flag for flag, value in {**given, **of_prompts, "--head-readout": head_readout}.items() if value is not None
+        ]
         if extra or self.covectors is None:
             raise EmotraceError(
                 f"--from {self.store}: give --covectors, and neither model nor prompts"
@@ -162,17 +164,19 @@ def covectors(
     model: Model,
     directions: Directions,
     out: Folder,
-    readout: Readout = None,
+    head_readout: Readout = None,
     loading: LoadingAnywhere,
 ) -> None:
     """What directions are to neurons and heads: all that `neurons`, `heads` and `circuit` --from a store need of a model."""
     import emotrace as et
     from emotrace.attribution.stored import READOUTS
 
-    one_of(readout or "residual", READOUTS, "--readout")
+    one_of(head_readout or "residual", READOUTS, "--head-readout")
     to_folder(out, "--out")
     dirs, label = labelled(directions)
-    found = et.attribution.covectors(loading.load(model), dirs, label=label, readout=readout or "residual", out=out)
+    found = et.attribution.covectors(
+        loading.load(model), dirs, label=label, head_readout=head_readout or "residual", out=out
+    )
     typer.echo(f"{dict(found.sizes)} in {out}")
 
 
@@ -191,15 +195,15 @@ def neurons(*, asked: Scoring, by: By = "contrast", top: Top = 5, loading: Loadi
 @app.command()
 @grouped
 def heads(
-    *, asked: Scoring, readout: Readout = None, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere
+    *, asked: Scoring, head_readout: Readout = None, by: By = "contrast", top: Top = 5, loading: LoadingAnywhere
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     from emotrace.attribution import head_contributions
     from emotrace.attribution.stored import READOUTS
 
     one_of(by, ("contrast", "mean"), "--by")
-    one_of(readout or "residual", READOUTS, "--readout")
-    found = asked.ask(head_contributions, loading, {}, readout)
+    one_of(head_readout or "residual", READOUTS, "--head-readout")
+    found = asked.ask(head_contributions, loading, {}, head_readout)
     _print_best(found, by, top)
     typer.echo(f"{dict(found.sizes)} in {asked.out}")
 

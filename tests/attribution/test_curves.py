@@ -267,12 +267,12 @@ def test_components_of_the_layer_that_is_read_and_of_later_ones_are_left_alone()
     """A component of that layer writes its score into what is read: its delta would be the score again."""
     lm, table = loaded(), prompts()
     directions, scores, _ = made(lm, "unit")
-    whole = ablation_curve(lm, table, directions, scores, ks=[2], readout=1, **QUIET)
+    whole = ablation_curve(lm, table, directions, scores, ks=[2], readout_layer=1, **QUIET)
     early = scores.sel(layer=[0])
     xr.testing.assert_equal(whole, ablation_curve(lm, table, directions.sel(layer=[0, 1]), early, ks=[2], **QUIET))
     assert whole["size"].values.max() == 2
     with pytest.raises(EmotraceError, match="before the read-out layer 0"):
-        ablation_curve(lm, table, directions, scores, readout=0, **QUIET)
+        ablation_curve(lm, table, directions, scores, readout_layer=0, **QUIET)
 
 
 def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
@@ -373,7 +373,7 @@ def test_refusals():
     refused("draws=-1", draws=-1)
     refused("unknown per 'all'", per="all")
     refused("unknown score 'contrst'.*contrast", by="contrst")
-    refused("unknown layer of the directions 7", readout=7)
+    refused("unknown layer of the directions 7", readout_layer=7)
     refused("unknown label 'theme'", cluster="theme")
     refused("no .* emotion 'fear'", args=(lm, table.where(emotion=["anger", "sadness"]), directions, scores))
     refused("unknown emotion of the directions 'fear'", args=(lm, table, directions.sel(emotion=["anger"]), scores))

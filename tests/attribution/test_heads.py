@@ -118,7 +118,7 @@ def test_one_forward_is_zero_ablation_of_every_head(name):
 def test_the_normed_read_out_is_the_mlp_norm_after_zero_ablation(name):
     model, prompts = loaded(name), some_prompts()
     directions = random_directions(model)
-    got = head_contributions(model, prompts, directions, readout="normed", progress=False)
+    got = head_contributions(model, prompts, directions, head_readout="normed", progress=False)
     assert_same(got, summary(*brute_force(model, prompts, directions, "resid_mid", normed=True), prompts))
     residual = head_contributions(model, prompts, directions, progress=False)
     assert np.abs(got["mean"] - residual["mean"]).max() > 1e-2
@@ -128,7 +128,9 @@ def test_the_normed_read_out_is_the_mlp_norm_after_zero_ablation(name):
 def test_without_a_norm_before_the_mlp_both_read_outs_are_one(name):
     model, prompts = loaded(name), some_prompts()
     directions = random_directions(model)
-    a, b = (head_contributions(model, prompts, directions, readout=r, progress=False) for r in ("residual", "normed"))
+    a, b = (
+        head_contributions(model, prompts, directions, head_readout=r, progress=False) for r in ("residual", "normed")
+    )
     xr.testing.assert_identical(a.drop_attrs(), b.drop_attrs())
 
 
@@ -149,9 +151,9 @@ def test_heads_and_bias_add_up_to_the_attention_output():
 def test_a_large_norm_block_is_cut_without_a_trace(readout, monkeypatch):
     model, prompts = loaded("gemma2"), some_prompts()
     directions = random_directions(model)
-    whole = head_contributions(model, prompts, directions, readout=readout, progress=False)
+    whole = head_contributions(model, prompts, directions, head_readout=readout, progress=False)
     monkeypatch.setattr("emotrace.traced.contributions.BLOCK_BYTES", 1)
-    cut = head_contributions(model, prompts, directions, readout=readout, progress=False)
+    cut = head_contributions(model, prompts, directions, head_readout=readout, progress=False)
     np.testing.assert_allclose(cut["mean"], whole["mean"], atol=1e-6)
 
 
@@ -159,10 +161,10 @@ def test_a_large_norm_block_is_cut_without_a_trace(readout, monkeypatch):
 def test_neither_batches_nor_padding_nor_order_matter(batch_size, seed, readout):
     model, prompts = loaded("llama"), some_prompts(seed=seed)
     directions = random_directions(model)
-    whole = head_contributions(model, prompts, directions, readout=readout, progress=False)
+    whole = head_contributions(model, prompts, directions, head_readout=readout, progress=False)
     order = np.random.default_rng(seed).permutation(len(prompts))
     mixed = Prompts(prompts[int(i)] for i in order)
-    other = head_contributions(model, mixed, directions, readout=readout, batch_size=batch_size, progress=False)
+    other = head_contributions(model, mixed, directions, head_readout=readout, batch_size=batch_size, progress=False)
     for name in ("mean", "std", "contrast", "baseline"):
         np.testing.assert_allclose(other[name], whole[name], atol=1e-5)
 
@@ -193,7 +195,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
     xr.testing.assert_identical(again, alone)
     xr.testing.assert_identical(load_scores(tmp_path, "heads"), alone)
     with pytest.raises(EmotraceError, match="readout"):
-        head_contributions(model, prompts, directions, out=tmp_path, readout="normed", progress=False)
+        head_contributions(model, prompts, directions, out=tmp_path, head_readout="normed", progress=False)
 
 
 def test_only_accepted_prompts_and_asked_layers():
@@ -248,7 +250,7 @@ def test_bfloat16_weights():
     model, prompts = et.load(module, tokenizer=tiny.tiny_tokenizer()), some_prompts()
     directions = random_directions(model)
     for readout in ("residual", "normed"):
-        got = head_contributions(model, prompts, directions, readout=readout, progress=False)
+        got = head_contributions(model, prompts, directions, head_readout=readout, progress=False)
         want = summary(*brute_force(model, prompts, directions, "resid_mid", normed=readout == "normed"), prompts)
         assert_same(got, want, tolerance=3e-2)
 
@@ -256,7 +258,7 @@ def test_bfloat16_weights():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"readout": "normd"}, "Did you mean 'normed'"),
+        ({"head_readout": "normd"}, "Did you mean 'normed'"),
         ({"label": "mood"}, "mood"),
         ({"layers": [7]}, "no layer 7"),
         ({"layers": slice(0, 2)}, "a slice; give integers"),
@@ -283,4 +285,4 @@ def test_what_does_not_fit_is_refused_before_anything_runs(change, word, monkeyp
 def test_the_normed_read_out_of_a_parallel_model_is_refused():
     model = loaded("gpt-neox")
     with pytest.raises(EmotraceError, match="parallel"):
-        head_contributions(model, some_prompts(), random_directions(model), readout="normed")
+        head_contributions(model, some_prompts(), random_directions(model), head_readout="normed")

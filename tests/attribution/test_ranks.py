@@ -140,7 +140,7 @@ def test_means_without_a_contrast_are_taken_in_by_decoys(case):
 
 def test_the_normed_read_out_finds_the_planted_heads_too(case):
     plant, _, directions, _, _ = case
-    got = head_contributions(plant.model, plant.prompts, directions, readout="normed", progress=False)
+    got = head_contributions(plant.model, plant.prompts, directions, head_readout="normed", progress=False)
     assert planted_auroc(got["contrast"], plant.heads) == 1.0
 
 

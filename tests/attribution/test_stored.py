@@ -151,7 +151,7 @@ def test_stored_heads_are_zero_ablation_of_every_head_at_every_row(name, readout
     model, prompts = loaded(name), some_prompts()
     directions = random_directions(model)
     acts = captured(model, prompts, positions)
-    got = head_contributions(acts, covectors(model, directions, readout=readout))
+    got = head_contributions(acts, covectors(model, directions, head_readout=readout))
     importance, base = by_ablation(model, prompts, directions, positions, readout)
     want = literal(importance, base, acts.tokens)
     assert np.abs(want["mean"]).max() > 1e-2
@@ -175,9 +175,9 @@ def test_store_memory_and_streaming_agree(name, tmp_path):
     assert stored.n_groups == 5
     keys = [p.key for p in prompts][1:]
     for readout in ("residual", "normed") if name in NORMED else ("residual",):
-        vectors = covectors(model, directions, readout=readout)
+        vectors = covectors(model, directions, head_readout=readout)
         calls: list[tuple[Any, dict[str, Any]]] = [
-            (head_contributions, {"readout": readout}),
+            (head_contributions, {"head_readout": readout}),
             (neuron_contributions, {}),
         ]
         for function, options in calls:
@@ -356,7 +356,7 @@ def test_only_the_chunks_asked_for_are_read(tmp_path):
 def test_covectors_are_kept_and_say_what_they_are_of(tmp_path):
     model = loaded("gemma2")
     directions = random_directions(model)
-    made = covectors(model, directions, readout="normed", layers=[0, 2], out=tmp_path)
+    made = covectors(model, directions, head_readout="normed", layers=[0, 2], out=tmp_path)
     xr.testing.assert_identical(load_scores(tmp_path, "covectors"), made)
     assert made.attrs["z_layers"] == made.attrs["z_after"] == made.attrs["z_reads"] == [0, 2]
     assert made.attrs["residual"] == ["resid_mid", "resid_mid"]
@@ -402,18 +402,18 @@ def test_bad_inputs_are_refused_in_words():
             "not 'z'; capture it",
             lambda: head_contributions(et.capture(model, prompts, "neuron", progress=False), vectors),
         ),
-        ("unknown readout 'norm'", lambda: covectors(model, directions, readout="norm")),
+        ("unknown readout 'norm'", lambda: covectors(model, directions, head_readout="norm")),
         ("unknown kind 'mlp'", lambda: covectors(model, directions, kinds=["mlp"])),
         ("capture one of them", lambda: et.capture(model, prompts, "resid_mid", components=True, progress=False)),
     ]:
         with pytest.raises(EmotraceError, match=message):
             wrong()
     flat = loaded("llama")
-    normed = covectors(flat, random_directions(flat), readout="normed")
+    normed = covectors(flat, random_directions(flat), head_readout="normed")
     with pytest.raises(EmotraceError, match=r"'mid_norm'.*capture 'resid_mid' and 'z' with components=True"):
         head_contributions(et.capture(flat, prompts, ["z", "resid_mid"], progress=False), normed)
     with pytest.raises(EmotraceError, match="has no resid_mid"):
-        covectors(loaded("gpt-neox"), random_directions(loaded("gpt-neox")), readout="normed")
+        covectors(loaded("gpt-neox"), random_directions(loaded("gpt-neox")), head_readout="normed")
 
 
 def test_heads_without_the_others_have_no_baseline_that_is_their_sum():

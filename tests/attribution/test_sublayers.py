@@ -288,7 +288,7 @@ def test_the_original_s_readout_is_the_last_hidden_state():
     lm = float64_llama()
     directions = directions_of(lm)
     ref = reference_of(directions)
-    got = influence(lm, directions=directions, readout="final_norm")
+    got = influence(lm, directions=directions, readout_site="final_norm")
     with torch.no_grad():
         last = [lm._module(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1] for ids in IDS]
     np.testing.assert_allclose(got["base"], ref.values @ torch.stack(last).numpy().T.mean(1), rtol=1e-6)
@@ -299,7 +299,7 @@ def test_the_original_s_readout_is_the_last_hidden_state():
     each = [slope(lambda k, t=t: t.score(0, "attn_out", k * v, covector), 1e-3) for t in twins]
     found = got.sel(emotion="fear", layer=0, sublayer="attn_out")
     assert float(found["influence"]) == pytest.approx(np.mean(each), abs=1e-8)
-    finite_ = influence(loaded(), directions=directions, readout="final_norm", doses=(0.05,), layers=[0])
+    finite_ = influence(loaded(), directions=directions, readout_site="final_norm", doses=(0.05,), layers=[0])
     np.testing.assert_allclose(finite_["finite"].sel(dose=0.05), got["influence"].sel(layer=[0]), atol=0.05)
 
 
@@ -417,7 +417,7 @@ def test_a_run_that_was_killed_is_continued(tmp_path, monkeypatch):
     with pytest.raises(EmotraceError, match=r"other settings \(batch_size: "):
         influence(lm, batch_size=2, out=tmp_path)
     with pytest.raises(EmotraceError, match=r"other settings \(.*readout: "):
-        influence(lm, readout="final_norm", out=tmp_path)
+        influence(lm, readout_site="final_norm", out=tmp_path)
 
 
 def test_the_dataset_survives_its_files(tmp_path):
@@ -434,7 +434,7 @@ def test_a_dry_run_counts_and_computes_nothing():
 
 
 ERRORS = {
-    "readout": ({"readout": "final"}, "Did you mean 'final_norm'"),
+    "readout": ({"readout_site": "final"}, "Did you mean 'final_norm'"),
     "label": ({"label": "theme"}, "label dim"),
     "layer": ({"layers": [3]}, "layers are 0 to 2"),
     "no layers": ({"layers": []}, "empty"),
@@ -467,7 +467,7 @@ def test_misfits_of_model_prompts_and_directions():
     with pytest.raises(EmotraceError, match="unknown layer of the directions 2"):
         influence(lm, directions=few, reference=reference_of(directions), layers=[2])
     with pytest.raises(EmotraceError, match="no site 'final_norm'"):
-        influence(loaded("bert"), readout="final_norm")
+        influence(loaded("bert"), readout_site="final_norm")
     with pytest.raises(EmotraceError, match="unknown emotion of prompt"):
         influence(lm, [{"token_ids": IDS[0], "emotion": "joy"}])
     with pytest.raises(EmotraceError, match="place of a direction"):

@@ -77,7 +77,7 @@ def test_asking_a_store_runs_no_forward(monkeypatch):
     directions = directions_of(model, given)
     acts = et.capture(model, given, ["z", "neuron", "resid_mid"], components=True, progress=False)
     influence = sublayer_influence(model, given, directions, progress=False)
-    vectors = attribution.covectors(model, directions, readout="normed")
+    vectors = attribution.covectors(model, directions, head_readout="normed")
     want = discover(model, given, directions, preset="emotion_circuits", influence=influence, progress=False)
     monkeypatch.setattr(type(model._module), "forward", None)
     got = discover(acts, vectors, preset="emotion_circuits", influence=influence)
@@ -211,7 +211,7 @@ def test_preset_follows_the_influence_of_sublayers(shipped):
         for kind in ("neuron", "head"):
             expected = plan.sel(emotion=emotion, kind=kind).values.tolist()
             assert circuit.counts().loc[(emotion, kind)].tolist() == expected
-    heads = attribution.head_contributions(model, given, directions, readout="normed", progress=False)
+    heads = attribution.head_contributions(model, given, directions, head_readout="normed", progress=False)
     best = heads["mean"].sel(emotion="fear", layer=3).argmax("head").item()
     assert circuit.members("fear", "head", 3)[0] == best
     with pytest.raises(EmotraceError, match="influence of sublayers"):
@@ -301,7 +301,7 @@ def test_layers_share_and_dry_run(shipped):
     [
         ({"preset": "emotion_circuit"}, "Did you mean 'emotion_circuits'"),
         ({"by": "beta"}, "contrast, mean"),
-        ({"readout": "norm"}, "normed"),
+        ({"head_readout": "norm"}, "normed"),
         ({"layers": [9]}, "unknown layer 9"),
         ({"heads_per_layer": 9}, "layer 0 has 8 heads"),
         ({"neurons_per_layer": 2.5}, "neither a whole number nor a share"),

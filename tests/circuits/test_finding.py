@@ -19,12 +19,12 @@ from tests.helpers import loaded
 COUNTS: dict[str, Any] = {"neurons_per_layer": 3, "heads_per_layer": 1}
 
 
-def apart(model, given, directions, accepted=None, readout="residual"):
+def apart(model, given, directions, accepted=None, head_readout="residual"):
     """The three results, each of its own pass."""
     options: dict[str, Any] = {"accepted": accepted, "progress": False}
     return {
         "neuron": neuron_contributions(model, given, directions, **options),
-        "head": head_contributions(model, given, directions, readout=readout, **options),
+        "head": head_contributions(model, given, directions, head_readout=head_readout, **options),
         "differences": difference_vectors(model, given, **options),
     }
 
@@ -54,15 +54,15 @@ def forwards(monkeypatch):
 def test_one_pass_gives_the_bits_of_the_three_functions(name, readout, tmp_path, forwards):
     model, given = loaded(name), prompts()
     directions = directions_of(model, given)
-    want = apart(model, given, directions, readout=readout)
+    want = apart(model, given, directions, head_readout=readout)
     forwards.clear()
     circuit = discover(
-        model, given, directions, readout=readout, batch_size=8, out=tmp_path / "eight", **COUNTS, progress=False
+        model, given, directions, head_readout=readout, batch_size=8, out=tmp_path / "eight", **COUNTS, progress=False
     )
     assert forwards == [8, 8, 8, 3]
     assert circuit.meta["prompts_digest"] == given.digest
     forwards.clear()
-    discover(model, given, directions, readout=readout, out=tmp_path / "all", **COUNTS, progress=False)
+    discover(model, given, directions, head_readout=readout, out=tmp_path / "all", **COUNTS, progress=False)
     assert forwards == [27]
     for part, found in saved(tmp_path / "all").items():
         xr.testing.assert_identical(found, want[part])
@@ -121,7 +121,7 @@ def test_chunks_do_not_matter_and_a_killed_run_ends_with_the_same_bits(tmp_path,
     assert discover(model, given, directions, out=tmp_path / "killed", **options).digest == base.digest
     assert forwards == []
     with pytest.raises(EmotraceError, match="readout"):
-        discover(model, given, directions, out=tmp_path / "killed", readout="normed", **options)
+        discover(model, given, directions, out=tmp_path / "killed", head_readout="normed", **options)
 
 
 def test_sums_of_the_three_functions_in_the_folder_are_left_alone(tmp_path, forwards):

@@ -28,7 +28,7 @@ def place(tmp_path_factory):
     few = ("--neurons-per-layer", 0.1, "--heads-per-layer", 1)
     commands = {
         "neurons": (*common, *rows, "--out", folder / "neurons", "--top", 3),
-        "heads": (*common, *rows, "--out", folder / "heads", "--readout", "normed", "--by", "mean"),
+        "heads": (*common, *rows, "--out", folder / "heads", "--head-readout", "normed", "--by", "mean"),
         "influence": (*common, *rows, "--out", folder / "influence", "--doses", "0.1,0.5"),
         "circuit": (*common, *rows, "--out", folder / "circuit", *few),
         "curves": (folder / "neurons", *common, *rows, "--out", folder / "curves", "--how", "mean", *QUICK),

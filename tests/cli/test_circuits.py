@@ -175,7 +175,7 @@ BAD = {
     "no directions": (("neurons", "@common", "--directions", "@/absent", "--out", "@/x"), "does not exist; directions:"),
     "replies not judged": (("heads", "@common", "--out", "@/x", "--rows", "@/sev.jsonl"), "sev.jsonl:1: a judged reply"),
     "no such score": (("heads", "@common", "--out", "@/x", "--by", "median"), "unknown choice 'median' in --by."),
-    "no such read-out": (("heads", "@common", "--out", "@/x", "--readout", "norm"), "Did you mean 'normed'?"),
+    "no such read-out": (("heads", "@common", "--out", "@/x", "--head-readout", "norm"), "Did you mean 'normed'?"),
     "doses in words": (("influence", "@common", "--out", "@/x", "--doses", "a,b"), "--doses a,b: give numbers"),
     "a dose of zero": (("influence", "@common", "--out", "@/x", "--doses", "0,1"), "doses are different numbers, not zero"),
     "a preset without influence": (
@@ -213,7 +213,16 @@ def test_a_store_is_asked_in_the_place_of_a_model(place, tmp_path):
     model, sites = ("--model", folder / "model"), "z,neuron,resid_mid"
     data = ("--data", folder / "sev.jsonl", "--limit", 2)
     run("capture", *model, *data, "--sites", sites, "--components", "--out", tmp_path / "acts.zarr")
-    run("covectors", *model, "--directions", folder / "dirs", "--readout", "normed", "--out", tmp_path / "covectors")
+    run(
+        "covectors",
+        *model,
+        "--directions",
+        folder / "dirs",
+        "--head-readout",
+        "normed",
+        "--out",
+        tmp_path / "covectors",
+    )
     asked = ("--from", tmp_path / "acts.zarr", "--covectors", tmp_path / "covectors")
     rows = ("--rows", folder / "judged.jsonl")
     for name in ("neurons", "heads"):

@@ -311,7 +311,7 @@ def test_the_published_protocol_is_that_of_the_paper(study):
     assert found.modulation[0][0] == {"neuron_positions": "steer", "head_positions": "all", "lambda": 1.0}
     assert found.by_label == {"anger": 0.8}
     assert (found.block, found.after_norm) == ((21, 22, 23, 24, 25), True)
-    assert found.influence == {"doses": (0.1, 0.3, 0.5, 0.7), "readout": "final_norm", "align": True}
+    assert found.influence == {"doses": (0.1, 0.3, 0.5, 0.7), "readout_site": "final_norm", "align": True}
     assert study.circuit_protocol.encoding("emotion_circuits")["double_bos"]
     assert study.circuit_protocol.encoding(None) == {}
 

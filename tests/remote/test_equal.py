@@ -132,7 +132,7 @@ def test_a_store_of_a_server_is_scored_here_with_its_covectors(pair, tmp_path):
         sites = ("resid_mid", "resid_post", "z", "neuron")
         acts = et.capture(lm, prompts(), sites, components=True, out=tmp_path / f"{name}.zarr", progress=False)
         dirs = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id",))
-        vectors = [attribution.covectors(lm, dirs, readout=readout) for readout in ("residual", "normed")]
+        vectors = [attribution.covectors(lm, dirs, head_readout=readout) for readout in ("residual", "normed")]
         scores = [attribution.head_contributions(acts, v) for v in vectors]
         scores.append(attribution.neuron_contributions(acts, vectors[0]))
         found.append([*scores, circuits.difference_vectors(acts, within="skeleton_id")])
@@ -170,7 +170,7 @@ def test_scores_contributions_differences_influence_and_curves(pair, exact):
             [
                 heads,
                 attribution.neuron_contributions(lm, prompts(), dirs, variable="neuron_pre", progress=False),
-                attribution.head_contributions(lm, prompts(), dirs, readout="normed", progress=False),
+                attribution.head_contributions(lm, prompts(), dirs, head_readout="normed", progress=False),
                 circuits.difference_vectors(lm, prompts(), within="skeleton_id", progress=False),
                 attribution.sublayer_influence(lm, plain, dirs, doses=(0.3,), progress=False),
                 attribution.ablation_curve(lm, prompts(), dirs, heads, ks=[1], draws=1, progress=False),
