@@ -49,7 +49,7 @@ def about(module: Any) -> dict[str, Any] | None:
 
 
 def sites(module: Any, of: dict[str, Any] | None) -> Sites:
-    """As `emotrace.sites.find`."""
+    """`emotrace.sites.find`, kept."""
     known = None if of is None else kept.known("sites", of)
     if known is not None:
         return written.read(known["table"])
@@ -60,7 +60,7 @@ def sites(module: Any, of: dict[str, Any] | None) -> Sites:
 
 
 def of_prompts(model: LanguageModel, of: dict[str, Any] | None) -> Beginnings:
-    """As `emotrace.forwards.beginnings.prove`."""
+    """`emotrace.forwards.beginnings.prove`, kept."""
     if of is None:
         return beginnings.prove(model)
     encoder = model.sites.encoder

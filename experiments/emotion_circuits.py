@@ -14,7 +14,7 @@ The method of EmotionCircuits (arXiv 2510.11328), with the controls that it lack
    not? Doses, layer ranges and positions of steering, and strengths and positions of the circuit, are searched there by
    successive halving; the one with most fluent matches is chosen. KL from the un-edited model says what each costs.
 6. The test file is touched once: replies without an emotion asked (``none``), asked in words (``prompt``), steered
-   (``steer``), with the circuit added (``circuit``), and what these are held against (``circuit_arms.py``): beginnings alone,
+   (``steer``), with the circuit added (``circuit``), and what these are held against (``circuit_arms.py``): openings alone,
    other directions, other components, another payload, one set for all emotions, components taken away.
 7. What may be said of it: each claim is tested, paired over skeletons and corrected over all of them, and what does not hold
    is printed as not shown. What each method reaches at every dose is set against fluency and KL.

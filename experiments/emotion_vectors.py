@@ -43,7 +43,7 @@ from emotrace.store import Activations
 TOP = 0.1
 """Share of the coordinates that the sparse variant keeps."""
 FIRST = 5
-"""Tokens of an answer that are its beginning."""
+"""Tokens of an answer that are its opening."""
 
 
 @grouped

@@ -24,7 +24,7 @@ BEFORE, AFTER = 6, 3
 
 
 def _stored(acts: Activations, layer: int, units: int | Iterable[int], k: int = 10) -> pd.DataFrame:
-    """`top_prompts` of stored activations, which says what it is."""
+    """`top_prompts` of stored activations."""
     chosen = list(arguments.wholes("top_prompts(units)", units))
     arguments.whole("top_prompts(k)", k, 1)
     values = acts.sel("neuron", layer=layer, unit=chosen).transpose("token", "unit").values

@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # it imports torch, which scores of stored activations do wit
     from emotrace.forwards.passes import Finish, Reduction
 
 PLACE = "head_contributions"
-METHOD = "head contribution: projection minus projection without the head, same layer"
 
 
 @of_acts(stored.heads)
@@ -148,7 +147,8 @@ def heads_reduced(
     def begin() -> Finish:
         post_norm = any(weighed(model, contributions.post_normed, [part.spec for part in parts]))
         said = {
-            **about, "method": f"{METHOD}, last prompt token", "post_norm": int(post_norm), "n_prompts": len(prompts), **source
+            **about, "method": f"{summed.HEADS}, last prompt token", "post_norm": int(post_norm), "n_prompts": len(prompts),
+            **source,
         }  # fmt: skip
         return lambda sums: summed.heads(sums, np.bincount(code), label, values, chosen, said)
 

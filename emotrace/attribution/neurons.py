@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # it imports torch, which scores of stored activations do wit
     from emotrace.forwards.passes import Finish, Reduction
 
 PLACE = "neuron_contributions"
-METHOD = "neuron contribution: activation × ⟨what one unit of it writes, direction⟩"
 VARIABLES = ("neuron", "neuron_pre")
 
 
@@ -154,7 +153,7 @@ def neurons_reduced(
         beta, bias, added, normed = weighed(model, contributions.betas, specs, v)
         weights = {"beta": beta.numpy(), "bias": bias.numpy(), "added": added.numpy()}
         about = {
-            "method": f"{METHOD}, last prompt token", "direction_sublayer": "resid_post", "readout_site": "mlp_out",
+            "method": f"{summed.NEURONS}, last prompt token", "direction_sublayer": "resid_post", "readout_site": "mlp_out",
             "form": model.sites.form, "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
             "variable": variable, "n_prompts": len(prompts), **source,
         }  # fmt: skip

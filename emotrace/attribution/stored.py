@@ -44,7 +44,7 @@ def heads(
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
 ) -> xr.Dataset:
-    """`head_contributions` of stored activations, which says what it is.
+    """`head_contributions` of stored activations.
 
     With u_h the covector of head h, q_h = z_h·u_h, ρ and ρ_h what a norm divides by with all heads and without h (variables that
     ``capture(…, components=True)`` stores)::
@@ -83,7 +83,7 @@ def heads(
     if all(norm.whole for norm in norms):
         sums["baseline"] = baseline
     attrs = {
-        "method": "head contribution: projection minus projection without the head, same layer, mean over a prompt's rows",
+        "method": f"{summed.HEADS}, mean over a prompt's rows",
         **about(acts, covectors, rows),
         "readout_site": covectors.attrs["readout_site"], "direction_sublayer": covectors.attrs["head_sublayer"],
         "readout": covectors.attrs["readout"], "post_norm": int(any(norm.after for norm in norms)),
@@ -103,7 +103,7 @@ def neurons(
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
 ) -> xr.Dataset:
-    """`neuron_contributions` of stored activations, which says what it is."""
+    """`neuron_contributions` of stored activations."""
     place = "neuron_contributions"
     if out is not None:
         to_folder(out)
@@ -150,7 +150,7 @@ def neurons(
         "added": part["neuron_added"].transpose(*order[:2]).values,
     }
     attrs = {
-        "method": "neuron contribution: activation × ⟨what one unit of it writes, direction⟩, mean over a prompt's rows",
+        "method": f"{summed.NEURONS}, mean over a prompt's rows",
         **about(acts, covectors, rows), "direction_sublayer": "resid_post", "readout_site": "mlp_out",
         "post_norm": int(any(normed)), "variable": variable,
     }  # fmt: skip

@@ -11,6 +11,8 @@ import xarray as xr
 from emotrace.disk import plain
 
 SIGN = "positive = the {} raises the projection; removing it lowers it"
+HEADS = "head contribution: projection minus projection without the head, same layer"
+NEURONS = "neuron contribution: activation × ⟨what one unit of it writes, direction⟩"
 
 
 def heads(

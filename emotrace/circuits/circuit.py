@@ -111,17 +111,17 @@ class Circuit(Members):
 
     def ablations(
         self,
-        label: Label,
+        value: Label,
         how: Literal["zero", "mean", "resample"] = "zero",
         positions: Positions | None = None,
         *,
         reference: Reference | None = None,
         donor: Mapping[str, str] | None = None,
     ) -> list[Edit]:
-        """One label's components taken away: 0, their mean over all labels, or what they are in another prompt.
+        """One value's components taken away: 0, their mean over all labels, or what they are in another prompt.
 
         Args:
-            label: whose components.
+            value: of the label, whose components.
             how: ``zero``, ``mean`` (from the payload) or ``resample``.
             positions: policy or span; None is ``steer`` for ``zero`` and ``last`` for the others, because their values are
                 those of a last prompt token.
@@ -132,7 +132,7 @@ class Circuit(Members):
             One edit per site and layer.
 
         Raises:
-            EmotraceError: for an unknown label or way, a label without components, means that the circuit does not know, or
+            EmotraceError: for an unknown value or way, a value without components, means that the circuit does not know, or
                 ``resample`` without donors and their activations, or the others with them.
         """
         if how not in ("zero", "mean", "resample"):
@@ -143,7 +143,7 @@ class Circuit(Members):
             positions = "steer" if how == "zero" else "last"
         found: list[Edit] = []
         for kind in KINDS:
-            rows, site = self._rows(kind, label), COMPONENTS[kind].site
+            rows, site = self._rows(kind, value), COMPONENTS[kind].site
             chosen = {int(layer): part["index"].tolist() for layer, part in rows.groupby("layer")}
             if how == "mean" and chosen and f"{site}_mean" not in self.payload:
                 raise EmotraceError(f"the circuit's payload has no {site}_mean: ablate with how='zero'.")
@@ -156,7 +156,7 @@ class Circuit(Members):
                 found.append(Ablate(site, layers=[layer], positions=positions, vector=vector,
                                     **COMPONENTS[kind].picked(which), origin=provenance.of(self)))  # fmt: skip
         if not found:
-            raise EmotraceError(f"the circuit of {self.label} {label!r} has no components.")
+            raise EmotraceError(f"the circuit of {self.label} {value!r} has no components.")
         return found
 
     # -- controls -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def _stored(
     layers: Iterable[int] | None = None,
     out: str | Path | None = None,
 ) -> xr.Dataset:
-    """`difference_vectors` of stored activations, which says what it is."""
+    """`difference_vectors` of stored activations."""
     if out is not None:
         to_folder(out)
     wanted = _wanted(

@@ -85,9 +85,9 @@ class Members:
             sha.update(name.encode() + np.ascontiguousarray(self.payload[name].values).tobytes())
         return sha.hexdigest()[:16]
 
-    def members(self, label: Label, kind: str, layer: int) -> list[int]:
-        """Indices of one label's components of one kind in one layer, by rank."""
-        rows = self._rows(kind, label)
+    def members(self, value: Label, kind: str, layer: int) -> list[int]:
+        """Indices of one value's components of one kind in one layer, by rank."""
+        rows = self._rows(kind, value)
         return rows[rows["layer"] == layer]["index"].tolist()
 
     def mask(self, kind: str) -> xr.DataArray:
@@ -145,9 +145,9 @@ class Members:
     def _has(self, kind: str) -> bool:
         return len(self._rows(kind)) > 0
 
-    def _rows(self, kind: str, label: Label | None = None) -> Any:
+    def _rows(self, kind: str, value: Label | None = None) -> Any:
         """Components of one kind, of all labels or of one."""
         table: Any = self.components
-        if label is not None and label not in self.labels:
-            raise unknown(self.label, label, self.labels, "Circuit")
-        return table[(table["kind"] == kind) & (True if label is None else table[self.label] == label)]
+        if value is not None and value not in self.labels:
+            raise unknown(self.label, value, self.labels, "Circuit")
+        return table[(table["kind"] == kind) & (True if value is None else table[self.label] == value)]

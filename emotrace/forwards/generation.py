@@ -102,7 +102,7 @@ def generate(
         tokens were sampled, of the batch).
 
     Raises:
-        EmotraceError: for prompts or edits that do not fit the model, with ``prefill`` a prompt that carries no beginning or
+        EmotraceError: for prompts or edits that do not fit the model, with ``prefill`` a prompt that carries no opening or
             one that is over, an edit that never fired, a masked model, or a file whose rows were made from other prompts,
             labels or settings (the row and each difference are named).
     """
@@ -180,7 +180,7 @@ def generate(
     config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
     if prefill:
-        _refuse_beginnings(items, set(decoding_.ends_of(config)) - encoder.holding(stop))
+        _refuse_openings(items, set(decoding_.ends_of(config)) - encoder.holding(stop))
     made = replied.made(model, items, config, batches if do_sample else [])
     fired = [0] * len(edits)
     shared: list[Shared] = []
@@ -259,8 +259,8 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> 
         )
 
 
-def _refuse_beginnings(items: Sequence[finite.Item], ends: Collection[int]) -> None:
-    """Refuse prompts that carry no beginning of a reply, or one that holds the token that ends a reply."""
+def _refuse_openings(items: Sequence[finite.Item], ends: Collection[int]) -> None:
+    """Refuse prompts that carry no opening of a reply, or one that holds the token that ends a reply."""
     bare = [item.key for item in items if not item.reply]
     if bare:
         raise EmotraceError(
