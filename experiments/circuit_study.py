@@ -242,7 +242,7 @@ class Study(Evaluation):
         dirs: xr.DataArray,
         neurons: xr.Dataset | None,
         heads: xr.Dataset | None,
-    ) -> Any:
+    ) -> dict[str, Any]:
         """Top tokens of the directions, patterns of the top heads, prompts that activate the top neurons most."""
         out: dict[str, Any] = {"tokens": attribution.top_tokens(self.model, dirs.sel(sublayer="resid_post"), k=8)}
         if heads is not None and self.model.sites.has("attn_pattern"):

@@ -150,7 +150,7 @@ def heads_reduced(
             **about, "method": f"{summed.HEADS}, last prompt token", "post_norm": int(post_norm), "n_prompts": len(prompts),
             **source,
         }  # fmt: skip
-        return lambda sums: summed.heads(sums, np.bincount(code), label, values, chosen, said)
+        return lambda sums: summed.heads(sums, np.bincount(code), label=label, values=values, layers=chosen, about=said)
 
     return Reduction(
         name="head",

@@ -88,7 +88,9 @@ def heads(
         "readout_site": covectors.attrs["readout_site"], "direction_sublayer": covectors.attrs["head_sublayer"],
         "readout": covectors.attrs["readout"], "post_norm": int(any(norm.after for norm in norms)),
     }  # fmt: skip
-    result = summed.heads(sums, rows.n, covectors.attrs["label"], values, chosen, attrs, names)
+    result = summed.heads(
+        sums, rows.n, label=covectors.attrs["label"], values=values, layers=chosen, about=attrs, names=names
+    )
     if out is not None:
         save_scores(result, out, "heads")
     return result
@@ -154,7 +156,17 @@ def neurons(
         **about(acts, covectors, rows), "direction_sublayer": "resid_post", "readout_site": "mlp_out",
         "post_norm": int(any(normed)), "variable": variable,
     }  # fmt: skip
-    result = summed.neurons({**sums, "shrink": shrink}, rows.n, weights, normed, order[0], values, chosen, attrs, names)
+    result = summed.neurons(
+        {**sums, "shrink": shrink},
+        rows.n,
+        weights,
+        normed,
+        label=order[0],
+        values=values,
+        layers=chosen,
+        about=attrs,
+        names=names,
+    )
     if out is not None:
         save_scores(result, out, "neurons")
     return result

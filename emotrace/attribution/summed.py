@@ -16,7 +16,7 @@ NEURONS = "neuron contribution: activation × ⟨what one unit of it writes, dir
 
 
 def heads(
-    sums: Mapping[str, np.ndarray], n: np.ndarray, label: str, values: Sequence[Any], layers: Sequence[int],
+    sums: Mapping[str, np.ndarray], n: np.ndarray, *, label: str, values: Sequence[Any], layers: Sequence[int],
     about: Mapping[str, Any], names: Any = None,
 ) -> xr.Dataset:  # fmt: skip
     """The Dataset of `head_contributions`.
@@ -49,7 +49,7 @@ def heads(
 
 
 def neurons(
-    sums: Mapping[str, np.ndarray], n: np.ndarray, weights: Mapping[str, np.ndarray], normed: Sequence[bool], label: str,
+    sums: Mapping[str, np.ndarray], n: np.ndarray, weights: Mapping[str, np.ndarray], normed: Sequence[bool], *, label: str,
     values: Sequence[Any], layers: Sequence[int], about: Mapping[str, Any], names: Any = None,
 ) -> xr.Dataset:  # fmt: skip
     """The Dataset of `neuron_contributions`: sums over prompts are linear in a except for the sign, which β decides.

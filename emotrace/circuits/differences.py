@@ -153,7 +153,8 @@ def difference_vectors(
     groups = group(prompts.table, label, within, accepted, complete)
     used = Prompts([prompts[int(i)] for i in groups.rows])
     reduction = differences_reduced(
-        model, used, groups, np.arange(len(used)), label, check_within(prompts.table, label, within), complete, sites, layers
+        model, used, groups, np.arange(len(used)), label=label, within=check_within(prompts.table, label, within),
+        complete=complete, sites=sites, layers=layers,
     )  # fmt: skip
     found = yield from one_pass(
         model,
@@ -171,7 +172,7 @@ def difference_vectors(
 
 
 def differences_reduced(
-    model: LanguageModel, prompts: Prompts, groups: Groups, rows: np.ndarray, label: str, within: Sequence[str],
+    model: LanguageModel, prompts: Prompts, groups: Groups, rows: np.ndarray, *, label: str, within: Sequence[str],
     complete: bool, sites: Sequence[str] | None, layers: Iterable[int] | None,
 ) -> Reduction:  # fmt: skip
     """The sums of a pass that `difference_vectors` is made of.

@@ -220,8 +220,8 @@ def discover(
         wanted.append(heads_reduced(model, some, directions, label, head_readout, at["head"]))
     wanted.append(
         differences_reduced(
-            model, some, groups, np.searchsorted(counted, groups.rows), label, check_within(prompts.table, label, within), True,
-            _sites(kinds), _same(at),
+            model, some, groups, np.searchsorted(counted, groups.rows), label=label,
+            within=check_within(prompts.table, label, within), complete=True, sites=_sites(kinds), layers=_same(at),
         )
     )  # fmt: skip
     yield lambda: planned_pass(model, some, wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from emotrace.store import Activations
 
+T = TypeVar("T")
 By = Annotated[str, typer.Option(help="rank by contrast (with the other labels) or by mean")]
 Top = Annotated[int, typer.Option(min=1, help="components printed for each label")]
 Readout = Annotated[
@@ -68,11 +69,11 @@ class Scoring:
 
     def ask(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., T],
         loading: LoadingAnywhere,
         options: dict[str, Any],
         head_readout: str | None = None,
-    ) -> Any:
+    ) -> T:
         """What a function of both spellings says.
 
         Args:

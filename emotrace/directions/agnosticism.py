@@ -28,11 +28,11 @@ BOUND = ("lo", "hi")
 def context_agnosticism(
     acts: ActivationsLike,
     label: str = "emotion",
+    *,
     within: Within = ("skeleton_id", "valence"),
     leave_out: Sequence[str] = ("theme", "valence"),
     accepted: Iterable[str] | None = None,
     position: Positions = "last",
-    *,
     cluster: str = "skeleton_id",
     n_bootstrap: int = 200,
     n_null: int = 20,

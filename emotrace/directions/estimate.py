@@ -100,10 +100,10 @@ def mean_difference(
     label: str,
     positive: Any,
     negative: Any,
+    *,
     within: Within = None,
     accepted: Iterable[str] | None = None,
     position: Positions = "last",
-    *,
     variable: str = "residual",
     unit: bool = True,
 ) -> xr.DataArray:

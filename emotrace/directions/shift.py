@@ -24,10 +24,10 @@ EMOTIONAL: Final = "emotional"
 def paired_shift(
     acts: ActivationsLike,
     label: str = "emotion",
+    *,
     condition: str = "condition",
     pair: str = "query_id",
     over: Over = "mean_generated",
-    *,
     positive: str = EMOTIONAL,
     negative: str = NEUTRAL,
     accepted: Iterable[str] | None = None,

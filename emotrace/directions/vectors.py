@@ -31,12 +31,12 @@ METHODS: Final = ("difference", "pca", "lat", "probe")
 def vectors(
     acts: ActivationsLike,
     method: Method = "difference",
+    *,
     label: str = "emotion",
     against: str = NEUTRAL,
     values: Sequence[str] | None = None,
     accepted: Iterable[str] | None = None,
     position: Positions = "last",
-    *,
     within: str | None = None,
     remove_neutral: int = 0,
     penalty: float = 1.0,
