@@ -22,7 +22,7 @@ MIN_DEEPER = 1
 
 
 class Prefix(NamedTuple):
-    """Prompts that share their first ``length`` tokens (0: nothing is shared)."""
+    """Prompts that share their first ``length`` tokens (0: nothing is shared; behind another prefix: no more than it)."""
 
     length: int
     members: tuple[int, ...]
@@ -75,14 +75,7 @@ def _common(sequences: Sequence[Sequence[int]], members: Sequence[int], start: i
     return reach
 
 
-class Branch(NamedTuple):
-    """Prompts behind one prefix that share their first ``length`` tokens."""
-
-    length: int
-    members: tuple[int, ...]
-
-
-def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], start: int) -> list[Branch]:
+def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], start: int) -> list[Prefix]:
     """Prompts of one prefix that share more than it: few each, so their prefixes are computed as rows of one batch.
 
     Args:
@@ -91,15 +84,15 @@ def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], st
         start: length of the prefix.
 
     Returns:
-        A partition of the prompts that saves most tokens; a prompt that shares nothing further is a branch of its own of
+        A partition of the prompts that saves most tokens; a prompt that shares nothing further is one of its own of
         length ``start``.
     """
     order = sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i))
     shared = [_common(sequences, p, start, min(first_wanted[i] for i in p)) for p in itertools.pairwise(order)]
 
-    def best(low: int, high: int, depth: int) -> tuple[int, list[Branch]]:
+    def best(low: int, high: int, depth: int) -> tuple[int, list[Prefix]]:
         if high - low == 1:
-            return 0, [Branch(start, (order[low],))]
+            return 0, [Prefix(start, (order[low],))]
         reach = min(shared[low : high - 1])
         whole = (reach - start) * (high - low - 1)
         saved, chosen = 0, []
@@ -108,8 +101,8 @@ def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], st
             parts = [best(a, b, depth + 1) for a, b in itertools.pairwise(cuts)]
             saved, chosen = sum(n for n, _ in parts), [branch for _, branches in parts for branch in branches]
         if whole >= saved and reach - start >= MIN_PREFIX:
-            return whole, [Branch(reach, tuple(order[low:high]))]
-        return saved, chosen or [Branch(start, (i,)) for i in order[low:high]]
+            return whole, [Prefix(reach, tuple(order[low:high]))]
+        return saved, chosen or [Prefix(start, (i,)) for i in order[low:high]]
 
     return best(0, len(order), 0)[1] if order else []
 
@@ -124,7 +117,7 @@ class Trunks(NamedTuple):
     """
 
     prefixes: tuple[Prefix, ...]
-    several: list[tuple[int, Branch]]
+    several: list[tuple[int, Prefix]]
     alone: list[tuple[int, int]]
 
 
@@ -152,13 +145,13 @@ def trunks(
 
 def _behind(
     found: Sequence[Prefix], sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], size: int
-) -> tuple[list[tuple[int, Branch]], list[tuple[int, int]]]:
+) -> tuple[list[tuple[int, Prefix]], list[tuple[int, int]]]:
     """Branches of several prompts, those of most tokens first, and the other prompts; no branches where they save too little."""
-    several: list[tuple[int, Branch]] = []
+    several: list[tuple[int, Prefix]] = []
     for row, (start, members) in enumerate(found):
         parts = branches([sequences[i] for i in members], [first_wanted[i] for i in members], start)
         several += [
-            (row, Branch(b.length, tuple(members[m] for m in b.members)))
+            (row, Prefix(b.length, tuple(members[m] for m in b.members)))
             for b in parts
             if b.length > start and len(b.members) > 1
         ]
@@ -168,7 +161,7 @@ def _behind(
     inside = {i for _, b in several for i in b.members}
     alone = [(row, i) for row, prefix in enumerate(found) for i in prefix.members if i not in inside]
 
-    def place(one: tuple[int, Branch]) -> tuple[int, int, tuple[int, ...]]:
+    def place(one: tuple[int, Prefix]) -> tuple[int, int, tuple[int, ...]]:
         row, branch = one
         rests = sum(len(sequences[i]) - branch.length for i in branch.members)
         return found[row].length - branch.length, -rests, branch.members

@@ -9,7 +9,7 @@ import emotrace as et
 from emotrace.forwards.capturing import job
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.memory import WORTH, empty
-from emotrace.forwards.capturing.prefixes import PASS_COST, Branch, Prefix, branches, trunks
+from emotrace.forwards.capturing.prefixes import PASS_COST, Prefix, branches, trunks
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 
@@ -36,7 +36,7 @@ def test_scenarios_become_twigs_and_loners_stay_alone():
     assert partition(found) == list(range(26))
     several = [t for t in found if len(t.members) > 1]
     assert sorted(sorted(t.members) for t in several) == [[i, i + 1, i + 2] for i in range(0, 24, 3)]
-    assert {t for t in found if len(t.members) == 1} == {Branch(len(SYSTEM), (24,)), Branch(len(SYSTEM), (25,))}
+    assert {t for t in found if len(t.members) == 1} == {Prefix(len(SYSTEM), (24,)), Prefix(len(SYSTEM), (25,))}
 
 
 @given(
