@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypedDict
 
+from emotrace.arms import ARMS
 from emotrace.labels import EmotraceError
 from emotrace.replies.family import ALPHA, AS_PAYLOAD, EQUAL_KL, Comparison, Tested, compared
 from emotrace.replies.row import Row
@@ -110,6 +111,8 @@ CLAIMS: Final = (
     ),
 )  # fmt: skip
 """Of the main job, in the order of its report."""
+if lost := {arm for claim in CLAIMS for c in claim.needs for arm in (c.a, c.b)} - {*ARMS, AS_PAYLOAD}:
+    raise EmotraceError(f"claims compare what is no arm: {', '.join(sorted(lost))}.")
 
 
 @typed
