@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emotrace import arguments
+from emotrace.defaults import HEADS_PER_LAYER, NEURONS_PER_LAYER
 from emotrace.labels import EMOTIONS, JUDGES, EmotraceError, check_positions, emotion, unknown
 
 if TYPE_CHECKING:
@@ -31,8 +32,14 @@ Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt 
 NewTokens = Annotated[int, typer.Option(min=1, help="most tokens of a reply")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts per batch")]
 PerLayer = Annotated[float, typer.Option(min=0, help="of the circuit, in each layer; below 1 a share of it")]
-PerLayerOrNone = Annotated[float | None, typer.Option(min=0, help="of the circuit, in each layer; below 1 a share of it; "
-                                                      "default that of the preset or of the function")]  # fmt: skip
+PerLayerOrNone = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="of the circuit, in each layer; below 1 a share of it; without a preset by default "
+        f"{NEURONS_PER_LAYER} neurons, {HEADS_PER_LAYER} heads",
+    ),
+]
 TargetAware = Annotated[bool, typer.Option(help="ask the published target-aware question as well (openai judges)")]
 DryRun = Annotated[bool, typer.Option(help="say rows, bytes and requests; do nothing")]
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
