@@ -56,8 +56,9 @@ TUNED: Final[dict[str, Callable[[et.Circuit, Mapping[str, xr.DataArray], int], e
 }
 """Arm with a search of its own → its circuit from the true one, the scores of its components by kind, and a seed."""
 
-for _way, _made in {"steered": DIRECTIONS, "modulated": CIRCUITS, "tuned": TUNED}.items():
-    refuse_missing(_way, _made)
+refuse_missing("steered", DIRECTIONS)
+refuse_missing("modulated", CIRCUITS)
+refuse_missing("tuned", TUNED)
 
 
 def _other_payload(circuit: et.Circuit, seed: int) -> tuple[et.Circuit, Payloads]:

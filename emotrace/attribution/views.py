@@ -63,7 +63,7 @@ def top_tokens(model: LanguageModel, directions: xr.DataArray, k: int = 10) -> p
         some = range(at, min(at + chunk, len(values)))
         lens = capture(
             model, [{"key": str(i), "token_ids": ids, "direction": i} for i in some], "logits", positions="last",
-            edits=[Ablate("resid_post", layers=last, vector=payload, positions="last")], progress=False,
+            edits=[Ablate("resid_post", layers=[last], vector=payload, positions="last")], progress=False,
         )  # fmt: skip
         scores = lens.sel("logits").values
         best = np.argsort(-scores, axis=-1, kind="stable")[:, :k]

@@ -34,7 +34,7 @@ class ShownCircuit(Protocol):
         """Where the circuit comes from."""
         ...
 
-    def members(self, label: Any, kind: str, layer: int) -> Sequence[int]:
+    def members(self, value: Any, kind: str, layer: int) -> Sequence[int]:
         """Indices of the components of one kind in one layer, the best first."""
         ...
 

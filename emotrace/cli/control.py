@@ -156,7 +156,7 @@ def export(
         at = wanted or _middle(lm)
         edits = [et.Add(site, layers=at, vector=vector, strength=length, positions="all")]
     bake(lm, edits, out)
-    where = ", ".join(f"{e.site} of layers {' '.join(map(str, e.layers))}" for e in edits)
+    where = ", ".join(f"{e.site} of layers {' '.join(map(str, e.layers or ()))}" for e in edits)
     typer.echo(f"{aim} at {where}: a checkpoint that transformers loads by itself in {out}")
 
 
