@@ -94,7 +94,15 @@ OF_ACCEPTED = {
     ),
     "pca": lambda given, acts, **k: directions.pca(acts, **k),
     "paired_shift": lambda given, acts, **k: directions.paired_shift(
-        acts, "valence", "emotion", "skeleton_id", "last", positive="anger", negative="fear", variable="residual", **k
+        acts,
+        "valence",
+        condition="emotion",
+        pair="skeleton_id",
+        over="last",
+        positive="anger",
+        negative="fear",
+        variable="residual",
+        **k,
     ),
     "context_agnosticism": lambda given, acts, **k: directions.context_agnosticism(
         acts, within="skeleton_id", leave_out=["theme"], n_null=2, n_bootstrap=2, **k

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from emotrace import arguments, disk, ranks, spread
 from emotrace import edits as edits_
@@ -30,9 +30,6 @@ from emotrace.runlog import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.templates import Encoder
-
-if TYPE_CHECKING:
-    pass
 
 
 @typed
