@@ -230,9 +230,9 @@ def test_a_generation_of_the_users_own_has_the_base_of_each_step(pair, server, k
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     found = []
     for lm, where in zip(pair("llama"), (False, server.url), strict=True):
-        v = torch.linspace(-3, 3, lm.sites.d_model)
+        v, asked = torch.linspace(-3, 3, lm.sites.d_model), lm.sites.encode([[21], [34]])  # every forward has one shape
         with torch.no_grad(), lm.generate(max_new_tokens=5, min_new_tokens=5, do_sample=False, remote=where) as tracer:
-            with tracer.invoke(lm.sites.encode([[21], [34]])):  # of one token: every forward has one shape
+            with tracer.invoke(asked):
                 for _ in tracer.iter[:5]:
                     lm.sites.write("resid_mid", lm.sites.read("resid_mid", layer=1) + v, layer=1)
             with tracer.invoke():
