@@ -47,7 +47,12 @@ def behind(
 
 
 def available(model: TracedModel, inputs: dict, program: list, width: int) -> bool:
-    """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0."""
+    """Whether a trace can differentiate through the model, where it runs: one shift, one read-out, and a slope that is not 0.
+
+    No graph crosses from a block to a model that runs apart from it; a value that is to be differentiated would only disturb it.
+    """
+    if inner.weightless(model):
+        return False
     with torch.inference_mode(False), torch.enable_grad(), model.trace(inputs) as tracer:
         answer = nnsight.save([_sloping(program, inputs["input_ids"].shape[0], width)])
         inner.stop(model, tracer)

@@ -225,12 +225,15 @@ def calling(what, model, url, key, out):
 @pytest.mark.parametrize("what", [generation, likelihood, contributions], ids=lambda what: what.__name__)
 def test_what_was_asked_before_a_kill_is_not_asked_again(deployed, pair, impatient, key, what, tmp_path):
     model, out = deployed["llama"].parent / "client" / "llama", tmp_path / "made"
+    pair("llama")
     before = len(impatient.log())
-    want = what(pair("llama")[1], tmp_path / "undisturbed")
-    whole = len(impatient.log()) - before
-    impatient.faults(delay="running", seconds=0.5, times=-1, after=2 if what is likelihood else 0)
+    there = et.load(model, remote=Server(impatient.url, key))
+    loaded = len(impatient.log())
+    want = what(there, tmp_path / "undisturbed")
+    whole = len(impatient.log()) - loaded
+    impatient.faults(delay="running", seconds=0.5, times=-1, after=loaded - before)
     process = FORK.Process(target=calling, args=(what, model, impatient.url, key, out))
-    loading = len(impatient.log()) + 1  # which asks, too
+    loading = len(impatient.log()) + loaded - before  # which asks, too
     process.start()
     while len(impatient.log()) <= loading and process.is_alive():
         time.sleep(0.02)
@@ -240,7 +243,7 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(deployed, pair, impatie
     assert len(list(tmp_path.glob("*.jobs"))) == 1
     impatient.calm()
     between = len(impatient.log())
-    got = what(pair("llama")[1], out)
+    got = what(there, out)
     asked = len(impatient.log()) - loading
     assert asked == whole, f"{between - loading} before the kill"
     assert got == want
