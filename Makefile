@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo fetch real real-study study sweep test benchmarks fuzz soak worlds wheel docs lint clean setup
+.PHONY: demo fetch real real-study study sweep test contract benchmarks fuzz soak worlds wheel docs lint clean setup
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ sweep: $(READY)
 # Files run in the order of tests/conftest.py: by the number of their tests, the slowest (a whole study) would come last, on one worker.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+
+# NDIF's own sandbox in the place of the loopback server's: EMOTRACE_NDIF_SRC names a checkout of its code (docs/ndif.md).
+contract: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/remote/test_contract.py
 
 # The benchmarks from end to end on tiny sizes: that they run, not how fast (they themselves: experiments/benchmarks/README.md).
 benchmarks: $(READY)

@@ -28,6 +28,7 @@ settings.load_profile("emotrace")
 
 FIRST = (
     "experiments/test_emotion_circuits.py", "remote/test_equal.py", "remote/test_faults.py", "remote/test_secrets.py",
+    "remote/test_deployments.py", "remote/test_keys_nowhere.py", "remote/test_two_traces.py", "remote/test_contract.py",
     "remote/test_asked_later.py", "test_conformance.py", "testing/test_ndif_server.py",
 )  # fmt: skip
 """The longest files begin, so that two workers end together: a whole study on one, and on the other all that share a server."""

@@ -84,8 +84,13 @@ class Server:
         return f"Server({self.host!r})"  # never the key
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; the next question makes one anew."""
         client = getattr(self, "_client", None)
         if client is not None:
+            self._client = None
             client.close()
 
     @property

@@ -206,6 +206,7 @@ def loopback(
     key: str | None = None,
     dtype: str = "float32",
     threads: int | None = None,
+    ndif_src: str | Path | None = None,
     **modes: Any,
 ) -> Iterator[LoopbackServer]:
     """A loopback server for as long as the block runs; it sets nothing in this process.
@@ -215,6 +216,7 @@ def loopback(
         key: the API key to take; None makes one up, for whoever has it may run code in that process.
         dtype: of the weights.
         threads: of torch; None for as many as here, so that numbers are equal to the bit.
+        ndif_src: a checkout of NDIF's server, whose own sandbox then runs the blocks of ordinary keys.
         modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `LoopbackServer.modes`.
 
     Raises:
@@ -229,6 +231,7 @@ def loopback(
     command += ["--threads", str(threads or torch.get_num_threads())]
     for name, directory in models.items():
         command += ["--model", f"{name}={Path(directory).resolve()}"]
+    command += ["--ndif-src", str(ndif_src)] if ndif_src else []
     for name, value in modes.items():
         flag = "--" + name.replace("_", "-")
         command += [] if value in (None, False) else [flag] if value is True else [flag, str(value)]

@@ -1,9 +1,11 @@
 """Which model of a server is meant, and how long one is waited for that is not up."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+import zstandard
 from nnsight.schema.config import CONFIG
 
 import emotrace as et
@@ -11,6 +13,13 @@ from emotrace.labels import EmotraceError
 from emotrace.remote import Server, jobs
 from emotrace.remote import server as server_
 from emotrace.remote.deployments import chosen, listed
+
+
+@pytest.fixture
+def ordinary(pairs):
+    """A model here, and on the server with an ordinary key."""
+    return pairs("llama", "ordinary")
+
 
 CLASS = "nnsight.modeling.transformers.TransformersModel"
 HEAD = '{"repo_id": "org/M", "revision": '
@@ -80,12 +89,12 @@ def test_what_is_not_there_is_named_with_what_is(entries, said):
     ("state", "words"),
     [("WARM", "restored on request"), ("COLD", "deployed on request"), ("DEPLOYING", "is being loaded")],
 )
-def test_a_model_that_is_not_up_is_waited_for(pair, impatient, deployed, capfd, state, words, key):
-    (here, _), before = pair("llama"), len(impatient.log())
+def test_a_model_that_is_not_up_is_waited_for(ordinary, impatient, deployed, capfd, state, words):
+    (here, _), before = ordinary, len(impatient.log())
     impatient.modes(deploy_seconds=0.3, window=0.1)
     impatient.deployment("tiny/llama", state, "main")
     try:
-        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
+        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
         assert f"tiny/llama ({state}" in (said := capfd.readouterr().err)
         assert f"{words}; it is waited for, at most 3600 s" in said
         states = impatient.log()[before]["states"]
@@ -98,13 +107,13 @@ def test_a_model_that_is_not_up_is_waited_for(pair, impatient, deployed, capfd, 
         impatient.deployment("tiny/llama", "RUNNING")
 
 
-def test_a_trace_of_the_users_own_says_the_servers_key(pair, server, deployed, monkeypatch, key):
-    here, _ = pair("llama")
-    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+def test_a_trace_of_the_users_own_says_the_servers_key(ordinary, server, deployed, monkeypatch):
+    here, _ = ordinary
+    monkeypatch.setattr(CONFIG.API, "APIKEY", server.key)
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     server.deployment("tiny/llama", "RUNNING", "main")
     try:
-        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(server.url, key))
+        there = et.load(deployed["llama"].parent / "client" / "llama", remote=Server(server.url, server.key))
         found = []
         for lm, where in ((here, False), (there, server.url)):
             with torch.no_grad(), lm.trace(lm.sites.encode([[20, 21, 22]]), remote=where):
@@ -131,15 +140,14 @@ def test_a_model_that_does_not_come_up_is_an_error_that_names_it(impatient, depl
 
 
 @pytest.mark.parametrize("path", ["status", "env"])
-def test_a_server_that_cannot_say_yet_is_asked_again(pair, impatient, deployed, capfd, monkeypatch, path, key):
-    pair("llama")
+def test_a_server_that_cannot_say_yet_is_asked_again(impatient, deployed, capfd, monkeypatch, path):
     impatient.faults(http=path, code=504, message="timed out after 60 s")
-    et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
+    et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
     assert f"{impatient.url}/{path}: 504 timed out after 60 s: asked again" in capfd.readouterr().err
     monkeypatch.setattr(server_, "BUSY", 0.0)
     impatient.faults(http=path, code=504, times=-1)
     with pytest.raises(EmotraceError, match=r"504 .*the server does not answer"):
-        et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, key))
+        et.load(deployed["llama"].parent / "client" / "llama", remote=Server(impatient.url, impatient.key))
 
 
 def test_patience_is_as_long_as_a_server_may_need():
@@ -148,14 +156,26 @@ def test_patience_is_as_long_as_a_server_may_need():
     assert jobs.COMING_UP >= 3600
 
 
-def test_a_place_in_the_queue_may_stand_still(pair, impatient, monkeypatch):
-    here, there = pair("llama")
-    clock = time.monotonic
-    started = clock()
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: started + 4000 * (clock() - started))  # an hour is a second
-    monkeypatch.setattr(jobs, "PATIENCE", 1e6)
+def test_a_place_in_the_queue_may_stand_still(ordinary, impatient, monkeypatch):
+    here, there = ordinary
+    waited, nap = [0.0], time.sleep
+
+    def sleep(_):
+        waited[0] += 100.0 if waited[0] < 4000 else 0.0  # more than an hour in which nothing changes
+        if waited[0] == 4000:
+            impatient.calm()
+        nap(0.005)
+
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: waited[0], sleep=sleep))
     before = len(impatient.log())
-    impatient.faults(delay="running", seconds=0.9)
+    impatient.faults(delay="running", seconds=600)
     want, got = (et.capture(lm, [[20, 21, 22]], "resid_post", progress=False).residual.values for lm in (here, there))
     assert (want == got).all()
+    assert waited[0] == 4000
     assert len(impatient.log()) == before + 1, "the job was sent again"
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_result_is_unpacked_whether_or_not_zstd_wrote_its_length(sized):
+    packed = zstandard.ZstdCompressor(write_content_size=sized).compress(b"a result" * 1000)
+    assert server_._decompressed(packed) == b"a result" * 1000

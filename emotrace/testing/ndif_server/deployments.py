@@ -69,8 +69,8 @@ class Deployment:
         except (ValueError, KeyError, TypeError):
             return False
 
-    def entry(self, sandbox: bool) -> tuple[str, dict[str, Any]]:
-        """Its name and entry in /status."""
+    def entry(self) -> tuple[str, dict[str, Any]]:
+        """Its name and entry in /status, whoever asks."""
         if self.state == "COLD":
             return self.name, {"repo_id": self.name, "deployment_level": "COLD"}
         dtype = next(self.model._module.parameters()).dtype
@@ -78,8 +78,8 @@ class Deployment:
             "repo_id": self.name,
             "model_key": self.key,
             "dtype": str(dtype).removeprefix("torch."),
+            "trusted": False,  # it was not deployed for a key that runs code of its own
         }
-        about["trusted"] = not sandbox
         if self.state == "WARM":
             return self.key, about | {"deployment_level": "WARM"}
         return self.key, about | {"deployment_level": "HOT", "application_state": self.state}
@@ -90,6 +90,6 @@ def named(deployments: Iterable[Deployment], model_key: str) -> Deployment | Non
     return next((d for d in deployments if d.takes(model_key)), None)
 
 
-def status(deployments: Iterable[Deployment], sandbox: bool) -> dict[str, Any]:
+def status(deployments: Iterable[Deployment]) -> dict[str, Any]:
     """What /status says."""
-    return {"deployments": dict(d.entry(sandbox) for d in deployments)}
+    return {"deployments": dict(d.entry() for d in deployments)}

@@ -10,6 +10,8 @@ import torch
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.tracer import _saves, dec, inc
 
+from emotrace.testing.ndif_server.jobs import Refusal
+
 
 def unpacked(blob: bytes, objects: dict[str, Any], compress: bool) -> Any:
     """The tracer of a request.
@@ -20,14 +22,14 @@ def unpacked(blob: bytes, objects: dict[str, Any], compress: bool) -> Any:
         compress: whether it is compressed.
 
     Raises:
-        ValueError: for what is no request.
+        Refusal: for what is no request.
     """
     nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
     nnsight.tracing.globals.BLOCKS.clear()
     try:
         return RequestModel.deserialize(blob, objects, compress)
     except Exception as error:
-        raise ValueError(f"Your request payload could not be read ({type(error).__name__}: {error})") from error
+        raise Refusal(f"Your request payload could not be read ({type(error).__name__}: {error})") from error
 
 
 def executed(tracer: Any) -> bytes:

@@ -26,6 +26,7 @@ from emotrace.testing.ndif_server.faults import Faults, Misfortune
 from emotrace.testing.ndif_server.jobs import LOST, KeptResult, Refusal, ServedJob
 from emotrace.testing.ndif_server.sandbox import BlockError, Sandbox
 from emotrace.testing.ndif_server.sockets import Socket, hang_up
+from emotrace.testing.ndif_server.theirs import Theirs
 
 Handler = Callable[["Loopback"], type[BaseHTTPRequestHandler]]
 
@@ -45,7 +46,7 @@ class Loopback:
 
     def __init__(
         self, models: dict[str, TransformersModel], keys: tuple[str, str], port: int, modes: dict[str, Any], handler: Handler,
-        sandbox: Sandbox,
+        sandbox: Sandbox | Theirs,
     ) -> None:  # fmt: skip
         self.models, self.keys, self.modes, self.handler = models, keys, dict(modes), handler
         self.sandbox = sandbox

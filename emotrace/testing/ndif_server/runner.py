@@ -26,6 +26,7 @@ from nnsight.modeling.mixins.meta import Meta
 
 from emotrace.testing.ndif_server import models
 from emotrace.testing.ndif_server.executing import executed, unpacked
+from emotrace.testing.ndif_server.jobs import Refusal
 from emotrace.testing.ndif_server.modes import Prints, cast
 from emotrace.testing.ndif_server.wire import Wire
 
@@ -87,7 +88,8 @@ def run(wire: Wire, model: TransformersModel) -> None:
         raise
     except BaseException as error:  # a block may raise anything; a traceback crosses as text
         shown = getattr(error, "__intervention_tb__", error.__traceback__)
-        text = "".join(traceback.format_exception(type(error), error, shown))
+        refused = isinstance(error, Refusal)  # before any of the block ran: a sentence
+        text = str(error) if refused else "".join(traceback.format_exception(type(error), error, shown))
         wire.send("raised", f"{type(error).__name__}: {error}", text)
 
 

@@ -20,6 +20,7 @@ from emotrace.testing.ndif_server.loopback import Loopback
 from emotrace.testing.ndif_server.modes import MODES
 from emotrace.testing.ndif_server.requests import FORM, handler, is_key
 from emotrace.testing.ndif_server.sandbox import Sandbox
+from emotrace.testing.ndif_server.theirs import Theirs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--window", type=float, metavar="SECONDS", default=MODES["window"])
     found.add_argument("--deploy-seconds", type=float, metavar="SECONDS", default=MODES["deploy_seconds"])
     found.add_argument("--state", action="append", default=[], metavar="NAME=STATE", help=f"of {', '.join(STATES)}")
+    found.add_argument(
+        "--ndif-src", type=Path, metavar="DIR", help="checkout of NDIF's server, whose sandbox runs blocks"
+    )
     found.add_argument("--execution-timeout", type=float, metavar="SECONDS")
     found.add_argument("--inline-limit", type=int, metavar="BYTES", default=MODES["inline_limit"])
     return found
@@ -63,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     threads = options["threads"] or torch.get_num_threads()
     split = [given.rpartition("=") for given in options["model"]]
     directories = {name or directory: Path(directory) for name, _, directory in split}
-    sandbox = Sandbox(directories, options["dtype"], threads)
+    theirs = options["ndif_src"]
+    sandbox = Theirs(theirs, directories) if theirs else Sandbox(directories, options["dtype"], threads)
     torch.set_num_threads(threads)
     up = {name: models.load(directory, options["dtype"]) for name, directory in directories.items()}
     modes = {m: options.get(m, MODES[m]) for m in MODES}
