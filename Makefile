@@ -65,7 +65,7 @@ benchmarks: $(READY)
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m hypothesis --hypothesis-profile=fuzz
 
-# Captures killed dozens of times at random moments, each to end with the bytes of one that was not, and what follows from the
+# Captures, ranks and Dask workers (extra `dask`) killed dozens of times at random moments, each to end with the bytes of one that was not, and what follows from the
 # sites of a family for the families that `make test` leaves out (minutes).
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from emotrace.ranks.leases import Leases
 
-POLL = 0.25
-"""Seconds between two looks at what the others do."""
+POLL, SELDOM = 0.25, 5.0
+"""Seconds between two looks at what the others do, at first and after a while."""
 
 
 class Shares:
@@ -38,10 +38,12 @@ class Shares:
 
     def wait(self) -> bool:
         """Wait for the other ranks: whether there is a piece that nobody works on any more; not where all are whole."""
+        pause = POLL
         while left := [piece for piece in range(self.pieces) if not self.done(piece)]:
             if not all(self.leases.live(name_of(piece)) for piece in left):
                 return True
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(SELDOM, 1.2 * pause)
         return False
 
     def done(self, piece: int) -> bool:

@@ -11,6 +11,10 @@ from emotrace.labels import EmotraceError
 from emotrace.ranks.rank import Rank
 
 
+WAIT = 300
+"""Seconds for which a cluster may be without a worker."""
+
+
 def on_workers(client: Any, work: Callable[[Rank], object], what: str) -> None:
     """Have every worker of a cluster carry out one rank; returns once all is whole.
 
@@ -24,7 +28,10 @@ def on_workers(client: Any, work: Callable[[Rank], object], what: str) -> None:
     """
     if not callable(getattr(client, "scheduler_info", None)):
         raise EmotraceError(f"{what}(client=<{type(client).__name__}>): a dask.distributed Client is due.")
-    client.wait_for_workers(1)
+    try:
+        client.wait_for_workers(1, timeout=WAIT)
+    except TimeoutError as error:
+        raise EmotraceError(f"{what}(client=…): the cluster has no worker after {WAIT} seconds.") from error
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
     futures = [
         client.submit(
