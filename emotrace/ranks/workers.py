@@ -10,7 +10,6 @@ from typing import Any
 from emotrace.labels import EmotraceError
 from emotrace.ranks.rank import Rank
 
-
 WAIT = 300
 """Seconds for which a cluster may be without a worker."""
 
