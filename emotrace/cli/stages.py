@@ -26,6 +26,7 @@ from emotrace.cli.options import (
 )
 from emotrace.cli.people import People
 from emotrace.defaults import BATCH_SIZE, MAX_NEW_TOKENS
+from emotrace.disk import is_url
 from emotrace.files import to_file, to_folder
 from emotrace.labels import EmotraceError
 
@@ -112,7 +113,7 @@ def capture(
     *,
     model: Model,
     prompts: PromptFile,
-    out: Annotated[Path, typer.Option(help="zarr store to write or to continue")],
+    out: Annotated[Path, typer.Option(help="zarr store to write or to continue, or a URL: s3://, gs://, az://")],
     read: Reading,
     replies: Annotated[Path | None, typer.Option(help="rows of `emotrace generate`, to follow the prompts")] = None,
     batch_size: BatchSize = BATCH_SIZE,
@@ -124,7 +125,8 @@ def capture(
     import emotrace as et
     from emotrace.replies.row import read_rows
 
-    to_folder(out, "--out", store=True)
+    if not is_url(out):
+        to_folder(out, "--out", store=True)
     where, rank = read.options, ranked.pair
     chosen = prompts.read()
     if replies is not None:

@@ -11,6 +11,7 @@ import typer
 from emotrace.cli.app import app
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.options import Store
+from emotrace.disk import is_url, located
 
 
 @app.command()
@@ -65,7 +66,7 @@ def repair(store: Annotated[Path, typer.Argument(help="an activation store, or a
     from emotrace import runlog
     from emotrace import store as stores
 
-    if not store.is_dir():
+    if not is_url(store) and not store.is_dir():
         aside = runlog.repair_rows(store)
         typer.echo(
             f"{len(aside)} damaged lines of {store} are in {store}.damaged now (lines {', '.join(map(str, aside))}): the "
@@ -91,7 +92,7 @@ def _again(store: Path) -> str:
     """The command that captured a store, as far as the store says."""
     from emotrace.store.mending import settings
 
-    return f"repeat the command that captured them ({settings(store).get('command') or 'not recorded'})"
+    return f"repeat the command that captured them ({settings(located(store)).get('command') or 'not recorded'})"
 
 
 @app.command()
