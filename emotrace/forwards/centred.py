@@ -120,7 +120,7 @@ def stream_directions(
             raise EmotraceError(
                 f"stream_directions(sites=…): {', '.join(acts.variables)} are several variables; stream one after the other."
             )
-        (variable,) = acts.variables
+        variable = next(iter(acts.variables))
         return source(acts[variable], variable, "all")
 
     example = means(range(1))

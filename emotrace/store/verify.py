@@ -94,7 +94,7 @@ def info(path: str | os.PathLike[str]) -> Info:
         "row_group": store["row_group"],
         "groups": acts.n_groups,
         "groups_committed": acts.n_groups_committed,
-        "groups_begun": begun(acts.path),
+        "groups_begun": begun(str(acts.path)),
         "bytes": len(acts) * sum(v.row_bytes for v in variables),
         "columns": list(acts.columns),
         "variables": {
