@@ -23,7 +23,6 @@ extensions = [
     "reference",
 ]
 exclude_patterns = ["_build", "README.md"]
-suppress_warnings = ["toc.empty_glob"]  # a caption whose pages are still to be written
 default_role = "py:obj"  # docstrings name things in single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature of the source says it
