@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ MODELS = {"torch", "transformers", "nnsight", "openai"}
 """What runs models, here or elsewhere."""
 SLOW = {"matplotlib", "sklearn", "scipy.stats", "scipy.linalg", "scipy.sparse"}
 """What takes long to import, and what only some functions need."""
+if importlib.util.find_spec("dask"):  # where it is there, xarray imports its arrays, and these import that
+    SLOW -= {"scipy.sparse"}
 TABLES = {"pandas", "xarray", "zarr"}
 
 
