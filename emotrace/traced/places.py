@@ -7,7 +7,8 @@ swap the value and never change a tensor in place, because captured tensors alia
 ``resid_pre`` (kind ``base``) as its base. Where the base was passed unread, ``mirror`` (the next norm's input) is read.
 
 A base belongs to its forward. nnsight counts visits where the model is; where a block runs apart from it, nothing is counted,
-and a forward is known by the order of the places that the block asks for: an earlier one after a later is another forward.
+and a forward is known by the step that the block is at, and by the order of the places that it asks for: an earlier one after a
+later is another forward.
 """
 
 from __future__ import annotations
@@ -203,9 +204,17 @@ def _pass(place: Place) -> None:
     mediator = worker()
     if mediator is None or place.order is None or counts(mediator):
         return
-    if place.order < getattr(mediator, "emotrace_order", place.order):
+    if place.order < _reached(mediator):
         mediator.emotrace_base = None
     mediator.emotrace_order = place.order
+
+
+def _reached(mediator: Any) -> float:
+    """The order of the place that a block asked for last in this forward; a new step of a loop has reached nothing."""
+    step = mediator.iteration  # None from the first place of a later step on
+    if step is not None and step != getattr(mediator, "emotrace_step", 0):
+        mediator.emotrace_step, mediator.emotrace_order, mediator.emotrace_base = step, -float("inf"), None
+    return getattr(mediator, "emotrace_order", -float("inf"))
 
 
 def _remember(place: Place, value: torch.Tensor) -> None:
@@ -233,15 +242,15 @@ def _base(place: Place, batch: int | None) -> torch.Tensor | None:
     mediator = worker()
     if mediator is None:
         return fetch(place.base, None, batch)
-    there = _location(place.base)
+    there, counted = _location(place.base), counts(mediator)
+    gone = not counted and _reached(mediator) > place.base.order
     last = getattr(mediator, "emotrace_base", None)
     if last is not None and last.location != there:
         last = None
-    if not counts(mediator):
+    if not counted:
         if last is not None:
             return last.value
-        passed = getattr(mediator, "emotrace_order", place.base.order) > place.base.order
-        return None if passed else fetch(place.base, None, batch)
+        return None if gone else fetch(place.base, None, batch)
     wanted = mediator.wanted(_location(place))
     if last is not None and last.visit == wanted:
         return last.value
