@@ -155,7 +155,8 @@ def main(
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result)
     write_json(run.path("report.json"), result)
-    write_rows(run.path("generations.jsonl"), study.generations(tested, methods, chosen))
+    answered = study.generations(tested, methods, chosen)
+    write_rows(run.path("generations.jsonl"), answered)
     run.finish()
     shown = {
         "doses": figures.doses(
@@ -168,7 +169,7 @@ def main(
     }  # fmt: skip
     page = report.publish(
         run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
-        report.Page(title="Emotion vectors", facts=study.facts(result), drawn=study.samples(tested, seed)),
+        report.Page(title="Emotion vectors", facts=study.facts(result), replies=answered, seed=seed),
     )  # fmt: skip
     print("\n".join(study.facts(result)))
     if lm.sites.remote is not None:

@@ -172,7 +172,8 @@ def main(
     }  # fmt: skip
     result["warnings"] = study.warnings(lm, the_judge, result) + ([truth["note"]] if truth.get("note") else [])
     write_json(run.path("report.json"), result)
-    write_rows(run.path("generations.jsonl"), study.generations(tested, methods, chosen))
+    answered = study.generations(tested, methods, chosen)
+    write_rows(run.path("generations.jsonl"), answered)
     run.finish()
     differences = found.statistics["difference"]
     facts = [*study.facts(result), *_facts(apart, result)]
@@ -189,7 +190,7 @@ def main(
     }  # fmt: skip
     page = report.publish(
         run.out, result, [Shown(name, "", figure) for name, figure in shown.items()], tables, run.manifest,
-        report.Page(title="Steering from labelled texts", facts=facts, drawn=study.samples(tested, seed)),
+        report.Page(title="Steering from labelled texts", facts=facts, replies=answered, seed=seed),
     )  # fmt: skip
     print("\n".join(facts))
     print(f"report: {page}")

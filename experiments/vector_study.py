@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -278,21 +277,3 @@ def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[s
     if shipped.is_shipped(lm.sites.identity):
         out.append(shipped.CAVEAT)
     return out
-
-
-def samples(rows: list[Row], seed: int, n: int = 5) -> list[dict[str, str | None]]:
-    """Some prompts with their replies at every dose, drawn without looking at the replies."""
-    names, emotions = (sorted({str(row.get(k)) for row in rows}) for k in ("prompt", "emotion"))
-    order = np.random.default_rng(seed).permutation(len(names))[:n]
-    picked = {(names[int(i)], emotions[at % len(emotions)]) for at, i in enumerate(order)}
-    return [
-        {
-            "query": row["query"],
-            "vector": row["emotion"],
-            "dose": f"{row['dose']:g}",
-            "reply": row["gen_text"],
-            "read as": row["verdict"]["predicted"],
-        }
-        for row in sorted(rows, key=lambda r: (r["prompt"], r["dose"]))
-        if (row["prompt"], row["emotion"]) in picked
-    ]

@@ -165,7 +165,7 @@ def test_a_figure(tmp_path):
     out = page.publish(tmp_path, {}, [Shown("mine", "Mine", figure)], {"scores": (scores, "Of two layers.")}, {})
     text = out.read_text()
     assert (tmp_path / "figures" / "mine.png").is_file()
-    assert all(words in text for words in ("figures/mine.png", "n = 2.", "Of two layers."))
+    assert all(words in text for words in ('id="figure-mine"', "n = 2.", "Of two layers."))
 
 
 def test_every_name_in_the_guide_is_there():

@@ -13,7 +13,7 @@ from emotrace.report.replies import accuracy_bars
 from emotrace.report.style import Picture
 from emotrace.signatures import typed
 
-ACROSS: Final = 80
+ACROSS: Final = 88
 """Characters of a line of a title."""
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from emotrace.report import arms, style
 from emotrace.report.replies import chance_of
@@ -43,7 +44,7 @@ def equal_kl(report: Mapping[str, Any]) -> Picture:
     style.axes(ax, f"Held-out training skeletons, n = {n} replies per point", "", f"replies read {_what(points)}")
     ax.set_xlabel("KL from the un-edited model, nats per token", fontsize=10, color=INK)
     style.percent_axis(ax, 1.13)
-    ax.set_ylim(bottom=-0.05)
+    ax.set_ylim(bottom=-0.09)
     style.chance_line(ax, chance_of(report))
     for i, (method, found) in enumerate(lines.items()):
         colour, marker = COLOURS.get(method, FAINT), MARKERS[i % len(MARKERS)]
@@ -52,9 +53,8 @@ def equal_kl(report: Mapping[str, Any]) -> Picture:
         if any("accuracy_fluent" in p for p in found):
             ax.plot(x, [style.number(p.get("accuracy")) for p in found], color=colour, linewidth=1, linestyle=":")
         ax.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.8, zorder=4)
-        for point, at, height in zip(found, x, y, strict=True):
+        for point, at in zip(found, x, strict=True):
             style.whisker(ax, at, style.interval(point), colour)
-            _beside(ax, point, at, height, colour, above=_is_above(at, height, method, lines))
     kls = [v for v in (style.number(p.get("kl")) for p in points) if math.isfinite(v)]
     if kls and min(kls) > 0 and max(kls) >= 8 * min(kls):
         ax.set_xscale("log")
@@ -80,6 +80,7 @@ def equal_kl(report: Mapping[str, Any]) -> Picture:
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    _label(figure, ax, lines)
     return figure
 
 
@@ -119,21 +120,37 @@ def dose_of(point: Point) -> str:
     return ""
 
 
-def _beside(ax: Axes, point: Point, x: float, y: float, colour: str, above: bool) -> None:
-    """The dose of a point, beyond its whisker."""
-    ends = [v for v in (y, *style.interval(point)) if math.isfinite(v)]
-    if dose_of(point) and ends:
-        ax.annotate(
-            dose_of(point), (x, max(ends) if above else min(ends)), (0, 4 if above else -4), textcoords="offset points",
-            fontsize=9, color=colour, ha="center", va="bottom" if above else "top", zorder=5,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
+def _label(figure: Picture, ax: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
+    """Doses beside the points, where there is room: over or under the whisker, or at a side; ends and best points first."""
+    figure.draw_without_rendering()  # where things stand is known once they are laid out
+    at = ax.transData.transform
+    taken: list[Bbox] = []
+    known = [(m, p, style.number(p["kl"]), shown(p)) for m, ps in lines.items() for p in ps if math.isfinite(shown(p))]
+    for _, point, x, y in known:
+        px, py = at((x, y))
+        taken.append(Bbox.from_bounds(px - 6, py - 6, 12, 12))
+        ends = style.interval(point)
+        if all(map(math.isfinite, ends)):
+            (_, low), (_, high) = at([(x, ends[0]), (x, ends[1])])
+            taken.append(Bbox.from_extents(px - 3, low, px + 3, high))
+    first = {id(p) for ps in lines.values() for p in (ps[0], ps[-1], max(ps, key=lambda p: np.nan_to_num(shown(p))))}
+    for method, point, x, y in sorted(known, key=lambda k: id(k[1]) not in first):
+        ends = [v for v in (y, *style.interval(point)) if math.isfinite(v)]
+        places = (
+            ((x, max(ends)), (0, 4), "center", "bottom"), ((x, min(ends)), (0, -4), "center", "top"),
+            ((x, y), (7, 0), "left", "center"), ((x, y), (-7, 0), "right", "center"),
         )  # fmt: skip
-
-
-def _is_above(x: float, y: float, method: str, lines: Mapping[str, Sequence[Point]]) -> bool:
-    """Whether no other method's line lies higher there."""
-    others = [ps for m, ps in lines.items() if m != method]
-    return all(np.interp(x, [p["kl"] for p in ps], [shown(p) for p in ps]) <= y for ps in others)
+        for where, offset, across, up in places if dose_of(point) else ():
+            text = ax.annotate(
+                dose_of(point), where, offset, textcoords="offset points", fontsize=9, color=COLOURS.get(method, FAINT),
+                ha=across, va=up, zorder=5, path_effects=[withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
+            box = text.get_window_extent()
+            inside = ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1 and ax.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def _name(method: str, points: Sequence[Point]) -> str:
@@ -150,7 +167,8 @@ def _caption(report: Mapping[str, Any]) -> str:
         the next token and p′ those of the edited model: how far a method moves the model, whatever it says. The title compares
         the methods at that KL, of all that both reach, at which the better one is best, interpolating between points. Solid:
         replies read as the asked emotion and fluent; dotted: read as asked, fluent or not. Whiskers are 95 % intervals of the
-        solid line, from a bootstrap over skeletons; n counts the judged replies of a point. All on training skeletons that
+        solid line, from a bootstrap over skeletons; n counts the judged replies of a point. Doses stand where there is room; the
+        table has all. All on training skeletons that
         neither directions nor circuits were fitted on; the test file was not touched"""
     if ((report.get("accuracy_fluent") or {}).get("prompt") or {}).get("overall"):
         text += ", but for the dashed line: what asking in words reaches there"

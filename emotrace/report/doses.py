@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,23 +14,23 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from emotrace.report import style
 from emotrace.report.replies import chance_of
-from emotrace.report.style import FAINT, INK, MARKERS, SERIES, Picture
+from emotrace.report.style import COLOURS, FAINT, INK, Picture
 from emotrace.signatures import typed
 
 Point = Mapping[str, Any]
 BAND = "#009E73"
 MOST = 6
-"""Lines in one figure."""
+"""Layer ranges in one figure."""
+LOOK: Final[dict[str, Any]] = {"color": COLOURS["steer"], "marker": "o", "markersize": 5, "linewidth": 1.6}
 
 
 @typed
 def dose_curve(report: Mapping[str, Any]) -> Picture:
-    """Accuracy, fluent accuracy and median perplexity against the dose, one line per layer range; the chosen point is marked.
+    """Accuracy, fluent accuracy and median perplexity against the dose, a panel per layer range; the chosen point is marked.
 
     Where several positions were tried, those of the chosen point are shown; of many layer ranges the `MOST` that reach most.
 
-    The ``ci95`` of a point is that of ``accuracy_fluent`` (of ``accuracy`` where that is absent). Layer ranges stand a little
-    beside each other so that intervals can be told apart.
+    The ``ci95`` of a point is that of ``accuracy_fluent`` (of ``accuracy`` where that is absent). All panels have one scale.
 
     Args:
         report: needs ``sweep``; uses ``chosen``, ``fluency.bounds.perplexity`` and ``dose_unit``, the name of the dose axis.
@@ -44,45 +44,73 @@ def dose_curve(report: Mapping[str, Any]) -> Picture:
     for point in sorted(sweep, key=lambda p: (min(p["layers"]), len(p["layers"]), p["dose"])):
         ranges.setdefault(style.layer_range(point["layers"]), []).append(point)
     perplexity = any(math.isfinite(style.number(p.get("perplexity"))) for p in sweep)
-    figure = style.canvas(7.2 if perplexity else 4.8, _claim(sweep, chosen), _caption(report, chosen))
-    panels = list(
-        figure.subplots(1 + perplexity, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + perplexity])[:, 0]
+    across = len(ranges) if len(ranges) < 4 else 3 if len(ranges) != 4 else 2
+    down = math.ceil(len(ranges) / across)
+    figure = style.canvas(1.2 + down * (3.4 if perplexity else 2.4), _claim(sweep, chosen), _caption(report, chosen))
+    each = 1 + perplexity
+    panels = figure.subplots(
+        each * down, across, sharex=True, squeeze=False, height_ratios=[1.7, 1][:each] * down, sharey=False
     )
-    n = style.span([int(p["n"]) for p in sweep if "n" in p])
-    style.axes(panels[0], f"Held-out training skeletons, n = {n} replies per point", "", "replies read as asked")
-    style.percent_axis(panels[0], 1.06)
-    style.chance_line(panels[0], chance_of(report))
     places = _places(sorted({style.number(p["dose"]) for p in sweep}))
-    step = 0.012 * (max(places.values()) - min(places.values()) or 1.0)
-    for i, points in enumerate(ranges.values()):
-        look = {
-            "color": SERIES[i % len(SERIES)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 5,
-            "linewidth": 1.6,
-        }
-        x = [places[style.number(p["dose"])] + step * (i - (len(ranges) - 1) / 2) for p in points]
-        read = [style.number(p.get("accuracy")) for p in points]
-        panels[0].plot(x, read, color=look["color"], linewidth=1, linestyle=":")
-        shown = [_shown(p) for p in points]
-        panels[0].plot(x, shown, zorder=4, **look)
-        for at, point in zip(x, points, strict=True):
-            style.whisker(panels[0], at, style.interval(point), look["color"])
-        values = [style.number(p.get("perplexity")) for p in points]
+    for ax in panels.ravel():
+        ax.set_axis_off()
+    costs: list[Axes] = []
+    for i, (name, points) in enumerate(ranges.items()):
+        row, column = each * (i // across), i % across
+        last = i + across >= len(ranges)
+        above = panels[row, column]
+        above.set_axis_on()
+        _accuracy(above, points, places, report, f"layers {name}", column == 0)
         if perplexity:
-            panels[1].plot(x, values, **look)
-        for at, point, both in zip(x, points, zip(shown, values, strict=True), strict=True):
-            if _is_chosen(point, chosen):
-                for ax, y in zip(panels, both, strict=False):
-                    ax.plot([at], [y], marker="*", markersize=16, zorder=6, linestyle="none", markerfacecolor="#F0E442",
-                            markeredgecolor=INK)  # fmt: skip
-    if perplexity:
-        _perplexity_axis(panels[1], report)
-    panels[-1].set_xticks(list(places.values()), [f"{d:g}" for d in places])
-    panels[-1].set_xlabel(str(report.get("dose_unit") or "dose"), fontsize=10, color=INK)
-    handles = _handles(report, list(ranges), perplexity)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+            costs.append(panels[row + 1, column])
+            costs[-1].set_axis_on()
+            values = [style.number(p.get("perplexity")) for p in points]
+            costs[-1].plot([places[style.number(p["dose"])] for p in points], values, **LOOK)
+            _perplexity_axis(costs[-1], report, column == 0)
+        mine = panels[row : row + each, column]
+        for ax, shown in zip(mine, (_shown, _perplexity), strict=False):
+            _star(ax, points, places, chosen, shown)
+            ax.tick_params(labelbottom=last and ax is mine[-1])
+        mine[-1].set_xticks(list(places.values()), [f"{d:g}" for d in places], fontsize=8.5)
+        mine[-1].set_xlabel(str(report.get("dose_unit") or "dose") if last else "", fontsize=10, color=INK)
+    if costs:
+        bounds = [ax.get_ylim() for ax in costs]
+        for ax in costs:
+            ax.set_ylim(min(low for low, _ in bounds), max(high for _, high in bounds))
+            _log_ticks(ax)
+    figure.legend(handles=_handles(report, perplexity), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
+
+
+def _accuracy(
+    ax: Axes, points: Sequence[Point], places: Mapping[float, float], report: Mapping[str, Any], name: str, first: bool
+) -> None:
+    """Accuracy and fluent accuracy of one layer range by dose."""
+    n = style.span([int(p["n"]) for p in points if "n" in p])
+    style.axes(ax, f"{name} (n = {n} a point)", "", "replies read as asked" if first else "")
+    style.percent_axis(ax, 1.06)
+    style.chance_line(ax, chance_of(report))
+    x = [places[style.number(p["dose"])] for p in points]
+    ax.plot(x, [style.number(p.get("accuracy")) for p in points], color=LOOK["color"], linewidth=1, linestyle=":")
+    ax.plot(x, [_shown(p) for p in points], zorder=4, **LOOK)
+    for at, point in zip(x, points, strict=True):
+        style.whisker(ax, at, style.interval(point), LOOK["color"])
+    ax.tick_params(labelleft=first)
+
+
+def _star(
+    ax: Axes, points: Sequence[Point], places: Mapping[float, float], chosen: Point, shown: Callable[[Point], float]
+) -> None:
+    for point in points:
+        if _is_chosen(point, chosen):
+            ax.plot(
+                [places[style.number(point["dose"])]], [shown(point)], marker="*", markersize=16, zorder=6, linestyle="none",
+                markerfacecolor="#F0E442", markeredgecolor=INK,
+            )  # fmt: skip
+
+
+def _perplexity(point: Point) -> float:
+    return style.number(point.get("perplexity"))
 
 
 def _of_interest(sweep: Sequence[Point], chosen: Point) -> list[Point]:
@@ -105,21 +133,12 @@ def _places(doses: Sequence[float]) -> dict[float, float]:
     return {d: d for d in doses}
 
 
-def _handles(report: Mapping[str, Any], ranges: Sequence[str], perplexity: bool) -> list[Any]:
+def _handles(report: Mapping[str, Any], perplexity: bool) -> list[Any]:
     out: list[Any] = [
         Line2D(
-            [],
-            [],
-            color=SERIES[i % len(SERIES)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=5,
-            label=f"layers {name}",
-        )
-        for i, name in enumerate(ranges)
-    ]
-    out += [
-        Line2D([], [], color=FAINT, linewidth=1.6, label="read as asked and fluent"),
-        Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="read as asked"),
+            [], [], label="read as asked and fluent; perplexity" if perplexity else "read as asked and fluent", **LOOK
+        ),
+        Line2D([], [], color=LOOK["color"], linewidth=1, linestyle=":", label="read as asked, fluent or not"),
         Line2D([], [], color=FAINT, marker="_", linestyle="none", markersize=8, label="95 % interval"),
         Line2D(
             [], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance_of(report))}"
@@ -133,15 +152,18 @@ def _handles(report: Mapping[str, Any], ranges: Sequence[str], perplexity: bool)
     return out
 
 
-def _perplexity_axis(ax: Axes, report: Mapping[str, Any]) -> None:
-    style.axes(ax, "Median perplexity of the replies under the un-edited model (log scale)", "", "perplexity")
+def _perplexity_axis(ax: Axes, report: Mapping[str, Any], first: bool) -> None:
+    style.axes(ax, "", "", "perplexity" if first else "")
     ax.set_yscale("log")
     bounds = _bounds(report)
     if bounds:
         ax.axhspan(bounds[0], bounds[1], color=BAND, alpha=0.12, linewidth=0, zorder=0)
+    ax.tick_params(labelleft=first)
+
+
+def _log_ticks(ax: Axes) -> None:
     low, high = ax.get_ylim()
-    wide = high > 300 * low
-    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}" if v < 1e5 else f"{v:.0e}")
     ax.yaxis.set_minor_locator(NullLocator())
 
@@ -169,7 +191,7 @@ def _caption(report: Mapping[str, Any], chosen: Point) -> str:
         fitted on, the best settings on more of them than the others; the test file was not touched.
         Solid: replies read as the asked emotion and fluent; dotted: read as asked, fluent or not. Whiskers are 95 % intervals
         of the solid line, from a bootstrap over skeletons; n counts the judged replies of a point. Perplexity is that of the
-        reply under the un-edited model, after the prompt without the emotion sentence."""
+        reply under the un-edited model, after the prompt without the emotion sentence (below, log scale)."""
     if _bounds(report):
         text += " The green band holds the 1st to 99th percentile of the prompted replies to the training skeletons."
     if "layers" in chosen and "dose" in chosen:

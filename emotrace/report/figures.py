@@ -11,15 +11,17 @@ from emotrace.report import arms, style
 from emotrace.report.attention import attention_patterns
 from emotrace.report.circuits import circuit_map
 from emotrace.report.comparison import equal_kl
+from emotrace.report.curves import effect_curves
 from emotrace.report.doses import dose_curve
-from emotrace.report.effects import effect_curves, influence_profile
+from emotrace.report.effects import influence_profile
 from emotrace.report.frontiers import frontier
 from emotrace.report.geometry import chosen_layer, similarity_maps
 from emotrace.report.layers import agnosticism, layer_profile
 from emotrace.report.overlap import circuit_overlap
 from emotrace.report.parts import CircuitParts
 from emotrace.report.replies import accuracy_bars, confusion
-from emotrace.report.style import Picture, save_figure
+from emotrace.report.saved import save_figure
+from emotrace.report.style import Picture
 from emotrace.signatures import typed
 
 __all__ = [

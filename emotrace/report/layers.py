@@ -23,6 +23,8 @@ from emotrace.signatures import typed
 def agnosticism(found: xr.Dataset) -> Picture:
     """Held-out accuracy and cosine of disjoint parts per layer, one column per factor left out, one colour per sublayer.
 
+    Where all accuracies lie far above what shuffled labels reach, their axis begins just below the lowest, and says so.
+
     Above: accuracy over all held-out rows with its 95 % interval; thin line: the worst level; grey: up to the highest
     accuracy of the shuffled labels; dashed: chance. Below: cosine of the direction without a level to that of the level alone,
     mean over levels and emotions; thin line: the lowest of them with its own 95 % interval; grey: up to the mean of random
@@ -44,7 +46,9 @@ def agnosticism(found: xr.Dataset) -> Picture:
     layers = found["layer"].values
     chance = float(found.attrs.get("chance", 1 / found.sizes[found.attrs.get("label", "emotion")]))
     figure = style.canvas(6.6, _agnosticism_claim(found, factors), _agnosticism_caption(found))
-    panels = figure.subplots(2, len(factors), squeeze=False, sharex=True, sharey="row", height_ratios=[1.4, 1])
+    bottom = _bottom(found)
+    heights = [1, 1.4] if bottom else [1.4, 1]  # where all accuracies are high, the cosines tell layers apart
+    panels = figure.subplots(2, len(factors), squeeze=False, sharex=True, sharey="row", height_ratios=heights)
     n_all = int(found.attrs.get("n_groups", 0))
     lowest: list[float] = []
     for column, factor in enumerate(factors):
@@ -54,12 +58,17 @@ def agnosticism(found: xr.Dataset) -> Picture:
         n = f"{int(of.sum())} levels" + (f", n = {n_all:,} groups" if n_all else "")
         style.axes(top, f"Leave one {factor} out ({n})", "", "held-out accuracy" if column == 0 else "")
         style.axes(low, "", "layer", "cosine" if column == 0 else "")
-        style.percent_axis(top, 1.05)
+        _zoomed(top, bottom)
         null = found["null_max"].sel(factor=factor).max("sublayer").values
-        top.fill_between(
-            layers, 0, null, color="#bbbbbb", alpha=0.45, linewidth=0, step="mid" if len(layers) > 1 else None
-        )
-        style.chance_line(top, chance)
+        if bottom:
+            said = (
+                f"axis from {style.percent(bottom)}: shuffled labels reach at most {style.percent(float(null.max()))}"
+            )
+            top.text(0.02, 0.03, said, transform=top.transAxes, fontsize=9, color=INK)
+        else:
+            step = "mid" if len(layers) > 1 else None
+            top.fill_between(layers, 0, null, color="#bbbbbb", alpha=0.45, linewidth=0, step=step)
+            style.chance_line(top, chance)
         for i, sub in enumerate(subs):
             look = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4.5}
             shift = layers + 0.08 * (i - (len(subs) - 1) / 2)
@@ -74,12 +83,13 @@ def agnosticism(found: xr.Dataset) -> Picture:
         random = part["cosine_random_context"].mean(every).max("sublayer").values
         low.plot(layers, random, color="#888888", linewidth=2.2, alpha=0.7, zorder=1)
         layer_ticks(low, layers)
-    floor = min(0.9, math.floor(10 * min(lowest)) / 10)
+    floor = _floor(min(lowest))
     for low in panels[1]:
         low.set_ylim(floor, 1 + 0.05 * (1 - floor))
-        low.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        if floor <= 0:
+            low.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     panels[1, 0].set_title(
-        f"Cosine of a level's direction to that of the others (axis from {floor:.1f})".replace("-", "−"),
+        f"Cosine of a level's direction to that of the others (axis from {floor:g})".replace("-", "−"),
         fontsize=10.5,
         loc="left",
     )
@@ -89,12 +99,37 @@ def agnosticism(found: xr.Dataset) -> Picture:
         *_sublayer_handles(subs),
         Line2D([], [], color=FAINT, linewidth=1, linestyle=":", label="worst level (below: and emotion)"),
         Line2D([], [], color=FAINT, marker="_", linestyle="none", markersize=8, label="95 % interval"),
-        Patch(facecolor="#bbbbbb", alpha=0.45, label=null_name),
+        *([] if bottom else [Patch(facecolor="#bbbbbb", alpha=0.45, label=null_name)]),
         Line2D([], [], color="#888888", linewidth=2.2, alpha=0.7, label="random contexts of that size"),
-        Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"chance {style.percent(chance)}"),
     ]
+    if not bottom:
+        name = f"chance {style.percent(chance)}"
+        handles.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=name))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
+
+
+def _bottom(found: xr.Dataset) -> float:
+    """Where the axis of accuracy begins: at 0, or, where all of it lies far above what shuffled labels reach, just below it."""
+    lowest = min(float(found["accuracy_ci"].min()), float(found["accuracy_by_level"].min()))
+    bottom = math.floor(20 * lowest - 1e-9) / 20
+    return min(bottom, 0.95) if bottom >= 0.6 and bottom > float(found["null_max"].max()) else 0.0
+
+
+def _floor(lowest: float) -> float:
+    """Where the axis of cosines begins: the next tenth below the lowest, or the next tenth of what is left to 1."""
+    digits = 1 if lowest < 0.9 else min(4, math.ceil(-math.log10(max(1 - lowest, 1e-4))) + 1)
+    return round(math.floor(10**digits * lowest) / 10**digits, digits)
+
+
+def _zoomed(ax: Axes, bottom: float) -> None:
+    """An axis of shares from ``bottom`` on, with room above."""
+    if not bottom:
+        style.percent_axis(ax, 1.05)
+        return
+    ticks = np.linspace(bottom, 1, 6)
+    ax.set_yticks(ticks, [f"{100 * t:.0f} %" for t in ticks])
+    ax.set_ylim(bottom - 0.12 * (1 - bottom), 1 + 0.06 * (1 - bottom))
 
 
 @typed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from emotrace.replies.arms import SCORES
@@ -71,22 +71,46 @@ def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
     return out
 
 
+def claims(report: Mapping[str, Any], figures: Sequence[str]) -> list[dict[str, Any]]:
+    """Every claim with its tests in words, and the figure that shows it, if it is one of these.
+
+    Its whole sentence stands there where its tests do not say why it is, or is not, shown.
+    """
+    verdicts = {True: ("holds", "yes"), False: ("not shown", "no"), None: ("not tested", "")}
+    out = []
+    for claim in report.get("claims") or []:
+        verdict, right = verdicts[claim["holds"]]
+        tests = claim.get("tests") or []
+        lost = any(not test.get("holds") for test in tests)
+        out.append(
+            {
+                "says": str(claim["short"]).split(": ", 1)[-1], "verdict": verdict, "right": right,
+                "sentence": "" if tests and (lost or claim["holds"]) else str(claim["sentence"]),
+                "control": str(claim["control"]), "tests": [_test(test) for test in tests],
+                "missing": ", ".join(map(str, claim.get("missing") or [])),
+                "figure": claim["figure"] if claim.get("figure") in figures else "",
+            }
+        )  # fmt: skip
+    return out
+
+
+def _test(test: Mapping[str, Any]) -> str:
+    """``circuit − none, accuracy fluent: +50.0 points [33.3, 66.7], p .002, Holm's p .01, 24 skeletons: won``."""
+    row = paired({"paired": [test]})[0]
+    said = [f"{row['difference']} {row['interval']}".strip(), f"p {row['p']}"]
+    said += [f"Holm's p {row['holm']}"] * bool(row["holm"]) + [f"{row['n']} skeletons"]
+    won = {True: ": won", False: ": not won"}.get(test.get("holds"), "")  # type: ignore[arg-type] - absent is neither
+    return f"{row['a']} − {row['b']}, {row['score']}: {', '.join(said)}{won}"
+
+
 def grids(report: Mapping[str, Any]) -> list[Grid]:
-    """The tables under the headline numbers: claims, scores, lifts, paired tests; those of which there is something."""
+    """The tables of scores, lifts and paired tests, and by emotion; those of which there is something."""
     methods, tests = scores(report), paired(report)
     corrected = any(row["holm"] for row in tests)
     more = {k: name for k, name in MORE.items() if any(row[k] != "–" for row in methods)}
     scored = any(row["score"] for row in tests)
     interval = "95 % interval from a bootstrap over skeletons, p from sign flips over skeletons"
     found = [
-        Grid(
-            "What the run shows. A claim holds where each of its comparisons is above 0 with Holm's p, corrected over the "
-            "comparisons of all claims, below .05; p comes from exchanging arms within skeletons.",
-            ["claim", "rules out"],
-            [[str(claim["sentence"]), str(claim["control"])] for claim in report.get("claims") or []],
-            texts=2,
-            id="claims",
-        ),
         Grid(
             "Share of replies whose emotion, as read by a judge who does not know what was asked, is the asked one; 95 % "
             "intervals from a bootstrap over skeletons. Worst case: every unjudged reply counts as a miss. Of several draws "

@@ -1,4 +1,4 @@
-"""Page: one HTML file that shows a run; everything that comes from a model or a file is escaped."""
+"""Page: one HTML file that shows a run, pictures and replies inside; everything that comes from a model or a file is escaped."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Final
 import jinja2
 import pandas as pd
 import xarray as xr
+from markupsafe import Markup
 
 from emotrace import disk
 from emotrace.labels import EmotraceError, filenames
 from emotrace.replies import Row
-from emotrace.report import components, figures, numbers, style, tables
+from emotrace.report import components, explorer, figures, numbers, saved, style, tables
 from emotrace.report.figures import Shown
 from emotrace.report.numbers import Grid
 from emotrace.report.parts import CircuitParts
-from emotrace.report.samples import samples
 from emotrace.signatures import typed
 from emotrace.texts import as_bytes
 
@@ -48,16 +48,16 @@ class Page:
     Attributes:
         title: of the page; by default it names the model.
         facts: sentences at the top.
-        drawn: replies that were drawn without looking, mappings with the same fields.
-        side_by_side: of `samples`.
+        replies: rows of generations.jsonl: all of them are on the page, to be filtered and compared.
+        projections: of `explorer.data`: what is shown at the tokens of replies.
         circuits: whose tokens and prompts are shown.
-        seed: by which ``side_by_side`` was drawn.
+        seed: of the order of the replies' prompts, drawn without looking at any reply.
     """
 
     title: str = ""
     facts: Sequence[str] = ()
-    drawn: Sequence[Mapping[str, Any]] = ()
-    side_by_side: Sequence[Mapping[str, Any]] = ()
+    replies: Iterable[Row] = ()
+    projections: Mapping[str, xr.DataArray] = field(default_factory=dict)
     circuits: CircuitParts = field(default_factory=CircuitParts)
     seed: int = 0
 
@@ -72,19 +72,21 @@ def write(
     manifest: Mapping[str, Any] | None = None,
     *,
     circuits: Mapping[str, Any] | CircuitParts | None = None,
+    projections: Mapping[str, xr.DataArray] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write ``figures/*.png``, ``tables/*.csv`` and ``report.html`` of a run; absent parts are left out.
+    """Write ``report.html`` of a run, whole by itself, ``figures/`` and ``tables/*.csv``; absent parts are left out.
 
     Args:
         out_dir: folder of the run.
         report: content of report.json.
-        rows: of generations.jsonl, for the replies side by side.
+        rows: of generations.jsonl; the page holds all replies.
         directions: of `directions.centered_mean`.
         agnosticism: of `directions.context_agnosticism`.
         manifest: content of manifest.json.
         circuits: `CircuitParts`, or a mapping of its fields: circuit, contributions, curves, influence and what else there is.
-        seed: which skeletons are shown side by side: drawn without looking at the replies.
+        projections: method → ``[token]`` of `directions.project` at the tokens of its replies, shown there.
+        seed: of the order of the replies' prompts, drawn without looking at any reply.
 
     Returns:
         The path of report.html.
@@ -97,7 +99,7 @@ def write(
         raise EmotraceError(f"report.write(out_dir={str(out)!r}): that is a file; give a folder.")
     shown = figures.draw(report, directions, agnosticism, parts)
     frames = tables.frames(report, agnosticism, parts)
-    page = Page(circuits=parts, side_by_side=samples(rows, seed=seed), seed=seed)
+    page = Page(circuits=parts, replies=rows, projections=projections or {}, seed=seed)
     return publish(out, report, shown, frames, manifest or {}, page)
 
 
@@ -106,7 +108,7 @@ def publish(
     out: Path, result: Mapping[str, Any], shown: Sequence[Shown], tables: Mapping[str, Table], manifest: Mapping[str, Any],
     page: Page | None = None,
 ) -> Path:  # fmt: skip
-    """Figures as PNG, tables as CSV, and the page that shows them; everything that a model or a file said is escaped.
+    """Figures as PNG, SVG and PDF, tables as CSV, and the page that holds them; what a model or a file said is escaped.
 
     Args:
         out: folder of the run.
@@ -124,9 +126,12 @@ def publish(
     """
     for names in ([one.name for one in shown], list(tables)):
         filenames(names, str(out))
-    text = render(result, shown, tables, manifest, page)
-    for one in shown:
-        style.save_figure(one.figure, out / "figures" / f"{one.name}.png")
+    files = {one.name: saved.every(one.figure) for one in shown}
+    pictures = [_picture(one, files[one.name]["svg"]) for one in shown]
+    text = _text(result, pictures, tables, manifest, page or Page())
+    for name, endings in files.items():
+        for ending, content in endings.items():
+            disk.replace_file(out / "figures" / f"{name}.{ending}", content)
     for name, table in tables.items():
         frame = table[0] if isinstance(table, tuple) else table
         written = frame.to_csv(index=False, lineterminator="\n")
@@ -143,7 +148,7 @@ def render(
     manifest: Mapping[str, Any] | None = None,
     page: Page | None = None,
 ) -> str:
-    """The page as text; figures and tables are named by relative path.
+    """The page as text, its figures and replies inside.
 
     Args:
         report: content of report.json.
@@ -152,7 +157,14 @@ def render(
         manifest: of the run; its ``command`` repeats it.
         page: what else it says.
     """
-    manifest, page = manifest or {}, page or Page()
+    pictures = [_picture(one, saved.drawn(one.figure, "svg")) for one in shown]
+    return _text(report, pictures, tables or {}, manifest or {}, page or Page())
+
+
+def _text(
+    report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], tables: Mapping[str, Table], manifest: Mapping[str, Any],
+    page: Page,
+) -> str:  # fmt: skip
     model = _model(report, manifest)
     return _ENV.get_template("page.html").render(
         title=page.title or f"Emotion in {model}",
@@ -163,36 +175,38 @@ def render(
         notices=notices(report),
         headlines=numbers.headlines(report),
         published=numbers.published(report),
+        claims=numbers.claims(report, [one["name"] for one in pictures]),
         grids=numbers.grids(report),
-        figures=[_figure(one) for one in shown],
+        figures=pictures,
         tokens=components.token_rows(page.circuits.tokens),
         prompts=components.prompt_rows(page.circuits.top_prompts),
         reply_tokens=components.token_lines(page.circuits.reply_tokens),
         replies_read=(report.get("reply_tokens") or {}).get("of", "replies"),
-        samples=page.side_by_side,
-        seed=page.seed,
-        shown=[*_drawn(page.drawn), *_tables(tables or {}), *numbers.fluency(report)],
-        files=[f"{name}.csv" for name in tables or {}],
+        replies=explorer.data(page.replies, page.seed, page.projections),
+        shown=[*_tables(tables), *numbers.fluency(report)],
+        files=[f"{name}.csv" for name in tables],
         manifest=flat({k: v for k, v in manifest.items() if k != "command"}),
         command=str(manifest.get("command", "")),
+        look=_beside("page.css"),
+        script=_beside("page.js"),
     )
 
 
-def _figure(one: Shown) -> dict[str, Any]:
+def _beside(name: str) -> Markup:
+    """A file of this room that stands in the page as it is."""
+    return Markup(Path(__file__).with_name(name).read_text("utf-8"))
+
+
+def _picture(one: Shown, svg: bytes) -> dict[str, Any]:
     claim = style.claim(one.figure)
     return {
-        "src": f"figures/{one.name}.png",
+        "name": one.name,
+        "src": saved.inside(svg),
         "heading": one.heading or claim,
         "caption": one.figure.caption,
         "alt": f"{one.heading}: {claim}." if one.heading else claim,
         "pixels": [round(i * style.DPI) for i in one.figure.get_size_inches()],
     }
-
-
-def _drawn(rows: Sequence[Mapping[str, Any]]) -> list[Grid]:
-    """The table of replies; none where there are none."""
-    texts = [[str(value) for value in row.values()] for row in rows]
-    return [Grid("", list(rows[0]), texts, "Replies, drawn without looking", len(rows[0]))] if rows else []
 
 
 def _tables(tables: Mapping[str, Table]) -> list[Grid]:

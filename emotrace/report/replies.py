@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from emotrace.arms import ARMS
 from emotrace.labels import ANSWERS
@@ -21,6 +22,8 @@ from emotrace.signatures import typed
 
 CONTROLS: Final = tuple(arm.name for arm in ARMS.values() if arm.control)
 """What a method must beat; the highest of them is its best control."""
+FIXED: Final = "none"
+"""The un-edited model, asked for nothing: the same replies whatever emotion is aimed at."""
 CROWDED: Final = 7
 """From so many methods on names are broken, and legends have two lines."""
 CONTROLLED: Final = ("circuit", "steer")
@@ -90,13 +93,15 @@ def confusion(report: Mapping[str, Any]) -> Picture:
     answers = {str(a) for m in methods for row in tables[m].values() for a, n in row.items() if n or a in ANSWERS}
     columns = style.in_order(answers | set(ANSWERS))
     asked = style.emotions_of({e: 0 for m in methods for e in tables[m]})
-    across = 2 if len(methods) in (1, 2, 4) else 3
+    across = _across(len(methods))
     down = math.ceil(len(methods) / across)
+    spare = across * down > len(methods)  # what holds no matrix holds the scale
     caption = """Rows are the emotion that was asked for, columns the blind judge's answer; numbers are percentages of the
         replies of a row, without an interval (those of the diagonal are in the figure above). n counts the replies of all rows
         of a method, over all draws where it was drawn several times. The replies of none were asked for no emotion: they
         are the same in every row, and their distribution is what the model says by itself."""
-    figure = style.canvas(0.9 + (2.75 if across == 3 else 3.3) * down, _confusion_claim(tables, methods), caption)
+    side = {1: 3.6, 2: 3.3, 3: 2.75, 4: 2.35}[across]
+    figure = style.canvas(0.9 + side * down, _confusion_claim(tables, methods), caption)
     panels = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
     image = None
     for i, (ax, method) in enumerate(zip(panels, methods, strict=False)):
@@ -104,19 +109,33 @@ def confusion(report: Mapping[str, Any]) -> Picture:
         total = counts.sum(1, keepdims=True)
         share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
         rows = asked if i % across == 0 else [""] * len(asked)
-        image = heat(ax, share, columns, rows, turn=50, text=_cell, vmin=0, vmax=1)
+        image = heat(ax, share, columns, rows, turn=50, text=_cell, vmin=0, vmax=1, size=9 if across < 4 else 7.5)
         style.titled(
-            ax, f"{method}  (n = {int(counts.sum()):,})", "blind answer" if i + across >= len(methods) else "",
-            "asked emotion" if i % across == 0 else "",
+            ax, f"{method} (n = {int(counts.sum()):,})", "blind answer" if i + across >= len(methods) else "",
+            "asked emotion" if i % across == 0 else "", size=10.5 if across < 4 else 9,
         )  # fmt: skip
     for ax in panels[len(methods) :]:
         ax.set_axis_off()
     if image is not None:
-        bar = scale(figure, image, "share of the replies of a row", ax=panels.tolist(), shrink=0.7, aspect=30, pad=0.01)
+        where: dict[str, Any] = {"ax": panels.tolist(), "shrink": 0.7, "aspect": 30, "pad": 0.01}
+        if spare:
+            where = {"cax": panels[-1].inset_axes((0.1, 0.5, 0.8, 0.08)), "orientation": "horizontal"}
+        bar = scale(figure, image, "share of the replies of a row", **where)
         chance = 1 / max(len(asked), 1)
-        bar.ax.axhline(chance, color="#D55E00", linewidth=1.5)
-        bar.set_ticks([0, chance, 0.5, 1], labels=["0 %", f"chance\n{style.percent(chance)}", "50 %", "100 %"])
+        (bar.ax.axvline if spare else bar.ax.axhline)(chance, color="#D55E00", linewidth=1.5)
+        if spare:
+            bar.ax.text(chance, 1.3, f"chance {style.percent(chance)}", ha="center", va="bottom", fontsize=9, color=INK)
+            bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+        else:
+            bar.set_ticks([0, chance, 0.5, 1], labels=["0 %", f"chance\n{style.percent(chance)}", "50 %", "100 %"])
     return figure
+
+
+def _across(n: int) -> int:
+    """Columns of so many matrices, of which none stands in a row alone."""
+    if n <= 2 or n == 4:
+        return min(n, 2)
+    return 4 if n % 3 == 1 or n > 9 else 3
 
 
 def chance_of(report: Mapping[str, Any]) -> float:
@@ -141,7 +160,8 @@ def _overall(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str
                 {"facecolor": colour} if not hatched else {"facecolor": "white", "hatch": "////", "alpha": 0.9}
             )
             ax.bar(x, 0 if math.isnan(value) else value, width=0.38, edgecolor=colour, linewidth=1, **face)
-            style.whisker(ax, x, style.interval(one))
+            if method != FIXED:
+                style.whisker(ax, x, style.interval(one))
             draws = _draws(one)
             ax.plot(
                 x + np.linspace(-0.08, 0.08, len(draws)) if len(draws) > 1 else [x] * len(draws),
@@ -153,8 +173,12 @@ def _overall(ax: Axes, accuracy: Mapping, fluent: Mapping, methods: Sequence[str
                 markeredgecolor=INK,
                 zorder=4,
             )
-            top = np.nanmax([value, style.interval(one)[1], *draws]) if math.isfinite(value) else 0
-            ax.text(x, top + 0.025, style.percent(value), ha="center", va="bottom", fontsize=9, color=INK)
+            ends = [] if method == FIXED else [style.interval(one)[1]]
+            top = np.nanmax([value, *ends, *draws]) if math.isfinite(value) else 0
+            halo = [withStroke(linewidth=3, foreground="white")]  # the line of chance may run behind it
+            ax.text(
+                x, top + 0.025, style.percent(value), ha="center", va="bottom", fontsize=9, color=INK, path_effects=halo
+            )
         names.append(_method_label(method, leaf, len(methods) >= CROWDED))
     ax.set_xticks(range(len(methods)), names, fontsize=9)
     ax.set_xlim(-0.6, len(methods) - 0.4)
@@ -179,7 +203,8 @@ def _by_emotion(
             ax.bar(
                 x, 0 if math.isnan(value) else value, width=width * 0.92, color=COLOURS.get(method, FAINT), label=label
             )
-            style.whisker(ax, x, style.interval(leaf), width=0.8)
+            if method != FIXED:
+                style.whisker(ax, x, style.interval(leaf), width=0.8)
             second = style.number((fluent.get(method) or {}).get("by_emotion", {}).get(name))
             if math.isfinite(second):
                 ax.hlines(second, x - 0.36 * width, x + 0.36 * width, color="white", linewidth=3, zorder=3.2)
@@ -238,7 +263,8 @@ def _accuracy_caption(report: Mapping[str, Any], chance: float) -> str:
         seventh answer. Chance ({style.percent(chance)}) is the most that replies reach on average which ignore the asked
         emotion. n is the number of judged replies; unjudged ones are left out, and the table states the worst case, in which
         all of them miss. Whiskers are 95 % intervals from a bootstrap over skeletons (Wilson's where every skeleton scores
-        the same)."""
+        the same). none has no whiskers: its replies are the same whatever is aimed at, so that chance bounds it by design; by
+        emotion it is what the model says by itself."""
     if report.get("accuracy_fluent"):
         text += """ Hatched bars, and the ticks below, count a reply only if it matches and its perplexity, length and
             repetition lie within the 1st to 99th percentile of the same model's prompted replies to the training skeletons."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
@@ -17,11 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from emotrace import disk
 from emotrace.arms import ARMS
 from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError
 from emotrace.replies.arms import SCORES
-from emotrace.signatures import typed
 
 WIDTH: Final = 9.0
 """Inches; 1350 px at 150 dpi, so that 10 points are 14 px where the page shows the picture 900 px wide."""
@@ -77,29 +73,6 @@ def text_on(colour: tuple[float, float, float, float]) -> str:
     red, green, blue, opacity = colour
     brightness = 0.299 * red + 0.587 * green + 0.114 * blue
     return INK if not opacity or brightness >= LIGHT else "white"
-
-
-@typed
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write the figure as PNG (150 dpi), whole or not at all; parents are created.
-
-    Args:
-        figure: from a function of this room.
-        path: ending in ``.png``.
-
-    Returns:
-        The path.
-
-    Raises:
-        EmotraceError: for another ending.
-    """
-    path = Path(path)
-    if path.suffix != ".png":
-        raise EmotraceError(f"save_figure(path={str(path)!r}): figures are written as .png.")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None, "Title": claim(figure)})
-    disk.replace_file(path, drawn.getvalue())
-    return path
 
 
 def claim(figure: Figure) -> str:

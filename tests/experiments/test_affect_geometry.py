@@ -100,6 +100,6 @@ def test_the_study_from_end_to_end(tmp_path):
     assert (by_layer["r_lo"] <= by_layer["r"]).all()
     assert len(pd.read_csv(tmp_path / "run" / "tables" / "steering.csv")) == 7
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "circumplex.png" in page
+    assert "figure-circumplex" in page
     with pytest.raises(EmotraceError, match="at its end"):
         affect_geometry.main(**options, template="{word} is a feeling")

@@ -31,7 +31,7 @@ def test_the_page_has_its_figures_and_tables(place):
     assert {p.stem for p in (out / "figures").iterdir()} == figures
     assert {p.stem for p in (out / "tables").iterdir()} == {"nodes", "agreement", "areas"}
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert all(f"figures/{name}.png" in page for name in figures)
+    assert all(f'id="figure-{name}"' in page for name in figures)
     report = json.loads((out / "report.json").read_text())
     assert report["layer"] == 0
     assert report["circuit"]["n"] == 12

@@ -174,7 +174,7 @@ def test_everything_lands_in_the_folder(done):
     assert "How far the neurons of an emotion" in page
     (k,) = report["masks"]["k"]
     for name in ("prompts", "rdms", "selective_neurons", f"top_neurons_{k}", f"masked_{k}", f"human_link_{k}"):
-        assert f"figures/{name}.png" in page
+        assert f'id="figure-{name}"' in page
         assert (done / "figures" / f"{name}.png").is_file()
 
 

@@ -34,7 +34,7 @@ def test_everything_lands_in_the_folder(place):
     }  # fmt: skip
     assert {p.stem for p in (done / "figures").iterdir()} == PICTURES
     page = (done / "report.html").read_text()
-    assert all(f"figures/{name}.png" in page for name in PICTURES)
+    assert all(f'id="figure-{name}"' in page for name in PICTURES)
     vectors = directions.load(done / "vectors")
     assert vectors["emotion"].values.tolist() == ["fear", "joy"]
     assert (interop.read_emotion_vectors(done / "published").values == vectors.values).all()

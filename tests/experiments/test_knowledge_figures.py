@@ -109,8 +109,8 @@ def test_everything_is_written_and_shown(tmp_path):
     result = {"model": {"model_id": "tiny"}, "warnings": ["The ratings are illustrative."]}
     page = publish(tmp_path, result, shown, {"drops": table()}, {"command": "run.py --out x", "seed": 0})
     html = page.read_text(encoding="utf-8")
-    for part in ("Emotion in tiny", "The ratings are illustrative.", "figures/rdms.png", "&lt;Concepts&gt;",
-                 "Mantel p ≤ 0.001", "tables/drops.csv",
+    for part in ("Emotion in tiny", "The ratings are illustrative.", 'id="figure-rdms"', "&lt;Concepts&gt;",
+                 "Mantel p ≤ 0.001", "drops.csv",
                  "run.py --out x"):  # fmt: skip
         assert part in html
     assert (tmp_path / "figures" / "rdms.png").stat().st_size > 1000

@@ -16,6 +16,7 @@ from emotrace.report import (
     circuits,
     comparison,
     components,
+    curves,
     effects,
     figures,
     numbers,
@@ -167,20 +168,26 @@ def test_overlap_of_one_emotion_is_refused_and_left_out(parts):
     assert [s.name for s in figures.draw({}, circuits={"circuit": alone})] == ["circuit"]
 
 
-def test_curves_have_a_row_per_name_and_a_column_per_emotion(parts):
-    panels = effects.effect_curves(parts["curves"]).axes
-    assert len(panels) == 4 * 6
-    assert [panels[6 * i].get_ylabel().splitlines()[0] for i in range(4)] == list(CURVES)
+def test_curves_have_a_panel_each_and_one_scale_for_what_is_ablated(parts):
+    panels = curves.effect_curves(parts["curves"]).axes
+    assert [ax.get_title(loc="left").split(" (")[0] for ax in panels] == list(CURVES)
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert panels[2].get_ylim() == panels[3].get_ylim()
     curve = parts["curves"]["heads ablated"]
-    ax = panels[6 + EMOTIONS.index("fear")]
+    ax = panels[1]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4", "8"]
-    for which, (_, marker) in effects.SETS.items():
-        (drawn,) = lines(ax, marker)
-        assert np.allclose(drawn, curve["delta"].sel(emotion="fear", which=which))
+    for i, emotion in enumerate(EMOTIONS):
+        drawn = lines(ax, style.MARKERS[i])
+        assert any(np.allclose(d, curve["delta"].sel(emotion=emotion, which="top")) for d in drawn if len(d) == 4)
+    assert any(
+        np.allclose(d, curve["delta"].sel(which="random").mean("emotion")) for d in lines(ax, "D") if len(d) == 4
+    )
+    assert any(
+        np.allclose(d, curve["delta"].sel(which="top").mean("emotion")) for d in lines(ax, "None") if len(d) == 4
+    )
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
-    draws = curve["random"].sel(emotion="fear")
-    assert band.max() == pytest.approx(float(draws.max()))
-    assert band.min() == pytest.approx(float(draws.min()))
+    assert band.max() == pytest.approx(float(curve["random"].max()))
+    assert band.min() == pytest.approx(float(curve["random"].min()))
     whiskers = [c for c in lines(ax, "_") if len(c) == 2]
     assert any(
         np.allclose(w, curve[["ci_low", "ci_high"]].sel(emotion="fear", which="top", k=8).to_array()) for w in whiskers
@@ -190,16 +197,16 @@ def test_curves_have_a_row_per_name_and_a_column_per_emotion(parts):
 def test_curves_claim_the_largest_k_against_random(parts):
     curve = parts["curves"]["neurons ablated"]
     best, random = (float(curve["delta"].sel(which=w, k=16).mean()) for w in ("top", "random"))
-    claim = style.claim(effects.effect_curves({"neurons ablated": curve}))
+    claim = style.claim(curves.effect_curves({"neurons ablated": curve}))
     assert claim.endswith(f"16 neurons ablated {style.signed(best)} : {style.signed(random)}")
     assert "best components : random ones" in claim
 
 
 def test_curves_without_random_sets_compare_with_the_lowest(parts):
     curve = parts["curves"]["heads ablated"].sel(which=["top", "low"]).drop_dims("draw")
-    figure = effects.effect_curves({"heads ablated": curve})
+    figure = curves.effect_curves({"heads ablated": curve})
     assert "the lowest ones" in style.claim(figure)
-    assert not lines(figure.axes[0], effects.SETS["random"][1])
+    assert "mean, random" not in [t.get_text() for t in figure.legends[0].get_texts()]
 
 
 def test_influence_draws_the_exact_limit_and_every_dose(parts):
@@ -245,6 +252,18 @@ def test_comparison_draws_fluent_accuracy_against_kl_and_prompt_across(compared)
     # both reach 0.1 to 0.8; the best there is the circuit at 0.8, a quarter of the way from 0.4 to 2
     assert comparison.gap(comparison.by_method(compared["comparison"])) == pytest.approx((0.8, 0.9125, 0.4))
     assert "equal KL of 0.8 nats: circuit 91 %, steer 40 %" in style.claim(figure)
+
+
+def test_doses_beside_close_points_do_not_collide(compared):
+    compared["comparison"] = [
+        {"method": m, "dose": 0.05 + i / 100, "kl": 0.1 * 1.1**i, "accuracy_fluent": 0.5 + i / 100 + j / 50, "accuracy": 0.9,
+         "ci95": [0.5, 0.9], "n": 9}
+        for j, m in enumerate(("steer", "circuit")) for i in range(20)
+    ]  # fmt: skip
+    figure = comparison.equal_kl(compared)
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts]
+    assert 3 < len(boxes) < 40
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_comparison_without_common_kl_names_the_best_of_each(compared):
@@ -403,11 +422,11 @@ def test_reply_tokens_of_top_neurons_stand_amid_their_neighbours(parts, compared
 # -- page ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_with_circuits_shows_everything_and_names_existing_files(compared, parts, tmp_path):
+def test_a_run_with_circuits_shows_everything(compared, parts, tmp_path):
     path = room.write(tmp_path, compared, circuits=parts)
     text = path.read_text(encoding="utf-8")
     parser = parsed(text)
-    names = [image["src"].removeprefix("figures/").removesuffix(".png") for image in parser.images]
+    names = [name.removeprefix("figure-") for name in parser.ids if name.startswith("figure-")]
     assert names == [
         "comparison",
         "circuit",
@@ -416,8 +435,8 @@ def test_a_run_with_circuits_shows_everything_and_names_existing_files(compared,
         "influence",
         "attention",
     ]
-    assert all((tmp_path / image["src"]).is_file() for image in parser.images)
-    assert all((tmp_path / link).is_file() for link in parser.links)
+    assert len(parser.images) == len(names)
+    assert all((tmp_path / "figures" / f"{name}.svg").is_file() for name in names)
     for section in ("published", "paired", "tokens", "prompts", "reply-tokens"):
         assert f'id="{section}"' in text
     assert "<i>a</i>" not in text

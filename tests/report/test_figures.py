@@ -50,6 +50,13 @@ def test_accuracy_shows_every_draw_and_the_chance_line(report):
     assert any(np.allclose(line.get_ydata(), 1 / 6) for line in above.lines)
 
 
+def test_the_unedited_model_has_no_whiskers(report):
+    """Its replies are the same whatever is aimed at."""
+    for ax, per_method in zip(replies.accuracy_bars(report).axes, (2, len(EMOTIONS)), strict=True):
+        ends = [line for line in ax.lines if line.get_marker() == "_"]
+        assert len(ends) == (len(report["accuracy"]) - 1) * per_method
+
+
 def test_accuracy_title_states_method_controls_and_chance(report):
     claim = style.claim(replies.accuracy_bars(report))
     assert claim.startswith("steer: 93 % of replies")
@@ -75,21 +82,38 @@ def test_confusion_shows_shares_of_rows(report):
     assert "anger as disgust (25 % of its 4 replies)" in style.claim(figure)
 
 
+def test_no_matrix_stands_alone_and_what_is_left_over_holds_the_scale(report):
+    for n in range(1, 12):
+        report["confusion"] = {f"m{i}": {"fear": {"fear": 1}} for i in range(n)}
+        if n in (2, 5, 7):
+            panels = [ax for ax in replies.confusion(report).axes if ax.images]
+            assert len(panels) == n
+        across = replies._across(n)
+        assert n <= across or n % across != 1, n
+
+
 def test_confusion_has_a_column_for_unjudged_only_where_there_are_any(report):
     assert "unjudged" not in texts(replies.confusion(report).axes[0].xaxis)
     report["confusion"]["steer"]["fear"]["unjudged"] = 2
     assert texts(replies.confusion(report).axes[0].xaxis)[-1] == "unjudged"
 
 
-def test_dose_curve_has_a_line_per_range_in_both_panels_and_a_star_at_the_chosen_point(report):
-    above, below = doses.dose_curve(report).axes
+def solid(ax, n=6):
+    return [line for line in ax.lines if len(line.get_xdata()) == n and line.get_linestyle() == "-"]
+
+
+def test_dose_curve_has_a_panel_per_range_and_a_star_at_the_chosen_point(report):
+    figure = doses.dose_curve(report)
     chosen = next(p for p in report["sweep"] if p["layers"] == [2, 3, 4] and p["dose"] == 1.0)
-    for ax, name in ((above, "accuracy_fluent"), (below, "perplexity")):
-        assert sum(len(line.get_xdata()) == 6 and line.get_linestyle() == "-" for line in ax.lines) == 4
-        stars = [line for line in ax.lines if line.get_marker() == "*"]
-        assert [line.get_ydata()[0] for line in stars] == [chosen[name]]
-    assert texts(below.xaxis) == ["0.25", "0.5", "1", "1.5", "2", "3"]
-    assert below.get_yscale() == "log"
+    above, below = ([ax for ax in figure.axes if ax.get_yscale() == scale] for scale in ("linear", "log"))
+    names = [ax.get_title(loc="left").split(" (")[0] for ax in above]
+    assert names == ["layers 0–5", "layers 1–3", "layers 2–4", "layers 3–5"]
+    for panels, name in ((above, "accuracy_fluent"), (below, "perplexity")):
+        assert [len(solid(ax)) for ax in panels] == [1] * 4
+        assert len({ax.get_ylim() for ax in panels}) == 1
+        stars = {i: line.get_ydata()[0] for i, ax in enumerate(panels) for line in ax.lines if line.get_marker() == "*"}
+        assert stars == {2: chosen[name]}
+    assert texts(below[-1].xaxis) == ["0.25", "0.5", "1", "1.5", "2", "3"]
 
 
 def test_dose_curve_shows_the_chosen_positions_and_the_layer_ranges_that_reach_most(report):
@@ -97,11 +121,10 @@ def test_dose_curve_shows_the_chosen_positions_and_the_layer_ranges_that_reach_m
     weak = [{**p, "layers": [10 + i], "ci95": [0, 1]} for i in range(5) for p in report["sweep"][:6]]
     report["sweep"] = [{**p, "positions": "steer"} for p in report["sweep"] + weak] + others
     report["chosen"]["positions"] = "steer"
-    above = doses.dose_curve(report).axes[0]
-    drawn = [line for line in above.lines if len(line.get_xdata()) == 6 and line.get_linestyle() == "-"]
-    assert len(drawn) == doses.MOST
-    assert max(max(line.get_ydata()) for line in drawn) < 1
-    assert [line for line in above.lines if line.get_marker() == "*"]
+    above = [ax for ax in doses.dose_curve(report).axes if ax.get_yscale() == "linear" and ax.axison]
+    assert len(above) == doses.MOST
+    assert max(max(line.get_ydata()) for ax in above for line in solid(ax)) < 1
+    assert [line for ax in above for line in ax.lines if line.get_marker() == "*"]
 
 
 def test_dose_curve_without_perplexity_or_choice_has_one_panel_and_no_star(report):
@@ -109,8 +132,8 @@ def test_dose_curve_without_perplexity_or_choice_has_one_panel_and_no_star(repor
         del point["perplexity"]
     del report["chosen"]
     figure = doses.dose_curve(report)
-    assert len(figure.axes) == 1
-    assert not [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+    assert len(figure.axes) == 4
+    assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
     assert style.claim(figure).startswith("Highest: layers 2–4 at dose 1")
 
 
@@ -143,6 +166,16 @@ def test_agnosticism_draws_accuracy_of_every_factor_and_the_null(found):
     null = top.collections[0].get_paths()[0].vertices[:, 1].max()
     assert null == pytest.approx(float(found["null_max"].sel(factor="theme").max()))
     assert "Leave one valence out (3 levels, n = 96 groups)" in figure.axes[1].get_title(loc="left")
+
+
+def test_saturated_accuracy_is_shown_from_just_below_it(found):
+    high = found.assign({v: found[v] * 0 + 1 for v in ("accuracy", "accuracy_by_level")})
+    high["accuracy_ci"] = found["accuracy_ci"] * 0 + 0.97
+    figure = layers.agnosticism(high)
+    top = figure.axes[0]
+    assert 0.9 < top.get_ylim()[0] < 0.97
+    assert "shuffled labels reach at most" in top.texts[0].get_text()
+    assert layers.agnosticism(found).axes[0].get_ylim()[0] == 0
 
 
 def test_agnosticism_says_what_the_dataset_lacks(found):
@@ -206,12 +239,17 @@ def test_no_text_leaves_the_picture_and_tick_labels_do_not_overlap(report, dirs,
         assert figure._suptitle.get_window_extent().x1 <= width, shown.name
 
 
-def test_save_writes_1350_pixels_and_refuses_other_endings(report, tmp_path):
-    path = figures.save_figure(replies.accuracy_bars(report), tmp_path / "a" / "b.png")
-    assert int.from_bytes(path.read_bytes()[16:20], "big") == 1350
-    assert [p.name for p in path.parent.iterdir()] == ["b.png"]
-    with pytest.raises(EmotraceError, match=r"\.png"):
-        figures.save_figure(replies.accuracy_bars(report), tmp_path / "b.pdf")
+def test_save_writes_every_format_and_refuses_other_endings(report, tmp_path):
+    figure = replies.confusion(report)
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for ending, start in starts.items():
+        path = figures.save_figure(figure, tmp_path / "a" / f"b.{ending}")
+        assert path.read_bytes().startswith(start)
+    assert int.from_bytes((tmp_path / "a" / "b.png").read_bytes()[16:20], "big") == 1350
+    assert b"<text" not in (tmp_path / "a" / "b.svg").read_bytes()  # drawn: no font is needed
+    assert sorted(p.suffix[1:] for p in (tmp_path / "a").iterdir()) == sorted(starts)
+    with pytest.raises(EmotraceError, match=r"\.png, \.svg, \.pdf"):
+        figures.save_figure(figure, tmp_path / "b.jpg")
 
 
 def test_percent_never_rounds_to_certainty():

@@ -1,6 +1,8 @@
-import html
+import base64
+import json
 import math
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import matplotlib
@@ -8,20 +10,26 @@ import pytest
 
 from emotrace import report as room
 from emotrace.labels import EmotraceError
-from emotrace.report import numbers, page, tables
-from emotrace.report.samples import samples
+from emotrace.report import numbers, page, saved, tables
 
-VOID = {"meta", "img", "br", "link", "hr"}
+FORMATS = ("png", "svg", "pdf")
+VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Balanced(HTMLParser):
+    """Every element that was opened is closed, no two have one id, and every link of the page leads to one."""
+
     def __init__(self):
         super().__init__()
-        self.open, self.images, self.links = [], [], []
+        self.open, self.images, self.links, self.ids, self.labelled = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
-        self.images += [dict(attrs)] if tag == "img" else []
-        self.links += [dict(attrs)["href"]] if tag == "a" else []
+        found = dict(attrs)
+        self.images += [found] if tag == "img" else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.ids += [found["id"]] if "id" in found else []
+        self.labelled += [found["for"]] if tag == "label" and "for" in found else []
+        assert not {"src", "href"} & set(found) or tag in ("img", "a"), "nothing is fetched"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -34,37 +42,47 @@ def parsed(text):
     parser.feed(text)
     parser.close()
     assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert {link.removeprefix("#") for link in [*parser.links, *parser.labelled]} <= set(parser.ids)
     return parser
 
 
-def test_a_whole_run_is_written_and_everything_named_exists(report, rows, dirs, found, manifest, tmp_path):
+def data_of(text):
+    """What the script of a page reads."""
+    return json.loads(re.search(r'<script type="application/json" id="replies-data">(.*?)</script>', text, re.S)[1])
+
+
+def test_a_whole_run_is_one_file_with_pictures_inside(report, rows, dirs, found, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved, "FORMATS", FORMATS)
     settings = dict(matplotlib.rcParams)
     path = room.write(tmp_path / "run", report, rows, directions=dirs, agnosticism=found, manifest=manifest)
     assert dict(matplotlib.rcParams) == settings
     assert path == tmp_path / "run" / "report.html"
     names = ["accuracy", "agnosticism", "confusion", "dose", "layers", "similarity"]
-    assert sorted(p.stem for p in (path.parent / "figures").iterdir()) == names
+    files = sorted(p.name for p in (path.parent / "figures").iterdir())
+    assert files == sorted(f"{name}.{ending}" for name in names for ending in FORMATS)
     text = path.read_text(encoding="utf-8")
     parser = parsed(text)
     assert len(parser.images) == 6
     for image in parser.images:
-        assert (path.parent / image["src"]).is_file()
+        start, picture = image["src"].split(",")
+        assert start == "data:image/svg+xml;base64"
+        assert ET.fromstring(base64.b64decode(picture)).tag.endswith("svg")
         assert len(image["alt"]) > 40
-    assert len(parser.links) == 7
-    assert all((path.parent / link).is_file() for link in parser.links)
+    assert {f"#figure-{name}" for name in names} <= set(parser.links)
+    assert {"numbers", "scores", "figures", "replies", "again", "manifest"} <= {link[1:] for link in parser.links}
     assert not list(path.parent.rglob("*.tmp"))
     assert "http" not in re.sub(r"<!doctype.*?>", "", text)
+    assert len(data_of(text)["rows"]) == len(rows)
 
 
 def test_texts_of_a_model_are_escaped_everywhere(report, rows, manifest):
     manifest["model"]["id"] = report["model"]["id"] = "<script>alert(1)</script>"
-    text = page.render(
-        report, manifest=manifest, page=page.Page(side_by_side=samples(rows), drawn=rows[:2], facts=["<b>then</b>"])
-    )
-    assert "<script" not in text
+    text = page.render(report, manifest=manifest, page=page.Page(replies=rows, facts=["<b>then</b>"]))
+    assert "<script>alert" not in text
     assert "<foreign>" not in text
     assert "<b>then" not in text
-    assert html.escape("<script>alert('x')</script>", quote=False).replace("'", "&#39;") in text
+    assert any("<script>alert('x')</script> & so on" in said for said in data_of(text)["texts"])
     parsed(text)
 
 
@@ -118,39 +136,6 @@ def test_notices_warn_of_the_teaching_model_and_of_a_weak_judge(report):
     assert page.notices({}) == []
 
 
-def test_samples_do_not_depend_on_row_order_or_content(rows):
-    first = samples(rows, groups=4, seed=1)
-    for row in rows:
-        row["gen_text"], row["verdict"]["match"] = "other", 1
-    again = samples(rows[::-1], groups=4, seed=1)
-    assert [(s["skeleton"], s["valence"]) for s in first] == [(s["skeleton"], s["valence"]) for s in again]
-    assert len(first) == 4
-    assert [(s["skeleton"], s["valence"]) for s in samples(rows, 4, seed=2)] != [
-        (s["skeleton"], s["valence"]) for s in first
-    ]
-
-
-def test_samples_set_the_reply_of_each_method_beside_the_others(rows):
-    sample = samples(rows, groups=1)[0]
-    assert sample["methods"] == ["prompt", "steer"]
-    assert sample["none"] == {"text": "It was a day.", "answer": "neutral", "right": ""}
-    assert [r["emotion"] for r in sample["rows"]] == ["anger", "sadness", "happiness", "fear", "surprise", "disgust"]
-    for row in sample["rows"]:
-        assert [r["text"].split()[0] for r in row["replies"]] == ["prompt", "steer"]
-        assert all(r["answer"] == row["emotion"] and r["right"] == "yes" for r in row["replies"])
-
-
-def test_unjudged_and_missing_replies_are_shown_as_such(rows):
-    kept = [r for r in rows if not (r["method"] == "steer" and r["emotion"] == "fear")]
-    for row in kept:
-        row["verdict"] = None if row["method"] == "prompt" else row["verdict"]
-    sample = samples(kept, groups=1)[0]
-    fear = next(r for r in sample["rows"] if r["emotion"] == "fear")
-    assert fear["replies"][1] is None
-    assert fear["replies"][0]["answer"] == "unjudged"
-    parsed(page.render({}, page=page.Page(side_by_side=samples(kept))))
-
-
 @pytest.mark.parametrize(
     "absent",
     [
@@ -171,7 +156,7 @@ def test_any_part_may_be_absent(report, rows, absent):
     shown = room.draw(report)
     names = {"accuracy": "accuracy", "confusion": "confusion", "sweep": "dose"}
     assert {s.name for s in shown} == {name for part, name in names.items() if part != absent}
-    parsed(page.render(report, shown, tables.frames(report), page=page.Page(side_by_side=samples(rows[:8]))))
+    parsed(page.render(report, shown, tables.frames(report), page=page.Page(replies=rows[:8])))
 
 
 def test_an_empty_report_is_a_page_without_sections(tmp_path):
@@ -183,9 +168,9 @@ def test_an_empty_report_is_a_page_without_sections(tmp_path):
 
 def test_the_manifest_is_flat_and_the_command_stands_alone(report, manifest):
     text = page.render(report, manifest=manifest)
-    assert "<td>model.config_hash</td><td>ab12</td>" in text
+    assert '<th scope="row">model.config_hash</th><td>ab12</td>' in text
     assert "<pre>emotion_circuits.py --model &lt;tiny&gt; --out runs/demo</pre>" in text
-    assert "<td>command</td>" not in text
+    assert '<th scope="row">command</th>' not in text
 
 
 def test_the_same_data_make_the_same_page_and_pictures(report, rows, tmp_path):
@@ -193,7 +178,7 @@ def test_the_same_data_make_the_same_page_and_pictures(report, rows, tmp_path):
     for name in ("a", "b"):
         room.write(tmp_path / name, report, rows)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 6
+    assert len(files) == 3 + len(saved.FORMATS)
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
@@ -201,3 +186,21 @@ def test_a_file_in_the_place_of_the_folder_is_refused(report, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(EmotraceError, match="give a folder"):
         room.write(tmp_path / "out", report)
+
+
+def test_claims_stand_beside_their_tests(report):
+    test = {"a": "steer", "b": "none", "score": "accuracy_fluent", "difference": 0.5, "ci95": [0.4, 0.6], "p": 0.001,
+            "p_floor": 0.001, "p_holm": 0.004, "n_skeletons": 160, "holds": True}  # fmt: skip
+    said = "not tested: it <steers>"
+    claim = {"name": "steers", "sentence": said, "short": said, "holds": True, "tests": [test], "missing": [],
+             "control": "chance", "figure": "accuracy"}  # fmt: skip
+    report["claims"] = [claim, {**claim, "holds": None, "tests": [], "missing": ["circuit"], "figure": "nowhere"}]
+    first, second = numbers.claims(report, ["accuracy"])
+    assert first["tests"] == [
+        "steer − none, accuracy fluent: +50.0 points [40.0, 60.0], p ≤ 0.001, Holm's p ≤ 0.004, 160 skeletons: won"
+    ]
+    assert (first["verdict"], second["verdict"]) == ("holds", "not tested")
+    assert (second["missing"], second["figure"]) == ("circuit", "")
+    text = page.render(report, room.draw(report)[:1])
+    assert "it &lt;steers&gt;" in text
+    assert "#figure-accuracy" in parsed(text).links
