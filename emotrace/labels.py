@@ -144,6 +144,10 @@ class EmotraceError(ValueError):
     def __init__(self, message: object = "") -> None:
         super().__init__(redacted(str(message)))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks print: the message, which says all, in one line."""
+        return [f"{type(self).__name__}: {' '.join(str(self).split())}"]
+
 
 def unknown(what: str, value: object, choices: Iterable[object], place: str = "") -> EmotraceError:
     """The error for a value outside its choices, with the closest choice first.

@@ -68,7 +68,7 @@ def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[room]), *origin})
+        return sorted({*(name for name in vars(sys.modules[room]) if name.startswith("__")), *origin})
 
     return __getattr__, __dir__, sorted(origin)
 

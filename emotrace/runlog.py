@@ -1,4 +1,4 @@
-"""Run log: rows committed by name, resumed after a kill; progress bars."""
+"""Run log: rows committed by name, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
 from emotrace import disk
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import NAMED_BY
 from emotrace.texts import from_json, to_json
 
-__all__ = ["Log", "progress", "repair_rows"]
+__all__ = ["Log", "repair_rows"]
 
 _DEFAULTS: Final = {"draw": 0}
 
@@ -184,15 +182,3 @@ def _is_row(line: bytes) -> bool:
         return isinstance(from_json(line), dict)
     except ValueError:
         return False
-
-
-def progress(
-    iterable: Iterable[Any] | None = None,
-    *,
-    total: float | None = None,
-    desc: str = "",
-    unit: str = "it",
-    enabled: bool = True,
-) -> tqdm[Any]:
-    """A bar on stderr with rate and time left; iterate over it, or call its ``update(n)`` and ``close()``."""
-    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not enabled, dynamic_ncols=True)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import typer
 from tiny_model_text import Pattern, Row, nouns, read_patterns, samples_of, shared_words
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emotrace.datasets import Prompt, Skeleton, read_jsonl, read_sev, sev

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import typer
 import xarray as xr
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from emotrace import cli, directions, discovery, replies, rsa, stats
 from emotrace.cli.options import Seed

@@ -32,7 +32,8 @@ from emotrace.cli import experiment
 from emotrace.disk import write_json
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError
-from emotrace.runlog import Log, progress
+from emotrace.runlog import Log
+from emotrace.shown import progress
 
 FRESH = 25
 """Classes after which a worker process is replaced, so that memory does not grow."""

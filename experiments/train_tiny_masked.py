@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from emotrace.bundles import replace_file

@@ -57,7 +57,7 @@ from tiny_model_text import (
     split,
 )
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emotrace.files import read_jsonl

@@ -108,14 +108,6 @@ def test_write_json_replaces_whole_files(tmp_path):
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["m.json"]
 
 
-def test_progress_goes_to_stderr_or_nowhere(capsys):
-    assert list(runlog.progress([1, 2], desc="capture", unit="row")) == [1, 2]
-    assert list(runlog.progress([1, 2], enabled=False)) == [1, 2]
-    out, err = capsys.readouterr()
-    assert "capture" in err
-    assert not out
-
-
 def test_repair_moves_damaged_lines_aside_so_that_the_run_continues(tmp_path):
     path = tmp_path / "g.jsonl"
     with runlog.Log(path) as log:

@@ -22,12 +22,12 @@ from emotrace.identity import made_by
 from emotrace.labels import COUNTED, EmotraceError, unknown
 from emotrace.planned import DryReruns
 from emotrace.runlog import Log
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.sites import LanguageModel
 from emotrace.stats import bootstrap_ci
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
 Edits = Callable[[Any, Set, list[str]], Sequence[Edit]]
 """(label, set, keys of the prompts) → edits at the last token."""

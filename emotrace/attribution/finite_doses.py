@@ -16,7 +16,7 @@ from emotrace.datasets import Prompt, Prompts
 from emotrace.edits import Add, check
 from emotrace.forwards.reruns import Reruns
 from emotrace.forwards.sums import Sums
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.sites import LanguageModel
 
 

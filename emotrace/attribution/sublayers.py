@@ -40,7 +40,7 @@ from emotrace.forwards.sums import Sums
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, unknown
 from emotrace.planned import DryPasses, Steps, planned
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Sites
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, overload
 import numpy as np
 import pandas as pd
 
-from emotrace import arguments
+from emotrace import arguments, shown
 from emotrace.labels import EmotraceError, Label, unknown
 from emotrace.replies.row import check_row, refuse_other_prompt
 from emotrace.signatures import typed
@@ -75,6 +75,13 @@ class Prompt:
                 raise EmotraceError(f"prompt {self.key!r}: label {name!r} is {value!r}; labels are texts and numbers.")
             if isinstance(value, str):
                 arguments.encodable(f"prompt {self.key!r}, label {name!r}", value)
+
+    def __repr__(self) -> str:
+        counted = f"{len(self.messages)} messages" if self.messages is not None else ""
+        counted = counted or (f"{len(self.token_ids)} tokens" if self.token_ids is not None else "text")
+        reply = "" if self.reply_ids is None else f", reply of {len(self.reply_ids)} tokens"
+        labels = "".join(f", {k}={shown.clipped(v)}" for k, v in self.labels.items())
+        return f"Prompt({self.key!r}; {counted}{reply}{labels})"
 
     @property
     def about(self) -> dict[str, Label]:
@@ -142,6 +149,12 @@ class Prompts(Sequence[Prompt]):
     def __repr__(self) -> str:
         names = ", ".join(self.label_names) or "no labels"
         return f"Prompts({len(self)}; {names})"
+
+    def _repr_html_(self) -> str:
+        values = {name: dict.fromkeys(p.labels.get(name) for p in self) for name in self.label_names}
+        return shown.html(
+            repr(self), {"keys": shown.few(self.keys), **{k: shown.few(list(v)) for k, v in values.items()}}
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:

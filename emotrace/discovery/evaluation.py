@@ -29,7 +29,7 @@ from emotrace.discovery.nodes import seen
 from emotrace.discovery.selection import Rule, component, live, select, values_of
 from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 

@@ -22,7 +22,7 @@ from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, seen
 from emotrace.forwards.metrics import Metric, differentiable
 from emotrace.labels import EmotraceError, unknown
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 

@@ -10,14 +10,14 @@ are; anything with the same three members is one too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from emotrace import arguments, provenance
+from emotrace import arguments, provenance, shown
 from emotrace.forwards.metrics import LabelledPrompt
 from emotrace.labels import EmotraceError, Label, unknown
 from emotrace.sites import LanguageModel
@@ -25,7 +25,7 @@ from emotrace.traced import circuits
 from emotrace.traced.circuits import LoweredMetric
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Projection:
     """⟨h, v̂⟩ at one site: how far the state points along the direction of an emotion.
 
@@ -45,6 +45,9 @@ class Projection:
     emotion: Any = None
     against: Any = None
     label: str = "emotion"
+
+    def __repr__(self) -> str:
+        return shown.called("Projection", **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @property
     def name(self) -> str:

@@ -7,10 +7,10 @@ Scale of an addition, h being the value before our edits at that site: ``raw`` h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from emotrace import arguments
+from emotrace import arguments, shown
 from emotrace.labels import EmotraceError, Positions, check_positions, unknown
 from emotrace.sites import Site
 
@@ -47,6 +47,16 @@ class Edit:
     kind: ClassVar[str] = ""
     by_unit: ClassVar[bool] = False
     """Whether the vector holds a factor for every unit."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Edit.__repr__  # a dataclass would print the vector
+
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        told = {f.name: given[f.name] for f in fields(self) if f.repr and _differs(given[f.name], f.default)}
+        return shown.called(type(self).__name__, told.pop("site", self.site), **told)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -163,6 +173,11 @@ class Project(Edit):
     def by_activation(self) -> bool:
         """What is taken away is a part of h."""
         return True
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a value is worth printing: an array, or not what it is by default."""
+    return bool(getattr(value, "shape", ())) or (value is not default and value != default)
 
 
 EDITS: Mapping[str, type[Edit]] = {cls.__name__: cls for cls in (Add, Scale, Ablate, Project)}

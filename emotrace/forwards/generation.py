@@ -26,7 +26,7 @@ from emotrace.labels import EmotraceError
 from emotrace.ranks import Rank
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.templates import Encoder
@@ -50,7 +50,7 @@ def generate(
     stop: Sequence[str] = (),
     seed: int = 0,
     batch_size: BatchSize = BATCH_SIZE,
-    method: str = "none",
+    method: str | None = None,
     draw: int = 0,
     prefill: bool = False,
     out: str | Path | None = None,
@@ -81,7 +81,7 @@ def generate(
         seed: of the sampling; each batch has its own stream.
         batch_size: most prompts per batch; ``auto`` for what fits into a quarter of the free memory, and 32 where tokens are
             sampled, whose stream belongs to a batch.
-        method: label of the rows, e.g. ``steer``.
+        method: label of the rows, e.g. ``steer``; None: that of the edits (`edits.edits_label`), ``none`` without edits.
         draw: 0 unless the method is random.
         prefill: begin each reply with what its prompt carries as ``reply_ids`` (`Prompts.with_replies`), as transformers does
             with ``continue_final_message`` and other programs with a last message of the assistant's; False asks for whole
@@ -130,7 +130,8 @@ def generate(
         )
     arguments.number("repetition_penalty", repetition_penalty, above=0)
     arguments.seed("seed", seed)
-    arguments.text("method", method)
+    if method is not None:
+        arguments.text("method", method)
     stop = [arguments.encodable("stop", text) for text in stop]
     if "" in stop:
         raise EmotraceError(f"stop={stop!r}: an empty text ends every reply before it begins.")
@@ -144,6 +145,7 @@ def generate(
     edits = [] if edits is None else edits
     edits_.check(edits, sites, [p.about for p in prompts])
     edits = list(edits)
+    method = edits_.edits_label(edits) if method is None else method
     ids = encoder.ids(prompts)
     begun = [p.reply_ids or () if prefill else () for p in prompts]
     given = [len(i) + len(b) for i, b in zip(ids, begun, strict=True)]

@@ -21,7 +21,7 @@ from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.kept import Shared
 from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import scores

@@ -16,7 +16,7 @@ from emotrace.forwards.capturing import capture, reduced
 from emotrace.forwards.entering import backend
 from emotrace.labels import EmotraceError, unknown
 from emotrace.planned import DryRows
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.store import Activations

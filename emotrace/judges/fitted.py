@@ -13,13 +13,13 @@ import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from tqdm import tqdm
 
 from emotrace import arguments, bundles, disk
 from emotrace.datasets.prompts import Prompts
 from emotrace.judges.base import EMPTY, Verdict, texts_of
 from emotrace.judges.measurement import Labelled, Measurement, compared, labelled, measure_judge
 from emotrace.labels import EmotraceError
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 
 FILE: Final = "judge"
@@ -81,7 +81,7 @@ class FittedJudge:
     def judge(self, texts: Sequence[str], *, progress: bool = False) -> list[Verdict]:
         """Judge each text; blank ones and those without a known word are unjudged."""
         texts = texts_of(self.name, texts)
-        bar = tqdm(texts, f"judge {self.name}", unit="text", disable=not progress)
+        bar = progress_bar(texts, desc=f"judge {self.name}", unit="text", enabled=progress)
         return [self._verdict(text, p) for text, p in zip(bar, self.probabilities(texts), strict=True)]
 
     def _verdict(self, text: str, p: np.ndarray) -> Verdict:

@@ -22,10 +22,9 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from emotrace.judges.base import Verdict, texts_of
 from emotrace.labels import ANSWERS, EMOTIONS
+from emotrace.shown import progress as progress_bar
 
 TIE_ORDER = ("disgust", "fear", "sadness", "surprise", "anger", "happiness")
 MIN_SCORE = 0.5  # a smaller best score is neutral
@@ -290,5 +289,5 @@ class LexiconJudge:
             texts: each judged alone; a blank one is neutral.
             progress: show a bar on stderr.
         """
-        bar = tqdm(texts_of(self.name, texts), f"judge {self.name}", unit="text", disable=not progress)
+        bar = progress_bar(texts_of(self.name, texts), desc=f"judge {self.name}", unit="text", enabled=progress)
         return [{"predicted": a, "judge": self.name, "reason": reason} for a, _, reason in map(predict, bar)]

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from emotrace import arguments
 from emotrace.judges.answers import FilteredError, MalformedError, read_answer
 from emotrace.judges.base import EMPTY, ENDPOINT, TargetVerdict, Verdict, texts_of
@@ -23,6 +21,7 @@ from emotrace.judges.questions import BLIND, TARGET, JudgeQuestion
 from emotrace.judges.retries import AgainError, Patience
 from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError, emotion
 from emotrace.secrets import redacted
+from emotrace.shown import progress as progress_bar
 from emotrace.texts import one_line
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -182,7 +181,7 @@ class OpenAIJudge:
         self._failing = 0
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
-            with tqdm(total=len(items), desc=f"judge {self.name}", unit="text", disable=not progress) as bar:
+            with progress_bar(total=len(items), desc=f"judge {self.name}", unit="text", enabled=progress) as bar:
                 for verdict in pool.map(guarded, items):
                     bar.set_postfix(self._endpoint.meter, refresh=False)
                     bar.update()

@@ -6,8 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Protocol, cast
 
-from tqdm import tqdm
-
 from emotrace import disk, ranks, spread
 from emotrace.judges.base import (
     Judge,
@@ -23,6 +21,7 @@ from emotrace.judges.base import (
 from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.row import NAMED_BY, Judged, Row
 from emotrace.runlog import Log
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 
 CHUNK = 64  # texts per call of a judge that does not stream
@@ -111,7 +110,9 @@ def judge_rows(
     with ExitStack() as stack:
         blind_stream = stack.enter_context(closing(_verdicts(judge, texts)))
         aware_stream = stack.enter_context(closing(_verdicts(judge, pairs if target else [], True)))
-        bar = stack.enter_context(tqdm(total=len(rows), desc=f"judge {judge.name}", unit="row", disable=not progress))
+        bar = stack.enter_context(
+            progress_bar(total=len(rows), desc=f"judge {judge.name}", unit="row", enabled=progress)
+        )
         stack.callback(lambda: log.append(fresh) if log is not None and fresh else None)
         for index, row in enumerate(rows):
             bar.update()

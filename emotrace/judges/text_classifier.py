@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
+from emotrace.shown import progress as progress_bar
 from emotrace.templates import tokenizer_hash
 from emotrace.texts import whole
 
@@ -105,7 +105,7 @@ class TextClassifier:
         limit = _limit(tokenizer, self._config)
         out = np.full((len(texts), len(self.labels)), np.nan)
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-        with tqdm(total=len(order), desc=desc or self.name, unit="text", disable=not progress) as bar:
+        with progress_bar(total=len(order), desc=desc or self.name, unit="text", enabled=progress) as bar:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 coded = tokenizer(

@@ -25,7 +25,7 @@ from emotrace.prompt_tuning.readouts import refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Task, binary
 from emotrace.prompt_tuning.tuning import tune
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 from emotrace.texts import as_bytes

@@ -21,7 +21,7 @@ from emotrace.prompt_tuning.prompts import SoftPrompt
 from emotrace.prompt_tuning.readouts import Readout, accuracy, refuse_remote
 from emotrace.prompt_tuning.recipe import Recipe
 from emotrace.prompt_tuning.tasks import Items, Task
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.rsa.compare import bootstrap
 from emotrace.rsa.matrices import rdm
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 
 KEPT = ("correlation", "se", "lo", "hi", "p", "n_draws")
@@ -69,7 +69,7 @@ def neuron_intervals(
                     dim, label, activations[dim].values.tolist(), f"neuron_intervals, neuron ({layer}, {unit})"
                 )
     found = []
-    for layer, unit in tqdm(chosen, desc="intervals", unit="neuron", disable=not progress):
+    for layer, unit in progress_bar(chosen, desc="intervals", unit="neuron", enabled=progress):
         one = rdm(activations.sel(layer=layer, unit=unit, drop=True), "absolute", concept=concept, features=())
         kept = bootstrap(one, references, "kendall", over=over, draws=draws, level=level, seed=seed)[list(KEPT)]
         found.append(kept)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from emotrace import arguments, provenance
 from emotrace.labels import EmotraceError, unknown
@@ -24,6 +23,7 @@ from emotrace.rsa.kendall import (
     tau_b,
 )
 from emotrace.rsa.matrices import AVERAGES, concepts, reordered
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.stats.ties import EPS, tolerance
 
@@ -94,7 +94,9 @@ def searchlight(
     against, shuffled = reference(theirs), _shuffled(theirs, len(names), permutations, seed) if permutations else None
     largest = np.full((permutations, n_references), -np.inf)
     blocks = -(-shape[-1] // block) * int(np.prod(shape[:-1]))
-    for part, values in tqdm(plan.blocks(block), total=blocks, desc="searchlight", unit="block", disable=not progress):
+    for part, values in progress_bar(
+        plan.blocks(block), total=blocks, desc="searchlight", unit="block", enabled=progress
+    ):
         mine = mean_distances(values, average)
         limit = np.zeros(mine.shape[1])
         if ties == "rounded":

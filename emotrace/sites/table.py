@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -209,6 +210,9 @@ class SiteTable:
 
     def __repr__(self) -> str:
         return f"<Sites of {self.describe()}>"
+
+    def _repr_html_(self) -> str:
+        return f"<div><p>{escape(self.describe())}</p>{self.table().to_html(border=0, index=False)}</div>"
 
     def describe(self) -> str:
         """One line on the form and its proof."""

@@ -339,3 +339,8 @@ class Activations:
         from emotrace.store.show import summary
 
         return summary(self)
+
+    def _repr_html_(self) -> str:
+        from emotrace.store.show import as_html
+
+        return as_html(self)

@@ -93,7 +93,7 @@ def settings(root: Located) -> dict[str, Any]:
 
 def examine(root: Located, attrs: Mapping[str, Any], progress: bool = False, rank: Rank = ALONE) -> list[Damage]:
     """Every committed file that differs from its record; for a rank those of its row groups, and of the token table."""
-    from tqdm import tqdm
+    from emotrace.shown import progress as progress_bar
 
     store = attrs["emotrace_store"]
     variables = {v["name"]: Variable.from_json(v) for v in store["variables"]}
@@ -101,7 +101,7 @@ def examine(root: Located, attrs: Mapping[str, Any], progress: bool = False, ran
     found = list(checks.in_table(root))
     groups = layout.committed_groups(root) if (root / layout.COMMITS).is_dir() else []
     groups = [group for group in groups if group % rank.of == rank.number]
-    for group in tqdm(groups, desc="verify", unit="group", disable=not progress, leave=False):
+    for group in progress_bar(groups, desc="verify", unit="group", enabled=progress, leave=False):
         if group >= n_groups:
             found.append(Damage(layout.commit_record(group), f"unknown (there are {n_groups} row groups)", group))
         else:

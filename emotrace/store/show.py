@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from emotrace.disk import Located
+from emotrace.shown import few, html
 from emotrace.store.variable import Variable
 
 
@@ -32,17 +33,27 @@ class ShownRows(Protocol):
 
 def summary(acts: ShownRows) -> str:
     """A few lines: where from, how much, which sites, which labels with their values."""
-    attrs, store = acts.attrs, acts.attrs["emotrace_store"]
-    state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"
-    if "selection" in attrs:
-        state = f"of {store['rows']:,} in the store, where {attrs['selection']}"
-    head = f"Activations of {attrs.get('model_id', 'an unnamed model')}: {len(acts):,} rows, {state}  ({acts.path})"
     sites = [f"    {describe(v, len(acts))}" for v in acts.described]
-    lines = [head, "  sites", *sites, "  token labels"]
+    lines = [_head(acts), "  sites", *sites, "  token labels"]
     if len(acts):
         lines += [f"    {name:<18} {_values(acts.column(name))}" for name in acts.columns]
     lines.append("  .sel(layer=…, sublayer=…, LABEL=…) → lazy DataArray; .where(…) → Activations; .tokens → DataFrame")
     return "\n".join(lines)
+
+
+def as_html(acts: ShownRows) -> str:
+    """The same for notebooks."""
+    sites = {v.name: describe(v, len(acts)).removeprefix(f"{v.name} ") for v in acts.described}
+    labels = {name: _values(acts.column(name)) for name in acts.columns} if len(acts) else {}
+    return html(_head(acts), {**sites, **labels})
+
+
+def _head(acts: ShownRows) -> str:
+    attrs, store = acts.attrs, acts.attrs["emotrace_store"]
+    state = "complete" if acts.complete else f"{len(acts):,} of {store['rows']:,} rows committed"
+    if "selection" in attrs:
+        state = f"of {store['rows']:,} in the store, where {attrs['selection']}"
+    return f"Activations of {attrs.get('model_id', 'an unnamed model')}: {len(acts):,} rows, {state}  ({acts.path})"
 
 
 def describe(v: Variable, rows: int) -> str:
@@ -73,5 +84,4 @@ def _values(column: Any) -> str:
     if column.dtype.kind in "iuf":
         return f"{column.min()} … {column.max()}"
     unique = pd.unique(column)
-    shown = ", ".join(repr(v) if v != str(v).strip() or not v else str(v) for v in unique[:6].tolist())
-    return shown if len(unique) <= 6 else f"{shown}, … ({len(unique):,} different)"
+    return few(unique.tolist())

@@ -24,7 +24,7 @@ from emotrace.traced import requests
 from emotrace.traced.requests import Forward
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
 REQUEST_BYTES = 32 << 20
 """Most bytes of one answer."""

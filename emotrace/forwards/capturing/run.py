@@ -25,7 +25,7 @@ from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.ranks import Rank
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 from emotrace.store import Activations, Plan
