@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo fetch real real-study study sweep test contract benchmarks fuzz soak worlds wheel docs lint clean setup
+.PHONY: demo fetch real real-study study sweep test contract benchmarks browser fuzz soak worlds wheel docs lint clean setup
 
 setup: $(READY)
 

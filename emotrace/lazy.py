@@ -73,6 +73,20 @@ def attach(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
     return __getattr__, __dir__, sorted(origin)
 
 
+def public(room: str) -> Callable[[], list[str]]:
+    """``__dir__`` of a room that imports its names at once: those of ``__all__``, without modules and what it imports itself.
+
+    Args:
+        room: its ``__name__``.
+    """
+
+    def __dir__() -> list[str]:
+        there = vars(sys.modules[room])
+        return sorted({*(name for name in there if name.startswith("__")), *there["__all__"]})
+
+    return __dir__
+
+
 def moved(room: str, name: str) -> Any:
     """What a room had under a name that has moved (`MOVED`), with a `FutureWarning` that names the new place.
 

@@ -9,6 +9,7 @@ from emotrace.datasets.queries import Query, emotion_query, query_report, read_q
 from emotrace.datasets.sev import Skeleton, read_sev, sev
 from emotrace.datasets.truthfulqa import Question, read_truthfulqa, truthfulqa
 from emotrace.files import read_jsonl
+from emotrace.lazy import public
 
 __all__ = [
     "Elicitation",
@@ -41,3 +42,5 @@ __all__ = [
     "spread",
     "truthfulqa",
 ]
+
+__dir__ = public(__name__)

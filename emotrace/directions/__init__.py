@@ -16,6 +16,7 @@ from emotrace.directions.selectors import only_layers, orthogonal_to, top_k, wit
 from emotrace.directions.shift import base_vector, paired_shift
 from emotrace.directions.similarity import similarity, sublayer_similarity
 from emotrace.directions.vectors import vectors
+from emotrace.lazy import public
 
 __all__ = [
     "accepted",
@@ -42,3 +43,5 @@ __all__ = [
     "vectors",
     "without",
 ]
+
+__dir__ = public(__name__)

@@ -22,6 +22,7 @@ from emotrace.disk.whole import (
     write_rows,
     writing,
 )
+from emotrace.lazy import public
 
 __all__ = [
     "Bucket",
@@ -56,3 +57,5 @@ __all__ = [
     "write_rows",
     "writing",
 ]
+
+__dir__ = public(__name__)

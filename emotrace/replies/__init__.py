@@ -3,6 +3,7 @@
 Every score of a reply goes through here, so that n, interval and worst case are computed in one way; the cluster is the skeleton.
 """
 
+from emotrace.lazy import public
 from emotrace.replies.accuracy import accuracy_table, confusion_table
 from emotrace.replies.agreement import agreement_table
 from emotrace.replies.arms import accuracy_over_draws, lifts, published_stats, summary
@@ -71,3 +72,5 @@ __all__ = [
     "summary",
     "table",
 ]
+
+__dir__ = public(__name__)

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 
-from emotrace.labels import ARMS, EmotraceError
+from emotrace.arms import ARMS
+from emotrace.labels import EmotraceError
 from emotrace.replies import Row
 from emotrace.report import style
 
@@ -60,7 +61,7 @@ def data(rows: Iterable[Row], seed: int = 0, projections: Mapping[str, xr.DataAr
     random.Random(seed).shuffle(names)
     every = [row for name in names for row in places[name]]
     found = {
-        "methods": style.in_order(sorted({_method(row) for row in every}), ARMS),
+        "methods": style.in_order(sorted({_method(row) for row in every}), tuple(ARMS)),
         "asked": style.in_order(sorted({_asked(row) for row in every})),
         "read": style.in_order(sorted({_read(row) for row in every})),
     }

@@ -13,6 +13,7 @@ Concepts are matched by name everywhere. An RDM is ``[…, pair]`` with the name
 from typing import Any
 
 from emotrace import lazy
+from emotrace.lazy import public
 from emotrace.rsa.attributes import (
     ATTRIBUTES,
     EMOTIONS_27,
@@ -75,3 +76,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     return lazy.moved(__name__, name)
+
+
+__dir__ = public(__name__)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from emotrace import lazy
+from emotrace.lazy import public
 from emotrace.stats.agreement import Agreement, cohen_kappa, krippendorff_alpha
 from emotrace.stats.corrections import fdr_bh, holm
 from emotrace.stats.intervals import bootstrap_ci, cluster_weights, wilson
@@ -27,3 +28,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     return lazy.moved(__name__, name)
+
+
+__dir__ = public(__name__)

@@ -1,5 +1,6 @@
 """Store: labelled activations on disk; planned, written in committed row groups, opened lazily, selected by label."""
 
+from emotrace.lazy import public
 from emotrace.store.activations import Activations, open_activations
 from emotrace.store.checks import Damage
 from emotrace.store.mending import repair
@@ -27,3 +28,5 @@ __all__ = [
     "repair",
     "verify",
 ]
+
+__dir__ = public(__name__)
