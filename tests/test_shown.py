@@ -36,7 +36,8 @@ def test_where_there_is_nothing_to_do_there_is_no_bar(capsys):
     [
         (et.Add("resid_post", range(2, 5), vector=VECTORS, strength=1.5, scale="rms"),
          "Add('resid_post', layers=(2, 3, 4), vector=[emotion 2, dim 64] float64, strength=1.5, scale='rms')"),
-        (et.Add("resid_post", range(30), vector=np.zeros(64, np.float32)), "Add('resid_post', layers=[0…29], vector=[64] float32)"),
+        (et.Add("resid_post", range(30), vector=np.zeros(64, np.float32)),
+         "Add('resid_post', layers=[0…29], vector=[64] float32)"),
         (et.Ablate("z", [1], heads=[0], positions="last"), "Ablate('z', layers=(1,), positions='last', heads=(0,))"),
         (Projection(VECTORS, layer=4, emotion="fear"),
          "Projection(directions=[emotion 2, dim 64] float64, layer=4, site='resid_post', emotion='fear', label='emotion')"),

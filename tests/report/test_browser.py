@@ -1,9 +1,10 @@
-"""The page of a report in a real browser: opened, filtered, compared, by mouse and by keyboard, narrow and wide, light and dark."""
+"""The page of a report in a real browser: opened, filtered, compared, by mouse and by keyboard, at three widths, light and dark."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -228,7 +229,7 @@ def test_what_is_operated_has_a_name_and_headings_have_an_order(page):
         ".map(e => Number(e.ariaLevel || e.tagName[1]))"
     )
     assert levels[0] == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in pairwise(levels))
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the report"
     page.keyboard.press("Tab")
