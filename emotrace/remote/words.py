@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from emotrace.secrets import redacted
 

@@ -1,4 +1,4 @@
-"""The page of a report in a real browser: opened, filtered, compared, by mouse and by keyboard, at three widths, light and dark."""
+"""The page of a report in a browser: opened, filtered, compared, by mouse and by keyboard, at three widths, light or dark."""
 
 from __future__ import annotations
 
