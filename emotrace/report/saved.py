@@ -17,7 +17,7 @@ from emotrace.report import style
 from emotrace.signatures import typed
 
 FORMATS: Final = ("png", "svg", "pdf")
-"""Endings of the files of a figure. In PDF text is text; in SVG it is drawn, so that no font is needed."""
+"""Endings of the files of a figure of a run. In PDF text is text; in SVG it is drawn, so that no font is needed."""
 _SAME: Final[dict[str, dict[str, Any]]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -42,9 +42,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         EmotraceError: for another ending.
     """
     path = Path(path)
-    if path.suffix[1:] not in FORMATS:
+    if path.suffix[1:] not in _SAME:
         raise EmotraceError(
-            f"save_figure(path={str(path)!r}): figures are written as {', '.join(f'.{f}' for f in FORMATS)}."
+            f"save_figure(path={str(path)!r}): figures are written as {', '.join(f'.{ending}' for ending in _SAME)}."
         )
     disk.replace_file(path, drawn(figure, path.suffix[1:]))
     return path

@@ -178,7 +178,7 @@ def test_the_same_data_make_the_same_page_and_pictures(report, rows, tmp_path):
     for name in ("a", "b"):
         room.write(tmp_path / name, report, rows)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 3 + len(saved.FORMATS)
+    assert len(files) == 5 + len(saved.FORMATS)
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
