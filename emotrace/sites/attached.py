@@ -22,6 +22,10 @@ from emotrace.traced.places import Place
 from emotrace.traced.table import Table
 
 
+OUTSIDE = "outside of interleaving"
+"""What nnsight says of values that are asked for where no model runs."""
+
+
 @dataclass(repr=False)
 class Sites(SiteTable):
     """The table of a model's sites, bound to the model by `attach`, so that it reads and writes inside a trace::
@@ -90,13 +94,19 @@ class Sites(SiteTable):
         Reads of one trace follow the order of execution (`Address.order`). The tensor is the model's own, not a copy.
 
         Raises:
-            EmotraceError: as `address` does; for a place of the user's own that holds no tensor.
+            EmotraceError: as `address` does; outside a trace; for a place of the user's own that holds no tensor.
         """
         place = self.place(site, layer)
         try:
             value = places.fetch(place)
         except IndexError:
             raise EmotraceError(f"{site!r}: the tuple there has no element {place.index}.") from None
+        except ValueError as error:
+            if OUTSIDE not in str(error):
+                raise
+            raise EmotraceError(
+                f"read({site!r}, layer={layer}) is for the inside of a trace: with model.trace(model.sites.encode(prompts)): …"
+            ) from None
         if not isinstance(value, torch.Tensor):
             raise EmotraceError(f"{site!r} holds no tensor but a {type(value).__name__}; choose another side or index.")
         return value

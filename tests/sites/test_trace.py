@@ -189,6 +189,12 @@ def test_a_value_of_another_shape_is_refused(name):
     assert torch.equal(z, truth(name)["z", 0])
 
 
+def test_outside_a_trace_nothing_can_be_read():
+    sites = loaded("bert").sites
+    with pytest.raises(EmotraceError, match=r"read\('resid_post', layer=0\) is for the inside of a trace"):
+        sites.read("resid_post", layer=0)
+
+
 def test_refusals_of_places_of_the_users_own():
     sites = loaded("bert").sites
     with pytest.raises(EmotraceError, match=r"side='middle'.*'input' or 'output'"):
