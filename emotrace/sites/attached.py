@@ -21,7 +21,6 @@ from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.table import Table
 
-
 OUTSIDE = "outside of interleaving"
 """What nnsight says of values that are asked for where no model runs."""
 
