@@ -54,8 +54,8 @@ class Edit:
             cls.__repr__ = Edit.__repr__  # a dataclass would print the vector
 
     def __repr__(self) -> str:
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
-        told = {f.name: given[f.name] for f in fields(self) if f.repr and _differs(given[f.name], f.default)}
+        shown_ones = [(f.name, getattr(self, f.name), f.default) for f in fields(self) if f.repr]
+        told = {name: value for name, value, default in shown_ones if _differs(value, default)}
         return shown.called(type(self).__name__, told.pop("site", self.site), **told)
 
     def __post_init__(self) -> None:

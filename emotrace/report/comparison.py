@@ -136,7 +136,7 @@ def _label(figure: Picture, ax: Axes, lines: Mapping[str, Sequence[Point]]) -> N
     first = {id(p) for ps in lines.values() for p in (ps[0], ps[-1], max(ps, key=lambda p: np.nan_to_num(shown(p))))}
     for method, point, x, y in sorted(known, key=lambda k: id(k[1]) not in first):
         ends = [v for v in (y, *style.interval(point)) if math.isfinite(v)]
-        places = (
+        places: Any = (
             ((x, max(ends)), (0, 4), "center", "bottom"), ((x, min(ends)), (0, -4), "center", "top"),
             ((x, y), (7, 0), "left", "center"), ((x, y), (-7, 0), "right", "center"),
         )  # fmt: skip

@@ -117,7 +117,7 @@ def _order(row: Row, at: Mapping[str, Mapping[str, int]]) -> tuple[int, int, int
 def _place(row: Row) -> str:
     """What tells prompts apart whatever was asked of them: skeleton and valence, the plain prompt, or the key."""
     if row.get("skeleton_id"):
-        return f"{row['skeleton_id']}\n{row.get('valence', '')}"  # type: ignore[typeddict-item] - just looked up
+        return f"{row['skeleton_id']}\n{row.get('valence', '')}"
     return str(row.get("prompt") or row.get("key"))
 
 
