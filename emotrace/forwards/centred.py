@@ -21,7 +21,7 @@ from emotrace.forwards.capturing import capture
 from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
-from emotrace.runlog import progress as progress_bar
+from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel, Site
 
