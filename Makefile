@@ -74,6 +74,11 @@ soak: $(READY)
 worlds: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/remote_worlds.py --main-job --limit 4 --out runs/worlds
 
+# The page of a report in a real browser: a chromium or chrome on the PATH (Debian: chromium), driven by playwright.
+browser: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target build/browser playwright
+	PYTHONPATH=build/browser $(BIN)/python -m pytest -q -m browser tests/report/test_browser.py
+
 # One file that holds everything: package, studies, example data, tiny model. Its description is checked as the index would.
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
