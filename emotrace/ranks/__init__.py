@@ -1,5 +1,6 @@
 """Ranks: one piece of work taken by several processes, of one machine or many, that end with the bytes of one process."""
 
+from emotrace.lazy import public
 from emotrace.ranks.leases import Leases
 from emotrace.ranks.rank import ALONE, Rank, checked, chosen, taking
 from emotrace.ranks.shares import Shares, name_of
@@ -18,3 +19,5 @@ __all__ = [
     "packed",
     "taking",
 ]
+
+__dir__ = public(__name__)
