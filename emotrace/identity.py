@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,4 +106,10 @@ def _weights_sample(module: nn.Module) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Read once: each is looked for in the files of an installed package."""
     return {name: version(name) for name in ("emotrace", "nnsight", "torch", "transformers", "zarr", "xarray", "numpy")}

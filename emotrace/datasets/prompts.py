@@ -61,6 +61,8 @@ class Prompt:
         arguments.encodable(f"prompt {self.key!r}", self.text or "")
         for name in ("token_ids", "reply_ids"):
             ids = getattr(self, name)
+            if type(ids) is tuple and set(map(type, ids)) <= {int} and min(ids, default=0) >= 0:
+                continue
             wrong = [i for i in ids or () if isinstance(i, bool) or not isinstance(i, Integral) or i < 0]
             if isinstance(ids, (str, bytes)) or wrong:
                 raise EmotraceError(
@@ -288,17 +290,20 @@ def _prompt(i: int, item: Any) -> Prompt:
     if isinstance(item, Mapping):
         row = dict(item)
         content: dict[str, Any] = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
-        content = {
-            k: tuple(x.item() if isinstance(x, np.integer) else x for x in v)
-            if isinstance(v, (list, np.ndarray))
-            else v
-            for k, v in content.items()
-        }
+        content = {k: _tuple(v) if isinstance(v, (list, np.ndarray)) else v for k, v in content.items()}
         key = str(row.pop("key", i))
         return Prompt(key, **content, labels={k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
     if isinstance(item, Sequence) and not isinstance(item, (bytes, bytearray)) and item:
         if isinstance(item[0], Mapping):
             return Prompt(str(i), messages=tuple(item))
-        if all(isinstance(x, (int, np.integer)) for x in item):
-            return Prompt(str(i), token_ids=tuple(x if isinstance(x, bool) else int(x) for x in item))
+        if all(issubclass(kind, (int, np.integer)) for kind in set(map(type, item))):
+            return Prompt(str(i), token_ids=_tuple(item))
     raise EmotraceError(f"prompt {i} is {item!r}; give text, chat messages, token ids or a mapping with one of them.")
+
+
+def _tuple(items: Iterable[Any]) -> tuple[Any, ...]:
+    """With Python's numbers in the place of numpy's."""
+    found = tuple(items)
+    if any(issubclass(kind, np.integer) for kind in set(map(type, found))):
+        return tuple(x.item() if isinstance(x, np.integer) else x for x in found)
+    return found

@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping
 from pathlib import PurePath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from emotrace.labels import EmotraceError
+
+PLAIN: Final = {int, str, float, bool, type(None)}
+"""What JSON has as it is."""
 
 
 def digest(value: object) -> str:
@@ -41,7 +44,7 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, range)):
-        return [_plain(v) for v in value]
+        return list(value) if set(map(type, value)) <= PLAIN else [_plain(v) for v in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, PurePath):
