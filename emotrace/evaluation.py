@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from emotrace import judges, scoring
+from emotrace import disk, judges, scoring
 from emotrace.datasets import Prompt, Prompts
 from emotrace.defaults import MAX_NEW_TOKENS
-from emotrace.edits import Edit
+from emotrace.edits import Edit, edits_digest
 from emotrace.forwards.generated import text_of
 from emotrace.forwards.generation import generate
+from emotrace.identity import made_by
 from emotrace.judges import Judge
 from emotrace.labels import EmotraceError
 from emotrace.replies.fluency import add_length_and_repetition, mark_fluent
@@ -140,16 +141,31 @@ class Evaluation:
         """`generated`, then `judged`."""
         return self.judged(name, self.generated(name, prompts, edits, method=method, draw=draw))
 
-    def measured(self, rows: list[Row], plain: Prompts, bounds: Bounds | None = None) -> list[Row]:
-        """The same rows with perplexity after their plain prompts, length, repetition and, with bounds, what is fluent."""
-        scoring.add_perplexity(self.model, rows, by_key(plain), self.batch_size, self.progress)
+    def measured(
+        self, rows: list[Row], plain: Prompts, bounds: Bounds | None = None, name: str | None = None
+    ) -> list[Row]:
+        """The same rows with perplexity after their plain prompts, length, repetition and, with bounds, what is fluent.
+
+        Args:
+            rows: of `generated`.
+            plain: prompts that perplexity is measured after.
+            bounds: of what is fluent.
+            name: of the file ``{name}.scores.jsonl`` that keeps perplexity; None keeps none.
+        """
+        kept = None if name is None else self.file(f"{name}.scores.jsonl")
+        scoring.add_perplexity(self.model, rows, by_key(plain), self.batch_size, self.progress, kept)
         add_length_and_repetition(rows)
         if bounds is not None:
             mark_fluent(rows, bounds)
         return rows
 
     def divergence(
-        self, aimed: Prompts, base: Sequence[Row], prompts: Prompts, edits: Sequence[Edit]
+        self,
+        aimed: Prompts,
+        base: Sequence[Row],
+        prompts: Prompts,
+        edits: Sequence[Edit],
+        name: str | None = None,
     ) -> dict[str, float]:
         """KL(base ‖ edited) along the un-edited model's own replies, in nats a token: the same whatever the edited model writes.
 
@@ -158,6 +174,7 @@ class Evaluation:
             base: replies of the un-edited model to ``prompts``.
             prompts: plain prompts.
             edits: of one arm; none moves nothing.
+            name: of the file ``{name}.scores.jsonl`` that keeps them; None keeps none.
 
         Returns:
             By key of ``aimed``; prompts whose reply is empty are left out.
@@ -169,8 +186,14 @@ class Evaluation:
         if not told:
             return {}
         forced = aimed.with_replies(told)
-        found = scoring.kl(self.model, forced, edits, self.batch_size)
-        return dict(zip(forced.keys, found.tolist(), strict=True))
+        scored = scoring.Scored(None if name is None else self.file(f"{name}.scores.jsonl"), "kl")
+        by, ids = [made_by(self.model), edits_digest(edits)], self.model.sites.encoder.ids(forced)
+        made = {p.key: disk.digest([by, i, p.reply_ids, p.about]) for p, i in zip(forced, ids, strict=True)}
+        lacking = [p for p in forced if made[p.key] not in scored.values]
+        if lacking:
+            values = scoring.kl(self.model, lacking, edits, self.batch_size).tolist()
+            scored.add({made[p.key]: value for p, value in zip(lacking, values, strict=True)})
+        return {key: value for key, digest in made.items() if (value := scored.values[digest]) is not None}
 
 
 def plain_of(prompts: Prompts, aimed: Prompts) -> dict[str, str]:

@@ -161,7 +161,7 @@ def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> float:
     )
     bare.generated("", some[:1], method="prompt")  # what is proven of a model and kept of its prompts is not timed
     begun = time.perf_counter()
-    bare.scored(bare.generated("", some, method="prompt"), plain)
+    bare.scored("", bare.generated("", some, method="prompt"), plain)
     seconds = (time.perf_counter() - begun) / len(some)
     write_json(path, {"seconds_a_reply": seconds, "n": len(some)})
     return seconds

@@ -100,9 +100,9 @@ class Study(Evaluation):
             rows += self.replies(f"{name}_{emotion}", asked, edits, method=method, draw=draw)
         return rows
 
-    def scored(self, rows: list[Row], plain: Prompts) -> list[Row]:
-        """`measured` against the bounds."""
-        return self.measured(rows, plain, self.bounds or None)
+    def scored(self, name: str, rows: list[Row], plain: Prompts) -> list[Row]:
+        """`measured` against the bounds, kept under a name."""
+        return self.measured(rows, plain, self.bounds or None, name)
 
     # -- edits --------------------------------------------------------------------------------------------------
 
@@ -121,9 +121,8 @@ class Study(Evaluation):
 
     def tried(self, method: str, setting: Setting, held: Prompts, size: int, plain: Prompts, edits: Any) -> list[Row]:
         """Replies under one setting to the first skeletons, measured; again, they are read from their file."""
-        name = "_".join([method, *map(_short, setting.values()), str(size)])
-        some = held.limit(size).for_each(emotion=et.EMOTIONS)
-        return self.scored(self.replies(name, some, edits(setting), method=method), plain)
+        name, some = _named(method, setting, size), held.limit(size).for_each(emotion=et.EMOTIONS)
+        return self.scored(name, self.replies(name, some, edits(setting), method=method), plain)
 
     def search(
         self,
@@ -184,7 +183,8 @@ class Study(Evaluation):
         for point in found.line:
             setting = {name: point[name] for name in lines[0][0]}
             rows = self.tried(method, setting, prompts, point["skeletons"], plain, edits)
-            cost = self.divergence(aimed, base, prompts, edits(setting))
+            name = _named(method, setting, point["skeletons"])
+            cost = self.divergence(aimed, base, prompts, edits(setting), name)
             size = float(setting["dose" if "dose" in setting else "lambda"])
             out.append(Point(method, size, rows, cost, setting.items() <= found.best.items()))
         return out
@@ -282,6 +282,11 @@ def _scores(rows: list[Row], method: str) -> dict[str, Any]:
         "method": method, "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
         "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
     }  # fmt: skip
+
+
+def _named(method: str, setting: Setting, size: int) -> str:
+    """Stem of the files of a setting."""
+    return "_".join([method, *map(_short, setting.values()), str(size)])
 
 
 def _short(value: Any) -> str:

@@ -148,7 +148,7 @@ def main(
     middle, chosen_on = (getattr(plan.searches["steer"], name) for name in ("middle", "skeletons"))
 
     # 1. Prompted replies to the training scenarios, judged.
-    prompted = study.scored(study.replies("train_prompt", prompts, method="prompt"), plain)
+    prompted = study.scored("train_prompt", study.replies("train_prompt", prompts, method="prompt"), plain)
     study = replace(study, bounds=(bounds := replies.fluency_bounds(prompted)))
     accepted = directions_.accepted(prompted)
     print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
@@ -234,7 +234,7 @@ def main(
     }
     trial_none = study.judged("trial_none", repeated(base, trial_plain, trial_plain.for_each(emotion=et.EMOTIONS)))
     frontier = replies.frontiers(
-        [point for points in costs.values() for point in points], study.scored(trial_none, plain),
+        [point for points in costs.values() for point in points], study.scored("trial_none", trial_none, plain),
         pairs=[("circuit", name) for name in searched if name != "circuit"], seed=seed,
     )  # fmt: skip
 
@@ -248,7 +248,7 @@ def main(
     rows += answers.modulated(circuit, best_circuit)
     rows += answers.controls({name: (one, found[name].best) for name, one in controls.items()})
     rows += answers.ablated(circuit, stored.where(key=list(trial.keys)))
-    rows = replace(study, judge=tester).from_third("test", study.scored(rows, asked_plain))
+    rows = replace(study, judge=tester).from_third("test", study.scored("test", rows, asked_plain))
     if second_judge:
         rows = study.second_opinion(rows, tester)
 

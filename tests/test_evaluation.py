@@ -1,5 +1,7 @@
 """Evaluation on a tiny model: files by name, one reply for all emotions, measures of rows, KL along the base's own replies."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
 from emotrace.labels import EmotraceError
 from emotrace.replies import Opening
+from emotrace.traced import scores as leaf
 from tests.edits.test_mixtures import vectors
 from tests.helpers import loaded
 
@@ -97,6 +100,36 @@ def test_divergence_goes_along_the_replies_of_the_model_itself_and_leaves_out_em
     assert list(it.divergence(AIMED, silent, PROMPTS, edits)) == [f"p{i}__{e}" for i in (1, 2) for e in NAMES]
     assert it.divergence(AIMED, [{**row, "token_ids": []} for row in base], PROMPTS, edits) == {}
     assert by_key(PROMPTS)["p1"] is PROMPTS[1]
+
+
+def test_scores_lie_beside_the_replies_and_are_not_computed_again(tmp_path, monkeypatch):
+    it, edits = evaluation(tmp_path), et.edits.mixture(vectors(loaded()), "joy=1", strength=1)
+
+    def scored():
+        rows = [{**r, "prompt": plain_of(PROMPTS, AIMED)[r["key"]]} for r in it.generated("up", AIMED, edits)]
+        measured = it.measured(rows, PROMPTS, name="up")
+        return measured, it.divergence(AIMED, it.generated("base", PROMPTS), PROMPTS, edits, "up")
+
+    first = scored()
+    passes = []
+    for name in ("replies", "divergences"):
+        real = getattr(leaf, name)
+        monkeypatch.setattr(leaf, name, lambda *a, real=real, name=name: passes.append(name) or real(*a))
+    assert scored() == first
+    assert passes == []
+    again = it.divergence(
+        AIMED, it.generated("base", PROMPTS), PROMPTS, et.edits.mixture(vectors(it.model), "joy=2"), "up"
+    )
+    assert passes == ["divergences"]  # other edits are another question
+    assert again != first[1]
+    file = tmp_path / "up.scores.jsonl"
+    whole = file.read_text()
+    line = json.loads(whole.splitlines()[0])
+    file.write_text(whole.replace(json.dumps(line["value"]), "1.5", 1))
+    with pytest.raises(EmotraceError, match=r"up\.scores\.jsonl: the perplexity under [0-9a-f]+ was changed"):
+        scored()
+    file.write_text(whole[:-9])  # what a kill leaves
+    assert scored() == first
 
 
 def test_replies_are_judged_again_from_their_third_token_on(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 import emotrace as et
 from emotrace.arms import ARMS
 from emotrace.labels import COMPONENTS, EmotraceError
-from emotrace.traced import requests
+from emotrace.traced import kept, requests, runs, scores
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -242,9 +242,13 @@ def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 3 * 3
 
 
-def test_again_it_computes_nothing_and_says_the_same(done, study, undrawn):  # after those that look at the pictures
+def test_again_it_computes_nothing_and_says_the_same(
+    done, study, undrawn, monkeypatch
+):  # after those that look at the pictures
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (done / "parts").iterdir()}
     report = json.loads((done / "report.json").read_text())
+    for module, name in ((scores, "replies"), (scores, "divergences"), (runs, "generate"), (kept, "generate")):
+        monkeypatch.setattr(module, name, None)  # nothing is generated, and no reply is scored
     study.main(out=done, **SMALL)
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (done / "parts").iterdir()} == before
     assert json.loads((done / "report.json").read_text()) == report
