@@ -10,7 +10,7 @@ import math
 import numbers as kinds
 import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol, SupportsIndex, TypeVar
+from typing import Annotated, Any, Final, Literal, Protocol, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,10 @@ SEEDS: Final = 2**63 - 1
 """The largest seed that every generator takes."""
 DRAWS: Final = 10**7
 """The most draws or permutations; what takes longer, or more memory, than anybody has, is a slip of the hand."""
+
+
+BatchSize = Annotated[int | Literal["auto"], "check"]
+"""Rows of a batch; ``auto`` for what fits into a part of the free memory."""
 
 
 class HasDims(Protocol):
@@ -57,6 +61,18 @@ def whole(name: str, value: object, least: int | None = None, most: int | None =
     if (least is not None and found < least) or (most is not None and found > most):
         raise EmotraceError(f"{said(name, value)}: {_bounds(least, most)}.")
     return found
+
+
+def batch(name: str, value: object) -> None:
+    """Refuse what is neither a number of rows nor ``auto``.
+
+    Raises:
+        EmotraceError: naming it.
+    """
+    if not isinstance(value, str):
+        whole(name, value, 1)
+    elif value != "auto":
+        raise EmotraceError(f"{name}={value!r}: a whole number of rows, or 'auto'.")
 
 
 def seed(name: str, value: object) -> int:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from emotrace import arguments, disk, scoring
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import edits_digest, mixture
 from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
@@ -44,7 +45,7 @@ def dose_response(
     emotions: Sequence[str] | None = None,
     measure_kl: bool = True,
     decoding: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     method: str = "dose",
     out: str | Path | None = None,
@@ -81,7 +82,7 @@ def dose_response(
         EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs; for a
             folder of other prompts, vectors, settings or judge (the row and each difference are named).
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
@@ -167,7 +168,7 @@ def strength_at_kl(
     *,
     start: float = 1.0,
     tolerance: float = 0.02,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     **where: Any,
 ) -> Bisection:
     """The strength of a mixture at which it moves the model's predictions by a given KL, so that methods compare at equal cost.
@@ -197,7 +198,7 @@ def strength_at_kl(
 
 @typed
 def fluency_of(
-    model: LanguageModel, prompts: PromptsLike, rows: Sequence[Row], batch_size: int = 32, progress: bool = True
+    model: LanguageModel, prompts: PromptsLike, rows: Sequence[Row], batch_size: BatchSize = 32, progress: bool = True
 ) -> dict[str, list[float]]:
     """Bounds of fluency: 1st to 99th percentile over the model's own replies to an emotion asked in words.
 
@@ -221,7 +222,7 @@ def fluency_of(
 
 
 def _perplexity(
-    model: LanguageModel, prompts: Prompts, rows: Sequence[Row], batch_size: int, progress: bool
+    model: LanguageModel, prompts: Prompts, rows: Sequence[Row], batch_size: BatchSize, progress: bool
 ) -> dict[str, float | None]:
     """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
     bare: list[Row] = [{"key": row["key"], "prompt": row["prompt"], "token_ids": row["token_ids"]} for row in rows]

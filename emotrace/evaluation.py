@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emotrace import disk, judges, scoring
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts
 from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.edits import Edit, edits_digest
@@ -47,7 +48,7 @@ class Evaluation:
     judge: Judge | None = None
     folder: str | Path | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 32
+    batch_size: BatchSize = 32
     seed: int = 0
     target: bool = False
     progress: bool = True

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, directions, disk
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike, hold_out
 from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.directions.shift import EMOTIONAL, OVER, Over
@@ -98,7 +99,7 @@ def answer_vectors(
     over: Over = "mean_generated",
     templates: Mapping[str, str] = TEMPLATES,
     decoding: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -130,7 +131,7 @@ def answer_vectors(
     Raises:
         EmotraceError: for queries, sites or settings that do not fit, before anything runs.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
@@ -186,7 +187,7 @@ def text_vectors(
     remove_neutral: int = 0,
     held_out: float = 0.25,
     final_norm_last_row: bool = False,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -220,7 +221,7 @@ def text_vectors(
     Raises:
         EmotraceError: for texts, sites or settings that do not fit, before anything runs.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     arguments.share("held_out", held_out)
     if out is not None:

@@ -1,4 +1,4 @@
-"""Scoring: perplexity of replies and of rows of replies, from their likelihood (`emotrace.forwards.likelihood`); scores in files."""
+"""Scoring: perplexity of replies and of rows, from their likelihood (`emotrace.forwards.likelihood`), kept in a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from emotrace import disk
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.forwards.likelihood import kl, reply_logprobs
-from emotrace.forwards.rows import BatchSize
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies.row import Row, plain_key
@@ -48,8 +48,8 @@ class Scored:
         for row in [] if self.path is None else Log(self.path, _NAMED_BY).rows():
             if row != _line(str(row["score"]), str(row["made"]), row.get("value")):
                 raise EmotraceError(
-                    f"{self.path}: the {row['score']} under {row['made']} was changed after it was written. Take the line out, and "
-                    "it is computed again."
+                    f"{self.path}: the {row['score']} under {row['made']} was changed after it was written. Take the line out, "
+                    "and it is computed again."
                 )
             if row["score"] == score:
                 self.values[row["made"]] = row["value"]

@@ -13,7 +13,9 @@ import transformers
 from nnsight import TransformersModel
 
 from emotrace import traced
+from emotrace.forwards.capturing import capture
 from emotrace.forwards.entering import locked
+from emotrace.forwards.generation import generate
 from emotrace.identity import identity
 from emotrace.labels import EmotraceError
 from emotrace.model import load
@@ -249,6 +251,29 @@ def test_a_directory_without_a_tokenizer(tmp_path):
     with pytest.raises(EmotraceError, match=r"tokenizer of .* cannot be loaded"):
         load(tmp_path)
     assert load(tmp_path, tokenizer=tiny.tiny_tokenizer()).sites.encode("Hello")["input_ids"].shape[0] == 1
+
+
+def test_a_merged_adapter_replies_and_is_captured_as_peft_has_it():
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra `peft`)")
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(tiny.build("llama"), settings).eval()
+    prompts = [list(range(20, 34)), [5, 9, 30]]
+    greedy = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+    with torch.no_grad():
+        wanted = [adapted.generate(input_ids=torch.tensor([i]), **greedy)[0, len(i) :].tolist() for i in prompts]
+        states = [adapted(torch.tensor([i]), output_hidden_states=True).hidden_states[1][0, -1] for i in prompts]
+    with pytest.raises(EmotraceError, match=r"PEFT model.*merge_and_unload"):
+        load(adapted)
+    plain = generate(
+        load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer()), prompts, max_new_tokens=6, progress=False
+    )
+    model = load(adapted.merge_and_unload(), tokenizer=tiny.tiny_tokenizer())
+    rows = generate(model, prompts, max_new_tokens=6, progress=False)
+    assert [row["token_ids"] for row in rows] == [ids[: ids.index(2)] if 2 in ids else ids for ids in wanted]
+    assert [row["token_ids"] for row in plain] != [row["token_ids"] for row in rows]
+    acts = capture(model, prompts, "resid_post", layers=0, progress=False)
+    torch.testing.assert_close(torch.tensor(acts.residual.values[0, 0]), torch.stack(states), rtol=0, atol=2e-5)
 
 
 def test_peft_adapters(tmp_path):

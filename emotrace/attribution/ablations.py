@@ -14,11 +14,13 @@ import pandas as pd
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import refuse_edited, require, require_whole
 from emotrace.attribution.sets import Components
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.groups import Within, check_within, missing
 from emotrace.edits import Ablate
+from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import fitting, stream
 from emotrace.labels import COUNTED, SITE_DIMS, Component, EmotraceError, Positions, unknown
 from emotrace.signatures import typed
@@ -154,7 +156,7 @@ def reference_values(
     site: str,
     components: Components,
     *,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> dict[int, xr.DataArray]:
     """Values of some components at the last token of un-edited prompts; only these components are kept.
@@ -164,7 +166,7 @@ def reference_values(
         prompts: `Prompts`, or whatever `Prompts.of` takes.
         site: ``neuron`` or ``z``.
         components: layer → units or heads to keep.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         progress: show a bar.
 
     Returns:
@@ -174,9 +176,9 @@ def reference_values(
     layers, dim = sorted(components), _component(site).dim
     width = model.sites.address(site, layers[0]).width
     parts: dict[int, list[xr.DataArray]] = {layer: [] for layer in layers}
-    chunk = fitting(4 * width * len(layers))
+    chunk, size = fitting(4 * width * len(layers)), asked(model, batch_size, prompts)
     for _, acts in stream(
-        model, prompts, site, layers=layers, prompts_per_chunk=chunk, batch_size=batch_size, progress=progress,
+        model, prompts, site, layers=layers, prompts_per_chunk=chunk, batch_size=size, progress=progress,
         desc="reference",
     ):  # fmt: skip
         for layer in layers:

@@ -26,6 +26,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, provenance
+from emotrace.arguments import BatchSize
 from emotrace.attribution.ablations import (
     check_stored,
     donors,
@@ -42,6 +43,7 @@ from emotrace.directions.groups import Within
 from emotrace.directions.source import provenance_of
 from emotrace.edits import Ablate, Add, Edit
 from emotrace.files import to_folder
+from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import accepted_only, codes
 from emotrace.labels import EmotraceError, unknown
 from emotrace.planned import DryReruns, Steps, planned
@@ -72,7 +74,7 @@ def ablation_curve(
     accepted: Iterable[str] | None = None,
     readout_layer: int | None = None,
     cluster: str = "skeleton_id",
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -103,7 +105,7 @@ def ablation_curve(
         accepted: keys of the accepted replies; None for all prompts.
         readout_layer: layer whose ``resid_post`` is read; None for the last one that has directions.
         cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         seed: of random sets, donors and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
         progress: show a bar.
@@ -116,7 +118,7 @@ def ablation_curve(
     Raises:
         EmotraceError: before anything runs, for labels, layers, widths or sizes that do not fit, or a folder of another run.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
@@ -137,6 +139,7 @@ def ablation_curve(
     if reference is not None:
         came = provenance_of(reference)
         settings["reference"] = disk.digest([came.get(name) for name in ("plan_digest", "selection", "weights_hash")])
+    batch_size = asked(model, batch_size, prompts)
     points = CurvePoints(plan, prompts, parts, settings, batch_size, cluster, out)
     yield lambda: points.dry
 
@@ -192,7 +195,7 @@ def enhancement_curve(
     label: str = "emotion",
     readout_layer: int | None = None,
     cluster: str = "skeleton_id",
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -217,7 +220,7 @@ def enhancement_curve(
         label: what the directions are of.
         readout_layer: layer whose ``resid_post`` is read; None for the last one that has directions.
         cluster: label that the bootstrap draws as a whole; ``key`` for each prompt by itself.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         seed: of random sets and bootstrap.
         out: folder for the scores, batch by batch, and the result; a run that was stopped continues there.
         progress: show a bar.
@@ -232,7 +235,7 @@ def enhancement_curve(
         EmotraceError: before anything runs, for labels, layers, widths, sizes or differences that do not fit, prompts that carry
             the label already, or a folder of another run.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
@@ -254,6 +257,7 @@ def enhancement_curve(
         "differences": disk.digest(list(payload.values())),
     }
     parts = [LabelledPart(plan.labels, list(range(len(plain))))]
+    batch_size = asked(model, batch_size, plain)
     points = CurvePoints(plan, plain, parts, settings, batch_size, cluster, out)
     yield lambda: points.dry
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.directions.source import provenance_of
 from emotrace.labels import EmotraceError
@@ -66,7 +67,7 @@ def top_prompts(
     units: int | Iterable[int],
     k: int = 10,
     *,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The prompts at whose last token each neuron is highest; of ``acts``, the tokens.
@@ -80,7 +81,7 @@ def top_prompts(
         layer: 0-based.
         units: one or several neurons of the layer.
         k: prompts of each; all where there are fewer.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         progress: show a bar.
 
     Returns:
@@ -91,6 +92,7 @@ def top_prompts(
     Raises:
         EmotraceError: for a layer without neurons, or a unit that it lacks.
     """
+    from emotrace.forwards.rows import asked
     from emotrace.forwards.streams import fitting, origin, reductions
     from emotrace.traced import contributions
 
@@ -99,10 +101,9 @@ def top_prompts(
     chosen = list(arguments.wholes("top_prompts(units)", units))
     wrong = [u for u in chosen if not 0 <= u < address.width]
     if wrong:
-        asked = wrong[0]
-        raise EmotraceError(f"top_prompts(units={asked}): layer {layer} has units 0 to {address.width - 1}.")
+        raise EmotraceError(f"top_prompts(units={wrong[0]}): layer {layer} has units 0 to {address.width - 1}.")
     arguments.whole("top_prompts(k)", k, 1)
-    arguments.whole("top_prompts(batch_size)", batch_size, 1)
+    batch_size = asked(model, batch_size, prompts, "top_prompts(batch_size)")
     activations = np.zeros((len(prompts), len(chosen)), dtype=np.float32)
     for rows, (values,) in reductions(
         model, prompts, "neuron", contributions.picked, lambda _: ([chosen],), layers=[layer],

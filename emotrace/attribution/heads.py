@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk
+from emotrace.arguments import BatchSize
 from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save_scores
 from emotrace.datasets import Prompts, PromptsLike
@@ -42,7 +43,7 @@ def head_contributions(
     accepted: Iterable[str] | None = None,
     head_readout: str = "residual",
     layers: Iterable[int] | int | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Steps[DryRows, xr.Dataset]:
@@ -77,7 +78,7 @@ def head_contributions(
         accepted: keys of the prompts to use; None for all.
         head_readout: ``residual``, or ``normed``: the input of the MLP, as EmotionCircuits read it.
         layers: 0-based layers; None for all that have heads and directions.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
 
@@ -93,13 +94,15 @@ def head_contributions(
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
     from emotrace.forwards.passes import one_pass
+    from emotrace.forwards.rows import asked
     from emotrace.forwards.streams import accepted_only
 
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     if out is not None:
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = heads_reduced(model, prompts, directions, label, head_readout, layers)
+    batch_size = asked(model, batch_size, prompts)
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments
+from emotrace.arguments import BatchSize
 from emotrace.attribution import stored, summed
 from emotrace.attribution.files import save_scores
 from emotrace.datasets import Prompts, PromptsLike
@@ -39,7 +40,7 @@ def neuron_contributions(
     accepted: Iterable[str] | None = None,
     variable: str = "neuron",
     layers: Iterable[int] | int | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Steps[DryRows, xr.Dataset]:
@@ -74,7 +75,7 @@ def neuron_contributions(
         accepted: keys of the prompts to use; None for all.
         variable: site of which ``activation`` is the mean: ``neuron``, or ``neuron_pre`` (input of the activation function).
         layers: 0-based layers; None for all that have neurons and directions.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar.
 
@@ -92,13 +93,15 @@ def neuron_contributions(
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
     from emotrace.forwards.passes import one_pass
+    from emotrace.forwards.rows import asked
     from emotrace.forwards.streams import accepted_only
 
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     if out is not None:
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = neurons_reduced(model, prompts, directions, label, layers, variable)
+    batch_size = asked(model, batch_size, prompts)
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, provenance
+from emotrace.arguments import BatchSize
 from emotrace.attribution.backward import Backward, Shifted, cells, residuals
 from emotrace.attribution.central import Central
 from emotrace.attribution.files import save_scores
@@ -35,6 +36,7 @@ from emotrace.files import to_folder
 from emotrace.forwards import beginnings
 from emotrace.forwards.entering import keeping
 from emotrace.forwards.metrics import differentiable
+from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
 from emotrace.identity import versions
@@ -66,7 +68,7 @@ def sublayer_influence(
     layers: Iterable[int] | int | None = None,
     sigma: xr.DataArray | None = None,
     align: bool = False,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Steps[DryPasses, xr.Dataset]:
@@ -93,7 +95,7 @@ def sublayer_influence(
             prompts with the emotion (the original's); None measures it on these prompts.
         align: turn local directions round that point away from the reference, as the original did (see
             `local_directions` for why not).
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar on stderr.
 
@@ -107,12 +109,11 @@ def sublayer_influence(
         EmotraceError: before anything runs, for prompts, directions, layers or doses that do not fit the model or each
             other; for sums of another run in ``out``.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     if out is not None:
         to_folder(out)
     prompts, sites = Prompts.of(plain), model.sites
-    if batch_size < 1:
-        raise EmotraceError(f"sublayer_influence(batch_size={batch_size}): at least 1.")
+    batch_size = asked(model, batch_size, prompts)
     if label not in getattr(directions, "dims", ()):
         raise unknown("label dim", label, getattr(directions, "dims", ()), "sublayer_influence(directions=…)")
     if directions.sizes.get("dim") != sites.d_model:

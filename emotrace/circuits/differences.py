@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments
+from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import require_whole
 from emotrace.attribution.files import save_scores
 from emotrace.datasets import Prompts, PromptsLike
@@ -101,7 +102,7 @@ def difference_vectors(
     complete: bool = True,
     sites: Sequence[str] | None = None,
     layers: Iterable[int] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     prompts_per_chunk: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -128,7 +129,7 @@ def difference_vectors(
         complete: only groups that hold every label; False takes all with at least two.
         sites: of ``z`` and ``neuron``; None for those that the model has.
         layers: 0-based; None for every layer that has the sites.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         prompts_per_chunk: prompts held at a time; None chooses by size.
         out: folder for running sums and the result; a killed run continues there and ends with the same bits.
         progress: show a bar on stderr.
@@ -145,8 +146,9 @@ def difference_vectors(
     Source: arXiv 2510.11328.
     """
     from emotrace.forwards.passes import one_pass
+    from emotrace.forwards.rows import asked
 
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
@@ -161,7 +163,7 @@ def difference_vectors(
         used,
         reduction,
         method=PLACE,
-        batch_size=batch_size,
+        batch_size=asked(model, batch_size, used),
         per_chunk=prompts_per_chunk,
         out=out,
         progress=progress,

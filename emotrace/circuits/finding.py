@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, disk, presets, provenance
+from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import check
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.heads import head_contributions, heads_reduced
@@ -140,7 +141,7 @@ def discover(
     preset: str | None = None,
     influence: xr.Dataset | xr.DataArray | None = None,
     allocation: xr.DataArray | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -172,7 +173,7 @@ def discover(
         preset: ``emotion_circuits``, or None.
         influence: of `attribution.sublayer_influence`; what the preset's allocation is made of.
         allocation: ``k[label, kind, layer]`` of `even_allocation` or `published_allocation`; overrides the numbers per layer.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         seed: recorded only; nothing is drawn here.
         out: folder; a killed run continues there, and scores and circuit are saved in it.
         progress: show bars on stderr.
@@ -187,8 +188,9 @@ def discover(
     Source: arXiv 2510.11328.
     """
     from emotrace.forwards.passes import passed, planned_pass
+    from emotrace.forwards.rows import asked
 
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     if out is not None:
         to_folder(out)
@@ -224,6 +226,7 @@ def discover(
             within=check_within(prompts.table, label, within), complete=True, sites=_sites(kinds), layers=_same(at),
         )
     )  # fmt: skip
+    batch_size = asked(model, batch_size, some)
     yield lambda: planned_pass(model, some, wanted)
     check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)

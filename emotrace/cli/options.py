@@ -30,7 +30,22 @@ Price = Annotated[str | None, typer.Option(help="of an openai judge: dollars per
 Sites = Annotated[str, typer.Option(help="comma-separated; `emotrace sites` lists what a model has")]
 Positions = Annotated[str, typer.Option(help="last | generated | steer | prompt | all | START:STOP")]
 NewTokens = Annotated[int, typer.Option(min=1, help="most tokens of a reply")]
-BatchSize = Annotated[int, typer.Option(min=1, help="prompts per batch")]
+if TYPE_CHECKING:
+    BatchSize = arguments.BatchSize
+else:  # no type of typer's: it takes no union
+
+    def _batch(text: str | int) -> int | str:
+        """A number, or ``auto``."""
+        value = int(text) if str(text).isdecimal() else text
+        arguments.batch("--batch-size", value)
+        return value
+
+    BatchSize = Annotated[
+        str,
+        typer.Option(
+            parser=_batch, metavar="INTEGER|auto", help="prompts per batch; auto: what fits into the free memory"
+        ),
+    ]
 PerLayer = Annotated[float, typer.Option(min=0, help="of the circuit, in each layer; below 1 a share of it")]
 PerLayerOrNone = Annotated[
     float | None,

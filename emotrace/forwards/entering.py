@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from emotrace.forwards import attention
 from emotrace.remote import Backend, Request
 from emotrace.sites import LanguageModel
 
@@ -27,7 +28,7 @@ def lock(model: LanguageModel) -> threading.RLock:
 @contextmanager
 def locked(model: LanguageModel) -> Iterator[None]:
     """One trace at a time per model."""
-    with lock(model):
+    with lock(model), attention.grouped():
         yield
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from emotrace import arguments, disk, ranks, spread
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.defaults import BATCH_SIZE, MAX_NEW_TOKENS
 from emotrace.edits import Edit
@@ -21,7 +22,6 @@ from emotrace.forwards import rows as rows_
 from emotrace.forwards.entering import keeping
 from emotrace.forwards.generated import generated
 from emotrace.forwards.kept import Shared
-from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError
 from emotrace.ranks import Rank
 from emotrace.replies.row import Row
@@ -111,7 +111,7 @@ def generate(
              "no_repeat_ngram_size": no_repeat_ngram_size, "draw": draw}  # fmt: skip
     for name, value in given.items():
         arguments.whole(name, value, int(name == "max_new_tokens"))
-    rows_.check("batch_size", batch_size)
+    arguments.batch("batch_size", batch_size)
     if min_new_tokens > max_new_tokens:
         raise EmotraceError(f"min_new_tokens={min_new_tokens} is more than max_new_tokens={max_new_tokens}.")
     for name, value in (

@@ -12,14 +12,15 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from emotrace import arguments
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards import rows as rows_
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.kept import Shared
-from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError
 from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
@@ -230,7 +231,7 @@ def _items(
     """Prompts with their replies, everything checked."""
     prompts = Prompts.of(prompts)
     sites, encoder = model.sites, model.sites.encoder
-    rows_.check("batch_size", batch_size)
+    arguments.batch("batch_size", batch_size)
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it gives replies no likelihood.")
     edits_.check(edits, sites, [p.about for p in prompts])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final
 
 from emotrace import arguments, memory
+from emotrace.arguments import BatchSize
+from emotrace.datasets import Prompts, PromptsLike
 from emotrace.forwards.entering import backend
-from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 
-BatchSize = Annotated[int | Literal["auto"], "check"]
-"""Rows of a batch; ``auto`` for what fits into a part of the free memory."""
 ROWS: Final = 32
 """Rows of a batch where nobody says, and where nobody knows the free memory."""
 MOST_ROWS: Final = 128
@@ -21,19 +20,6 @@ SHARE: Final = 0.25
 """Of the free memory, for one batch."""
 LIVE: Final = 8
 """Activations of the model's widest matrix that a forward holds at once."""
-
-
-def check(name: str, batch_size: BatchSize) -> None:
-    """Refuse what is neither a number of rows nor ``auto``.
-
-    Raises:
-        EmotraceError: naming it.
-    """
-    if isinstance(batch_size, str):
-        if batch_size != "auto":
-            raise EmotraceError(f"{name}={batch_size!r}: a whole number of rows, or 'auto'.")
-        return
-    arguments.whole(name, batch_size, 1)
 
 
 def resolved(model: LanguageModel, batch_size: BatchSize, longest: int) -> int:
@@ -59,6 +45,26 @@ def resolved(model: LanguageModel, batch_size: BatchSize, longest: int) -> int:
     )
     fit = int(SHARE * memory.available(device)) // row
     return min(MOST_ROWS, 1 << max(0, fit.bit_length() - 1))
+
+
+def asked(model: LanguageModel, batch_size: BatchSize, prompts: PromptsLike, name: str = "batch_size") -> int:
+    """Rows of a batch of prompts, as `resolved`: what was asked for, or what fits.
+
+    Args:
+        model: from `emotrace.load`.
+        batch_size: rows, or ``auto``.
+        prompts: replies that they carry follow them.
+        name: of the argument.
+
+    Raises:
+        EmotraceError: for what is neither.
+    """
+    arguments.batch(name, batch_size)
+    if not isinstance(batch_size, str):
+        return batch_size
+    given = Prompts.of(prompts)
+    lengths = (len(i) + len(p.reply_ids or ()) for i, p in zip(model.sites.encoder.ids(given), given, strict=True))
+    return resolved(model, batch_size, max(lengths))
 
 
 def within(rows: int, longest: int) -> int:

@@ -17,6 +17,7 @@ from emotrace.store import layout
 from emotrace.store.plan import Plan
 from emotrace.store.rows import CHUNK_ROWS, stored
 from emotrace.store.variable import Variable
+from emotrace.texts import to_json
 
 
 def create(path: Path, plan: Plan, shared: bool = False) -> int:
@@ -143,7 +144,8 @@ def _consolidate(root: Path) -> None:
         if node["node_type"] == "group":
             members = {p.relative_to(folder).as_posix(): n for p, n in nodes.items() if folder in p.parents}
             inline = {"kind": "inline", "must_understand": False, "metadata": members}
-            (folder / "zarr.json").write_bytes(layout.dump({**node, "consolidated_metadata": inline}))
+            whole = to_json({**node, "consolidated_metadata": inline}, sort_keys=True)
+            (folder / "zarr.json").write_bytes(whole.encode())
 
 
 def _file_record(path: Path) -> list[Any]:

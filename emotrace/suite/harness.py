@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt
 from emotrace.edits import Edit
 from emotrace.forwards.generation import generate
@@ -30,7 +31,7 @@ def adapter(
     model: LanguageModel,
     edits: Sequence[Edit] | None = None,
     *,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     max_new_tokens: int = 256,
     progress: bool = False,
 ) -> Any:

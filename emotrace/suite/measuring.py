@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from emotrace import arguments, judges, scoring
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt
 from emotrace.files import to_folder
 from emotrace.judges import Judge, is_final
@@ -42,7 +43,7 @@ def measure(
     intensity: Rater | None = None,
     classifier: EmotionClassifier | None = None,
     prompt_of: PromptOf | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> list[Row]:
@@ -74,7 +75,7 @@ def measure(
         EmotraceError: for rows without what a measure needs, a verdict of another judge or on another text, or a folder whose
             verdicts and ratings are of other texts, questions or judges (the row and each difference are named).
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     if out is not None:
         to_folder(out)
     for i, row in enumerate(rows):
@@ -218,7 +219,7 @@ def _perplexity(
     found: list[Row],
     model: LanguageModel | None,
     prompts: Sequence[Sequence[int]] | None,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: bool,
 ) -> None:
     if model is not None and prompts is not None:

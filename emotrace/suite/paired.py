@@ -10,6 +10,7 @@ import xarray as xr
 
 from emotrace import arguments
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.directions.mixtures import Mix, mixed, parse_mix
 from emotrace.edits import Edit, mixture
@@ -37,7 +38,7 @@ def arms(
     draws: int = 3,
     shuffled: Sequence[xr.DataArray] = (),
     decoding: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
@@ -73,7 +74,7 @@ def arms(
     Raises:
         EmotraceError: for controls, vectors or settings that do not fit, before anything runs.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
     arguments.whole("arms(draws)", draws, 1)
     if out is not None:

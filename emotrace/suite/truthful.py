@@ -19,6 +19,7 @@ from typing import Any, Final, Required, TypedDict, cast
 
 import numpy as np
 
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Question, truthfulqa
 from emotrace.datasets.truthfulqa import TEMPLATE
 from emotrace.edits import Edit
@@ -58,7 +59,7 @@ def multiple_choice(
     template: str | None = TEMPLATE,
     method: str = "none",
     draw: int = 0,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> list[Chosen]:
     """MC1 and MC2 of every question.
@@ -139,7 +140,7 @@ def substring(
     max_new_tokens: int | None = None,
     method: str = "none",
     draw: int = 0,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> list[Row]:
     """Greedy answers and the score of the GoEmotions pipeline (not MC1, not a judge).

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from emotrace.cli.groups import Decoding, grouped
+from emotrace.cli.groups import Answering, Decoding, grouped
 from emotrace.labels import EmotraceError
 
 
@@ -78,3 +78,15 @@ def test_decoding_gives_what_sampling_needs_and_nothing_else():
                         ({"temperature": float("nan")}, "--temperature nan")):  # fmt: skip
         with pytest.raises(EmotraceError, match=said):
             _ = Decoding(**wrong).options
+
+
+@grouped
+def answered(*, answering: Answering) -> str:
+    return f"{answering.batch_size!r}"
+
+
+def test_a_batch_has_so_many_rows_or_what_fits():
+    found = [run(answered, *args).return_value for args in ([], ["--batch-size", "4"], ["--batch-size", "auto"])]
+    assert found == ["32", "4", "'auto'"]
+    for wrong in ("0", "all", "2.5"):
+        assert "--batch-size" in str(run(answered, "--batch-size", wrong).exception)

@@ -11,9 +11,11 @@ import torch
 import xarray as xr
 
 import emotrace as et
+from emotrace.forwards import decoding
 from emotrace.labels import EmotraceError
 from emotrace.runlog import Log
-from tests.helpers import hooked, loaded
+from emotrace.testing import tiny
+from tests.helpers import families, hooked, loaded
 
 LENGTHS = (4, 9, 6)
 NEW = 7
@@ -70,6 +72,49 @@ def test_generation_equals_hooks(positions, scale, strength):
     assert [row["token_ids"] for row in rows] == expected
     plain = et.generate(lm, IDS, max_new_tokens=NEW, batch_size=2, progress=False)
     assert [r["token_ids"] for r in plain] != expected, "the edit changes nothing, so the test shows nothing"
+
+
+CAUSAL = [n for n in tiny.NAMES if not any(c in n for c in ("bert", "electra"))]
+
+
+def transformers_replies(module, prompts, ends):
+    """Greedy replies of transformers' own ``generate`` to a left-padded batch, up to the token that ends each."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    out = module.generate(
+        ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=ends
+    )
+    found = [row[width:].tolist() for row in out]
+    return [next((row[:i] for i, token in enumerate(row) if token in ends), row) for row in found]
+
+
+@pytest.mark.parametrize("name", families(CAUSAL, "mixtral", "opt"))
+def test_greedy_replies_are_those_of_transformers(name):
+    lm, module = loaded(name), tiny.build(name).eval()
+    with torch.no_grad():
+        assert torch.equal(module(torch.tensor([IDS[0]])).logits, lm._module(torch.tensor([IDS[0]])).logits)
+    ends = decoding.ends_of(decoding.configuration(lm, {}, lm.sites.encoder.pad_id))
+    alone = [transformers_replies(module, [ids], ends)[0] for ids in [*IDS, IDS[1]]]
+    for size in (1, 2, 4):
+        rows = et.generate(lm, [*IDS, IDS[1]], max_new_tokens=NEW, batch_size=size, progress=False)
+        assert [row["token_ids"] for row in rows] == alone
+    if lm.sites.beginnings.padded:
+        assert transformers_replies(module, [*IDS, IDS[1]], ends) == alone, "padded by transformers"
+
+
+def test_in_bfloat16_replies_and_captures_are_those_of_transformers():
+    module = tiny.build("llama").to(torch.bfloat16).eval()
+    lm = et.load(tiny.build("llama").to(torch.bfloat16), tokenizer=tiny.tiny_tokenizer())
+    ends = decoding.ends_of(decoding.configuration(lm, {}, 0))
+    rows = et.generate(lm, IDS, max_new_tokens=NEW, batch_size=1, progress=False)
+    assert [row["token_ids"] for row in rows] == [transformers_replies(module, [ids], ends)[0] for ids in IDS]
+    acts = et.capture(lm, IDS, "resid_post", batch_size=1, progress=False)
+    with torch.no_grad():
+        states = [module(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:-1] for ids in IDS]
+    for layer in range(lm.sites.n_layers - 1):
+        wanted = torch.stack([each[layer][0, -1] for each in states])
+        assert torch.equal(torch.tensor(acts.sel(layer=layer, sublayer="resid_post").values), wanted.float())
 
 
 def test_without_a_cache_the_same_tokens_are_edited():

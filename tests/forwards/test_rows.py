@@ -5,9 +5,10 @@ import pytest
 
 import emotrace as et
 from emotrace import memory
-from emotrace.forwards import rows
+from emotrace.forwards import passes, rows
 from emotrace.forwards.beginnings import batches
 from emotrace.labels import EmotraceError
+from tests.attribution.test_neurons import random_directions, some_prompts
 from tests.helpers import loaded
 
 IDS = [list(range(20, 30 + i % 5)) for i in range(9)]
@@ -34,6 +35,22 @@ def test_neither_a_number_nor_auto_is_refused(wrong):
         et.capture(loaded(), IDS, "resid_post", batch_size=wrong, progress=False)
     with pytest.raises(EmotraceError, match="batch_size"):
         et.generate(loaded(), IDS, batch_size=wrong, progress=False)
+
+
+def test_scores_take_what_fits_too(monkeypatch):
+    lm, sizes = loaded(), []
+    real = passes.reductions
+    monkeypatch.setattr(passes, "reductions", lambda *a, **o: sizes.append(o["batch_size"]) or real(*a, **o))
+    prompts, dirs = some_prompts(), random_directions(lm)
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 19)
+    few, many = (
+        et.attribution.neuron_contributions(lm, prompts, dirs, batch_size=n, progress=False) for n in ("auto", 9)
+    )
+    assert sizes == [rows.resolved(lm, "auto", max(len(p.token_ids) for p in prompts)), 9]
+    assert 1 < sizes[0] < 9
+    np.testing.assert_allclose(few["contrast"], many["contrast"], atol=1e-6)
+    with pytest.raises(EmotraceError, match="batch_size='all'"):
+        et.attribution.neuron_contributions(lm, prompts, dirs, batch_size="all")
 
 
 def test_a_store_and_replies_do_not_depend_on_it(tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emotrace import disk, store
+from emotrace import arguments, disk, store
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.forwards import rows as rows_
@@ -16,7 +17,6 @@ from emotrace.forwards.capturing.job import CapturedMetric, CaptureJob
 from emotrace.forwards.capturing.reads import Reads
 from emotrace.forwards.entering import backend, enter, inputs
 from emotrace.forwards.metrics import Metric, digest
-from emotrace.forwards.rows import BatchSize
 from emotrace.identity import versions
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
 from emotrace.secrets import command_line
@@ -37,7 +37,7 @@ def prepared(
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
     check_positions(positions, "capture(positions=…)")
-    rows_.check("capture(batch_size)", batch_size)
+    arguments.batch("capture(batch_size)", batch_size)
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
     if any(isinstance(s, Site) and not s.path.strip() for s in wanted):
         raise EmotraceError(

@@ -12,16 +12,15 @@ from typing import Annotated, Any, Literal
 
 from emotrace import arguments, disk, ranks, store
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Edit
 from emotrace.files import to_folder
-from emotrace.forwards import rows
 from emotrace.forwards.capturing import filling, memory
 from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
 from emotrace.forwards.metrics import Metric, differentiable
-from emotrace.forwards.rows import BatchSize
 from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.ranks import Rank
@@ -102,7 +101,7 @@ def capture(
         EmotraceError: before anything runs, for prompts, sites, positions or edits that do not fit the model; for a
             store made with other settings; for a disk without room.
     """
-    rows.check("batch_size", batch_size)
+    arguments.batch("batch_size", batch_size)
     arguments.whole("row_group_bytes", row_group_bytes, 1)
     for name, value in (("share_prefixes", share_prefixes), ("progress", progress), ("components", components)):
         arguments.flag(name, value)
