@@ -28,7 +28,8 @@ def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], s
     Bars: attribution of the effect to parts of the prompt (approximate); diamonds: the exact effect, filled where q < 0.05.
 
     Args:
-        rows: ``{node, effect, q, before, changed, after, last}``, the largest effect first, in units of the metric.
+        rows: ``{node, effect, q, before, changed, after, last}``, the largest effect first, in units of the metric; without the
+            parts of the prompt, where there were no slopes.
         change: ``{value, ci95}``, what swapping changes the metric by.
         swapped: what was swapped, one of `SWAPPED`.
     """
@@ -39,7 +40,7 @@ def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], s
     ax = style.axes(figure.subplots(), "", "effect on the metric", "")
     for i, row in enumerate(reversed(rows)):
         ends = {1: 0.0, -1: 0.0}
-        for span, colour in SPANS.items():
+        for span, colour in ((s, c) for s, c in SPANS.items() if s in row):
             size = float(row[span])
             side = 1 if size >= 0 else -1
             label = span if i == 0 else None
