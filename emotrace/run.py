@@ -27,7 +27,7 @@ from emotrace.texts import from_json
 if TYPE_CHECKING:
     from emotrace.sites import LanguageModel
 
-FREE = ("command", "versions", "python", "started", "finished", "seconds")
+MAY_DIFFER = (*disk.MAY_DIFFER, "python", "started", "finished", "seconds")
 """Entries that may differ when a run is continued."""
 LOCK = ".lock"
 """In the folder; whoever has locked it writes there."""
@@ -96,7 +96,7 @@ class Run:
             raise EmotraceError(
                 f"{manifest} is damaged. Give a new folder, or delete that file to start over."
             ) from None
-        disk.settle(f"--out {self.out}", before, self.settings, FREE)
+        disk.settle(f"--out {self.out}", before, self.settings, MAY_DIFFER)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder, its parents created."""

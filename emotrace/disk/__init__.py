@@ -10,8 +10,9 @@ from emotrace.disk.located import Located, There, located, names_in, objects
 from emotrace.disk.locks import Busy, lock, share
 from emotrace.disk.machine import began, machine
 from emotrace.disk.objects import Folder, Objects
-from emotrace.disk.settings import Made, differences, plain, same_row, settle, settle_file
+from emotrace.disk.settings import MAY_DIFFER, Made, differences, plain, same_row, settle, settle_file
 from emotrace.disk.whole import (
+    PARTIAL,
     clear_leftovers,
     free_bytes,
     partial,
@@ -25,6 +26,8 @@ from emotrace.disk.whole import (
 from emotrace.lazy import public
 
 __all__ = [
+    "MAY_DIFFER",
+    "PARTIAL",
     "Bucket",
     "Busy",
     "Folder",

@@ -20,6 +20,8 @@ Made = Mapping[str, Any]
 SHOWN: Final = 160
 """Characters of a value that a message shows."""
 NOTHING: Final = "(nothing)"
+MAY_DIFFER: Final = ("command", "versions")
+"""Entries of a record that may differ when a run is continued."""
 
 
 def differences(was: Made, now: Made, may_differ: Collection[str] = ()) -> list[str]:

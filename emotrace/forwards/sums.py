@@ -19,9 +19,6 @@ from emotrace.forwards.parted import Added, Parts
 from emotrace.labels import EmotraceError, filename
 from emotrace.texts import from_json
 
-FREE = ("command", "versions")
-"""Fields of the settings that may differ when a run is continued."""
-
 
 class Sums:
     """Named totals and the number of prompts they cover.
@@ -188,7 +185,7 @@ class Sums:
     def _folder(self) -> Path:
         """Where ranks put what they add."""
         assert self.out is not None
-        made = {name: value for name, value in self.settings.items() if name not in FREE}
+        made = {name: value for name, value in self.settings.items() if name not in disk.MAY_DIFFER}
         return self.out / f"{self.name}.{disk.digest(made)[:8]}.parts"
 
     @property
@@ -209,7 +206,7 @@ class Sums:
         except (ValueError, KeyError, TypeError) as error:
             raise EmotraceError(f"{self._manifest} is damaged ({error!r}); remove it to start again.") from error
         confirm(self._manifest, manifest)
-        disk.settle(self.out or "", settings, self.settings, FREE, what=f"{self.name}.json")
+        disk.settle(self.out or "", settings, self.settings, disk.MAY_DIFFER, what=f"{self.name}.json")
         _, arrays = read_pair(self._manifest, numbers)
         self._arrays = {k: np.array(v, dtype=np.float64) for k, v in arrays.items()}
         self.done = done

@@ -31,7 +31,7 @@ def create(path: Path, plan: Plan, shared: bool = False) -> int:
         shared: whether the lock is shared with other ranks once the store is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}{layout.PARTIAL}")
+    building = path.with_name(f".{path.name}{disk.PARTIAL}")
     (building / layout.COMMITS).mkdir(parents=True, exist_ok=True)
     fd = layout.lock(building, path)
     try:

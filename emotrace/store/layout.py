@@ -33,7 +33,7 @@ from emotrace.store.plan import SHARDED
 from emotrace.store.variable import Variable
 from emotrace.texts import from_json, to_json
 
-MAY_DIFFER = ("command", "versions", "batch_size")
+MAY_DIFFER = (*disk.MAY_DIFFER, "batch_size")
 """Attrs that may differ when a run is continued."""
 SINCE = {"bos": None}
 """What attrs that a store of the version before lacks amounted to then."""
@@ -42,7 +42,6 @@ FOLLOWS = ("begins_with_bos", "left_out")
 COMMITS = "row_groups/commit"
 LOCK = f"{COMMITS}/.lock"
 TABLE_RECORD = f"{COMMITS}/table.json"
-PARTIAL = ".partial"
 JOURNAL = ".journal"
 LEASE = ".lease"
 DESCRIBING = ("emotrace_store", "plan_digest")

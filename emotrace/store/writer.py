@@ -251,12 +251,12 @@ class Writer:
                         chunks[name] = ChunkSums(0, "", [])
                         chunks[name] = self._chunk(name, variable, arrays[variable.name][cell])
                 for name in chunks:
-                    disk.sync_file(root / (name + layout.PARTIAL))
+                    disk.sync_file(root / (name + disk.PARTIAL))
                 if not self._still_ours(group):
                     return False
                 self._refuse_other(group, recorded(group, chunks))
                 for name in chunks:
-                    os.rename(root / (name + layout.PARTIAL), root / name)
+                    os.rename(root / (name + disk.PARTIAL), root / name)
                 for variable in self.plan.variables:
                     disk.sync_folder(root / variable.name / variable.name)
                 self._commit(group, recorded(group, chunks))
@@ -264,7 +264,7 @@ class Writer:
             if not self._still_ours(group):  # another rank took it over, and writes under the same names
                 return False
             for name in chunks:  # give the room back
-                (root / (name + layout.PARTIAL)).unlink(missing_ok=True)
+                (root / (name + disk.PARTIAL)).unlink(missing_ok=True)
             raise
         return True
 
@@ -298,7 +298,7 @@ class Writer:
         """Write one chunk, and return its size and checksums."""
         parts, inner = parts_of(rows, variable, self.plan, self._codecs[variable.name])
         fd = os.open(
-            Path(str(self.path)) / (name + layout.PARTIAL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+            Path(str(self.path)) / (name + disk.PARTIAL), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
         )
         try:
             for view in parts:

@@ -75,7 +75,7 @@ class CaptureJob:
     """Everything that fills the buffers of one row group."""
 
     def __init__(
-        self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, prompt_lengths: list[int],
+        self, model: LanguageModel, reads: Reads, edits: list[Edit], prompts: Prompts, *, prompt_lengths: list[int],
         sequences: list[list[int]], chosen: list[range], batch_size: int, share: bool,
         differentiated: CapturedMetric | None = None, components: Components | None = None, mean: bool = False,
     ) -> None:  # fmt: skip

@@ -29,9 +29,9 @@ AVERAGED = "averaged"
 
 
 def prepared(
-    model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, layers: Iterable[int] | int | None,
-    positions: Positions, edits: Sequence[Edit] | None, batch_size: BatchSize, share_prefixes: bool, codec: str,
-    row_group_bytes: int, seed: int, gradients: Metric | None = None, components: bool = False, mean: bool = False,
+    model: LanguageModel, prompts: PromptsLike, sites: Sequence[str | Site] | str | Site, *, layers: Iterable[int] | int | None,
+    positions: Positions, edits: Sequence[Edit] | None, batch_size: BatchSize, row_group_bytes: int, share_prefixes: bool = True,
+    codec: str = "none", seed: int = 0, gradients: Metric | None = None, components: bool = False, mean: bool = False,
 ) -> tuple[CaptureJob, store.Plan]:  # fmt: skip
     """Everything that `capture` was given checked, and nothing run yet."""
     prompts = Prompts.of(prompts)
@@ -93,8 +93,8 @@ def prepared(
     variables = [*reads.variables, *(() if beside is None else beside.variables)]
     plan = fitted(store.Plan.make(rows, variables, attrs, row_group_bytes), row_group_bytes)
     job = CaptureJob(
-        model, reads, edits, prompts, prompt_lengths, sequences, chosen, batch_size, share_prefixes, differentiated, beside,
-        mean,
+        model, reads, edits, prompts, prompt_lengths=prompt_lengths, sequences=sequences, chosen=chosen, batch_size=batch_size,
+        share=share_prefixes, differentiated=differentiated, components=beside, mean=mean,
     )  # fmt: skip
     return job, plan
 

@@ -44,7 +44,16 @@ def reduced(
     def jobs() -> Iterator[tuple[CaptureJob, Any, tuple[Any, ...]]]:
         nonlocal exact
         for prompts, args in chunks:
-            job, plan = prepared(model, prompts, sites, layers, "last", edits, batch_size, True, "none", 1 << 62, 0)
+            job, plan = prepared(
+                model,
+                prompts,
+                sites,
+                layers=layers,
+                positions="last",
+                edits=edits,
+                batch_size=batch_size,
+                row_group_bytes=1 << 62,
+            )
             job.exact, plan = exact, replace(plan, row_group=plan.n_rows)
             yield job, plan, args
             exact = job.exact

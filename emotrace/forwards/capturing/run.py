@@ -116,8 +116,9 @@ def capture(
     if client is not None and (out is None or rank is not None):
         raise EmotraceError("capture(client=…): workers take the ranks of a store: give out=, and no rank.")
     job, plan = prepared(
-        model, prompts, sites, layers, positions, edits, batch_size, share_prefixes, codec, row_group_bytes, seed, gradients,
-        components, reduce == "mean",
+        model, prompts, sites, layers=layers, positions=positions, edits=edits, batch_size=batch_size,
+        share_prefixes=share_prefixes, codec=codec, row_group_bytes=row_group_bytes, seed=seed, gradients=gradients,
+        components=components, mean=reduce == "mean",
     )  # fmt: skip
     yield lambda: _dry(job, plan, out)
     if gradients is not None and not differentiable(model):
