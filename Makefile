@@ -10,7 +10,7 @@ export EMOTRACE_ORACLES ?= $(abspath $(ORACLES))
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo fetch real real-study study sweep test contract benchmarks browser fuzz soak worlds wheel docs lint clean setup
+.PHONY: demo fetch real real-study study confirm sweep test contract benchmarks browser fuzz soak worlds wheel docs lint clean setup
 
 setup: $(READY)
 
@@ -24,12 +24,19 @@ DEMO_ARMS := prefill_1,prefill_4,random_steer,random_circuit,wrong_emotion,wrong
 
 # The main job on a part of the data: 20 of the 160 skeletons of each file.
 demo: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit 20 --sweep-limit 4 --finalists 2 --dose-step 3 --draws 1 --arms $(DEMO_ARMS) --attn-implementation eager --out runs/demo
+	$(BIN)/python experiments/emotion_circuits.py --limit 20 --sweep-limit 4 --finalists 2 --dose-step 3 --draws 1 --refits 2 --arms $(DEMO_ARMS) --attn-implementation eager --out runs/demo
 
 # The main job with every arm on 40 of the 160 skeletons of each file, at most 60,000 replies; LIMIT=160 takes all.
 LIMIT ?= 40
 study: $(READY)
-	$(BIN)/python experiments/emotion_circuits.py --limit $(LIMIT) --draws 2 --curve-draws 20 --attn-implementation eager --out runs/study
+	$(BIN)/python experiments/emotion_circuits.py --limit $(LIMIT) --draws 2 --refits 4 --curve-draws 20 --attn-implementation eager --out runs/study
+
+# What a study chose, answered once a model on scenarios that nothing was chosen on; refused with uncommitted changes, and a second
+# time. Its record is to be committed. Of the other model: make confirm STUDY=runs/real-study/smollm2 OF=smollm2
+STUDY ?= runs/study
+OF ?= data/tiny_model
+confirm: $(READY)
+	$(BIN)/python experiments/confirm.py --study $(STUDY) --model $(OF)
 
 # A pretrained model into the user's cache, by its short name or hub id: the only target that asks the hub for one.
 MODEL ?= smollm2
@@ -38,7 +45,7 @@ fetch: $(READY)
 
 # The main job on a pretrained model, within half an hour on two cores: fetched first, asked as it takes best.
 real: fetch
-	$(BIN)/python experiments/emotion_circuits.py --model $(MODEL) --limit 6 --budget 25 --max-new-tokens 24 --batch-size 24 --draws 1 --curve-draws 1 --heads-per-layer 1 --arms prefill_1,wrong_payload,random_tuned --out runs/real/$(MODEL)
+	$(BIN)/python experiments/emotion_circuits.py --model $(MODEL) --limit 6 --budget 25 --max-new-tokens 24 --batch-size 24 --draws 1 --refits 2 --curve-draws 1 --heads-per-layer 1 --arms prefill_1,wrong_payload,random_tuned --out runs/real/$(MODEL)
 
 # The same with every arm and two draws on LIMIT skeletons, a night's work: stopped at any time, it goes on where it was.
 real-study: fetch

@@ -7,7 +7,7 @@ emotion out: where asking fails, steering may work.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
@@ -132,6 +132,24 @@ def record(found: Sequence[Tried], asked: str, n_skeletons: int) -> dict[str, An
 def elicited(accepted: Mapping[str, Share]) -> list[str]:
     """The emotions of which at least the share `ELICITED` of prompted replies is accepted."""
     return [emotion for emotion, share in accepted.items() if (share["value"] or 0.0) >= ELICITED]
+
+
+def apart(rows: Sequence[Row], used: Collection[str]) -> dict[str, Any]:
+    """Acceptance where nothing was chosen: of the prompted replies to the skeletons on which neither examples nor a way were.
+
+    Args:
+        rows: judged prompted replies to the training file.
+        used: ids of the skeletons on which something was chosen.
+
+    Returns:
+        ``value``, ``n``, ``ci95`` and ``by_emotion``; ``n_skeletons``, and ``optimistic``: no other skeleton is left, so that
+        these are the ones that it was chosen on.
+    """
+    left = [row for row in rows if row["skeleton_id"] not in used]
+    found = replies.accuracy_table(left or rows)
+    skeletons = len({row["skeleton_id"] for row in left or rows})
+    overall = {name: found["overall"][name] for name in ("value", "n", "ci95")}
+    return {**overall, "by_emotion": found["by_emotion"], "n_skeletons": skeletons, "optimistic": not left}
 
 
 class OverElicited(TypedDict):

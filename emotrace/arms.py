@@ -25,7 +25,7 @@ class Arm(NamedTuple):
             circuit at the strength chosen for the true one, likewise after a search of its own (``tuned``), or asked in words
             with components ``ablated``.
         always: every run has it.
-        drawn: a random control, drawn several times.
+        drawn: a random control, or one with random donors: drawn several times.
         control: what a method must beat; the highest of these is its best control.
         lowest: harder to tell from the real thing the *lower* it scores.
         panel: the figure of its own that shows it; None for that of all arms.
@@ -57,14 +57,14 @@ ARMS: Final = {arm.name: arm for arm in (
     Arm("random_circuit", "#56B4E9", "modulated", drawn=True, control=True),
     Arm("wrong_emotion", "#CC79A7", "steered", drawn=True, control=True),
     Arm("wrong_payload", "#882255", "modulated", drawn=True, panel="components"),
-    Arm("random_tuned", "#44AA99", "tuned", control=True, panel="components"),
+    Arm("random_tuned", "#44AA99", "tuned", drawn=True, control=True, panel="components"),
     Arm("shared_set", "#999933", "tuned", control=True, panel="components"),
     Arm("all_components", "#332288", "tuned", panel="components"),
     Arm("ablate", "#222222", "ablated", panel="ablation", values="zero"),
     Arm("random_ablate", "#BBBBBB", "ablated", drawn=True, lowest=True, panel="ablation", values="zero"),
     Arm("ablate_mean", "#444444", "ablated", panel="ablation", values="mean"),
     Arm("random_ablate_mean", "#C8C8C8", "ablated", drawn=True, lowest=True, panel="ablation", values="mean"),
-    Arm("ablate_resample", "#666666", "ablated", panel="ablation", values="resample"),
+    Arm("ablate_resample", "#666666", "ablated", drawn=True, panel="ablation", values="resample"),
     Arm("random_ablate_resample", "#D5D5D5", "ablated", drawn=True, lowest=True, panel="ablation", values="resample"),
 )}  # fmt: skip
 """Name → arm, in the order of reports; algorithms are named elsewhere (`METHODS` of their room)."""

@@ -6,7 +6,8 @@
   direction, at the setting that was chosen for the real thing.
 * ``wrong_payload``: another emotion's payload on this emotion's components. Which of the two is read?
 * ``random_tuned``, ``shared_set``, ``all_components``: this emotion's payload on random components, on one set for all emotions
-  (of each layer as many as the circuit has, those with the highest mean score) and on all, each at a setting of its own search.
+  (of each layer as many as the circuit has, those with the highest mean score) and on all, each at a setting of its own search;
+  random ones are drawn again at that setting.
 * ``ablate``, ``ablate_mean``, ``ablate_resample``, and ``random_`` before each: asked in words, the circuit's (or as many random)
   components set to zero, to their mean, or to what they are in a training prompt of another emotion; all at `ABLATED_AT`.
 """
@@ -132,25 +133,24 @@ class Answers:
             rows += self._goal(arm, self.study.modulated(one, setting), draw, payloads)
         return rows
 
-    def controls(self, chosen: Mapping[str, tuple[et.Circuit, Setting]]) -> list[Row]:
-        """With each tuned control, at its own setting."""
+    def controls(self, circuit: et.Circuit, chosen: Mapping[str, tuple[et.Circuit, Setting]]) -> list[Row]:
+        """With each tuned control, at its own setting; of random components further draws at the setting of the first."""
         rows: list[Row] = []
-        for arm, _, draw in self._of("tuned"):
-            circuit, setting = chosen[arm.name]
-            rows += self._goal(arm, self.study.modulated(circuit, setting), draw)
+        for arm, seed, draw in self._of("tuned"):
+            control, setting = chosen[arm.name]
+            one = circuit.random(seed, matched=True) if draw else control
+            rows += self._goal(arm, self.study.modulated(one, setting), draw)
         return rows
 
     def ablated(self, circuit: et.Circuit, reference: et.Activations) -> list[Row]:
         """Asked in words, with the components of the circuit, or as many random ones, taken away."""
         rows: list[Row] = []
-        for how in dict.fromkeys(arm.values for arm in ARMS.values() if arm.values):
-            options: dict[str, Any] = {"how": how, "positions": ABLATED_AT}
-            if how == "resample":
-                options |= {"reference": reference, "donor": donors(self.asked, reference, self.seed)}
-            for arm, seed, draw in self._of("ablated"):
-                if arm.values == how:
-                    one = circuit.random(seed, matched=True) if arm.drawn else circuit
-                    rows += self.study.ablated(_file(arm, draw), self.asked, arm.name, one, draw, **options)
+        for arm, seed, draw in self._of("ablated"):
+            options: dict[str, Any] = {"how": arm.values, "positions": ABLATED_AT}
+            if arm.values == "resample":
+                options |= {"reference": reference, "donor": donors(self.asked, reference, self.seed + draw)}
+            one = circuit.random(seed, matched=True) if arm.lowest else circuit
+            rows += self.study.ablated(_file(arm, draw), self.asked, arm.name, one, draw, **options)
         return rows
 
     def _of(self, way: Way) -> Iterator[tuple[Arm, int, int]]:

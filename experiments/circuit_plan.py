@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import circuit_arms
 from circuit_protocol import Setting
+from circuit_refits import REFITTED
 from circuit_study import FIRST, KEEP, Study
 
 import emotrace as et
@@ -20,7 +21,7 @@ from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.disk import write_json
 from emotrace.files import read_json
 
-SEARCH = 10
+SEARCH = 8
 """A search makes at most so many times the replies that one arm has on the test file."""
 SAMPLE = 16
 """Prompts whose replies are timed."""
@@ -28,6 +29,8 @@ DOSES = 5
 """A line of settings keeps at least so many: between two doses of a few a model goes from unmoved to babbling."""
 STEPS = 60
 """Sizes tried between a whole search and the smallest."""
+SHARES = {"curves": 0.15, "influence": 0.05}
+"""Of a budget, what is kept for causal curves and for influence."""
 REST = 1.8
 """Minutes of a run for each of its replies: capture, curves, divergences (one run of the shipped model, --limit 3: 1.81)."""
 
@@ -113,10 +116,14 @@ class Plan:
         """Most minutes, from the timed sample."""
         return self.replies * self.seconds * REST / 60
 
+    def allowed(self, part: str) -> float | None:
+        """Seconds of the budget that are kept for one of `SHARES`; None without a budget."""
+        return None if self.budget is None else 60 * self.budget * SHARES[part]
+
     def cut(self, most: int) -> Plan:
         """Every search cut to so many replies, and to an equal share of what the budget leaves."""
         if self.budget is not None:
-            left = self.budget * 60 / (self.seconds * REST) - sum(self.fixed.values())
+            left = 60 * self.budget * (1 - sum(SHARES.values())) / (self.seconds * REST) - sum(self.fixed.values())
             most = min(most, math.floor(left / len(self.searches)))
         cut = {name: one.within(most, self.each) for name, one in self.searches.items()}
         skeletons, middle = (min(getattr(one, name) for one in cut.values()) for name in ("skeletons", "middle"))
@@ -134,7 +141,11 @@ class Plan:
             f"at most {self.replies:,} replies of at most {self.max_new_tokens} tokens ({self.replies * self.max_new_tokens:,}), "
             f"about {self.minutes:.0f} minutes at {self.seconds:.2f} s a reply (timed here): {parts}; searches: {tries}"
         )
-        if self.budget is not None and self.minutes > self.budget:
+        if self.budget is None:
+            return text
+        kept = ", ".join(f"{name} at most {self.budget * share:.1f}" for name, share in SHARES.items())
+        text += f"; minutes of the budget kept for {kept}"
+        if self.minutes > self.budget * (1 - sum(SHARES.values())):
             text += f". The budget of {self.budget:g} minutes is too short for this: give a smaller --limit, or fewer --arms"
         return text
 
@@ -167,17 +178,18 @@ def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> float:
     return seconds
 
 
-def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int) -> dict[str, int]:
-    """Replies to the training file and, under every arm and draw, to the test file."""
+def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int, refits: int) -> dict[str, int]:
+    """Replies to the training file and, under every arm and draw and with every refit, to the test file."""
     drawn = [name for name in arms if ARMS[name].drawn]
     n = 3 + len(arms) + (draws - 1) * len(drawn)
     plain = len(asked) // len(et.EMOTIONS)
-    return {"training": len(prompts), f"test ({n} arms and draws)": n * len(asked), "test (none)": plain}
+    again = {f"test ({refits} refits)": refits * len(REFITTED) * len(asked)} if refits else {}
+    return {"training": len(prompts), f"test ({n} arms and draws)": n * len(asked), **again, "test (none)": plain}
 
 
 def planned(
     study: Study, seconds: float, prompts: Prompts, asked: Prompts, arms: Sequence[str], *, held: int, middle: int,
-    finalists: int, draws: int, budget: float | None, asking: int = 0,
+    finalists: int, draws: int, refits: int, budget: float | None, asking: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan of a run, its searches cut to `SEARCH` times what one arm has on the test file, and to the budget.
 
@@ -191,6 +203,7 @@ def planned(
         middle: of them in the middle sample.
         finalists: settings that go on to all of them.
         draws: of each control that is drawn.
+        refits: of directions and circuit.
         budget: minutes.
         asking: replies by which it was found how to ask.
     """
@@ -199,7 +212,7 @@ def planned(
     searches = {name: Search(some, held, min(middle, held), finalists) for name, some in lines.items()}
     each = len(asked) // len({p.labels["skeleton_id"] for p in asked})
     most = int(study.decoding_of("steer").get("max_new_tokens", MAX_NEW_TOKENS))
-    plan = Plan(searches, each, {"asking": asking} | fixed(prompts, asked, arms, draws), seconds, most, budget)
+    plan = Plan(searches, each, {"asking": asking} | fixed(prompts, asked, arms, draws, refits), seconds, most, budget)
     return plan.cut(SEARCH * len(asked))
 
 

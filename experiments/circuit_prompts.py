@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ class Asked(NamedTuple):
     Attributes:
         study: whose replies end as that way's do.
         tried: how each way was taken.
-        n_skeletons: training skeletons that this was measured on.
+        used: training skeletons on which a way, or the examples of the chosen one, were chosen.
+        n_skeletons: training skeletons that the ways were measured on.
         prompts: of the training file, asking for an emotion.
         plain: the same without.
         test: of the test file, asking for an emotion.
@@ -30,6 +31,7 @@ class Asked(NamedTuple):
 
     study: Study
     tried: list[acceptance.Tried]
+    used: frozenset[str]
     n_skeletons: int
     prompts: Prompts
     plain: Prompts
@@ -66,4 +68,14 @@ def ask(
     for line in acceptance.said(found):
         print(line)
     asked = [sev(file, instruction=i, limit=limit, elicit=way) for file in (train, test) for i in (True, False)]
-    return Asked(replace(study, protocol=circuit_protocol.ended(study.protocol, way.stop)), found, len(few), *asked)
+    used = frozenset(some if len(ways) > 1 else ()) | frozenset(way.chosen_on)
+    ended = replace(study, protocol=circuit_protocol.ended(study.protocol, way.stop))
+    return Asked(ended, found, used, len(few), *asked)
+
+
+def told(accepted: int, n: int, apart: Mapping[str, Any]) -> str:
+    """How many prompted replies to the training file were accepted, and what share where nothing was chosen."""
+    text = f"prompted replies to the training file: {accepted} of {n} express what was asked"
+    if apart["optimistic"]:
+        return f"{text} (all to skeletons on which the way to ask was chosen: optimistic)"
+    return f"{text}; {apart['value']:.1%} of {apart['n']} to skeletons on which nothing was chosen"

@@ -30,9 +30,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import circuit_arms
+import circuit_budget
+import circuit_chosen
+import circuit_curves
 import circuit_plan
 import circuit_prompts
 import circuit_protocol
+import circuit_refits
 import typer
 from circuit_study import Study, comparison
 
@@ -74,6 +78,12 @@ def main(
     finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
     dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering and λ of the circuit")] = 1,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
+    refits: Annotated[
+        int,
+        typer.Option(
+            min=0, help="times that directions and circuit are fitted to other training skeletons; 0 for none"
+        ),
+    ] = 4,
     arms: Annotated[
         str,
         typer.Option(
@@ -90,8 +100,10 @@ def main(
     answering: Answering = LONG,
     eliciting: Eliciting = Eliciting(),  # noqa: B008 - frozen
     budget: Annotated[
-        float | None, typer.Option(min=0, help="minutes: every search is cut equally, by a timed sample of replies")
+        float | None,
+        typer.Option(min=0, help="minutes: searches, curves and influence are cut to it, by timed samples"),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="end with what the run would take")] = False,
     target_aware: TargetAware = False,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
@@ -107,6 +119,8 @@ def main(
     some = et.datasets.sev(train, limit=limit), et.datasets.sev(test, limit=limit)
     if min(draws, curve_draws) < 1:
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
+    if refits == 1:
+        raise et.EmotraceError("--refits 1: one refit says nothing of how far fits differ; give 0, or at least 2.")
     if preset not in (None, *circuits.PRESETS):
         raise unknown("preset", preset, circuits.PRESETS, "--preset")
     compared = circuit_arms.named(arms)
@@ -125,7 +139,7 @@ def main(
         "elicit": eliciting.elicit, "elicitations": [way.record for way in ways], "elicit_limit": eliciting.elicit_limit,
         "judge": the_judge.name, "second_judge": tester.name if second_judge else None,
         "label_map": judging.label_map, "limit": limit, "budget": budget, "sweep_limit": sweep_limit,
-        "finalists": finalists, "draws": draws, "arms": list(compared),
+        "finalists": finalists, "draws": draws, "refits": refits, "arms": list(compared),
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
         "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
         "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
@@ -141,17 +155,20 @@ def main(
     fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     plan = circuit_plan.planned(
         study, circuit_plan.timed(study, prompts, plain, run.path("parts", "timing.json")), prompts, asked, compared,
-        held=len(held), middle=sweep_limit, finalists=finalists, draws=draws, budget=budget,
+        held=len(held), middle=sweep_limit, finalists=finalists, draws=draws, refits=refits, budget=budget,
         asking=how.n_replies,
     )  # fmt: skip
     print(plan.said)
+    if dry_run:
+        return
     middle, chosen_on = (getattr(plan.searches["steer"], name) for name in ("middle", "skeletons"))
 
     # 1. Prompted replies to the training scenarios, judged.
     prompted = study.scored("train_prompt", study.replies("train_prompt", prompts, method="prompt"), plain)
     study = replace(study, bounds=(bounds := replies.fluency_bounds(prompted)))
     accepted = directions_.accepted(prompted)
-    print(f"prompted replies to the training file: {len(accepted)} of {len(prompted)} express what was asked")
+    taken = acceptance.apart(prompted, how.used)
+    print(circuit_prompts.told(len(accepted), len(prompted), taken))
     openings = {name: replies.openings(prompted, n) for name, n in circuit_arms.PREFILLS.items() if name in compared}
 
     # 2. Activations at the last prompt token: all that the next steps ask for.
@@ -174,21 +191,27 @@ def main(
         notes.append(f"whether the directions are context-agnostic could not be measured: {error}")
 
     # 4. Components, the circuit, and the influence of sublayers.
+    fit_plain = plain.where(skeleton_id=sorted(fit))
     options = protocol.influence_options(acts, dirs, fitted)
-    if budget is not None and not preset:  # they cost a forward for each sublayer, dose and emotion
-        options["doses"] = ()
+    cut = circuit_budget.influence(
+        None if preset else plan.allowed("influence"), run.path("parts"), lm, fit_plain, dirs,
+        len(fit) if preset else min(middle, len(fit)), options,
+    )  # fmt: skip
+    if tuple(cut.more) != tuple(options.get("doses", ())):
         notes.append("under --budget the influence of sublayers is its small-dose limit alone, without finite doses")
     influence = attribution.sublayer_influence(
-        lm, plain.where(skeleton_id=sorted(fit)).limit(None if preset else middle), dirs, batch_size=batch_size,
-        out=run.path("influence"), **options,
+        lm, fit_plain.limit(cut.skeletons), dirs, batch_size=batch_size, out=run.path("influence"),
+        **{**options, "doses": cut.more},
     )  # fmt: skip
     head_readout = circuits.PRESETS[preset]["readout"] if preset else "residual"
     covectors = attribution.covectors(lm, dirs, head_readout=head_readout, out=run.path("covectors"))
+    discovering: dict[str, Any] = {
+        "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer, "preset": preset,
+        "influence": influence if preset else None, "seed": seed,
+    }  # fmt: skip
     circuit = circuits.discover(
-        stored.where(skeleton_id=sorted(fit)), covectors, accepted=fitted, neurons_per_layer=neurons_per_layer,
-        heads_per_layer=heads_per_layer, preset=preset, influence=influence if preset else None, seed=seed,
-        out=run.path("circuit"),
-    )  # fmt: skip
+        stored.where(skeleton_id=sorted(fit)), covectors, accepted=fitted, out=run.path("circuit"), **discovering
+    )
     scores = {
         f"{kind}s": attribution.load_scores(run.path("circuit", kind), f"{kind}s")
         for kind in KINDS
@@ -199,16 +222,16 @@ def main(
 
     # 5. What the components do, and what to choose, on held-out training skeletons.
     trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(middle) for p in (prompts, plain))
-    curves: dict[str, Any] = {}
-    for kind, table in scores.items():
-        common: dict[str, Any] = {"draws": curve_draws, "batch_size": batch_size, "seed": seed}
-        curves[f"{kind} ablated"] = attribution.ablation_curve(
-            lm, trial, dirs, table, how="mean", reference=stored.where(key=trial.keys),
-            out=run.path("curves", f"{kind}_ablated"), **common,
-        )  # fmt: skip
-        curves[f"{kind} added"] = attribution.enhancement_curve(
-            lm, trial_plain, dirs, table, circuit.payload, out=run.path("curves", f"{kind}_added"), **common
+    by_size = circuit_curves.Curves(
+        lm, trial, trial_plain, dirs, circuit, scores, stored, {"batch_size": batch_size, "seed": seed}
+    )
+    n_trial = min(middle, len(held))
+    cut = by_size.within(plan.allowed("curves"), run.path("parts", "timing_curves.json"), n_trial, curve_draws)
+    if (cut.skeletons, cut.more) != (n_trial, curve_draws):
+        notes.append(
+            f"under --budget causal curves are of {cut.skeletons} skeletons and {cut.more} random sets of each size"
         )
+    curves = by_size.made(cut.skeletons, cut.more, run.path("curves"))
     held_plain = plain.where(skeleton_id=sorted(held)).limit(chosen_on)
     controls = circuit_arms.tuned(compared, circuit, scores, seed)
     searched = {"steer": (plan.searches["steer"].lines, partial(study.steering, dirs))}
@@ -238,19 +261,15 @@ def main(
         pairs=[("circuit", name) for name in searched if name != "circuit"], seed=seed,
     )  # fmt: skip
 
-    # 6. The test file, once.
-    goal = asked_plain.for_each(emotion=et.EMOTIONS)
-    rows = study.judged("none", repeated(study.generated("none", asked_plain), asked_plain, goal))
-    rows += study.replies("prompt", asked, method="prompt")
-    answers = circuit_arms.Answers(study, compared, asked, goal, draws, seed)
-    rows += answers.begun(openings)
-    rows += answers.steered(dirs, best)
-    rows += answers.modulated(circuit, best_circuit)
-    rows += answers.controls({name: (one, found[name].best) for name, one in controls.items()})
-    rows += answers.ablated(circuit, stored.where(key=list(trial.keys)))
-    rows = replace(study, judge=tester).from_third("test", study.scored("test", rows, asked_plain))
-    if second_judge:
-        rows = study.second_opinion(rows, tester)
+    # 6. The test file, once; and once more with each refit.
+    chosen = circuit_chosen.Chosen(
+        dirs, best, circuit, best_circuit, openings, {name: (one, found[name].best) for name, one in controls.items()},
+        stored.where(key=list(trial.keys)),
+    )  # fmt: skip
+    rows = circuit_chosen.answered(study, compared, asked, asked_plain, chosen, draws, seed, tester)
+    drawn = circuit_refits.draws([*fit, *held], len(fit), refits, seed)
+    again = circuit_refits.Refits(study, stored, acts, prompts, prompted, readout, tester, discovering)
+    refitted = again.answered(drawn, asked_plain, chosen)
 
     # 7. What may be said of it.
     verdict = "verdict_second" if second_judge else "verdict"
@@ -259,24 +278,25 @@ def main(
         rows, given=at_equal_kl, doubt=measured.doubt(tester, lm.sites.identity), verdict=verdict, seed=seed
     )
 
-    shares = replies.accuracy_table(prompted)["by_emotion"]
-    taken = acceptance.over_elicited(rows, shares)
+    elicited = acceptance.over_elicited(rows, replies.accuracy_table(prompted)["by_emotion"])
     result = replies.summary(rows)
     result["fluency"]["bounds"] = {k: list(v) for k, v in bounds.items()}
     result |= {
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}
         | ({"second": tester.name, "second_usage": getattr(tester, "usage", None)} if second_judge else {}),
         "model": lm.sites.identity, "n_train_skeletons": _count(prompts), "n_test_skeletons": _count(asked),
-        "accepted_train": {"value": len(accepted) / len(prompted), "n": len(prompted), "by_emotion": shares},
-        "elicitation": how.record(eliciting.elicit), "accuracy_elicited": taken,
+        "accepted_train": {**taken, "accepted": len(accepted), "of": len(prompted)},
+        "elicitation": how.record(eliciting.elicit), "accuracy_elicited": elicited,
         "plan": plan.record,
         "directions": {"n_groups": dirs.attrs.get("n_groups"), "fitted_on": len(fit), "chosen_on": best["skeletons"]},
         "fitted_by_emotion": by_emotion,
         "sweep": found["steer"].points, "chosen": {**best, "site": "resid_post"},
+        "trial": sorted({str(p.labels["skeleton_id"]) for p in trial}),
         "modulation": [point for name in ("circuit", *controls) for point in found[name].points],
         "chosen_circuit": best_circuit, "chosen_tuned": {name: found[name].best for name in controls},
         "comparison": [p for name in ("steer", "circuit") for p in comparison(found[name].line, costs[name])],
         "frontiers": frontier, "claims": claims, "paired": family, "published": PUBLISHED,
+        "refits": (told := circuit_refits.record(rows, refitted, drawn, len(fit | held), verdict)),
         "openings": circuit_arms.told(openings, lm.sites.encoder), "wrong_payload": circuit_arms.readings(rows),
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
         "reply_tokens": read.record if read else None,
@@ -300,8 +320,8 @@ def main(
         print(
             f"{method:>14}: {blind:6.1%} express the emotion, {table['overall']['value']:6.1%} fluently [{low:.1%}, {high:.1%}]"
         )
-    for claim in claims:
-        print(claim["sentence"])
+    for line in (*circuit_refits.said(told), *(claim["sentence"] for claim in claims)):
+        print(line)
     if lm.sites.remote is not None:
         print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
     print(f"report: {page}")

@@ -24,7 +24,7 @@ INSTRUCTION: Final = "Always reply in {emotion}.\n" + SYSTEM
 AUTO: Final = "auto"
 OWN: Final = shipped.folder(shipped.DATA) / "elicitation.json"
 """The sets of worked examples that come with the project."""
-FIELDS: Final = ("asked", "plain", "about", "words", "stop", "example", "examples", "sets")
+FIELDS: Final = ("asked", "plain", "about", "words", "stop", "example", "examples", "sets", "chosen_on")
 """Of a file; the first two it must have."""
 _PLACE: Final = re.compile(r"\{([A-Za-z_]+)\}")
 _ALWAYS: Final = {"scenario", "event"}
@@ -54,6 +54,7 @@ class Elicitation:
         words: emotion → the word that stands for it; the others stand for themselves.
         stop: texts that end a reply (`emotrace.generate`).
         examples: worked examples that stand in the templates.
+        chosen_on: ids of the skeletons on whose replies it was chosen among drafts; acceptance there is optimistic.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Elicitation:
     words: Mapping[str, str] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
+    chosen_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"elicitation {self.name!r}"
@@ -170,7 +172,8 @@ def read_elicitations(path: str | Path) -> list[Elicitation]:
     ``{"asked": …, "plain": …}``: each a text, or a list of ``{"role", "content"}``, with places as in `Elicitation`. Optional:
     ``words`` (emotion → word), ``stop`` (texts that end a reply), ``about``, and worked examples: ``example``, a template with
     ``{scenario}``, ``{event}``, ``{reply}`` and the emotion, is filled with each of ``examples`` (a list of ``{"emotion",
-    "scenario", "event", "reply"}``), or of each list of ``sets`` (name → list), and stands for ``{examples}``.
+    "scenario", "event", "reply"}``), or of each list of ``sets`` (name → list), and stands for ``{examples}``. ``chosen_on``:
+    the ids of skeletons on whose replies the examples were chosen.
 
     Returns:
         One, named as the file is, or one of each set.
@@ -194,6 +197,9 @@ def read_elicitations(path: str | Path) -> list[Elicitation]:
         raise EmotraceError(f"{path}: words maps emotions to words, not {words!r}.")
     if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
         raise EmotraceError(f"{path}: stop is a list of texts, not {stop!r}.")
+    chosen_on = found.get("chosen_on", [])
+    if not isinstance(chosen_on, list) or not all(map(_is_text, chosen_on)):
+        raise EmotraceError(f"{path}: chosen_on is a list of ids of skeletons, not {chosen_on!r}.")
     sets = found.get("sets", {Path(path).stem: found.get("examples", [])})
     if not isinstance(sets, Mapping) or not sets or ("sets" in found and "examples" in found):
         raise EmotraceError(f"{path}: give examples (a list) or sets (name → list of examples), one of them.")
@@ -203,7 +209,7 @@ def read_elicitations(path: str | Path) -> list[Elicitation]:
         worked = _examples(rows, where)
         shown = _shown(found.get("example"), worked, words, where)
         asked, plain = (_template(found[side], shown, f"{where}: {side}") for side in FIELDS[:2])
-        out.append(Elicitation(name, asked, plain, dict(words), tuple(stop), worked))
+        out.append(Elicitation(name, asked, plain, dict(words), tuple(stop), worked, tuple(chosen_on)))
     return out
 
 

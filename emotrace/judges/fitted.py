@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from emotrace import arguments, bundles, disk
 from emotrace.datasets.prompts import Prompts
+from emotrace.judges import features as features_
 from emotrace.judges.base import EMPTY, Verdict, texts_of
+from emotrace.judges.features import Features, Pooled, Words
 from emotrace.judges.measurement import Labelled, Measurement, compared, labelled, measure_judge
 from emotrace.labels import EmotraceError
 from emotrace.shown import progress as progress_bar
@@ -24,25 +25,22 @@ from emotrace.signatures import typed
 
 FILE: Final = "judge"
 UNKNOWN: Final = "no word of it is known"
-TOKEN: Final = r"(?u)\b\w[\w']*|[!?]+|[^\w\s.,;:()\"]"
-"""A word with its apostrophes, a run of marks, or any other sign."""
 BINS: Final = 10
 """Of equal width, of the probability of the answer given, for the calibration."""
 
 
 @dataclass(frozen=True)
 class FittedJudge:
-    """A judge that a linear classifier of word n-grams is.
+    """A judge that a linear classifier of word n-grams or of sentence embeddings is.
 
-    Formula: x = TF-IDF (1 + ln count, times idf, length 1) of the n-grams that were kept; p = softmax(x Wᵀ + b); the answer is
-    the label with the largest p. A text without any known n-gram is unjudged.
+    Formula: p = softmax(x Wᵀ + b), x being the features of a text (`emotrace.judges.features`: TF-IDF of n-grams, or a local
+    model's mean over tokens); the answer is the label with the largest p. A text of which nothing is known is unjudged.
 
     Attributes:
         name: ``fitted:NAME``, which signs verdicts.
         choices: its labels.
-        vocabulary: the n-grams, in the order of the columns.
-        idf: weight of each n-gram.
-        weights: ``[label, n-gram]``.
+        features: what it weighs.
+        weights: ``[label, feature]``.
         bias: ``[label]``.
         card: what it was made from, and its cross-validation: accuracy, macro-F1, recall, confusion and calibration on folds that
             it was not fitted on, none of which shares a group with what it was.
@@ -51,8 +49,7 @@ class FittedJudge:
 
     name: str
     choices: tuple[str, ...]
-    vocabulary: tuple[str, ...]
-    idf: np.ndarray
+    features: Features
     weights: np.ndarray
     bias: np.ndarray
     card: Mapping[str, Any]
@@ -61,19 +58,18 @@ class FittedJudge:
     @cached_property
     def depends_on(self) -> dict[str, Any]:
         """All that its answers depend on."""
-        numbers = [self.idf, self.weights, self.bias]
-        return {"fitted": disk.digest([self.choices, self.vocabulary, self.card["ngrams"], *numbers])}
-
-    @cached_property
-    def _features(self) -> TfidfVectorizer:
-        made = _vectorizer(self.card["ngrams"], {word: i for i, word in enumerate(self.vocabulary)})
-        made.idf_ = self.idf
-        return made
+        learnt = list(self.features.arrays.values())
+        if isinstance(self.features, Words):
+            return {
+                "fitted": disk.digest(
+                    [self.choices, self.features.vocabulary, self.card["ngrams"], *learnt, self.weights, self.bias]
+                )
+            }
+        return {"fitted": disk.digest([self.choices, self.features.record, *learnt, self.weights, self.bias])}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """``[text, label]``; NaN for a text without a known n-gram."""
-        texts = texts_of(self.name, texts)
-        x = self._features.transform(texts) if texts else np.empty((0, len(self.vocabulary)))
+        """``[text, label]``; NaN for a text of which nothing is known."""
+        x = self.features.of(texts_of(self.name, texts))
         p = _softmax(x @ self.weights.T + self.bias)
         p[np.asarray(abs(x).sum(axis=1)).ravel() == 0] = np.nan
         return p
@@ -128,10 +124,10 @@ class FittedJudge:
     def save(self, folder: str | Path) -> Path:
         """Write ``judge.safetensors`` and ``judge.json`` into a folder, for `load_judge` and ``--judge fitted:FOLDER``."""
         about = {
-            "kind": "fitted judge", "name": self.name, "choices": list(self.choices), "vocabulary": list(self.vocabulary),
+            "kind": "fitted judge", "name": self.name, "choices": list(self.choices), **self.features.record,
             "card": dict(self.card), "tested": [m.record for m in self.tested],
         }  # fmt: skip
-        return bundles.write(folder, FILE, {"idf": self.idf, "weights": self.weights, "bias": self.bias}, about)
+        return bundles.write(folder, FILE, {**self.features.arrays, "weights": self.weights, "bias": self.bias}, about)
 
 
 @typed
@@ -144,11 +140,16 @@ def fit(
     groups: str | None = None,
     ngrams: Sequence[int] = (1, 2),
     least: int = 2,
+    embeddings: str | Path | None = None,
+    layer: int | None = None,
     strength: float = 10.0,
     folds: int = 5,
     seed: int = 0,
 ) -> FittedJudge:
-    """A judge from labelled rows: TF-IDF of word n-grams and a logistic regression, every label weighing the same.
+    """A judge from labelled rows: features of their texts and a logistic regression, every label weighing the same.
+
+    Features are TF-IDF of word n-grams, or with ``embeddings`` what a local model makes of each text: the mean of its residual
+    stream over the tokens, each dim scaled over the texts, length 1.
 
     Its card holds what cross-validation found. Rows that belong together (``groups``; always those with one text) are never on
     both sides of a fold, and words are counted anew in every fold.
@@ -161,6 +162,9 @@ def fit(
         groups: the field of what belongs together, e.g. ``skeleton_id``; None: each text alone.
         ngrams: shortest and longest, in words.
         least: texts that hold an n-gram, for it to count.
+        embeddings: a model as `emotrace.load` takes it, causal or masked, in the place of n-grams. The judge loads it by the same
+            name again, and refuses another one there.
+        layer: of the model, whose ``resid_post`` is read; None for the last.
         strength: inverse of the regression's penalty.
         folds: of the cross-validation.
         seed: of the folds.
@@ -188,18 +192,22 @@ def fit(
             raise EmotraceError(
                 f"fit(folds={folds}): {label} {one!r} is in {have} groups; each fold needs one. Take fewer folds."
             )
+    base: Features = Words((shortest, longest), least)
     settings: dict[str, Any] = {"ngrams": [shortest, longest], "least": least, "strength": float(strength)}
-    crossed = _crossed(found, labels, settings, folds, seed, f"fitted:{name}")
-    words, classifier = _learned(found.texts, found.labels, settings)
+    if embeddings is not None:
+        base = Pooled.made(str(embeddings), layer)
+        settings = {**base.record, "strength": float(strength)}
+    elif layer is not None:
+        raise EmotraceError(f"fit(layer={layer}): a layer of the model that embeddings=… names; there is none.")
+    crossed = _crossed(found, labels, base, strength, folds, seed, f"fitted:{name}")
+    learnt, classifier = _learned(found.texts, found.labels, base, strength)
     card = {
         "label": label, "labels": {one: found.labels.count(one) for one in labels}, "n": len(found.texts),
         "n_groups": len(set(found.groups.tolist())), "groups": groups or "texts", **settings, "folds": folds, "seed": seed,
         "rows": disk.digest([found.texts, found.labels]), "texts": sorted({disk.digest(one) for one in found.texts}),
         "cross_validated": crossed,
     }  # fmt: skip
-    vocabulary = tuple(str(word) for word in words.get_feature_names_out())
-    weights, bias = _table(classifier)
-    return FittedJudge(f"fitted:{name}", tuple(labels), vocabulary, np.asarray(words.idf_), weights, bias, card)
+    return FittedJudge(f"fitted:{name}", tuple(labels), learnt, *_table(classifier), card)
 
 
 @typed
@@ -213,29 +221,19 @@ def load_judge(folder: str | Path) -> FittedJudge:
     try:
         tested = tuple(Measurement.of(record) for record in about["tested"])
         return FittedJudge(
-            str(about["name"]), tuple(about["choices"]), tuple(about["vocabulary"]), numbers["idf"], numbers["weights"],
-            numbers["bias"], about["card"], tested,
+            str(about["name"]), tuple(about["choices"]), features_.read(about, numbers), numbers["weights"], numbers["bias"],
+            about["card"], tested,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise EmotraceError(f"{folder}: {FILE}.json there is of no fitted judge ({error!r}).") from error
 
 
-def _vectorizer(ngrams: Sequence[int], vocabulary: Mapping[str, int] | None = None, least: int = 1) -> TfidfVectorizer:
-    return TfidfVectorizer(
-        token_pattern=TOKEN, ngram_range=(ngrams[0], ngrams[1]), min_df=least, sublinear_tf=True, vocabulary=vocabulary
-    )
-
-
 def _learned(
-    texts: Sequence[str], labels: Sequence[str], settings: Mapping[str, Any]
-) -> tuple[TfidfVectorizer, LogisticRegression]:
-    words = _vectorizer(settings["ngrams"], least=settings["least"])
-    try:
-        x = words.fit_transform(texts)
-    except ValueError as error:
-        raise EmotraceError(f"fit: no word is in {settings['least']} of the {len(texts)} texts ({error}).") from error
-    regression = LogisticRegression(C=settings["strength"], class_weight="balanced", max_iter=5000)
-    return words, regression.fit(x, list(labels))
+    texts: Sequence[str], labels: Sequence[str], base: Features, strength: float
+) -> tuple[Features, LogisticRegression]:
+    learnt = base.learnt(texts)
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000)
+    return learnt, regression.fit(learnt.of(texts), list(labels))
 
 
 def _table(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +245,7 @@ def _table(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crossed(
-    rows: Labelled, labels: Sequence[str], settings: Mapping[str, Any], folds: int, seed: int, name: str
+    rows: Labelled, labels: Sequence[str], base: Features, strength: float, folds: int, seed: int, name: str
 ) -> dict[str, Any]:
     """What the folds say: accuracy, macro-F1, recall, confusion, and how far probabilities are from frequencies."""
     texts, right = np.array(rows.texts, dtype=object), np.array(rows.labels, dtype=object)
@@ -258,8 +256,8 @@ def _crossed(
             raise EmotraceError(
                 f"fit(folds={folds}): all groups with {missing[0]!r} came into one fold. Take fewer folds."
             )
-        words, regression = _learned(texts[train].tolist(), right[train].tolist(), settings)
-        p[test] = regression.predict_proba(words.transform(texts[test]))  # its classes are sorted, as the labels are
+        learnt, regression = _learned(texts[train].tolist(), right[train].tolist(), base, strength)
+        p[test] = regression.predict_proba(learnt.of(texts[test].tolist()))  # its classes are sorted, as the labels are
     answers = [str(labels[i]) for i in p.argmax(1)]
     found = compared(name, f"{folds} folds", rows.labels, answers, rows.groups, seed=seed)
     return found.record | {"calibration": _calibration(p.max(1), np.array(answers, dtype=object) == right)}

@@ -22,6 +22,7 @@ from emotrace.replies.fluency import add_length_and_repetition, fluency_bounds, 
 from emotrace.replies.frontiers import frontiers
 from emotrace.replies.openings import Opening, openings
 from emotrace.replies.paired import fluent_test, paired_test
+from emotrace.replies.refits import refit_table, refitted
 from emotrace.replies.row import Row, read_rows
 from emotrace.replies.search import best_dose, bisect, collapse, layer_windows, search
 from emotrace.replies.table import fluent_rows, mean_of, table
@@ -64,6 +65,8 @@ __all__ = [
     "random_directions",
     "random_vectors",
     "read_rows",
+    "refit_table",
+    "refitted",
     "repetition",
     "reread",
     "response_statistics",

@@ -145,6 +145,15 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
             id="paired",
         ),
         Grid(
+            _refits_caption(report.get("refits") or {}),
+            ["figure", "accuracy", "95 % interval", "refits", "… and fluent", "95 % interval ", "refits "],
+            [
+                [name, *(text for score in ("accuracy", "accuracy_fluent") for text in _refitted(report["refits"][score][name]))]
+                for name in (report.get("refits") or {}).get("accuracy", ())
+            ],
+            id="refits",
+        ),
+        Grid(
             "Agreement of the two judges: share of replies with one answer, Cohen's κ and Krippendorff's α (0: as by chance), "
             "95 % intervals from a bootstrap over skeletons; n replies that both judged.",
             ["method", "one answer", "κ", "α", "n"],
@@ -158,13 +167,28 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
     ]  # fmt: skip
     head, rows = asking.by_emotion(report)
     how = (report.get("elicitation") or {}).get("chosen", "")
+    optimistic = (report.get("accepted_train") or {}).get("optimistic")
+    which = "on which this way was chosen (optimistic)" if optimistic else "on which nothing was chosen"
     caption = (
-        f"By emotion: share of prompted training replies accepted, asked by {how}, and share of fluent replies on target to the "
-        "test file, each with its 95 % interval. No emotion is left out of any figure; the last row has only those of which at "
-        "least half of the prompted training replies are accepted."
+        f"By emotion: share of prompted replies accepted, asked by {how}, to training skeletons {which}, and share of fluent "
+        "replies on target to the test file, each with its 95 % interval. No emotion is left out of any figure; the last row has "
+        "only those of which at least half of the prompted training replies are accepted."
     )
     found.append(Grid(caption, head, rows, "By emotion", id="by_emotion"))
     return [grid for grid in found if grid.rows]
+
+
+def _refits_caption(found: Mapping[str, Any]) -> str:
+    return (
+        "Intervals that include the fit: directions and circuit were fitted again to {n} other draws of {skeletons} of the {of} "
+        "training skeletons (a mean over so many varies as one over a fitting part drawn anew), settings {settings}; variances "
+        "over test skeletons and fits added, t by Welch and Satterthwaite. Refits: lowest to highest."
+    ).format(**found) if found else ""  # fmt: skip
+
+
+def _refitted(leaf: Mapping[str, Any]) -> list[str]:
+    low, high = min(leaf["refits"]), max(leaf["refits"])
+    return [style.percent(leaf["value"], 1), bounds(leaf), f"{style.percent(low, 1)} to {style.percent(high, 1)}"]
 
 
 def _coefficient(line: Mapping[str, Any], name: str) -> str:

@@ -123,6 +123,18 @@ def claims(report: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
+def refits(report: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per score and figure with the interval that includes the fit, and what each refit gave as a JSON list."""
+    found = report.get("refits") or {}
+    return pd.DataFrame(
+        [
+            {"score": score, "figure": name, **_flat({**leaf, "refits": json.dumps(leaf["refits"])})}
+            for score in ("accuracy", "accuracy_fluent")
+            for name, leaf in (found.get(score) or {}).items()
+        ]
+    )
+
+
 def frontiers(report: Mapping[str, Any]) -> pd.DataFrame:
     """One row per method, dose and what it reached and cost there."""
     return pd.DataFrame([_flat(point) for point in (report.get("frontiers") or {}).get("points") or []])
@@ -137,8 +149,8 @@ def areas(report: Mapping[str, Any]) -> pd.DataFrame:
 def frames(
     report: Mapping[str, Any], found: xr.Dataset | None = None, parts: CircuitParts | None = None
 ) -> dict[str, pd.DataFrame]:
-    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired, claims, frontiers, areas,
-    judge_agreement`` and those of `components.frames`, as far as there is data.
+    """``accuracy, lift, sweep, confusion, fluency, layer_profile, agnosticism, comparison, paired, claims, refits, frontiers,
+    areas, judge_agreement`` and those of `components.frames`, as far as there is data.
 
     Args:
         report: content of report.json.
@@ -157,6 +169,7 @@ def frames(
         "paired": paired(report),
         "elicitation": asking.ways(report),
         "claims": claims(report),
+        "refits": refits(report),
         "frontiers": frontiers(report),
         "areas": areas(report),
         "judge_agreement": agreement(report),

@@ -6,7 +6,7 @@ from emotrace import lazy
 from emotrace.lazy import public
 from emotrace.stats.agreement import Agreement, cohen_kappa, krippendorff_alpha
 from emotrace.stats.corrections import fdr_bh, holm
-from emotrace.stats.intervals import bootstrap_ci, cluster_weights, wilson
+from emotrace.stats.intervals import bootstrap_ci, cluster_weights, refit_ci, wilson
 from emotrace.stats.permutation import exchange, sign_flip
 from emotrace.stats.unimodal import dip, dip_test
 
@@ -21,6 +21,7 @@ __all__ = [
     "fdr_bh",
     "holm",
     "krippendorff_alpha",
+    "refit_ci",
     "sign_flip",
     "wilson",
 ]

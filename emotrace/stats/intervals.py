@@ -1,4 +1,4 @@
-"""Intervals: cluster bootstrap of a mean, and Wilson's of a share."""
+"""Intervals: cluster bootstrap of a mean, Wilson's of a share, and that of a mean whose fit was drawn too."""
 
 from __future__ import annotations
 
@@ -111,6 +111,55 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
         raise EmotraceError(f"wilson({successes}, {n}): needs 0 <= successes <= n and n > 0.")
     lo, hi = _wilson(np.array(successes / n), n, level)
     return float(lo), float(hi)
+
+
+@typed
+def refit_ci(
+    values: ArrayLike,
+    clusters: ArrayLike,
+    refits: ArrayLike,
+    level: float = 0.95,
+    *,
+    least: float = 0.0,
+    most: float = 1.0,
+) -> tuple[float, float]:
+    """Interval of a mean that was measured with one fit: over clusters measured on, and over what fitting anew would change.
+
+    x̄ ± t_ν √(s²_c + s²_f), with s²_c = C/(C−1) · Σ_c (S_c − x̄ N_c)² / N² over the C clusters, s²_f the variance of the R means
+    of refits (R − 1 below), and ν of Welch and Satterthwaite: (s²_c + s²_f)² / (s⁴_c/(C−1) + s⁴_f/(R−1)). Cut to what is
+    possible. Where neither differs, Wilson's bounds over clusters stand in their place, on the scale of ``least`` to ``most``.
+
+    Args:
+        values: ``[rows]`` of the fit that is used.
+        clusters: ``[rows]``.
+        refits: ``[R]`` means of fits to other draws of what is fitted on, each measured on the same rows.
+        level: coverage.
+        least: smallest value that there can be.
+        most: largest.
+
+    Raises:
+        EmotraceError: for fewer than two clusters or refits, or values that are not finite.
+    """
+    x, others = (arguments.values(f"refit_ci({name})", v) for name, v in (("values", values), ("refits", refits)))
+    names, code = np.unique(np.asarray(clusters), return_inverse=True)
+    _check_level(level)
+    if x.ndim != 1 or len(code) != len(x) or len(names) < 2 or others.ndim != 1 or len(others) < 2:
+        raise EmotraceError(
+            f"refit_ci: {x.shape} values in {len(names)} clusters and {others.shape} refits; two of each are due, one a row."
+        )
+    if not (np.isfinite(x).all() and np.isfinite(others).all()):
+        raise EmotraceError("refit_ci: values and refits must be finite.")
+    mean = float(x.mean())
+    within = np.bincount(code, weights=x) - mean * np.bincount(code)
+    of_clusters = len(names) / (len(names) - 1) * float((within**2).sum()) / len(x) ** 2
+    of_fits = float(others.var(ddof=1))
+    spread = of_clusters + of_fits
+    if spread < TIED:
+        lo, hi = _wilson(np.array((mean - least) / (most - least)), len(names), level)
+        return float(least + lo * (most - least)), float(least + hi * (most - least))
+    degrees = spread**2 / (of_clusters**2 / (len(names) - 1) + of_fits**2 / (len(others) - 1))
+    half = float(scipy.stats.t.ppf((1 + level) / 2, degrees)) * spread**0.5
+    return max(least, mean - half), min(most, mean + half)
 
 
 def _wilson(share: np.ndarray, n: float, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def planted(family: str = "llama", *, seed: int = 0, skeletons: int = 6) -> Plan
         for unit, e in by_unit.items():
             neurons[e, layer, unit] = True
     coords = {"emotion": list(EMOTIONS), "layer": np.arange(LAYERS)}
-    prompts, plain = _prompts(seed, skeletons)
+    prompts, plain = prompts_of(seed, skeletons)
     return Planted(
         model_.load(module.eval(), tokenizer=tiny_tokenizer()),
         prompts,
@@ -172,14 +172,20 @@ class _Planting(Planting):
         return gate, up, down
 
 
-def _prompts(seed: int, skeletons: int) -> tuple[Prompts, Prompts]:
-    """Context, the emotion word (a filler in the plain ones), context of the valence, and the last token."""
+def prompts_of(seed: int, skeletons: int, valences: Sequence[str] = VALENCES) -> tuple[Prompts, Prompts]:
+    """Prompts and plain ones: context, the emotion word (there a filler), context of the valence, and the last token.
+
+    Args:
+        seed: of the contexts.
+        skeletons: how many.
+        valences: of each skeleton.
+    """
     rng = np.random.default_rng(seed)
     asked: list[Prompt] = []
     plain: list[Prompt] = []
     for s in range(skeletons):
         before = rng.choice(CONTEXT, rng.integers(3, 8)).tolist()
-        for valence in VALENCES:
+        for valence in valences:
             after = rng.choice(CONTEXT, rng.integers(2, 5)).tolist()
             labels = {"skeleton_id": f"work_{s:02}", "theme": f"theme {s % 3}", "valence": valence}
 

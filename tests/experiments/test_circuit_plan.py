@@ -1,12 +1,14 @@
 """What a run will cost: whole where it fits, every search cut alike; and what is fitted on where asking fails."""
 
 import importlib
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from emotrace import replies
+from emotrace.datasets import sev
 from tests.experiments.studies import ROOT
 
 
@@ -15,7 +17,7 @@ def plan():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "experiments"))
         yield importlib.import_module("circuit_plan")
-    for name in ("circuit_plan", "circuit_arms", "circuit_protocol", "circuit_study"):
+    for name in [name for name in sys.modules if name.startswith("circuit_")]:
         sys.modules.pop(name, None)
 
 
@@ -52,13 +54,45 @@ def test_a_cut_search_fits_and_keeps_its_ends(plan, most):
 def test_a_budget_is_shared_equally_and_said_where_it_is_too_short(plan):
     minutes = 120.0
     cut = whole(plan, budget=minutes).cut(10**6)
-    left = minutes * 60 / (0.5 * plan.REST) - 4320
-    assert cut.minutes <= minutes
+    kept = sum(plan.SHARES.values())
+    left = minutes * 60 * (1 - kept) / (0.5 * plan.REST) - 4320
+    assert cut.minutes <= minutes * (1 - kept)
+    assert [cut.allowed(part) for part in plan.SHARES] == [minutes * 60 * share for share in plan.SHARES.values()]
+    assert whole(plan).allowed("curves") is None
     assert all(one.replies(18) <= left / 2 for one in cut.searches.values())
     assert "too short" not in cut.said
     assert "4,320" not in cut.said
     assert f"{cut.replies:,} replies" in cut.said
     assert "too short" in whole(plan, budget=3.0).cut(10**6).said
+
+
+def test_the_study_makes_at_most_sixty_thousand_replies(plan):
+    """As `make study` runs it, at 40 skeletons; elicitation and replies for the divergences come to a few hundred."""
+    files = [sev(ROOT / "data" / name, limit=40) for name in ("sev.jsonl", "test_set.jsonl")]
+    given = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "--out runs/study" in line)
+    flags = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", given)}
+    ours = importlib.import_module("circuit_protocol").ours(SimpleNamespace(sites=SimpleNamespace(n_layers=6)), 60)
+    study = SimpleNamespace(protocol=ours, decoding_of=ours.decoding_of)
+    arms = importlib.import_module("circuit_arms").NAMES
+    made = plan.planned(
+        study, 1.0, *files, arms, held=10, middle=8, finalists=12, draws=flags["draws"], refits=flags["refits"], budget=None,
+        asking=400,
+    )  # fmt: skip
+    assert 50_000 < made.replies < 59_000
+    n = 3 + len(arms) + (flags["draws"] - 1) * 9
+    assert made.fixed[f"test ({n} arms and draws)"] == n * 720
+    assert made.fixed[f"test ({flags['refits']} refits)"] == flags["refits"] * 2 * 720
+
+
+def test_curves_and_influence_take_what_their_share_of_a_budget_allows(plan, tmp_path):
+    budget = importlib.import_module("circuit_budget")
+    cost = lambda n, draws: n * (2.0 + draws)  # noqa: E731
+    tried = [budget.fitting(seconds, 8, (5, 1), cost) for seconds in (56, 55, 24, 20, 0)]
+    assert [(cut.skeletons, cut.more) for cut in tried] == [(8, 5), (8, 1), (8, 1), (4, 1), (1, 1)]
+    assert tried[1].seconds == 24
+    ran = []
+    first, again = (budget.timed(tmp_path / "t.json", lambda: ran.append(1), 4) for _ in range(2))
+    assert (first, ran) == (again, [1])
 
 
 def test_an_emotion_that_asking_does_not_elicit_is_fitted_on_all_its_prompts(plan):

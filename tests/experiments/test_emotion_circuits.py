@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import importlib.util
+import inspect
 import json
+import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -23,14 +26,14 @@ from emotrace.traced import kept, requests, runs, scores
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "sev.jsonl", "test": ROOT / "data" / "test_set.jsonl",
-    "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1,
+    "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1, "refits": 2,
     "curve_draws": 1, "neurons_per_layer": 20,
     "heads_per_layer": 2, "preset": None, "max_new_tokens": 10, "batch_size": 32, "target_aware": False, "label_map": None,
     "price": None, "arms": "prefill_2,random_circuit,wrong_payload,random_tuned,ablate_resample,random_ablate_resample",
     "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
 COMPARED = ("none", "prompt", "steer", "circuit", *SMALL["arms"].split(","))
-ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "none"}
+ALONE = {"preset": "emotion_circuits", "attn_implementation": None, "arms": "none", "refits": 0}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def study():
         for name in ("ablation_curve", "enhancement_curve"):
             patch.setattr(et.attribution, name, partial(getattr(et.attribution, name), ks=(1, 8)))
         yield module
-    for name in ("circuit_arms", "circuit_plan", "circuit_prompts", "circuit_protocol", "circuit_study"):
+    for name in [name for name in sys.modules if name.startswith("circuit_")]:
         sys.modules.pop(name, None)
 
 
@@ -98,7 +101,7 @@ def during(function, name, count, found):
 def test_from_directions_to_circuit_every_prompt_runs_forward_once(counted, monkeypatch):
     out, found = counted
     n = 4 * 3 * 6
-    assert found["discover"] == [0]
+    assert found["discover"] == [0, 0, 0]  # once, and with each refit
     assert found["capture"][0] == n
     acts = et.open_activations(out / "activations.zarr")
     circuit = et.Circuit.load(out / "circuit")
@@ -210,6 +213,38 @@ def test_what_is_claimed_is_what_the_table_of_claims_says(done):
     assert sum(p["chosen"] for p in frontier["points"]) == len(frontier["area"])
 
 
+def test_intervals_include_the_fit(done):
+    """Two refits, each of other directions and another circuit, out of the same store, at the settings chosen once."""
+    report = json.loads((done / "report.json").read_text())
+    found = report["refits"]
+    assert (found["n"], found["skeletons"], found["of"]) == (2, 2, 4)  # 1 / (1/4 + 1/3), rounded
+    names = {"steer", "circuit", "steer − prompt", "circuit − prompt", "circuit − steer"}
+    for score in ("accuracy", "accuracy_fluent"):
+        assert set(found[score]) == names
+        for arm in ("steer", "circuit"):
+            leaf = found[score][arm]
+            assert leaf["value"] == pytest.approx(report[score][arm]["overall"]["value"])
+            assert leaf["ci95"][0] <= leaf["value"] <= leaf["ci95"][1]
+    for arm in ("steer", "circuit"):
+        edits = set()
+        for i in (1, 2):
+            rows = [row for _, row in et.datasets.read_jsonl(done / "parts" / f"refit_{i}_{arm}.jsonl")]
+            assert len({r["key"] for r in rows}) == 4 * 3 * 6
+            edits |= {r["meta"]["edits"] for r in rows}
+        assert len(edits) == 2
+    assert "other draws of 2 of the 4 training skeletons" in (done / "report.html").read_text().replace("\n", " ")
+    assert len(pd.read_csv(done / "tables" / "refits.csv")) == 2 * len(names)
+
+
+def test_acceptance_is_told_of_skeletons_that_nothing_was_chosen_on(done):
+    report = json.loads((done / "report.json").read_text())
+    rows = [row for _, row in et.datasets.read_jsonl(done / "parts" / "train_prompt.verdicts.jsonl")]
+    taken, (used,) = report["accepted_train"], {report["elicitation"]["n_skeletons"]}
+    assert (taken["n_skeletons"], taken["optimistic"]) == (4 - used, False)
+    assert taken["n"] == 18 * (4 - used)
+    assert taken["of"] == len({json.dumps(r["key"]) for r in rows}) == 72
+
+
 def test_the_report_says_at_which_reply_tokens_the_neurons_of_the_circuit_are_highest(done):
     found = json.loads((done / "report.json").read_text())["reply_tokens"]
     acts = et.open_activations(done / "reply_tokens.zarr")
@@ -242,6 +277,62 @@ def test_the_circuit_is_found_on_one_part_and_measured_on_the_others(done):
     assert et.Circuit.load(done / "circuit").meta["n"]["anger"] <= 3 * 3
 
 
+@pytest.fixture
+def confirm(study, tmp_path, monkeypatch):
+    """The module, in a checkout of its own, and its arguments: two skeletons of another file."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    spec = importlib.util.spec_from_file_location("confirm", ROOT / "experiments" / "confirm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    place = tmp_path / "checkout"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(place)]
+    subprocess.run(["git", "init", "-q", str(place)], check=True)
+    (place / "code.py").write_text("x = 1\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    monkeypatch.setattr(module, "ROOT", place)
+    monkeypatch.setattr(module, "RECORDS", place / "confirmed")
+    data = tmp_path / "few.jsonl"
+    data.write_text("".join((ROOT / "data" / "confirm_set.jsonl").read_text().splitlines(keepends=True)[9:11]))
+    given = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
+    return module, given | {"model": SMALL["model"], "data": data}, git
+
+
+def test_what_was_chosen_is_confirmed_once_on_other_skeletons(done, confirm):
+    module, given, git = confirm
+    given |= {"study": done}
+    chosen = json.loads((done / "report.json").read_text())
+    (module.ROOT / "code.py").write_text("x = 2\n")
+    with pytest.raises(EmotraceError, match=r"1 files here are changed and not committed \(code.py\)"):
+        module.main(**given)
+    subprocess.run([*git, "commit", "-qam", "second"], check=True)
+    with pytest.raises(EmotraceError, match="share 4 of 160"):
+        module.main(**given | {"data": SMALL["test"]})
+    with pytest.raises(EmotraceError, match="was judged by None, not by 'lexicon:v1'"):
+        module.main(**given | {"second_judge": "lexicon"})
+    module.main(**given)
+    (path,) = module.RECORDS.iterdir()
+    record = json.loads(path.read_text())
+    assert path.stem == f"tiny_model-{record['model']['weights_hash']}"
+    assert record["model"]["weights_hash"] == chosen["model"]["weights_hash"]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert record["commit"] == head
+    assert record["data"]["skeletons"] == 2
+    assert record["data"]["sha256"] == hashlib.sha256(given["data"].read_bytes()).hexdigest()
+    assert set(record["accuracy_fluent"]) == set(COMPARED)
+    assert [claim["name"] for claim in record["claims"]] == [claim.name for claim in et.replies.CLAIMS]
+    of = {}
+    for name in ("confirm/generations.jsonl", "generations.jsonl"):
+        for _, row in et.datasets.read_jsonl(done / name):
+            of.setdefault(row["method"], {}).setdefault(name, set()).add(row["meta"]["edits"])
+    for method in ("steer", "circuit", "random_tuned", "wrong_payload"):
+        assert len(set().union(*of[method].values())) == len(of[method]["generations.jsonl"]), "other edits"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "record"], check=True)
+    with pytest.raises(EmotraceError, match="confirmed before, on "):
+        module.main(**given)
+
+
 def test_again_it_computes_nothing_and_says_the_same(
     done, study, undrawn, monkeypatch
 ):  # after those that look at the pictures
@@ -258,6 +349,7 @@ def test_again_it_computes_nothing_and_says_the_same(
     ("wrong", "words"),
     [
         ({"draws": 0}, "at least 1 draw"),
+        ({"refits": 1}, "--refits 1: one refit"),
         ({"preset": "emotion_circus"}, "emotion_circuits"),
         ({"seed": 1}, "other settings"),
         ({"judge": "oracle"}, "lexicon"),

@@ -6,12 +6,15 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+import emotrace as et
 from emotrace import judges
-from emotrace.judges import fitted
+from emotrace.judges import features, fitted
 from emotrace.labels import EmotraceError
+from emotrace.testing import tiny
 
 WORDS = {"Wut": "furious rage shout", "Freude": "lovely smile sunny", "Stolz": "proud medal won"}
 
@@ -52,7 +55,7 @@ def test_its_probabilities_are_those_of_scikit_learn(moods: tuple[str, ...]) -> 
     mine = judges.fit(some, "mood", name="moods")
     texts, labels = [r["text"] for r in some], [r["mood"] for r in some]
     regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=5000)
-    theirs = make_pipeline(fitted._vectorizer((1, 2), least=2), regression).fit(texts, labels)
+    theirs = make_pipeline(features.vectorizer((1, 2), least=2), regression).fit(texts, labels)
     np.testing.assert_allclose(mine.probabilities(texts), theirs.predict_proba(texts), atol=1e-9)
 
 
@@ -139,3 +142,30 @@ def test_measuring_counts_what_a_judge_says() -> None:
     assert found.recall["happiness"][:2] == (0, 0)
     assert judges.Measurement.of(found.record) == found
     assert "recall of      sadness 100.0%" in str(found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_sentence_embeddings_of_a_local_model_may_be_what_it_weighs(family: str, tmp_path) -> None:
+    """The mean over the tokens of a causal or a masked model, as they come out of a plain forward."""
+    tiny.save(family, tmp_path / "model", num_hidden_layers=2)
+    some = rows(6)
+    mine = judges.fit(some, "mood", name="moods", groups="scene", embeddings=tmp_path / "model", layer=0)
+    assert mine.card["cross_validated"]["accuracy"][0] > 0.8
+    assert mine.card["embeddings"]["layer"] == 0
+    lm = et.load(tmp_path / "model")
+    text = some[0]["text"]
+    ids = torch.tensor([lm.sites.encoder.ids(et.datasets.Prompts.of([text]))[0]])
+    hidden = lm._model(ids, output_hidden_states=True).hidden_states[1][0].detach().double().numpy()
+    own = [i for i, t in enumerate(ids[0].tolist()) if t not in lm.tokenizer.all_special_ids]
+    np.testing.assert_allclose(mine.features.raw([text])[0], hidden[own].mean(0), atol=1e-5)
+    mine.save(tmp_path / "judge")
+    again = judges.load_judge(tmp_path / "judge")
+    told = ["lovely smile", "proud medal won", " ", some[3]["text"]]
+    np.testing.assert_allclose(again.probabilities(told), mine.probabilities(told))
+    assert [v["predicted"] is None for v in again.judge(told)] == [False, False, True, False]
+    assert again.depends_on == mine.depends_on
+    tiny.save(family, tmp_path / "model", seed=5, num_hidden_layers=2)
+    with pytest.raises(EmotraceError, match="another model is there now"):
+        judges.load_judge(tmp_path / "judge").judge(["lovely smile"])
+    with pytest.raises(EmotraceError, match=r"fit\(layer=1\)"):
+        judges.fit(some, "mood", name="moods", layer=1)
