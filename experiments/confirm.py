@@ -28,6 +28,7 @@ from emotrace import directions as directions_
 from emotrace.cli.groups import Judging, LoadingAnywhere, grouped
 from emotrace.cli.options import CausalModel
 from emotrace.files import read_json
+from emotrace.judges import measured
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError
 from emotrace.sites import LanguageModel
 
@@ -79,7 +80,8 @@ def main(
     chosen = frozen(study, lm, manifest, report)
     rows = answered(again, manifest["arms"], asked, plain, chosen, manifest["draws"], manifest["seed"], tester)
     verdict = "verdict_second" if second_judge else "verdict"
-    claims, _ = replies.claims(rows, verdict=verdict, seed=manifest["seed"])
+    doubt = measured.doubt(tester, lm.sites.identity)
+    claims, _ = replies.claims(rows, doubt=doubt, verdict=verdict, seed=manifest["seed"])
     summary = replies.summary(rows)
     disk.write_rows(study / "confirm" / "generations.jsonl", rows)
     found = {

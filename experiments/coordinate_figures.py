@@ -26,8 +26,7 @@ def sorted_differences(differences: xr.DataArray, against: str = "neutral") -> P
     x = differences.transpose("emotion", "layer", "dim")
     values = x.values.astype(np.float64)
     most = _largest(values)
-    claim = "Differences grow with depth" if _grows(values) else "Differences from neutral, sorted"
-    figure, panels = _panels(x, claim, f"Mean of the emotion's texts minus {against}.")
+    figure, panels = _panels(x, "Differences from neutral, sorted", f"Mean of the emotion's texts minus {against}.")
     shown: Any = None
     for ax, name, rows in zip(panels, x["emotion"].values, values, strict=True):
         look: Any = {
@@ -56,7 +55,7 @@ def largest(differences: xr.DataArray, k: int) -> Picture:
     top = np.argsort(-np.abs(values), axis=-1, kind="stable")[..., :k]
     lasting = float(np.mean([_lasting(rows) for rows in top]))
     claim = f"{style.percent(lasting)} of a layer's {k} largest coordinates are among the next layer's"
-    figure, panels = _panels(x, claim, f"The {k} largest of every layer; outlier coordinates recur.")
+    figure, panels = _panels(x, claim, f"The {k} largest of every layer.")
     shown: Any = None
     for ax, name, rows, picked in zip(panels, x["emotion"].values, values, top, strict=True):
         layers = np.repeat(np.arange(len(rows)), k)
@@ -123,13 +122,6 @@ def _framed(ax: Any, title: str, below: str, layers: Sequence[int]) -> None:
 
 def _largest(values: np.ndarray) -> float:
     return float(np.abs(values).max()) or 1.0
-
-
-def _grows(values: np.ndarray) -> bool:
-    """Whether the last third of the layers holds larger differences than the first, for every emotion."""
-    size = np.abs(values).mean(-1)
-    third = max(1, size.shape[1] // 3)
-    return bool((size[:, -third:].mean(1) > size[:, :third].mean(1)).all()) and size.shape[1] > 1
 
 
 def _lasting(top: np.ndarray) -> float:

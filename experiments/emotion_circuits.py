@@ -33,6 +33,7 @@ import circuit_arms
 import circuit_budget
 import circuit_chosen
 import circuit_curves
+import circuit_mediation
 import circuit_plan
 import circuit_prompts
 import circuit_protocol
@@ -250,6 +251,10 @@ def main(
         f"{best_circuit['head_positions']!r} (heads), λ = {best_circuit['lambda']:.3g}"
         + "".join(f"; {name} at λ = {found[name].best['lambda']:.3g}" for name in controls)
     )
+    mediation = circuit_mediation.measured(
+        lm, acceptance.best(how.tried).way, prompted, trial_plain, dirs,
+        {"steer": study.steering(dirs, best), "circuit": study.modulated(circuit, best_circuit)}, seed,
+    )  # fmt: skip
     base = study.generated("trial_none", trial_plain)
     costs = {
         name: study.cost(name, lines, found[name], base, trial_plain, plain, edits)
@@ -297,6 +302,7 @@ def main(
         "comparison": [p for name in ("steer", "circuit") for p in comparison(found[name].line, costs[name])],
         "frontiers": frontier, "claims": claims, "paired": family, "published": PUBLISHED,
         "refits": (told := circuit_refits.record(rows, refitted, drawn, len(fit | held), verdict)),
+        "mediation": mediation,
         "openings": circuit_arms.told(openings, lm.sites.encoder), "wrong_payload": circuit_arms.readings(rows),
         "circuit": {"share": circuit.share(), "n": len(circuit.components), "digest": circuit.digest},
         "reply_tokens": read.record if read else None,

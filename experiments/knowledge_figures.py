@@ -99,7 +99,7 @@ def selective_counts(significant: xr.DataArray, level: float, rule: str, permuta
     values = counts.values
     total = values.sum(1)
     most = names[int(total.argmax())]
-    claim = f"Most neurons are selective for {most} ({int(total.max()):,} of {significant[0].size:,})"
+    claim = f"Neurons counted as selective: most for {most} ({int(total.max()):,} of {significant[0].size:,})"
     how = f"""τ is above the largest of all neurons in all but {level:g} of {permutations:,} shuffles of the emotions (family-wise
         error per attribute)."""
     if not permutations:
@@ -107,7 +107,7 @@ def selective_counts(significant: xr.DataArray, level: float, rule: str, permuta
         emotions for independent, which they are not, so the counts are too high."""
     caption = f"""Neurons whose distances between emotions follow those of an attribute: Kendall's τ-b; {how} A neuron may be
         selective for several attributes."""
-    claim = claim if total.max() else "No neuron is selective for an attribute"
+    claim = claim if total.max() else "No neuron is counted as selective for an attribute"
     figure = style.canvas(1.2 + 0.3 * len(names), claim, caption)
     ax = figure.subplots()
     rows = [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)]

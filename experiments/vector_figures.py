@@ -29,7 +29,7 @@ def matrix(table: pd.DataFrame, n: int, dose: float) -> Picture:
     values = table.loc[order, answers].to_numpy(dtype=float)
     most = sum(found["most"] for found in diagonal(table).values())
     caption = "Replies to the test queries; joy counts as happiness."
-    figure = style.canvas(4.6, f"{most} of {len(order)} vectors raise their own emotion most", caption)
+    figure = style.canvas(4.6, f"{most} of {len(order)} emotions are read most often under their own vector", caption)
     ax = figure.subplots()
     image = heat(ax, values, answers, [str(e) for e in order], text=style.percent, vmin=0, vmax=1)
     style.titled(

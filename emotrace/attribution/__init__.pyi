@@ -5,6 +5,7 @@ from emotrace.attribution.exemplars import top_prompts
 from emotrace.attribution.files import load_scores, save_scores
 from emotrace.attribution.heads import head_contributions
 from emotrace.attribution.lens import logit_lens
+from emotrace.attribution.mediation import logit_mediation, telling_tokens
 from emotrace.attribution.neurons import neuron_contributions
 from emotrace.attribution.ranks import planted_auroc, top
 from emotrace.attribution.reference import layer_block, local_directions, reference_direction, stable_block
@@ -29,6 +30,7 @@ __all__ = [
     "load_scores",
     "local_directions",
     "logit_lens",
+    "logit_mediation",
     "mean_ablation",
     "neuron_contributions",
     "output_projection",
@@ -39,6 +41,7 @@ __all__ = [
     "stable_block",
     "stream",
     "sublayer_influence",
+    "telling_tokens",
     "token_covectors",
     "top",
     "top_prompts",

@@ -154,6 +154,19 @@ def grids(report: Mapping[str, Any]) -> list[Grid]:
             id="refits",
         ),
         Grid(
+            "What the chosen edits do at the last prompt token of held-out training prompts: to the projection on the emotion's "
+            "direction (last layer), and to logits, of tokens that tell an emotion's replies from others and of the emotion's "
+            "name, less the other emotions' (95 % intervals over skeletons). Mediated: share of the effect that is gone where "
+            "the component along the directions is held in the last layer. Edits that raised the name alone would only repeat "
+            "the instruction's word.",
+            ["method", "projection", "words of replies", "mediated", "name", "mediated "],
+            [
+                [arm, _effect(of.get("projection")), *(text for name in ("replies", "names") for text in _logits(of.get(name)))]
+                for arm, of in ((report.get("mediation") or {}).get("arms") or {}).items()
+            ],
+            id="mediation",
+        ),
+        Grid(
             "Agreement of the two judges: share of replies with one answer, Cohen's κ and Krippendorff's α (0: as by chance), "
             "95 % intervals from a bootstrap over skeletons; n replies that both judged.",
             ["method", "one answer", "κ", "α", "n"],
@@ -184,6 +197,18 @@ def _refits_caption(found: Mapping[str, Any]) -> str:
         "training skeletons (a mean over so many varies as one over a fitting part drawn anew), settings {settings}; variances "
         "over test skeletons and fits added, t by Welch and Satterthwaite. Refits: lowest to highest."
     ).format(**found) if found else ""  # fmt: skip
+
+
+def _effect(leaf: Mapping[str, Any] | None) -> str:
+    if not leaf:
+        return "–"
+    low, high = leaf["ci95"]
+    return f"{leaf['effect']:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+
+
+def _logits(leaf: Mapping[str, Any] | None) -> list[str]:
+    share = (leaf or {}).get("mediated")
+    return [_effect(leaf), "–" if share is None else style.percent(share)]
 
 
 def _refitted(leaf: Mapping[str, Any]) -> list[str]:

@@ -236,6 +236,17 @@ def test_intervals_include_the_fit(done):
     assert len(pd.read_csv(done / "tables" / "refits.csv")) == 2 * len(names)
 
 
+def test_logits_stand_beside_projections(done):
+    found = json.loads((done / "report.json").read_text())["mediation"]
+    assert set(found["words"]) == {"replies", "names"}
+    assert all(len(words) == 5 for words in found["words"]["replies"].values())
+    for told in found["arms"].values():
+        assert told["projection"]["effect"] > 0
+        assert told["replies"]["effect"] > 0
+        assert told["replies"]["held"] == pytest.approx(told["replies"]["effect"] * (1 - told["replies"]["mediated"]))
+    assert 'id="mediation"' in (done / "report.html").read_text()
+
+
 def test_acceptance_is_told_of_skeletons_that_nothing_was_chosen_on(done):
     report = json.loads((done / "report.json").read_text())
     rows = [row for _, row in et.datasets.read_jsonl(done / "parts" / "train_prompt.verdicts.jsonl")]

@@ -60,9 +60,9 @@ def test_counts_are_of_layers_and_attributes():
     figure = knowledge.selective_counts(masked([(0, 0, 1), (0, 0, 2), (0, 2, 7), (1, 1, 1)]), 0.05, "bh", 999)
     (ax, *_) = figure.axes
     assert ax.images[0].get_array().tolist() == [[2, 0, 1], [0, 1, 0]]
-    assert figure.get_suptitle() == "Most neurons are selective for valence (3 of 24)"
+    assert figure.get_suptitle() == "Neurons counted as selective: most for valence (3 of 24)"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["valence (3)", "arousal (1)"]
-    assert knowledge.selective_counts(masked([]), 0.05, "bh", 999).get_suptitle().startswith("No neuron is selective")
+    assert knowledge.selective_counts(masked([]), 0.05, "bh", 999).get_suptitle().startswith("No neuron is counted")
 
 
 def test_maps_count_units_that_share_a_column(monkeypatch):
