@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from scipy import sparse
@@ -13,10 +13,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from emotrace import provenance
 from emotrace.datasets import Prompts
-from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError
-from emotrace.model import load
-from emotrace.sites import LanguageModel
+
+if TYPE_CHECKING:
+    from emotrace.sites import LanguageModel
 
 TOKEN: Final = r"(?u)\b\w[\w']*|[!?]+|[^\w\s.,;:()\"]"
 """A word with its apostrophes, a run of marks, or any other sign."""
@@ -121,7 +121,7 @@ class Pooled:
     @classmethod
     def made(cls, source: str, layer: int | None) -> Pooled:
         """Of a model that is loaded now; ``layer`` None for its last one."""
-        lm = load(source)
+        lm = _loaded(source)
         at = lm.sites.n_layers - 1 if layer is None else layer
         lm.sites.address("resid_post", at)  # refuses what there is not
         found = cls(source, at, provenance.of(lm.sites))
@@ -130,7 +130,7 @@ class Pooled:
 
     @cached_property
     def _model(self) -> LanguageModel:
-        lm = load(self.source)
+        lm = _loaded(self.source)
         if not provenance.same(self.identity, lm.sites.identity):
             raise EmotraceError(f"a judge was fitted on embeddings of {self.source}, and another model is there now.")
         return lm
@@ -147,6 +147,8 @@ class Pooled:
 
     def raw(self, texts: Sequence[str]) -> np.ndarray:
         """``[text, dim]`` means over tokens; zeros for a text without any. Each text is read once."""
+        from emotrace.forwards.capturing import capture
+
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         special = set(self._model.tokenizer.all_special_ids)
         width = int(self._model.sites.d_model)
@@ -182,6 +184,12 @@ class Pooled:
     def arrays(self) -> dict[str, np.ndarray]:
         """``mean`` and ``scale``."""
         return {"mean": self.mean, "scale": self.scale}
+
+
+def _loaded(source: str) -> LanguageModel:
+    from emotrace.model import load  # here: judges of words need no model library
+
+    return load(source)
 
 
 def read(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Words | Pooled:

@@ -43,13 +43,16 @@ MORE: Final = {
 def headlines(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers that come first: the methods, the best control, the lift."""
     accuracy, fluent = report.get("accuracy") or {}, report.get("accuracy_fluent") or {}
+    refits = (report.get("refits") or {}).get("accuracy") or {}
     out = []
     for method in ("prompt", "steer", "circuit"):
         if method in accuracy:
             leaf = accuracy[method].get("overall")
             second = style.number((fluent.get(method) or {}).get("overall"))
-            note = f"{style.percent(second)} and fluent" if second == second else ""
-            out.append({"name": method, "value": style.percent(leaf, 1), "interval": bounds(leaf), "note": note})
+            notes = [f"{style.percent(second)} and fluent"] if second == second else []
+            notes += ["interval over fits too"] if method in refits else []
+            held = bounds(refits.get(method) or leaf)
+            out.append({"name": method, "value": style.percent(leaf, 1), "interval": held, "note": "; ".join(notes)})
     controls = {m: accuracy[m].get("overall") for m in CONTROLS if m in accuracy}
     if controls:
         best = max(controls, key=lambda m: style.number(controls[m]))
