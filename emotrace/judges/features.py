@@ -150,7 +150,7 @@ class Pooled:
         from emotrace.forwards.capturing import capture
 
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        special = set(self._model.tokenizer.all_special_ids)
+        special = set(self._model.sites.encoder.tokenizer.all_special_ids)
         width = int(self._model.sites.d_model)
         for start in range(0, len(new), CHUNK):
             some = [text for text in new[start : start + CHUNK] if text.strip()]

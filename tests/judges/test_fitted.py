@@ -155,8 +155,8 @@ def test_sentence_embeddings_of_a_local_model_may_be_what_it_weighs(family: str,
     lm = et.load(tmp_path / "model")
     text = some[0]["text"]
     ids = torch.tensor([lm.sites.encoder.ids(et.datasets.Prompts.of([text]))[0]])
-    hidden = lm._model(ids, output_hidden_states=True).hidden_states[1][0].detach().double().numpy()
-    own = [i for i, t in enumerate(ids[0].tolist()) if t not in lm.tokenizer.all_special_ids]
+    hidden = lm._module(ids, output_hidden_states=True).hidden_states[1][0].detach().double().numpy()
+    own = [i for i, t in enumerate(ids[0].tolist()) if t not in lm.sites.encoder.tokenizer.all_special_ids]
     np.testing.assert_allclose(mine.features.raw([text])[0], hidden[own].mean(0), atol=1e-5)
     mine.save(tmp_path / "judge")
     again = judges.load_judge(tmp_path / "judge")
