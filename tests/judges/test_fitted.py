@@ -161,7 +161,7 @@ def test_sentence_embeddings_of_a_local_model_may_be_what_it_weighs(family: str,
     mine.save(tmp_path / "judge")
     again = judges.load_judge(tmp_path / "judge")
     told = ["lovely smile", "proud medal won", " ", some[3]["text"]]
-    np.testing.assert_allclose(again.probabilities(told), mine.probabilities(told))
+    np.testing.assert_allclose(again.probabilities(told), mine.probabilities(told), atol=1e-5)  # float32, other batches
     assert [v["predicted"] is None for v in again.judge(told)] == [False, False, True, False]
     assert again.depends_on == mine.depends_on
     tiny.save(family, tmp_path / "model", seed=5, num_hidden_layers=2)
