@@ -61,7 +61,7 @@ def ask(
         limit: skeletons of each.
         elicit_limit: training skeletons that the ways are measured on.
     """
-    some = {p.labels["skeleton_id"] for p in sev(train, limit=limit).limit(elicit_limit)}
+    some = {str(p.labels["skeleton_id"]) for p in sev(train, limit=limit).limit(elicit_limit)}
     few = [s for s in read_sev(train) if s.skeleton_id in some]
     found = acceptance.tried(study, ways, few, int(study.decoding_of("prompt").get("max_new_tokens", MAX_NEW_TOKENS)))
     way = acceptance.best(found).way
