@@ -45,7 +45,7 @@ class Refits:
         acts: their residual stream.
         prompts: all training prompts.
         prompted: their judged replies.
-        readout: of the covectors.
+        head_readout: of the covectors.
         tester: judge that reads the replies once more, if it is another than the one that chose.
         options: of `circuits.discover`.
     """
@@ -55,7 +55,7 @@ class Refits:
     acts: et.Activations
     prompts: Prompts
     prompted: list[Row]
-    readout: str
+    head_readout: str
     tester: Judge
     options: Mapping[str, Any]
 
@@ -64,7 +64,7 @@ class Refits:
         some = self.prompts.where(skeleton_id=list(skeletons))
         good = fitted(self.prompted, set(some.keys)).keys
         dirs = self.study.protocol.directions(self.study.model, self.acts, good)
-        covectors = attribution.covectors(self.study.model, dirs, readout=self.readout)
+        covectors = attribution.covectors(self.study.model, dirs, head_readout=self.head_readout)
         found = circuits.discover(
             self.stored.where(skeleton_id=list(skeletons)), covectors, accepted=good, **self.options
         )

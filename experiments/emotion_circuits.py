@@ -273,7 +273,7 @@ def main(
     )  # fmt: skip
     rows = circuit_chosen.answered(study, compared, asked, asked_plain, chosen, draws, seed, tester)
     drawn = circuit_refits.draws([*fit, *held], len(fit), refits, seed)
-    again = circuit_refits.Refits(study, stored, acts, prompts, prompted, readout, tester, discovering)
+    again = circuit_refits.Refits(study, stored, acts, prompts, prompted, head_readout, tester, discovering)
     refitted = again.answered(drawn, asked_plain, chosen)
 
     # 7. What may be said of it.
