@@ -87,7 +87,8 @@ class Refits:
                 "circuit": self.study.modulated(circuit, chosen.modulation),
             }
             for arm, of in edits.items():
-                rows = self.study.scored(self.study.replies(f"refit_{i}_{arm}", goal, of, method=arm, draw=i), plain)
+                name = f"refit_{i}_{arm}"
+                rows = self.study.scored(name, self.study.replies(name, goal, of, method=arm, draw=i), plain)
                 second = self.tester is not self.study.judge
                 found[arm].append(self.study.second_opinion(rows, self.tester) if second else rows)
         return found
