@@ -124,7 +124,8 @@ class Pooled:
         lm = _loaded(source)
         at = lm.sites.n_layers - 1 if layer is None else layer
         lm.sites.address("resid_post", at)  # refuses what there is not
-        found = cls(source, at, provenance.of(lm.sites))
+        known = lm.sites.identity
+        found = cls(source, at, {key: known[key] for key in provenance.KEYS if key in known})
         vars(found)["_model"] = lm
         return found
 
