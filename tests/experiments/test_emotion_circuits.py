@@ -431,6 +431,13 @@ def test_a_folder_whose_store_lacks_components_is_refused_by_name(done, study, t
         study.main(out=tmp_path, **SMALL)
 
 
+def test_no_flag_is_left_out_of_the_manifest(done, study):
+    """But where things lie, what an endpoint costs, and what other entries say: the model's identity, the lines searched."""
+    flags = set(inspect.signature(study.main).parameters)
+    elsewhere = {"out", "price", "dose_step", "attn_implementation", "device", "dtype", "bos", "remote"}
+    assert flags - set(json.loads((done / "manifest.json").read_text())) == elsewhere
+
+
 def test_the_published_protocol_is_refused_for_a_shallow_model(study, tmp_path):
     with pytest.raises(EmotraceError, match="this model has 6 layers"):
         study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits"})
