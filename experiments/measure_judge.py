@@ -2,7 +2,7 @@
 
 1. A judge on both published sets: the accepted replies of EmotionCircuits, and GoEmotions' rows with one label of the six.
 2. Judges made here (``--fit``): from the replies, tested on the human labels; and from human labels, on rows that they had not
-   seen, and on the replies. Recall of each emotion and macro-F1 with intervals; below .70 a judge carries no claim.
+   seen, on the replies; and from both. Recall of each emotion and macro-F1 with intervals; below .70 a judge carries no claim.
 3. The agreement of two judges (``--second``) on both sets, beyond chance.
 
 The sets are read from ``$EMOTRACE_ORACLES`` and are never copied into the project. Rows of GoEmotions count if they have one
@@ -29,6 +29,8 @@ from emotrace.labels import ALIASES, EMOTIONS, EmotraceError
 
 HELD_OUT = 0.25
 """Share of the human-labelled rows that a judge made from the others is tested on."""
+CHARACTERS, LAYERS, FOLDS = (2, 5), (0, 8), 10
+"""Of the judge of both sets."""
 ON = ("published replies", "GoEmotions, single label")
 Rows = list[dict[str, Any]]
 
@@ -54,6 +56,7 @@ def main(
     judge: Judge = "lexicon",
     second: Annotated[str | None, typer.Option(help="another judge, measured too, and its agreement with the first")] = None,
     fit: Annotated[bool, typer.Option("--fit", help="make judges from both sets, and test each on what it has not seen")] = False,
+    embeddings: Annotated[str | None, typer.Option(help="with --fit: whose layers 0 and 8 a judge of both sets reads")] = None,
     replies: Annotated[Path | None, typer.Option(help="accepted replies in the published form, in the place of those")] = None,
     comments: Annotated[Path | None, typer.Option(help="a file of GoEmotions in the place of its development rows")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows of each set, drawn by lot")] = None,
@@ -70,7 +73,7 @@ def main(
         for one, answers in zip(named, said, strict=True)
         for asked, mine in zip(some, answers, strict=True)
     ]
-    made = fitted(*both, seed) if fit else []
+    made = fitted(*both, embeddings, seed) if fit else []
     for one in made:
         print(f"{one.name}: {one.card['n']} rows, {one.card['folds']} folds of {one.card['n_groups']} groups; expected error of "
               f"its probabilities {one.card['cross_validated']['calibration']['expected_error']:.1%}")  # fmt: skip
@@ -121,8 +124,12 @@ def _published(name: str) -> Path:
     return Path(folder) / name
 
 
-def fitted(replies: Rows, comments: Rows, seed: int) -> list[judges.FittedJudge]:
-    """A judge from the replies and one from three quarters of the comments, each tested on what it was not made from."""
+def fitted(replies: Rows, comments: Rows, embeddings: str | None, seed: int) -> list[judges.FittedJudge]:
+    """A judge from the replies and one from three quarters of the comments, each tested on what it was not made from.
+
+    And one of both sets, which weighs characters and, with ``embeddings``, what that model makes of a text; what its folds say of
+    each set is its measurement. Settings are `fit`'s but for these.
+    """
     order = np.random.default_rng(seed).permutation(len(comments))
     held = set(order[: round(HELD_OUT * len(comments))].tolist())
     test = [row for i, row in enumerate(comments) if i in held]
@@ -130,7 +137,17 @@ def fitted(replies: Rows, comments: Rows, seed: int) -> list[judges.FittedJudge]
     train = [row for i, row in enumerate(comments) if i not in held and row["gen_text"] not in seen]
     of_replies = judges.fit(replies, name="published_replies", groups="skeleton_id", seed=seed)
     of_people = judges.fit(train, name="goemotions", seed=seed)
+    together = [
+        {**row, "group": row.get("skeleton_id", f"comment {i}"), "on": on}
+        for on, rows in zip(ON, (replies, comments), strict=True)
+        for i, row in enumerate(rows)
+    ]
+    of_both = judges.fit(
+        together, name="people_and_replies", groups="group", sets="on", ngrams=None, characters=CHARACTERS,
+        embeddings=embeddings, layers=None if embeddings is None else LAYERS, folds=FOLDS, seed=seed,
+    )  # fmt: skip
     return [
+        of_both,
         of_replies.test(comments, on="GoEmotions, single label"),
         of_people.test(test, on="GoEmotions rows that it was not made from").test(
             replies, on="published replies", groups="skeleton_id"

@@ -17,7 +17,7 @@ from emotrace import arguments, bundles, disk
 from emotrace.datasets.prompts import Prompts
 from emotrace.judges import features as features_
 from emotrace.judges.base import EMPTY, Verdict, texts_of
-from emotrace.judges.features import Features, Pooled, Words
+from emotrace.judges.features import Features, Joined, Pooled, Words
 from emotrace.judges.measurement import Labelled, Measurement, compared, labelled, measure_judge
 from emotrace.labels import EmotraceError
 from emotrace.shown import progress as progress_bar
@@ -31,7 +31,7 @@ BINS: Final = 10
 
 @dataclass(frozen=True)
 class FittedJudge:
-    """A judge that a linear classifier of word n-grams or of sentence embeddings is.
+    """A judge that a linear classifier of n-grams and sentence embeddings is.
 
     Formula: p = softmax(x Wᵀ + b), x being the features of a text (`emotrace.judges.features`: TF-IDF of n-grams, or a local
     model's mean over tokens); the answer is the label with the largest p. A text of which nothing is known is unjudged.
@@ -59,13 +59,11 @@ class FittedJudge:
     def depends_on(self) -> dict[str, Any]:
         """All that its answers depend on."""
         learnt = list(self.features.arrays.values())
-        if isinstance(self.features, Words):
-            return {
-                "fitted": disk.digest(
-                    [self.choices, self.features.vocabulary, self.card["ngrams"], *learnt, self.weights, self.bias]
-                )
-            }
-        return {"fitted": disk.digest([self.choices, self.features.record, *learnt, self.weights, self.bias])}
+        if isinstance(self.features, Words) and not self.features.of_characters:  # signs as it always did
+            about: list[Any] = [self.features.vocabulary, list(self.features.ngrams)]
+        else:
+            about = [self.features.record]
+        return {"fitted": disk.digest([self.choices, *about, *learnt, self.weights, self.bias])}
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """``[text, label]``; NaN for a text of which nothing is known."""
@@ -138,18 +136,21 @@ def fit(
     name: str,
     text: str | None = None,
     groups: str | None = None,
-    ngrams: Sequence[int] = (1, 2),
+    sets: str | None = None,
+    ngrams: Sequence[int] | None = (1, 2),
+    characters: Sequence[int] | None = None,
     least: int = 2,
     embeddings: str | Path | None = None,
-    layer: int | None = None,
+    layers: Sequence[int] | None = None,
     strength: float = 10.0,
     folds: int = 5,
     seed: int = 0,
 ) -> FittedJudge:
     """A judge from labelled rows: features of their texts and a logistic regression, every label weighing the same.
 
-    Features are TF-IDF of word n-grams, or with ``embeddings`` what a local model makes of each text: the mean of its residual
-    stream over the tokens, each dim scaled over the texts, length 1.
+    Features are, one behind the other, TF-IDF of word n-grams (``ngrams``), of n-grams of the characters of each word
+    (``characters``), and what a local model makes of each text (``embeddings``): the mean of its residual stream over the tokens,
+    each dim scaled over the texts, each layer's of length 1.
 
     Its card holds what cross-validation found. Rows that belong together (``groups``; always those with one text) are never on
     both sides of a fold, and words are counted anew in every fold.
@@ -160,11 +161,15 @@ def fit(
         name: of the judge, which signs verdicts as ``fitted:NAME``.
         text: the field that holds the text; None: ``gen_text`` or ``text``.
         groups: the field of what belongs together, e.g. ``skeleton_id``; None: each text alone.
-        ngrams: shortest and longest, in words.
+        sets: the field that says which labelled set a row is of, where labels are not by who is to be judged but by people, say.
+            Every set weighs the same, and what the folds say of each counts as a measurement on rows that the judge has not seen
+            (`emotrace.judges.standing`); None: the folds are for the card alone.
+        ngrams: shortest and longest, in words; None for none.
+        characters: likewise, in characters; None for none.
         least: texts that hold an n-gram, for it to count.
-        embeddings: a model as `emotrace.load` takes it, causal or masked, in the place of n-grams. The judge loads it by the same
-            name again, and refuses another one there.
-        layer: of the model, whose ``resid_post`` is read; None for the last.
+        embeddings: a model as `emotrace.load` takes it, causal or masked; None for none. The judge loads it by the same name
+            again, and refuses another one there.
+        layers: of the model, whose ``resid_post`` is read; None for the last.
         strength: inverse of the regression's penalty.
         folds: of the cross-validation.
         seed: of the folds.
@@ -172,15 +177,13 @@ def fit(
     Raises:
         EmotraceError: for rows without text or label, fewer than two labels, or a label in fewer groups than folds.
     """
+    rows = rows if isinstance(rows, (pd.DataFrame, Prompts)) else list(rows)
     found = labelled(rows, label, text, groups)
     arguments.text("fit(name)", name)
     arguments.seed("fit(seed)", seed)
     for what, value, at_least in (("least", least, 1), ("folds", folds, 2)):
         arguments.whole(f"fit({what})", value, at_least)
     arguments.number("fit(strength)", strength, above=0)
-    shortest, longest = (arguments.whole("fit(ngrams)", n, 1) for n in ngrams) if len(ngrams) == 2 else (1, 0)
-    if shortest > longest:
-        raise EmotraceError(f"fit(ngrams={tuple(ngrams)}): the shortest and the longest, as in (1, 2).")
     labels = sorted(set(found.labels))
     if len(labels) < 2:
         raise EmotraceError(
@@ -192,22 +195,30 @@ def fit(
             raise EmotraceError(
                 f"fit(folds={folds}): {label} {one!r} is in {have} groups; each fold needs one. Take fewer folds."
             )
-    base: Features = Words((shortest, longest), least)
-    settings: dict[str, Any] = {"ngrams": [shortest, longest], "least": least, "strength": float(strength)}
+    parts: list[Words | Pooled] = []
+    settings: dict[str, Any] = {"strength": float(strength)}
+    for what, lengths in (("ngrams", ngrams), ("characters", characters)):
+        if lengths is not None:
+            parts.append(Words(_lengths(what, lengths), least, of_characters=what == "characters"))
+            settings |= {what: list(lengths), "least": least}
     if embeddings is not None:
-        base = Pooled.made(str(embeddings), layer)
-        settings = {**base.record, "strength": float(strength)}
-    elif layer is not None:
-        raise EmotraceError(f"fit(layer={layer}): a layer of the model that embeddings=… names; there is none.")
-    crossed = _crossed(found, labels, base, strength, folds, seed, f"fitted:{name}")
-    learnt, classifier = _learned(found.texts, found.labels, base, strength)
+        parts.append(Pooled.made(str(embeddings), layers))
+        settings |= parts[-1].record
+    elif layers is not None:
+        raise EmotraceError(f"fit(layers={layers}): layers of the model that embeddings=… names; there is none.")
+    if not parts:
+        raise EmotraceError("fit: nothing to weigh; give ngrams, characters or embeddings.")
+    base: Features = parts[0] if len(parts) == 1 else Joined(tuple(parts))
+    of_set = _sets(rows, sets, len(found.texts))
+    crossed, tested = _crossed(found, labels, base, strength, folds, seed, f"fitted:{name}", of_set)
+    learnt, classifier = _learned(found.texts, found.labels, base, strength, of_set)
     card = {
         "label": label, "labels": {one: found.labels.count(one) for one in labels}, "n": len(found.texts),
         "n_groups": len(set(found.groups.tolist())), "groups": groups or "texts", **settings, "folds": folds, "seed": seed,
         "rows": disk.digest([found.texts, found.labels]), "texts": sorted({disk.digest(one) for one in found.texts}),
         "cross_validated": crossed,
     }  # fmt: skip
-    return FittedJudge(f"fitted:{name}", tuple(labels), learnt, *_table(classifier), card)
+    return FittedJudge(f"fitted:{name}", tuple(labels), learnt, *_table(classifier), card, tested if sets else ())
 
 
 @typed
@@ -228,12 +239,36 @@ def load_judge(folder: str | Path) -> FittedJudge:
         raise EmotraceError(f"{folder}: {FILE}.json there is of no fitted judge ({error!r}).") from error
 
 
+def _lengths(what: str, lengths: Sequence[int]) -> tuple[int, int]:
+    shortest, longest = (arguments.whole(f"fit({what})", n, 1) for n in lengths) if len(lengths) == 2 else (1, 0)
+    if shortest > longest:
+        raise EmotraceError(f"fit({what}={tuple(lengths)}): the shortest and the longest, as in (1, 2).")
+    return shortest, longest
+
+
+def _sets(rows: Any, sets: str | None, n: int) -> np.ndarray:
+    """The set of every row; one where nothing says so."""
+    if sets is None:
+        return np.full(n, "")
+    if isinstance(rows, Prompts):
+        found = [p.labels.get(sets) for p in rows]
+    else:
+        found = [row.get(sets) for row in (rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows)]
+    for i, one in enumerate(found):
+        if not isinstance(one, str) or not one.strip():
+            raise EmotraceError(f"{arguments.said(f'row {i}: {sets}', one)}: the name of a labelled set is due.")
+    return np.array(found)
+
+
 def _learned(
-    texts: Sequence[str], labels: Sequence[str], base: Features, strength: float
+    texts: Sequence[str], labels: Sequence[str], base: Features, strength: float, of_set: np.ndarray
 ) -> tuple[Features, LogisticRegression]:
-    learnt = base.learnt(texts)
+    """Features and regression; every set weighs the same, as every label does."""
+    _, at, counts = np.unique(of_set, return_inverse=True, return_counts=True)
+    weights = len(at) / (len(counts) * counts[at])
+    learnt = base.learnt(texts, weights)
     regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000)
-    return learnt, regression.fit(learnt.of(texts), list(labels))
+    return learnt, regression.fit(learnt.of(texts), list(labels), sample_weight=weights)
 
 
 def _table(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
@@ -245,9 +280,16 @@ def _table(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crossed(
-    rows: Labelled, labels: Sequence[str], base: Features, strength: float, folds: int, seed: int, name: str
-) -> dict[str, Any]:
-    """What the folds say: accuracy, macro-F1, recall, confusion, and how far probabilities are from frequencies."""
+    rows: Labelled,
+    labels: Sequence[str],
+    base: Features,
+    strength: float,
+    folds: int,
+    seed: int,
+    name: str,
+    of_set: np.ndarray,
+) -> tuple[dict[str, Any], tuple[Measurement, ...]]:  # fmt: skip
+    """What folds say: accuracy, macro-F1, recall, confusion, and how far probabilities are from frequencies; each set apart."""
     texts, right = np.array(rows.texts, dtype=object), np.array(rows.labels, dtype=object)
     p = np.empty((len(texts), len(labels)))
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(texts, right, rows.groups)
@@ -256,11 +298,19 @@ def _crossed(
             raise EmotraceError(
                 f"fit(folds={folds}): all groups with {missing[0]!r} came into one fold. Take fewer folds."
             )
-        learnt, regression = _learned(texts[train].tolist(), right[train].tolist(), base, strength)
+        learnt, regression = _learned(texts[train].tolist(), right[train].tolist(), base, strength, of_set[train])
         p[test] = regression.predict_proba(learnt.of(texts[test].tolist()))  # its classes are sorted, as the labels are
     answers = [str(labels[i]) for i in p.argmax(1)]
     found = compared(name, f"{folds} folds", rows.labels, answers, rows.groups, seed=seed)
-    return found.record | {"calibration": _calibration(p.max(1), np.array(answers, dtype=object) == right)}
+    each = []
+    for one in sorted(set(of_set.tolist())):
+        mine = np.flatnonzero(of_set == one)
+        groups = np.unique(rows.groups[mine], return_inverse=True)[1]
+        each.append(
+            compared(name, f"{one}, {folds} folds", right[mine].tolist(), [answers[i] for i in mine], groups, seed=seed)
+        )
+    hit = np.array(answers, dtype=object) == right
+    return found.record | {"calibration": _calibration(p.max(1), hit)}, tuple(each)
 
 
 def _calibration(confidence: np.ndarray, hit: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -149,15 +150,17 @@ def test_sentence_embeddings_of_a_local_model_may_be_what_it_weighs(family: str,
     """The mean over the tokens of a causal or a masked model, as they come out of a plain forward."""
     tiny.save(family, tmp_path / "model", num_hidden_layers=2)
     some = rows(6)
-    mine = judges.fit(some, "mood", name="moods", groups="scene", embeddings=tmp_path / "model", layer=0)
+    mine = judges.fit(
+        some, "mood", name="moods", groups="scene", ngrams=None, embeddings=tmp_path / "model", layers=[0]
+    )
     assert mine.card["cross_validated"]["accuracy"][0] > 0.8
-    assert mine.card["embeddings"]["layer"] == 0
+    assert mine.card["embeddings"]["layers"] == [0]
     lm = et.load(tmp_path / "model")
     text = some[0]["text"]
     ids = torch.tensor([lm.sites.encoder.ids(et.datasets.Prompts.of([text]))[0]])
     hidden = lm._module(ids, output_hidden_states=True).hidden_states[1][0].detach().double().numpy()
     own = [i for i, t in enumerate(ids[0].tolist()) if t not in lm.sites.encoder.tokenizer.all_special_ids]
-    np.testing.assert_allclose(mine.features.raw([text])[0], hidden[own].mean(0), atol=1e-5)
+    np.testing.assert_allclose(mine.features.raw([text])[0, 0], hidden[own].mean(0), atol=1e-5)
     mine.save(tmp_path / "judge")
     again = judges.load_judge(tmp_path / "judge")
     told = ["lovely smile", "proud medal won", " ", some[3]["text"]]
@@ -167,5 +170,59 @@ def test_sentence_embeddings_of_a_local_model_may_be_what_it_weighs(family: str,
     tiny.save(family, tmp_path / "model", seed=5, num_hidden_layers=2)
     with pytest.raises(EmotraceError, match="another model is there now"):
         judges.load_judge(tmp_path / "judge").judge(["lovely smile"])
-    with pytest.raises(EmotraceError, match=r"fit\(layer=1\)"):
-        judges.fit(some, "mood", name="moods", layer=1)
+    with pytest.raises(EmotraceError, match=r"fit\(layers=\[1\]\)"):
+        judges.fit(some, "mood", name="moods", layers=[1])
+
+
+def test_features_stand_one_behind_the_other_and_every_set_is_measured_on_folds_it_is_not_made_from(tmp_path) -> None:
+    tiny.save("gpt2", tmp_path / "model", num_hidden_layers=2)
+    some = [{**row, "on": "seen at home" if i % 3 else "seen at work"} for i, row in enumerate(rows(12))]
+    mine = judges.fit(
+        iter(some),
+        "mood",
+        name="moods",
+        groups="scene",
+        sets="on",
+        characters=(2, 3),
+        embeddings=tmp_path / "model",
+        layers=[1, 0],
+    )
+    told = [row["text"] for row in some[:9]]
+    parts = [sparse.csr_matrix(part.of(told)).toarray() for part in mine.features.parts]
+    np.testing.assert_array_equal(mine.features.of(told).toarray(), np.hstack(parts))
+    np.testing.assert_allclose(
+        [np.linalg.norm(x, axis=1) for x in parts], [[1.0] * 9, [1.0] * 9, [2**0.5] * 9], atol=1e-9
+    )
+    assert [m.on for m in mine.tested] == ["seen at home, 5 folds", "seen at work, 5 folds"]
+    assert [m.n for m in mine.tested] == [
+        sum(row["on"] == on for row in some) for on in ("seen at home", "seen at work")
+    ]
+    pooled = sum(m.n * m.accuracy.value for m in mine.tested) / len(some)
+    assert pooled == pytest.approx(mine.card["cross_validated"]["accuracy"][0])
+    assert judges.standing(mine).may_claim == (min(m.macro_f1.value for m in mine.tested) >= 0.7)
+    again = judges.load_judge(mine.save(tmp_path / "judge").parent)
+    np.testing.assert_allclose(again.probabilities(told), mine.probabilities(told), atol=1e-5)
+    assert (again.depends_on, again.tested) == (mine.depends_on, mine.tested)
+    assert not judges.fit(some, "mood", name="moods", groups="scene").tested, (
+        "without sets the folds are for the card alone"
+    )
+    with pytest.raises(EmotraceError, match="the name of a labelled set is due"):
+        judges.fit([{**row, "on": None} for row in some], "mood", name="moods", sets="on")
+    with pytest.raises(EmotraceError, match="nothing to weigh"):
+        judges.fit(some, "mood", name="moods", ngrams=None)
+
+
+def test_a_set_weighs_as_much_as_another_however_many_rows_it_has() -> None:
+    few = [
+        {"text": "a dull grey day", "mood": "calm", "on": "few"},
+        {"text": "a cold wet day", "mood": "glum", "on": "few"},
+    ] * 6
+    many = [
+        {"text": "a dull grey day", "mood": "glum", "on": "many"},
+        {"text": "a cold wet day", "mood": "calm", "on": "many"},
+    ] * 60
+    for one in (few, many):  # groups apart, so that equal texts may be in several folds
+        one[:] = [{**row, "text": f"{row['text']} no {i}"} for i, row in enumerate(one)]
+    p = judges.fit([*few, *many], "mood", name="days", sets="on", least=6).probabilities(["a dull grey day"])[0]
+    assert abs(p[0] - 0.5) < 0.1
+    assert judges.fit([*few, *many], "mood", name="days", least=6).probabilities(["a dull grey day"])[0][1] > 0.75
