@@ -22,7 +22,7 @@ import typer
 import xarray as xr
 
 import emotrace as et
-from emotrace import attribution, circuits, rsa
+from emotrace import arguments, attribution, circuits, rsa
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.guard import experiment
 from emotrace.cli.options import BatchSize, Folder, Limit, Seed
@@ -61,7 +61,7 @@ def main(
     ask(out, neurons, heads)
 
 
-def capture(out: Path, lm: Any, data: Path, limit: int | None, batch_size: int, seed: int) -> None:
+def capture(out: Path, lm: Any, data: Path, limit: int | None, batch_size: arguments.BatchSize, seed: int) -> None:
     """Activations, directions and covectors, into a folder; the same call again continues."""
     prompts = et.datasets.sev(data, limit=limit)
     fit, _ = et.datasets.split(prompts, 0.5, seed)

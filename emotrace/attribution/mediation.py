@@ -139,7 +139,7 @@ def logit_mediation(
         model,
         prompts,
         "logits",
-        edits=[*edits, Ablate("resid_post", layers=last, vector=payload, positions="last")],
+        edits=[*edits, Ablate("resid_post", layers=[last], vector=payload, positions="last")],
         **common,
     )
     left = np.asarray(held.sel("logits").values, dtype=np.float64)

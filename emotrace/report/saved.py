@@ -24,7 +24,7 @@ _SAME: Final[dict[str, dict[str, Any]]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 """What would differ from day to day, or between versions, is left out."""
-_DRAWING: Final[dict[str, Any]] = {"svg.fonttype": "path", "svg.hashsalt": "emotrace", "pdf.fonttype": 42}
+_DRAWING: Final[dict[Any, Any]] = {"svg.fonttype": "path", "svg.hashsalt": "emotrace", "pdf.fonttype": 42}
 
 
 @typed

@@ -116,7 +116,7 @@ def check_kept(model: LanguageModel, steps: int = 3) -> None:
     vector = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(1)).numpy()
     most = model.sites.kept_bytes
     for positions in ("steer", "all"):
-        edits = [Add("resid_post", layers=middle_layer(model), vector=vector, scale="rms", positions=positions)]
+        edits = [Add("resid_post", layers=[middle_layer(model)], vector=vector, scale="rms", positions=positions)]
         found = []
         for room in (most, 0):
             model.sites.kept_bytes, worth, kept.WORTH = room, kept.WORTH, 0

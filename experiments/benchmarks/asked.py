@@ -87,7 +87,8 @@ def scores(folder: Path, quick: bool, repetitions: int) -> tuple[dict[str, Ratio
     """CPU time of both scores over that of each way of reading, and the bytes read."""
     shape = QUICK if quick else SHAPE
     acts, vectors = written(folder, shape, 24 if quick else 2880), covectors(shape)
-    files = [acts.path / v.chunk(cell, g) for v in acts.described for cell in v.cells() for g in range(acts.n_groups)]
+    here = Path(str(acts.path))
+    files = [here / v.chunk(cell, g) for v in acts.described for cell in v.cells() for g in range(acts.n_groups)]
 
     def ours() -> None:
         attribution.head_contributions(acts, vectors)
