@@ -45,7 +45,7 @@ import emotrace as et
 from emotrace import acceptance, attribution, circuits, replies, report, shipped
 from emotrace import directions as directions_
 from emotrace.cli.groups import Answering, Eliciting, Judging, LoadingAnywhere, grouped
-from emotrace.cli.options import CausalModel, Folder, PerLayer, TargetAware
+from emotrace.cli.options import CausalModel, Folder, PerLayer, TargetAware, of
 from emotrace.defaults import HEADS_PER_LAYER, MAX_NEW_TOKENS, NEURONS_PER_LAYER
 from emotrace.disk import write_json, write_rows
 from emotrace.evaluation import repeated
@@ -118,6 +118,8 @@ def main(
     tester = et.judges.make(second_judge) if second_judge else the_judge
     ways = eliciting.ways(published=preset is not None)
     some = et.datasets.sev(train, limit=limit), et.datasets.sev(test, limit=limit)
+    with of("--limit", limit):
+        et.datasets.split(some[0], HELD_OUT, answering.seed)
     if min(draws, curve_draws) < 1:
         raise et.EmotraceError(f"--draws {draws} --curve-draws {curve_draws}: at least 1 draw of each control.")
     if refits == 1:

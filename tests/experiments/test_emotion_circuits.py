@@ -363,6 +363,7 @@ def test_again_it_computes_nothing_and_says_the_same(
         ({"refits": 1}, "--refits 1: one refit"),
         ({"preset": "emotion_circus"}, "emotion_circuits"),
         ({"seed": 1}, "other settings"),
+        ({"limit": 1}, "--limit 1: 1 skeleton"),
         ({"judge": "oracle"}, "lexicon"),
         ({"arms": "prefill_3"}, "unknown arm 'prefill_3' in --arms"),
     ],
