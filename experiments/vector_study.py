@@ -113,7 +113,7 @@ class Study(Evaluation):
             controls: name → further arrays of vectors, one per draw.
         """
         plain, emotions = self.plain(queries), [str(e) for e in vectors["emotion"].values]
-        rows = self.respond("test", plain, vectors, [*dose.DOSES, chosen])
+        rows = self.respond("test", plain, vectors, list(dict.fromkeys([*dose.DOSES, chosen])))
         methods = {
             "none": at_dose(rows, 0.0),
             "prompt": self.prompted(queries, emotions),
