@@ -433,7 +433,7 @@ def test_a_folder_whose_store_lacks_components_is_refused_by_name(done, study, t
 
 
 def test_no_flag_is_left_out_of_the_manifest(done, study):
-    """But where things lie, what is only asked, what an endpoint costs, and what other entries say: the model's identity, the lines searched."""
+    """But where things lie, what is only asked, what an endpoint costs, and what other entries say (identity, lines searched)."""
     flags = set(inspect.signature(study.main).parameters)
     elsewhere = {"out", "price", "dry_run", "dose_step", "attn_implementation", "device", "dtype", "bos", "remote"}
     assert flags - set(json.loads((done / "manifest.json").read_text())) == elsewhere
