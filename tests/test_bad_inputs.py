@@ -254,7 +254,7 @@ CASES = {
     "a missing option": (lambda: command("generate", "--data", "x"), "Missing option '--model'"),
     "an unknown option": (lambda: command(*GEN, "--out", "x", "--temprature", "1"), "No such option"),
     "an option that is no number": (lambda: command(*GEN, "--out", "x", "--limit", "few"), "--limit"),
-    "a batch of -1": (lambda: command(*GEN, "--out", "x", "--batch-size", "-1"), "greater than or equal to 1"),
+    "a batch of -1": (lambda: command(*GEN, "--out", "x", "--batch-size", "-1"), "a whole number of rows, or 'auto'"),
     "a missing data file": (lambda: command("generate", "--model", "@model", "--data", "@no", "--out", "x"), "no such file"),
     "an emotion on the line": (lambda: command(*GEN, "--out", "x", "--emotions", "anger,sadnes"), "unknown emotion 'sadnes'"),
     "a folder to write rows to": (lambda: command(*GEN, "--out", "@foreign"), "foreign is a folder; give a file"),

@@ -146,10 +146,19 @@ def test_continues_after_a_kill_with_the_same_bits(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(model, given, out=tmp_path)
     asked = []
-    monkeypatch.setattr(passes, "reductions", lambda *a, **o: (asked.append(o["start"]), real(*a, **o))[1])
+
+    def counting(*args, left, **options):
+        def noted(ranges):
+            for one in left(ranges):
+                asked.append((one.start, one.stop))
+                yield one
+
+        return real(*args, left=noted, **options)
+
+    monkeypatch.setattr(passes, "reductions", counting)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
     xr.testing.assert_identical(run(model, given, out=tmp_path), base)
-    assert asked == [14, 27]
+    assert asked == [(14, 21), (21, 27)]
     xr.testing.assert_identical(attribution.load_scores(tmp_path, "differences"), base)
     with pytest.raises(EmotraceError, match="complete"):
         run(model, given, out=tmp_path, complete=False)

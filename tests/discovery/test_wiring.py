@@ -74,4 +74,4 @@ def test_what_cannot_be_rewired_says_why_and_still_has_nodes(name, words):
 def test_a_model_that_runs_elsewhere_is_refused():
     model = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer(), remote="local")
     with pytest.raises(et.EmotraceError, match="without remote="):
-        discovery.scores(model, some_pairs(model), METRIC, progress=False)
+        discovery.scores(model, some_pairs(model), METRIC, level="edge", progress=False)

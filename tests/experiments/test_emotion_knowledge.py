@@ -203,7 +203,7 @@ def test_the_same_command_continues_and_another_is_refused(modules, trained, don
 
 WRONG = (
     ({"emotions": "joy,jpy"}, "unknown emotion 'jpy'"),
-    ({"k": "many"}, "--k 'many'"),
+    ({"k": "many"}, "--k many: give numbers"),
     ({"k": "9e9"}, "the model has 96 neurons"),
     ({"how": "noise"}, "--how"),
     ({"position": "first"}, "--position"),

@@ -45,5 +45,5 @@ def test_what_it_depends_on_and_what_it_refuses() -> None:
             judges.LikelihoodJudge(model, **options)
     with pytest.raises(EmotraceError, match="masked"):
         judges.LikelihoodJudge(loaded("bert"))
-    with pytest.raises(EmotraceError, match="likelihood:ORG/MODEL"):
+    with pytest.raises(EmotraceError, match="likelihood:ID_OR_DIR"):
         judges.make("likelihood:")
