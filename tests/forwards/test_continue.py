@@ -41,7 +41,11 @@ def changed(key, **fields):
         (changed("c", theme="work"), {}, r"row 'c' .*labels\.theme: '\(nothing\)' there, 'work' now"),
         (PROMPTS, {"max_new_tokens": 4}, r"decoding\.max_new_tokens: 3 there, 4 now"),
         (PROMPTS, {"lm": 1}, "model: .*weights: "),
-        (PROMPTS, {"edits": [et.Scale("resid_post", layers=[0], strength=0.5)], "method": "none"}, "edits: 'none' there"),
+        (
+            PROMPTS,
+            {"edits": [et.Scale("resid_post", layers=[0], strength=0.5)], "method": "none"},
+            "edits: 'none' there",
+        ),
     ],
 )
 def test_rows_of_other_prompts_settings_or_models_are_refused(tmp_path, prompts, options, message):

@@ -19,7 +19,7 @@ from emotrace.forwards.finite import Item
 from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
-from tests.helpers import families, loaded
+from tests.helpers import loaded
 from tests.remote.conftest import FAMILIES
 
 SITES = (
@@ -54,7 +54,9 @@ def arrays(acts):
     return {name: acts.sel(variable=name).values for name in acts.variables}
 
 
-@pytest.mark.parametrize("name", families(FAMILIES, "falcon"))
+@pytest.mark.parametrize(
+    "name", [n if n in ("llama", "gemma2", "bert") else pytest.param(n, marks=pytest.mark.soak) for n in FAMILIES]
+)
 def test_capture_and_edits_of_a_family(pair, name):
     here, there = pair(name)
     assert there.sites.names == here.sites.names
