@@ -271,7 +271,5 @@ def vectorizer(
     ngrams: Sequence[int], vocabulary: Mapping[str, int] | None = None, least: int = 1, of_characters: bool = False
 ) -> TfidfVectorizer:
     """TF-IDF of n-grams, as the judges count them."""
-    kind = {"analyzer": "char_wb"} if of_characters else {"token_pattern": TOKEN}
-    return TfidfVectorizer(
-        ngram_range=(ngrams[0], ngrams[1]), min_df=least, sublinear_tf=True, vocabulary=vocabulary, **kind
-    )
+    made = TfidfVectorizer(ngram_range=(ngrams[0], ngrams[1]), min_df=least, sublinear_tf=True, vocabulary=vocabulary)
+    return made.set_params(**({"analyzer": "char_wb"} if of_characters else {"token_pattern": TOKEN}))
