@@ -242,7 +242,9 @@ class Server:
         if answer.status_code == 404 and missing:
             return None
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-            raise Busy(redacted(f"{self.host}{path}: {answer.status_code} {self._detail(answer)}"))
+            full = answer.status_code < 500 or answer.status_code in (502, 503, 504)  # or starting; else broken
+            kind = Busy if full else Unreachable
+            raise kind(redacted(f"{self.host}{path}: {answer.status_code} {self._detail(answer)}"))
         if answer.status_code in (401, 403) or (answer.status_code == 400 and _KEY_FORM.search(answer.text)):
             what = (
                 f"refuses the API key ({self._detail(answer)})"
