@@ -10,6 +10,7 @@ import importlib.util
 import random
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -105,32 +106,32 @@ class Bucket:
         raise AssertionError
 
 
-class _Raw:
+class _Raw(ABC):
     """One request each, which may fail with one of ``failures``; those that are ``final`` would fail again."""
 
     failures: tuple[type[BaseException], ...] = (OSError,)
     final: tuple[type[BaseException], ...] = (PermissionError,)
 
-    def read(self, name: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
 
-    def read_part(self, name: str, start: int, stop: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def read_part(self, name: str, start: int, stop: int) -> bytes: ...
 
-    def size(self, name: str) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def size(self, name: str) -> int: ...
 
-    def put(self, name: str, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def put(self, name: str, data: bytes) -> None: ...
 
-    def put_new(self, name: str, data: bytes) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def put_new(self, name: str, data: bytes) -> bool: ...
 
-    def delete(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, name: str) -> None: ...
 
-    def names(self, folder: str) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def names(self, folder: str) -> list[str]: ...
 
 
 class _Obstore(_Raw):
