@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +24,29 @@ from emotrace.files import read_json
 SEARCH = 8
 """A search makes at most so many times the replies that one arm has on the test file."""
 SAMPLE = 16
-"""Prompts whose replies are timed."""
+"""Prompts of either kind whose replies are timed, or one batch where that is more."""
 DOSES = 5
 """A line of settings keeps at least so many: between two doses of a few a model goes from unmoved to babbling."""
 STEPS = 60
 """Sizes tried between a whole search and the smallest."""
 SHARES = {"curves": 0.15, "influence": 0.05}
 """Of a budget, what is kept for causal curves and for influence."""
-REST = 1.8
+REST = 1.2
 """Minutes of a run for each of its replies: capture, curves, divergences (one run of the shipped model, --limit 3: 1.81)."""
 
 Lines = Sequence[Sequence[Setting]]
+
+
+class Seconds(NamedTuple):
+    """Of one reply with its scores, timed: with worked examples before it a prompt is many times as long as without.
+
+    Attributes:
+        asked: of a prompt that asks for an emotion.
+        plain: of one that does not; of those are all that are steered.
+    """
+
+    asked: float
+    plain: float
 
 
 class Search(NamedTuple):
@@ -94,7 +106,8 @@ class Plan:
         searches: by arm.
         each: replies to one skeleton under one arm.
         fixed: what is answered whatever is searched → replies.
-        seconds: of one reply with its scores, timed.
+        asked: of these, how many answer prompts that ask.
+        seconds: of a reply.
         max_new_tokens: of a reply.
         budget: minutes; None for any.
     """
@@ -102,7 +115,8 @@ class Plan:
     searches: Mapping[str, Search]
     each: int
     fixed: Mapping[str, int]
-    seconds: float
+    asked: int
+    seconds: Seconds
     max_new_tokens: int
     budget: float | None = None
 
@@ -114,7 +128,11 @@ class Plan:
     @property
     def minutes(self) -> float:
         """Most minutes, from the timed sample."""
-        return self.replies * self.seconds * REST / 60
+        return self._minutes(self.replies)
+
+    def _minutes(self, replies: int) -> float:
+        """Of so many, the asked ones among them."""
+        return (self.asked * self.seconds.asked + (replies - self.asked) * self.seconds.plain) * REST / 60
 
     def allowed(self, part: str) -> float | None:
         """Seconds of the budget that are kept for one of `SHARES`; None without a budget."""
@@ -123,12 +141,12 @@ class Plan:
     def cut(self, most: int) -> Plan:
         """Every search cut to so many replies, and to an equal share of what the budget leaves."""
         if self.budget is not None:
-            left = 60 * self.budget * (1 - sum(SHARES.values())) / (self.seconds * REST) - sum(self.fixed.values())
-            most = min(most, math.floor(left / len(self.searches)))
+            left = self.budget * (1 - sum(SHARES.values())) - self._minutes(sum(self.fixed.values()))
+            most = min(most, math.floor(60 * left / (self.seconds.plain * REST) / len(self.searches)))
         cut = {name: one.within(most, self.each) for name, one in self.searches.items()}
         skeletons, middle = (min(getattr(one, name) for one in cut.values()) for name in ("skeletons", "middle"))
         cut = {name: one._replace(skeletons=skeletons, middle=middle) for name, one in cut.items()}  # all on the same
-        return Plan(cut, self.each, self.fixed, self.seconds, self.max_new_tokens, self.budget)
+        return replace(self, searches=cut)
 
     @property
     def said(self) -> str:
@@ -139,7 +157,8 @@ class Plan:
         )
         text = (
             f"at most {self.replies:,} replies of at most {self.max_new_tokens} tokens ({self.replies * self.max_new_tokens:,}), "
-            f"about {self.minutes:.0f} minutes at {self.seconds:.2f} s a reply (timed here): {parts}; searches: {tries}"
+            f"about {self.minutes:.0f} minutes at {self.seconds.asked:.2f} s a reply that is asked for and "
+            f"{self.seconds.plain:.2f} s one that is not (timed here): {parts}; searches: {tries}"
         )
         if self.budget is None:
             return text
@@ -157,25 +176,27 @@ class Plan:
             for name, one in self.searches.items()
         }
         return {
-            "replies": self.replies, "fixed": dict(self.fixed), "searches": searches, "seconds_a_reply": self.seconds,
+            "replies": self.replies, "fixed": dict(self.fixed), "searches": searches, "seconds_a_reply": self.seconds._asdict(),
             "minutes": self.minutes, "budget": self.budget,
         }  # fmt: skip
 
 
-def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> float:
+def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> Seconds:
     """Seconds of a reply with its scores, on a few prompts; kept, so that a run that is continued is cut as before."""
-    if path.exists():
-        return float(read_json(path)["seconds_a_reply"])
-    some, bare = (
-        prompts[:SAMPLE],
-        Study(study.model, protocol=study.protocol, batch_size=study.batch_size, progress=False),
-    )
+    if not path.exists():
+        n = SAMPLE if isinstance(study.batch_size, str) else max(SAMPLE, study.batch_size)
+        seconds = Seconds(*(_timed(study, some[:n], plain) for some in (prompts, plain)))
+        write_json(path, {**seconds._asdict(), "n": n})
+    kept = read_json(path)
+    return Seconds(float(kept["asked"]), float(kept["plain"]))
+
+
+def _timed(study: Study, some: Prompts, plain: Prompts) -> float:
+    bare = Study(study.model, protocol=study.protocol, batch_size=study.batch_size, progress=False)
     bare.generated("", some[:1], method="prompt")  # what is proven of a model and kept of its prompts is not timed
     begun = time.perf_counter()
     bare.scored("", bare.generated("", some, method="prompt"), plain)
-    seconds = (time.perf_counter() - begun) / len(some)
-    write_json(path, {"seconds_a_reply": seconds, "n": len(some)})
-    return seconds
+    return (time.perf_counter() - begun) / len(some)
 
 
 def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int, refits: int) -> dict[str, int]:
@@ -188,7 +209,7 @@ def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int, ref
 
 
 def planned(
-    study: Study, seconds: float, prompts: Prompts, asked: Prompts, arms: Sequence[str], *, held: int, middle: int,
+    study: Study, seconds: Seconds, prompts: Prompts, asked: Prompts, arms: Sequence[str], *, held: int, middle: int,
     finalists: int, draws: int, refits: int, budget: float | None, asking: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan of a run, its searches cut to `SEARCH` times what one arm has on the test file, and to the budget.
@@ -212,7 +233,9 @@ def planned(
     searches = {name: Search(some, held, min(middle, held), finalists) for name, some in lines.items()}
     each = len(asked) // len({p.labels["skeleton_id"] for p in asked})
     most = int(study.decoding_of("steer").get("max_new_tokens", MAX_NEW_TOKENS))
-    plan = Plan(searches, each, {"asking": asking} | fixed(prompts, asked, arms, draws, refits), seconds, most, budget)
+    ablated = sum(draws if ARMS[name].drawn else 1 for name in arms if ARMS[name].made == "ablated")
+    every = {"asking": asking} | fixed(prompts, asked, arms, draws, refits)
+    plan = Plan(searches, each, every, asking + len(prompts) + (1 + ablated) * len(asked), seconds, most, budget)
     return plan.cut(SEARCH * len(asked))
 
 

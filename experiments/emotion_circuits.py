@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import circuit_arms
@@ -104,7 +105,7 @@ def main(
         float | None,
         typer.Option(min=0, help="minutes: searches, curves and influence are cut to it, by timed samples"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="end with what the run would take")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="end with what the run would take; nothing is kept")] = False,
     target_aware: TargetAware = False,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")
@@ -147,7 +148,8 @@ def main(
         "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
         "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
     }  # fmt: skip
-    run = Run(out, settings)
+    scratch = TemporaryDirectory(prefix="emotrace-dry-run-") if dry_run else None  # what was only asked binds no folder
+    run = Run(scratch.name if scratch else out, settings)
     run.keep_jobs(lm)
     study = Study(lm, the_judge, run.path("parts"), batch_size=batch_size, target=target_aware, protocol=protocol)
     print(lm.sites.describe())
@@ -157,12 +159,13 @@ def main(
     study, prompts, plain, asked, asked_plain = how.study, how.prompts, how.plain, how.test, how.test_plain
     fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     plan = circuit_plan.planned(
-        study, circuit_plan.timed(study, prompts, plain, run.path("parts", "timing.json")), prompts, asked, compared,
+        study, circuit_plan.timed(study, prompts, plain, run.path("parts", "timing_replies.json")), prompts, asked, compared,
         held=len(held), middle=sweep_limit, finalists=finalists, draws=draws, refits=refits, budget=budget,
         asking=how.n_replies,
     )  # fmt: skip
     print(plan.said)
-    if dry_run:
+    if scratch:
+        scratch.cleanup()
         return
     middle, chosen_on = (getattr(plan.searches["steer"], name) for name in ("middle", "skeletons"))
 

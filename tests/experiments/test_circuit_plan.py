@@ -27,7 +27,7 @@ def lines(places, doses):
 
 def whole(plan, **more):
     searches = {"steer": plan.Search(lines(22, 11), 40, 8, 12), "circuit": plan.Search(lines(4, 11), 40, 8, 12)}
-    return plan.Plan(searches, 18, {"training": 720, "test": 3600}, 0.5, 24, **more)
+    return plan.Plan(searches, 18, {"training": 720, "test": 3600}, 1440, plan.Seconds(2.0, 0.5), 24, **more)
 
 
 def test_replies_by_hand(plan):
@@ -52,10 +52,10 @@ def test_a_cut_search_fits_and_keeps_its_ends(plan, most):
 
 
 def test_a_budget_is_shared_equally_and_said_where_it_is_too_short(plan):
-    minutes = 120.0
+    minutes = 240.0
     cut = whole(plan, budget=minutes).cut(10**6)
     kept = sum(plan.SHARES.values())
-    left = minutes * 60 * (1 - kept) / (0.5 * plan.REST) - 4320
+    left = (minutes * 60 * (1 - kept) / plan.REST - 1440 * 2.0 - (4320 - 1440) * 0.5) / 0.5
     assert cut.minutes <= minutes * (1 - kept)
     assert [cut.allowed(part) for part in plan.SHARES] == [minutes * 60 * share for share in plan.SHARES.values()]
     assert whole(plan).allowed("curves") is None
@@ -75,7 +75,8 @@ def test_the_study_makes_at_most_sixty_thousand_replies(plan):
     study = SimpleNamespace(protocol=ours, decoding_of=ours.decoding_of)
     arms = importlib.import_module("circuit_arms").NAMES
     made = plan.planned(
-        study, 1.0, *files, arms, held=10, middle=8, finalists=12, draws=flags["draws"], refits=flags["refits"], budget=None,
+        study, plan.Seconds(1, 1), *files, arms,
+        held=10, middle=8, finalists=12, draws=flags["draws"], refits=flags["refits"], budget=None,
         asking=400,
     )  # fmt: skip
     assert 50_000 < made.replies < 59_000

@@ -439,6 +439,14 @@ def test_no_flag_is_left_out_of_the_manifest(done, study):
     assert flags - set(json.loads((done / "manifest.json").read_text())) == elsewhere
 
 
+def test_a_dry_run_says_what_it_would_take_and_binds_no_folder(study, tmp_path, capsys):
+    study.main(out=tmp_path / "run", dry_run=True, **{**SMALL, "elicit": "instruct"})
+    said = capsys.readouterr().out
+    assert "at most 1," in said
+    assert "s a reply that is asked for" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_published_protocol_is_refused_for_a_shallow_model(study, tmp_path):
     with pytest.raises(EmotraceError, match="this model has 6 layers"):
         study.main(out=tmp_path / "run", **{**SMALL, "preset": "emotion_circuits"})
