@@ -37,6 +37,9 @@ class Log:
         self.done: set[tuple[Any, ...]] = set()
         self._load(self.done)
 
+    def __reduce__(self) -> tuple[type[Log], tuple[Path, tuple[str, ...]]]:
+        return Log, (self.path.absolute(), self.named_by)
+
     def __enter__(self) -> Log:
         return self
 

@@ -105,7 +105,9 @@ def main(
         float | None,
         typer.Option(min=0, help="minutes: searches, curves and influence are cut to it, by timed samples"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="end with what the run would take; nothing is kept")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="end with what the run would take; nothing is kept")
+    ] = False,
     target_aware: TargetAware = False,
     attn_implementation: Annotated[
         str | None, typer.Option(help="eager shows attention patterns of the top heads")

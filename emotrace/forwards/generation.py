@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,6 @@ from emotrace.forwards.entering import keeping
 from emotrace.forwards.generated import generated
 from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
-from emotrace.ranks import Rank
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.shown import progress as progress_bar
@@ -169,12 +167,11 @@ def generate(
         "weights": sites.identity.get("weights_hash"),
     }
     if client is not None:
-        again = ranks.packed(model.sites.again, "generate(client=…)")
         options = {
-            **decoding, "edits": edits, "seed": seed, "batch_size": batch_size, "method": method, "draw": draw,
-            "prefill": prefill, "stop": stop, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            **decoding, "seed": seed, "batch_size": batch_size, "method": method, "draw": draw, "prefill": prefill,
+            "stop": stop, "temperature": temperature, "top_p": top_p, "top_k": top_k,
         }  # fmt: skip
-        ranks.on_workers(client, partial(_as_rank, again, prompts, str(Path(out).absolute()), options), "generate")  # type: ignore[arg-type]
+        return ranks.on_workers(client, generate, model, prompts, edits, out=out, progress=False, **options)  # type: ignore[arg-type]
     batches = beginnings.batches(model, [n + max_new_tokens for n in given], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
@@ -241,10 +238,6 @@ def generate(
     if not stop:
         _warn_of_empty(prompts, rows, encoder)
     return [rows[key] for key in prompts.keys]
-
-
-def _as_rank(again: bytes, prompts: Prompts, out: str, options: dict[str, Any], rank: Rank) -> None:
-    generate(ranks.once(again), prompts, out=out, rank=rank, progress=False, **options)
 
 
 def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> None:

@@ -4,7 +4,7 @@ from emotrace.lazy import public
 from emotrace.ranks.leases import Leases
 from emotrace.ranks.rank import ALONE, Rank, checked, chosen, taking
 from emotrace.ranks.shares import Shares, name_of
-from emotrace.ranks.workers import on_workers, once, packed
+from emotrace.ranks.workers import on_workers
 
 __all__ = [
     "ALONE",
@@ -15,8 +15,6 @@ __all__ = [
     "chosen",
     "name_of",
     "on_workers",
-    "once",
-    "packed",
     "taking",
 ]
 

@@ -6,7 +6,6 @@ import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,11 +128,11 @@ def capture(
     if out is None:
         return _to_memory(job, plan, progress)
     if client is not None:
-        return _on_client(client, model, prompts, out, {
-            "sites": sites, "layers": layers, "positions": positions, "edits": edits, "gradients": gradients,
-            "components": components, "reduce": reduce, "batch_size": batch_size, "share_prefixes": share_prefixes,
-            "codec": codec, "row_group_bytes": row_group_bytes, "seed": seed,
-        })  # fmt: skip
+        return ranks.on_workers(
+            client, capture, model, Prompts.of(prompts), sites, layers=layers, positions=positions, edits=edits,
+            gradients=gradients, components=components, reduce=reduce, batch_size=batch_size, codec=codec, seed=seed,
+            share_prefixes=share_prefixes, row_group_bytes=row_group_bytes, out=out, progress=False,
+        )  # fmt: skip
     return _to_store(job, plan, out, progress, taken)
 
 
@@ -179,20 +178,6 @@ def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool, rank
         )  # committed by earlier runs, or by other ranks
         edits_.refuse_silent(job.edits, job.fired)
     return store.open_activations(out)
-
-
-def _on_client(
-    client: Any, model: LanguageModel, prompts: PromptsLike, out: str | Path, options: dict[str, Any]
-) -> Activations:
-    """Have the workers of a cluster take a rank each."""
-    again = ranks.packed(model.sites.again, "capture(client=…)")
-    where = disk.url_of(out) if disk.is_url(out) else str(Path(out).absolute())
-    ranks.on_workers(client, partial(_as_rank, again, Prompts.of(prompts), where, options), "capture")
-    return store.open_activations(out)
-
-
-def _as_rank(again: bytes, prompts: Prompts, out: str, options: dict[str, Any], rank: Rank) -> None:
-    capture(ranks.once(again), prompts, out=out, rank=rank, progress=False, **options)
 
 
 def _to_memory(job: CaptureJob, plan: Plan, progress: bool) -> Activations:
