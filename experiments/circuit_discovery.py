@@ -10,8 +10,8 @@
 4. The circuit: how stable it is over skeletons, themes and valences; how faithful on skeletons it was not chosen on; drawn.
 5. Where on the prompt each node acts; which nodes are in both circuits; what the emotion circuit's nodes do to valence.
 
-With ``--remote`` the edges are left out, which need the weights here, and so are slopes where the server keeps no graph of the
-model: nodes are patched there, one after the other.
+With ``--remote`` edges are patched, not differentiated, and the circuit of edges, which is chosen by slopes, is left out; so are
+slopes of nodes where the server keeps no graph of the model: they are patched there, one after the other.
 
 Run it again with the same arguments to continue it: stages that are done are read.
 """
@@ -131,11 +131,12 @@ def main(
     for method in (*slopes, "patching", "magnitude", "random"):
         for name in LABELS:
             score(name, "node", method, chosen[name])
-        if here and method != "patching":
+        if method != "patching" and (here or method not in slopes):
             score("emotion", "edge", method, chosen["emotion"])
-    if here and exact_pairs:
+    if exact_pairs:
         score("emotion", "edge", "path_patching", chosen["emotion"][:exact_pairs])
     agreement = _agreement(scores)
+    exact = {"node": () if slopes else ("patching",), "edge": () if here else ("path_patching",)}
     curves = {
         f"emotion {level} {method}": _kept(
             run,
@@ -150,7 +151,7 @@ def main(
             ),
         )
         for level in ("node", "edge")
-        for method in ("eap", "eap_ig_activations", "magnitude", "random", *(() if slopes else ("patching",)))
+        for method in ("eap", "eap_ig_activations", "magnitude", "random", *exact[level])
         if f"emotion {level} {method}" in scores
     }
 

@@ -10,22 +10,22 @@ through the norm, is the derivative of the metric along that reader's own stream
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from emotrace.discovery import approximate
 from emotrace.discovery.batches import PairBatch
-from emotrace.discovery.nodes import NodeSite, Seen, read_at, refuse_remote, seen
+from emotrace.discovery.nodes import NodeSite, Seen, read_at, seen
 from emotrace.discovery.wiring import LayerWiring, lowered, wiring
-from emotrace.forwards.entering import enter
+from emotrace.forwards.entering import backend, enter
 from emotrace.forwards.metrics import Metric
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
-from emotrace.traced import circuits
+from emotrace.traced import rewiring
 
 STREAMS = {"resid_mid": "resid_mid", "resid_post": "resid_post", "final_norm": "resid_post", "logits": "resid_post"}
 """Site that a metric reads → the stream that ``out`` is."""
@@ -37,6 +37,7 @@ class EdgeGraph:
 
     Attributes:
         layers: wiring.
+        lowered: the same for a trace.
         whole: whether the last layer's MLP writes before the metric reads.
         writers: names, in order of execution.
         readers: names, in order of execution.
@@ -46,6 +47,7 @@ class EdgeGraph:
     """
 
     layers: tuple[LayerWiring, ...]
+    lowered: list[rewiring.Layer]
     whole: bool
     writers: tuple[str, ...]
     readers: tuple[str, ...]
@@ -74,9 +76,21 @@ class EdgeGraph:
 
     def cut(self, gone: torch.Tensor) -> torch.Tensor:
         """Edges that are taken away, ``[row, edge]``, as ``[row, reader, writer]``."""
-        found = torch.zeros(len(gone), *self.allowed.shape)
+        found = torch.zeros(len(gone), *self.allowed.shape, dtype=torch.bool)
         found[:, self.allowed] = gone.to(found.dtype)
         return found
+
+
+class Rewired(NamedTuple):
+    """Of one forward.
+
+    Attributes:
+        metric: ``[row]``.
+        gradient: of its sum with respect to the cut, ``[row, reader, writer]``; None where it was not asked for.
+    """
+
+    metric: torch.Tensor
+    gradient: torch.Tensor | None
 
 
 def graph(model: LanguageModel, metric: Metric) -> EdgeGraph:
@@ -85,7 +99,6 @@ def graph(model: LanguageModel, metric: Metric) -> EdgeGraph:
     Raises:
         EmotraceError: for a metric that does not read one stream, or a model that cannot be rewired, with the reason.
     """
-    refuse_remote(model)
     places = seen(model, metric, ("head", "mlp"))
     sites, reads = model.sites, metric.reads(model)
     ends = {(STREAMS.get(s), k if s.startswith("resid") else sites.n_layers - 1) for s, k in reads}
@@ -126,30 +139,40 @@ def graph(model: LanguageModel, metric: Metric) -> EdgeGraph:
     table = torch.arange(len(writers))[None] < torch.tensor(before)[:, None]
     after = any(site != stream for site, _ in reads)
     found = Seen(tuple(sorted(watched, key=lambda p: p.order)), places.reads)
-    return EdgeGraph(tuple(layers), whole, tuple(writers), tuple(readers), table, found, after)
+    return EdgeGraph(
+        tuple(layers), lowered(model, layers, whole), whole, tuple(writers), tuple(readers), table, found, after
+    )
 
 
 def rewired(
-    model: LanguageModel, g: EdgeGraph, batch: PairBatch, cut: torch.Tensor, live: bool = False,
-    layers: list[circuits.Layer] | None = None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """The metric where edges are cut; as many whole batches, one after the other, as cut has rows for.
+    model: LanguageModel, g: EdgeGraph, batch: PairBatch, cuts: Iterable[torch.Tensor], live: bool = False
+) -> Iterator[Rewired]:
+    """The metric where edges are cut, in a forward for each of ``cuts``; on a server as many in a job as it takes.
 
     Args:
         model: from `emotrace.load`.
         g: its graph.
         batch: ready at the places of the graph.
-        cut: ``[row, reader, writer]``: 1 takes an edge away.
+        cuts: ``[row, reader, writer]``: 1 takes an edge away; as many whole batches, one after the other, as each has rows for.
         live: also the slope with respect to ``cut``.
-        layers: of `wiring.lowered`; None makes them here.
     """
-    times = len(cut) // len(batch)
-    inputs, at, metric = batch.repeated(times)
-    others = [batch.others[i].repeat(times, 1, 1) for i in g.writes]
-    steps = list(g.seen.reads) if g.after else []
-    layers = lowered(model, list(g.layers), g.whole) if layers is None else layers
-    wired = circuits.Wired(layers, g.seen.places[-1].place, steps)
-    return enter(model, circuits.rewired, inputs, wired, at, metric, others, cut, live)
+    wired = rewiring.Wired(g.lowered, g.seen.places[-1].place, list(g.seen.reads) if g.after else [])
+    others, limit = [batch.others[i] for i in g.writes], backend(model).limit or 0
+    asked: list[rewiring.Cut] = []
+    tokens = 0
+
+    def ran() -> Iterator[Rewired]:
+        for one in enter(model, rewiring.rewired, wired, others, asked, live) if asked else ():
+            yield Rewired(one["metric"], one.get("gradient"))
+
+    for cut in cuts:
+        more = len(cut) * batch.index.shape[1]
+        if tokens + more > limit:
+            yield from ran()
+            asked, tokens = [], 0
+        asked.append(rewiring.Cut(*batch.repeated(len(cut) // len(batch)), cut))
+        tokens += more
+    yield from ran()
 
 
 def edge_scores(model: LanguageModel, batch: PairBatch, g: EdgeGraph, method: str, steps: int) -> torch.Tensor:
@@ -159,21 +182,21 @@ def edge_scores(model: LanguageModel, batch: PairBatch, g: EdgeGraph, method: st
         reader = 0
         for slopes in _slopes(model, g, term):
             n = len(slopes)
-            total[:, reader : reader + n] += _met(g, term, slopes, int(g.allowed[reader].sum()))
+            total[:, reader : reader + n] += _met(model, g, term, slopes, int(g.allowed[reader].sum()))
             reader += n
     return total[:, g.allowed]
 
 
-def edge_magnitudes(batch: PairBatch, g: EdgeGraph) -> torch.Tensor:
+def edge_magnitudes(model: LanguageModel, batch: PairBatch, g: EdgeGraph) -> torch.Tensor:
     """``[row, edge]``: the norm of what the writer's contribution changes by, summed over tokens; the same for all readers."""
+    change = batch.change
+    z = [change[i] for i in g.writes if g.seen.places[i].kind == "head"]
+    heads = iter(enter(model, rewiring.sizes, [x.out for x in g.layers], [x.heads for x in g.layers], z))
     found = []
     for i in g.writes:
-        p, change = g.seen.places[i], batch.change[i]
-        written = change[:, :, None]
-        if p.kind == "head":
-            matrix = g.layers[p.layer].matrix.float().cpu()
-            written = torch.einsum("bthk,hkd->bthd", change.unflatten(-1, (p.n, -1)), matrix)
-        found.append(written.norm(dim=-1).sum(1) * (g.layers[p.layer].scale if p.kind == "mlp" else 1.0))
+        p = g.seen.places[i]
+        size = next(heads) if p.kind == "head" else change[i][:, :, None].norm(dim=-1).sum(1)
+        found.append(size * (g.layers[p.layer].scale if p.kind == "mlp" else 1.0))
     return torch.cat(found, -1)[:, g.pairs[:, 1]]
 
 
@@ -183,17 +206,19 @@ def _slopes(model: LanguageModel, g: EdgeGraph, term: approximate.Term) -> Itera
     for i, layer in enumerate(g.layers):
         parts = []
         for path, columns in zip(layer.projections, layer.columns, strict=True):
-            matrix = circuits.rows_of(model._module.get_submodule(path))[0].detach().float().cpu()
+            matrix = rewiring.rows_of(model._module.get_submodule(path))[0].detach().float().cpu()
             slope = term.gradients[at[path, i]]
             parts.append(torch.einsum("btrk,rkd->rbtd", slope[..., columns], matrix[columns]))
         norm = model._module.get_submodule(layer.norms[0])
-        yield circuits.into(norm, term.values[at["attention reads", i]], torch.cat(parts))
+        yield rewiring.into(norm, term.values[at["attention reads", i]], torch.cat(parts))
         if ("mlp reads", i) in at:
             yield term.gradients[at["mlp reads", i]][None]
     yield term.gradients[at["out", g.seen.places[-1].layer]][None]
 
 
-def _met(g: EdgeGraph, term: approximate.Term, slopes: torch.Tensor, n_writers: int) -> torch.Tensor:
+def _met(
+    model: LanguageModel, g: EdgeGraph, term: approximate.Term, slopes: torch.Tensor, n_writers: int
+) -> torch.Tensor:
     """``[row, reader, writer]``: what every writer before these readers changes, along their slopes."""
     found = torch.zeros(slopes.shape[1], slopes.shape[0], len(g.writers))
     writer = 0
@@ -202,7 +227,7 @@ def _met(g: EdgeGraph, term: approximate.Term, slopes: torch.Tensor, n_writers: 
         if writer >= n_writers:
             break
         if p.kind == "head" and change is not None:
-            matrix = g.layers[p.layer].matrix.float().cpu()
+            matrix = rewiring.matrix(model, g.layers[p.layer].out, p.n).float().cpu()
             along = torch.einsum("rbtd,hkd->rbthk", slopes, matrix)
             found[:, :, writer : writer + p.n] = torch.einsum("rbthk,bthk->brh", along, change.unflatten(-1, (p.n, -1)))
         elif change is not None:

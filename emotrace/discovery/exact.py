@@ -18,7 +18,6 @@ import torch
 from emotrace.discovery.batches import PairBatch, run
 from emotrace.discovery.edges import EdgeGraph, rewired
 from emotrace.discovery.nodes import Seen
-from emotrace.discovery.wiring import lowered
 from emotrace.sites import LanguageModel
 from emotrace.traced.circuits import Blend
 
@@ -58,12 +57,9 @@ def kept_edges(model: LanguageModel, batch: PairBatch, g: EdgeGraph, keep: torch
         keep: ``[set, edge]``, 1 keeps.
         rows: most rows of a forward (at least one whole batch).
     """
-    layers = lowered(model, list(g.layers), g.whole)
-    found = []
-    for some in keep.float().split(max(1, rows // len(batch))):
-        cut = g.cut((1 - some).repeat_interleave(len(batch), 0))
-        found.append(rewired(model, g, batch, cut, layers=layers)["metric"].unflatten(0, (len(some), -1)))
-    return torch.cat(found)
+    sets = keep.split(max(1, rows // len(batch)))
+    cuts = (g.cut((1 - some).repeat_interleave(len(batch), 0)) for some in sets)
+    return torch.cat([one.metric.unflatten(0, (-1, len(batch))) for one in rewired(model, g, batch, cuts)])
 
 
 def without_each(kept: Callable[[torch.Tensor], torch.Tensor], clean: torch.Tensor, n: int) -> torch.Tensor:
@@ -83,7 +79,6 @@ def acdc(
         threshold: of the mean over the pairs.
         absolute: whether a component that lowers the metric is kept too.
     """
-    layers = lowered(model, list(g.layers), g.whole)
     n = len(g.pairs)
     gone = torch.zeros(1, n)
     now = [b.clean for b in batches]
@@ -91,7 +86,7 @@ def acdc(
     order = sorted(range(n), key=lambda e: tuple(g.pairs[e].tolist()), reverse=True)
     for edge in order:
         gone[0, edge] = 1
-        tried = [rewired(model, g, b, g.cut(gone.expand(len(b), -1)), layers=layers)["metric"] for b in batches]
+        tried = [next(rewired(model, g, b, [g.cut(gone.expand(len(b), -1))])).metric for b in batches]
         for batch, metric in zip(batches, tried, strict=True):
             batch.refuse_lost(model, metric, "the metric")
         loss = torch.cat(now) - torch.cat(tried)

@@ -19,7 +19,7 @@ from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.batches import PairBatch, ready, span_means
 from emotrace.discovery.edges import EdgeGraph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.names import SIGN, pair_coords
-from emotrace.discovery.nodes import Seen, seen
+from emotrace.discovery.nodes import Seen, refuse_remote, seen
 from emotrace.forwards.metrics import Metric, differentiable
 from emotrace.labels import EmotraceError, unknown
 from emotrace.shown import progress as progress_bar
@@ -53,7 +53,7 @@ def scores(
     """Scores of every node or edge, for every pair.
 
     Args:
-        model: from `emotrace.load`; for edges here, not ``remote=``.
+        model: from `emotrace.load`; for slopes of edges here, not ``remote=``.
         pairs: of `emotrace.discovery.pairing`.
         metric: of `emotrace.discovery.metrics`, or of your own.
         method: for both levels ``eap``, ``eap_ig_inputs``, ``ceap``, ``eap_ig_activations`` (see `approximate`); for nodes
@@ -85,6 +85,8 @@ def scores(
             f"scores(method={method!r}) needs slopes, and the server keeps no graph of the model: use method='patching', which "
             "runs it once for every node."
         )
+    if level == "edge" and method in approximate.APPROXIMATE:
+        refuse_remote(model, method)
     pairs = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)
@@ -108,7 +110,9 @@ def scores(
                 if method == "random":
                     score = drawn.expand(len(batch), -1)
                 elif method == "magnitude":
-                    score = approximate.node_magnitudes(batch, places) if g is None else edge_magnitudes(batch, g)
+                    score = (
+                        approximate.node_magnitudes(batch, places) if g is None else edge_magnitudes(model, batch, g)
+                    )
                 elif method in approximate.APPROXIMATE and g is None:
                     by_span = approximate.node_scores(model, batch, places, method, steps)
                     found["by_span"].append(by_span.numpy())

@@ -131,13 +131,14 @@ def read_at(model: LanguageModel, site: str, layer: int | None) -> Address:
     return model.sites.address(site, layer).seen
 
 
-def refuse_remote(model: LanguageModel) -> None:
-    """Refuse to rewire a model that runs elsewhere.
+def refuse_remote(model: LanguageModel, method: str) -> None:
+    """Refuse slopes of edges of a model that runs elsewhere.
 
     Raises:
         EmotraceError: for a model loaded with ``remote=``.
     """
     if backend(model) is not HERE:
         raise EmotraceError(
-            "edges rewire the model with its weights: load it here, without remote=, or score nodes (level='node')."
+            f"scores(level='edge', method={method!r}) takes slopes back through the weights: load the model here, without "
+            "remote=, or patch its edges (path_patching, acdc), or score nodes (level='node')."
         )

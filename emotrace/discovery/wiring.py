@@ -20,14 +20,16 @@ from itertools import permutations
 import torch
 from torch import nn
 
-from emotrace.attribution import weights
+from emotrace.attribution.weights import output_projection, weighed
 from emotrace.discovery.nodes import read_at
 from emotrace.forwards.entering import enter, inputs
+from emotrace.forwards.projections import reading_norm_path, spec
 from emotrace.labels import EmotraceError
-from emotrace.sites import LanguageModel, Site
+from emotrace.sites import LanguageModel, Site, envoy
 from emotrace.sites.finding import record_ids
 from emotrace.sites.probe import Call, Recording
-from emotrace.traced import circuits
+from emotrace.sites.twin import shrunken
+from emotrace.traced import rewiring, weights
 
 TOKENS = 5
 AMPLITUDES = (1.0, 0.3)
@@ -46,8 +48,9 @@ class LayerWiring:
         projections: module path of the queries', keys' and values' projection (one path thrice where they are fused).
         columns: of each of them, ``[reader, head_dim]``: the output columns of each head.
         orders: of each of them, when it runs.
-        matrix: ``[head, head_dim, d_model]``, what z writes, times the residual scale.
-        scale: of the MLP's output.
+        heads: how many.
+        out: where the output projection is, that takes z into the residual stream.
+        scale: of the residual stream.
     """
 
     norms: tuple[str, str]
@@ -55,7 +58,8 @@ class LayerWiring:
     projections: tuple[str, str, str]
     columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     orders: tuple[float, float, float]
-    matrix: torch.Tensor
+    heads: int
+    out: weights.Spec
     scale: float
 
 
@@ -63,7 +67,7 @@ def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWirin
     """Readers and writers of the first layers.
 
     Args:
-        model: from `emotrace.load`, with weights.
+        model: from `emotrace.load`.
         n_layers: how many; None for all.
 
     Raises:
@@ -75,7 +79,7 @@ def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWirin
             f"edges need a residual stream that attention and MLP read one after the other; {sites.model_class} is "
             f"{sites.form}. Score nodes (level='node') instead."
         )
-    recording = record_ids(model._module)
+    recording = _recorded(model)
     found = [_layer(model, recording, i) for i in range(sites.n_layers if n_layers is None else n_layers)]
     shared = [len(layer.columns[0]) // len(layer.columns[1]) for layer in found]
     if len(set(shared)) > 1:
@@ -86,12 +90,29 @@ def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWirin
     return found
 
 
+def _recorded(model: LanguageModel) -> Recording:
+    """Which modules run, and what each is given; of a model whose weights are elsewhere on its shrunken twin."""
+    if _here(model):
+        return record_ids(model._module)
+    _, recording, reason = shrunken(model._module, record_ids)
+    if recording is None:
+        raise EmotraceError(
+            f"edges of {model.sites.model_class}: no shrunken twin shows what reads the residual stream ({reason}). Load it "
+            "here, or score nodes (level='node')."
+        )
+    return recording
+
+
 def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWiring:
     sites, name = model.sites, model.sites.model_class
     for site in ("z", "mlp_out", "resid_mid"):
         sites.address(site, layer)
-    out = weights.output_projection(model, "z", layer)
-    if out.norm is not None:
+    out, heads = spec(model, "z", layer), sites.heads(layer)
+    if _here(model):
+        normed = output_projection(model, "z", layer).norm is not None
+    else:
+        normed = weights.follows(out) and weighed(model, weights.normed, out)
+    if normed:
         raise EmotraceError(
             f"layer {layer} of {name} norms its attention's output before adding it, so that heads do not add up: there "
             "are no edges between heads. Score nodes (level='node') instead."
@@ -103,7 +124,7 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWirin
     end = recording.at(sites.address("z", layer).path)[0]
     between = [c for c in recording.calls if given <= c.order_in < end.order_in and c.inp is not None]
     norm = next((c for c in between if _is_norm(c) and _same(c.inp, stream)), None)
-    reading = weights.reading_norm_path(model, layer)
+    reading = reading_norm_path(model, layer)
     if norm is None or reading is None:
         which = "attention" if norm is None else "MLP"
         raise EmotraceError(
@@ -111,56 +132,55 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWirin
             "input cannot be split. Score nodes (level='node') instead."
         )
     found = [c for c in between if c.order_in > norm.order_in and _matrix(c.module) and _same(c.inp, norm.out)]
-    heads = sites.heads(layer)
-    matrix = out.matrix.detach().unflatten(0, (heads, -1)) * out.scale
     order = {c.path: later + c.order_out for c in found}
-    for paths, columns in _layouts(found, heads, matrix.shape[1]):
+    widths = {c.path: _width(model, c.path) for c in found if c.out is not None}
+    for paths, columns in _layouts(widths, heads, out.width // heads):
         if any(_shown(model, layer, paths, columns, order, amplitude) for amplitude in AMPLITUDES):
             norm_orders = (later + norm.order_in, later + recording.at(reading)[0].order_in)
             orders = (order[paths[0]], order[paths[1]], order[paths[2]])
-            return LayerWiring((norm.path, reading), norm_orders, paths, columns, orders, matrix, out.scale)
-    listed = ", ".join(f"{c.path} ({c.out.shape[-1]})" for c in found if c.out is not None) or "none"
+            return LayerWiring((norm.path, reading), norm_orders, paths, columns, orders, heads, out, out.scale)
+    listed = ", ".join(f"{path} ({width})" for path, width in widths.items()) or "none"
     raise EmotraceError(
         f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "
-        f"{heads} heads of {matrix.shape[1]}; there are: {listed}. Score nodes "
+        f"{heads} heads of {out.width // heads}; there are: {listed}. Score nodes "
         "(level='node') instead."
     )
 
 
-def lowered(model: LanguageModel, layers: list[LayerWiring], whole: bool = True) -> list[circuits.Layer]:
-    """The layers as `emotrace.traced.circuits.rewired` takes them; without the last MLP where not ``whole``."""
-    sites, module = model.sites, model._module
-    found = []
+def lowered(model: LanguageModel, layers: list[LayerWiring], whole: bool = True) -> list[rewiring.Layer]:
+    """The layers as `emotrace.traced.rewiring.rewired` takes them; without the last MLP where not ``whole``."""
+    sites, found = model.sites, []
     for n, layer in enumerate(layers):
-        attention, reading = map(module.get_submodule, layer.norms)
+        attention, reading = (envoy(model, path) for path in layer.norms)
         projections = [
-            circuits.HeadProjection(sites.place(Site(path)), module.get_submodule(path), list(columns), order)
+            rewiring.HeadProjection(sites.place(Site(path)), envoy(model, path), list(columns), order)
             for path, columns, order in zip(layer.projections, layer.columns, layer.orders, strict=True)
         ]
         mlp = None
         if whole or n + 1 < len(layers):
             stream = read_at(model, "resid_mid", n)  # knows whether batch and token are one axis there
             normed = replace(stream, side="output", index=None)
-            mlp = circuits.MlpReader(stream.lower(model), reading, normed.lower(model))
-        before, z, out = (sites.place(site, n) for site in ("resid_pre", "z", "mlp_out"))
-        found.append(circuits.Layer(before, attention, projections, z, layer.matrix, mlp, out, layer.scale))
+            mlp = rewiring.MlpReader(stream.lower(model), reading, normed.lower(model))
+        before, z, mlp_out = (sites.place(site, n) for site in ("resid_pre", "z", "mlp_out"))
+        found.append(
+            rewiring.Layer(before, attention, projections, z, layer.heads, layer.out, mlp, mlp_out, layer.scale)
+        )
     return found
 
 
 def _layouts(
-    calls: list[Call], heads: int, size: int
+    widths: dict[str, int], heads: int, size: int
 ) -> Iterator[tuple[tuple[str, str, str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Paths and columns that queries, keys and values may have, for any number of heads that share a key."""
     for each in range(1, heads + 1):
         if heads % each == 0:
-            yield from _grouped(calls, heads, each, size)
+            yield from _grouped(widths, heads, each, size)
 
 
 def _grouped(
-    calls: list[Call], heads: int, each: int, size: int
+    widths: dict[str, int], heads: int, each: int, size: int
 ) -> Iterator[tuple[tuple[str, str, str], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Likewise where so many heads share a key, the likeliest first."""
-    widths = {c.path: c.out.shape[-1] for c in calls if c.out is not None}
     groups = heads // each
 
     def rows(n: int, start: int = 0) -> torch.Tensor:
@@ -193,8 +213,7 @@ def _shown(
     size = columns[0].shape[1]
     shift = amplitude * torch.randn(size, generator=generator)
     unique = sorted(set(paths), key=lambda p: order[p])
-    widths = {p: int(circuits.rows_of(model._module.get_submodule(p))[0].shape[0]) for p in unique}
-    noise = {p: amplitude * torch.randn(TOKENS, widths[p], generator=generator) for p in unique}
+    noise = {p: amplitude * torch.randn(TOKENS, _width(model, p), generator=generator) for p in unique}
     given = {p: noise[p].repeat(n, 1, 1) for p in unique}
     row = 1
     for path, some, where in zip(paths, columns, (CHANGED, CHANGED, slice(None)), strict=True):
@@ -202,7 +221,7 @@ def _shown(
             given[path][row, where][..., mine] += shift
             row += 1
     places = [(sites.place(Site(p)), given[p]) for p in unique]
-    z = enter(model, circuits.following, inputs(model, [ids] * n), places, sites.place("z", layer))
+    z = enter(model, rewiring.following, inputs(model, [ids] * n), places, sites.place("z", layer))
     z = z.unflatten(-1, (counts[0], -1))
     moved = z - z[:1]
     small = 1e-4 * float(z.abs().max()) + 1e-6
@@ -225,6 +244,15 @@ def _shown(
             if part == 1 and _most(one[CHANGED + 1 :]) <= small:
                 return False
     return True
+
+
+def _here(model: LanguageModel) -> bool:
+    return not any(p.is_meta for p in model._module.parameters())
+
+
+def _width(model: LanguageModel, path: str) -> int:
+    """Columns of the output of a projection."""
+    return int(rewiring.rows_of(model._module.get_submodule(path))[0].shape[0])
 
 
 def _most(value: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from nnsight.schema.response import ResponseModel, Status
 
 from emotrace.labels import EmotraceError
+from emotrace.remote.naming import settled
 from emotrace.remote.server import Gone, Server, Unreachable
 from emotrace.runlog import Log
 from emotrace.secrets import redacted
@@ -53,8 +54,8 @@ class Request(NamedTuple):
     """What one job does: ``function(model, *args)``, a function of `emotrace.traced`.
 
     Attributes:
-        name: tells it apart from all others of its run, and says what it does: a hash over everything that it depends on;
-            empty for one that nobody asks for again.
+        name: tells it apart from all others of its run, and says what it does: a hash over everything that it depends on
+            beside model and code; empty for one that nobody asks for again.
         function: of `emotrace.traced`.
         args: makes its arguments; called when it is sent.
         about: anything that whoever asks wants back with the answer.
@@ -121,7 +122,7 @@ class Jobs:
         self.pack, self.compressed, self.tell, self.in_flight = pack, compressed, tell, in_flight
         self.log = None if log is None else Log(log, ("request", "job"))
         rows = [] if self.log is None else self.log.rows()
-        self.taken = 0
+        self.taken, self.settled = 0, settled(model_key)
         self.known = {row["request"]: row["job"] for row in rows if row["host"] == server.host}
 
     def results(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Any]]:
@@ -162,16 +163,19 @@ class Jobs:
             self.log.close()
 
     def _sent(self, request: Request) -> Job:
-        if request.name and request.name in self.known:  # sent before this process began
-            return Job(request, self.known.pop(request.name), earlier=True)
+        if request.name and self._called(request) in self.known:  # sent before this process began
+            return Job(request, self.known.pop(self._called(request)), earlier=True)
         return Job(request, self._submit(request))
 
     def _submit(self, request: Request) -> str:
         blob = self.pack(request)
         job = self._insisting(lambda: self.server.submit(self.model_key, self.env, blob, self.compressed))
         if self.log is not None and request.name:
-            self.log.append({"request": request.name, "job": job, "host": self.server.host})
+            self.log.append({"request": self._called(request), "job": job, "host": self.server.host})
         return job
+
+    def _called(self, request: Request) -> str:
+        return f"{request.name}@{self.settled}"
 
     def _again(self, job: Job, reason: str) -> None:
         if job.attempts >= ATTEMPTS:

@@ -1,15 +1,23 @@
-"""Naming: what tells a request from all others of its run: a digest of all that it depends on, the same in every process."""
+"""Naming: what tells a request from all others: a digest of all that it depends on, the same in every process.
+
+It depends on a function and its arguments (`name_of`), and on the model and the code that are sent with them (`settled`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnsight.intervention.envoy import Envoy
 from transformers import GenerationConfig
+
+from emotrace import traced
 
 
 def name_of(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
@@ -23,6 +31,19 @@ def name_of(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
     for part in _parts((function, args)):
         digest.update(part)
     return f"{function.__name__}:{digest.hexdigest()[:24]}"
+
+
+def settled(model_key: str) -> str:
+    """What all requests of a model have in common: the model, and the code that makes and answers them."""
+    return hashlib.sha256(f"{model_key} {version('emotrace')} {_code()}".encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(traced.__path__[0]).glob("*.py")):
+        digest.update(f"{file.name} ".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _parts(value: object) -> Iterator[bytes]:

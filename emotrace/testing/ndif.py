@@ -15,6 +15,7 @@ It works without a network, for tests and for trying a remote study at home.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -64,7 +65,7 @@ class LoopbackServer:
     """
 
     def __init__(self, command: list[str], key: str) -> None:
-        self.key, self.trusted_key = key, ""
+        self.key, self.trusted_key = key, str(uuid.uuid4())
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._said: list[str] = []
@@ -79,13 +80,18 @@ class LoopbackServer:
         """
         command = [*self._command]
         if self.url:
-            command += ["--port", self.url.rpartition(":")[2], "--trusted-key", self.trusted_key]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NNSIGHT_DEBUG", "NDIF_HOST")}
+            command += ["--port", self.url.rpartition(":")[2]]
+        ours = ("PYTHONPATH", "NNSIGHT_DEBUG", "NDIF_HOST", "NDIF_API_KEY")  # blocks of clients run there
+        environment = {k: v for k, v in os.environ.items() if k not in ours}
         self._process = process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1", "NDIF_API_KEY": self.key}, start_new_session=True,
+            env=environment | {"HF_HUB_OFFLINE": "1"}, start_new_session=True,
         )  # fmt: skip
+        assert process.stdin is not None
         assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended at once, and says why
+            process.stdin.write(f"{self.key} {self.trusted_key}\n")
+            process.stdin.flush()
         self._said.clear()
         self._listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
         self._listener.start()
@@ -93,8 +99,7 @@ class LoopbackServer:
         if not line:
             self.stop()
             raise EmotraceError(f"the loopback server did not start:\n{self.said[-2000:]}")
-        told = json.loads(line)
-        self.url, self.trusted_key = told["url"], told["trusted_key"]
+        self.url = json.loads(line)["url"]
 
     def stop(self) -> None:
         """End the process at once, as a power cut would; `start` brings up an empty one."""

@@ -29,7 +29,7 @@ def test_eap_of_edges_is_the_slope_of_cutting_them(circuits, name):
     """The fast one takes gradients of projections back through norms; its twin differentiates a rewired forward."""
     p = circuits(name)
     g, batch = ready(p)
-    slope = edges.rewired(p.model, g, batch, torch.zeros(len(batch), *g.allowed.shape), live=True)["gradient"]
+    slope = next(edges.rewired(p.model, g, batch, [torch.zeros(len(batch), *g.allowed.shape)], live=True)).gradient
     torch.testing.assert_close(
         edges.edge_scores(p.model, batch, g, "eap", 1), -slope[:, g.allowed], atol=1e-4, rtol=1e-4
     )
@@ -39,8 +39,8 @@ def test_eap_of_edges_is_the_slope_of_cutting_them(circuits, name):
 def test_a_rewired_model_is_the_model_and_without_any_edge_the_counterfactual(circuits, name):
     p = circuits(name)
     g, batch = ready(p)
-    whole = edges.rewired(p.model, g, batch, torch.zeros(len(batch), *g.allowed.shape))["metric"]
-    none = edges.rewired(p.model, g, batch, g.allowed.float().expand(len(batch), -1, -1))["metric"]
+    whole = next(edges.rewired(p.model, g, batch, [torch.zeros(len(batch), *g.allowed.shape)])).metric
+    none = next(edges.rewired(p.model, g, batch, [g.allowed.float().expand(len(batch), -1, -1)])).metric
     torch.testing.assert_close(whole, batch.clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(none, batch.counterfactual, atol=1e-4, rtol=1e-4)
 

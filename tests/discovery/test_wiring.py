@@ -52,11 +52,11 @@ def test_readers_are_what_the_model_reads(name):
     model = loaded(name)
     g = edges.graph(model, METRIC)
     batch = next(batches.ready(model, some_pairs(model), METRIC, g.seen, "counterfactual", 2))
-    live = edges.rewired(model, g, batch, torch.zeros(2, *g.allowed.shape), live=True)
-    none = edges.rewired(model, g, batch, g.allowed.float().expand(2, -1, -1))["metric"]
-    torch.testing.assert_close(live["metric"], batch.clean, atol=1e-4, rtol=1e-4)
+    live = next(edges.rewired(model, g, batch, [torch.zeros(2, *g.allowed.shape)], live=True))
+    none = next(edges.rewired(model, g, batch, [g.allowed.float().expand(2, -1, -1)])).metric
+    torch.testing.assert_close(live.metric, batch.clean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(none, batch.counterfactual, atol=1e-4, rtol=1e-4)
-    fast, slow = edges.edge_scores(model, batch, g, "eap", 1), -live["gradient"][:, g.allowed]
+    fast, slow = edges.edge_scores(model, batch, g, "eap", 1), -live.gradient[:, g.allowed]
     assert float((fast - slow).abs().max()) < 1e-3 * float(slow.abs().max())
 
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_rewired_says_why_and_still_has_nodes(name, words):
     assert float(abs(found["score"]).max()) > 0
 
 
-def test_a_model_that_runs_elsewhere_is_refused():
+def test_slopes_of_edges_of_a_model_that_runs_elsewhere_are_refused():
     model = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer(), remote="local")
-    with pytest.raises(et.EmotraceError, match="without remote="):
+    with pytest.raises(et.EmotraceError, match=r"without remote=, or patch its edges \(path_patching, acdc\)"):
         discovery.scores(model, some_pairs(model), METRIC, level="edge", progress=False)

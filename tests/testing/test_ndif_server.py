@@ -470,6 +470,13 @@ def test_a_request_that_is_no_form(server: LoopbackServer) -> None:
     assert len(server.log()) == before
 
 
+def test_what_runs_there_finds_no_key_in_environment_or_command_line(server: LoopbackServer) -> None:
+    assert server._process is not None
+    told = b"".join(Path(f"/proc/{server._process.pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
+    assert b"--attached" in told
+    assert not [key for key in (server.key, server.trusted_key) if key.encode() in told]
+
+
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(EmotraceError, match=r"no config\.json"), loopback({NAME: tmp_path}):
         pytest.fail("it started")

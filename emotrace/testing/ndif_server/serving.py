@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -30,13 +31,13 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--model", action="append", required=True, metavar="[NAME=]DIR", help="repeat for several")
     found.add_argument("--port", type=int, default=0)
-    found.add_argument(
-        "--key", default=os.environ.get("NDIF_API_KEY") or str(uuid.uuid4()), help="$NDIF_API_KEY, or random"
-    )
-    found.add_argument("--trusted-key", default=str(uuid.uuid4()), help="whose blocks run beside the weights; random")
+    found.add_argument("--key", help="$NDIF_API_KEY, or random")
+    found.add_argument("--trusted-key", help="whose blocks run beside the weights; random")
     found.add_argument("--dtype", default="float32", help="of the weights")
     found.add_argument("--threads", type=int, help="of torch")
-    found.add_argument("--attached", action="store_true", help="end when standard input closes")
+    found.add_argument(
+        "--attached", action="store_true", help="both keys are the first line of standard input; end when it closes"
+    )
     found.add_argument("--no-gradients", action="store_true")
     found.add_argument("--copies", action="store_true")
     found.add_argument("--autocast", metavar="DTYPE")
@@ -59,16 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in {"emotrace", *(name for name in sys.modules if name.startswith("emotrace."))}:
         sys.modules[name] = None  # type: ignore[assignment]
     options = vars(parser().parse_args(arguments))
-    os.environ.pop("NDIF_API_KEY", None)  # blocks of clients run here
-    keys = (options["key"], options["trusted_key"])
-    if not all(map(is_key, keys)):
-        raise SystemExit(f"the key is none: keys are of the form {FORM}")
+    given = os.environ.pop("NDIF_API_KEY", None)  # blocks of clients run here
     transformers.utils.logging.disable_progress_bar()
     threads = options["threads"] or torch.get_num_threads()
     split = [given.rpartition("=") for given in options["model"]]
     directories = {name or directory: Path(directory) for name, _, directory in split}
     theirs = options["ndif_src"]
     sandbox = Theirs(theirs, directories) if theirs else Sandbox(directories, options["dtype"], threads)
+    keys = _keys(options, given)  # when there is a process for blocks, which so has none of them
     torch.set_num_threads(threads)
     up = {name: models.load(directory, options["dtype"]) for name, directory in directories.items()}
     modes = {m: options.get(m, MODES[m]) for m in MODES}
@@ -81,6 +80,18 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(told), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.work()
+
+
+def _keys(options: dict[str, Any], given: str | None) -> tuple[str, str]:
+    """An ordinary key, and a trusted one."""
+    if options["attached"]:
+        key, _, trusted = sys.stdin.readline().strip().partition(" ")
+    else:
+        key = options["key"] or given or str(uuid.uuid4())
+        trusted = options["trusted_key"] or str(uuid.uuid4())
+    if not (is_key(key) and is_key(trusted)):
+        raise SystemExit(f"the key is none: keys are of the form {FORM}")
+    return key, trusted
 
 
 def _end_with_input() -> None:
