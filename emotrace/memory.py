@@ -69,6 +69,13 @@ def available(where: torch.device) -> int:
     return max(left, 0)
 
 
+def held(where: torch.device) -> int:
+    """Bytes that are in use there: of a CUDA device by torch, of the machine by this process."""
+    if where.type == "cuda":
+        return int(torch.cuda.memory_allocated(where))
+    return int(psutil.Process().memory_info().rss)
+
+
 def check(name: str, size: Size, dtype: torch.dtype, where: torch.device, unpacked: bool = False) -> None:
     """Refuse a model that does not fit.
 

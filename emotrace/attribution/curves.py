@@ -139,7 +139,7 @@ def ablation_curve(
     if reference is not None:
         came = provenance_of(reference)
         settings["reference"] = disk.digest([came.get(name) for name in ("plan_digest", "selection", "weights_hash")])
-    batch_size = asked(model, batch_size, prompts)
+    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "settings.json"))
     points = CurvePoints(plan, prompts, parts, settings, batch_size, cluster, out)
     yield lambda: points.dry
 
@@ -257,7 +257,7 @@ def enhancement_curve(
         "differences": disk.digest(list(payload.values())),
     }
     parts = [LabelledPart(plan.labels, list(range(len(plain))))]
-    batch_size = asked(model, batch_size, plain)
+    batch_size = asked(model, batch_size, plain, begun=None if out is None else Path(out, "settings.json"))
     points = CurvePoints(plan, plain, parts, settings, batch_size, cluster, out)
     yield lambda: points.dry
 

@@ -102,7 +102,7 @@ def head_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = heads_reduced(model, prompts, directions, label, head_readout, layers)
-    batch_size = asked(model, batch_size, prompts)
+    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "sums.json"))
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, provenance
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.edits import Ablate, Edit
 from emotrace.forwards.capturing import capture
@@ -83,7 +84,7 @@ def logit_mediation(
     *,
     label: str = "emotion",
     cluster: str = "skeleton_id",
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
     """What edits do to the last token's logits, and what is left where the projections on the directions are held.
@@ -101,7 +102,7 @@ def logit_mediation(
         words: name of a set (``replies``, ``names``) → label → token ids.
         label: that is aimed at.
         cluster: label that the bootstrap draws as a whole.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         seed: of the bootstrap.
 
     Returns:

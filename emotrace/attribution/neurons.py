@@ -101,7 +101,7 @@ def neuron_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = neurons_reduced(model, prompts, directions, label, layers, variable)
-    batch_size = asked(model, batch_size, prompts)
+    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "sums.json"))
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

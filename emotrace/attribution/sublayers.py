@@ -113,7 +113,7 @@ def sublayer_influence(
     if out is not None:
         to_folder(out)
     prompts, sites = Prompts.of(plain), model.sites
-    batch_size = asked(model, batch_size, prompts)
+    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "influence_sums.json"))
     if label not in getattr(directions, "dims", ()):
         raise unknown("label dim", label, getattr(directions, "dims", ()), "sublayer_influence(directions=…)")
     if directions.sizes.get("dim") != sites.d_model:

@@ -163,7 +163,7 @@ def difference_vectors(
         used,
         reduction,
         method=PLACE,
-        batch_size=asked(model, batch_size, used),
+        batch_size=asked(model, batch_size, used, begun=None if out is None else Path(out, "sums.json")),
         per_chunk=prompts_per_chunk,
         out=out,
         progress=progress,

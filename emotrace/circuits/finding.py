@@ -226,7 +226,7 @@ def discover(
             within=check_within(prompts.table, label, within), complete=True, sites=_sites(kinds), layers=_same(at),
         )
     )  # fmt: skip
-    batch_size = asked(model, batch_size, some)
+    batch_size = asked(model, batch_size, some, begun=None if out is None else Path(out, "sums.json"))
     yield lambda: planned_pass(model, some, wanted)
     check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.arguments import BatchSize
 from emotrace.datasets import PromptsLike
 from emotrace.discovery.selection import component, nodes_of
 from emotrace.edits import Ablate, Edit
@@ -30,7 +31,7 @@ def edits(
     positions: Positions = "all",
     model: LanguageModel | None = None,
     prompts: PromptsLike | Activations | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
 ) -> list[Edit]:
     """The nodes of a circuit taken away, or all others.
 
@@ -44,7 +45,7 @@ def edits(
         positions: policy or span.
         model: for ``mean`` over prompts: from `emotrace.load`.
         prompts: for ``mean``: it is over them, at these positions; activations of them need no model.
-        batch_size: prompts per forward, for ``mean``.
+        batch_size: prompts per forward, for ``mean``; ``auto`` for what fits.
 
     Returns:
         One `Ablate` per site and layer, in order of execution.

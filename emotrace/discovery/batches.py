@@ -13,16 +13,19 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from emotrace import arguments
+from emotrace.arguments import BatchSize
 from emotrace.discovery.aligned import SPANS, Pair, Pairs
 from emotrace.discovery.nodes import Seen
-from emotrace.forwards import beginnings, finite
+from emotrace.forwards import beginnings, finite, rows
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Metric
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import unknown
 from emotrace.sites import LanguageModel
 from emotrace.traced import circuits
 
 ABLATIONS: Final = ("counterfactual", "mean", "zero")
+VALUES: Final = 4
+"""Of every place: the clean and the other value, what stands for it, and its slope."""
 
 
 UNMEASURED: Final = circuits.LoweredMetric(circuits.linear, ())
@@ -104,6 +107,18 @@ class PairBatch:
         return Repeated(fed, self.at.clean.repeat(times), self.metric._replace(args=again))
 
 
+def rows_of(model: LanguageModel, batch_size: BatchSize, pairs: Pairs, seen: Seen) -> int:
+    """Pairs at a time: what was asked for, or for ``auto`` what fits with what is held of both prompts to differentiate.
+
+    Raises:
+        EmotraceError: for what is neither.
+    """
+    arguments.batch("batch_size", batch_size)
+    longest = max((max(len(p.clean), len(p.counterfactual)) for p in pairs), default=1)
+    places, layers = sum(place.width for place in seen.places), model.sites.n_layers
+    return rows.resolved(model, batch_size, longest, VALUES * places + layers * rows.LIVE * model.sites.d_model)
+
+
 def ready(
     model: LanguageModel,
     pairs: Pairs,
@@ -125,15 +140,12 @@ def ready(
         means: of `span_means`, needed by ``mean``.
 
     Raises:
-        EmotraceError: for an unknown ablation or a batch size below 1, before anything runs; for a metric that is not
-            finite.
+        EmotraceError: for an unknown ablation, before anything runs; for a metric that is not finite.
     """
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS, "ablation=…")
-    if arguments.whole("batch_size", batch_size) < 1:
-        raise EmotraceError(f"batch_size={batch_size}: at least 1.")
-    for rows in _neighbours(model, pairs, batch_size):
-        batch = _batch(model, pairs[rows.start : rows.stop])
+    for some in _neighbours(model, pairs, batch_size):
+        batch = _batch(model, pairs[some.start : some.stop])
         clean = run(model, batch.inputs, seen, batch.at.clean, None, wanted=("values",))
         lowered = circuits.LoweredMetric(*metric.lower(model, batch.pairs, clean["metric"]))
         batch.values, batch.metric = clean["values"], lowered
@@ -153,8 +165,8 @@ def span_means(model: LanguageModel, pairs: Pairs, seen: Seen, batch_size: int) 
     """``[span, width]`` of each place: means over prompts and counterfactuals, each as often as it occurs in the pairs."""
     sums: list[torch.Tensor] = []
     counts = torch.zeros(len(SPANS), dtype=torch.float64)
-    for rows in _neighbours(model, pairs, batch_size):
-        batch = _batch(model, pairs[rows.start : rows.stop])
+    for some in _neighbours(model, pairs, batch_size):
+        batch = _batch(model, pairs[some.start : some.stop])
         theirs = torch.full_like(batch.other["attention_mask"].cpu(), -1)
         for row, spans in enumerate(batch.spans):  # a counterfactual token has the span of those that stand against it
             theirs[row, batch.index[row][spans >= 0]] = spans[spans >= 0]

@@ -21,9 +21,10 @@ import torch
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.arguments import BatchSize
 from emotrace.discovery import exact
 from emotrace.discovery.aligned import Pairs
-from emotrace.discovery.batches import ready, span_means
+from emotrace.discovery.batches import ready, rows_of, span_means
 from emotrace.discovery.edges import graph
 from emotrace.discovery.nodes import seen
 from emotrace.discovery.selection import Rule, component, live, select, values_of
@@ -47,7 +48,7 @@ def run_circuits(
     masks: xr.DataArray | Sequence[xr.DataArray],
     *,
     ablation: str = "counterfactual",
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     progress: bool = True,
 ) -> xr.Dataset:
     """The metric of every pair under circuits, under none, and in the whole model.
@@ -58,7 +59,7 @@ def run_circuits(
         metric: of `emotrace.discovery.metrics`, or of your own.
         masks: of the circuits, boolean ``[node]`` or ``[edge]``, over the same components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
-        batch_size: pairs at a time, and most rows of a forward.
+        batch_size: pairs at a time, and most rows of a forward; ``auto`` for what fits.
         progress: show a bar.
 
     Returns:
@@ -79,14 +80,15 @@ def run_circuits(
             raise EmotraceError(f"run_circuits: the circuit has other {dim}s than this model has for {metric.name!r}.")
         provenance.check(mask, model.sites, "run_circuits(masks=…)")
     keep = torch.tensor(np.stack([np.zeros(len(names)), *(np.asarray(c.values, dtype=float) for c in several)]))
-    means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
+    size = rows_of(model, batch_size, pairs, places)
+    means = span_means(model, pairs, places, size) if ablation == "mean" else None
     found, full = [], []
     with progress_bar(total=len(pairs), desc=f"{len(several)} circuits", unit="pair", enabled=progress) as bar:
-        for batch in ready(model, pairs, metric, places, ablation, batch_size, means):
+        for batch in ready(model, pairs, metric, places, ablation, size, means):
             if g is None:
-                found.append(exact.kept_nodes(model, batch, places, keep, batch_size))
+                found.append(exact.kept_nodes(model, batch, places, keep, size))
             else:
-                found.append(exact.kept_edges(model, batch, g, keep, batch_size))
+                found.append(exact.kept_edges(model, batch, g, keep, size))
             batch.refuse_lost(model, found[-1].T, "the metric of a circuit")
             full.append(batch.clean)
             bar.update(len(batch))
@@ -126,7 +128,7 @@ def evaluate(
     *,
     minimality: bool = True,
     ablation: str = "counterfactual",
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     progress: bool = True,
 ) -> xr.Dataset:
     """Faithfulness, completeness and minimality of one circuit.
@@ -138,7 +140,7 @@ def evaluate(
         mask: of the circuit, boolean ``[node]`` or ``[edge]``.
         minimality: one more run for each of its components.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
-        batch_size: pairs at a time, and most rows of a forward.
+        batch_size: pairs at a time, and most rows of a forward; ``auto`` for what fits.
         progress: show a bar.
 
     Returns:
@@ -175,7 +177,7 @@ def curve(
     points: Iterable[float] = POINTS,
     rule: Rule = "top",
     ablation: str = "counterfactual",
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     progress: bool = True,
 ) -> xr.Dataset:
     """Faithfulness of circuits of growing size, CPR and CMD.
@@ -188,7 +190,7 @@ def curve(
         points: shares of the components, rising, the last 1.
         rule: ``top`` or ``greedy``.
         ablation: what stands for what is outside: ``counterfactual``, ``mean`` or ``zero``.
-        batch_size: pairs at a time, and most rows of a forward.
+        batch_size: pairs at a time, and most rows of a forward; ``auto`` for what fits.
         progress: show a bar.
 
     Returns:

@@ -14,9 +14,10 @@ import torch
 import xarray as xr
 
 from emotrace import arguments, provenance
+from emotrace.arguments import BatchSize
 from emotrace.discovery import approximate, exact
 from emotrace.discovery.aligned import SPANS, Pair, Pairs
-from emotrace.discovery.batches import PairBatch, ready, span_means
+from emotrace.discovery.batches import PairBatch, ready, rows_of, span_means
 from emotrace.discovery.edges import EdgeGraph, edge_magnitudes, edge_scores, graph
 from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, refuse_remote, seen
@@ -44,7 +45,7 @@ def scores(
     nodes: Iterable[str] | str = ("head", "mlp"),
     ablation: str = "counterfactual",
     steps: int = 8,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
     threshold: float | None = None,
     absolute: bool = True,
     seed: int = 0,
@@ -63,8 +64,8 @@ def scores(
         nodes: kinds of node: head, mlp, neuron, attn, resid, or sublayer for attn and mlp. Edges have heads and MLPs.
         ablation: what stands for a component that is gone: its value in the ``counterfactual``, its ``mean`` or ``zero``.
         steps: intervals of the integrated methods.
-        batch_size: pairs at a time, and most rows of a forward of the exact methods. Memory grows with it, scores do not
-            depend on it.
+        batch_size: pairs at a time, and most rows of a forward of the exact methods; ``auto`` for what fits. Memory grows with
+            it, scores do not depend on it.
         threshold: of ``acdc``, in units of the metric.
         absolute: of ``acdc``: keep components that lower the metric by the threshold, too.
         seed: of ``random``.
@@ -90,10 +91,11 @@ def scores(
     pairs = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)
-    means = span_means(model, pairs, places, batch_size) if ablation == "mean" else None
+    size = rows_of(model, batch_size, pairs, places)
+    means = span_means(model, pairs, places, size) if ablation == "mean" else None
     found: dict[str, list[np.ndarray]] = {"score": [], "clean": [], "counterfactual": [], "by_span": []}
     kept_edges: torch.Tensor | None = None
-    batches = ready(model, pairs, metric, places, ablation, batch_size, means)
+    batches = ready(model, pairs, metric, places, ablation, size, means)
     n = len((places.coords() if g is None else g.coords())[level][1])
     drawn = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     if method == "acdc":
@@ -121,7 +123,7 @@ def scores(
                     assert g is not None
                     score = edge_scores(model, batch, g, method, steps)
                 else:
-                    kept_only = partial(_kept, model, batch, places if g is None else g, batch_size)
+                    kept_only = partial(_kept, model, batch, places if g is None else g, size)
                     score = exact.without_each(kept_only, batch.clean, n)
                 batch.refuse_lost(model, score, f"a score ({method})")
                 found["score"].append(score.numpy())

@@ -11,6 +11,7 @@ import xarray as xr
 
 from emotrace import arguments, disk
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, labelled, weighted_sums
 from emotrace.directions.groups import Within, check_within, group
@@ -18,6 +19,7 @@ from emotrace.directions.source import Source, source
 from emotrace.edits import Edit
 from emotrace.files import to_folder
 from emotrace.forwards.capturing import capture
+from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import origin
 from emotrace.forwards.sums import Sums
 from emotrace.labels import EmotraceError, Positions, check_positions, positions_in
@@ -42,7 +44,7 @@ def stream_directions(
     positions: Positions = "generated",
     layers: Iterable[int] | int | None = None,
     edits: Sequence[Edit] | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     unit: bool = True,
     out: str | Path | None = None,
     progress: bool = True,
@@ -68,7 +70,7 @@ def stream_directions(
         positions: over which a prompt is averaged: policy or span.
         layers: 0-based; None for every layer that has the sites.
         edits: applied in the same forwards.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         unit: unit vectors; False keeps c_e itself.
         out: folder of the running sums; a killed run continues there.
         progress: show a bar.
@@ -80,11 +82,12 @@ def stream_directions(
         EmotraceError: for unknown labels, no group, sites of several variables, no position of any prompt, or an ``out`` that
             holds sums of another run.
     """
-    arguments.whole("batch_size", batch_size, 1)
+    arguments.batch("batch_size", batch_size)
     check_positions(positions, "stream_directions(positions=…)")
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)
+    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "direction_sums.json"))
     ids = model.sites.encoder.ids(prompts)
     spans = [
         positions_in(positions, len(i), len(i) + len(p.reply_ids or ())) for p, i in zip(prompts, ids, strict=True)

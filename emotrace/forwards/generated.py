@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from emotrace import edits as edits_
 from emotrace.edits import Edit
 from emotrace.forwards import decoding, finite
-from emotrace.forwards.entering import backend, enter, inputs
+from emotrace.forwards.entering import HERE, backend, enter, inputs
 from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel, Site
 from emotrace.templates import Encoder
@@ -79,7 +79,9 @@ def generated(
         warnings.filterwarnings("ignore", message=".*unwound.*")
         try:
             with decoding.neutral(model):
-                asked = Generation(fed, lowered.program(), sites.place(*first), most, lowered.count, options, seed)
+                here = backend(model) is HERE and not any(isinstance(e.site, Site) for e in edits)
+                program = lowered.program()
+                asked = Generation(fed, program, sites.place(*first), most, lowered.count, options, seed, here=here)
                 if begun is None:
                     tokens, fired = enter(model, runs.generate, asked)
                 else:

@@ -2,9 +2,9 @@
 
 In a causal model nothing at a token depends on what follows it. So the keys and values of a prompt's first tokens, up to where
 something is wanted of them, are the same whatever is done behind: they are computed once and kept beside the model, within
-``model.sites.kept_bytes``, under the edits that act in them. Prompts that begin alike (few-shot examples, a system message)
-share that beginning's computation too. Where a model does not allow it (`emotrace.forwards.beginnings`), everything is computed
-whole.
+``model.sites.kept_bytes`` (a share of what is held anyway), under the edits that act in them. Prompts that begin alike (few-shot
+examples, a system message) share that beginning's computation too. Where a model does not allow it
+(`emotrace.forwards.beginnings`), everything is computed whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 from nnsight.intervention.source import Controller
 
-from emotrace import configs, disk
+from emotrace import configs, disk, memory
 from emotrace import edits as edits_
 from emotrace.edits import Edit, edits_digest
 from emotrace.forwards import beginnings, caches
@@ -38,6 +38,9 @@ BLOCK_TOKENS = 4096
 
 WORTH = 1e9
 """Floating-point operations of the first tokens of a call from which on they are kept: fewer take about as long as a pass."""
+
+SHARE = 0.08
+"""Of the memory that is held, for what is kept where the user says nothing: ten times the prompts take no tenth more."""
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 """Attributes that torch itself keeps."""
@@ -83,8 +86,9 @@ class Shared:
         self.plans: dict[Hashable, Placed] = {}
         self.made: dict[int, Block] = {}
         self.state = ""
-        if model._module in _KEPT:
-            self._kept()  # a limit that was lowered holds from the next call on, whatever that shares
+        if model._module in _KEPT:  # a limit that was lowered holds from the next call on, whatever that shares
+            with locked(model):
+                _KEPT[model._module].call(_limit(model))
         if self.on:
             self.state = state(model)
             self._plan()
@@ -104,7 +108,7 @@ class Shared:
             return Kept(float("inf"))
         with locked(self.model):
             found = _KEPT.setdefault(self.model._module, Kept(0))
-            found.within(self.model.sites.kept_bytes)
+            found.within(_limit(self.model))
         return found
 
     def rest(self, i: int) -> int:
@@ -224,10 +228,17 @@ class Shared:
         return Pass(key, fed, program, lowered.count, tuple(sorted(later)))
 
 
+def _limit(model: LanguageModel) -> int:
+    """Bytes that are kept at most: where the user says nothing, `SHARE` of what was held when that was first asked."""
+    if model.sites.kept_bytes is None:
+        model.sites.kept_bytes = int(SHARE * memory.held(next(model._module.parameters()).device))
+    return model.sites.kept_bytes
+
+
 def allowed(model: LanguageModel, longest: int) -> bool:
     """Whether sequences of up to so many tokens may begin with kept keys and values."""
     sites = model.sites
-    if not (sites.encoder.causal and sites.kept_bytes and sites.has("resid_post")):
+    if sites.kept_bytes == 0 or not (sites.encoder.causal and sites.has("resid_post")):
         return False
     return longest <= beginnings.shared_up_to(model) and beginnings.of(model).continued
 

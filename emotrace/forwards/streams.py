@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from emotrace import disk
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions import groups
 from emotrace.edits import Edit, check
@@ -35,7 +36,7 @@ def stream(
     layers: Iterable[int] | int | None = None,
     edits: Sequence[Edit] | None = None,
     prompts_per_chunk: int = 256,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     start: int = 0,
     progress: bool = True,
     desc: str = "capture",
@@ -52,7 +53,7 @@ def stream(
         layers: 0-based layers; None for every layer that has the sites.
         edits: applied in the same forwards.
         prompts_per_chunk: prompts held at a time.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         start: prompts already done: a multiple of ``prompts_per_chunk``, or all of them.
         progress: show one bar for all chunks.
         desc: its name.
@@ -84,7 +85,7 @@ def reductions(
     layers: Iterable[int] | int | None = None,
     edits: Sequence[Edit] | None = None,
     prompts_per_chunk: int = 256,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     left: Callable[[list[range]], Iterable[range]] | None = None,
     apart: bool = False,
     progress: bool = True,
@@ -101,7 +102,7 @@ def reductions(
         layers: 0-based layers; None for every layer that has the sites.
         edits: applied in the same forwards.
         prompts_per_chunk: prompts held at a time.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         left: which of the ranges are to be done, of all of them; None for all.
         apart: ask for one when that before is done.
         progress: show one bar for all chunks.

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import provenance
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
@@ -32,7 +33,7 @@ def activated_neurons(
     text: str | None = None,
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> xr.DataArray:
     """Neurons under every tuned prompt, at one position.
@@ -49,7 +50,7 @@ def activated_neurons(
         text: after the prompt; None for none.
         layers: None for all that have the site.
         out: zarr store of the capture, to write or to continue; None keeps it in memory.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         progress: show a bar.
 
     Returns:
@@ -127,7 +128,7 @@ def concept_neurons(
     positions: Positions = "last",
     layers: Iterable[int] | int | None = None,
     out: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     progress: bool = True,
 ) -> xr.DataArray:
     """Neurons at the last token of plain prompts, for models without tuned prompts: mean over the tokens of each cell.
@@ -143,7 +144,7 @@ def concept_neurons(
         positions: policy or span, as `emotrace.capture` takes it; several positions are averaged.
         layers: None for all that have the site.
         out: zarr store of the capture; None keeps it in memory.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
         progress: show a bar.
 
     Returns:

@@ -36,13 +36,14 @@ class Sites(SiteTable):
         remote: where the model runs (`emotrace.remote.Backend`); None is here.
         twin: what the form was shown on, until more is shown on it.
         again: loads the model once more, in another process.
-        kept_bytes: most bytes of keys and values of prompts' first tokens that are kept between calls; 0 shares none.
+        kept_bytes: most bytes of keys and values of prompts' first tokens that are kept between calls; 0 shares none, and None is
+            8 % of the memory held when that is first asked.
     """
 
     remote: Any = field(default=None, repr=False, compare=False)
     twin: nn.Module | None = field(default=None, repr=False, compare=False)
     again: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
-    kept_bytes: int = field(default=1 << 30, repr=False, compare=False)
+    kept_bytes: int | None = field(default=None, repr=False, compare=False)
     _model: TracedModel | None = field(default=None, repr=False, compare=False)
     _encoder: Encoder | None = field(default=None, repr=False, compare=False)
     _places: dict[tuple[Any, int | None], Place] = field(default_factory=dict, repr=False, compare=False)

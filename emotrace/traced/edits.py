@@ -82,23 +82,45 @@ def apply(group: Group, kept: dict, batch: int, start: int, stop: int, fired: li
     here = live(group, start, stop)
     if not here:
         return
-    if all(op.action == "add" for op in here):
-        h = None
-        if any(op.scale == "rms" for op in here):
-            h = places.fetch(place, base, batch).float()
-        delta = torch.zeros(())
-        for op in here:
-            delta = delta.to(op.mask.device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
-            fired[op.number] += 1
-        places.add(place, delta)
+    count(here, fired)
+    if only_add(here):
+        h = places.fetch(place, base, batch).float() if sees(here) else None
+        places.add(place, delta(here, h, start, stop))
         return
     before = places.fetch(place, base, batch)
-    h0 = before.float()
-    h = h0
-    for op in here:
-        h = h + _masked(_change(op, h, h0), op, start, stop)
+    places.put(place, changed(here, before.float(), start, stop).to(before.dtype), base)
+
+
+def count(operations: list, fired: list) -> None:
+    """Operations were carried out."""
+    for op in operations:
         fired[op.number] += 1
-    places.put(place, h.to(before.dtype), base)
+
+
+def only_add(operations: list) -> bool:
+    """Whether nothing is done but additions."""
+    return all(op.action == "add" for op in operations)
+
+
+def sees(operations: list) -> bool:
+    """Whether what is done depends on the value."""
+    return any(op.action != "add" or op.scale == "rms" for op in operations)
+
+
+def delta(operations: list, h: torch.Tensor | None, start: int, stop: int | None) -> torch.Tensor:
+    """What additions add to a value, which those of the scale ``rms`` see."""
+    total = torch.zeros(())
+    for op in operations:
+        total = total.to(op.mask.device if h is None else h.device) + _masked(_addition(op, h), op, start, stop)
+    return total
+
+
+def changed(operations: list, h0: torch.Tensor, start: int, stop: int | None) -> torch.Tensor:
+    """A value after all operations, in their order."""
+    h = h0
+    for op in operations:
+        h = h + _masked(_change(op, h, h0), op, start, stop)
+    return h
 
 
 def _addition(op: Operation, h0: torch.Tensor | None) -> torch.Tensor:
@@ -148,7 +170,7 @@ def _change(op: Operation, h: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
     return CHANGES[op.action](op, h if op.columns is None else h[..., op.columns], h0)
 
 
-def _masked(change: torch.Tensor, op: Operation, start: int, stop: int) -> torch.Tensor:
+def _masked(change: torch.Tensor, op: Operation, start: int, stop: int | None) -> torch.Tensor:
     """The change at the edited rows, tokens and columns; zero elsewhere."""
     if op.columns is not None:
         whole = torch.zeros((*change.shape[:-1], op.width), dtype=change.dtype, device=change.device)

@@ -16,6 +16,9 @@ from emotrace.traced.caches import Beginning, Setup
 from emotrace.traced.model import TracedModel
 from emotrace.traced.runs import Generation
 
+LATE = 8
+"""Calls: a search's parts are asked for by each other one, or by every third."""
+
 
 class Pass(NamedTuple):
     """One forward over some of the first tokens of rows.
@@ -111,37 +114,50 @@ class Part(NamedTuple):
 
 
 class Kept:
-    """Parts, of which those used last stay.
+    """Parts within a limit: what comes makes only those go that no call has used of late.
+
+    A study asks for the same parts again and again, all in turn. If the part used longest ago went for each that comes, each
+    would be gone when its turn comes.
 
     Args:
         limit: most bytes that are kept.
     """
 
     def __init__(self, limit: float) -> None:
-        self.limit, self.size, self.made = limit, 0, 0
+        self.limit, self.size, self.made, self.calls = limit, 0, 0, 0
         self.parts: OrderedDict = OrderedDict()
+        self.used: dict[str, int] = {}
 
     def get(self, key: str) -> Part | None:
         """A part, now the one used last; None where it is not kept."""
         part = self.parts.get(key)
         if part is not None:
             self.parts.move_to_end(key)
+            self.used[key] = self.calls
         return part
 
     def put(self, key: str, part: Part) -> None:
-        """Keep a part; those used longest ago go until all fit. One that does not fit alone is not kept."""
+        """Keep a part, where it fits beside those that were used of late; of the others those used longest ago go."""
         self.made += 1
-        if part.size > self.limit:
+        late = sum(known.size for name, known in self.parts.items() if self.calls - self.used[name] < LATE)
+        if late + part.size > self.limit:
             return
         self.size += part.size
-        self.parts[key] = part
+        self.parts[key], self.used[key] = part, self.calls
         self.within(self.limit)
+
+    def call(self, limit: float) -> None:
+        """Another call begins, with its limit."""
+        self.calls += 1
+        self.within(limit)
 
     def within(self, limit: float) -> None:
         """Set the limit."""
         self.limit = limit
         while self.size > limit:
-            self.size -= self.parts.popitem(last=False)[1].size
+            key, part = self.parts.popitem(last=False)
+            self.size -= part.size
+            del self.used[key]
 
 
 def cache_of(model: TracedModel, begun: Begun) -> tuple:

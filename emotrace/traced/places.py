@@ -13,6 +13,7 @@ later is another forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -115,13 +116,23 @@ def put(place: Place, new: torch.Tensor, base: torch.Tensor | None = None) -> No
 
 def add(place: Place, delta: torch.Tensor) -> None:
     """Add ``delta`` at a place (kind ``mid``: ``delta / scale`` at the attention's output), in float32 or wider, rounded once."""
-    whole = _get(place)
+    _set(place, added(_get(place), place, delta))
+
+
+def added(whole: Any, place: Place, delta: torch.Tensor) -> Any:
+    """What a module gives or takes, with ``delta`` added at a place in it."""
     element = _element(whole, place.index)
     if place.kind in ("mid", "scaled") and place.scale != 1.0:
         delta = delta / place.scale
     wide = element.to(torch.promote_types(element.dtype, torch.float32))
     delta = _shaped(delta.to(wide.device, wide.dtype), torch.zeros_like(wide), place)
-    _set(place, _with(whole, place.index, (wide + delta).to(element.dtype)))
+    return _with(whole, place.index, (wide + delta).to(element.dtype))
+
+
+def replaced(whole: Any, place: Place, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """What a module gives or takes, with what a function makes of the value at a place that holds it as it is."""
+    element = _element(whole, place.index)
+    return _with(whole, place.index, function(element).to(element.dtype))
 
 
 def leaf(place: Place, batch: int) -> torch.Tensor:

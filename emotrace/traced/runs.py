@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import nnsight
 import torch
 
-from emotrace.traced import called, inner, passing, places, programs
+from emotrace.traced import alike, called, inner, passing, places, programs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
 from emotrace.traced.steps import Sink
@@ -97,6 +97,7 @@ class Generation(NamedTuple):
         seed: of the sampling; None where nothing is drawn.
         before: columns whose keys and values are in a cache among the options.
         ends: tokens that end a reply, where rows that ended leave; empty where they stay.
+        here: whether the block runs beside the model, whose modules may be hooked.
     """
 
     inputs: dict
@@ -108,12 +109,14 @@ class Generation(NamedTuple):
     seed: Any = None
     before: int = 0
     ends: tuple = ()
+    here: bool = False
 
 
 def generate(model: TracedModel, one: Generation) -> tuple:
     """Generate with edits in every forward, at the columns that it computes.
 
     With a cache each column passes once; where a forward computes everything again, so does everything that is edited in it.
+    What is edited alike at all of them is left to the modules (`alike`).
 
     Args:
         model: an nnsight model.
@@ -122,6 +125,17 @@ def generate(model: TracedModel, one: Generation) -> tuple:
     Returns:
         ``(ids, counts)``: ids with the prompt in front, and how often each edit was carried out.
     """
+    last = one.inputs["input_ids"].shape[1] + one.steps - 1
+    if not (one.here and alike.whole(model, one.program, one.before, last)):
+        return _entered(model, one)
+    fired = [0] * one.n_edits
+    with alike.hooked(one.program, one.before, fired):
+        ids, _ = _entered(model, one._replace(program=[]))
+    return ids, fired
+
+
+def _entered(model: TracedModel, one: Generation) -> tuple:
+    """`generate`, all of it by a trace."""
     batch, width = one.inputs["input_ids"].shape
     program, last = one.program, width + one.steps - 1
     options = one.options

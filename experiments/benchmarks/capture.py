@@ -1,7 +1,7 @@
 """Capture of a real model: the last position of SEV prompts, beside the bare forward, plain hooks and TransformerLens.
 
-Method. The same prompts, in the same length-sorted batches of 32 where prompts are not shared; CPU seconds of one thread, each
-work turn about with the bare forward (logits included, no cache), median / median. Hooks and TransformerLens read
+Method. The same prompts, in the same length-sorted batches of 32 where prompts are not shared; CPU seconds of one thread, the
+works in turn with the bare forward (logits included, no cache), median / median. Hooks and TransformerLens read
 ``resid_mid`` and ``resid_post`` of every layer in the bare batches; emotrace writes them to a store. TransformerLens runs in an
 environment of its own, beside a bare forward of the same versions there.
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,11 +47,9 @@ def cpu(one: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def beside(bare: Callable[[], object], one: Callable[[], object], repetitions: int) -> Ratio:
-    """One work over the bare forward, turn about, after one unmeasured turn of it."""
-    one()
-    pairs = [(cpu(bare), cpu(one)) for _ in range(repetitions)]
-    return of(pairs)
+def in_turn(works: list[Callable[[], object]], repetitions: int) -> list[list[float]]:
+    """CPU seconds of several works, one after the other, again and again: ``[repetition][work]``."""
+    return [[cpu(one) for one in works] for _ in range(repetitions)]
 
 
 def of(pairs: list[tuple[float, float]]) -> Ratio:
@@ -115,12 +114,11 @@ def main(
             out = Path(tempfile.mkdtemp(dir=folder)) / "sev.zarr"
             return et.capture(ours, ids, ("resid_mid", "resid_post"), positions="last", out=out, progress=False)
 
-        off = float(np.abs(captured().residual.values[:, :, order] - hooked(twin, inputs)).max())
-        rows.append(
-            ("`emotrace.capture`, to a store", beside(lambda: work.forward(twin, inputs), captured, repetitions))
-        )
-        plain = beside(lambda: work.forward(twin, inputs), lambda: hooked(twin, inputs), repetitions)
-        rows.append(("plain hooks, the bare batches", plain))
+        bare, plain = partial(work.forward, twin, inputs), partial(hooked, twin, inputs)
+        off = float(np.abs(captured().residual.values[:, :, order] - plain()).max())  # and the first, unmeasured turn
+        turns = in_turn([bare, captured, plain], repetitions)
+        for name, column in (("`emotrace.capture`, to a store", 1), ("plain hooks, the bare batches", 2)):
+            rows.append((name, of([(turn[0], turn[column]) for turn in turns])))
         if python is not None:
             name, pairs = lens(python, Path(folder), model, inputs, repetitions)
             rows.append((f"{name} `run_with_cache`, the bare batches", of([tuple(p) for p in pairs])))

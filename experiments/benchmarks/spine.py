@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,7 @@ import emotrace as et
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
 
-from experiments.benchmarks import work
-from experiments.benchmarks.memory import peak_megabytes
+from experiments.benchmarks import peaks, work
 from experiments.benchmarks.timing import Ratio, ratio
 
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
@@ -227,26 +227,52 @@ def steering(setting: Setting) -> list[Answer]:
     return found
 
 
-def peak(setting: Setting) -> Answer:
-    """Peak memory of a capture to disk with 10 × the prompts, each in a process of its own."""
-    base = 8 if setting.quick else 256  # enough row groups that buffers and allocator have settled
-    peaks = [_peak_of(setting, n) for n in (base, 10 * base)]
-    growth = peaks[1] / peaks[0]
-    result = Ratio(growth, growth, growth, peaks[1], peaks[0])
-    note = f"{peaks[0]:.0f} MB with {base} prompts, {peaks[1]:.0f} MB with {10 * base}, all positions, shipped size"
-    return Answer("peak memory with 10 × the prompts", result, 1.10, note)
+def peak(setting: Setting) -> list[Answer]:
+    """Peak memory of a piece of work with 10 × the prompts, each in a process of its own."""
+    found = []
+    for name, (_, many) in peaks.WORKS.items():
+        base = 8 if setting.quick else many
+        few, more = (_peak_of(setting, name, n) for n in (base, 10 * base))
+        result = Ratio(more / few, more / few, more / few, more, few)
+        note = f"{few:.0f} MB with {base} prompts, {more:.0f} MB with {10 * base}, shipped size"
+        found.append(Answer(f"peak memory with 10 × the prompts ({name})", result, 1.10, note))
+    return found
 
 
-def _peak_of(setting: Setting, prompts: int) -> float:
-    out = setting.fresh("peak.zarr")
-    settings = [str(out), str(prompts), *(["--quick"] if setting.quick else [])]
-    done = subprocess.run(
-        [sys.executable, __file__, "capture-once", *settings], capture_output=True, text=True, check=False
-    )
-    setting.fresh("peak.zarr")
+def _peak_of(setting: Setting, name: str, prompts: int) -> float:
+    command = [sys.executable, str(peaks.__file__), name, str(prompts), *(["--quick"] if setting.quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return float(done.stdout.split()[-1])
+
+
+def alike(setting: Setting) -> list[Answer]:
+    """Steered generation whose edits the modules carry out, against the same by a trace that waits at each place; CPU seconds."""
+    from emotrace.traced import alike as ours
+
+    pair = work.llama(work.QUICK if setting.quick else work.SMOL)
+    n_layers, width = pair.model.sites.n_layers, pair.model.sites.d_model
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(2)).numpy()
+    edits = [et.Add("resid_post", layers=range(n_layers), vector=vector, strength=0.02)]
+    found, by_modules = [], ours.whole
+
+    def replies(n: int, whole: Callable[..., bool]) -> list:
+        ours.whole = whole
+        try:
+            ids, new = work.random_ids(n, 24, seed=1), 8 if setting.quick else 24
+            rows = et.generate(pair.model, ids, edits, max_new_tokens=new, min_new_tokens=new, progress=False)
+            return [row["token_ids"] for row in rows]
+        finally:
+            ours.whole = by_modules
+
+    for n in (1, 8):
+        both = [lambda n=n: replies(n, by_modules), lambda n=n: replies(n, lambda *_: False)]
+        assert both[0]() == both[1](), "the replies differ"
+        result = ratio(*both, setting.repetitions, clock=time.process_time)
+        note = f"{n} × (24 + 24 tokens), SmolLM2-135M's shape, Add in {n_layers} layers; same tokens"
+        found.append(Answer(f"edits by the modules / by a trace (batch {n})", result, None, note))
+    return found
 
 
 QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
@@ -257,20 +283,18 @@ QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
     "journal": journal,
     "read": read,
     "steering": steering,
+    "alike": alike,
     "peak": peak,
 }
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def main(
-    context: typer.Context,
     only: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(QUESTIONS)}; may be repeated")] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="measured turns of each ratio")] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, which only show that all of it runs")] = False,
 ) -> None:
     """Answer the questions and print a table."""
-    if context.invoked_subcommand is not None:
-        return
     torch.set_num_threads(1)
     wrong = [name for name in only or () if name not in QUESTIONS]
     if wrong:
@@ -288,18 +312,6 @@ def main(
         print(one)
     if quick:
         print("\n--quick: these sizes are too small for the ratios to mean anything.")
-
-
-@app.command(hidden=True)
-def capture_once(out: Path, prompts: int, quick: Annotated[bool, typer.Option("--quick")] = False) -> None:
-    """Capture so many prompts at all positions and print the peak memory of this process in MB."""
-    torch.set_num_threads(1)
-    pair = work.llama(work.QUICK if quick else work.SMALL)
-    et.capture(
-        pair.model, work.random_ids(prompts, LENGTH), ("resid_mid", "resid_post"), positions="all", out=out,
-        progress=False,
-    )  # fmt: skip
-    print(peak_megabytes())
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_integrated_activations_of_a_layer_sum_to_its_exact_effect(circuits):
     method=st.sampled_from(APPROXIMATE),
     level=st.sampled_from(["node", "edge"]),
     ablation=st.sampled_from(batches.ABLATIONS),
-    batch_size=st.integers(1, 6),
+    batch_size=st.integers(1, 6) | st.just("auto"),
     order=st.permutations(range(6)),
 )
 def test_scores_depend_neither_on_batches_nor_on_padding(method, level, ablation, batch_size, order):

@@ -23,7 +23,7 @@ from emotrace.forwards.finite import Item
 from emotrace.forwards.kept import Shared
 from emotrace.testing import tiny
 from emotrace.traced import runs
-from emotrace.traced.kept import Kept, Part
+from emotrace.traced.kept import LATE, Kept, Part
 from tests.helpers import families, loaded
 
 STEM = list(range(20, 56))
@@ -326,20 +326,24 @@ def part(n: int) -> Part:
     return Part([(torch.zeros(1, 1, n, 1), torch.zeros(1, 1, n, 1)), None], [])
 
 
-def test_those_used_longest_ago_go_first_and_bytes_are_counted():
+def test_those_that_no_call_used_of_late_go_and_bytes_are_counted():
     some = Kept(100)
     for name, n in (("a", 5), ("b", 5)):
         some.put(name, part(n))
     assert some.size == 80 == sum(p.size for p in some.parts.values())
+    some.put("c", part(7))
+    assert list(some.parts) == ["a", "b"], "what a call goes through in turn does not push out what it began with"
+    for _ in range(LATE):
+        some.call(100)
     assert some.get("a") is not None
     some.put("c", part(7))
     assert list(some.parts) == ["a", "c"]
     assert some.size == sum(p.size for p in some.parts.values()) == 96
     some.put("d", part(50))
-    assert "d" not in some.parts, "what does not fit alone pushes nothing out"
+    assert list(some.parts) == ["a", "c"], "what does not fit alone pushes nothing out"
     assert some.get("b") is None
     some.within(60)
-    assert list(some.parts) == ["c"]
+    assert list(some.parts) == list(some.used) == ["c"]
 
 
 def test_the_limit_holds_the_bytes_of_keys_and_values():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import emotrace as et
-from emotrace import memory
+from emotrace import memory, ranks
 from emotrace.forwards import passes, rows
 from emotrace.forwards.beginnings import batches
 from emotrace.labels import EmotraceError
@@ -51,6 +51,29 @@ def test_scores_take_what_fits_too(monkeypatch):
     np.testing.assert_allclose(few["contrast"], many["contrast"], atol=1e-6)
     with pytest.raises(EmotraceError, match="batch_size='all'"):
         et.attribution.neuron_contributions(lm, prompts, dirs, batch_size="all")
+
+
+def test_sums_go_on_with_the_rows_that_they_were_begun_with(tmp_path, monkeypatch):
+    lm, prompts = loaded(), some_prompts()
+    dirs = random_directions(lm)
+
+    def scored(size):
+        return et.attribution.neuron_contributions(lm, prompts, dirs, batch_size=size, out=tmp_path, progress=False)
+
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 19)
+    first = scored("auto")
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 40)
+    assert scored("auto").identical(first)
+    with pytest.raises(EmotraceError, match="batch_size"):
+        scored(rows.resolved(lm, "auto", 9))
+    with ranks.taking(0, 2):  # whose memory nobody knows
+        assert rows.asked(lm, "auto", prompts, begun=tmp_path / "none.json") == rows.ROWS
+
+
+def test_pairs_that_are_differentiated_take_more(monkeypatch):
+    lm = loaded()
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 22)
+    assert rows.resolved(lm, "auto", 16, held=1000) < rows.resolved(lm, "auto", 16)
 
 
 def test_a_store_and_replies_do_not_depend_on_it(tmp_path):

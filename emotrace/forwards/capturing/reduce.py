@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from emotrace import edits as edits_
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards.capturing import filling
@@ -25,7 +26,7 @@ R = TypeVar("R")
 def reduced(
     model: LanguageModel, chunks: Iterable[tuple[Prompts, tuple[Any, ...]]], sites: Sequence[str | Site] | str | Site,
     function: Callable[...,R], *,
-    layers: Iterable[int] | int | None = None, edits: Sequence[Edit] | None = None, batch_size: int = 32,
+    layers: Iterable[int] | int | None = None, edits: Sequence[Edit] | None = None, batch_size: BatchSize = 32,
 ) -> Iterator[R]:  # fmt: skip
     """Chunks of prompts, and what a function makes of their activations at the last token, where the model lives.
 
@@ -37,7 +38,7 @@ def reduced(
             variable, cells in the order of the store.
         layers: 0-based layers; None for every layer that has the sites.
         edits: applied in the same forward, before the reads of their site.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits.
     """
     exact: bool | None = None
 

@@ -1,0 +1,94 @@
+"""Alike: edits that act at every token of every row that a generation computes, done by the modules themselves, as a bias is.
+
+Between a module and a trace that waits for its value control passes to and fro, at each place of each new token. Where no
+token is left out there is nothing to wait for: a hook of torch does the same arithmetic, and the trace enters no forward.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from emotrace.traced import edits, places
+from emotrace.traced.edits import Group
+from emotrace.traced.model import TracedModel
+
+
+def whole(model: TracedModel, program: list, start: int, stop: int) -> bool:
+    """Whether all that a program does is alike at all columns ``[start, stop)``, and asks for nothing but the value there.
+
+    Not where a module that it changes serves several layers: which call is meant only the trace knows.
+    """
+    groups = _groups(program)
+    if not groups or not all(_alike(group, start, stop) for group in groups):
+        return False
+    served = Counter(id(module) for _, module in model._module.named_modules(remove_duplicate=False))
+    return all(served[id(group.place.envoy._module)] == 1 for group in groups)
+
+
+def _groups(program: list) -> list:
+    return [step for step in program if step.kind == "edit"]
+
+
+def _alike(group: Group, start: int, stop: int) -> bool:
+    place, operations = group.place, group.operations
+    if place.flat or place.overwritten:
+        return False
+    if any(flag != 2 for op in operations for flag in op.flags[start:stop]):
+        return False
+    return place.kind in ("plain", "base") or not edits.sees(operations)
+
+
+@contextmanager
+def hooked(program: list, start: int, fired: list) -> Iterator[None]:
+    """While it is open, modules carry a program out, one that is `whole`.
+
+    Args:
+        program: its steps.
+        start: first column.
+        fired: how often each edit was carried out; counted up.
+    """
+    with ExitStack() as opened:
+        for group in _groups(program):
+            count = partial(edits.count, group.operations, fired)
+            opened.callback(_hook(group.place, _change(group, start), count).remove)
+        yield
+
+
+def _change(group: Group, start: int) -> Callable[[Any], Any]:
+    place, operations = group.place, group.operations
+    if not edits.sees(operations):
+        known = edits.delta(operations, None, start, start + 1)
+        return lambda value: places.added(value, place, known)
+
+    def of(h: torch.Tensor) -> torch.Tensor:
+        if not edits.only_add(operations):
+            return edits.changed(operations, h.float(), start, start + 1)
+        return h.to(torch.promote_types(h.dtype, torch.float32)) + edits.delta(operations, h.float(), start, start + 1)
+
+    return lambda value: places.replaced(value, place, of)
+
+
+def _hook(place: places.Place, change: Callable[[Any], Any], count: Callable[[], None]) -> Any:
+    module = place.envoy._module
+    if place.side == "output":
+
+        def after(_module: Any, _args: tuple, value: Any) -> Any:
+            count()
+            return change(value)
+
+        return module.register_forward_hook(after)
+
+    def before(_module: Any, args: tuple, named: dict) -> tuple:
+        count()
+        if args:
+            return (change(args[0]), *args[1:]), named
+        name = next(iter(named))  # what nnsight takes for the input of a module
+        return args, named | {name: change(named[name])}
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
