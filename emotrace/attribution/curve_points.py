@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from emotrace import disk, provenance
+from emotrace import aligned, disk, provenance
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.sets import Set, choose
@@ -86,6 +86,7 @@ class CurvePlan:
                     f"the contributions have {scores.sizes[self.dim]} {self.dim}s in a layer; layer {layer} of "
                     f"{model.sites.model_class} has {width}."
                 )
+        scores = aligned.numbered(scores, self.dim, range(scores.sizes[self.dim]), "the contributions of a curve")
         self.sets = choose(scores, **choice)
         self.names = list(next(iter(self.sets.values())))
         self.settings = {

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, disk, provenance
+from emotrace import aligned, arguments, disk, provenance
 from emotrace.arguments import BatchSize
 from emotrace.attribution.ablations import (
     check_stored,
@@ -304,6 +304,7 @@ def _payload(plan: CurvePlan, differences: xr.Dataset) -> dict[tuple[Any, int], 
     width = int(np.prod([*plan.model.sites.size(plan.site, plan.layers).values()]))
     if array.sizes[plan.dim] * array.sizes["head_dim"] != width:
         raise EmotraceError(f"{plan.site} is {width} wide in this model; the differences have {dict(array.sizes)}.")
+    array = aligned.numbered(array, plan.dim, range(array.sizes[plan.dim]), "enhancement_curve(differences=…)")
     values = np.asarray(array.values, dtype=np.float32)
     if not np.isfinite(values).all():
         raise EmotraceError(f"the differences of {plan.site!r} are not finite everywhere.")

@@ -12,7 +12,7 @@ import xarray as xr
 from emotrace import arguments, provenance
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.reference import local_directions
-from emotrace.directions.groups import accepted_attrs, counting
+from emotrace.directions.groups import accepted_attrs, codes, counting
 from emotrace.directions.source import Source, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -80,7 +80,8 @@ def gradient_influence(
         raise EmotraceError(f"{PLACE}: the directions are {local.sizes['dim']} wide, the residual {slopes.shape[2]}.")
     values = local[label].values.tolist()
     keep = counting(slopes.table, accepted)
-    rows, code = _counted(slopes, label, values, keep)
+    rows = np.flatnonzero(keep)
+    code = codes(slopes.table.iloc[rows], label, values, PLACE)
     n = np.bincount(code, minlength=len(values))
     total, square = np.zeros((2, len(values), len(chosen), 2))
     sigma = np.zeros((len(chosen), 2))
@@ -131,24 +132,6 @@ def _layers(slopes: Source, directions: xr.DataArray, layers: Iterable[int] | in
     if not chosen:
         raise EmotraceError(f"{PLACE}: gradients of layers {held}, directions of {known}: none in common.")
     return chosen
-
-
-def _counted(slopes: Source, label: str, values: list[Any], keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that count, and the index of the label of each."""
-    table = slopes.table
-    if label not in table:
-        raise unknown("label", label, table.columns, PLACE)
-    rows = np.flatnonzero(keep)
-    at = {value: i for i, value in enumerate(values)}
-    named = table[label].to_numpy()[rows].tolist()
-    for i, value in zip(rows, named, strict=True):
-        if value not in at:
-            raise unknown(f"{label} of prompt {table['key'].iloc[i]!r}", value, values, PLACE)
-    code = np.array([at[value] for value in named], dtype=np.int64)
-    absent = sorted(set(at) - set(named), key=str)
-    if absent:
-        raise EmotraceError(f"{PLACE}: no (accepted) prompt has {label} {absent[0]!r}.")
-    return rows, code
 
 
 def _index(rows: Source, layer: int) -> int:

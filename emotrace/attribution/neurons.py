@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # it imports torch, which scores of stored activations do wit
     from emotrace.forwards.passes import Finish, Reduction
 
 PLACE = "neuron_contributions"
-VARIABLES = ("neuron", "neuron_pre")
 
 
 @of_acts(stored.neurons)
@@ -136,8 +135,8 @@ def neurons_reduced(
     from emotrace.forwards.streams import codes, origin
     from emotrace.traced import contributions
 
-    if variable not in VARIABLES:
-        raise unknown("variable", variable, VARIABLES, PLACE)
+    if variable not in stored.VARIABLES:
+        raise unknown("variable", variable, stored.VARIABLES, PLACE)
     sites = ["neuron"] if variable == "neuron" else ["neuron", "neuron_pre"]
     for site in sites:
         model.sites.layers(site)  # refuses a model without it, saying what it has

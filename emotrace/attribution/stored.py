@@ -31,6 +31,7 @@ from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
 
+VARIABLES = ("neuron", "neuron_pre")
 READOUTS = ("residual", "normed")
 Z_NORM = ("z_norm", "z_norm_without")
 MID_NORM = ("mid_norm", "mid_norm_without")
@@ -109,8 +110,8 @@ def neurons(
     place = "neuron_contributions"
     if out is not None:
         to_folder(out)
-    if variable not in ("neuron", "neuron_pre"):
-        raise unknown("variable", variable, ("neuron", "neuron_pre"), place)
+    if variable not in VARIABLES:
+        raise unknown("variable", variable, VARIABLES, place)
     chosen = shared_layers(acts, covectors, "neuron", layers, place)
     names = aligned(acts, covectors, "neuron", "unit", place)
     others = [variable] if variable != "neuron" else []

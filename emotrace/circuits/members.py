@@ -39,6 +39,9 @@ class Members:
             found = self.payload.get(COMPONENTS[kind].site)
             if found is not None and (found.dims != dims or not np.isfinite(found.values).all()):
                 raise EmotraceError(f"payload {COMPONENTS[kind].site!r} has dims {found.dims}, not finite {dims}.")
+            index = found.coords.get(COMPONENTS[kind].dim) if found is not None else None
+            if index is not None and index.values.tolist() != list(range(index.size)):
+                raise EmotraceError(f"payload {COMPONENTS[kind].site!r} is not of every {kind} in order, from 0 on.")
             rows = table[table["kind"] == kind]
             if len(rows) and found is None:
                 raise EmotraceError(f"the circuit has {len(rows)} {kind}s but no payload {COMPONENTS[kind].site!r}.")

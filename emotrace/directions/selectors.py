@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments
+from emotrace import aligned, arguments
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import descending
@@ -34,7 +34,7 @@ def top_k(vectors: xr.DataArray, k: int, by: xr.DataArray | None = None) -> xr.D
     width = arguments.having("top_k(vectors=…)", vectors, "dim").sizes["dim"]
     if not 1 <= k <= width:
         raise EmotraceError(f"top_k(k={k}): the vectors have {width} coordinates; k lies between 1 and that.")
-    score = vectors if by is None else _like(by, vectors)
+    score = vectors if by is None else aligned.like(by, vectors)
     size = np.abs(score.transpose(*vectors.dims).values.astype(np.float64))
     axis = vectors.get_axis_num("dim")
     order = descending(size, axis=axis)
@@ -56,7 +56,7 @@ def orthogonal_to(vectors: xr.DataArray, base: xr.DataArray) -> xr.DataArray:
         EmotraceError: for a base that lacks a layer, has another width, or is zero somewhere.
     """
     arguments.having("orthogonal_to(vectors=…)", vectors, "dim")
-    b = _like(arguments.having("orthogonal_to(base=…)", base, "dim"), vectors, whole=False).astype(np.float64)
+    b = aligned.like(arguments.having("orthogonal_to(base=…)", base, "dim"), vectors, whole=False).astype(np.float64)
     norm = np.sqrt((b * b).sum("dim"))
     if bool((norm == 0).any()):
         raise EmotraceError("orthogonal_to: the base is zero at some layer, so it has no direction there.")
@@ -81,7 +81,7 @@ def without(vectors: xr.DataArray, axes: xr.DataArray) -> xr.DataArray:
     """
     arguments.having("without(vectors=…)", vectors, "dim")
     arguments.having("without(axes=…)", axes, "component", "dim")
-    a = _like(axes, vectors, whole=False).astype(np.float64)
+    a = aligned.like(axes, vectors, whole=False).astype(np.float64)
     lead = [d for d in a.dims if d not in ("component", "dim")]
     a = a.transpose(*lead, "component", "dim")
     basis = np.linalg.svd(a.values, full_matrices=False)[2]
@@ -108,24 +108,6 @@ def only_layers(vectors: xr.DataArray, layers: Iterable[int]) -> xr.DataArray:
 
 def _bare(x: xr.DataArray) -> xr.DataArray:
     return x.drop_vars([str(c) for c in x.coords if c not in x.dims])
-
-
-def _like(other: xr.DataArray, vectors: xr.DataArray, whole: bool = True) -> xr.DataArray:
-    """``other`` at the coordinates of the vectors, its dims among theirs (all of them, if ``whole``)."""
-    found = _bare(other)
-    for dim in vectors.dims:
-        if dim not in found.dims:
-            if whole:
-                raise EmotraceError(f"{other.name}: dims {tuple(map(str, other.dims))}, not {tuple(vectors.dims)}.")
-            continue
-        if dim in vectors.coords and dim in found.coords:
-            lost = [v for v in vectors[dim].values.tolist() if v not in found[dim].values]
-            if lost:
-                raise unknown(str(dim), lost[0], found[dim].values.tolist(), str(other.name))
-            found = found.sel({dim: vectors[dim].values})
-        elif found.sizes[dim] != vectors.sizes[dim]:
-            raise EmotraceError(f"{other.name}: {found.sizes[dim]} along {dim!r}, not {vectors.sizes[dim]}.")
-    return found
 
 
 def _kept(vectors: xr.DataArray, values: np.ndarray, what: str) -> xr.DataArray:

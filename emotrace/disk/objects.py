@@ -6,12 +6,11 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from emotrace.disk.machine import machine
-from emotrace.disk.whole import sync_folder, writing
+from emotrace.disk.whole import PARTIAL, sync_folder, synced
 
 UNLINKED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system without hard links says."""
@@ -60,13 +59,13 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole."""
-        with self._written(name, data) as part:
+        with self._synced(name, data) as part:
             os.replace(part, self.path / name)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write a file whole if there is none: linked to its name, which only one of several writers can."""
         target = self.path / name
-        with self._written(name, data) as part:
+        with self._synced(name, data) as part:
             try:
                 os.link(part, target)
             except FileExistsError:
@@ -91,17 +90,7 @@ class Folder:
         except FileNotFoundError:
             return []
 
-    @contextlib.contextmanager
-    def _written(self, name: str, data: bytes) -> Iterator[Path]:
+    def _synced(self, name: str, data: bytes) -> contextlib.AbstractContextManager[Path]:
         target = self.path / name
-        part = target.with_name(f".{target.name}.{threading.get_ident()}.at-{machine()}.{os.getpid()}.partial")
-        try:
-            with writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with part.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                yield part
-        finally:
-            part.unlink(missing_ok=True)
+        part = f".{target.name}.{threading.get_ident()}.at-{machine()}.{os.getpid()}{PARTIAL}"
+        return synced(target.with_name(part), target, data)

@@ -23,23 +23,33 @@ ABANDONED: Final = 600.0
 """Seconds after which what another machine left half written is thought to be left for good."""
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+def replace_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
     """Write a file whole: under a name of this process, synced, renamed, and the folder synced.
+
+    Args:
+        path: of the file.
+        data: what it holds, or its parts in order.
 
     Raises:
         EmotraceError: if it cannot be written, or the disk is full; the old file stays.
     """
     path = Path(path)
-    part = partial(path)
+    with synced(partial(path), path, data) as part:
+        os.replace(part, path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def synced(part: Path, path: Path, data: bytes | Iterable[bytes]) -> Iterator[Path]:
+    """What ``path`` is to hold, written and synced under another name beside it, which is gone afterwards."""
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
-            sync_folder(path.parent)
+            yield part
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

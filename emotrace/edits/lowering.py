@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
-from numpy.typing import ArrayLike
 
 from emotrace import provenance
 from emotrace.edits.kinds import EDITS, Edit
-from emotrace.edits.sizes import directed, largest, refuse_overflow
-from emotrace.labels import SUBLAYERS, EmotraceError, positions_in, unknown, value_dims
+from emotrace.edits.payloads import ByLabel, named, vector_at
+from emotrace.edits.sizes import largest, refuse_overflow
+from emotrace.labels import EmotraceError, positions_in, unknown
 from emotrace.sites import Address, Site, Sites
 from emotrace.traced.edits import CHANGES, Group, Operation, flags
 from emotrace.traced.places import Place
@@ -58,10 +56,10 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
         provenance.check(edit, sites, place)
         for address in _addresses(edit, sites, place):
             columns = _columns(edit, address, sites, place)
-            vectors = _vector(edit, address, columns, place)
-            values = vectors.values if isinstance(vectors, _ByLabel) else vectors
-            refuse_overflow(edit, values, columns, most, _at(place, address))
-            if isinstance(vectors, _ByLabel):
+            vectors = vector_at(edit, address, columns, place)
+            values = vectors.values if isinstance(vectors, ByLabel) else vectors
+            refuse_overflow(edit, values, columns, most, named(place, address))
+            if isinstance(vectors, ByLabel):
                 dim, rows, _ = vectors
                 for about in labels:
                     if about.get(dim) not in rows:
@@ -95,8 +93,8 @@ def lower(
         touched = flags(mask)
         for address in _addresses(edit, sites, f"edits[{number}]"):
             wanted = _columns(edit, address, sites, f"edits[{number}]")
-            payload: Any = _vector(edit, address, wanted, f"edits[{number}]")
-            if isinstance(payload, _ByLabel):
+            payload: Any = vector_at(edit, address, wanted, f"edits[{number}]")
+            if isinstance(payload, ByLabel):
                 payload = payload.values[[payload.rows[about[payload.dim]] for about in labels]]
             if payload is not None and wanted is not None and payload.shape[-1] == address.width:
                 payload = payload[..., wanted]
@@ -170,88 +168,6 @@ def _columns(edit: Edit, address: Address, sites: Sites, place: str) -> list[int
             raise EmotraceError(f"{place}: no unit {wrong[0]}; {address.site!r} has units 0 to {address.width - 1}.")
         return list(edit.units)
     return None
-
-
-class _ByLabel(NamedTuple):
-    """A payload with a label dim: ``values[rows[label]]`` is the vector of a prompt with that label."""
-
-    dim: str
-    rows: dict[Any, int]
-    values: torch.Tensor
-
-
-def _vector(edit: Edit, address: Address, columns: list[int] | None, place: str) -> torch.Tensor | _ByLabel | None:
-    """The payload at one address, ``[width]`` or one row for each value of a label; ``columns`` are the edited ones."""
-    vector = edit.payload
-    if vector is None:
-        return None
-    if isinstance(vector, xr.DataArray):
-        for dim, wanted in (("layer", address.layer), ("sublayer", address.site)):
-            if (
-                dim in vector.dims
-                and dim in vector.coords
-                and len(set(vector[dim].values.tolist())) < vector.sizes[dim]
-            ):
-                raise EmotraceError(f"{place}: the payload has a {dim} twice: {vector[dim].values.tolist()}.")
-            if dim in vector.dims:
-                if wanted not in vector[dim].values:
-                    raise unknown(f"{dim} in the payload", wanted, vector[dim].values.tolist(), place)
-                vector = vector.sel({dim: wanted})
-        mine = vector.coords.get("sublayer")
-        if mine is not None and mine.ndim == 0 and address.site in SUBLAYERS and str(mine.item()) != address.site:
-            raise EmotraceError(
-                f"{place}: the payload belongs to {mine.item()!r}, but the edit acts on {address.site!r}."
-            )
-        own = value_dims(vector.dims)
-        if len(own) > 1:
-            vector = vector.stack({"dim": own})
-        feature = "dim" if len(own) > 1 else next(iter(own), None)
-        rest = [d for d in vector.dims if d != feature]
-        if len(rest) > 1:
-            raise EmotraceError(f"{place}: the payload has the dims {vector.dims}; at most one label dim can remain.")
-        if rest:
-            labelled = vector.transpose(rest[0], feature)
-            values = labelled[rest[0]].values.tolist() if rest[0] in labelled.coords else range(labelled.shape[0])
-            rows = {v: i for i, v in enumerate(values)}
-            if len(rows) < len(values):
-                twice = next(v for i, v in enumerate(values) if v in list(values)[:i])
-                raise EmotraceError(f"{place}: the payload has two vectors of {rest[0]} {twice!r}; a label names one.")
-            return _ByLabel(str(rest[0]), rows, _tensor(labelled.values, edit, address, columns, place, values))
-        vector = vector.values
-    return _tensor(vector, edit, address, columns, place)
-
-
-def _at(place: str, address: Address) -> str:
-    return place if address.layer is None else f"{place} at layer {address.layer}"
-
-
-def _tensor(
-    values: ArrayLike | torch.Tensor,
-    edit: Edit,
-    address: Address,
-    columns: list[int] | None,
-    place: str,
-    names: Sequence[Any] | None = None,
-) -> torch.Tensor:
-    ndim = 1 if names is None else 2
-    try:
-        given = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values))
-    except (TypeError, ValueError) as error:
-        raise EmotraceError(f"{place}: the payload is no array of numbers ({error}).") from None
-    if given.dtype == torch.bool or given.is_complex():
-        raise EmotraceError(f"{place}: the payload holds {given.dtype}; real numbers are due.")
-    tensor = given.float().cpu()
-    allowed = {address.width, len(columns) if columns else address.width}  # whole, or the edited columns in their order
-    if tensor.ndim != ndim or (address.width >= 0 and tensor.shape[-1] not in allowed):
-        named = f", {len(columns)} of it edited" if columns else ""
-        raise EmotraceError(
-            f"{place}: the payload has shape {tuple(tensor.shape)}; {address.site!r} at layer {address.layer} has "
-            f"width {address.width}{named}."
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise EmotraceError(f"{place}: the payload has NaN or infinite values at layer {address.layer}.")
-    own = columns if tensor.shape[-1] == address.width else None
-    return directed(tensor, edit, own, _at(place, address), names or ())
 
 
 def reached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from nnsight.schema.response import ResponseModel, Status
 
 from emotrace.labels import EmotraceError
 from emotrace.remote.naming import settled
-from emotrace.remote.server import Gone, Server, Unreachable
+from emotrace.remote.server import Gone, Server, Unreachable, patiently
 from emotrace.runlog import Log
 from emotrace.secrets import redacted
 
@@ -243,19 +243,11 @@ class Jobs:
 
     def _insisting(self, ask: Callable[[], R]) -> R:
         """Ask until the server answers."""
-        until, pause = time.monotonic() + PATIENCE, 0.1
-        while True:
-            try:
-                return ask()
-            except Unreachable as error:
-                if time.monotonic() > until:
-                    raise EmotraceError(
-                        f"{error} (asked for {PATIENCE:.0f} s). Repeat the same command to continue."
-                    ) from None
-                if self.tell is not None:
-                    self.tell(f"no answer: {_short(str(error))}")
-                time.sleep(pause)
-                pause = min(5.0, 1.5 * pause)
+        tell = self.tell or (lambda _: None)
+        try:
+            return patiently(ask, Unreachable, PATIENCE, lambda error: tell(f"no answer: {_short(str(error))}"), 0.1)
+        except Unreachable as error:
+            raise EmotraceError(f"{error} (asked for {PATIENCE:.0f} s). Repeat the same command to continue.") from None
 
 
 def _short(text: str) -> str:

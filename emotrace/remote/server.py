@@ -54,6 +54,30 @@ class Gone(Exception):
     """A result that is no longer there: its job must run again."""
 
 
+def patiently(
+    ask: Callable[[], R], unless: type[Unreachable], seconds: float, told: Callable[[Unreachable], None], pause: float
+) -> R:
+    """Ask until there is an answer, with pauses that grow to ten seconds.
+
+    Args:
+        ask: for it.
+        unless: what says that there is none yet.
+        seconds: after which that is raised.
+        told: called with it before each pause.
+        pause: before the second time, in seconds.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except unless as error:
+            if time.monotonic() >= until:
+                raise
+            told(error)
+        time.sleep(pause)
+        pause = min(10.0, 2 * pause)
+
+
 class Server:
     """An NDIF server.
 
@@ -166,16 +190,7 @@ class Server:
 
     def _patiently(self, ask: Callable[[], R]) -> R:
         """Ask again while the server says that it cannot now; a server that is not there is not waited for."""
-        until, pause = time.monotonic() + BUSY, 1.0
-        while True:
-            try:
-                return ask()
-            except Busy as error:
-                if time.monotonic() >= until:
-                    raise
-                say(f"{error}: asked again, for at most {BUSY:.0f} s")
-            time.sleep(pause)
-            pause = min(10.0, 2 * pause)
+        return patiently(ask, Busy, BUSY, lambda error: say(f"{error}: asked again, for at most {BUSY:.0f} s"), 1.0)
 
     def _parsed(self, answer: httpx.Response, read: Callable[[str], R]) -> R:
         """What an answer says.

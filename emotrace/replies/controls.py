@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from emotrace import aligned
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 
@@ -22,9 +23,15 @@ def random_directions(like: xr.DataArray, seed: int) -> xr.DataArray:
 
 @typed
 def random_vectors(like: xr.DataArray, seed: int) -> xr.DataArray:
-    """`random_directions` of the lengths that the coordinate ``norm`` says."""
+    """`random_directions` of the lengths that the coordinate ``norm`` says.
+
+    Raises:
+        EmotraceError: for vectors that do not say them.
+    """
+    if "norm" not in like.coords:
+        raise unknown("coordinate", "norm", map(str, like.coords), "random_vectors(like=…)")
     noise = random_directions(like, seed)
-    return noise.copy(data=noise.values * like["norm"].values[..., None])
+    return noise.copy(data=(noise.variable * like["norm"].variable).transpose(*noise.dims).values)
 
 
 @typed
@@ -58,8 +65,8 @@ def derangement(labels: Sequence[Any], seed: int, label: str = "label") -> dict[
         EmotraceError: for one label.
     """
     n = len(labels)
-    if n < 2:
-        raise EmotraceError(f"labels cannot be deranged: there is only one {label}.")
+    if len(set(labels)) < max(n, 2):
+        raise EmotraceError(f"labels cannot be deranged: there is only one {label}, or one twice: {list(labels)}.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     while (order == np.arange(n)).any():
@@ -69,12 +76,12 @@ def derangement(labels: Sequence[Any], seed: int, label: str = "label") -> dict[
 
 @typed
 def norm_matched(vectors: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
-    """Vectors at the norms that others have, emotion by emotion and layer by layer.
+    """Vectors at the norms that others have, emotion by emotion and layer by layer, each found by its name.
 
     Raises:
-        EmotraceError: where a vector is zero and should not be.
+        EmotraceError: for vectors of other dims, emotions or layers, or where one is zero and should not be.
     """
-    values = vectors.transpose(*like.dims).values.astype(np.float64)
+    values = aligned.like(vectors, like).transpose(*like.dims).values.astype(np.float64)
     axis = like.get_axis_num("dim")
     own = np.linalg.norm(values, axis=axis, keepdims=True)
     wanted = np.linalg.norm(like.values.astype(np.float64), axis=axis, keepdims=True)

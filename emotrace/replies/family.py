@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, NotRequired, TypedDict
+from typing import Any, Final, NamedTuple, NotRequired
 
 import numpy as np
 
 from emotrace import arguments
 from emotrace.labels import unknown
 from emotrace.replies.arms import LOWEST, SCORES, Score
-from emotrace.replies.paired import Difference, fluent_test, paired_test
+from emotrace.replies.paired import Difference, Test, fluent_test, paired_test
 from emotrace.replies.row import Row
 from emotrace.replies.table import finite_mean, match_of, table
 from emotrace.signatures import typed
@@ -38,20 +38,14 @@ class Comparison(NamedTuple):
     score: str = "accuracy_fluent"
 
 
-class Tested(TypedDict):
+class Tested(Test):
     """A comparison: its two arms and score, a − b with interval, p as it is and corrected over the family.
 
     Attributes:
         a: arm.
         b: arm; of several draws the one that is hardest to beat.
         score: one of `SCORES`, or `EQUAL_KL`.
-        difference: mean of a − b.
-        ci95: [lo, hi].
-        p: two-sided.
-        p_floor: below which p cannot come.
         p_holm: corrected over the family.
-        n: keys (given fluency: replies).
-        n_skeletons: clusters.
         holds: a is above b, and ``p_holm`` is below `ALPHA`.
         kl: at which, for `EQUAL_KL`.
     """
@@ -59,13 +53,7 @@ class Tested(TypedDict):
     a: str
     b: str
     score: str
-    difference: float
-    ci95: list[float]
-    p: float
-    p_floor: float
     p_holm: float
-    n: int
-    n_skeletons: int
     holds: bool
     kl: NotRequired[float]
 
@@ -163,18 +151,7 @@ def _tested(
     return {**named, **_of(paired_test(mine, theirs, verdict=how.verdict, fluent=how.fluent, **options))}
 
 
-class _Test(TypedDict):
-    """What a comparison says of its test."""
-
-    difference: float
-    ci95: list[float]
-    p: float
-    p_floor: float
-    n: int
-    n_skeletons: int
-
-
-def _of(found: Difference) -> _Test:
+def _of(found: Difference) -> Test:
     return {
         "difference": found["value"], "ci95": found["ci95"], "p": found["p"], "p_floor": found["p_floor"], "n": found["n"],
         "n_skeletons": found["n_clusters"],

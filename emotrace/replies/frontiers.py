@@ -14,6 +14,7 @@ import numpy as np
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
+from emotrace.replies.paired import Test
 from emotrace.replies.row import Row
 from emotrace.replies.table import table
 from emotrace.signatures import typed
@@ -64,18 +65,12 @@ class FrontierPoint(TypedDict):
     ci95: list[float]
 
 
-class AtEqualKL(TypedDict):
+class AtEqualKL(Test):
     """Two methods at one KL: a − b with interval, and the test of it."""
 
     a: str
     b: str
     kl: float
-    difference: float
-    ci95: list[float]
-    p: float
-    p_floor: float
-    n: int
-    n_skeletons: int
 
 
 class Frontiers(TypedDict):

@@ -40,6 +40,26 @@ class Difference(TypedDict):
     p_floor: float
 
 
+class Test(TypedDict):
+    """What a comparison of a with b says of its test.
+
+    Attributes:
+        difference: mean of a − b.
+        ci95: [lo, hi].
+        p: two-sided.
+        p_floor: below which p cannot come.
+        n: keys (given fluency: replies).
+        n_skeletons: clusters.
+    """
+
+    difference: float
+    ci95: list[float]
+    p: float
+    p_floor: float
+    n: int
+    n_skeletons: int
+
+
 @typed
 def paired_test(
     a: Iterable[Row],

@@ -159,20 +159,16 @@ def kept_in(root: Located, attrs: Mapping[str, Any]) -> dict[int, Journaled]:
 
 def mend(path: Path, kept: Journaled) -> None:
     """Write a journal again without what is damaged."""
-    part = disk.partial(path)
-    try:
-        with disk.writing(path), open(path, "rb") as old, open(part, "wb") as new:
-            for entry in kept.entries:
-                if entry.problem is None:
-                    old.seek(entry.start)
-                    for at in range(entry.start, entry.stop, BLOCK):
-                        new.write(old.read(min(BLOCK, entry.stop - at)))
-            new.flush()
-            os.fsync(new.fileno())
-            os.replace(part, path)
-            disk.sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+
+    def whole() -> Iterator[bytes]:
+        for entry in kept.entries:
+            if entry.problem is None:
+                old.seek(entry.start)
+                for at in range(entry.start, entry.stop, BLOCK):
+                    yield old.read(min(BLOCK, entry.stop - at))
+
+    with disk.writing(path), open(path, "rb") as old:
+        disk.replace_file(path, whole())
 
 
 class _Head(NamedTuple):

@@ -310,6 +310,19 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path, monkeypatch):
     assert calls == [], "nor does it without its settings"
 
 
+def test_components_are_found_by_their_numbers():
+    lm = loaded("llama")
+    directions, scores, differences = made(lm, "unit")
+    at = {"unit": np.arange(lm.sites.d_ff)}
+    scores, differences = scores.assign_coords(at), differences.assign_coords(at)
+    turned = scores.isel(unit=slice(None, None, -1)), differences.isel(unit=slice(None, None, -1))
+    some = prompts(instruction=False, n=1)
+    options = QUIET | {"ks": (1,), "draws": 1}
+    expected = enhancement_curve(lm, some, directions, scores, differences, **options)
+    found = enhancement_curve(lm, some, directions, *turned, **options)
+    np.testing.assert_array_equal(found["delta"], expected["delta"])
+
+
 def test_intervals_draw_whole_skeletons():
     lm, table = loaded(), prompts(n=6)
     directions, scores, _ = made(lm, "unit")

@@ -143,6 +143,21 @@ def test_a_payload_may_hold_the_edited_heads_or_units_only_in_their_order():
         edits_.check([et.Add("z", layers=[1], heads=[2, 0], vector=part[:8])], lm.sites)
 
 
+def test_a_payload_whose_coordinates_number_heads_or_units_is_taken_by_name():
+    lm = loaded()
+    z = xr.DataArray(np.arange(1.0, 33.0).reshape(4, 8), dims=("head", "head_dim"), coords={"head": range(4)})
+    expected = logits_with(lm, [et.Add("z", layers=[1], heads=[2, 0], vector=z.values.ravel(), positions="all")])
+    for vector in (z.isel(head=[3, 2, 1, 0]), z.sel(head=[0, 2]), z.sel(head=[3, 0, 2])):
+        edit = et.Add("z", layers=[1], heads=[2, 0], vector=vector, positions="all")
+        assert torch.equal(logits_with(lm, [edit]), expected)
+    with pytest.raises(EmotraceError, match=r"unknown head 2 in edits\[0\]: the payload"):
+        edits_.check([et.Add("z", layers=[1], heads=[2, 0], vector=z.sel(head=[0, 3]))], lm.sites)
+    unit = xr.DataArray([1.0, -2.0], {"unit": [5, 3]}, ["unit"])
+    edit = et.Ablate("neuron", layers=[0], units=[3, 5], vector=unit, positions="all")
+    own = et.Ablate("neuron", layers=[0], units=[5, 3], vector=[1.0, -2.0], positions="all")
+    assert torch.equal(logits_with(lm, [edit]), logits_with(lm, [own]))
+
+
 def test_a_scale_takes_each_prompt_s_own_factors_at_its_positions_only():
     lm = loaded()
     factors = xr.DataArray([[0.0, 2.0], [0.5, 1.0]], dims=("mask", "unit"), coords={"mask": [3, 8]})

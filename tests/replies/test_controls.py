@@ -65,3 +65,15 @@ def test_random_vectors_have_the_lengths_that_the_real_ones_say():
     np.testing.assert_allclose(np.linalg.norm(found.values, axis=-1), directions()["norm"], rtol=1e-6)
     at = replies.norm_matched(replies.random_directions(directions(), 3), directions() * directions()["norm"])
     np.testing.assert_allclose(found.values, at.values, rtol=1e-5)
+
+
+def test_vectors_are_found_by_their_names():
+    real, noise = directions(), replies.random_directions(directions(), 3)
+    turned = noise.isel(emotion=[5, 3, 1, 0, 2, 4], layer=[1, 0]).transpose("layer", ..., "dim")
+    np.testing.assert_array_equal(replies.norm_matched(turned, real), replies.norm_matched(noise, real))
+    with pytest.raises(EmotraceError, match="unknown layer 3"):
+        replies.norm_matched(noise.sel(layer=[4]), real)
+    sideways = replies.random_vectors(real.transpose("dim", ...), 3)
+    np.testing.assert_allclose(np.linalg.norm(sideways.values, axis=0), real["norm"], rtol=1e-6)
+    with pytest.raises(EmotraceError, match="unknown coordinate 'norm'"):
+        replies.random_vectors(real.drop_vars("norm"), 3)
