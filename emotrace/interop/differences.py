@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from emotrace import aligned
 from emotrace.interop.files import load_json, load_npy, save_npy, write
 from emotrace.interop.layout import SOURCE, by_head, from_zero, numbers, ordered
 from emotrace.labels import EMOTIONS, SITE_DIMS, EmotraceError, emotion, filenames
@@ -101,6 +102,7 @@ def write_differences(differences: xr.Dataset, folder: str | Path) -> list[Path]
         if set(array.dims) != set(wanted):
             raise EmotraceError(f"write_differences: {name!r} has the dims {tuple(array.dims)}, not {wanted}.")
         n_layers = from_zero(array, f"write_differences({name!r})")
+        array = aligned.numbered(array, wanted[2], range(array.sizes[wanted[2]]), f"write_differences({name!r})")
         array = array.transpose(*wanted)
         rows = array.values.reshape(*array.shape[:2], -1).astype(np.float32)
         labels = filenames(array["emotion"].values.tolist(), f"write_differences({name!r})")

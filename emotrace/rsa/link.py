@@ -92,8 +92,8 @@ def human_link(
         if defined.sum() < 2:
             raise EmotraceError(f"human_link: r is defined for {int(defined.sum())} emotions at k={k}; at least 2.")
         if over == "emotion":
-            mean, lo, hi, t, df, p = t_test(_z(r[defined]), level, "two-sided")
-            rows.append((k, np.tanh(mean), np.tanh(lo), np.tanh(hi), t, df, p, int(defined.sum())))
+            z = t_test(_z(r[defined]), level, "two-sided")
+            rows.append((k, np.tanh(z.mean), np.tanh(z.lo), np.tanh(z.hi), z.t, z.df, z.p, int(defined.sum())))
         else:
             found = _over_attributes(cells.drops[defined], w, permutations, seed, level)
             rows.append((k, *found, int(defined.sum()), len(w)))
@@ -127,10 +127,17 @@ def _by_k(table: pd.DataFrame) -> dict[Any, _Cells]:
     return found
 
 
-def _over_attributes(
-    drops: np.ndarray, w: np.ndarray, permutations: int, seed: int, level: float
-) -> tuple[float, float, float, float, float]:
+class _Link(NamedTuple):
     """Mean r, its interval, p and the least p that the shuffles can give."""
+
+    r: float
+    lo: float
+    hi: float
+    p: float
+    p_floor: float
+
+
+def _over_attributes(drops: np.ndarray, w: np.ndarray, permutations: int, seed: int, level: float) -> _Link:
     n, rng = len(w), np.random.default_rng(seed)
     exact = math.factorial(n) <= permutations
     if exact:
@@ -144,7 +151,7 @@ def _over_attributes(
     counts = rng.multinomial(n, np.full(n, 1 / n), size=permutations).astype(float)
     drawn = _weighted(drops, w, counts)
     lo, hi = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return float(np.tanh(observed)), float(np.tanh(lo)), float(np.tanh(hi)), p, floor
+    return _Link(float(np.tanh(observed)), float(np.tanh(lo)), float(np.tanh(hi)), p, floor)
 
 
 def _correlations(drops: np.ndarray, w: np.ndarray) -> np.ndarray:

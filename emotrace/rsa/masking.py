@@ -246,8 +246,19 @@ def mean_of(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def t_test(d: np.ndarray, level: float, alternative: str) -> tuple[float, float, float, float, int, float]:
-    """Mean, interval, t, degrees of freedom and p of a one-sample t-test against 0."""
+class TTest(NamedTuple):
+    """A one-sample t-test against 0: mean, its interval, t, degrees of freedom and p."""
+
+    mean: float
+    lo: float
+    hi: float
+    t: float
+    df: int
+    p: float
+
+
+def t_test(d: np.ndarray, level: float, alternative: str) -> TTest:
+    """The t-test of some numbers against 0; ``alternative`` is ``greater`` or ``two-sided``."""
     arguments.share("level", level)
     mean, df = float(d.mean()), len(d) - 1
     se = float(d.std(ddof=1)) / np.sqrt(len(d))
@@ -255,4 +266,4 @@ def t_test(d: np.ndarray, level: float, alternative: str) -> tuple[float, float,
     least = TIED * float(np.abs(d).max())  # what rounding leaves of no spread, and of no mean
     t = mean / se if se > least else (np.nan if abs(mean) <= least else float(np.copysign(np.inf, mean)))
     p = float(scipy.stats.t.sf(t, df)) if alternative == "greater" else float(2 * scipy.stats.t.sf(abs(t), df))
-    return mean, mean - half, mean + half, t, df, 1.0 if np.isnan(t) else p
+    return TTest(mean, mean - half, mean + half, t, df, 1.0 if np.isnan(t) else p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import scipy
@@ -111,13 +111,14 @@ def text_control(
     for r, what in ((of_x, "the RDM"), (of_y, "the reference")):
         if (1 - np.einsum("az,zw,aw->a", r, inverse, r) < 1e-9).any():
             raise EmotraceError(f"text_control: the controls determine {what}, so nothing is left of it.")
-    r, partial, unique, r2_controls = _partial(correlate(x.T, y.T, method)[0], of_x, of_y, inverse)
+    r = correlate(x.T, y.T, method)[0]
+    own = _partial(r, of_x, of_y, inverse)
     null = mantel_null(x, np.concatenate([y, z]), method, permutations=permutations, n=len(names), seed=seed)
-    shuffled = np.stack([_partial(n[:, : len(y)], n[:, len(y) :], of_y, inverse)[1] for n in null])
-    shared = r**2 - unique
+    shuffled = np.stack([_partial(n[:, : len(y)], n[:, len(y) :], of_y, inverse).partial for n in null])
+    shared = r**2 - own.unique
     found = {
-        "correlation": r, "partial": partial, "p_partial": permutation_p(partial, shuffled, alternative), "r2": r**2,
-        "r2_controls": np.broadcast_to(r2_controls, r.shape), "unique": unique, "shared": shared,
+        "correlation": r, "partial": own.partial, "p_partial": permutation_p(own.partial, shuffled, alternative), "r2": r**2,
+        "r2_controls": np.broadcast_to(own.r2_controls, r.shape), "unique": own.unique, "shared": shared,
         "explained": np.where(r != 0, shared, np.nan) / np.where(r != 0, r**2, 1),
     }  # fmt: skip
     shape = [size for part in (rdms, references) for d, size in zip(part.dims, part.shape, strict=True) if d != "pair"]
@@ -136,12 +137,23 @@ def _flat(control: xr.DataArray, names: list[str], name: str) -> np.ndarray:
     return values
 
 
-def _partial(
-    r: np.ndarray, of_x: np.ndarray, of_y: np.ndarray, inverse: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """r itself, partial r, R²(x, z) − R²(z), and R²(z) of y; ``[x, y]``, the last ``[y]``."""
+class _Partial(NamedTuple):
+    """What is left beside controls z.
+
+    Attributes:
+        partial: r of x and y without z, ``[x, y]``.
+        unique: R²(x, z) − R²(z), ``[x, y]``.
+        r2_controls: R²(z) of y, ``[y]``.
+    """
+
+    partial: np.ndarray
+    unique: np.ndarray
+    r2_controls: np.ndarray
+
+
+def _partial(r: np.ndarray, of_x: np.ndarray, of_y: np.ndarray, inverse: np.ndarray) -> _Partial:
     left = r - of_x @ inverse @ of_y.T
     rest_x = np.maximum(1 - np.einsum("az,zw,aw->a", of_x, inverse, of_x), 1e-12)
     by_controls = np.einsum("bz,zw,bw->b", of_y, inverse, of_y)
     partial = np.clip(left / np.sqrt(rest_x[:, None] * (1 - by_controls)), -1, 1)
-    return r, partial, left**2 / rest_x[:, None], by_controls
+    return _Partial(partial, left**2 / rest_x[:, None], by_controls)

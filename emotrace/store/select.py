@@ -99,8 +99,8 @@ def _matches(name: str, values: np.ndarray, wanted: object) -> np.ndarray:
 
 
 def _equal(values: np.ndarray, value: object) -> np.ndarray:
-    text = values.dtype == object
-    if text != isinstance(value, str) or not np.isscalar(value):
+    text, flag = values.dtype == object, isinstance(value, (bool, np.bool_)) and values.dtype.kind != "b"
+    if text != isinstance(value, str) or flag or not np.isscalar(value):  # True is no 1
         return np.zeros(len(values), dtype=bool)
     return np.asarray(values == value, dtype=bool)
 

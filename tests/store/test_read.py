@@ -178,6 +178,7 @@ def test_cells_that_do_not_exist_are_refused(make, tmp_path):
         ({"position": (3, 1)}, "0 <= start < stop"),
         ({"position": 99}, "unknown position 99"),
         ({"n": "1"}, "unknown n '1'"),
+        ({"position": True}, "unknown position True"),
         ({"n": 0, "key": "prompt_1"}, "the selection is empty: no row has n=0, key='prompt_1'"),
         ({"variable": "residul"}, "unknown variable 'residul'.*'residual'"),
         ({"variable": "z", "sublayer": "resid_mid"}, "unknown label 'sublayer'"),
