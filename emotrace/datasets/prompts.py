@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Annotated, Any, overload
@@ -183,20 +183,12 @@ class Prompts(Sequence[Prompt]):
         return digest.hexdigest()[:16]
 
     def where(self, **labels: Any) -> Prompts:
-        """The prompts whose labels have the given values (a scalar, or a list of choices).
+        """The prompts whose labels have the given values: one, or several.
 
         Raises:
-            EmotraceError: for an unknown label, or if nothing is left.
+            EmotraceError: for a label or a value that no prompt has, or if nothing is left.
         """
-        for name in labels:
-            if name not in self.label_names:
-                raise unknown("label", name, self.label_names, "Prompts.where")
-        wanted = {k: set(v) if isinstance(v, (list, tuple, set)) else {v} for k, v in labels.items()}
-        for name, values in wanted.items():
-            known = list(dict.fromkeys(p.labels.get(name) for p in self._prompts))
-            if not values & set(known):
-                raise unknown(name, next(iter(values), None), known, "Prompts.where")
-        return Prompts(p for p in self._prompts if all(p.labels.get(k) in v for k, v in wanted.items()))
+        return Prompts(self[i] for i in having([p.labels for p in self], labels, "Prompts.where"))
 
     def limit(self, n_skeletons: int | None) -> Prompts:
         """The prompts of the first N skeletons, spread evenly over themes; the same for every run."""
@@ -261,6 +253,25 @@ PromptLike = Prompt | str | Sequence[int] | Sequence[Mapping[str, str]] | Mappin
 """One prompt: text, token ids, chat messages, or a mapping with one of them, a key and labels."""
 PromptsLike = Annotated[Prompts | Prompt | str | pd.DataFrame | Iterable[PromptLike], "checked by Prompts.of"]
 """What `Prompts.of` takes."""
+
+
+def having(labels: Sequence[Mapping[str, Label]], wanted: Mapping[str, Any], place: str) -> list[int]:
+    """Which labels have the wanted values: name → one, or several.
+
+    Raises:
+        EmotraceError: for a name or a value that none of them has.
+    """
+    names, sets = dict.fromkeys(name for one in labels for name in one), {}
+    for name, value in wanted.items():
+        if name not in names:
+            raise unknown("label", name, names, place)
+        values = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) else list(value)
+        known = dict.fromkeys(one.get(name) for one in labels)
+        for one in values or [None]:
+            if not isinstance(one, Hashable) or one not in known:
+                raise unknown(name, one, known, place)
+        sets[name] = set(values)
+    return [i for i, one in enumerate(labels) if all(one.get(name) in values for name, values in sets.items())]
 
 
 @typed

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, overload
 
 from emotrace.datasets import Prompt, Prompts
-from emotrace.labels import AGAINST, EmotraceError, unknown
+from emotrace.datasets.prompts import having
+from emotrace.labels import AGAINST, EmotraceError
 
 SPANS: Final = ("before", "changed", "after", "last")
 """Of a token: before what differs, in it (first to last difference), after it, or the last prompt token."""
@@ -88,12 +89,8 @@ class Pairs(Sequence[Pair]):
         return f"Pairs({len(self)})"
 
     def where(self, **labels: Any) -> Pairs:
-        """The pairs whose prompt has the given labels (a scalar, or a list of choices)."""
-        wanted = {k: set(v) if isinstance(v, (list, tuple, set)) else {v} for k, v in labels.items()}
-        for name in wanted:
-            if name not in self[0].labels:
-                raise unknown("label", name, self[0].labels, "Pairs.where")
-        return Pairs([p for p in self if all(p.labels.get(k) in v for k, v in wanted.items())])
+        """The pairs whose prompt has the given labels: of each, one value or several."""
+        return Pairs([self[i] for i in having([p.labels for p in self], labels, "Pairs.where")])
 
     def prompts(self) -> Prompts:
         """Every prompt and counterfactual once, as token ids: what `attribution_patching` needs the activations of.

@@ -117,6 +117,8 @@ def test_sequence_and_labels():
         prompts.where(thema="t0")
     with pytest.raises(EmotraceError, match=r"unknown theme 't9' in Prompts.where.*t0"):
         prompts.where(theme="t9")
+    with pytest.raises(EmotraceError, match="unknown theme 't9'"):
+        prompts.where(theme=np.array(["t0", "t9"]))
     with pytest.raises(EmotraceError, match="no prompts"):
         prompts.where(theme="t0", skeleton_id=[p.labels["skeleton_id"] for p in prompts.where(theme="t1")])
 
