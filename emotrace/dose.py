@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import xarray as xr
 
@@ -18,7 +18,7 @@ from emotrace.files import to_folder
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
 from emotrace.replies import add_length_and_repetition, bisect, fluency_bounds
-from emotrace.replies.row import Row
+from emotrace.replies.row import Row, label_of
 from emotrace.replies.search import Bisection
 from emotrace.replies.table import finite_mean
 from emotrace.runlog import Log
@@ -94,7 +94,7 @@ def dose_response(
     wanted = sorted({0.0, *arguments.numbers("dose_response(doses)", doses)})
     known = [str(v) for v in vectors["emotion"].values]
     arguments.names("emotion", names, known, place="dose_response(emotions=…)")
-    vectors = vectors.sel(emotion=names)
+    vectors = vectors.isel(emotion=[known.index(name) for name in names]).assign_coords(emotion=names)
     edits = {dose: mixture(vectors, None, strength=dose, **where) for dose in wanted}
     for some in edits.values():
         edits_.check(some, model.sites)
@@ -126,7 +126,8 @@ def dose_response(
         scores = _known(path, made)
         if not all(row["key"] in scores and (not measure_kl or "kl" in scores[row["key"]]) for row in found):
             divergence = it.divergence(aimed, base, prompts, edits[dose]) if measure_kl else {}
-            perplexity = _perplexity(model, prompts, found, batch_size, progress)
+            values = _perplexity(model, prompts, found, batch_size, progress)
+            perplexity = {row["key"]: value for row, value in zip(found, values, strict=True)}
             scores.clear()
             for key in made:
                 cost: dict[str, Any] = {"kl": divergence.get(key)} if measure_kl else {}
@@ -216,15 +217,17 @@ def fluency_of(
     if not rows:
         raise EmotraceError("fluency_of: there are no replies.")
     perplexity = _perplexity(model, prompts, rows, batch_size, progress)
-    found: list[Row] = [{**row, "meta": {"perplexity": perplexity[row["key"]]}} for row in rows]
+    found: list[Row] = [
+        {**row, "meta": {"perplexity": value}} for row, value in zip(rows, perplexity, strict=True)
+    ]  # several may have one key
     add_length_and_repetition(found)
     return fluency_bounds(found)
 
 
 def _perplexity(
     model: LanguageModel, prompts: Prompts, rows: Sequence[Row], batch_size: BatchSize, progress: bool
-) -> dict[str, float | None]:
+) -> list[float | None]:
     """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
-    bare: list[Row] = [{"key": row["key"], "prompt": row["prompt"], "token_ids": row["token_ids"]} for row in rows]
+    bare = [cast("Row", {n: label_of(row, n) for n in ("key", "prompt", "token_ids")}) for row in rows]
     scoring.add_perplexity(model, bare, by_key(prompts), batch_size, progress)
-    return {row["key"]: row["meta"]["perplexity"] for row in bare}
+    return [row["meta"]["perplexity"] for row in bare]

@@ -15,7 +15,7 @@ from emotrace.datasets import Prompts, PromptsLike
 from emotrace.forwards.likelihood import kl, reply_logprobs
 from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import Row, plain_key
+from emotrace.replies.row import Row, label_of, plain_key
 from emotrace.runlog import Log
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -150,7 +150,7 @@ def score_rows(
     by = disk.digest(made_by(model))
     groups: dict[str, list[int]] = {}
     for i, (row, ids) in enumerate(zip(rows, prompts, strict=True)):
-        made, meta = disk.digest([by, ids, row["token_ids"]]), row.get("meta") or {}
+        made, meta = disk.digest([by, ids, label_of(row, "token_ids")]), row.get("meta") or {}
         if "perplexity" not in meta or (meta.get("made") or {}).get("perplexity") != made:
             groups.setdefault(made, []).append(i)
     scored = Scored(kept, "perplexity")

@@ -143,5 +143,8 @@ def test_dose_refuses():
         dose.dose_response(lm, PROMPTS, vectors(lm), Words(), doses=(float("nan"),))
     with pytest.raises(EmotraceError, match="there are no replies"):
         dose.fluency_of(lm, PROMPTS, [])
+    pair = [{"key": str(i), "prompt": "p1", "token_ids": ids} for i, ids in enumerate(([30, 31], [40, 41, 42]))]
+    again = [{**row, "key": "0"} for row in pair]  # of two draws, say
+    assert dose.fluency_of(lm, PROMPTS, again, progress=False) == dose.fluency_of(lm, PROMPTS, pair, progress=False)
     with pytest.raises(EmotraceError, match="no plain prompt 'q'"):
         dose.fluency_of(lm, PROMPTS, [{"key": "a", "prompt": "q", "token_ids": [1]}])

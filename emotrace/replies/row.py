@@ -131,7 +131,9 @@ def query_of(row: Mapping[str, Any]) -> str:
 def plain_key(row: Mapping[str, Any]) -> str:
     """The key of the prompt that asks what this row's prompt asks, without the emotion."""
     named = row.get("prompt")
-    return str(named) if named is not None else f"{row['skeleton_id']}__{row['valence']}".replace("/", "_")
+    if named is not None:
+        return str(named)
+    return f"{label_of(row, 'skeleton_id')}__{label_of(row, 'valence')}".replace("/", "_")
 
 
 @typed
