@@ -8,7 +8,8 @@ from typing import Any, Final, TypedDict
 import numpy as np
 import pandas as pd
 
-from emotrace.labels import EmotraceError
+from emotrace import arguments
+from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.doses import ALL
 from emotrace.signatures import typed
 
@@ -96,15 +97,32 @@ def search(
 
 
 def of_all(doses: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a dose table that are of all emotions together, doses above 0."""
+    """The lines of a dose table that are of all emotions together, doses above 0.
+
+    Raises:
+        EmotraceError: for a table without the columns of `dose_table`.
+    """
+    for name in ("emotion", "dose", "on_target_fluent"):
+        if name not in doses:
+            raise unknown("column of a dose table", name, doses.columns)
     return doses.loc[(doses["emotion"] == ALL) & (doses["dose"] > 0)]
 
 
 @typed
 def best_dose(doses: pd.DataFrame) -> float:
-    """The dose with most fluent replies on target; the smallest among equals."""
-    lines = of_all(doses)
-    return float(np.array(lines["dose"])[int(np.nanargmax(np.array(lines["on_target_fluent"], dtype=float)))])
+    """The dose with most fluent replies on target; the smallest among equals.
+
+    Raises:
+        EmotraceError: for a table of no dose above 0, or one that says nothing of fluency (`dose_table` without bounds).
+    """
+    lines = of_all(doses).sort_values("dose", kind="stable")
+    shares = np.array(lines["on_target_fluent"], dtype=float)
+    if not np.isfinite(shares).any():
+        raise EmotraceError(
+            f"best_dose: {len(lines)} doses above 0 of all emotions together, none with a share of fluent replies on target; "
+            "dose_table(rows, bounds=…) says it."
+        )
+    return float(np.array(lines["dose"])[int(np.nanargmax(shares))])
 
 
 class Collapse(TypedDict):
@@ -180,6 +198,7 @@ def bisect(
     """
     if not (target > 0 and start > 0 and 0 < tolerance < 1):
         raise EmotraceError(f"bisect(target={target}, start={start}, tolerance={tolerance}): all above 0.")
+    arguments.whole("bisect(max_steps)", max_steps, 1)
     steps: list[list[float]] = []
 
     def cost_of(strength: float) -> float:

@@ -99,3 +99,7 @@ def test_the_best_dose_and_the_first_above_it_that_collapses():
     assert replies.collapse(table) == {"best": 0.5, "on_target_fluent": 0.6, "at": 3.0, "there": 0.29}
     held = table.loc[table["dose"] < 3]
     assert replies.collapse(held)["at"] is None
+    assert replies.best_dose(table.iloc[::-1]) == 0.5
+    for bad in (table.assign(on_target_fluent=np.nan), table.loc[table["dose"] <= 0], table.drop(columns="dose")):
+        with pytest.raises(EmotraceError, match="dose"):
+            replies.best_dose(bad)
