@@ -55,7 +55,7 @@ def telling_tokens(
     if len(by_label) < 2:
         raise EmotraceError(f"telling_tokens: replies of one {label} alone; there is nothing to tell apart.")
     good = {e: [r for r in some if match_of(r) == 1] or some for e, some in by_label.items()}
-    held = {e: Counter(t for r in some for t in set(r["token_ids"])) for e, some in good.items()}
+    held = {e: Counter(t for r in some for t in set(label_of(r, "token_ids"))) for e, some in good.items()}
     left, out = set(without), {}
     for e, mine in held.items():
         size, rest = len(good[e]), sum(len(some) for other, some in good.items() if other != e)
@@ -115,14 +115,22 @@ def logit_mediation(
     prompts, sites = Prompts.of(plain), model.sites
     last = max(sites.layers("resid_post"))
     provenance.check(directions, sites, "logit_mediation(directions=…)")
+    for dim, wanted in (("layer", last), ("sublayer", "resid_post")):
+        known = arguments.having("logit_mediation(directions=…)", directions, label, dim)[dim].values.tolist()
+        if wanted not in known:
+            raise unknown(dim, wanted, known, "logit_mediation(directions=…)")
     at = directions.sel(layer=last, sublayer="resid_post").transpose(label, "dim")
     labels = at[label].values.tolist()
+    if len(labels) < 2:
+        raise EmotraceError(f"logit_mediation: directions of one {label} alone; a margin is over the others.")
     for p in prompts:
         if p.labels.get(label) not in labels:
             raise unknown(label, p.labels.get(label), labels, f"logit_mediation(prompt {p.key!r})")
     for name, of in words.items():
         if missing := [e for e in labels if not len(of.get(e, ()))]:
             raise EmotraceError(f"logit_mediation: {name} has no token for the {label} {missing[0]!r}.")
+        for e in labels:
+            arguments.wholes(f"logit_mediation({name} of {e!r})", of[e], 0, sites.vocab_size - 1)
     common: dict[str, Any] = {"positions": "last", "batch_size": batch_size, "progress": False}
 
     def read(edits: Sequence[Edit]) -> tuple[np.ndarray, np.ndarray]:

@@ -68,5 +68,10 @@ def test_what_tells_replies_apart_and_what_is_refused(found):
         attribution.telling_tokens(rows[:3], 1)
     with pytest.raises(EmotraceError, match="names has no token for the emotion 'sadness'"):
         attribution.logit_mediation(truth.model, goal, edits, dirs, {"names": {"anger": [3]}})
+    for wrong, said in ((-1, "0 to"), (10**6, "0 to"), ("a", "whole number")):
+        with pytest.raises(EmotraceError, match=said):
+            attribution.logit_mediation(truth.model, goal, edits, dirs, {"names": {e: [wrong] for e in EMOTIONS}})
+    with pytest.raises(EmotraceError, match="unknown layer"):
+        attribution.logit_mediation(truth.model, goal, edits, dirs.sel(layer=[0]), {})
     with pytest.raises(EmotraceError, match="unknown emotion None"):
         attribution.logit_mediation(truth.model, truth.plain, edits, dirs, {"names": {e: [3] for e in EMOTIONS}})
