@@ -1,5 +1,6 @@
 """Search: successive halving, lines that are left, layer ranges, the dose that is best and the one that collapses."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
