@@ -96,32 +96,26 @@ def batches(
         size: most rows of a batch, or what makes it of the length of its longest row; fewer where rows are long (`rows`).
         rows: which rows; None for all.
     """
-    known = of(model)
-    left = sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
-    parts, at = [], 0
-    while at < len(left):
-        longest = lengths[left[at]]
-        most = rows_.within(size if isinstance(size, int) else size(longest), longest) if known.batched else 1
-        stop = min(at + most, len(left))
-        if longest > known.padded:
-            stop = next((i for i in range(at, stop) if lengths[left[i]] != longest), stop)
-        parts.append(left[at:stop])
-        at = stop
-    return parts
+    order = sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
+    parts = neighbours(model, [(lengths[i],) for i in order], size)
+    return [order[part.start : part.stop] for part in parts]
 
 
-def neighbours(model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: int) -> list[range]:
+def neighbours(
+    model: LanguageModel, lengths: Sequence[tuple[int, ...]], size: int | Callable[[int], int]
+) -> list[range]:
     """As `batches`, of rows that stay in order: each has several sequences, which run with those of the other rows.
 
     Args:
         model: from `emotrace.load`.
         lengths: tokens of every sequence of every row.
-        size: most rows of a batch.
+        size: most rows of a batch, or what makes it of the length of its first row.
     """
     known = of(model)
     parts, start = [], 0
     while start < len(lengths):
-        most = rows_.within(size, max(map(max, lengths[start : start + size]))) if known.batched else 1
+        asked = max(1, size if isinstance(size, int) else size(max(lengths[start])))
+        most = rows_.within(asked, max(map(max, lengths[start : start + asked]))) if known.batched else 1
         stop = min(start + most, len(lengths))
         if max(map(max, lengths[start:stop])) > known.padded:
             stop = next((i for i in range(start, stop) if lengths[i] != lengths[start]), stop)
