@@ -25,19 +25,20 @@ def like(other: xr.DataArray, to: xr.DataArray, whole: bool = True) -> xr.DataAr
     Raises:
         EmotraceError: for other dims, a coordinate that ``other`` lacks, or another size.
     """
+    name = "the array" if other.name is None else str(other.name)
     found = other.drop_vars([str(c) for c in other.coords if c not in other.dims])
     if whole and set(other.dims) != set(to.dims):
-        raise EmotraceError(f"{other.name}: dims {tuple(map(str, other.dims))}, not {tuple(map(str, to.dims))}.")
+        raise EmotraceError(f"{name}: dims {tuple(map(str, other.dims))}, not {tuple(map(str, to.dims))}.")
     for dim in to.dims:
         if dim not in found.dims:
             continue
         if dim in to.coords and dim in found.coords:
             lost = [v for v in to[dim].values.tolist() if v not in found[dim].values]
             if lost:
-                raise unknown(str(dim), lost[0], found[dim].values.tolist(), str(other.name))
+                raise unknown(str(dim), lost[0], found[dim].values.tolist(), name)
             found = found.sel({dim: to[dim].values})
         elif found.sizes[dim] != to.sizes[dim]:
-            raise EmotraceError(f"{other.name}: {found.sizes[dim]} along {dim!r}, not {to.sizes[dim]}.")
+            raise EmotraceError(f"{name}: {found.sizes[dim]} along {dim!r}, not {to.sizes[dim]}.")
     return found
 
 
