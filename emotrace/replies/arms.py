@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from emotrace.arms import ARMS
+from emotrace.labels import EmotraceError, unknown
 from emotrace.replies.accuracy import Accuracy, Share, accuracy_table, confusion_table
 from emotrace.replies.agreement import agreement_table, judged_by_both
 from emotrace.replies.paired import Difference, paired_test
@@ -73,16 +74,19 @@ def accuracy_over_draws(
 
     best = max(tables, key=lambda t: rank(t["overall"]))
 
-    def joined(pick: Callable[[Accuracy], Share]) -> Share:
-        values = [pick(t)["value"] for t in tables]
-        top = max(tables, key=lambda t: rank(pick(t)))
+    def joined(leaves: Sequence[Share]) -> Share:
+        values = [leaf["value"] for leaf in leaves]
         known = [v for v in values if v is not None]
-        return {**pick(top), "mean": float(np.mean(known)) if known else None, "draws": values}
+        return {**max(leaves, key=rank), "mean": float(np.mean(known)) if known else None, "draws": values}
+
+    def parts(of: Callable[[Accuracy], dict[str, Share]]) -> dict[str, Share]:
+        names = dict.fromkeys(name for t in (best, *tables) for name in of(t))  # a draw may lack one
+        return {name: joined([of(t)[name] for t in tables if name in of(t)]) for name in names}
 
     return {
-        "overall": joined(lambda t: t["overall"]),
-        "by_emotion": {name: joined(lambda t, n=name: t["by_emotion"][n]) for name in best["by_emotion"]},
-        "by_valence": {name: joined(lambda t, n=name: t["by_valence"][n]) for name in best["by_valence"]},
+        "overall": joined([t["overall"] for t in tables]),
+        "by_emotion": parts(lambda t: t["by_emotion"]),
+        "by_valence": parts(lambda t: t["by_valence"]),
     }
 
 
@@ -96,7 +100,15 @@ def summary(rows: Sequence[Row], reference: str = "none") -> dict[str, Any]:
     Args:
         rows: judged rows of all arms, with ``meta.fluent``.
         reference: arm that lifts are measured against.
+
+    Raises:
+        EmotraceError: for no rows, or those of an arm that is not in `emotrace.arms.ARMS`.
     """
+    if not rows:
+        raise EmotraceError("summary: there are no rows.")
+    for row in rows:
+        if (arm := label_of(row, "method")) not in ARMS:
+            raise unknown("arm", arm, ARMS, f"summary, of row {row.get('key')!r}")
     by_arm = {m: [r for r in rows if r["method"] == m] for m in ARMS}
     by_arm = {m: found for m, found in by_arm.items() if found}
     out: dict[str, Any] = {

@@ -109,6 +109,19 @@ def test_mark_fluent_measures_every_reply_against_the_bounds():
 def test_no_rows_is_an_error():
     with pytest.raises(EmotraceError, match="no rows"):
         replies.accuracy_over_draws([])
+    with pytest.raises(EmotraceError, match="no rows"):
+        replies.summary([])
+    with pytest.raises(EmotraceError, match=r"unknown arm 'stear'.*Did you mean 'steer'"):
+        replies.summary(rows(2, "stear"))
+
+
+def test_a_draw_may_lack_an_emotion():
+    some = [
+        *rows(12, "random_steer"),
+        *({**row, "draw": 1} for row in rows(12, "random_steer") if row["emotion"] != "fear"),
+    ]
+    found = replies.accuracy_over_draws(some)["by_emotion"]
+    assert [len(found[e]["draws"]) for e in ("anger", "fear")] == [2, 1]
 
 
 def test_summary_has_every_table_and_lifts_against_none():
