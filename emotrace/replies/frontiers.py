@@ -15,7 +15,7 @@ import numpy as np
 from emotrace import arguments
 from emotrace.labels import EmotraceError
 from emotrace.replies.paired import Test
-from emotrace.replies.row import Row
+from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import table
 from emotrace.signatures import typed
 from emotrace.stats.intervals import cluster_weights
@@ -144,7 +144,7 @@ def frontiers(
     points = [Point(BASE, 0.0, base, {str(row["key"]): 0.0 for row in base}), *points]
     if len(points) == 1:
         raise EmotraceError("frontiers: there are no points.")
-    names = sorted({str(row[cluster]) for point in points for row in point.rows})  # type: ignore[literal-required]
+    names = sorted({str(label_of(row, cluster)) for point in points for row in point.rows})
     sums = _sums(points, names, cluster)
     observed = {k: v[0] for k, v in sums.means(np.ones((1, len(names)))).items()}
     drawn = sums.means(cluster_weights(len(names), n, seed))
