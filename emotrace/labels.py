@@ -236,6 +236,11 @@ def emotion(name: str, among: Sequence[str] = EMOTIONS, place: str = "", *, own:
     raise unknown("emotion", name, among, place)
 
 
+def same_emotion(one: object, other: object) -> bool:
+    """Whether two names mean one emotion, following the alias table."""
+    return one == other or ALIASES.get(str(one)) == other or ALIASES.get(str(other)) == one
+
+
 def value_dims(dims: Sequence[Hashable]) -> tuple[str, ...]:
     """Which dims of an array are those of one token's value at a site; its last where it has those of none."""
     known = sorted(dict.fromkeys(SITE_DIMS.values()), key=len, reverse=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments
-from emotrace.labels import EmotraceError, emotion
+from emotrace.labels import ANSWERS, EmotraceError, emotion
 from emotrace.replies.accuracy import answers_among
-from emotrace.replies.row import Row
+from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import Bounds, mean_of, table
 from emotrace.signatures import typed
 
@@ -85,7 +85,7 @@ def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFra
         EmotraceError: if nothing is judged.
     """
     pairs = [
-        (row["emotion"], row["verdict"]["predicted"])
+        (label_of(row, "emotion"), emotion(row["verdict"]["predicted"], ANSWERS, own=True))
         for row in rows
         if (row.get("verdict") or {}).get("predicted") is not None and (dose is None or row.get("dose") == dose)
     ]
@@ -94,7 +94,7 @@ def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFra
     answers = answers_among(*zip(*pairs, strict=True))
     counts: dict[str, dict[str, int]] = {}
     for asked, predicted in pairs:
-        counts.setdefault(asked, dict.fromkeys(answers, 0))[str(predicted)] += 1
+        counts.setdefault(asked, dict.fromkeys(answers, 0))[predicted] += 1
     shares = pd.DataFrame.from_dict(counts, orient="index")
     return shares.div(shares.sum(axis=1), axis=0).rename_axis(index="emotion", columns="read_as")
 

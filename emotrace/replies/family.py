@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple, NotRequired
 import numpy as np
 
 from emotrace import arguments
-from emotrace.labels import unknown
+from emotrace.labels import same_emotion, unknown
 from emotrace.replies.arms import LOWEST, SCORES, Score
 from emotrace.replies.paired import Difference, Test, fluent_test, paired_test
-from emotrace.replies.row import Row
+from emotrace.replies.row import Row, label_of
 from emotrace.replies.table import finite_mean, match_of, table
 from emotrace.signatures import typed
 from emotrace.stats.corrections import holm
@@ -106,14 +106,17 @@ def reread(rows: Iterable[Row], label: str, verdict: str = "verdict") -> list[Ro
     Args:
         rows: judged, with the label.
         label: e.g. ``payload_emotion``.
-        verdict: whose ``match`` is made anew from its ``predicted``.
+        verdict: whose ``match`` is made anew from its ``predicted`` (joy = happiness).
+
+    Raises:
+        EmotraceError: for a row without the label.
     """
     found: list[Row] = []
     for row in rows:
-        said: Any = dict(row.get(verdict) or {})
+        said, aim = dict(row.get(verdict) or {}), label_of(row, label)
         if said.get("predicted") is not None:
-            said["match"] = int(said["predicted"] == row[label])  # type: ignore[literal-required]
-        new: Any = {**row, "emotion": row[label], verdict: said}  # type: ignore[literal-required]
+            said["match"] = int(same_emotion(said["predicted"], aim))
+        new: Any = {**row, "emotion": aim, verdict: said}
         found.append(new)
     return found
 

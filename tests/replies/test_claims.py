@@ -154,3 +154,13 @@ def test_another_judge_may_test_what_the_first_one_chose():
     second = told(deaf, verdict="verdict_second")[0]
     assert (second["components"]["holds"], second["payload"]["holds"]) == (False, False)
     assert second["opening"]["holds"], "it is judged from the third token on by whoever judged that"
+
+
+def test_replies_are_read_anew_by_the_names_that_an_emotion_has():
+    row = {"key": "a", "payload_emotion": "joy", "verdict": {"predicted": "happiness", "match": 0}}
+    (found,) = replies.reread([row], "payload_emotion")
+    assert (found["emotion"], found["verdict"]["match"]) == ("joy", 1)
+    with pytest.raises(EmotraceError, match="has no 'mood'"):
+        replies.reread([row], "mood")
+    other = {"key": "b", "emotion": "joy", "verdict": {"predicted": "joy", "match": 1}}
+    assert replies.emotion_matrix([other]).loc["joy", "happiness"] == 1
