@@ -14,7 +14,7 @@ import numpy as np
 
 from emotrace import arguments
 from emotrace.labels import EmotraceError
-from emotrace.replies.row import Row
+from emotrace.replies.row import Row, label_of
 from emotrace.signatures import typed
 
 MEASURES: Final = ("perplexity", "length", "repetition")
@@ -73,11 +73,14 @@ def add_length_and_repetition(rows: Iterable[Row]) -> None:
 
     Args:
         rows: replies, changed in place.
+
+    Raises:
+        EmotraceError: for a row without ``token_ids`` (an empty reply has none in the list).
     """
     for row in rows:
-        meta = row.setdefault("meta", {})
-        meta["repetition"] = repetition(row.get("token_ids") or ())
-        meta["length"] = len(row.get("token_ids") or ())
+        ids, meta = label_of(row, "token_ids"), row.setdefault("meta", {})
+        meta["repetition"] = repetition(ids)
+        meta["length"] = len(ids)
 
 
 @typed

@@ -102,6 +102,8 @@ def test_mark_fluent_measures_every_reply_against_the_bounds():
     marked = [{"key": "k", "token_ids": ids, "meta": {"perplexity": p}} for ids, p, _ in cases]
     replies.add_length_and_repetition(marked)
     replies.mark_fluent(marked, bounds)
+    with pytest.raises(EmotraceError, match="has no 'token_ids'"):
+        replies.add_length_and_repetition([{"key": "k", "gen_text": "x"}])
     assert [r["meta"]["fluent"] for r in marked] == [wanted for *_, wanted in cases]
     assert marked[4]["meta"]["repetition"] == pytest.approx(2 / 3)
 
