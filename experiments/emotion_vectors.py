@@ -53,17 +53,13 @@ def main(
     train: Annotated[Path, typer.Option(help="queries by emotion, to make vectors from")] = Path(
         "data/emotion_query_sample.json"
     ),
-    test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path(
-        "data/emotion_query_plus_sample.json"
-    ),
+    test: study.TestQueries = Path("data/emotion_query_plus_sample.json"),
     judging: Judging,
     out: Folder = Path("runs/emotion_vectors"),
     limit: Annotated[int | None, typer.Option(help="queries of each emotion, and of the test file")] = None,
     site: Annotated[str, typer.Option(help="where vectors are taken and added")] = "o_proj_out",
     over: Annotated[str, typer.Option(help="mean_generated | last | mean_all")] = "mean_generated",
-    scale: Annotated[
-        str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")
-    ] = "raw",
+    scale: study.Scale = "raw",
     doses: Annotated[str, typer.Option(help="of the fine sweep")] = ",".join(f"{d:g}" for d in dose.FINE),
     neutral: Annotated[str, typer.Option(help="system message of the neutral answer")] = extraction.TEMPLATES[
         "neutral"
@@ -71,7 +67,7 @@ def main(
     emotional: Annotated[str, typer.Option(help="of the emotional one, with {emotion}")] = extraction.TEMPLATES[
         "emotional"
     ],
-    draws: Annotated[int, typer.Option(help="draws of each control")] = 2,
+    draws: study.Draws = 2,
     answering: Answering,
     loading: LoadingAnywhere,
 ) -> None:

@@ -56,7 +56,7 @@ def main(
         str, typer.Option(help="texts in a form of GoEmotions: file, folder or hub id")
     ] = "data/goemotions_sample.csv",
     trial: Annotated[Path, typer.Option(help="queries to choose the dose on")] = Path("data/emotion_query_sample.json"),
-    test: Annotated[Path, typer.Option(help="queries to measure on, once")] = Path("data/emotion_query_plus_sample.json"),
+    test: study.TestQueries = Path("data/emotion_query_plus_sample.json"),
     questions: Annotated[
         str, typer.Option(help="TruthfulQA, multiple_choice form; none leaves it out")
     ] = "data/truthfulqa_mc_sample.json",
@@ -69,18 +69,20 @@ def main(
     against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
     grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,
     keep: Annotated[int, typer.Option(min=1, help="coordinates a layer of the sparse variants")] = 50,
-    scale: Annotated[str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")] = "raw",
+    scale: study.Scale = "raw",
     layers: Annotated[str | None, typer.Option(help="e.g. 2-4; default all, as published")] = None,
     doses: Annotated[str, typer.Option(help="of the sweep")] = ",".join(f"{d:g}" for d in DOSES),
     system: Annotated[str, typer.Option(help="system message of every query")] = extraction.TEMPLATES["neutral"],
     emotional: Annotated[str, typer.Option(help="of the emotion asked in words")] = extraction.TEMPLATES["emotional"],
-    draws: Annotated[int, typer.Option(min=1, help="draws of each control")] = 2,
+    draws: study.Draws = 2,
     answering: Answering,
     loading: LoadingAnywhere,
 ) -> None:  # fmt: skip
     """Vectors from labelled texts, doses, controls, TruthfulQA and a report."""
     the_judge = judging.make()
     wanted = sorted({*numbers(doses, "--doses")})
+    if draws < 1:
+        raise et.EmotraceError(f"--draws {draws}: at least 1 draw of each control.")
     batch_size, seed = answering.batch_size, answering.seed
 
     # 1. Texts, queries and questions.

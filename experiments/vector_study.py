@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+import typer
 import xarray as xr
 
 import emotrace as et
@@ -21,6 +22,10 @@ from emotrace.replies import Row
 from emotrace.replies.search import of_all
 from emotrace.run import records
 from emotrace.sites import LanguageModel
+
+TestQueries = Annotated[Path, typer.Option(help="queries to measure on, once")]
+Scale = Annotated[str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")]
+Draws = Annotated[int, typer.Option(help="draws of each control")]
 
 PREFILLED = (1, 2, 4)
 """First tokens that the replies of the arms ``prefill_…`` are begun with."""

@@ -98,11 +98,11 @@ class FittedJudge:
         """The judge with a measurement more, on rows that it was not made from: `emotrace.judges.standing` goes by these.
 
         Args:
-            rows: as in `fit`, with labels that the judge knows.
+            rows: mappings, a table, or prompts of plain text, with labels that the judge knows.
             label: the field that holds the right answer.
             on: what the rows are, in words.
-            text: as in `fit`.
-            groups: as in `fit`.
+            text: the field that holds the text; None: ``gen_text`` or ``text``.
+            groups: the field of what belongs together; None: each text alone.
 
         Raises:
             EmotraceError: for a text that the judge was made from.

@@ -95,7 +95,7 @@ def krippendorff_alpha(
 
     Args:
         answers: ``[judge][unit]``; None is missing.
-        clusters: as in `cohen_kappa`.
+        clusters: what is drawn as a whole for the interval; None: each unit.
         n: bootstrap draws.
         seed: of the draws.
         level: coverage of the percentile interval.

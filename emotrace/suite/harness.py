@@ -62,7 +62,7 @@ def adapter(
         return reply_scores(model, prompts, some, batch_size, progress)
 
     class Edited(LM):
-        """See `adapter`."""
+        """The edited model, as lm-eval asks a model."""
 
         def loglikelihood(self, requests: Sequence[Instance], **_: object) -> list[tuple[float, bool]]:
             """(Σ ln p of the continuation, whether greedy decoding would give it) of each (context, continuation)."""

@@ -51,7 +51,7 @@ class ContentWords:
     depends_on: ClassVar[dict[str, Any]] = {}  # nothing that could be another
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
-        """See `Rater`."""
+        """The share of each query's content words that is in its reply."""
         return [self._one(overlap(text, query)) for text, query in zip(texts, asked, strict=True)]
 
     def _one(self, share: float) -> Rating:
@@ -76,7 +76,7 @@ class LexiconIntensity:
             emotion(name, EMOTIONS, f"the rater {self.name}")
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
-        """See `Rater`."""
+        """The score of each emotion's cues in its text."""
         return [
             {"value": intensity(text, name), "judge": self.name, "reason": "score of the emotion's cues"}
             for text, name in zip(texts, asked, strict=True)
@@ -136,8 +136,7 @@ class OpenAIRater(OpenAIJudge):
         return (self.question,)
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
-        """See `Rater`; empty texts are unrated without a request."""
-
+        """A model's answer on each text and what was asked with it; empty texts are unrated without a request."""
         texts, asked = texts_of(self.name, texts), texts_of(f"{self.name}, asked", asked)
 
         def one(pair: tuple[str, str], stop: threading.Event) -> Any:
