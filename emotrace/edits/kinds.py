@@ -6,7 +6,7 @@ Scale of an addition, h being the value before our edits at that site: ``raw`` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -24,14 +24,33 @@ Payload: TypeAlias = "xr.DataArray | np.ndarray | torch.Tensor | Sequence[float]
 """What an edit may carry."""
 
 
+class Numbers:
+    """A field of whole numbers: one, several or none are given, and a tuple or None is held."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, edit: Edit | None, owner: type | None = None) -> tuple[int, ...] | None:
+        return None if edit is None else edit.__dict__[f"_{self.name}"]
+
+    def __set__(self, edit: Edit, value: Iterable[int] | int | None) -> None:
+        name = f"{type(edit).__name__}({self.name})"
+        if isinstance(value, slice):
+            last = "…" if value.stop is None else value.stop + 1
+            raise EmotraceError(
+                f"{name[:-1]}={value}): edits take no slices. In a selection a slice includes its end, so the same is "
+                f"range({value.start or 0}, {last})."
+            )
+        edit.__dict__[f"_{self.name}"] = None if value is None else arguments.wholes(name, value)
+
+
 @dataclass(frozen=True)
 class Edit:
     """What all edits share: where they act.
 
     Args:
         site: name of a site, or a place of the user's own (`emotrace.Site`).
-        layers: 0-based layers (an int or any iterable will do, never a slice), held as a tuple; None for global sites and own
-            places.
+        layers: 0-based layers, one or several, never a slice; None for global sites and own places.
         positions: policy or span; ``steer`` = last prompt token and every generated one.
         heads: heads of ``z`` to act on; None for all.
         units: units of ``neuron`` (or columns of any other site) to act on; None for all.
@@ -39,10 +58,10 @@ class Edit:
     """
 
     site: str | Site
-    layers: Sequence[int] | None = None
+    layers: Numbers = Numbers()
     positions: Positions = "steer"
-    heads: Sequence[int] | None = None
-    units: Sequence[int] | None = None
+    heads: Numbers = Numbers()
+    units: Numbers = Numbers()
     origin: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False, compare=False)
     kind: ClassVar[str] = ""
     by_unit: ClassVar[bool] = False
@@ -59,18 +78,7 @@ class Edit:
         return shown.called(type(self).__name__, told.pop("site", self.site), **told)
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for attr in ("layers", "heads", "units"):
-            value = getattr(self, attr)
-            if isinstance(value, slice):
-                last = "…" if value.stop is None else value.stop + 1
-                raise EmotraceError(
-                    f"{name}({attr}={value}): edits take no slices. In a selection a slice includes its end, so the same is "
-                    f"range({value.start or 0}, {last})."
-                )
-            if value is not None:
-                object.__setattr__(self, attr, arguments.wholes(f"{name}({attr})", value))
-        check_positions(self.positions, f"{name}(positions=…)")
+        check_positions(self.positions, f"{type(self).__name__}(positions=…)")
 
     @property
     def payload(self) -> Payload | None:
