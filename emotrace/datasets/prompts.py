@@ -302,7 +302,8 @@ def _prompt(i: int, item: Any) -> Prompt:
         row = dict(item)
         content: dict[str, Any] = {k: row.pop(k, None) for k in ("messages", "text", "token_ids", "reply_ids")}
         content = {k: _tuple(v) if isinstance(v, (list, np.ndarray)) else v for k, v in content.items()}
-        key = str(row.pop("key", i))
+        key = row.pop("key", None)
+        key = str(i) if key is None or key != key or key == "" else str(key)  # an empty cell names nothing
         return Prompt(key, **content, labels={k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()})
     if isinstance(item, Sequence) and not isinstance(item, (bytes, bytearray)) and item:
         if isinstance(item[0], Mapping):

@@ -103,6 +103,11 @@ def test_digest_is_of_content_labels_and_order():
     assert Prompts([a, b]).digest != Prompts([b, a]).digest
 
 
+def test_rows_whose_key_is_empty_are_numbered():
+    table = pd.DataFrame({"key": ["a", None, np.nan, ""], "text": list("abcd")})
+    assert Prompts.of(table).keys == ("a", "1", "2", "3")
+
+
 def test_sequence_and_labels():
     prompts = skeletons()
     assert prompts.label_names == ("skeleton_id", "theme", "valence")
