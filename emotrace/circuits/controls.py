@@ -94,7 +94,7 @@ def exchanged(payload: xr.Dataset, label: str, of: Mapping[Any, Any]) -> xr.Data
     """The payload in which every label has another one's difference vectors.
 
     Raises:
-        EmotraceError: for labels that are not those of the payload.
+        EmotraceError: for labels that are not those of the payload, or one that would keep its own.
     """
     labels = payload[label].values.tolist()
     for value in (*of, *of.values()):
@@ -103,6 +103,8 @@ def exchanged(payload: xr.Dataset, label: str, of: Mapping[Any, Any]) -> xr.Data
     lost = [value for value in labels if value not in of]
     if lost:
         raise EmotraceError(f"Circuit.with_payload_of: {label} {lost[0]!r} gets no payload; name one for each.")
+    if own := [value for value in labels if of[value] == value]:
+        raise EmotraceError(f"Circuit.with_payload_of: {label} {own[0]!r} would keep its own payload; name another one.")
     moved = payload.copy(deep=True)
     for site in (COMPONENTS[kind].site for kind in KINDS):
         if site in payload:

@@ -43,6 +43,8 @@ def test_the_payload_of_another_label_stands_at_the_own_components(make):
         assert all(np.array_equal(got[k], by_hand[k]) for k in places)
     with pytest.raises(EmotraceError, match="'disgust' gets no payload"):
         circuit.with_payload_of({"anger": "fear", "fear": "anger"})
+    with pytest.raises(EmotraceError, match="keep its own payload"):
+        circuit.with_payload_of({e: e for e in LABELS})
     with pytest.raises(EmotraceError, match="unknown emotion 'joy'"):
         circuit.with_payload_of({**of, "joy": "fear"})
 
