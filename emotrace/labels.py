@@ -6,9 +6,10 @@ Every other room takes its words from here, so that one thing has one name in co
 from __future__ import annotations
 
 import difflib
+import operator
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, SupportsIndex
 
 from emotrace.secrets import redacted
 
@@ -258,13 +259,15 @@ def check_positions(positions: Positions, place: str = "positions") -> Positions
             raise unknown("position policy", positions, (*POLICIES, "(start, stop)"), place)
         return positions
     span = tuple(positions) if isinstance(positions, (tuple, list)) else ()
-    if len(span) != 2 or not all(isinstance(i, int) and not isinstance(i, bool) for i in span):
+    whole = [i for i in span if isinstance(i, SupportsIndex) and type(i).__name__ not in ("bool", "bool_")]
+    if len(span) != 2 or len(whole) != 2:
         raise EmotraceError(
             f"{place}={positions!r} is neither a policy ({', '.join(POLICIES)}) nor a span (start, stop)."
         )
-    if not 0 <= span[0] < span[1]:
+    start, stop = map(operator.index, whole)
+    if not 0 <= start < stop:
         raise EmotraceError(f"{place}={span!r}: a span is half-open and 0-based, so it needs 0 <= start < stop.")
-    return (span[0], span[1])
+    return (start, stop)
 
 
 def positions_in(positions: Positions, prompt_length: int, length: int) -> range:

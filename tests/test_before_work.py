@@ -161,8 +161,8 @@ def test_it_is_refused_before_any_forward(case, tmp_path):
 def test_numbers_of_numpy_are_numbers():
     plain = capture(model(), IDS, "resid_post", layers=[1]).sel()
     assert (capture(model(), IDS, "resid_post", layers=np.int64(1)).sel() == plain).all()
-    edit = add(layers=np.array([1]), strength=np.float32(2))
-    assert (edit.layers, edit.strength) == ((1,), 2)
+    edit = add(layers=np.array([1]), strength=np.float32(2), positions=(np.int64(0), np.int8(2)))
+    assert (edit.layers, edit.strength, edit.positions) == ((1,), 2, (0, 2))
     rows = [
         generate(model(), IDS, [add()], max_new_tokens=n, seed=np.int64(1))[0]["token_ids"] for n in (2, np.int8(2))
     ]

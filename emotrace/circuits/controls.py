@@ -104,7 +104,9 @@ def exchanged(payload: xr.Dataset, label: str, of: Mapping[Any, Any]) -> xr.Data
     if lost:
         raise EmotraceError(f"Circuit.with_payload_of: {label} {lost[0]!r} gets no payload; name one for each.")
     if own := [value for value in labels if of[value] == value]:
-        raise EmotraceError(f"Circuit.with_payload_of: {label} {own[0]!r} would keep its own payload; name another one.")
+        raise EmotraceError(
+            f"Circuit.with_payload_of: {label} {own[0]!r} would keep its own payload; name another one."
+        )
     moved = payload.copy(deep=True)
     for site in (COMPONENTS[kind].site for kind in KINDS):
         if site in payload:

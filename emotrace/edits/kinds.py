@@ -78,7 +78,8 @@ class Edit:
         return shown.called(type(self).__name__, told.pop("site", self.site), **told)
 
     def __post_init__(self) -> None:
-        check_positions(self.positions, f"{type(self).__name__}(positions=…)")
+        at = check_positions(self.positions, f"{type(self).__name__}(positions=…)")
+        object.__setattr__(self, "positions", at)
 
     @property
     def payload(self) -> Payload | None:
