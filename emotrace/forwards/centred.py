@@ -83,7 +83,7 @@ def stream_directions(
             holds sums of another run.
     """
     arguments.batch("batch_size", batch_size)
-    check_positions(positions, "stream_directions(positions=…)")
+    positions = check_positions(positions, "stream_directions(positions=…)")
     if out is not None:
         to_folder(out)
     prompts = Prompts.of(prompts)

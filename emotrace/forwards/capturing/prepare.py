@@ -36,7 +36,7 @@ def prepared(
     """Everything that `capture` was given checked, and nothing run yet."""
     prompts = Prompts.of(prompts)
     table, encoder = model.sites, model.sites.encoder
-    check_positions(positions, "capture(positions=…)")
+    positions = check_positions(positions, "capture(positions=…)")
     arguments.batch("capture(batch_size)", batch_size)
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
     if any(isinstance(s, Site) and not s.path.strip() for s in wanted):
