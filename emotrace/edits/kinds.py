@@ -31,7 +31,7 @@ class Numbers:
         self.name = name
 
     def __get__(self, edit: Edit | None, owner: type | None = None) -> tuple[int, ...] | None:
-        return None if edit is None else edit.__dict__[f"_{self.name}"]
+        return None if edit is None else edit.__dict__[self.name]
 
     def __set__(self, edit: Edit, value: Iterable[int] | int | None) -> None:
         name = f"{type(edit).__name__}({self.name})"
@@ -41,7 +41,7 @@ class Numbers:
                 f"{name[:-1]}={value}): edits take no slices. In a selection a slice includes its end, so the same is "
                 f"range({value.start or 0}, {last})."
             )
-        edit.__dict__[f"_{self.name}"] = None if value is None else arguments.wholes(name, value)
+        edit.__dict__[self.name] = None if value is None else arguments.wholes(name, value)
 
 
 @dataclass(frozen=True)
