@@ -94,7 +94,6 @@ def head_contributions(
     Source: arXiv 2510.11328, which ranks by ``mean`` of ``normed``.
     """
     from emotrace.forwards.passes import one_pass
-    from emotrace.forwards.rows import asked
     from emotrace.forwards.streams import accepted_only
 
     arguments.batch("batch_size", batch_size)
@@ -102,7 +101,6 @@ def head_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = heads_reduced(model, prompts, directions, label, head_readout, layers)
-    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "sums.json"))
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

@@ -92,7 +92,6 @@ def neuron_contributions(
     Source: arXiv 2510.11328, which ranks by ``mean``.
     """
     from emotrace.forwards.passes import one_pass
-    from emotrace.forwards.rows import asked
     from emotrace.forwards.streams import accepted_only
 
     arguments.batch("batch_size", batch_size)
@@ -100,7 +99,6 @@ def neuron_contributions(
         to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = neurons_reduced(model, prompts, directions, label, layers, variable)
-    batch_size = asked(model, batch_size, prompts, begun=None if out is None else Path(out, "sums.json"))
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )

@@ -146,7 +146,6 @@ def difference_vectors(
     Source: arXiv 2510.11328.
     """
     from emotrace.forwards.passes import one_pass
-    from emotrace.forwards.rows import asked
 
     arguments.batch("batch_size", batch_size)
     if out is not None:
@@ -163,7 +162,7 @@ def difference_vectors(
         used,
         reduction,
         method=PLACE,
-        batch_size=asked(model, batch_size, used, begun=None if out is None else Path(out, "sums.json")),
+        batch_size=batch_size,
         per_chunk=prompts_per_chunk,
         out=out,
         progress=progress,

@@ -188,7 +188,6 @@ def discover(
     Source: arXiv 2510.11328.
     """
     from emotrace.forwards.passes import passed, planned_pass
-    from emotrace.forwards.rows import asked
 
     arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
@@ -226,7 +225,6 @@ def discover(
             within=check_within(prompts.table, label, within), complete=True, sites=_sites(kinds), layers=_same(at),
         )
     )  # fmt: skip
-    batch_size = asked(model, batch_size, some, begun=None if out is None else Path(out, "sums.json"))
     yield lambda: planned_pass(model, some, wanted)
     check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)

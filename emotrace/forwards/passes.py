@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts
 from emotrace.forwards.entering import keeping
+from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import dry, fitting, reductions
 from emotrace.forwards.sums import Sums
 from emotrace.labels import SUBLAYERS
@@ -64,8 +66,8 @@ def planned_pass(
 
 
 def one_pass(
-    model: LanguageModel, prompts: Prompts, reduction: Reduction, *, method: str, batch_size: int, per_chunk: int | None = None,
-    out: str | Path | None, progress: bool,
+    model: LanguageModel, prompts: Prompts, reduction: Reduction, *, method: str, batch_size: BatchSize,
+    per_chunk: int | None = None, out: str | Path | None, progress: bool,
 ) -> Steps[DryRows, xr.Dataset]:  # fmt: skip
     """The steps of a `planned` function that is one reduction: what the pass would do, then its Dataset (`passed`)."""
     yield lambda: planned_pass(model, prompts, [reduction], per_chunk)
@@ -83,7 +85,7 @@ def one_pass(
 
 
 def passed(
-    model: LanguageModel, prompts: Prompts, wanted: Sequence[Reduction], *, method: str, batch_size: int,
+    model: LanguageModel, prompts: Prompts, wanted: Sequence[Reduction], *, method: str, batch_size: BatchSize,
     per_chunk: int | None = None, out: str | Path | None, progress: bool,
 ) -> dict[str, xr.Dataset]:  # fmt: skip
     """Every reduction's Dataset, by name, from one forward of every prompt.
@@ -97,7 +99,7 @@ def passed(
         prompts: that pass.
         wanted: at least one reduction; several have names of their own.
         method: what the sums are, for their settings.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or ``auto`` for what fits, as those that the sums were begun with.
         per_chunk: prompts held at a time; None for `chunk`.
         out: folder of the running sums; a killed run continues there.
         progress: show a bar.
@@ -105,9 +107,10 @@ def passed(
     Raises:
         EmotraceError: for weights that a reduction cannot use, or an ``out`` that holds sums of another run.
     """
+    begun = None if out is None else Path(out, "sums.json")
     with keeping(model, out):
         return _passed(
-            model, prompts, wanted, method=method, batch_size=batch_size,
+            model, prompts, wanted, method=method, batch_size=asked(model, batch_size, prompts, begun=begun),
             per_chunk=chunk(wanted) if per_chunk is None else per_chunk, out=out, progress=progress,
         )  # fmt: skip
 
