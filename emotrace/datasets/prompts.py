@@ -266,6 +266,7 @@ def having(labels: Sequence[Mapping[str, Label]], wanted: Mapping[str, Any], pla
         if name not in names:
             raise unknown("label", name, names, place)
         values = [value] if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) else list(value)
+        values = [one.item() if isinstance(one, np.generic) else one for one in values]
         known = dict.fromkeys(one.get(name) for one in labels)
         for one in values or [None]:
             if not isinstance(one, Hashable) or one not in known:
