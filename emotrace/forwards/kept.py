@@ -197,7 +197,9 @@ class Shared:
 
     def _reach(self, edit: Edit, i: int) -> bool:
         """Whether an edit acts in the beginning of an item."""
-        return len(positions_in(edit.positions, len(self.items[i].ids), self.cuts[i])) > 0
+        n = len(self.items[i].ids)
+        acts = positions_in(edit.positions, n, n)
+        return len(acts) > 0 and acts.start < self.cuts[i]
 
     # -- blocks ----------------------------------------------------------------------------------------------------
 

@@ -72,11 +72,12 @@ def add(positions, strength=3.0, vector: Any = VECTOR):
     return et.Add("resid_post", layers=[0, 1], vector=vector, strength=strength, scale="rms", positions=positions)
 
 
-def test_edits_and_doses_begin_with_what_the_first_call_computed():
+@pytest.mark.parametrize("positions", ["steer", "last", "generated"])
+def test_edits_and_doses_begin_with_what_the_first_call_computed(positions):
     model = fresh()
     for dose in (0.5, 2.0, 4.0):
-        got = replies(model, IDS, [add("steer", dose)], batch_size=4)
-        assert got == alone(model, IDS, [add("steer", dose)])
+        got = replies(model, IDS, [add(positions, dose)], batch_size=4)
+        assert got == alone(model, IDS, [add(positions, dose)])
         assert made(model) == 3, "one stem, what follows it in four prompts, and the others"
     assert got != replies(model, batch_size=2), "the edit changes nothing, so the test shows nothing"
     assert made(model) == 5, "other rows in a forward are another block: the four in two"
