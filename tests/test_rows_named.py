@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import emotrace as et
-from emotrace import attribution, circuits, directions, discovery, provenance, rsa
+from emotrace import attribution, circuits, directions, discovery, prompt_tuning, provenance, rsa
 from emotrace.attribution import ablations
 from emotrace.circuits import assemble
 from emotrace.datasets import Prompts
@@ -56,6 +56,10 @@ def residual(acts):
     return acts.where(sublayer=["resid_mid", "resid_post"])
 
 
+def patched(acts):
+    return discovery.attribution_patching(acts, discovery.other_emotion(acts, each="all"))
+
+
 OF_ALL = {
     "project": lambda given, acts: directions.project(acts, given.dirs),
     "top_prompts": lambda given, acts: attribution.top_prompts(acts, 1, [2, 3], k=2),
@@ -64,13 +68,15 @@ OF_ALL = {
         given.model, acts.sel("residual", layer=1, sublayer="resid_post", position="last"), k=2
     ),
     "patterns": lambda given, acts: rsa.patterns(acts.where(position="last"), over="skeleton_id"),
+    "concept_neurons": lambda given, acts: prompt_tuning.concept_neurons(acts, over="skeleton_id"),
     "mean_ablation": lambda given, acts: ablations.mean_ablation("neuron", {1: [2, 3]}, acts)[0],
     "resample_ablation": lambda given, acts: ablations.resample_ablation(
         "z", {1: [0]}, acts, {"s0__anger": "s1__fear"}
     )[0],
-    "attribution_patching": lambda given, acts: discovery.attribution_patching(
-        acts, discovery.other_emotion(acts, each="all")
-    ),
+    "edits of a mean": lambda given, acts: discovery.edits(
+        discovery.select(patched(given.acts), 2), "mean", prompts=acts
+    )[0],
+    "attribution_patching": lambda given, acts: patched(acts),
     "sel": lambda given, acts: acts.sel("neuron", layer=1),
     "dataset": lambda given, acts: acts.where(layer=1).dataset("z"),
 }
@@ -185,6 +191,7 @@ def test_results_of_activations_under_edits_say_so(given):
     assert acts.attrs["edits"] != "none"
     without = {
         "attribution_patching",
+        "edits of a mean",
         "gradient_influence",
         "mean_ablation",
         "resample_ablation",

@@ -18,7 +18,7 @@ from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import refuse_edited, require, require_whole
 from emotrace.attribution.sets import Components
 from emotrace.datasets import Prompts, PromptsLike
-from emotrace.directions.groups import Within, check_within, missing
+from emotrace.directions.groups import Within, check_within, missing, require_labels
 from emotrace.edits import Ablate
 from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import fitting, stream
@@ -56,18 +56,20 @@ def mean_ablation(
         site: ``neuron`` or ``z``.
         components: layer → units or heads.
         reference: activations of the un-edited model at the last token (a capture, or `reference_values`).
-        label: label of the prompts whose values count alike; None of it: every prompt does.
+        label: label of the prompts whose values count alike.
         positions: where.
 
     Raises:
-        EmotraceError: for components that the reference lacks, or a label that its prompts lack.
+        EmotraceError: for components that the reference lacks, or a label that all or some of its prompts lack.
     """
 
     def mean(layer: int, chosen: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
         values, found = _values(reference, site, layer, chosen)
         if label not in found.coords:
             raise unknown("label", label, found.coords, "mean_ablation")
-        _, code = np.unique(found[label].values.astype(str), return_inverse=True)
+        named = {name: found.coords[name].variable.values for name in ("key", label) if name in found.coords}
+        require_labels(pd.DataFrame(named), [label], "mean_ablation(reference=…)")
+        _, code = np.unique(named[label].astype(str), return_inverse=True)
         weights = 1.0 / np.bincount(code)[code] / (code.max() + 1)
         return np.tensordot(weights, values.astype(np.float64), axes=1).ravel(), _origin(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,13 +16,26 @@ from emotrace.directions.groups import accepted_attrs, codes, counting
 from emotrace.directions.source import edited, pieces, provenance_of
 from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
-from emotrace.store.cell import ChunkRows
+from emotrace.store.cell import Cell, ChunkRows, Room
 
-RUN = 1 << 21
-"""Bytes of float64 numbers that are worked on at a time: the stored ones, half of it, stay near a core. Their float32 sums are
-added up in float64, so that an error of rounding does not grow with the number of prompts."""
+RUN = 3 << 20
+"""Bytes of float64 numbers that are worked on at a time: the stored ones, half of it, stay near a core."""
 METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
+
+
+class LabelRows(NamedTuple):
+    """The rows of one label in a run.
+
+    Attributes:
+        label: its index.
+        rows: which of the ordered rows.
+        starts: first of the rows of each prompt, counted from the first of these.
+    """
+
+    label: int
+    rows: slice
+    starts: np.ndarray
 
 
 class RowRun(NamedTuple):
@@ -31,23 +43,19 @@ class RowRun(NamedTuple):
 
     Attributes:
         rows: indices into the activations.
-        places: where they lie.
-        code: of every row, the index of its label.
-        weight: of every row, 1 / (rows of its prompt).
-        own: ``[label, row]``, the weight where a row has the label.
+        places: where they lie, and which of the ordered rows they become.
         order: of the rows, label by label.
-        parts: of each label that occurs, its index and which of the ordered rows are its own.
-        starts: first of the rows of each prompt.
+        code: of every ordered row, the index of its label.
+        weight: of every ordered row, 1 / (rows of its prompt); None where every prompt has one.
+        parts: the labels that occur.
     """
 
     rows: np.ndarray
     places: list[ChunkRows]
-    code: np.ndarray
-    weight: np.ndarray
-    own: np.ndarray
     order: np.ndarray
-    parts: list[tuple[int, slice]]
-    starts: np.ndarray
+    code: np.ndarray
+    weight: np.ndarray | None
+    parts: list[LabelRows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,7 @@ class CountedRows:
     n: np.ndarray
     accepted: Mapping[str, Any]
     _runs: dict[int, list[RowRun]] = field(default_factory=dict)
+    _rooms: dict[str, Room] = field(default_factory=dict)
 
     def runs(self, width: int) -> list[RowRun]:
         """All rows in parts that depend on them and on the numbers of a row alone."""
@@ -79,14 +88,34 @@ class CountedRows:
             self._runs[width] = [self._run(part) for part in pieces(len(self.rows), width, self.starts, RUN)]
         return self._runs[width]
 
+    def room(self, name: str, length: int, cell: Cell) -> Room:
+        """Where rows of a variable are read, layer after layer."""
+        room = self._rooms.get(name)
+        if (
+            room is None
+            or len(room.rows) < length
+            or room.rows.shape[1:] != (cell.width,)
+            or room.rows.dtype != cell.dtype
+        ):
+            room = self._rooms[name] = Room(length, cell.width, cell.dtype)
+        return room
+
     def _run(self, part: slice) -> RowRun:
-        rows, code, weight = self.rows[part], self.code[part], self.weight[part]
-        own = np.where(np.arange(len(self.n))[:, None] == code, weight, 0.0)
-        starts = self.starts[(self.starts >= part.start) & (self.starts < part.stop)] - part.start
+        rows, code = self.rows[part], self.code[part]
         order = np.argsort(code, kind="stable")
-        cuts = np.searchsorted(code[order], np.arange(len(self.n) + 1)).tolist()
-        parts = [(i, slice(a, b)) for i, (a, b) in enumerate(pairwise(cuts)) if a < b]
-        return RowRun(rows, self.acts.places(rows), code, weight, own, order, parts, starts)
+        starts = self.starts[(self.starts >= part.start) & (self.starts < part.stop)] - part.start
+        first = np.zeros(len(rows), dtype=bool)
+        first[starts] = True
+        first = first[order]
+        code = code[order]
+        cuts = np.searchsorted(code, np.arange(len(self.n) + 1)).tolist()
+        parts = [
+            LabelRows(i, slice(a, b), np.flatnonzero(first[a:b])) for i, (a, b) in enumerate(pairwise(cuts)) if a < b
+        ]
+        weight = None if len(starts) == len(rows) else self.weight[part][order]
+        to = np.empty_like(order)
+        to[order] = np.arange(len(order))
+        return RowRun(rows, self.acts.places(rows, to), order, code, weight, parts)
 
 
 class Reader:
@@ -95,59 +124,35 @@ class Reader:
     def __init__(
         self, acts: Activations, variable: str, others: Sequence[str], layer: int, sublayer: str | None
     ) -> None:
-        self.acts, self.layer, self._room = acts, layer, np.empty((0, 0), np.float32)
+        self.acts, self.layer = acts, layer
         self.cells = {name: acts.cell(name, layer=layer) for name in (variable, *others)}
         if sublayer is not None:
             self.cells[sublayer] = acts.cell("residual", layer=layer, sublayer=sublayer)
 
     def runs(self, rows: CountedRows) -> Iterator[tuple[RowRun, dict[str, np.ndarray]]]:
-        """Runs, with what every variable holds there: float32 ``[row, number]``, not to be written to, good until the next."""
-        runs = rows.runs(sum(math.prod(cell.shape) for cell in self.cells.values()))
+        """Runs, with what every variable holds there in the order of labels: float32 ``[row, number]``, good until the next."""
+        runs = rows.runs(sum(cell.width for cell in self.cells.values()))
         longest = max(len(run.rows) for run in runs)
-        held = {name: np.empty((longest, *cell.shape), cell.dtype) for name, cell in self.cells.items()}
+        rooms = {name: rows.room(name, longest, cell) for name, cell in self.cells.items()}
         for run in runs:
-            n = len(run.rows)
-            read = {name: cell.read(run.places, held[name][:n]) for name, cell in self.cells.items()}
-            yield run, {name: x.reshape(n, -1).astype(np.float32, copy=False) for name, x in read.items()}
+            read = {name: cell.read(run.places, rooms[name]) for name, cell in self.cells.items()}
+            yield run, {name: x.astype(np.float32, copy=False) for name, x in read.items()}
 
-    def ordered(self, run: RowRun, values: np.ndarray) -> np.ndarray:
-        """Values ``[row, number]`` of a run in the order of labels, which may be written to until the next are put there."""
-        if len(self._room) < len(values) or self._room.shape[1:] != values.shape[1:]:
-            self._room = np.empty_like(values)
-        return np.take(
-            values, run.order, axis=0, out=self._room[: len(values)], mode="clip"
-        )  # other modes copy once more
-
-    @np.errstate(over="ignore", invalid="ignore")  # refused by `finite`
-    def total(self, run: RowRun, values: np.ndarray) -> np.ndarray:
-        """Values ``[ordered row, number]`` added up over prompts, each as the mean over its rows: ``[label, number]``.
+    def finite(self, rows: CountedRows, *sums: np.ndarray) -> None:
+        """Refuse sums over all rows that are not finite.
 
         Raises:
-            EmotraceError: where that is not finite, as `finite`.
+            EmotraceError: naming the first number that is not, or the layer where only the sums are too large.
         """
-        if len(run.starts) < len(run.rows):
-            values = values * run.weight[run.order, None].astype(np.float32)
-        found = np.zeros((len(run.own), values.shape[1]), np.float32)
-        for label, part in run.parts:
-            np.add.reduce(values[part], axis=0, out=found[label])
-        return self.finite(run.rows, found)
-
-    def finite(self, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """What was found of some rows of the activations, as float64.
-
-        Raises:
-            EmotraceError: where that is not finite, naming what it came from.
-        """
-        if np.isfinite(found).all():
-            return found.astype(np.float64, copy=False)
-        keys = self.acts.column("key")[rows]
-        for name, cell in self.cells.items():
-            values = np.empty((len(rows), *cell.shape), cell.dtype)
-            values = cell.read(self.acts.places(rows), values)
-            wrong = np.flatnonzero(~np.isfinite(values.reshape(len(rows), -1)).all(1))
-            if len(wrong):
-                raise EmotraceError(f"{name} of layer {self.layer} of {keys[wrong[0]]!r} is not finite.")
-        raise EmotraceError(f"layer {self.layer} is too large to be added up in float32, e.g. of {keys[0]!r}.")
+        if all(np.isfinite(one).all() for one in sums):
+            return
+        for run, read in self.runs(rows):
+            for name, values in read.items():
+                wrong = run.order[~np.isfinite(values).all(1)]
+                if len(wrong):
+                    key = self.acts.column("key")[run.rows[wrong.min()]]
+                    raise EmotraceError(f"{name} of layer {self.layer} of {key!r} is not finite.")
+        raise EmotraceError(f"layer {self.layer} is too large to be added up in float32.")
 
 
 def counted(acts: Activations, covectors: xr.Dataset, accepted: Iterable[str] | None, place: str) -> CountedRows:
@@ -185,15 +190,27 @@ def check(acts: Activations, covectors: xr.Dataset, place: str) -> None:
         raise EmotraceError(
             f"{place}(acts, covectors): these are no covectors; make them with attribution.covectors(model, directions)."
         )
+    label = covectors.attrs["label"]
+    for dim in (label, "layer"):
+        if dim not in covectors.dims:
+            raise EmotraceError(f"{place}: the covectors are of one {dim} without its dim; select it as a list.")
+    if (n := covectors.sizes[label]) < 2:
+        raise EmotraceError(f"{place}: a contrast needs two or more values of {label!r}; the covectors have {n}.")
     if not len(acts):
         raise EmotraceError(f"{place}: {acts.path} has no committed rows yet.")
     provenance.together(place, acts=acts, covectors=covectors)
 
 
+def layers_of(covectors: xr.Dataset, site: str) -> list[int]:
+    """Layers of a site that covectors hold, narrowed or not."""
+    held = covectors["layer"].values.tolist()
+    return [layer for layer in covectors.attrs.get(f"{site}_layers", ()) if layer in held]
+
+
 def shared_layers(acts: Activations, covectors: xr.Dataset, site: str, layers: Any, place: str) -> list[int]:
     """Layers that both have: those asked for, or all."""
     check(acts, covectors, place)
-    known = covectors.attrs.get(f"{site}_layers", [])
+    known = layers_of(covectors, site)
     if not known:
         raise EmotraceError(f"{place}: the covectors hold nothing of {site!r}; make them of a model that has it.")
     if layers is not None:

@@ -61,7 +61,7 @@ def neuron_contributions(
     `attribution.covectors`, and runs no model; the label is that of the covectors, and ``variable`` is taken too. A prompt with
     several rows (a span, a reply) counts as the mean over its rows: first over a prompt's rows, then over prompts; ``n`` counts
     prompts, ``attrs["n_rows"]`` rows. Post-norm blocks need what their norm divides by (``capture(…, components=True)``). Sums of
-    up to some hundred rows are float32: within 1e-6 of the largest score of what a model and prompts give, the same bits from a
+    up to 48 rows are float32: within 1e-6 of the largest score of what a model and prompts give, the same bits from a
     store and from memory. Of activations under edits it warns.
 
     ``neuron_contributions.plan(…)`` says what would be done (`emotrace.planned.DryRows`).

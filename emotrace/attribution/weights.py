@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from emotrace import arguments, provenance
-from emotrace.attribution.stored import READOUTS
+from emotrace.attribution.head_sums import READOUTS
 from emotrace.forwards.entering import enter
 from emotrace.forwards.projections import head_layer, reading_norm_path, spec
 from emotrace.labels import EmotraceError, unknown

@@ -11,7 +11,7 @@ import xarray as xr
 
 from emotrace import arguments, disk, presets, provenance
 from emotrace.arguments import BatchSize
-from emotrace.attribution.chunked import check
+from emotrace.attribution.chunked import check, layers_of
 from emotrace.attribution.files import save_scores
 from emotrace.attribution.heads import head_contributions, heads_reduced
 from emotrace.attribution.neurons import neuron_contributions, neurons_reduced
@@ -119,7 +119,7 @@ def _both(acts: Activations, covectors: xr.Dataset, site: str, wanted: list[int]
     if site not in acts.variables:
         return []
     stored = acts.sel(site)["layer"].values.tolist()
-    return [i for i in covectors.attrs.get(f"{site}_layers", ()) if i in stored and (wanted is None or i in wanted)]
+    return [i for i in layers_of(covectors, site) if i in stored and (wanted is None or i in wanted)]
 
 
 @of_acts(_stored)

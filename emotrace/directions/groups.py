@@ -209,6 +209,21 @@ def ordered(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(found, key=lambda v: (isinstance(v, str), v)))
 
 
+def require_labels(table: pd.DataFrame, names: Iterable[str], place: str) -> None:
+    """Refuse rows that lack a label, which would make a value of its own.
+
+    Raises:
+        EmotraceError: for a label that no row has, or naming the first that lacks one.
+    """
+    for name in names:
+        if name not in table:
+            raise unknown("label", name, list(table), place)
+        absent = np.flatnonzero(missing(table[name]))
+        if len(absent):
+            which = f"prompt {table['key'].iloc[absent[0]]!r}" if "key" in table else f"row {absent[0]}"
+            raise EmotraceError(f"{place}: {which} has no {name!r} ({len(absent)} rows lack it); leave them out.")
+
+
 def missing(column: pd.Series | pd.DataFrame) -> np.ndarray:
     """Which values are absent: None, NaN or the empty string."""
     return (column.isna() | (column.astype(str) == "")).to_numpy(dtype=bool)

@@ -18,7 +18,7 @@ from emotrace.signatures import typed
 from emotrace.store import Activations
 
 PLACE: Final = "attribution_patching"
-ABLATIONS: Final = ("counterfactual", "zero")
+ABLATIONS: Final = ("counterfactual", "mean", "zero")
 
 
 class LayerRows(NamedTuple):
@@ -84,14 +84,15 @@ def attribution_patching(
 
         score = Σ over tokens and columns of (a − a′) · d metric / d a
 
-    a′ is a at the aligned token of the counterfactual, or 0. Sums are float64, layer by layer, some pairs at a time.
+    a′ is a at the aligned token of the counterfactual; its mean over the tokens of the same span, of prompts and counterfactuals
+    as often as the pairs have them; or 0. Sums are float64, layer by layer, some pairs at a time.
 
     Args:
         acts: of ``capture(model, pairs.prompts(), sites, positions="prompt", gradients=metric)``, with the sites of the nodes
             (head ``z``, neuron ``neuron``, attn ``attn_out``, mlp ``mlp_out``, resid ``resid_post``).
         pairs: of `other_emotion` and the like, of the model or of these activations.
         nodes: kinds of node: head, mlp, neuron, attn, resid, or sublayer for attn and mlp.
-        ablation: what stands for a component that is gone: its value in the ``counterfactual``, or ``zero``.
+        ablation: what stands for a component that is gone: its value in the ``counterfactual``, its ``mean`` or ``zero``.
         counterfactuals: activations that hold the counterfactuals; None where ``acts`` hold them.
 
     Returns:
@@ -121,8 +122,9 @@ def attribution_patching(
     by_span = np.zeros((len(pairs), len(SPANS), len(named)))
     at = 0
     for site in sites:
+        means = _span_means(site, blocks) if ablation == "mean" else None
         for block in blocks:
-            found = _product(site, block, ablation).reshape(len(block.pairs), len(SPANS), -1)
+            found = _product(site, block, ablation, means).reshape(len(block.pairs), len(SPANS), -1)
             by_span[block.pairs.start : block.pairs.stop, :, at : at + len(site.nodes)] = found
         at += len(site.nodes)
     data: dict[str, Any] = {
@@ -199,10 +201,28 @@ def _blocks(pairs: Pairs, mine: Held, theirs: Held, most: int) -> Iterator[Token
             start, rows, against, cells = i + 1, [], [], []
 
 
-def _product(site: StoredSite, tokens: Tokens, ablation: str) -> np.ndarray:
+def _span_means(site: StoredSite, blocks: list[Tokens]) -> np.ndarray:
+    """``[span, features]``: means over the tokens of prompts and counterfactuals, these in the span that they stand against."""
+    sums, counts = np.zeros((len(SPANS), site.values.rows.shape[2])), np.zeros(len(SPANS))
+    for tokens in blocks:
+        pair = tokens.cell // len(SPANS)
+        at = np.stack([pair, tokens.theirs])[:, ::-1]
+        last = (
+            len(pair) - 1 - np.unique(at, axis=1, return_index=True)[1]
+        )  # one that stands against several counts once
+        for part, rows, which in ((site.values, tokens.mine, slice(None)), (site.others, tokens.theirs[last], last)):
+            of = (np.arange(len(SPANS))[:, None] == tokens.cell[which] % len(SPANS)).astype(np.float64)
+            sums += of @ part.read(rows)
+            counts += of.sum(1)
+    return sums / np.maximum(counts, 1)[:, None]
+
+
+def _product(site: StoredSite, tokens: Tokens, ablation: str, means: np.ndarray | None) -> np.ndarray:
     """Σ (a − a′) · gradient over each node's columns and the tokens of each cell: ``[cell, node]``."""
     change = site.values.read(tokens.mine)
-    if ablation == "counterfactual":
+    if means is not None:
+        change = change - means[tokens.cell % len(SPANS)]
+    elif ablation == "counterfactual":
         change = change - site.others.read(tokens.theirs)
     product = change * site.gradients.read(tokens.mine)
     summed = product.reshape(len(product), len(site.nodes), -1).sum(-1)

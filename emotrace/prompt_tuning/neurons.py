@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from emotrace import provenance
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
+from emotrace.directions.groups import require_labels
+from emotrace.directions.source import provenance_of
 from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
 from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
+from emotrace.store import Activations
+from emotrace.store.asked import of_acts
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
 """After the activation function, before it, and whether the former is above 0."""
@@ -117,6 +122,15 @@ def concept_prompts(concepts: Iterable[str], templates: Sequence[str], label: st
     )
 
 
+def _stored(acts: Activations, stage: str = "neuron", *, label: str = "emotion", over: str = "seed") -> xr.DataArray:
+    """`concept_neurons` of stored activations."""
+    _check_stage(stage)
+    if (site := _site(stage)) not in acts.variables:
+        raise unknown("variable", site, acts.variables, f"concept_neurons, of {acts.path}")
+    return _grid(acts.sel(site), label, over, stage).assign_attrs(stage=stage, **provenance_of(acts))
+
+
+@of_acts(_stored)
 @typed
 def concept_neurons(
     model: LanguageModel,
@@ -132,6 +146,9 @@ def concept_neurons(
     progress: bool = True,
 ) -> xr.DataArray:
     """Neurons at the last token of plain prompts, for models without tuned prompts: mean over the tokens of each cell.
+
+    ``concept_neurons(acts, stage, label=…, over=…)`` are those of stored activations, all of whose rows count (``acts.where(
+    position="last")`` narrows them), without a model.
 
     Args:
         model: from `emotrace.load`.
@@ -211,6 +228,8 @@ def _site(stage: str) -> str:
 
 def _grid(x: xr.DataArray, label: str, over: str, stage: str) -> xr.DataArray:
     """``[…, token, …]`` as ``[label, over, layer, unit]``: means over the tokens of each cell."""
+    named = {name: x[name].values for name in ("key", label, over) if name in x.coords}
+    require_labels(pd.DataFrame(named), (label, over), "neurons")
     rows: dict[tuple[Any, Any], list[int]] = {}
     for i, cell in enumerate(zip(x[label].values.tolist(), x[over].values.tolist(), strict=True)):
         rows.setdefault(cell, []).append(i)
@@ -226,7 +245,7 @@ def _grid(x: xr.DataArray, label: str, over: str, stage: str) -> xr.DataArray:
     for (a, b), where in rows.items():
         values = np.asarray(x.isel(token=where).values, dtype=np.float32)
         out[firsts.index(a), seconds.index(b)] = ((values > 0) if stage == "active" else values).mean(0)
-    coords = {label: firsts, over: seconds, "layer": x["layer"].values, "unit": np.arange(x.sizes["unit"])}
+    coords = {label: firsts, over: seconds, "layer": x["layer"].values, "unit": x["unit"].values}
     return xr.DataArray(out, dims=(label, over, "layer", "unit"), coords=coords, name=stage)
 
 

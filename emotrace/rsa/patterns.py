@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from emotrace.directions.groups import require_labels
 from emotrace.directions.source import BLOCK_BYTES, ActivationsLike, Source, source
-from emotrace.labels import EmotraceError, unknown
+from emotrace.labels import EmotraceError
 from emotrace.signatures import typed
 
 
@@ -30,13 +31,11 @@ def patterns(
         variable: of open activations.
 
     Raises:
-        EmotraceError: for a missing label, a cell without a row, or one with several.
+        EmotraceError: for a label that all or some rows lack, a cell without a row, or one with several.
     """
     rows = source(x, variable, "all")
     x, keys = rows.array, [concept] if over is None else [over, concept]
-    for name in keys:
-        if name not in rows.table:
-            raise unknown("label", name, list(rows.table), "patterns")
+    require_labels(rows.table, keys, "patterns")
     named = [rows.table[k].tolist() for k in keys]
     levels = [list(dict.fromkeys(values)) for values in named]
     shape = tuple(len(v) for v in levels)

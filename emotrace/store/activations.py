@@ -237,12 +237,14 @@ class Activations:
         at = tuple(list(stored.coords[d]).index(labels[d]) for d in v.cell_dims)
         rest = [np.asarray(kept.get(d, range(stored.sizes[d]))) for d in stored.rest_dims]
         whole = self._chunks(variable)
-        return Cell(partial(whole.chunk, at) if isinstance(whole, ChunkArray) else lambda _: whole[at], stored, rest)
+        if isinstance(whole, ChunkArray):
+            return Cell(partial(whole.chunk, at), partial(whole.opened, at), stored, rest)
+        return Cell(lambda _: whole[at], None, stored, rest)
 
-    def places(self, rows: np.ndarray) -> list[ChunkRows]:
-        """Where sorted rows of these activations lie; the same of every `cell`."""
+    def places(self, rows: np.ndarray, to: np.ndarray) -> list[ChunkRows]:
+        """Where sorted rows of these activations lie, and which row of a room each becomes; the same for every `cell`."""
         size = self._n if self._table is None else self._row_group
-        return [ChunkRows(*part) for part in runs(self._rows[rows], size)]
+        return [ChunkRows.of(to[where], group, local) for where, group, local in runs(self._rows[rows], size)]
 
     def _matching(self, wanted: Mapping[str, Any]) -> np.ndarray:
         """Rows of these activations that have these token labels."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +15,15 @@ from xarray.backends import BackendArray
 
 from emotrace.disk import Located, There
 from emotrace.labels import EmotraceError
-from emotrace.store import checks, shards
-from emotrace.store.layout import checksum, commit_record, damaged, encoder, extend, shown
+from emotrace.store import checks, raw, shards
+from emotrace.store.layout import checksum, commit_record, damaged, encoder
 from emotrace.store.laziness import Key, selection
+from emotrace.store.raw import confirm
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
+Puts = Callable[[int, Sequence[memoryview]], None]
 T = TypeVar("T")
-BLOCK = 1 << 19
-"""Bytes read at once while a checksum is made: what stays in a core's cache."""
 
 
 class ChunkArray(BackendArray):
@@ -73,7 +72,7 @@ class ChunkArray(BackendArray):
             for where, group, local in runs(rows, self.row_group):
                 part = out[at][where]
                 if mapped and whole and isinstance(local, slice):
-                    self._use(cell, group, partial(_rows, part, local.start * self._row_bytes))
+                    self._use(cell, group, partial(raw.rows, part, local.start * self._row_bytes))
                 elif mapped or self._inner is None:
                     part[...] = taken(self.chunk(cell, group), local, rest_key)
                 else:
@@ -90,6 +89,20 @@ class ChunkArray(BackendArray):
         if isinstance(self.root, Path):
             return self._use(cell, group, self._all)
         return self._told(cell, group, lambda name: self._decoded(self._fetched(name, group)))
+
+    def opened(self, cell: tuple[int, ...], group: int) -> Puts | None:
+        """What puts rows that follow each other from one on where views are; None where no file holds them as they are."""
+        if self._codec is not None or not isinstance(self.root, Path) or not self.variable.dtype.isnative:
+            return None
+        file = self._use(cell, group, raw.opened)
+
+        def puts(start: int, views: Sequence[memoryview]) -> None:
+            try:
+                file.put(views, start * self._row_bytes)
+            except (OSError, ValueError) as error:
+                raise self._unreadable(cell, group, error) from error
+
+        return puts
 
     def check(self, cell: tuple[int, ...]) -> None:
         """Refuse a cell that does not exist."""
@@ -112,11 +125,9 @@ class ChunkArray(BackendArray):
         return np.concatenate(parts), back * self._inner + rows % self._inner
 
     def _inner_here(self, fd: int, size: int, wanted: checks.Committed | None, numbers: np.ndarray) -> list[np.ndarray]:
-        raw = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        if wanted is not None:
-            _confirm(size, checksum(raw, like=wanted.checksum), wanted)
-        index = shards.index_of(raw[size - shards.index_size(self._n_inner) :])
-        return [self._plain(raw[start:stop], self._inner) for start, stop in index[numbers].tolist()]
+        data = raw.mapped(fd, size, wanted)
+        index = shards.index_of(data[size - shards.index_size(self._n_inner) :])
+        return [self._plain(data[start:stop], self._inner) for start, stop in index[numbers].tolist()]
 
     def _inner_there(self, name: str, group: int, numbers: np.ndarray) -> list[np.ndarray]:
         assert isinstance(self.root, There)
@@ -141,25 +152,25 @@ class ChunkArray(BackendArray):
     def _fetched(self, name: str, group: int) -> memoryview:
         """The bytes of a chunk in a bucket, compared with its checksum."""
         data, wanted = (self.root / name).read_bytes(), self._wanted(name, group)
-        _confirm(len(data), checksum(data, like=wanted.checksum), wanted)
+        confirm(len(data), checksum(data, like=wanted.checksum), wanted)
         return memoryview(data)
 
     @property
     def _n_inner(self) -> int:
         return self.row_group // (self._inner or self.row_group)
 
-    def _decoded(self, raw: Any) -> np.ndarray:
+    def _decoded(self, data: Any) -> np.ndarray:
         """All rows of a chunk or shard."""
         if self._inner is None or self._codec is None:
-            return self._plain(raw, self.row_group)
-        index = shards.index_of(raw[len(raw) - shards.index_size(self._n_inner) :])
-        return np.concatenate([self._plain(raw[start:stop], self._inner) for start, stop in index.tolist()])
+            return self._plain(data, self.row_group)
+        index = shards.index_of(data[len(data) - shards.index_size(self._n_inner) :])
+        return np.concatenate([self._plain(data[start:stop], self._inner) for start, stop in index.tolist()])
 
-    def _plain(self, raw: Any, rows: int | None) -> np.ndarray:
+    def _plain(self, data: Any, rows: int | None) -> np.ndarray:
         """The rows of a chunk, or of an inner one."""
-        raw = raw if self._codec is None else self._codec.decode(raw)
+        data = data if self._codec is None else self._codec.decode(data)
         shape = (rows, *self.variable.rest_shape)
-        return np.frombuffer(raw, self.variable.dtype, math.prod(map(int, shape))).reshape(shape)  # type: ignore[arg-type]
+        return np.frombuffer(data, self.variable.dtype, math.prod(map(int, shape))).reshape(shape)  # type: ignore[arg-type]
 
     def _told(self, cell: tuple[int, ...], group: int, read: Callable[[str], T]) -> T:
         """What ``read`` makes of a chunk's name; whatever is wrong names the place."""
@@ -167,9 +178,12 @@ class ChunkArray(BackendArray):
         try:
             return read(name)
         except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
-            place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
-            raise damaged(self.root, f"cannot read {place} ({name}): {error}") from error
+            raise self._unreadable(cell, group, error) from error
+
+    def _unreadable(self, cell: tuple[int, ...], group: int, error: Exception) -> EmotraceError:
+        labels = zip(self.variable.cell_dims, self.variable.labels(cell), strict=True)
+        place = ", ".join([self.variable.name, *(f"{d} {c}" for d, c in labels), f"row group {group}"])
+        return damaged(self.root, f"cannot read {place} ({self.variable.chunk(cell, group)}): {error}")
 
     def _use(self, cell: tuple[int, ...], group: int, use: Callable[[int, int, Any], T]) -> T:
         """What ``use`` makes of a chunk's file: its descriptor, size, and what it must confirm (None once it has been)."""
@@ -195,10 +209,7 @@ class ChunkArray(BackendArray):
         return self._told(cell, group, read)
 
     def _all(self, fd: int, size: int, wanted: checks.Committed | None) -> np.ndarray:
-        raw: Any = mmap.mmap(fd, size, access=mmap.ACCESS_READ)  # unmapped with the last array over it
-        if wanted is not None:
-            _confirm(size, checksum(raw, like=wanted.checksum), wanted)
-        return self._decoded(raw)
+        return self._decoded(raw.mapped(fd, size, wanted))
 
     def _wanted(self, name: str, group: int) -> checks.Committed:
         """Size and checksum of a chunk in its commit record."""
@@ -208,12 +219,6 @@ class ChunkArray(BackendArray):
         if wanted is None:
             raise ValueError("its commit record does not name it")
         return wanted
-
-
-def _confirm(size: int, crc: str, wanted: checks.Committed) -> None:
-    """Refuse a chunk that is not what was committed."""
-    if (found := checks.difference(size, crc, wanted)) is not None:
-        raise ValueError(found)
 
 
 def existing(variable: Variable) -> str:
@@ -226,9 +231,8 @@ def existing(variable: Variable) -> str:
 
 
 def _indices(key: Any, size: int) -> np.ndarray:
-    if isinstance(key, slice):
-        return np.arange(size)[key]
-    return np.atleast_1d(np.asarray(key, dtype=np.int64)) % max(size, 1)
+    """The key counted from 0; IndexError, as of an array, for what lies outside."""
+    return np.arange(size)[key if isinstance(key, slice) else np.atleast_1d(np.asarray(key, dtype=np.int64))]
 
 
 def as_slice(index: np.ndarray) -> Any:
@@ -256,36 +260,6 @@ def taken(chunk: np.ndarray, local: Rows, rest: list[Any]) -> np.ndarray:
     for axis, key in enumerate(rest, start=1):
         picked = picked[(slice(None),) * axis + (key,)]
     return picked
-
-
-def _rows(out: np.ndarray, begin: int, fd: int, size: int, wanted: checks.Committed | None) -> None:
-    """Fill a contiguous array with the bytes of a chunk from ``begin`` on."""
-    if wanted is not None:
-        _confirm(size, _read_all(fd, size, out, begin, wanted.checksum), wanted)
-        return
-    view = out.data.cast("B")
-    while len(view):
-        got = os.preadv(fd, [view], begin)
-        if not got:
-            raise ValueError("the file ends too early")
-        view, begin = view[got:], begin + got
-
-
-def _read_all(fd: int, size: int, out: np.ndarray, begin: int, like: str) -> str:
-    """Fill a contiguous array with the bytes from ``begin`` on; returns the checksum of the whole file."""
-    view = out.data.cast("B")
-    spare = memoryview(bytearray(min(BLOCK, size)))
-    crc = at = 0
-    while at < size:
-        inside = begin <= at < begin + len(view)
-        stop = begin + len(view) if inside else begin if at < begin else size
-        step = min(BLOCK, stop - at)
-        part = view[at - begin : at - begin + step] if inside else spare[:step]
-        got = os.preadv(fd, [part], at)
-        if not got:
-            raise ValueError("the file ends too early")
-        crc, at = extend(crc, part[:got], like), at + got
-    return shown(crc, like)
 
 
 class ColumnArray(BackendArray):

@@ -187,10 +187,12 @@ def column(name: str, values: Any, strings: bool = False) -> np.ndarray:
     """One column as int64, float64, bool, or str objects; missing values are ``""`` or NaN.
 
     Raises:
-        EmotraceError: if it mixes strings with numbers, or holds anything else.
+        EmotraceError: if it mixes strings with numbers, or holds anything else, or a whole number that is lost in 64 bits (among
+            fractions or gaps: 53).
     """
     given = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else object)
     if given.dtype.kind in "iufb" and not strings:
+        _require_held(name, given[given > np.iinfo(np.int64).max].tolist() if given.dtype.kind == "u" else [])
         return given.astype({"b": np.bool_, "f": np.float64}.get(given.dtype.kind, np.int64))
     items = [v.item() if isinstance(v, np.generic) else v for v in given.tolist()]
     kinds = {type(v) for v in items if v is not None}
@@ -204,6 +206,15 @@ def column(name: str, values: Any, strings: bool = False) -> np.ndarray:
     if strings or not kinds <= {bool, int, float}:
         odd = next(v for v in items if type(v) is not str)
         raise EmotraceError(f"{name} must be all strings or all numbers; it holds {odd!r} among others.")
-    if None in items or float in kinds:
+    gaps = None in items or float in kinds
+    _require_held(name, [v for v in items if type(v) is int and abs(v) > (2**53 if gaps else np.iinfo(np.int64).max)])
+    if gaps:
         return np.array([np.nan if v is None else float(v) for v in items], dtype=np.float64)
     return np.array(items, dtype=np.bool_ if kinds == {bool} else np.int64)
+
+
+def _require_held(name: str, lost: list[int]) -> None:
+    if lost:
+        raise EmotraceError(
+            f"{name} holds {lost[0]}, which its column of numbers does not hold; make its values strings."
+        )

@@ -568,6 +568,12 @@ def test_ablation_refusals():
         ("at least one component", lambda: ablations.zero_ablation("z", {0: []})),
         ("unknown layer of the reference 1", lambda: ablations.mean_ablation("neuron", {1: [1]}, acts)),
         ("48 components of neuron at layer 0, but not 50", lambda: ablations.mean_ablation("neuron", {0: [50]}, acts)),
+        (
+            "prompt '.*' has no 'emotion'",
+            lambda: ablations.mean_ablation(
+                "neuron", {0: [1]}, acts.sel("neuron").assign_coords(emotion=("token", [np.nan] * len(acts)))
+            ),
+        ),
         ("unknown label 'mood'", lambda: ablations.mean_ablation("neuron", {0: [1]}, acts, label="mood")),
         ("no prompt 'x'", lambda: ablations.resample_ablation("neuron", {0: [1]}, acts, {table[0].key: "x"})),
         ("at least two values", lambda: ablations.donors(table.where(emotion="fear"))),

@@ -264,6 +264,18 @@ def test_edits_do_what_patching_with_zero_does(known):
     for one, other in zip(means, discovery.edits(circuit, "mean", prompts=held), strict=True):
         np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-5)
     assert [e.kind for e in means] == ["ablate"] * len(means)
+    uneven = et.capture(p.model, [prompts[0], prompts[1][:2]], ["z", "mlp_out"], positions="all", progress=False)
+    rows = uneven.sel(layer=0, sublayer="mlp_out")
+    want = np.mean([rows.values[rows["prompt"].values == i].mean(0) for i in (0, 1)], 0)  # a prompt counts once
+    every = discovery.edits(circuit.copy(data=np.ones(circuit.size, dtype=bool)), "mean", prompts=uneven)
+    (mlp,) = [e for e in every if (e.site, e.layers) == ("mlp_out", (0,))]
+    np.testing.assert_allclose(np.ravel(mlp.vector), want, rtol=1e-5, atol=1e-6)
+    for held, words in (
+        (uneven.where(head_dim=[0]), "narrowed along 'head_dim'"),
+        (uneven.where(layer=[1]), "does not hold"),
+    ):
+        with pytest.raises(et.EmotraceError, match=words):
+            discovery.edits(circuit.copy(data=np.ones(circuit.size, dtype=bool)), "mean", prompts=held)
     assert all(e.vector is not None for e in means)
 
 

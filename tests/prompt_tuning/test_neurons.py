@@ -131,6 +131,11 @@ def test_plain_prompts_of_a_decoder_give_the_mean_of_each_cell():
     acts = et.capture(lm, ["so much fear"], "neuron", progress=False).sel("neuron")
     np.testing.assert_allclose(found.sel(emotion="fear", seed=1).values, acts.values.squeeze(), atol=1e-5)
     spans = concept_neurons(lm, plain, positions="all", progress=False)
+    held = et.capture(lm, plain, "neuron", positions="all", progress=False)
+    np.testing.assert_array_equal(concept_neurons(held).values, spans.values)
+    part = concept_neurons(held.where(position="last", unit=[7, 3]), "active")
+    assert part["unit"].values.tolist() == [3, 7]
+    np.testing.assert_array_equal(part.values, concept_neurons(lm, plain, "active", progress=False).sel(unit=[3, 7]))
     acts = et.capture(lm, ["so much fear"], "neuron", positions="all", progress=False).sel("neuron")
     everywhere = acts.transpose("token", "layer", "unit").values.mean(0)
     np.testing.assert_allclose(spans.sel(emotion="fear", seed=1).values, everywhere, atol=1e-5)

@@ -33,6 +33,8 @@ def captured(lm, folder, slopes):
     directions = et.directions.centered_mean(plain, within=("skeleton_id",))
     et.directions.save(directions, folder / "directions")
     attribution.covectors(lm, directions, out=folder / "covectors")
+    for streamed in (attribution.head_contributions, attribution.neuron_contributions):
+        streamed(lm, prompts(), directions, out=folder / "streamed", progress=False)
     attribution.token_covectors(lm, {"joy": 40, "fear": 7}, out=folder / "words")
     pairs = discovery.other_emotion(lm, prompts())
     metric = discovery.Projection(directions, layer=lm.sites.n_layers - 1, against="counterfactual")
@@ -75,7 +77,7 @@ def gone(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", pytest.param("granite", marks=pytest.mark.soak)])
 def test_analysed_with_the_server_gone(pair, server, world, exact, name, tmp_path, request):
     here, there = pair(name)
     slopes = world == "trusted"
@@ -92,3 +94,10 @@ def test_analysed_with_the_server_gone(pair, server, world, exact, name, tmp_pat
             about = pytest.approx if world == "ordinary" else float
             rows = [[about(v) if isinstance(v, float) else v for v in row] for row in value]
             assert got[question] == rows, question
+    acts = et.open_activations(tmp_path / "there" / "last.zarr")
+    covectors = attribution.load_scores(tmp_path / "there" / "covectors", "covectors")
+    for kind, score in (("heads", attribution.head_contributions), ("neurons", attribution.neuron_contributions)):
+        streamed, stored = attribution.load_scores(tmp_path / "there" / "streamed", kind), score(acts, covectors)
+        largest = max(float(np.abs(streamed[name]).max()) for name in ("mean", "contrast"))
+        for name in streamed.data_vars:
+            assert float(np.abs(stored[name] - streamed[name]).max()) <= 1e-6 * largest, (kind, name)

@@ -80,6 +80,12 @@ def test_rows_become_patterns(plant):
     with pytest.raises(EmotraceError, match="average=True"):
         rsa.patterns(twice)
     np.testing.assert_allclose(rsa.patterns(twice, average=True).sel(seed=x.seed, emotion=x.emotion), x + 1, rtol=1e-6)
+    for lacking in (
+        np.where(rows.emotion == "joy", "", rows.emotion),
+        np.where(rows.emotion == "joy", None, rows.emotion),
+    ):
+        with pytest.raises(EmotraceError, match=r"has no 'emotion' \(2 rows lack it\)"):
+            rsa.patterns(rows.assign_coords(emotion=("token", lacking)))
     one = rows.isel(token=(rows.seed == 1).values)
     assert rsa.patterns(one, over=None).dims == ("emotion", "layer", "unit")
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from emotrace import store
 from emotrace.labels import EmotraceError
+from emotrace.store.rows import column
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -67,6 +68,13 @@ def test_mixed_and_missing_labels(make):
     rows = make.rows([1, 1], [{"a": "x", "n": 1}, {"b": True}])
     assert rows.labels["a"].tolist() == ["x", ""]
     assert np.isnan(rows.labels["n"][1])
+    for lost in (
+        [2**53 + 1, None],
+        [2**63, 1],
+        np.array([2**63], np.uint64),
+    ):  # rounded or wrapped they were other numbers
+        with pytest.raises(EmotraceError, match="does not hold; make its values strings"):
+            column("n", lost)
     with pytest.raises(EmotraceError, match="n must be all strings or all numbers; it holds 1"):
         make.rows([1, 1], [{"n": 1}, {"n": "x"}])
 

@@ -132,6 +132,9 @@ def test_lazy_arrays_index_like_numpy(make, stored):
     x = store.open_activations(path).residual
     for key in [np.s_[::-1, :, ::-2], np.s_[0, 1, [7, 2, 2, 19]], np.s_[:, 0, -1, ::3], np.s_[:, :, 3:9, [4, 1]]]:
         assert x[key].values.tobytes() == np.ascontiguousarray(whole["residual"][key]).tobytes()
+    for outside in ({"dim": 8}, {"dim": [1, 9]}):  # a dim without labels, which nothing else looks at
+        with pytest.raises(IndexError):
+            x.isel(outside).values  # noqa: B018
     assert not x.variable._in_memory
     changed = x[0].load()
     changed.values[...] = 0
