@@ -170,7 +170,7 @@ def covectors(
 ) -> None:
     """What directions are to neurons and heads: all that `neurons`, `heads` and `circuit` --from a store need of a model."""
     import emotrace as et
-    from emotrace.attribution.stored import READOUTS
+    from emotrace.attribution.head_sums import READOUTS
 
     one_of(head_readout or "residual", READOUTS, "--head-readout")
     to_folder(out, "--out")
@@ -200,7 +200,7 @@ def heads(
 ) -> None:
     """What each attention head contributes to its layer's directions."""
     from emotrace.attribution import head_contributions
-    from emotrace.attribution.stored import READOUTS
+    from emotrace.attribution.head_sums import READOUTS
 
     one_of(by, ("contrast", "mean"), "--by")
     one_of(head_readout or "residual", READOUTS, "--head-readout")
