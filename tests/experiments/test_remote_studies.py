@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -96,3 +98,27 @@ def test_neurons_of_untuned_prompts(served, tmp_path, monkeypatch):
     assert {"rsa", "neurons", "apart"} <= set(report)
     assert "un-tuned" in report["warnings"][-1]
     assert {p.stem for p in (tmp_path / "there" / "figures").iterdir()} == {"rdms", "selective_neurons"}
+
+
+def test_a_store_of_a_server_is_asked_when_that_is_gone(served, tmp_path, monkeypatch):
+    tiny.save("gemma2", tmp_path / "model", num_hidden_layers=2)
+    server = served(tmp_path / "model")
+    with experiment("ask_store", monkeypatch) as module:
+        settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
+    settings |= {"limit": 4, "neurons": 3, "heads": 1, "data": ROOT / "data" / "sev.jsonl"}
+    captured = {**settings, "model": str(tmp_path / "model")}
+    here = ran("ask_store", monkeypatch, captured, tmp_path / "here", None)
+    there = ran("ask_store", monkeypatch, captured, tmp_path / "there", server.url)
+    for name in ("layer", "components", "rows"):
+        assert there[name] == here[name]
+    ours, theirs = (
+        {(h["emotion"], h["layer"], h["head"]): h["contrast"] for h in found["heads"]} for found in (here, there)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    shutil.rmtree(tmp_path / "model")
+
+    def connect(self, address):
+        raise ConnectionRefusedError(address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    assert ran("ask_store", monkeypatch, settings, tmp_path / "there", None) == there
