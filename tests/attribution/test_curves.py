@@ -571,7 +571,7 @@ def test_ablation_refusals():
         (
             "prompt '.*' has no 'emotion'",
             lambda: ablations.mean_ablation(
-                "neuron", {0: [1]}, acts.sel("neuron").assign_coords(emotion=("token", [np.nan] * len(acts)))
+                "neuron", {0: [1]}, acts.assign_coords(emotion=("token", [np.nan] * acts.sizes["token"]))
             ),
         ),
         ("unknown label 'mood'", lambda: ablations.mean_ablation("neuron", {0: [1]}, acts, label="mood")),
