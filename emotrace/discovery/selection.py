@@ -183,7 +183,13 @@ def _greedy(score: xr.DataArray, ranked: np.ndarray, least: float) -> np.ndarray
 
 @typed
 def jaccard(a: ArrayLike, b: ArrayLike) -> float:
-    """|A ∩ B| / |A ∪ B| of two circuits over the same components; 1 where both are empty."""
+    """|A ∩ B| / |A ∪ B| of two circuits over the same components; 1 where both are empty.
+
+    Raises:
+        EmotraceError: for circuits of different numbers of components.
+    """
     one, other = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if one.shape != other.shape:
+        raise EmotraceError(f"jaccard: circuits over {one.shape} and {other.shape} components; the same are due.")
     either = int((one | other).sum())
     return float((one & other).sum() / either) if either else 1.0

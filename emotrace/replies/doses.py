@@ -57,6 +57,8 @@ def dose_table(
     lines = table(rows, READ, cluster=cluster, bounds=bounds)
     if lines.empty:
         raise EmotraceError("dose_table: there are no rows.")
+    for value in lines["dose"]:
+        arguments.number("the dose of a row", value)
     lines["dose"] = lines["dose"].astype(float)
     emotions = list(dict.fromkeys(lines["emotion"]))
     out = []

@@ -63,6 +63,9 @@ def is_fluent(row: Row, bounds: Mapping[str, Sequence[float]]) -> bool:
     missing = [name for name in MEASURES if name not in bounds]
     if missing:
         raise EmotraceError(f"is_fluent: the bounds lack {', '.join(missing)}; make them with fluency_bounds.")
+    for name in MEASURES:
+        if not bounds[name][0] <= bounds[name][1]:
+            raise EmotraceError(f"is_fluent: the bounds of {name} are {list(bounds[name])}; the lower one first.")
     values = {name: _measure(row, name) for name in MEASURES}
     return all(math.isfinite(v) and bounds[name][0] <= v <= bounds[name][1] for name, v in values.items())
 

@@ -27,6 +27,7 @@ def collapsed(score: float, best: float) -> bool:
 @typed
 def layer_windows(n_layers: int) -> list[list[int]]:
     """Contiguous layer ranges to try: all, the first five, four, three, two and one sixths, middles, last half and thirds."""
+    arguments.whole("layer_windows(n_layers)", n_layers, 1)
     spans = [
         (0.0, 1.0),
         (0.0, 5 / 6),

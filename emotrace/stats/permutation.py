@@ -95,12 +95,14 @@ def exchange(hits: ArrayLike, counts: ArrayLike, *, permutations: int = 10_000, 
         (p, whether it is exact).
 
     Raises:
-        EmotraceError: for arrays of other shapes, values that are not finite, or an arm without a reply.
+        EmotraceError: for arrays of other shapes, values that are not finite, more hits than replies, or an arm without a reply.
     """
     arguments.resampling("exchange", seed, permutations=permutations)
     h, n = arguments.values("exchange(hits)", hits), arguments.values("exchange(counts)", counts)
     if h.ndim != 2 or len(h) != 2 or h.shape != n.shape or not (np.isfinite(h).all() and np.isfinite(n).all()):
         raise EmotraceError(f"exchange takes finite [2, cluster] hits and counts, not arrays {h.shape} and {n.shape}.")
+    if (h < 0).any() or (h > n + 1e-9).any():
+        raise EmotraceError("exchange: a cluster has more hits than replies, or fewer than none.")
     if permutations < 1 or (n.sum(1) <= 0).any():
         raise EmotraceError(f"exchange: {n.sum(1).tolist()} replies, {permutations} permutations; at least 1 of each.")
     clusters = h.shape[1]

@@ -59,6 +59,10 @@ def test_a_share_that_the_design_fixes_has_no_interval():
         (lambda: replies.fluency_bounds([]), "perplexity"),
         (lambda: replies.fluency_bounds([row(0, meta={"length": 3})]), "s_00__positive__anger"),
         (lambda: replies.is_fluent(row(0, meta={}), {"length": [0, 1]}), "fluency_bounds"),
+        (
+            lambda: replies.is_fluent(row(0), dict.fromkeys(("perplexity", "length", "repetition"), (1, 0))),
+            "the lower one first",
+        ),
     ],
 )
 def test_bad_input(call, word):

@@ -55,6 +55,8 @@ def test_without_bounds_or_dose_zero():
     assert table["fluent"].isna().all()
     with pytest.raises(EmotraceError, match="no rows"):
         dose_table([])
+    with pytest.raises(EmotraceError, match="the dose of a row is nan"):
+        dose_table([{**ROWS[0], "dose": math.nan}])
     with pytest.raises(EmotraceError, match="has no 'dose'"):
         dose_table([{k: v for k, v in ROWS[0].items() if k != "dose"}])
 

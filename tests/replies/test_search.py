@@ -104,3 +104,5 @@ def test_the_best_dose_and_the_first_above_it_that_collapses():
     for bad in (table.assign(on_target_fluent=np.nan), table.loc[table["dose"] <= 0], table.drop(columns="dose")):
         with pytest.raises(EmotraceError, match="dose"):
             replies.best_dose(bad)
+    with pytest.raises(EmotraceError, match="at least 1"):
+        replies.layer_windows(0)

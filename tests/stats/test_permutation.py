@@ -51,6 +51,8 @@ def test_p_is_uniform_without_a_difference():
 
 
 def test_refusals():
+    with pytest.raises(EmotraceError, match="more hits than replies"):
+        stats.exchange([[3, 0], [0, 1]], [[1, 1], [1, 1]])
     with pytest.raises(EmotraceError, match=r"shape \(0,\)"):
         stats.sign_flip([])
     with pytest.raises(EmotraceError, match="at least 1"):
