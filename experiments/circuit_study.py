@@ -30,6 +30,8 @@ READ = 8
 """Training skeletons whose accepted prompted replies are read token by token."""
 NEURONS, TOKENS = 3, 4
 """Of each emotion's circuit so many neurons are shown, with so many tokens each."""
+TRAINING = "prompt (training)"
+"""What the page calls the method of the replies that are read token by token."""
 
 
 class Searched(NamedTuple):
@@ -53,10 +55,14 @@ class Read(NamedTuple):
         tokens: one row per emotion, neuron and rank, of `attribution.top_prompts`; ``emotion`` says whose neuron it is, ``asked``
             what the prompt asks for.
         record: for report.json: which replies, and the tokens.
+        rows: of these replies, under the method `TRAINING`.
+        projection: ``[token]``: how far each token lies along the direction of the emotion that was asked for.
     """
 
     tokens: pd.DataFrame
     record: dict[str, Any]
+    rows: list[Row]
+    projection: xr.DataArray
 
 
 @dataclass(frozen=True)
@@ -197,12 +203,14 @@ class Study(Evaluation):
         prompted: Sequence[Row],
         circuit: et.Circuit,
         neurons: xr.Dataset | None,
+        dirs: xr.DataArray,
         out: Path,
         seed: int,
     ) -> Read | None:
-        """Where in accepted replies the neurons of a circuit are highest; None for a circuit without neurons, or no such reply.
+        """Where in accepted replies the neurons of a circuit are highest, and how far each token lies along its direction.
 
-        The layers of these neurons are captured once, at the reply tokens of the first `READ` skeletons (spread over themes).
+        The layers of these neurons are captured once, at the reply tokens of the first `READ` skeletons (spread over themes); the
+        projection is on the residual stream after the last of them. None for a circuit without neurons, or no such reply.
         """
         table = circuit.components.query("kind == 'neuron'").rename(columns={"index": "unit"})
         shown = table.sort_values("score", ascending=False, kind="stable").groupby("emotion", sort=False).head(NEURONS)
@@ -219,8 +227,9 @@ class Study(Evaluation):
         where: dict[str, Any] = {
             "layers": list(units), "positions": "generated", "out": out, "batch_size": self.batch_size, "seed": seed
         }  # fmt: skip
-        print(f"neurons at the reply tokens of {of}: {et.capture.plan(self.model, replied, 'neuron', **where)}")
-        acts = et.capture(self.model, replied, "neuron", **where)
+        sites = ["neuron", "resid_post"]
+        print(f"neurons at the reply tokens of {of}: {et.capture.plan(self.model, replied, sites, **where)}")
+        acts = et.capture(self.model, replied, sites, **where)
         found = [attribution.top_prompts(acts, layer, some_units, k=TOKENS) for layer, some_units in units.items()]
         named = shown.filter(["emotion", "layer", "unit", "score"])
         named = named.sort_values(["emotion", "score"], ascending=[True, False])
@@ -233,7 +242,11 @@ class Study(Evaluation):
             "of": of, "n_replies": len(replied), "n_tokens": len(acts), "skeletons": skeletons, "store": out.name,
             "selection": acts.selection, "plan_digest": acts.attrs["plan_digest"], "tokens": lines,
         }  # fmt: skip
-        return Read(tokens, record)
+        record["projected"] = {"site": "resid_post", "layer": max(units)}
+        along = directions.project(acts, dirs.sel(sublayer=["resid_post"], layer=[max(units)]))
+        along = along.squeeze([d for d in along.dims if d in ("layer", "sublayer")], drop=True)
+        own = along.sel(direction=xr.DataArray(along["emotion"].values, dims="token"))
+        return Read(tokens, record, [{**row, "method": TRAINING} for row in rows], own)
 
     def views(
         self,

@@ -40,7 +40,7 @@ import circuit_prompts
 import circuit_protocol
 import circuit_refits
 import typer
-from circuit_study import Study, comparison
+from circuit_study import TRAINING, Study, comparison
 
 import emotrace as et
 from emotrace import acceptance, attribution, circuits, replies, report, shipped
@@ -226,7 +226,7 @@ def main(
         if lm.sites.has(COMPONENTS[kind].site)
     }
     print(circuit)
-    read = study.read(fitting, prompted, circuit, scores.get("neurons"), run.path("reply_tokens.zarr"), seed)
+    read = study.read(fitting, prompted, circuit, scores.get("neurons"), dirs, run.path("reply_tokens.zarr"), seed)
 
     # 5. What the components do, and what to choose, on held-out training skeletons.
     trial, trial_plain = (p.where(skeleton_id=sorted(held)).limit(middle) for p in (prompts, plain))
@@ -325,8 +325,9 @@ def main(
     inside["reply_tokens"] = read.tokens if read else None
     inside |= study.views(fitting, stored, dirs, scores.get("neurons"), scores.get("heads"))
     page = report.write(
-        run.out, result, rows, directions=dirs, agnosticism=agnosticism, manifest=run.manifest, circuits=inside
-    )
+        run.out, result, [*rows, *(read.rows if read else [])], directions=dirs, agnosticism=agnosticism, manifest=run.manifest,
+        circuits=inside, projections={TRAINING: read.projection} if read else None,
+    )  # fmt: skip
     for method, table in result["accuracy_fluent"].items():
         low, high = table["overall"]["ci95"]
         blind = result["accuracy"][method]["overall"]["value"]

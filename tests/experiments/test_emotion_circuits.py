@@ -7,6 +7,7 @@ import html
 import importlib.util
 import inspect
 import json
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -277,6 +278,12 @@ def test_the_report_says_at_which_reply_tokens_the_neurons_of_the_circuit_are_hi
         assert values[at.index[0]] == pytest.approx(row["activation"])
         assert at["token_text"].item() == row["token_text"]
     page = (done / "report.html").read_text()
+    data = json.loads(re.search(r'id="replies-data">(.*?)</script>', page, re.S)[1])
+    dirs = et.directions.load(done / "directions").sel(sublayer=["resid_post"], layer=[found["projected"]["layer"]])
+    along = et.directions.project(acts, dirs).squeeze(drop=True)
+    own = [float(f"{along.sel(direction=e).values[i]:.3g}") for i, e in enumerate(tokens["emotion"])]
+    assert sorted(v for spoken in data["tokens"].values() for _, v in spoken) == sorted(own)
+    assert {data["methods"][data["rows"][int(at)][1]] for at in data["tokens"]} == {"prompt (training)"}
     assert found["of"] in page
     assert 'id="reply-tokens"' in page
     assert len(pd.read_csv(done / "tables" / "reply_tokens.csv")) == len(lines)
