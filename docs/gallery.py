@@ -22,7 +22,10 @@ STUDIES = {
     "circuit_discovery": ("Circuit discovery", "--limit 8 --pairs-per-skeleton 1 --exact-pairs 0 --edges 20"),
     "emotion_vectors": ("Emotion vectors", "--limit 3 --doses 0.5,1,2 --draws 1"),
     "goemotions_steering": ("GoEmotions steering", "--limit 4 --doses 0.5,1,2 --draws 1"),
-    "emotion_knowledge": ("Emotion knowledge", "--emotions joy,love,pride,fear,anger,sadness,grief,disgust --seeds 1,2 --epochs 1 --limit 8 --draws 2 --k 20"),
+    "emotion_knowledge": (
+        "Emotion knowledge",
+        "--emotions joy,love,pride,fear,anger,sadness,grief,disgust --seeds 1,2 --epochs 1 --limit 8 --draws 20 --k 20",
+    ),
 }
 """Study → its title, and the flags of its small run."""
 ENDINGS = (".svg", ".png")

@@ -187,7 +187,8 @@ def main(
     run.finish()
     title = f"The {edges} edges that carry the emotion word to resid_post {at}"
     graph = None if found is None else report.circuit_graph(found.circuit, found.scores, title)
-    page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest)
+    about = report.Page(title="Circuit discovery")
+    page = report.publish(run.out, result, _shown(result, curves, graph), _tables(result), run.manifest, about)
     _tell(result)
     print(f"report: {page}")
 

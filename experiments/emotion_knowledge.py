@@ -51,6 +51,7 @@ from emotrace.stats.permutation import p_said
 DATA = Path(__file__).resolve().parent.parent / "data"
 OURS = {"limit": 48, "length": 8, "epochs": 6, "learning_rate": 0.05, "batch_size": 16}
 """Soft prompts for a small model and few texts."""
+TITLE = "Emotion knowledge"
 ILLUSTRATIVE = (
     "The ratings are illustrative: synthetic numbers written for this project, not measured on people. What is said of the human "
     "side on this page describes that file."
@@ -206,7 +207,7 @@ def main(
         tables["paired_tests"] = rsa.paired_tests(drops, units=plan.units, rule=plan.rule)
     answers = Shown("prompts", "How well the soft prompts answer", knowledge.tuned_accuracy(table, plan.part))
     shown = [answers, *alike.shown, *study.masked_figures(masks, drops, tests, alike.human_side, link, plan)]
-    page = report.publish(run.out, result, shown, tables, run.manifest)
+    page = report.publish(run.out, result, shown, tables, run.manifest, report.Page(title=TITLE))
     print(alike.told)
     for row in tests.to_dict("records"):
         print(f"{row['attribute']:>18}, k {row['k']:>4}: selective {row['selective']:6.1%}, random {row['random']:6.1%}, "
@@ -274,8 +275,10 @@ def _alike(
         "neurons": neurons,
     }  # fmt: skip
     tables = {
-        "apart": (study.most(apart), "How far the neurons of an emotion's prompts are from those of the others: 1 − cosine of "
-                                     "the mean patterns of a layer, where most, and mean over layers."),
+        "emotions_apart": (
+            study.most(apart), "How far the neurons of an emotion's prompts are from those of the others: 1 − cosine of the mean "
+            "patterns of a layer, where most, and mean over layers.",
+        ),
         "rsa_by_attribute": by_attribute.assign(human=human_side).to_dataframe().reset_index(),
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
@@ -304,7 +307,7 @@ def _publish_untuned(
     }  # fmt: skip
     write_json(run.path("report.json"), result)
     run.finish()
-    page = report.publish(run.out, result, alike.shown, alike.tables, run.manifest)
+    page = report.publish(run.out, result, alike.shown, alike.tables, run.manifest, report.Page(title=TITLE))
     print(f"{alike.told}\n{lm.sites.identity['backend']}: {lm.sites.remote.traffic}\nreport: {page}")
 
 

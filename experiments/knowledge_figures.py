@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from emotrace.report import style
@@ -21,6 +22,8 @@ from emotrace.stats.permutation import p_said
 SELECTIVE, RANDOM, UNMASKED = "#D55E00", "#777777", "#0072B2"
 BINS: Final = 256
 """Most columns of a map of neurons; where there are more units, a column counts several."""
+DRAWS: Final = 19
+"""Random masks, at least, of which one in twenty would be beaten by chance."""
 
 
 def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Picture:
@@ -47,7 +50,7 @@ def tuned_accuracy(table: pd.DataFrame, part: str = "test") -> Picture:
     ax.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     names = [f"{e} (n = {int(n)})" for e, n in zip(found.index, found["n"], strict=True)]
     ax.set_yticks(range(len(found)), names, fontsize=8.5)
-    ax.set_xlim(min(0.35, *(lo for lo, _ in low)), 1.02)
+    ax.set_xlim(min(0.35, *(lo - 0.02 for lo, _ in low)), 1.02)
     return figure
 
 
@@ -64,11 +67,12 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     down = math.ceil(len(rdms) / across)
     r, explained, partial = float(fit["correlation"]), float(control["explained"]), float(control["partial"])
     mantel = p_said(float(fit["p_mantel"]), 1 / (1 + permutations))
+    lo, hi = (style.signed(float(fit[name])) for name in ("lo", "hi"))
     caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
-        Pearson correlation is {r:+.3f} [{float(fit["lo"]):+.3f}, {float(fit["hi"]):+.3f}] (bootstrap over emotions and
-        seeds), Mantel p {mantel} ({permutations:,} shuffles of the emotions). Of r² the
-        words of the texts and the embeddings of the names give {explained:.0%}; with them held constant r is {partial:+.3f}."""
-    figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {r:+.2f}", caption)
+        Pearson correlation is {style.signed(r)} [{lo}, {hi}] (bootstrap over emotions and seeds), Mantel p {mantel}
+        ({permutations:,} shuffles of the emotions). Of r² the words of the texts and the embeddings of the names give
+        {explained:.0%}; with them held constant r is {style.signed(partial)}."""
+    figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {style.signed(r)}", caption)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for ax in panels[len(rdms) :]:
         ax.set_axis_off()
@@ -113,7 +117,7 @@ def selective_counts(significant: xr.DataArray, level: float, rule: str, permuta
     rows = [f"{n} ({int(t):,})" for n, t in zip(names, total, strict=True)]
     image = heat(ax, values, [str(i) for i in layers], rows, text=lambda n: f"{int(n):,}", vmin=0)
     style.titled(ax, x="layer")
-    scale(figure, image, ax=ax, shrink=0.7)
+    scale(figure, image, ax=ax, shrink=0.7, ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -146,7 +150,7 @@ def top_neurons(masked: xr.DataArray) -> Picture:
         style.titled(ax, names[i], size=9.5)
         step = max(1, math.ceil(len(layers) / 6))
         ax.set_yticks(range(0, len(layers), step), [str(n) for n in layers[::step]])
-        ax.tick_params(labelsize=8, colors=INK, length=2)
+        ax.tick_params(labelsize=8, colors=INK, length=2, labelbottom=i + across >= len(names))
     figure.supxlabel("unit", fontsize=10, color=INK)
     figure.supylabel("layer", fontsize=10, color=INK)
     return figure
@@ -158,19 +162,23 @@ def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame, part: str 
     Args:
         drops: of `rsa.drops`, with unmasked accuracies.
         k: neurons masked.
-        tests: of `rsa.draw_tests`; an attribute whose selective mask hurts more than 95 % of the draws gets a star.
+        tests: of `rsa.draw_tests`; an attribute whose selective mask hurts more than 95 % of the draws gets a star, where there
+            are enough draws for that.
         part: whose accuracy it is.
     """
     here: Any = drops[drops["k"] == k]
     names = list(dict.fromkeys(here["attribute"]))
     means = here.groupby(["attribute", "emotion"])[["selective", "random", "unmasked"]].mean()
     unmasked = float(means["unmasked"].mean())
-    rows: Any = tests[(tests["k"] == k) & (tests["hurts_more"] > 0.95)]
+    drawn: Any = tests[tests["k"] == k]
+    rows: Any = drawn[(drawn["hurts_more"] > 0.95) & (drawn["n_draws"] >= DRAWS)]
     starred = set(rows["attribute"])
     claim = f"{len(starred)} of {len(names)} selective masks of {k:,} neurons hurt more than 95 % of random ones"
+    if (few := int(drawn["n_draws"].min())) < DRAWS:
+        claim = f"Selective masks of {k:,} neurons beside {few} random ones: too few for a test"
     caption = f"""Mean accuracy of the prompts on {part}, with 95 % t-intervals over emotions. A star: the mean with the
-        selective mask is below that of more than 95 % of the random masks of the same size; one attribute in twenty would
-        be by chance."""
+        selective mask is below that of more than 95 % of at least {DRAWS} random masks of the same size; one attribute in twenty
+        would be by chance."""
     figure = style.canvas(4.2, claim, caption)
     ax = style.axes(figure.subplots(), "", "", "accuracy")
     for i, name in enumerate(names):
@@ -184,7 +192,7 @@ def masked_accuracy(drops: pd.DataFrame, k: int, tests: pd.DataFrame, part: str 
         unmasked, color=UNMASKED, linewidth=1, linestyle=(0, (4, 3)), label=f"no mask, {style.percent(unmasked, 1)}"
     )
     ax.set_xticks(range(len(names)), [f"{n}{' *' if n in starred else ''}" for n in names], rotation=40, ha="right")
-    ax.legend(fontsize=9, frameon=False, loc="best")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 

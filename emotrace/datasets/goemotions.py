@@ -5,7 +5,9 @@ Source: Demszky et al. 2020, arXiv 2005.00547. Class ids are places in `LABELS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +49,7 @@ GROUPINGS: Final[Mapping[str, Mapping[str, str]]] = {
 """The two groupings of the paper: label → group."""
 
 _ID = ("ids", "id", "comment_id", "text_id")
+_TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,15 @@ def read_goemotions(
     """The texts of a GoEmotions file or data set, checked row by row.
 
     Args:
-        source: a ``.csv`` with the columns ``text, classes, ids`` and one 0/1 column per label (``classes`` holds the ids,
-            joined by commas); the authors' ``.tsv`` without a header (text, class ids, comment id); ``.json``, ``.jsonl``,
-            ``.parquet``, ``.arrow`` or a saved data set with ``text``, ``labels`` (a list of class ids or names) and ``id``
-            (optional); or a hub id, e.g. ``google-research-datasets/go_emotions``.
+        source: a table in any of the layouts that are about:
+
+            * ``text``, ``labels`` (or ``classes``: class ids or names, a list or joined by commas or blanks, in brackets or not)
+              and ``id`` (or ``ids``; optional), with one 0/1 column per label or without: ``.csv``, ``.json``, ``.jsonl``,
+              ``.parquet``, ``.arrow``, a saved data set, or a hub id, e.g. ``google-research-datasets/go_emotions``;
+            * the authors' ``.tsv`` without a header: text, class ids, comment id;
+            * the raw one: ``text``, ``id`` and one 0/1 column per label. With ``rater_id`` a row is what one rater said; as
+              published, a text has the labels that two of its raters gave (of its only rater, all), and one without any is
+              left out, as are rows that are ``example_very_unclear``.
         split: of a data set that has several.
         config: of a hub id.
 
@@ -85,13 +93,21 @@ def read_goemotions(
     table = open_table(source, split=split, config=config, columns=("text", "labels", "id"))
     out: list[LabelledText] = []
     seen: set[str] = set()
+    rated: dict[str, list[LabelledText]] = {}
     for where, row in table.rows:
+        if str(row.get("example_very_unclear")).lower() in _TRUE:
+            continue
         given = next((row[name] for name in _ID if row.get(name) not in (None, "")), None)
         ident = f"{split}_{len(out)}" if given is None else str(given)
-        if ident in seen:
+        if "rater_id" not in row and ident in seen:
             raise EmotraceError(f"{where}: the id {ident!r} occurs twice.")
         seen.add(ident)
-        out.append(LabelledText(ident, text_of(row, "text", where), tuple(_names(row, where, table))))
+        text = LabelledText(ident, text_of(row, "text", where), tuple(_names(row, where, table)))
+        if "rater_id" in row:
+            rated.setdefault(ident, []).append(text)
+        else:
+            out.append(text)
+    out += _agreed(rated.values())
     if not out:
         raise EmotraceError(f"{table.name} has no rows.")
     return out
@@ -184,20 +200,38 @@ def _grouping(grouping: str | Mapping[str, str] | None) -> Mapping[str, str]:
 def _names(row: Mapping[str, Any], where: str, table: SourceTable) -> Iterator[str]:
     """Labels of a row: its classes, checked against its 0/1 columns where it has them."""
     column = next((name for name in ("labels", "classes") if name in row), None)
+    marked = None if column == "labels" else _marked(row, where)
     if column is None:
-        have = ", ".join(row) or "nothing"
-        raise EmotraceError(f"{where}: field 'labels' (or 'classes') is missing (the row has: {have}).")
-    known = table.classes.get(column, LABELS)
-    given = row[column]
-    items = [x.strip() for x in given.split(",")] if isinstance(given, str) else given
-    if not isinstance(items, (list, tuple)):
-        items = [items]
-    places = {_place(item, known, where) for item in items if item != ""}
+        if marked is None:
+            have = ", ".join(row) or "nothing"
+            raise EmotraceError(
+                f"{where}: neither the field 'labels' (or 'classes') nor a 0/1 column per label (the row has: {have})."
+            )
+        places = marked
+    else:
+        known = table.classes.get(column, LABELS)
+        given = row[column]
+        items = [x.strip("'\"") for x in re.split(r"[\s,]+", given.strip("[] "))] if isinstance(given, str) else given
+        places = {
+            _place(item, known, where)
+            for item in (items if isinstance(items, (list, tuple)) else [items])
+            if item != ""
+        }
+        for i, name in enumerate(LABELS):
+            if marked is not None and (i in marked) != (i in places):
+                raise EmotraceError(f"{where}: column {name!r} is {row[name]}, but 'classes' is {row['classes']!r}.")
     if not places:
         raise EmotraceError(f"{where}: the text has no label.")
-    if column == "classes":
-        _check_columns(row, places, where)
     return (LABELS[i] for i in sorted(places))
+
+
+def _agreed(rated: Iterable[Sequence[LabelledText]]) -> Iterator[LabelledText]:
+    """Of each text's raters: the labels that two of them gave, of an only one all; nothing where none is left."""
+    for mine in rated:
+        votes = Counter(name for one in mine for name in one.labels)
+        kept = tuple(name for name in LABELS if votes[name] >= min(2, len(mine)))
+        if kept:
+            yield LabelledText(mine[0].text_id, mine[0].text, kept)
 
 
 def _place(item: object, known: Sequence[str], where: str) -> int:
@@ -213,12 +247,18 @@ def _place(item: object, known: Sequence[str], where: str) -> int:
     return LABELS.index(name)
 
 
-def _check_columns(row: Mapping[str, Any], places: set[int], where: str) -> None:
+def _marked(row: Mapping[str, Any], where: str) -> set[int] | None:
+    """Places in `LABELS` of the row's 0/1 columns that are 1; None where it has no such columns."""
     missing = [name for name in LABELS if name not in row]
+    if len(missing) == len(LABELS):
+        return None
     if missing:
         raise EmotraceError(f"{where}: the column {missing[0]!r} is missing; a label has a 0/1 column each.")
+    found = set()
     for i, name in enumerate(LABELS):
-        if row[name] not in ("0", "1"):
+        value = str(row[name]).lower()
+        if value not in (*_TRUE, *_FALSE):
             raise EmotraceError(f"{where}: column {name!r} holds {row[name]!r}, not 0 or 1.")
-        if (row[name] == "1") != (i in places):
-            raise EmotraceError(f"{where}: column {name!r} is {row[name]}, but 'classes' is {row['classes']!r}.")
+        if value in _TRUE:
+            found.add(i)
+    return found

@@ -54,7 +54,7 @@ def open_table(
             a folder of `datasets.Dataset.save_to_disk` (these need the extra ``hub``); or a hub id.
         split: of a data set that has several; a file holds one.
         config: of a hub id.
-        columns: names of the columns of a ``.tsv`` file without a header.
+        columns: names of the columns of a ``.tsv`` file without a header (one that has them all in its first line has one).
 
     Raises:
         EmotraceError: for a missing or unreadable file, an absent extra, or a data set that cannot be fetched.
@@ -67,7 +67,7 @@ def open_table(
         if not path.is_file():
             raise EmotraceError(f"{path}: no such file.")
         if suffix in (".csv", ".tsv"):
-            return SourceTable(str(path), _delimited(path, "\t" if suffix == ".tsv" else ",", columns))
+            return SourceTable(str(path), _delimited(path, suffix, columns))
         if suffix == ".jsonl":
             return SourceTable(str(path), read_jsonl(path))
         if suffix == ".json":
@@ -93,10 +93,15 @@ def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _delimited(path: Path, mark: str, columns: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    quoting = csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=mark, quoting=quoting, strict=True)
-    names = list(columns) if columns is not None and mark == "\t" else None
+def _delimited(path: Path, suffix: str, columns: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a CSV, whose cells may be parted by semicolons or tabs, too, where its header has no comma, or of a TSV."""
+    text = read_text(path)
+    header = text.split("\n", 1)[0].rstrip("\r")
+    tabs = suffix == ".tsv"
+    mark = "\t" if tabs else next((m for m in ",;\t" if m in header), ",")
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, quoting=quoting, strict=True)
+    names = list(columns) if columns is not None and tabs and not set(columns) <= set(header.split(mark)) else None
     while True:
         where = f"{path}:{reader.line_num + 1}"
         try:

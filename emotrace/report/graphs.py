@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ def circuit_graph(mask: xr.DataArray, scores: xr.Dataset | xr.DataArray | None =
     )  # fmt: skip
     ax = figure.add_subplot()
     ax.axis("off")
+    width, height = (72 * float(inches) for inches in figure.get_size_inches())
     widths = np.abs(sizes)
     widths = 0.6 + 3.4 * widths / (widths.max() or 1.0)
     order = np.argsort(widths)
@@ -77,9 +79,11 @@ def circuit_graph(mask: xr.DataArray, scores: xr.Dataset | xr.DataArray | None =
             else 0.12 * np.sign((x1 - x0) or 1) * min(1.0, (y1 - y0) / 4)
         )
         bend += BENDS.get(part, 0.0)
+        rise = (x1 - x0) * width / 1.08, (y1 - y0) * height / len(rows)
         ax.add_patch(
             FancyArrowPatch(
-                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=8, shrinkA=11, shrinkB=11,
+                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=8,
+                shrinkA=_to_edge(source, *rise), shrinkB=_to_edge(target, *rise),
                 connectionstyle=f"arc3,rad={bend:.3f}", linewidth=float(widths[i]), linestyle=LINES[part],
                 color=RAISES if sizes[i] >= 0 else LOWERS, alpha=0.75, zorder=1,
             )
@@ -114,6 +118,13 @@ def _drawn(
         lines += [(source[i], node, str(mask["input"].values[i])) for node in heads]
         sizes += [weights[i]] * len(heads)
     return lines, np.array(sizes)
+
+
+def _to_edge(name: str, x: float, y: float) -> float:
+    """Points from the middle of a name's box to just outside it, along (x, y)."""
+    length = math.hypot(x, y) or 1.0
+    half_width, half_height = 2.6 * len(name) + 5, 9.0
+    return min(half_width * length / max(abs(x), 1e-9), half_height * length / max(abs(y), 1e-9)) + 2
 
 
 def _row(name: str) -> float:

@@ -216,7 +216,7 @@ def _tables(tables: Mapping[str, Table]) -> list[Grid]:
             table[1],
             list(map(str, table[0].columns)),
             [[_cell(v) for v in row] for row in table[0].itertuples(index=False)],
-            name,
+            name.replace("_", " ").capitalize(),
         )
         for name, table in tables.items()
         if isinstance(table, tuple)

@@ -5,6 +5,7 @@ import json
 import sys
 import types
 
+import pandas as pd
 import pytest
 
 from emotrace.datasets import class_counts, goemotions, read_goemotions
@@ -43,8 +44,31 @@ def test_every_form_of_the_file_gives_the_same_texts(tmp_path):
     assert read_goemotions(tmp_path / "hub.jsonl") == TEXTS
     flat = TEXTS[1:]  # the authors' files hold no line breaks
     lines = "".join(f"{t.text}\t{','.join(map(str, ids(t)))}\t{t.text_id}\n" for t in flat)
-    (tmp_path / "dev.tsv").write_text(lines, encoding="utf-8")
-    assert read_goemotions(tmp_path / "dev.tsv") == flat
+    for name, begun in (("dev.tsv", ""), ("headed.tsv", "text\tlabels\tid\n")):
+        (tmp_path / name).write_text(begun + lines, encoding="utf-8")
+        assert read_goemotions(tmp_path / name) == flat
+    for name, mark, said in (
+        ("numpy", ",", lambda t: f"[{' '.join(map(str, ids(t)))}]"),
+        ("lists", ";", lambda t: list(t.labels)),
+    ):
+        rows = [[t.text, said(t), t.text_id] for t in TEXTS]
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter=mark).writerows([["text", "labels", "id"], *rows])
+        assert read_goemotions(tmp_path / f"{name}.csv") == TEXTS
+    assert read_goemotions(one_hot(tmp_path / "marked.csv", change=without("classes"))) == TEXTS
+
+
+def test_of_raw_rows_the_labels_that_two_raters_gave_count(tmp_path):
+    said = [("a", 1, "anger"), ("a", 2, "anger annoyance"), ("a", 3, "joy annoyance"), ("b", 1, "joy"), ("b", 2, "fear"),
+            ("c", 1, "joy love"), ("d", 1, "")]  # fmt: skip
+    rows = [
+        {"text": f"Text {ident}.", "id": ident, "rater_id": rater, "example_very_unclear": ident == "d"}
+        | {name: int(name in labels.split()) for name in LABELS}
+        for ident, rater, labels in said
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "raw.csv", index=False)
+    found = {t.text_id: t.labels for t in read_goemotions(tmp_path / "raw.csv")}
+    assert found == {"a": ("anger", "annoyance"), "c": ("joy", "love")}
 
 
 def test_rows_without_ids_are_numbered(tmp_path):
@@ -71,7 +95,10 @@ def without(column):
 BROKEN = {
     "no column": (without("grief"), r"f\.csv:2: the column 'grief' is missing"),
     "no text column": (without("text"), r":2: field 'text' is missing.*the row has: classes, ids"),
-    "no classes": (without("classes"), r":2: field 'labels' \(or 'classes'\) is missing"),
+    "no classes": (
+        lambda rows: [row.__delitem__(slice(3, None)) or row.__delitem__(1) for row in rows],
+        r":2: neither the field 'labels' \(or 'classes'\) nor a 0/1 column per label \(the row has: text, ids\)",
+    ),
     "contradiction": (cell(2, "joy", "0"), r":4: column 'joy' is 0, but 'classes' is '17'"),
     "second class": (cell(3, "fear", "1"), r":5: column 'fear' is 1"),
     "half a label": (cell(4, "pride", "0.5"), r":6: column 'pride' holds '0.5'"),

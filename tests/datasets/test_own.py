@@ -39,6 +39,16 @@ def test_every_other_column_is_a_label(tmp_path, suffix):
     assert found.label_names == ("mood", "year")
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_cells_of_a_csv_may_be_parted_otherwise(tmp_path, mark):
+    """As spreadsheets of some countries write them, with a byte order mark; commas in a text part nothing."""
+    path = tmp_path / "mine.csv"
+    pd.DataFrame(ROWS).to_csv(path, index=False, sep=mark, encoding="utf-8-sig")
+    found = read_prompts(path)
+    assert [p.text for p in found] == [row["text"] for row in ROWS]
+    assert found.label_names == ("mood", "year")
+
+
 def test_messages_and_keys(tmp_path):
     rows = [{"key": f"k{i}", "chat": json.dumps(CHAT), "text": "a label here", "mood": ""} for i in range(2)]
     found = read_prompts(write(tmp_path, ".csv", rows), messages_column="chat", limit=1)

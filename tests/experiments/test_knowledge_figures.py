@@ -76,11 +76,14 @@ def test_maps_count_units_that_share_a_column(monkeypatch):
 
 def test_stars_go_to_masks_that_hurt_more_than_95_percent_of_the_draws():
     tests = pd.DataFrame(
-        {"k": [5, 5, 5], "attribute": ["valence", "arousal", "control"], "hurts_more": [1.0, 0.2, 0.95]}
+        {"k": 5, "attribute": ["valence", "arousal", "control"], "hurts_more": [1.0, 0.2, 0.95], "n_draws": 20}
     )
     figure = knowledge.masked_accuracy(table(), 5, tests)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["valence *", "arousal", "control"]
     assert figure.get_suptitle().startswith("1 of 3 selective masks of 5 neurons")
+    few = knowledge.masked_accuracy(table(), 5, tests.assign(n_draws=2))
+    assert few.get_suptitle().endswith("beside 2 random ones: too few for a test")
+    assert [t.get_text() for t in few.axes[0].get_xticklabels()] == ["valence", "arousal", "control"]
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     mean = table().query("attribute == 'valence'")["selective"].mean()
     assert lines["selective neurons masked"][0] == pytest.approx(mean)
