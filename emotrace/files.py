@@ -31,7 +31,7 @@ def read_text(path: str | Path) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EmotraceError(f"{path} is not UTF-8 text: {error}.") from None
+        raise EmotraceError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from None
 
 
 def read_bytes(path: str | Path) -> bytes:

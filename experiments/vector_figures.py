@@ -82,7 +82,9 @@ def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "", cap
     other.set_ylabel("distinct words, share", fontsize=10, color=INK)
     other.tick_params(labelsize=9, colors=INK)
     handles = [*below.get_lines(), *other.get_lines()]
-    below.legend(handles=handles, fontsize=9, frameon=False, loc="center right")
+    below.legend(
+        handles=handles, fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles)
+    )
     return figure
 
 

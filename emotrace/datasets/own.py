@@ -32,7 +32,7 @@ def read_prompts(
 
     Returns:
         Prompts in the order of the file; the key is the column ``key``, or the number of the row from 0. Empty cells are no
-        labels.
+        labels, nor is a column without a name (the row numbers that pandas writes).
 
     Raises:
         EmotraceError: naming file and row, for an unknown column, an empty text, broken messages, a label that is neither text
@@ -41,7 +41,8 @@ def read_prompts(
     if text_column is not None and messages_column is not None:
         raise EmotraceError(f"text_column={text_column!r} and messages_column={messages_column!r}: name one of them.")
     column = messages_column if messages_column is not None else text_column
-    found = []
+    found: list[Prompt] = []
+    places: dict[str, str] = {}
     for where, row in open_table(path, split="train").rows:
         if column is None:
             column = TEXT if TEXT in row else MESSAGES
@@ -56,9 +57,12 @@ def read_prompts(
         content: dict[str, Any] = (
             {"messages": _messages(row[column], where)} if chat else {"text": text_of(row, column, where)}
         )
-        labels = {str(k): v for k, v in row.items() if k not in (column, KEY) and v is not None and v != ""}
+        labels = {str(k): v for k, v in row.items() if k not in (column, KEY, "") and v is not None and v != ""}
         key = row.get(KEY)
         key = str(len(found)) if key is None or key == "" else str(key)
+        if key in places:
+            raise EmotraceError(f"{where}: the key {key!r} occurs twice, first at {places[key]}; keys are identities.")
+        places[key] = where
         try:
             found.append(Prompt(key, labels=labels, **content))
         except EmotraceError as error:

@@ -43,7 +43,7 @@ def test_every_other_column_is_a_label(tmp_path, suffix):
 def test_cells_of_a_csv_may_be_parted_otherwise(tmp_path, mark):
     """As spreadsheets of some countries write them, with a byte order mark; commas in a text part nothing."""
     path = tmp_path / "mine.csv"
-    pd.DataFrame(ROWS).to_csv(path, index=False, sep=mark, encoding="utf-8-sig")
+    pd.DataFrame(ROWS).to_csv(path, sep=mark, encoding="utf-8-sig")  # its index is no label
     found = read_prompts(path)
     assert [p.text for p in found] == [row["text"] for row in ROWS]
     assert found.label_names == ("mood", "year")
@@ -64,7 +64,11 @@ def test_messages_and_keys(tmp_path):
         (ROWS, {"text_column": "txt"}, r"unknown column 'txt' in .*mine.csv:2. Did you mean 'text'"),
         ([{"words": "x"}], {}, r"no column 'text' or 'messages'.*--text-column\): words"),
         ([{"text": "x"}, {"text": " "}], {}, r"mine.csv:3: field 'text' is missing, empty"),
-        ([{"key": "a", "text": "x"}, {"key": "a", "text": "y"}], {}, "two prompts have the key 'a'"),
+        (
+            [{"key": "a", "text": "x"}, {"key": "a", "text": "y"}],
+            {},
+            r"mine.csv:3: the key 'a' occurs twice, first at .*mine.csv:2",
+        ),
         ([{"chat": "[{'role'"}], {"messages_column": "chat"}, r"mine.csv:2, messages"),
         (ROWS, {"text_column": "text", "messages_column": "mood"}, "name one of them"),
         (ROWS, {"limit": 0}, "limit=0"),
