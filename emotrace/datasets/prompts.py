@@ -12,6 +12,7 @@ from typing import Annotated, Any, overload
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_scalar
 
 from emotrace import arguments, shown
 from emotrace.labels import EmotraceError, Label, unknown
@@ -125,7 +126,7 @@ class Prompts(Sequence[Prompt]):
         if isinstance(source, (str, Prompt)):
             source = [source]
         if isinstance(source, pd.DataFrame):
-            source = source.to_dict("records")
+            source = _rows(source)
         if not isinstance(source, Iterable) or isinstance(source, Mapping):
             raise EmotraceError(
                 f"prompts are strings, message lists, token ids or Prompts, not {type(source).__name__}."
@@ -292,6 +293,18 @@ def spread(theme_of: Mapping[str, str], n: int) -> set[str]:
         picked += [queue[depth] for queue in queues.values() if depth < len(queue)]
         depth += 1
     return set(picked[:n])
+
+
+def _rows(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Rows of a table; a cell without a value (None, NaN, NA) is no label."""
+    given = {"text", "messages", "token_ids"}
+    if not given & set(table.columns):
+        have = ", ".join(map(str, table.columns)) or "none"
+        raise EmotraceError(
+            f"a table of prompts has a column text, messages or token_ids: rename one of its columns ({have})."
+        )
+    rows = table.to_dict("records")
+    return [{k: v for k, v in row.items() if k in given or not (is_scalar(v) and pd.isna(v))} for row in rows]
 
 
 def _prompt(i: int, item: Any) -> Prompt:

@@ -47,6 +47,8 @@ def test_of_rows_and_frames():
     assert prompts[0].messages == tuple(CHAT)
     assert (prompts[1].token_ids, prompts[1].reply_ids) == ((1, 2), (3,))
     assert rows[0]["key"] == "a", "the rows are not changed"
+    gaps = pd.DataFrame({"text": ["p", "q"], "mood": ["Wut", np.nan], "fold": pd.array([None, 2], dtype="Int64")})
+    assert [dict(p.labels) for p in Prompts.of(gaps)] == [{"mood": "Wut"}, {"fold": 2}]
     frame = pd.DataFrame({"key": ["x", "y"], "text": ["p", "q"], "fold": np.array([1, 2])})
     assert Prompts.of(frame).table.to_dict("list") == {"key": ["x", "y"], "fold": [1, 2]}
     assert Prompts.of([{"text": "a", "fold": np.int64(3)}])[0].labels == {"fold": 3}
@@ -65,6 +67,10 @@ NOT_PROMPTS = {
     "two contents": ([{"text": "a", "token_ids": [1]}], "exactly one"),
     "no content": ([{"emotion": "anger"}], "exactly one"),
     "text that is none": ([{"text": 5}], "text is a string, not 5"),
+    "no text": (
+        pd.DataFrame({"satz": ["a"], "mood": ["b"]}),
+        r"a column text, messages or token_ids: .* \(satz, mood\)",
+    ),
     "missing text": (pd.DataFrame({"text": ["a", np.nan]}), "text is a string, not nan"),
     "message without content": ([[{"role": "user"}]], "a message is"),
     "content that is no text": ([[{"role": "user", "content": 3}]], "a message is"),
