@@ -69,7 +69,6 @@ def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "", cap
         style.whisker(top, float(at), (float(lo), float(hi)), SERIES[0])
     if chosen is not None:
         top.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="chosen dose")
-    top.legend(fontsize=9, frameon=False)
     style.axes(below, "", "dose: multiple of the vector", "KL, nats a token")
     below.plot(
         x, lines["kl"].to_numpy(dtype=float), color=SERIES[4], marker="v", markersize=5, label="KL(base ‖ edited)"
@@ -81,10 +80,8 @@ def doses(table: pd.DataFrame, chosen: float | None = None, where: str = "", cap
     other.set_ylim(0, 1.05)
     other.set_ylabel("distinct words, share", fontsize=10, color=INK)
     other.tick_params(labelsize=9, colors=INK)
-    handles = [*below.get_lines(), *other.get_lines()]
-    below.legend(
-        handles=handles, fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles)
-    )
+    handles = [line for ax in (top, below, other) for line in ax.get_lines() if not line.get_label().startswith("_")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 
 
@@ -109,8 +106,8 @@ def geometry(vectors: xr.DataArray) -> Picture:
         left.plot(layers, norms[i], color=SERIES[i % 7], marker=MARKERS[i % 7], markersize=4, label=name)
     left.legend(fontsize=8, frameon=False)
     heat(
-        middle, cosines, names, names, turn=45, size=8.5, text="{:.2f}".format, cmap=style.SIGNED, vmin=-1, vmax=1,
-        aspect="equal",
+        middle, cosines, names, names, turn=45, size=8.5, text=lambda v: f"{v:.2f}".replace("-", "−"), cmap=style.SIGNED,
+        vmin=-1, vmax=1, aspect="equal",
     )  # fmt: skip
     style.titled(middle, "Cosine, mean over layers")
     flat = vectors.transpose("emotion", "layer", "dim").values.astype(np.float64)
