@@ -244,7 +244,7 @@ class Study(Evaluation):
         }  # fmt: skip
         record["projected"] = {"site": "resid_post", "layer": max(units)}
         along = directions.project(acts, dirs.sel(sublayer=["resid_post"], layer=[max(units)]))
-        along = along.squeeze([d for d in along.dims if d in ("layer", "sublayer")], drop=True)
+        along = along.squeeze([d for d in along.dims if d in ("layer", "sublayer")])
         own = along.sel(direction=xr.DataArray(along["emotion"].values, dims="token"))
         return Read(tokens, record, [{**row, "method": TRAINING} for row in rows], own)
 

@@ -28,7 +28,7 @@ class Data(NamedTuple):
         n: replies.
         seed: by which the order of the prompts was drawn.
         json: the data, safe inside a ``script`` element.
-        projected: what the number beside a token is; empty where none was captured.
+        projected: what the coloured replies are, and where they were read; empty where none was captured.
     """
 
     n: int
@@ -82,8 +82,8 @@ def data(rows: Iterable[Row], seed: int = 0, projections: Mapping[str, xr.DataAr
             )
     prompts = [_said(places[name][0]) for name in names]
     whole = {**found, "prompts": prompts, "texts": list(texts), "rows": lines, "tokens": tokens}
-    of = next((str(a.attrs.get("label") or "direction") for a in (projections or {}).values()), "") if tokens else ""
-    return Data(len(lines), seed, as_script(whole), of)
+    said = [_where(method, found) for method, found in (projections or {}).items()] if tokens else []
+    return Data(len(lines), seed, as_script(whole), "; ".join(said))
 
 
 def as_script(value: Any) -> str:
@@ -106,6 +106,13 @@ def _token_values(projections: Mapping[str, xr.DataArray]) -> dict[tuple[str, st
             rounded = float(f"{value:.3g}") if np.isfinite(value) else None
             out.setdefault((method, str(key)), []).append([str(text), rounded])
     return out
+
+
+def _where(method: str, found: xr.DataArray) -> str:
+    """``prompt (training): resid_post, layer 3``, as far as it is of one place."""
+    at = {name: found[name].item() for name in ("sublayer", "layer") if name in found.coords and not found[name].ndim}
+    place = ", ".join([str(at["sublayer"])] * ("sublayer" in at) + [f"layer {at['layer']}"] * ("layer" in at))
+    return f"{method}: {place}" if place else method
 
 
 def _order(row: Row, at: Mapping[str, Mapping[str, int]]) -> tuple[int, int, int, str, str]:

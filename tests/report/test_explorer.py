@@ -57,7 +57,8 @@ def test_projections_stand_at_the_tokens_of_their_method(rows):
     values = xr.DataArray(
         [0.12345, np.nan], dims="token", coords={"key": ("token", [key] * 2), "token_text": ("token", [" so", "<b>"])}
     )
-    found = explorer.data(rows, projections={"steer": values})
+    found = explorer.data(rows, projections={"steer": values.assign_coords(layer=3, sublayer="resid_post")})
+    assert found.projected == "steer: resid_post, layer 3"
     data = json.loads(found.json)
     ((at, tokens),) = data["tokens"].items()
     assert tokens == [[" so", 0.123], ["<b>", None]]
