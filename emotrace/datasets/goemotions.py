@@ -217,11 +217,11 @@ def _names(row: Mapping[str, Any], where: str, table: SourceTable) -> Iterator[s
             for item in (items if isinstance(items, (list, tuple)) else [items])
             if item != ""
         }
-        for i, name in enumerate(LABELS):
-            if marked is not None and (i in marked) != (i in places):
-                raise EmotraceError(f"{where}: column {name!r} is {row[name]}, but 'classes' is {row['classes']!r}.")
     if not places:
         raise EmotraceError(f"{where}: the text has no label.")
+    for i, name in enumerate(LABELS):
+        if marked is not None and (i in marked) != (i in places):
+            raise EmotraceError(f"{where}: column {name!r} is {row[name]}, but 'classes' is {row['classes']!r}.")
     return (LABELS[i] for i in sorted(places))
 
 
