@@ -67,11 +67,11 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     down = math.ceil(len(rdms) / across)
     r, explained, partial = float(fit["correlation"]), float(control["explained"]), float(control["partial"])
     mantel = p_said(float(fit["p_mantel"]), 1 / (1 + permutations))
-    lo, hi = (style.signed(float(fit[name])) for name in ("lo", "hi"))
+    lo, hi = (style.signed(float(fit[name]), 3) for name in ("lo", "hi"))
     caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
-        Pearson correlation is {style.signed(r)} [{lo}, {hi}] (bootstrap over emotions and seeds), Mantel p {mantel}
+        Pearson correlation is {style.signed(r, 3)} [{lo}, {hi}] (bootstrap over emotions and seeds), Mantel p {mantel}
         ({permutations:,} shuffles of the emotions). Of r² the words of the texts and the embeddings of the names give
-        {explained:.0%}; with them held constant r is {style.signed(partial)}."""
+        {explained:.0%}; with them held constant r is {style.signed(partial, 3)}."""
     figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {style.signed(r)}", caption)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for ax in panels[len(rdms) :]:
