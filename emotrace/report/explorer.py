@@ -110,8 +110,10 @@ def _token_values(projections: Mapping[str, xr.DataArray]) -> dict[tuple[str, st
 
 def _where(method: str, found: xr.DataArray) -> str:
     """``prompt (training): resid_post, layer 3``, as far as it is of one place."""
-    at = {name: found[name].item() for name in ("sublayer", "layer") if name in found.coords and not found[name].ndim}
-    place = ", ".join([str(at["sublayer"])] * ("sublayer" in at) + [f"layer {at['layer']}"] * ("layer" in at))
+    forms = {"sublayer": "{}", "layer": "layer {}"}
+    place = ", ".join(
+        form.format(found[n].item()) for n, form in forms.items() if n in found.coords and not found[n].ndim
+    )
     return f"{method}: {place}" if place else method
 
 
