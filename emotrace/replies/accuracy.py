@@ -82,13 +82,17 @@ def accuracy_table(
         seed: of the bootstrap.
 
     Raises:
-        EmotraceError: for no rows, a row without its labels, or a match that is not 0, 1 or None.
+        EmotraceError: for no rows, two of one name, a row without its labels, or a match that is not 0, 1 or None.
     """
     arguments.resampling("accuracy_table", seed, n=n)
     column = "match" if given_fluent else "fluent_match" if fluent or bounds is not None else "match"
     rows = list(rows)
     if not rows:
         raise EmotraceError("accuracy_table: no rows.")
+    named = [(label_of(row, "key"), row.get("method", "none"), row.get("draw", 0)) for row in rows]
+    if len(set(named)) < len(named):
+        key, method, draw = next(name for i, name in enumerate(named) if name in named[:i])
+        raise EmotraceError(f"accuracy_table: two rows have key {key!r}, method {method!r} and draw {draw}.")
     labels = ("emotion", "valence") if any("valence" in row for row in rows) else ("emotion",)
     every = table(rows, labels)
     counted = fluent_rows(rows, bounds) if given_fluent else rows

@@ -59,6 +59,7 @@ def test_a_share_that_the_design_fixes_has_no_interval():
         (lambda: replies.fluency_bounds([]), "perplexity"),
         (lambda: replies.fluency_bounds([row(0, meta={"length": 3})]), "s_00__positive__anger"),
         (lambda: replies.is_fluent(row(0, meta={}), {"length": [0, 1]}), "fluency_bounds"),
+        (lambda: replies.accuracy_table([row(0), row(1), row(0)]), "two rows have key"),
         (
             lambda: replies.is_fluent(row(0), dict.fromkeys(("perplexity", "length", "repetition"), (1, 0))),
             "the lower one first",
