@@ -105,9 +105,9 @@ def generate(
     sites, encoder = model.sites, model.sites.encoder
     if not encoder.causal:
         raise EmotraceError(f"{sites.model_class} is a masked model: it does not generate. Use capture instead.")
-    given = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k,
-             "no_repeat_ngram_size": no_repeat_ngram_size, "draw": draw}  # fmt: skip
-    for name, value in given.items():
+    counts = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "top_k": top_k,
+              "no_repeat_ngram_size": no_repeat_ngram_size, "draw": draw}  # fmt: skip
+    for name, value in counts.items():
         arguments.whole(name, value, int(name == "max_new_tokens"))
     arguments.batch("batch_size", batch_size)
     if min_new_tokens > max_new_tokens:
@@ -146,9 +146,9 @@ def generate(
     method = edits_.edits_label(edits) if method is None else method
     ids = encoder.ids(prompts)
     begun = [p.reply_ids or () if prefill else () for p in prompts]
-    given = [len(i) + len(b) for i, b in zip(ids, begun, strict=True)]
-    edits_.refuse_unreached(edits, list(map(len, ids)), [n + max_new_tokens - 1 for n in given])
-    longest = max(given) + max_new_tokens
+    lengths = [len(i) + len(b) for i, b in zip(ids, begun, strict=True)]
+    edits_.refuse_unreached(edits, list(map(len, ids)), [n + max_new_tokens - 1 for n in lengths])
+    longest = max(lengths) + max_new_tokens
     if encoder.max_length is not None and longest > encoder.max_length:
         raise EmotraceError(
             f"a prompt of {longest - max_new_tokens} tokens and max_new_tokens={max_new_tokens} exceed the "
@@ -172,7 +172,7 @@ def generate(
             "stop": stop, "temperature": temperature, "top_p": top_p, "top_k": top_k,
         }  # fmt: skip
         return ranks.on_workers(client, generate, model, prompts, edits, out=out, progress=False, **options)  # type: ignore[arg-type]
-    batches = beginnings.batches(model, [n + max_new_tokens for n in given], batch_size)
+    batches = beginnings.batches(model, [n + max_new_tokens for n in lengths], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
     if prefill:
