@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, Protocol
 
 import pandas as pd
 
+from emotrace.circuits.members import Members
 from emotrace.labels import KINDS
 
 
-class ShownCircuit(Protocol):
-    """What is shown of a circuit: its components, by value of its label."""
-
-    @property
-    def components(self) -> pd.DataFrame:
-        """One row per component of a value of the label."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """What the components are sorted by."""
-        ...
-
-    @property
-    def labels(self) -> list[Any]:
-        """Values of the label, in order."""
-        ...
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """Where the circuit comes from."""
-        ...
-
-    def members(self, value: Any, kind: str, layer: int) -> Sequence[int]:
-        """Indices of the components of one kind in one layer, the best first."""
-        ...
-
-
-def summary(circuit: ShownCircuit) -> str:
+def summary(circuit: Members) -> str:
     """One line: how many components of how many labels in which layers, of which model, ranked how."""
     kinds = circuit.components["kind"].value_counts()
     layers = sorted(set(circuit.components["layer"]))
@@ -53,7 +24,7 @@ def summary(circuit: ShownCircuit) -> str:
     )
 
 
-def table(circuit: ShownCircuit) -> pd.DataFrame:
+def table(circuit: Members) -> pd.DataFrame:
     """One row per label, one column per layer: number of neurons, and the heads by rank."""
     cells = {
         layer: [_cell(circuit, value, layer) for value in circuit.labels]
@@ -62,7 +33,7 @@ def table(circuit: ShownCircuit) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.Index(circuit.labels, name=circuit.label)).rename_axis(columns="layer")
 
 
-def text(circuit: ShownCircuit) -> str:
+def text(circuit: Members) -> str:
     """Summary, table and warnings as plain text."""
     lines = [summary(circuit)]
     if len(circuit.components):
@@ -70,14 +41,14 @@ def text(circuit: ShownCircuit) -> str:
     return "\n".join([*lines, *(f"Note: {w}" for w in circuit.meta.get("warnings", ()))])
 
 
-def html(circuit: ShownCircuit) -> str:
+def html(circuit: Members) -> str:
     """The same for notebooks."""
     body = table(circuit).to_html(border=0) if len(circuit.components) else ""
     notes = "".join(f"<p>Note: {escape(str(w))}</p>" for w in circuit.meta.get("warnings", ()))
     return f"<div><p>{escape(summary(circuit))}</p>{body}{notes}</div>"
 
 
-def _cell(circuit: ShownCircuit, value: object, layer: int) -> str:
+def _cell(circuit: Members, value: object, layer: int) -> str:
     neurons, heads = (circuit.members(value, kind, layer) for kind in KINDS)
     parts = [f"{len(neurons)} n"] if neurons else []
     if heads:
