@@ -206,8 +206,8 @@ class Shared:
     def _block(self, number: int) -> Block:
         if number not in self.made:
             length, rows = self.blocks[number]
-            trunk = self._pass(rows[:1], 0, length) if length else None
-            self.made[number] = Block(trunk, self._pass(rows, length, None))
+            prefix = self._pass(rows[:1], 0, length) if length else None
+            self.made[number] = Block(prefix, self._pass(rows, length, None))
         return self.made[number]
 
     def _pass(self, rows: list[int], start: int, stop: int | None) -> Pass:

@@ -103,10 +103,10 @@ def continued(model: LanguageModel) -> list[torch.Tensor]:
     sequences = [first, first[:PREFIX] + ids(model, TOTALS[1] - PREFIX, 1)]
     last = max(model.sites.layers("resid_post"))
     setup = caches.setup(model, [model.sites.address("resid_post", last).seen.read(model)])
-    trunk = Pass("trunk", inputs(model, [first[:PREFIX]]), setup.program)
+    prefix = Pass("prefix", inputs(model, [first[:PREFIX]]), setup.program)
     own = Pass("own", inputs(model, [s[PREFIX:-1] for s in sequences]), setup.program)
     rows = [BegunRow(0, row, len(s) - 1, len(s) - 1 - PREFIX) for row, s in enumerate(sequences)]
-    wanted = Wanted([Block(trunk, own)], rows, TOTALS[0] - 1)
+    wanted = Wanted([Block(prefix, own)], rows, TOTALS[0] - 1)
     cache, _ = enter(model, cache_of, Begun(wanted, setup, Kept(0)))
     pairs = zip(_generated(model, sequences), _generated(model, sequences, past_key_values=cache), strict=True)
     return [(b - a).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-30) for a, b in pairs]

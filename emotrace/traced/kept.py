@@ -1,6 +1,6 @@
 """Kept: keys and values of what prompts begin with, computed once, kept within so many bytes, and laid out for any batch.
 
-Prompts are computed in *blocks*: rows that begin with the same tokens, the *trunk*, and in each of them what follows. What a
+Prompts are computed in *blocks*: rows that begin with the same tokens, the *prefix*, and in each of them what follows. What a
 block holds depends on its tokens and the edits in it alone, never on what was computed before, nor on the batch that asks.
 """
 
@@ -42,11 +42,11 @@ class Block(NamedTuple):
     """Rows that begin with the same tokens.
 
     Attributes:
-        trunk: these tokens, as one row; None for none.
+        prefix: these tokens, as one row; None for none.
         own: what follows in each row.
     """
 
-    trunk: Any
+    prefix: Any
     own: Pass
 
 
@@ -57,7 +57,7 @@ class BegunRow(NamedTuple):
         block: number of its block.
         row: of the block.
         tokens: how many of the first tokens of that row.
-        own: how many tokens that row has behind the trunk.
+        own: how many tokens that row has behind the prefix.
     """
 
     block: int
@@ -166,8 +166,8 @@ def cache_of(model: TracedModel, begun: Begun) -> tuple:
     pairs = [_block(model, block, setup, kept) for block in wanted.blocks]
     rows = [(*pairs[row.block], row) if row.tokens else None for row in wanted.rows]
     fired = [0] * len(wanted.edits)
-    for trunk, own in pairs:
-        for part in (trunk, own):
+    for prefix, own in pairs:
+        for part in (prefix, own):
             if part is not None:
                 fired = [a + b for a, b in zip(fired, part.fired, strict=True)]
     cache = caches.fresh(setup.empty)
@@ -225,19 +225,19 @@ def _added(fired: list, wanted: Wanted, counts: list) -> list:
 
 
 def _block(model: TracedModel, block: Block, setup: Setup, kept: Kept) -> tuple:
-    """Parts of a block: of its trunk, if it has one, and of what follows."""
+    """Parts of a block: of its prefix, if it has one, and of what follows."""
     own = kept.get(block.own.key)
     before = Beginning(caches.fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
-    trunk = None if block.trunk is None else _part(model, block.trunk, before, setup, kept)
+    prefix = None if block.prefix is None else _part(model, block.prefix, before, setup, kept)
     if own is None:
         rows = block.own.inputs["input_ids"].shape[0]
         cache, length = caches.fresh(setup.empty), 0
-        for number, pair in enumerate([] if trunk is None else trunk.layers):
+        for number, pair in enumerate([] if prefix is None else prefix.layers):
             if pair is not None:
                 cache.update(*(t.expand(rows, -1, -1, -1) for t in pair), number)
                 length = pair[0].shape[2]
         own = _part(model, block.own, Beginning(cache, torch.ones((rows, length), dtype=torch.long)), setup, kept)
-    return trunk, own
+    return prefix, own
 
 
 def _part(model: TracedModel, one: Pass, before: Beginning, setup: Setup, kept: Kept) -> Part:
@@ -264,12 +264,12 @@ def _laid(rows: list, layer: int, side: int, columns: int, like: torch.Tensor) -
     for number, of in enumerate(rows):
         if of is None:
             continue
-        trunk, own, row = of
+        prefix, own, row = of
         at = columns - row.tokens
-        if trunk is not None:
-            stem = trunk.layers[layer][side]
-            stop = min(stem.shape[2], row.tokens)
-            out[number, :, at : at + stop] = stem[0, :, :stop]
+        if prefix is not None:
+            shared = prefix.layers[layer][side]
+            stop = min(shared.shape[2], row.tokens)
+            out[number, :, at : at + stop] = shared[0, :, :stop]
             at += stop
         if at < columns:
             values = own.layers[layer][side]

@@ -223,8 +223,8 @@ def test_a_common_beginning_is_computed_once():
     )
     assert (job.last.alone, len(job.last.prefix)) == (True, 12)
     job(shared)
-    (_, trunk), _ = job.last.memo["made"]
-    assert trunk.mask.shape == (1, 12)
+    (_, prefix), _ = job.last.memo["made"]
+    assert prefix.mask.shape == (1, 12)
 
 
 def test_the_order_of_cells_is_that_of_the_caller():

@@ -13,7 +13,7 @@ from emotrace.datasets import Prompts
 from emotrace.edits import Edit
 from emotrace.forwards import beginnings, caches, finite
 from emotrace.forwards.capturing.components import Components
-from emotrace.forwards.capturing.prefixes import Prefix, Trunks, prefixes, trunks
+from emotrace.forwards.capturing.prefixes import Prefix, PrefixBatch, prefix_batches, prefixes
 from emotrace.forwards.capturing.reads import Reads, Sink
 from emotrace.forwards.entering import enter, inputs
 from emotrace.forwards.metrics import Captured, Clean, Metric
@@ -125,22 +125,22 @@ class CaptureJob:
         if not self.share or not self.exact:
             yield from self._batches(members, place)
             return
-        for one in trunks(shared, sequences, firsts, self.batch_size):
+        for one in prefix_batches(shared, sequences, firsts, self.batch_size):
             yield from self._behind(one, members, place)
 
-    def _behind(self, one: Trunks, members: list[int], place: _Wants) -> Iterator[Filling]:
+    def _behind(self, one: PrefixBatch, members: list[int], place: _Wants) -> Iterator[Filling]:
         """Those of some prefixes: first the prompts that share more, in blocks of branches, then the others."""
         starts = [prefix.length for prefix in one.prefixes]
         ids = [self.sequences[members[prefix.members[0]]][: prefix.length] for prefix in one.prefixes]
-        trunk = (Level(inputs(self.model, ids)),) if starts[0] else ()
+        prefix = (Level(inputs(self.model, ids)),) if starts[0] else ()
         for at in range(0, len(one.several), self.batch_size):
             block = one.several[at : at + self.batch_size]
             own = [self.sequences[members[b.members[0]]][starts[row] : b.length] for row, b in block]
-            level = Level(inputs(self.model, own), tuple(row for row, _ in block) if trunk else ())
+            level = Level(inputs(self.model, own), tuple(row for row, _ in block) if prefix else ())
             begun = {members[m]: Start(n, b.length) for n, (_, b) in enumerate(block) for m in b.members}
-            yield from self._batches(list(begun), place, (*trunk, level), begun)
+            yield from self._batches(list(begun), place, (*prefix, level), begun)
         begun = {members[m]: Start(row, starts[row]) for row, m in one.alone}
-        yield from self._batches(list(begun), place, trunk, begun)
+        yield from self._batches(list(begun), place, prefix, begun)
 
     def _batches(
         self, inside: list[int], place: _Wants, levels: tuple[Level, ...] = (), begun: dict[int, Start] | None = None

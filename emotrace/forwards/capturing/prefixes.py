@@ -107,7 +107,7 @@ def branches(sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], st
     return best(0, len(order), 0)[1] if order else []
 
 
-class Trunks(NamedTuple):
+class PrefixBatch(NamedTuple):
     """Prefixes whose tokens are computed as rows of one batch, and the prompts behind them.
 
     Attributes:
@@ -121,9 +121,9 @@ class Trunks(NamedTuple):
     alone: list[tuple[int, int]]
 
 
-def trunks(
+def prefix_batches(
     found: Sequence[Prefix], sequences: Sequence[Sequence[int]], first_wanted: Sequence[int], size: int
-) -> list[Trunks]:
+) -> list[PrefixBatch]:
     """Prefixes in batches of similar length, with the branches behind them where these save more than their passes cost.
 
     Args:
@@ -132,13 +132,13 @@ def trunks(
         first_wanted: first position of each prompt whose activations are wanted.
         size: most rows of a batch.
     """
-    out: list[Trunks] = []
+    out: list[PrefixBatch] = []
     left = sorted(found, key=lambda prefix: (-prefix.length, prefix.members))
     while left:
         widest = left[0].length
         n = sum(1 for p in left[:size] if p.length * PADDED >= widest * (PADDED - 1))
         several, alone = _behind(left[:n], sequences, first_wanted, size)
-        out.append(Trunks(tuple(left[:n]), several, alone))
+        out.append(PrefixBatch(tuple(left[:n]), several, alone))
         left = left[n:]
     return out
 

@@ -9,7 +9,7 @@ import emotrace as et
 from emotrace.forwards.capturing import job
 from emotrace.forwards.capturing.groups import fitted
 from emotrace.forwards.capturing.memory import WORTH, empty
-from emotrace.forwards.capturing.prefixes import PASS_COST, Prefix, branches, trunks
+from emotrace.forwards.capturing.prefixes import PASS_COST, Prefix, branches, prefix_batches
 from emotrace.store import Plan, Rows, Variable
 from tests.helpers import loaded
 
@@ -66,14 +66,14 @@ def test_prefixes_of_similar_length_run_together_and_branches_only_where_they_pa
     ids += [[9] * 40 + [i] for i in range(5)]
     firsts = [len(s) - 1 for s in ids]
     found = [Prefix(10, tuple(range(35))), Prefix(10, tuple(range(35, 70))), Prefix(40, tuple(range(70, 75)))]
-    long, short = trunks(found, ids, firsts, 12)
+    long, short = prefix_batches(found, ids, firsts, 12)
     assert long == (tuple(found[2:]), [], [(0, i) for i in range(70, 75)])
     assert short.prefixes == tuple(found[:2])
     assert not short.alone
     assert sorted(i for _, b in short.several for i in b.members) == list(range(70))
     assert all(i // 35 == row for row, b in short.several for i in b.members)
     few = [[1] * 10 + [i] * (PASS_COST // 4 - 1) + [j] for i in (2, 3) for j in range(2)]
-    (only,) = trunks([Prefix(10, (0, 1, 2, 3))], few, [len(s) - 1 for s in few], 12)
+    (only,) = prefix_batches([Prefix(10, (0, 1, 2, 3))], few, [len(s) - 1 for s in few], 12)
     assert (only.several, len(only.alone)) == ([], 4)
 
 
@@ -83,7 +83,7 @@ def test_prefixes_of_similar_length_run_together_and_branches_only_where_they_pa
 def test_levels_change_no_value(name, monkeypatch):
     lm, packed = loaded(name), []
     ids = sev_like() + [[33, *s] for s in sev_like(seed=1)]  # two prefixes, the second one token longer
-    monkeypatch.setattr(job, "trunks", lambda *a: packed.append(trunks(*a)) or packed[-1])
+    monkeypatch.setattr(job, "prefix_batches", lambda *a: packed.append(prefix_batches(*a)) or packed[-1])
     shared = et.capture(lm, ids, ("resid_post",), batch_size=13, progress=False)
     plain = et.capture(lm, ids, ("resid_post",), batch_size=13, share_prefixes=False, progress=False)
     assert any(len(one.prefixes) == 2 and one.several and one.alone for one in packed[0]), "not all kinds of level"
