@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from emotrace.attribution.chunked import RowRun
@@ -24,15 +26,16 @@ class Total:
 
     def add(self, run: RowRun, values: np.ndarray) -> None:
         """Values ``[ordered row, number]``, times the weight of the rows."""
-        for label, rows, _ in run.parts:
-            self.put(label, values[rows])
+        for label, rows, first in _pieces(run):
+            self.put(label, values[rows], first)
         self.kept(run)
 
-    def put(self, label: int, values: np.ndarray) -> None:
-        """All that a run has of a label; in the sums once the run is `kept`."""
-        np.add.reduce(values[:SOME], axis=0, out=self._run[label])
-        for at in range(SOME, len(values), SOME):
-            self.sums[label] += np.add.reduce(values[at : at + SOME], axis=0)
+    def put(self, label: int, values: np.ndarray, first: bool) -> None:
+        """A piece of a run; all are in the sums once the run is `kept`."""
+        if first:
+            np.add.reduce(values, axis=0, out=self._run[label])
+        else:
+            self.sums[label] += np.add.reduce(values, axis=0)
 
     def kept(self, run: RowRun) -> None:
         """Every label of a run has been put here."""
@@ -51,10 +54,10 @@ class SignedTotal:
 
     def add(self, run: RowRun, values: np.ndarray) -> None:
         """As `Total.add`; the values are overwritten."""
-        for label, rows, _ in run.parts:  # one label after the other, which stays near a core
+        for label, rows, first in _pieces(run):  # one piece after the other, which stays near a core
             some = values[rows]
-            self._all.put(label, some)
-            self._size.put(label, np.abs(some, out=some))
+            self._all.put(label, some, first)
+            self._size.put(label, np.abs(some, out=some), first)
         self._all.kept(run)
         self._size.kept(run)
 
@@ -70,3 +73,10 @@ def weighed(run: RowRun, values: np.ndarray) -> np.ndarray:
     if run.weight is not None:
         values *= run.weight[:, None].astype(np.float32)
     return values
+
+
+def _pieces(run: RowRun) -> Iterator[tuple[int, slice, bool]]:
+    """Rows of a label in pieces of at most `SOME`: the label, which of the ordered rows, whether it is the first."""
+    for label, rows, _ in run.parts:
+        for at in range(rows.start, rows.stop, SOME):
+            yield label, slice(at, min(at + SOME, rows.stop)), at == rows.start
