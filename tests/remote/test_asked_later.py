@@ -13,6 +13,7 @@ from emotrace.labels import EmotraceError
 from emotrace.remote import Server
 
 EMOTIONS = ("anger", "fear", "joy")
+SCORES = {"heads": attribution.head_contributions, "neurons": attribution.neuron_contributions}
 
 
 def prompts():
@@ -33,8 +34,8 @@ def captured(lm, folder, slopes):
     directions = et.directions.centered_mean(plain, within=("skeleton_id",))
     et.directions.save(directions, folder / "directions")
     attribution.covectors(lm, directions, out=folder / "covectors")
-    for streamed in (attribution.head_contributions, attribution.neuron_contributions):
-        streamed(lm, prompts(), directions, out=folder / "streamed", progress=False)
+    for kind, score in SCORES.items():
+        score(lm, prompts(), directions, out=folder / kind, progress=False)
     attribution.token_covectors(lm, {"joy": 40, "fear": 7}, out=folder / "words")
     pairs = discovery.other_emotion(lm, prompts())
     metric = discovery.Projection(directions, layer=lm.sites.n_layers - 1, against="counterfactual")
@@ -96,8 +97,8 @@ def test_analysed_with_the_server_gone(pair, server, world, exact, name, tmp_pat
             assert got[question] == rows, question
     acts = et.open_activations(tmp_path / "there" / "last.zarr")
     covectors = attribution.load_scores(tmp_path / "there" / "covectors", "covectors")
-    for kind, score in (("heads", attribution.head_contributions), ("neurons", attribution.neuron_contributions)):
-        streamed, stored = attribution.load_scores(tmp_path / "there" / "streamed", kind), score(acts, covectors)
+    for kind, score in SCORES.items():
+        streamed, stored = attribution.load_scores(tmp_path / "there" / kind, kind), score(acts, covectors)
         largest = max(float(np.abs(streamed[name]).max()) for name in ("mean", "contrast"))
         for name in streamed.data_vars:
             assert float(np.abs(stored[name] - streamed[name]).max()) <= 1e-6 * largest, (kind, name)
