@@ -16,9 +16,12 @@ from nnsight.tracing import backend
 from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.naming import name_of
 from emotrace.remote.server import Server
+from emotrace.remote.sources import remember
 from emotrace.remote.words import Waiting
 from emotrace.sites import LanguageModel
 from emotrace.traced import runs
+
+remember()
 
 R = TypeVar("R")
 
