@@ -35,7 +35,7 @@ def test_matrix_bias_and_norm_make_the_branch_of_every_layer(name):
             assert p.scale == pytest.approx(model.sites.scale)
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", families(tiny.NAMES, "opt-post-ln", "deepseek-v3", "olmo2", "bloom"))
 def test_the_norm_that_reads_the_middle_of_the_residual(name):
     model = loaded(name)
     sites = model.sites

@@ -1,4 +1,4 @@
-"""Mixtures as edits: a hook on the output projection does the same, on every family, with padding, cache and teacher forcing."""
+"""Mixtures as edits: a hook on the output projection does the same, on every form, with padding, cache and teacher forcing."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ from emotrace import edits as edits_
 from emotrace import labels
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
-from tests.helpers import hooked, loaded
+from tests.helpers import families, hooked, loaded
 
 CAUSAL = [n for n in tiny.NAMES if tiny.FAMILIES.get(n, tiny.VARIANTS.get(n))[0].endswith(("CausalLM", "LMHeadModel"))]
 EXPERTS = {"mixtral", "qwen3-moe", "deepseek-v3"}
@@ -56,7 +56,7 @@ def mixed(v):
     return sum(w * v.sel(emotion=e, drop=True) for e, w in MIX.items()).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", families(CAUSAL, "mixtral", "opt"))
 def test_a_mixture_at_the_output_projection_is_a_hook_there(name):
     """Last position only: earlier ones keep every bit, and each layer is visited once."""
     lm = loaded(name)

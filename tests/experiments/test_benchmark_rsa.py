@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.benchmarks.rsa import ATTRIBUTES, QUICK, case, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.benchmark
 def test_the_questions_are_answered():
     command = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "rsa.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

@@ -78,7 +78,10 @@ def gone(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", pytest.param("granite", marks=pytest.mark.soak)])
+SOAK = [pytest.param(name, marks=pytest.mark.soak) for name in ("gpt-neox", "granite")]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", *SOAK])
 def test_analysed_with_the_server_gone(pair, server, world, exact, name, tmp_path, request):
     here, there = pair(name)
     slopes = world == "trusted"

@@ -65,7 +65,7 @@ def shared(make, tmp_path_factory):
     return path, whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(
     wanted=st.fixed_dictionaries({}, optional=VALUES),
     dims=st.fixed_dictionaries({}, optional=DIMS),

@@ -85,7 +85,7 @@ def answer(ask):
         return str(error)
 
 
-@settings(max_examples=150)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(labels=selections, narrow=st.one_of(st.just({}), selections), part=st.booleans(), eager=st.booleans())
 def test_every_selection_is_that_of_all_labels_in_every_row(twins, labels, narrow, part, eager):
     found = []

@@ -86,7 +86,7 @@ def asked(chain):
 SELECTION = st.fixed_dictionaries({}, optional={**TOKEN, **DIMS})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(chain=st.lists(SELECTION, max_size=3))
 def test_views_agree_with_a_naive_filter(both, chain):
     stored, memory, whole = both
