@@ -13,6 +13,7 @@ and nowhere else; a key changed at one token changes z of its heads at that toke
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -39,8 +40,8 @@ CHANGED = 2
 
 
 @dataclass(frozen=True)
-class LayerWiring:
-    """Readers and writers of one layer.
+class Readers:
+    """What reads the residual stream in one layer, as it was shown.
 
     Attributes:
         norms: module paths of what queries, keys and values read through, and of what the MLP does.
@@ -48,9 +49,6 @@ class LayerWiring:
         projections: module path of the queries', keys' and values' projection (one path thrice where they are fused).
         columns: of each of them, ``[reader, head_dim]``: the output columns of each head.
         orders: of each of them, when it runs.
-        heads: how many.
-        out: where the output projection is, that takes z into the residual stream.
-        scale: of the residual stream.
     """
 
     norms: tuple[str, str]
@@ -58,9 +56,25 @@ class LayerWiring:
     projections: tuple[str, str, str]
     columns: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     orders: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class LayerWiring(Readers):
+    """Readers and writers of one layer.
+
+    Attributes:
+        heads: how many.
+        out: where the output projection is, that takes z into the residual stream.
+        scale: of the residual stream.
+    """
+
     heads: int
     out: weights.Spec
     scale: float
+
+
+_SHOWN: weakref.WeakKeyDictionary[nn.Module, dict[int, Readers]] = weakref.WeakKeyDictionary()
+"""Layers of models that were shown already."""
 
 
 def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWiring]:
@@ -79,8 +93,14 @@ def wiring(model: LanguageModel, n_layers: int | None = None) -> list[LayerWirin
             f"edges need a residual stream that attention and MLP read one after the other; {sites.model_class} is "
             f"{sites.form}. Score nodes (level='node') instead."
         )
-    recording = _recorded(model)
-    found = [_layer(model, recording, i) for i in range(sites.n_layers if n_layers is None else n_layers)]
+    shown, wanted = _SHOWN.setdefault(model._module, {}), range(sites.n_layers if n_layers is None else n_layers)
+    recording = _recorded(model) if any(i not in shown for i in wanted) else None
+    found = []
+    for i in wanted:
+        if i not in shown and recording is not None:
+            shown[i] = _layer(model, recording, i)
+        out = spec(model, "z", i)
+        found.append(LayerWiring(**vars(shown[i]), heads=sites.heads(i), out=out, scale=out.scale))
     shared = [len(layer.columns[0]) // len(layer.columns[1]) for layer in found]
     if len(set(shared)) > 1:
         raise EmotraceError(
@@ -103,7 +123,7 @@ def _recorded(model: LanguageModel) -> Recording:
     return recording
 
 
-def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWiring:
+def _layer(model: LanguageModel, recording: Recording, layer: int) -> Readers:
     sites, name = model.sites, model.sites.model_class
     for site in ("z", "mlp_out", "resid_mid"):
         sites.address(site, layer)
@@ -138,7 +158,7 @@ def _layer(model: LanguageModel, recording: Recording, layer: int) -> LayerWirin
         if any(_shown(model, layer, paths, columns, order, amplitude) for amplitude in AMPLITUDES):
             norm_orders = (later + norm.order_in, later + recording.at(reading)[0].order_in)
             orders = (order[paths[0]], order[paths[1]], order[paths[2]])
-            return LayerWiring((norm.path, reading), norm_orders, paths, columns, orders, heads, out, out.scale)
+            return Readers((norm.path, reading), norm_orders, paths, columns, orders)
     listed = ", ".join(f"{path} ({width})" for path, width in widths.items()) or "none"
     raise EmotraceError(
         f"layer {layer} of {name}: no projections of the normed stream were proven to be queries, keys and values of "

@@ -219,7 +219,7 @@ def loopback(
     Args:
         models: what a client calls a model → the directory in which it lies.
         key: the API key to take; None makes one up, for whoever has it may run code in that process.
-        dtype: of the weights.
+        dtype: of the weights; ``auto`` is that of each checkpoint.
         threads: of torch; None for as many as here, so that numbers are equal to the bit.
         ndif_src: a checkout of NDIF's server, whose own sandbox then runs the blocks of ordinary keys.
         modes: flags, ``no_gradients=True, execution_timeout=2.0``; see `LoopbackServer.modes`.

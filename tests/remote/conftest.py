@@ -31,22 +31,26 @@ FAMILIES = (
     "bert",
 )
 
+HALF = "llama-bfloat16"
+"""A llama whose weights are bfloat16."""
+
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family → directory of its checkpoint; beside it, under ``client``, one without weights."""
     root = tmp_path_factory.mktemp("models")
-    for name in FAMILIES:
-        tiny.build(name).save_pretrained(root / name)
+    built = {name: tiny.build(name) for name in FAMILIES} | {HALF: tiny.build("llama").bfloat16()}
+    for name, model in built.items():
+        model.save_pretrained(root / name)
         tiny.tiny_tokenizer().save_pretrained(root / name)
         shutil.copytree(root / name, root / "client" / name, ignore=shutil.ignore_patterns("*.safetensors"))
-    return {name: root / name for name in FAMILIES}
+    return {name: root / name for name in built}
 
 
 @pytest.fixture(scope="session")
 def server(deployed: dict[str, Path]) -> Iterator[Any]:
     """The loopback server."""
-    with loopback({f"tiny/{name}": directory for name, directory in deployed.items()}) as found:
+    with loopback({f"tiny/{name}": directory for name, directory in deployed.items()}, dtype="auto") as found:
         yield found
 
 

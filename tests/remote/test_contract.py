@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nnsight
 import pytest
@@ -20,8 +21,8 @@ from emotrace.testing.ndif_server.theirs import Theirs
 from tests.remote.standin import checkout
 
 SRC = os.environ.get("EMOTRACE_NDIF_SRC", "")
-PINNED = "03d5ea5b09cb1467e9232e12fd987843fc00ae9c"
-"""Commit of github.com/ndif-team/ndif against which the harness was written."""
+PINNED = ("03d5ea5b09cb1467e9232e12fd987843fc00ae9c", "ndif-0.1.2")
+"""Commit of github.com/ndif-team/ndif, and release of the package, against which the harness was written."""
 FAMILIES = ("llama", "gemma2", "gpt2")
 their_own = pytest.mark.skipif(
     not SRC, reason="EMOTRACE_NDIF_SRC names no checkout of NDIF's server (see docs/ndif.md)"
@@ -30,10 +31,11 @@ their_own = pytest.mark.skipif(
 
 @their_own
 def test_the_checkout_is_the_one_that_is_pinned():
-    head = subprocess.run(["git", "-C", SRC, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert head.stdout.strip() == PINNED, (
-        "read what changed in services/ray/sandbox and services/api, then move the pin"
-    )
+    release = [folder.stem for folder in Path(SRC).glob("ndif-*.dist-info")]
+    if not release:
+        head = subprocess.run(["git", "-C", SRC, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        release = [head.stdout.strip()]
+    assert set(release) <= set(PINNED), "read what changed in services/ray/sandbox and services/api, then move the pin"
 
 
 @their_own

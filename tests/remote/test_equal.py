@@ -20,7 +20,7 @@ from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
 from emotrace.remote import Server
 from tests.helpers import loaded
-from tests.remote.conftest import FAMILIES
+from tests.remote.conftest import FAMILIES, HALF
 
 SITES = (
     "resid_pre",
@@ -327,6 +327,31 @@ def test_our_own_sums_are_exact_where_a_server_computes_in_half_precision(server
             assert total == pytest.approx(float(out[mine, e].mean()), rel=1e-5)
     finally:
         server.modes(autocast=None)
+
+
+def test_a_server_whose_weights_are_bfloat16(loading, deployed, world):
+    here, there = et.load(deployed[HALF], dtype="bfloat16"), loading(HALF, world)
+    assert {lm.sites.identity["dtype"] for lm in (here, there)} == {"bfloat16"}
+    edits = [et.Add("resid_mid", [1], "all", vector=torch.linspace(-1, 1, 32), strength=3.0)]
+    plain = [{"key": f"p{i}", "token_ids": p.token_ids} for i, p in enumerate(prompts(2))]
+    dirs = et.directions.centered_mean(
+        et.capture(here, prompts(2), ("resid_mid", "resid_post"), progress=False), within=("skeleton_id",)
+    )
+    found = []
+    for lm in (here, there):
+        acts = et.capture(lm, prompts(2), ("resid_mid", "resid_post", "z"), progress=False)
+        rows = et.generate(lm, IDS, edits, max_new_tokens=4, min_new_tokens=4, progress=False)
+        influence = attribution.sublayer_influence(lm, plain, dirs, progress=False)
+        heads = attribution.head_contributions(lm, prompts(2), dirs, progress=False)
+        found.append([acts.residual.values, acts.z.values, [row["token_ids"] for row in rows], influence, heads])
+    (*same, slopes, heads), (*got, other, scores) = found
+    for a, b in zip(same, got, strict=True):
+        np.testing.assert_array_equal(b, a)
+    scale = float(np.abs(heads["mean"]).max())
+    assert float(np.abs(heads["mean"] - scores["mean"]).max()) <= 1e-5 * scale
+    assert ("central differences" in other.attrs["limit"]) is (world == "ordinary")
+    far = float(np.abs(slopes["influence"] - other["influence"]).max()) / float(np.abs(slopes["influence"]).max())
+    assert far <= (0.25 if world == "ordinary" else 0.0), "a bfloat16 has 8 bits: differences of it are coarse"
 
 
 def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monkeypatch):

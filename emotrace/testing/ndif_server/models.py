@@ -13,9 +13,14 @@ from nnsight.ndif import get_local_env
 
 
 def load(directory: Path, dtype: str) -> TransformersModel:
-    """A model from its folder, causal or masked."""
-    module = described(directory)[1].from_pretrained(directory, dtype=getattr(torch, dtype))
-    return wrapped(module, directory)
+    """A model from its folder, causal or masked; ``auto`` leaves its weights in the dtype that it was saved in."""
+    config, auto = described(directory)
+    return wrapped(auto.from_pretrained(directory, dtype=held(config, dtype)), directory)
+
+
+def held(config: Any, dtype: str) -> torch.dtype:
+    """The dtype of the weights of a model."""
+    return (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
 
 
 def described(directory: Path) -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ from emotrace.testing.ndif_server.wire import Wire
 def weightless(directory: Path, dtype: str) -> TransformersModel:
     """A model as a runner knows it: no weights, and a dtype that is not theirs."""
     config, auto = models.described(directory)
-    told = torch.bfloat16 if dtype == "float32" else torch.float32
+    told = torch.bfloat16 if models.held(config, dtype) == torch.float32 else torch.float32
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = auto.from_config(config, dtype=told)

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--port", type=int, default=0)
     found.add_argument("--key", help="$NDIF_API_KEY, or random")
     found.add_argument("--trusted-key", help="whose blocks run beside the weights; random")
-    found.add_argument("--dtype", default="float32", help="of the weights")
+    found.add_argument("--dtype", default="float32", help="of the weights; auto is that of each checkpoint")
     found.add_argument("--threads", type=int, help="of torch")
     found.add_argument(
         "--attached", action="store_true", help="both keys are the first line of standard input; end when it closes"

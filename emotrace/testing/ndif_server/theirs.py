@@ -18,6 +18,8 @@ from emotrace.testing.ndif_server.deployments import WRAPPER
 from emotrace.testing.ndif_server.sandbox import BlockError
 
 PACKAGE = "ndif.services.ray.sandbox"
+START = 300.0
+"""Seconds for a runner to start: it imports everything anew for each job."""
 
 
 class Theirs:
@@ -50,7 +52,8 @@ class Theirs:
             BlockError: for whatever the block raises.
         """
         about = {"repo_id": str(self.directories[name].resolve()), "revision": None, "task": model.task}
-        runner = self.host.spawn(**_taken(self.host.spawn, model_key=f"{WRAPPER}:{json.dumps(about)}"))
+        given = _taken(self.host.spawn, model_key=f"{WRAPPER}:{json.dumps(about)}", timeout=START)
+        runner = self.host.spawn(**given)
         with contextlib.ExitStack() as stack:
             stack.callback(runner.stop)
             connection = runner.connection()
