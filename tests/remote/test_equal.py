@@ -383,7 +383,9 @@ def test_what_a_server_refuses_is_said_at_once(server, deployed, tmp_path, monke
         server.modes(versions={})
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.soak) for n in ("gemma2", "gpt-neox", "gpt2"))]
+)
 def test_gradients_beside_what_is_captured(pairs, server, loading, name, tmp_path):
     here, there = pairs(name, "trusted")
     dirs = et.directions.centered_mean(
