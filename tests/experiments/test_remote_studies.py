@@ -44,12 +44,12 @@ def ran(name, patch, settings, out, remote):
     return json.loads((out / "report.json").read_text())
 
 
-def test_circuit_discovery_patches_nodes_there(served, tmp_path, monkeypatch):
+def test_circuit_discovery_patches_nodes_and_edges_there(served, tmp_path, monkeypatch):
     tiny.save("llama", tmp_path / "model", num_hidden_layers=2)
     server = served(tmp_path / "model")
     with experiment("circuit_discovery", monkeypatch) as module:
         settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
-    settings |= {**FEW, "model": str(tmp_path / "model"), "train": ROOT / "data" / "sev.jsonl"}
+    settings |= {**FEW, "exact_pairs": 1, "model": str(tmp_path / "model"), "train": ROOT / "data" / "sev.jsonl"}
     here = ran("circuit_discovery", monkeypatch, settings, tmp_path / "here", None)
     there = ran("circuit_discovery", monkeypatch, settings, tmp_path / "there", server.url)
     assert "circuit" in here
@@ -58,6 +58,10 @@ def test_circuit_discovery_patches_nodes_there(served, tmp_path, monkeypatch):
         pairs = [{row["node"]: row["effect"] for row in found["nodes"][swap]} for found in (here, there)]
         assert list(pairs[0]) == list(pairs[1])
         np.testing.assert_allclose(list(pairs[1].values()), list(pairs[0].values()), rtol=1e-3)
+    edges = [found["agreement"]["emotion edge"] for found in (here, there)]
+    assert set(edges[1]) == {f"{method}{by}" for method in ("magnitude", "random") for by in ("", " (magnitudes)")}
+    assert edges[1] == pytest.approx({name: edges[0][name] for name in edges[1]}, abs=1e-2)
+    assert "emotion edge path_patching" in there["areas"]
     assert not list((tmp_path / "there").glob("*.jobs"))
 
 
