@@ -27,9 +27,7 @@ def test_edges_are_patched_there(pair, exact, world):
     for got, want in zip(found[1], found[0], strict=True):
         exact(got, want, tolerance=1e-4)
     asked = there.sites.remote.requests - before
-    assert asked == 3 * 3 + 1 + 2, (
-        "of each call the proof of the layer and both prompts; forwards of a batch are one job"
-    )
+    assert asked == 1 + 3 * 2 + 3, "the layer is shown once; of each call both prompts, and what it runs is one job"
     with pytest.raises(EmotraceError, match="takes slopes back through the weights"):
         discovery.scores(there, some_pairs(there), METRIC, method="eap", level="edge", progress=False)
 
