@@ -81,7 +81,10 @@ def generated(
             with decoding.neutral(model):
                 here = backend(model) is HERE and not any(isinstance(e.site, Site) for e in edits)
                 program = lowered.program()
-                asked = Generation(fed, program, sites.place(*first), most, lowered.count, options, seed, here=here)
+                last = sites.address("resid_post", sites.layers("resid_post")[-1]).read(model, -1)
+                asked = Generation(
+                    fed, program, sites.place(*first), most, lowered.count, options, seed, here=here, last=last
+                )
                 if begun is None:
                     tokens, fired = enter(model, runs.generate, asked)
                 else:

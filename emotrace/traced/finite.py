@@ -41,6 +41,24 @@ class Watch:
                 raise ArithmeticError(f"{STOPPED}: row {named} after {reply}")
         return torch.where(torch.isfinite(best)[:, None], scores, torch.zeros_like(scores))
 
+    def looked(self, ids: torch.Tensor, steps: list) -> None:
+        """The same afterwards, of streams in the place of scores.
+
+        Args:
+            ids: of prompts and replies.
+            steps: of each token, whether the stream of each row was finite.
+
+        Raises:
+            ArithmeticError: as when called.
+        """
+        for step, rows in enumerate(steps):
+            for row, good in enumerate(rows):
+                reply = ids[row, self.width : self.width + step].tolist()
+                if not good and not any(token in self.ends for token in reply):
+                    raise ArithmeticError(
+                        f"{STOPPED}: row {row if self.rows is None else self.rows[row]} after {reply}"
+                    )
+
 
 def finite(value: torch.Tensor, rules_out: bool = False) -> bool:
     """Whether all numbers are finite; ``rules_out`` allows −∞, as among logits."""

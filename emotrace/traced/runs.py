@@ -11,7 +11,7 @@ import torch
 from emotrace.traced import alike, called, inner, passing, places, programs
 from emotrace.traced.model import TracedModel
 from emotrace.traced.places import Place
-from emotrace.traced.steps import Sink
+from emotrace.traced.steps import Sink, ordered
 
 
 def session(model: TracedModel, function: Callable, args: tuple, backend: object) -> Any:
@@ -64,6 +64,12 @@ def capture(
     return counts
 
 
+SEEDLESS = (
+    "tokens would be drawn where the model is, and a block that runs apart from it (an ordinary key) cannot seed that: generate "
+    "greedily, or with a trusted key"
+)
+
+
 class Seed:
     """Called by transformers with scores: before the first token is drawn, it seeds the random state of where tokens are drawn.
 
@@ -97,7 +103,8 @@ class Generation(NamedTuple):
         seed: of the sampling; None where nothing is drawn.
         before: columns whose keys and values are in a cache among the options.
         ends: tokens that end a reply, where rows that ended leave; empty where they stay.
-        here: whether the block runs beside the model, whose modules may be hooked.
+        here: whether the block runs in the process that asks, and the modules of its model may be hooked.
+        last: `Read` of the last stream, by which a block that runs apart from its model watches for numbers that are none.
     """
 
     inputs: dict
@@ -110,6 +117,7 @@ class Generation(NamedTuple):
     before: int = 0
     ends: tuple = ()
     here: bool = False
+    last: Any = None
 
 
 def generate(model: TracedModel, one: Generation) -> tuple:
@@ -138,9 +146,16 @@ def _entered(model: TracedModel, one: Generation) -> tuple:
     """`generate`, all of it by a trace."""
     batch, width = one.inputs["input_ids"].shape
     program, last = one.program, width + one.steps - 1
-    options = one.options
-    if one.seed is not None:
-        options = options | {"logits_processor": [Seed(one.seed), *options.get("logits_processor", ())]}
+    options, apart = one.options, inner.weightless(model)
+    watches = options.get("logits_processor", ())
+    if apart:  # what transformers calls with scores is code, and none of ours crosses to where the model is
+        if one.seed is not None:
+            raise ValueError(SEEDLESS)
+        options = {name: value for name, value in options.items() if name != "logits_processor"}
+        program = ordered([*program, *([] if one.last is None else [one.last])])
+    elif one.seed is not None:
+        options = options | {"logits_processor": [Seed(one.seed), *watches]}
+    seen: list = []
     with torch.no_grad(), model.generate(**options) as tracer:
         counts = nnsight.save([0] * one.n_edits)
         with tracer.invoke(one.inputs):
@@ -149,10 +164,17 @@ def _entered(model: TracedModel, one: Generation) -> tuple:
                 arrived = places.columns(one.counter, batch)
                 start = passing.first(arrived, done, width)
                 done = start + arrived
-                programs.forward(program, batch, start, done, counts, None)
+                programs.forward(program, batch, start, done, counts, lambda _, value: seen.append(_finite(value)))
                 kept = done > width and start > 0  # a cache: what has passed does not pass again
-                if done >= last or (kept and not programs.reaches(program, done)):
+                if done >= last or (kept and not apart and not programs.reaches(program, done)):
                     break
         with tracer.invoke():
             ids = nnsight.save(tracer.result)
+    for watch in watches if apart else ():
+        watch.looked(ids, seen)
     return ids, counts
+
+
+def _finite(value: torch.Tensor) -> list:
+    """Of each row, whether the numbers of its last column are finite."""
+    return torch.isfinite(value[:, -1]).all(-1).tolist()

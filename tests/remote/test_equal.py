@@ -87,10 +87,14 @@ def test_shared_prefixes_too(pair, exact):
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_generation_with_edits(pair, sample):
+def test_generation_with_edits(pair, world, sample):
     edits = [et.Add("resid_post", layers=[1], vector=torch.linspace(-1, 1, 32), strength=3)]
     for some in ([], edits):
         options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": sample, "batch_size": 2, "progress": False}
+        if sample and world == "ordinary":
+            with pytest.raises(EmotraceError, match=r"cannot seed that: generate greedily, or with a trusted key"):
+                et.generate(pair("llama")[1], IDS, some, **options)
+            continue
         rows = [et.generate(lm, IDS, some, **options) for lm in pair("llama")]
         assert [row["token_ids"] for row in rows[0]] == [row["token_ids"] for row in rows[1]]
 
@@ -120,6 +124,14 @@ def test_replies_and_likelihoods_behind_kept_first_tokens(pair, world, name):
         assert found[0] == found[1]
     for got, want in zip(found[1][1:], found[0][1:], strict=True):
         assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_numbers_that_are_none_end_a_generation_there_too(pair):
+    _, there = pair("llama")
+    v = torch.full((32,), 2e38)
+    edits = [et.Add(site, layers=[1], vector=v, positions="generated") for site in ("resid_mid", "resid_post")]
+    with pytest.raises(EmotraceError, match="generate, token 1 of the reply to '2'"):
+        et.generate(there, IDS, edits, max_new_tokens=3, min_new_tokens=3, progress=False)
 
 
 def test_an_edit_that_never_fires_is_an_error_there_too(pair):

@@ -5,6 +5,7 @@ What follows for a block is what follows on NDIF:
 * values cross by serialisation: a read is a copy that is written back, with everything that came with it: the ``input`` of a
   module that is given a key-value cache brings the cache, and a copy of it goes on;
 * weights in the block are meta tensors, of another dtype than those here; a call of a module on values is carried out here;
+* no code crosses: a class that only the block knows, such as a logits processor of the user's own, is refused by pickle;
 * no graph crosses, so nothing is differentiated through the model;
 * nnsight's counters and batcher live here: a block that reads them sees the first forward for ever;
 * the block's random state is not this one's;
