@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, settings
 from emotrace.forwards import kept
 from tests.oracles import Oracles
 
-# A model is proven once in a run: its proof is kept under its weights, code and versions, and its tests ask for `anew`.
-CACHE = os.environ["EMOTRACE_CACHE"] = tempfile.mkdtemp(prefix="emotrace-")
+# A model is proven once in a run: its proof is kept under its weights, code and versions, for all workers, which begin with the
+# environment of the process that starts them. Tests of proofs ask for `anew`.
+CACHE = "" if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="emotrace-")
+if CACHE:
+    os.environ["EMOTRACE_CACHE"] = CACHE
 
 kept.WORTH = 0  # the models of the tests are tiny: what is kept of prompts is kept all the same
 
@@ -29,7 +32,7 @@ settings.load_profile("emotrace")
 FIRST = (
     "experiments/test_emotion_circuits.py", "remote/test_equal.py", "remote/test_faults.py", "remote/test_secrets.py",
     "remote/test_deployments.py", "remote/test_keys_nowhere.py", "remote/test_two_traces.py", "remote/test_contract.py",
-    "remote/test_asked_later.py", "test_conformance.py", "testing/test_ndif_server.py",
+    "remote/test_asked_later.py", "remote/test_worlds.py", "test_conformance.py", "testing/test_ndif_server.py",
 )  # fmt: skip
 """The longest files begin, so that two workers end together: a whole study on one, and on the other all that share a server."""
 
@@ -62,4 +65,5 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)

@@ -70,7 +70,11 @@ def inside(svg: bytes) -> str:
 
 
 def settled(figure: Figure) -> None:
-    """Lay a figure out once for all formats: that is most of the work of drawing it."""
+    """Lay a figure out once for all formats: that is most of the work of drawing it.
+
+    Without any engine, for one that does nothing would have each format drawn twice.
+    """
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
