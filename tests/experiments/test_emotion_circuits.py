@@ -29,7 +29,7 @@ SMALL = {
     "model": str(ROOT / "data" / "tiny_model"), "train": ROOT / "data" / "sev.jsonl", "test": ROOT / "data" / "test_set.jsonl",
     "judge": "lexicon", "limit": 4, "sweep_limit": 1, "finalists": 2, "dose_step": 1, "draws": 1, "refits": 2,
     "curve_draws": 1, "neurons_per_layer": 20,
-    "heads_per_layer": 2, "preset": None, "max_new_tokens": 10, "batch_size": 96, "target_aware": False, "label_map": None,
+    "heads_per_layer": 2, "preset": None, "max_new_tokens": 10, "batch_size": 32, "target_aware": False, "label_map": None,
     "price": None, "arms": "prefill_2,random_circuit,wrong_payload,random_tuned,ablate_resample,random_ablate_resample",
     "attn_implementation": "eager", "device": "auto", "dtype": None, "seed": 0,
 }  # fmt: skip
