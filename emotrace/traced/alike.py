@@ -22,13 +22,15 @@ from emotrace.traced.model import TracedModel
 def whole(model: TracedModel, program: list, start: int, stop: int) -> bool:
     """Whether all that a program does is alike at all columns ``[start, stop)``, and asks for nothing but the value there.
 
-    Not where a module that it changes serves several layers: which call is meant only the trace knows.
+    Not where a module that it changes serves several layers, since which call is meant only the trace knows, nor where one has
+    hooks of the user's own, which see what the trace left.
     """
     groups = _groups(program)
     if not groups or not all(_alike(group, start, stop) for group in groups):
         return False
     served = Counter(id(module) for _, module in model._module.named_modules(remove_duplicate=False))
-    return all(served[id(group.place.envoy._module)] == 1 for group in groups)
+    modules = [group.place.envoy._module for group in groups]
+    return all(served[id(m)] == 1 and not (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 def _groups(program: list) -> list:

@@ -13,13 +13,10 @@ a temporary folder.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,51 +29,11 @@ import emotrace as et
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs as a script from any folder
 
 from experiments.benchmarks import peaks, work
+from experiments.benchmarks.setting import Answer, Setting
+from experiments.benchmarks.steered import alike, opening, steering
 from experiments.benchmarks.timing import Ratio, ratio
 
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Sizes of one run of the benchmarks.
-
-    Attributes:
-        quick: tiny models and few prompts.
-        repetitions: measured turns of each ratio.
-        folder: temporary folder.
-    """
-
-    quick: bool
-    repetitions: int
-    folder: Path
-
-    @property
-    def large(self) -> dict[str, Any]:
-        """Configuration of the random Llama (79 M parameters)."""
-        return work.QUICK if self.quick else work.LARGE
-
-    def fresh(self, name: str) -> Path:
-        """A path inside the folder at which nothing lies."""
-        path = self.folder / name
-        shutil.rmtree(path, ignore_errors=True)
-        return path
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line of the table."""
-
-    question: str
-    ratio: Ratio
-    target: float | None
-    note: str = ""
-
-    def __str__(self) -> str:
-        r = self.ratio
-        target = "–" if self.target is None else f"≤ {self.target}"
-        met = "–" if self.target is None else "yes" if r.median <= self.target else "**no**"
-        return f"| {self.question} | {r.median:.3f} ({r.low:.3f} – {r.high:.3f}) | {target} | {met} |"
 
 
 BATCH, LENGTH = 8, 64
@@ -192,41 +149,6 @@ def read(setting: Setting) -> Answer:
     )
 
 
-def _steered(setting: Setting, pair: work.Pair) -> tuple[Callable[[bool], list], Callable[[], Any], str]:
-    """Generation through emotrace with and without edits, and transformers' own."""
-    tokens, new = (12, 8) if setting.quick else (24, 32)
-    ids = work.random_ids(32, tokens, seed=1)
-    n_layers, width = pair.model.sites.n_layers, pair.model.sites.d_model
-    layers = range(n_layers // 3, n_layers // 3 + min(4, n_layers - n_layers // 3))
-    vector = torch.randn(width, generator=torch.Generator().manual_seed(2)).numpy()
-    edits = [et.Add("resid_post", layers=layers, vector=vector, strength=0.1 * width**0.5, scale="rms")]
-    inputs = work.padded(ids)
-
-    def ours(steer: bool) -> list:
-        return et.generate(
-            pair.model, ids, edits if steer else (), max_new_tokens=new, min_new_tokens=new, progress=False
-        )
-
-    def theirs() -> Any:
-        with torch.no_grad():
-            return pair.twin.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-
-    assert [row["token_ids"] for row in ours(False)] == theirs()[:, tokens:].tolist(), "plain generation differs"
-    return ours, theirs, f"batch 32, {tokens} + {new} tokens, rms Add in {len(layers)} layers"
-
-
-def steering(setting: Setting) -> list[Answer]:
-    """Steered against plain generation: through emotrace, and against transformers' own."""
-    found = []
-    for name, pair in (("79 M", work.llama(setting.large)), ("shipped size", work.shipped())):
-        ours, theirs, note = _steered(setting, pair)
-        for against, other in (("plain", lambda ours=ours: ours(False)), ("hf.generate", theirs)):
-            result = ratio(lambda ours=ours: ours(True), other, setting.repetitions)
-            target = 1.10 if name == "79 M" else None
-            found.append(Answer(f"steered generation / {against} ({name})", result, target, note))
-    return found
-
-
 def peak(setting: Setting) -> list[Answer]:
     """Peak memory of a piece of work with 10 × the prompts, each in a process of its own."""
     found = []
@@ -247,34 +169,6 @@ def _peak_of(setting: Setting, name: str, prompts: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def alike(setting: Setting) -> list[Answer]:
-    """Steered generation whose edits the modules carry out, against the same by a trace that waits at each place; CPU seconds."""
-    from emotrace.traced import alike as ours
-
-    pair = work.llama(work.QUICK if setting.quick else work.SMOL)
-    n_layers, width = pair.model.sites.n_layers, pair.model.sites.d_model
-    vector = torch.randn(width, generator=torch.Generator().manual_seed(2)).numpy()
-    edits = [et.Add("resid_post", layers=range(n_layers), vector=vector, strength=0.02)]
-    found, by_modules = [], ours.whole
-
-    def replies(n: int, whole: Callable[..., bool]) -> list:
-        ours.whole = whole
-        try:
-            ids, new = work.random_ids(n, 24, seed=1), 8 if setting.quick else 24
-            rows = et.generate(pair.model, ids, edits, max_new_tokens=new, min_new_tokens=new, progress=False)
-            return [row["token_ids"] for row in rows]
-        finally:
-            ours.whole = by_modules
-
-    for n in (1, 8):
-        both = [lambda n=n: replies(n, by_modules), lambda n=n: replies(n, lambda *_: False)]
-        assert both[0]() == both[1](), "the replies differ"
-        result = ratio(*both, setting.repetitions, clock=time.process_time)
-        note = f"{n} × (24 + 24 tokens), SmolLM2-135M's shape, Add in {n_layers} layers; same tokens"
-        found.append(Answer(f"edits by the modules / by a trace (batch {n})", result, None, note))
-    return found
-
-
 QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
     "memory": memory,
     "disk_last": disk_last,
@@ -284,6 +178,7 @@ QUESTIONS: dict[str, Callable[[Setting], Answer | list[Answer]]] = {
     "read": read,
     "steering": steering,
     "alike": alike,
+    "opening": opening,
     "peak": peak,
 }
 
