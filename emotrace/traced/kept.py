@@ -136,10 +136,13 @@ class Kept:
             self.used[key] = self.calls
         return part
 
-    def put(self, key: str, part: Part) -> None:
-        """Keep a part, where it fits beside those that were used of late; of the others those used longest ago go."""
+    def put(self, key: str, part: Part, prefix: bool = False) -> None:
+        """Keep a part, where it fits beside those that were used of late; of the others those used longest ago go.
+
+        A prefix is the beginning of whole blocks: whatever was used longest ago goes for it.
+        """
         self.made += 1
-        late = sum(known.size for name, known in self.parts.items() if self.calls - self.used[name] < LATE)
+        late = 0 if prefix else sum(p.size for k, p in self.parts.items() if self.calls - self.used[k] < LATE)
         if late + part.size > self.limit:
             return
         self.size += part.size
@@ -228,7 +231,7 @@ def _block(model: TracedModel, block: Block, setup: Setup, kept: Kept) -> tuple:
     """Parts of a block: of its prefix, if it has one, and of what follows."""
     own = kept.get(block.own.key)
     before = Beginning(caches.fresh(setup.empty), torch.ones((1, 0), dtype=torch.long))
-    prefix = None if block.prefix is None else _part(model, block.prefix, before, setup, kept)
+    prefix = None if block.prefix is None else _part(model, block.prefix, before, setup, kept, True)
     if own is None:
         rows = block.own.inputs["input_ids"].shape[0]
         cache, length = caches.fresh(setup.empty), 0
@@ -240,7 +243,9 @@ def _block(model: TracedModel, block: Block, setup: Setup, kept: Kept) -> tuple:
     return prefix, own
 
 
-def _part(model: TracedModel, one: Pass, before: Beginning, setup: Setup, kept: Kept) -> Part:
+def _part(
+    model: TracedModel, one: Pass, before: Beginning, setup: Setup, kept: Kept, prefix: bool = False
+) -> Part:  # fmt: skip
     found = kept.get(one.key)
     if found is None:
         start, width = before.mask.shape[1], one.inputs["input_ids"].shape[1]
@@ -253,7 +258,7 @@ def _part(model: TracedModel, one: Pass, before: Beginning, setup: Setup, kept: 
             for layer in before.cache.layers
         ]
         found = Part(layers, fired)
-        kept.put(one.key, found)
+        kept.put(one.key, found, prefix)
     return found
 
 

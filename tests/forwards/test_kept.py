@@ -343,8 +343,10 @@ def test_those_that_no_call_used_of_late_go_and_bytes_are_counted():
     some.put("d", part(50))
     assert list(some.parts) == ["a", "c"], "what does not fit alone pushes nothing out"
     assert some.get("b") is None
+    some.put("e", part(5), prefix=True)
+    assert list(some.parts) == ["c", "e"], "for what whole blocks begin with others go"
     some.within(60)
-    assert list(some.parts) == list(some.used) == ["c"]
+    assert list(some.parts) == list(some.used) == ["e"]
 
 
 def test_the_limit_holds_the_bytes_of_keys_and_values():
