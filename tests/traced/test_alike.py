@@ -74,10 +74,10 @@ def test_modules_do_what_a_trace_does(name, monkeypatch):
     ],
     ids=["prompt only", "not the first", "needs another place", "a place of one's own"],
 )
+def test_what_is_not_alike_is_left_to_the_trace(edits, monkeypatch):
+    assert replies(edits, monkeypatch, by_trace=False)[2] == 0
+
+
 def test_hooks_of_ones_own_see_what_the_trace_left(monkeypatch):
     with hooked(LM._module.model.layers[0], "output", lambda h: h):
         assert replies([et.Add("resid_post", layers=[0], vector=drawn())], monkeypatch, by_trace=False)[2] == 0
-
-
-def test_what_is_not_alike_is_left_to_the_trace(edits, monkeypatch):
-    assert replies(edits, monkeypatch, by_trace=False)[2] == 0
