@@ -185,7 +185,8 @@ def timed(study: Study, prompts: Prompts, plain: Prompts, path: Path) -> Seconds
     """Seconds of a reply with its scores, on a few prompts; kept, so that a run that is continued is cut as before."""
     if not path.exists():
         n = SAMPLE if isinstance(study.batch_size, str) else max(SAMPLE, study.batch_size)
-        seconds = Seconds(*(_timed(study, some[:n], plain) for some in (prompts, plain)))
+        goal = plain.for_each(emotion=et.EMOTIONS)  # as arms have them: a prompt's emotions share its beginning
+        seconds = Seconds(*(_timed(study, some[:n], plain) for some in (prompts, goal)))
         write_json(path, {**seconds._asdict(), "n": n})
     kept = read_json(path)
     return Seconds(float(kept["asked"]), float(kept["plain"]))
