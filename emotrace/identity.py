@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from emotrace import configs
+from emotrace.labels import EmotraceError
 from emotrace.sites import LanguageModel
 
 SAMPLED = 32
@@ -55,6 +56,21 @@ def made_by(model: LanguageModel) -> dict[str, Any]:
     names = ("config_hash", "weights_hash", "dtype", "attn_implementation")
     names += () if known.get("backend", "local") == "local" else ("model_id", "revision")
     return {**{n: known.get(n) for n in names}, "tokenizer_hash": encoder.tokenizer_hash}
+
+
+def refuse_changed(model: LanguageModel) -> None:
+    """Refuse a model whose weights are no longer those it was loaded with, before something of it is written or continued.
+
+    Raises:
+        EmotraceError: naming both hashes.
+    """
+    module, known = model._module, model.sites.identity.get("weights_hash")
+    if known is None or any(p.is_meta for p in module.parameters()) or (now := weights_hash(module)) == known:
+        return
+    raise EmotraceError(
+        f"{model.sites.model_class} has other weights than it was loaded with ({known} then, {now} now): load it again, "
+        "emotrace.load(model), so that what is written says what made it."
+    )
 
 
 def weights_hash(module: nn.Module) -> str:

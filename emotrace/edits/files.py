@@ -40,6 +40,7 @@ def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
                 array = value if isinstance(value, xr.DataArray) else xr.DataArray(array_of(value))
                 tensors[str(i)] = np.ascontiguousarray(array.values)
                 row["dims"] = [str(d) for d in array.dims]
+                row |= {} if isinstance(value, xr.DataArray) else {"plain": True}
                 row["coords"] = {str(d): array[d].values.tolist() for d in array.dims if d in array.coords}
             elif isinstance(value, Site):
                 row[f.name] = {"path": value.path, "side": value.side, "index": value.index}
@@ -66,10 +67,11 @@ def load_edits(path: str | Path) -> list[Edit]:
         cls = EDITS.get(row.pop("edit", "")) if isinstance(row, dict) else None
         if cls is None:
             raise EmotraceError(f"{path}/edits.json: entry {i} is no edit of this version ({', '.join(EDITS)}).")
-        dims, coords = row.pop("dims", None), row.pop("coords", {})
+        dims, coords, plain = row.pop("dims", None), row.pop("coords", {}), row.pop("plain", False)
         try:
             if dims is not None:
-                row["vector"] = xr.DataArray(tensors[str(i)], dims=dims, coords=coords)
+                numbers = tensors[str(i)]
+                row["vector"] = numbers if plain else xr.DataArray(numbers, dims=dims, coords=coords)
             if isinstance(row["site"], dict):
                 row["site"] = Site(**row["site"])
             if isinstance(row.get("positions"), list):
@@ -95,9 +97,14 @@ def edits_digest(edits: Sequence[Edit]) -> str:
             described["dims"] = [
                 [str(d), payload[d].values.tolist() if d in payload.coords else None] for d in payload.dims
             ]
-        sha.update(json.dumps([type(edit).__name__, described], sort_keys=True, default=str).encode())
+        sha.update(json.dumps([type(edit).__name__, described], sort_keys=True, default=_plain).encode())
         sha.update(b"" if payload is None else array_of(payload).astype(np.float32).tobytes())
     return sha.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Of numpy's numbers what a file gives back, of anything else its name."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def array_of(values: Any) -> np.ndarray:

@@ -80,6 +80,10 @@ class Edit:
     def __post_init__(self) -> None:
         at = check_positions(self.positions, f"{type(self).__name__}(positions=…)")
         object.__setattr__(self, "positions", at)
+        if self.origin is not None and not isinstance(self.origin, Mapping):
+            raise EmotraceError(
+                f"{type(self).__name__}(origin={self.origin!r}): a mapping of what it was made with, or None."
+            )
 
     @property
     def payload(self) -> Payload | None:

@@ -148,6 +148,8 @@ def _addresses(edit: Edit, sites: Sites, place: str) -> list[Address]:
 
 def _columns(edit: Edit, address: Address, sites: Sites, place: str) -> list[int] | None:
     """Columns of the last dim that an edit acts on, or None for all."""
+    if edit.heads is not None and edit.units is not None:
+        raise EmotraceError(f"{place}: heads={edit.heads} and units={edit.units}: an edit acts on one or the other.")
     if edit.heads is not None:
         if address.site != "z":
             raise EmotraceError(f"{place}: heads belong to site 'z', not to {address.site!r}; use units=.")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from emotrace.forwards import attention
+from emotrace.identity import refuse_changed
 from emotrace.remote import Backend, Request
 from emotrace.sites import LanguageModel
 
@@ -88,7 +89,12 @@ def keeping(model: LanguageModel, out: str | Path | None) -> AbstractContextMana
     Args:
         model: from `emotrace.load`.
         out: file or folder that is written; None where nothing is, and nothing is kept.
+
+    Raises:
+        EmotraceError: where something is written, for a model whose weights were changed since it was loaded.
     """
+    if out is not None:
+        refuse_changed(model)
     log = None if out is None else Path(out).with_name(f"{Path(out).name}.jobs")
     return backend(model).keeping(model, log)
 

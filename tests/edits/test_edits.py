@@ -198,6 +198,7 @@ ERRORS = {
     "policy": (lambda: et.Add("resid_post", layers=[1], vector=V, positions="lst"), "Did you mean 'last'"),
     "span": (lambda: et.Add("resid_post", layers=[1], vector=V, positions=(4, 2)), "half-open"),
     "empty layers": (lambda: et.Add("resid_post", layers=[], vector=V), "empty"),
+    "origin": (lambda: et.Scale("resid_post", layers=[0], origin="mine"), "origin='mine'"),
     "bool layer": (lambda: et.Scale("resid_post", layers=[True]), "whole number"),
 }
 
@@ -215,6 +216,7 @@ MISFITS = {
     "no layers": (et.Scale("resid_post"), "needs layers"),
     "head": (et.Ablate("z", layers=[0], heads=[4]), "heads 0 to 3"),
     "heads elsewhere": (et.Ablate("neuron", layers=[0], heads=[0]), "heads belong to site 'z'"),
+    "heads and units": (et.Ablate("z", layers=[0], heads=[0], units=[9]), "one or the other"),
     "unit": (et.Ablate("neuron", layers=[0], units=[48]), "units 0 to 47"),
     "width": (et.Add("resid_post", layers=[0], vector=V[:5]), r"shape \(5,\)"),
     "nan": (et.Add("resid_post", layers=[0], vector=V * float("nan")), "NaN"),

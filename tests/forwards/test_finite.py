@@ -11,6 +11,7 @@ import emotrace as et
 from emotrace import attribution, scoring
 from emotrace import model as model_
 from emotrace.forwards.likelihood import reply_scores
+from emotrace.identity import weights_hash
 from emotrace.labels import EmotraceError
 from emotrace.testing import tiny
 from emotrace.traced.finite import Watch, finite
@@ -30,6 +31,7 @@ def broken():
     lm = model_.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer())
     with torch.no_grad():
         lm._module.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    lm.sites.identity["weights_hash"] = weights_hash(lm._module)  # as of a checkpoint that holds it
     return lm
 
 

@@ -172,6 +172,18 @@ def test_resume_refuses_other_settings(tmp_path):
         et.generate(lm, IDS, max_new_tokens=4, out=out, progress=False)
 
 
+def test_nothing_is_written_or_continued_of_weights_that_were_changed_since_they_were_loaded(tmp_path):
+    lm, out = et.load(tiny.build("llama"), tokenizer=tiny.tiny_tokenizer()), tmp_path / "rows.jsonl"
+    et.generate(lm, IDS, max_new_tokens=2, out=out, progress=False)
+    before = out.read_bytes()
+    lm._module.model.layers[0].mlp.down_proj.weight.data[0, 0] += 1
+    with pytest.raises(EmotraceError, match=r"other weights than it was loaded with.*load it again"):
+        et.generate(lm, IDS, max_new_tokens=2, out=out, progress=False)
+    with pytest.raises(EmotraceError, match="other weights than it was loaded with"):
+        et.capture(lm, IDS, "z", out=tmp_path / "store", progress=False)
+    assert (out.read_bytes(), (tmp_path / "store").exists()) == (before, False)
+
+
 def test_sampling_is_seeded_and_batches_have_their_own_stream():
     lm = loaded()
     options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": NEW, "batch_size": 2, "progress": False}

@@ -196,6 +196,7 @@ def test_other_weights_hooks_and_switches_are_another_model():
     replies(model)
     before = made(model)
     layer = module.model.layers[0]
+    weight = layer.mlp.down_proj.weight.detach().clone()
     with torch.no_grad():
         layer.mlp.down_proj.weight.mul_(1.5)
     try:
@@ -203,7 +204,7 @@ def test_other_weights_hooks_and_switches_are_another_model():
         assert made(model) == 2 * before
     finally:
         with torch.no_grad():
-            layer.mlp.down_proj.weight.div_(1.5)
+            layer.mlp.down_proj.weight.copy_(weight)
     handle = layer.register_forward_hook(lambda m, a, out: out * 1.5)
     try:
         assert replies(model) == alone(model)

@@ -20,6 +20,7 @@ from emotrace.forwards.capturing.job import CaptureJob
 from emotrace.forwards.capturing.prepare import prepared
 from emotrace.forwards.entering import backend
 from emotrace.forwards.metrics import Metric, differentiable
+from emotrace.identity import refuse_changed
 from emotrace.labels import EmotraceError, Positions
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.ranks import Rank
@@ -147,6 +148,7 @@ def _dry(job: CaptureJob, plan: Plan, out: str | Path | None) -> DryRows:
 
 
 def _to_store(job: CaptureJob, plan: Plan, out: str | Path, progress: bool, rank: Rank) -> Activations:
+    refuse_changed(job.model)
     log = Path(out).with_name(f"{Path(out).name}{'' if rank.of == 1 else f'.{rank.number}'}.jobs")
     log = log if backend(job.model).resumes and not disk.is_url(out) else None
     begun: set[int] = set()
