@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from emotrace import attribution, provenance
+from emotrace import arguments, attribution, provenance
 from emotrace.circuits import controls, files, show
 from emotrace.circuits.members import Members
 from emotrace.edits import Ablate, Add, Edit
@@ -89,10 +89,14 @@ class Circuit(Members):
             if kind not in KINDS:
                 raise unknown("kind", kind, KINDS, "Circuit.edits(strength=…)")
         factors = xr.DataArray(np.ones(len(self.labels), dtype=np.float32), {self.label: self.labels})
+        if by_label is not None and not isinstance(by_label, Mapping):
+            raise EmotraceError(
+                f"Circuit.edits(by_label={by_label!r}): a mapping of {self.label} to its factor is due."
+            )
         for value, factor in (by_label or {}).items():
             if value not in self.labels:
                 raise unknown(self.label, value, self.labels, "Circuit.edits(by_label=…)")
-            factors.loc[{self.label: value}] = factor
+            factors.loc[{self.label: value}] = arguments.number(f"Circuit.edits(by_label[{value!r}])", factor)
         positions = {"neuron": neuron_positions, "head": head_positions}
         found: list[Edit] = []
         for kind, times in by_kind.items():

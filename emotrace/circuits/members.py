@@ -34,6 +34,10 @@ class Members:
         for dim in (label, "layer"):
             if dim not in self.payload.coords:
                 raise unknown("dim", dim, self.payload.coords, "a circuit's payload")
+            values = np.atleast_1d(self.payload[dim].values).tolist()
+            if len(set(values)) < len(values):
+                twice = next(v for v in values if values.count(v) > 1)
+                raise EmotraceError(f"a circuit's payload has the {dim} {twice!r} twice.")
         for kind in KINDS:
             dims = (label, "layer", *COMPONENTS[kind].dims)
             found = self.payload.get(COMPONENTS[kind].site)
