@@ -7,9 +7,7 @@ token is left out there is nothing to wait for: a hook of torch does the same ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,20 +44,33 @@ def _alike(group: Group, start: int, stop: int) -> bool:
     return place.kind in ("plain", "base") or not edits.sees(operations)
 
 
-@contextmanager
-def hooked(program: list, start: int, fired: list) -> Iterator[None]:
-    """While it is open, modules carry a program out, one that is `whole`.
+class Hooked:
+    """While it is entered, modules carry a program out, one that is `whole`.
 
     Args:
         program: its steps.
         start: first column.
         fired: how often each edit was carried out; counted up.
     """
-    with ExitStack() as opened:
-        for group in _groups(program):
-            count = partial(edits.count, group.operations, fired)
-            opened.callback(_hook(group.place, _change(group, start), count).remove)
-        yield
+
+    def __init__(self, program: list, start: int, fired: list) -> None:
+        self._groups, self._start, self._fired = _groups(program), start, fired
+        self._handles: list = []
+
+    def __enter__(self) -> None:
+        try:
+            for group in self._groups:
+                self._handles.append(_hook(group.place, _change(group, self._start), self._count(group)))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _count(self, group: Group) -> Callable[[], None]:
+        return lambda: edits.count(group.operations, self._fired)
 
 
 def _change(group: Group, start: int) -> Callable[[Any], Any]:

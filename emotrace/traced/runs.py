@@ -137,7 +137,7 @@ def generate(model: TracedModel, one: Generation) -> tuple:
     if not (one.here and alike.whole(model, one.program, one.before, last)):
         return _entered(model, one)
     fired = [0] * one.n_edits
-    with alike.hooked(one.program, one.before, fired):
+    with alike.Hooked(one.program, one.before, fired):
         ids, _ = _entered(model, one._replace(program=[]))
     return ids, fired
 
