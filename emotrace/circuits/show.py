@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ def html(circuit: Members) -> str:
     return f"<div><p>{escape(summary(circuit))}</p>{body}{notes}</div>"
 
 
-def _cell(circuit: Members, value: object, layer: int) -> str:
+def _cell(circuit: Members, value: Any, layer: int) -> str:
     neurons, heads = (circuit.members(value, kind, layer) for kind in KINDS)
     parts = [f"{len(neurons)} n"] if neurons else []
     if heads:
