@@ -63,4 +63,4 @@ def remember() -> None:
     """Have nnsight look up the source of a function, and the names that it needs, once."""
     if not isinstance(serialization.inspect, Remembering):
         names = lru_cache(MOST)(serialization._function_referenced_names)
-        vars(serialization).update(inspect=Remembering(), _function_referenced_names=names)
+        serialization.__dict__.update(inspect=Remembering(), _function_referenced_names=names)

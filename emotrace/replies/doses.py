@@ -87,9 +87,10 @@ def emotion_matrix(rows: Iterable[Row], dose: float | None = None) -> pd.DataFra
         EmotraceError: if nothing is judged.
     """
     pairs = [
-        (label_of(row, "emotion"), emotion(row["verdict"]["predicted"], ANSWERS, own=True))
+        (label_of(row, "emotion"), emotion(predicted, ANSWERS, own=True))
         for row in rows
-        if (row.get("verdict") or {}).get("predicted") is not None and (dose is None or row.get("dose") == dose)
+        if (predicted := (row.get("verdict") or {}).get("predicted")) is not None
+        and (dose is None or row.get("dose") == dose)
     ]
     if not pairs:
         raise EmotraceError(f"emotion_matrix(dose={dose}): no judged reply.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -96,7 +97,7 @@ def alike(setting: Setting) -> list[Answer]:
             by_hooks.whole = by_modules
 
     for n in (1, 8):
-        both = [lambda n=n: replies(n, by_modules), lambda n=n: replies(n, lambda *_: False)]
+        both = partial(replies, n, by_modules), partial(replies, n, lambda *_: False)
         assert both[0]() == both[1](), "the replies differ"
         result = ratio(*both, setting.repetitions, clock=time.process_time)
         note = f"{n} × (24 + 24 tokens), SmolLM2-135M's shape, Add in {n_layers} layers; same tokens"
