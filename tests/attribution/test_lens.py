@@ -11,6 +11,7 @@ import xarray as xr
 import emotrace as et
 from emotrace.attribution import load_scores, logit_lens, token_covectors
 from emotrace.labels import EmotraceError
+from emotrace.testing import tiny
 from tests.helpers import loaded
 
 IDS = [[11, 12, 13, 14, 60], [15, 16, 70]]
@@ -23,13 +24,12 @@ FAMILIES = {
 
 def perturbed(name, **options):
     """A model whose norms have gains and biases of their own."""
-    lm = loaded(name, seed=2, **options)
-    generator = torch.Generator().manual_seed(0)
+    module, generator = tiny.build(name, seed=2, **options), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in lm._module.parameters():
+        for p in module.parameters():
             if p.ndim == 1:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
-    return lm
+    return et.load(module, tokenizer=tiny.tiny_tokenizer())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
