@@ -59,12 +59,15 @@ def test_dask_workers(alone, tmp_path):
         distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
+        undisturbed = time.monotonic()
+        et.capture(loaded(), IDS, out=tmp_path / "undisturbed.zarr", client=client, **OPTIONS)
+        usual = time.monotonic() - undisturbed
         for run in range(RUNS):
             over = threading.Event()
 
             def kill(over=over):
                 for _ in range(3):
-                    if over.wait(0.5 + 4 * rng.random()):
+                    if over.wait(usual * rng.random()):
                         return
                     pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
                     if pids:
