@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -57,9 +58,10 @@ def on_workers(client: Any, function: Callable[P, T], *args: P.args, **kwargs: P
     except TimeoutError as error:
         raise EmotraceError(f"{what}(client=…): the cluster has no worker after {WAIT} seconds.") from error
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    call = uuid.uuid4().hex  # a key used again before its first use is forgotten would be answered without work
     futures = [
         client.submit(
-            _carried_out, sent, Rank(i, len(workers)), key=f"{what}-{i}-of-{len(workers)}-{id(sent)}", workers=[at],
+            _carried_out, sent, Rank(i, len(workers)), key=f"{what}-{i}-of-{len(workers)}-{call}", workers=[at],
             allow_other_workers=True, pure=False,
         ) for i, at in enumerate(workers)
     ]  # fmt: skip
