@@ -326,3 +326,26 @@ def test_ctrl_c_while_generating_and_the_same_command_again(place, tmp_path):
     assert 0 < held < 18
     run(*args)
     assert len({r["key"] for _, r in read_jsonl(out)}) == 18
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"layer": 1}], "label 'layer' has the name of a dimension"),
+        ([{"residual": "x"}], "label 'residual' has the name of a variable"),
+        ([{"token_id": 1}], "a label cannot be called 'token_id'"),
+        ([{"n": 1}, {"n": "two"}], "label 'n' must be all strings or all numbers; it holds 1"),
+    ],
+)
+def test_labels_that_no_store_holds_are_refused_before_there_is_a_model(tmp_path, rows, message):
+    table = tmp_path / "mine.jsonl"
+    table.write_text("".join(json.dumps({"text": "a b"} | row) + "\n" for row in rows))
+    with pytest.raises(EmotraceError, match=message):
+        run("capture", "--model", tmp_path / "no_model", "--data", table, "--out", tmp_path / "a.zarr")
+
+
+def test_a_label_called_like_a_dimension_of_another_site_is_no_matter(tmp_path):
+    table = tmp_path / "mine.jsonl"
+    table.write_text(json.dumps({"text": "a b", "head": 1, "z": "x"}) + "\n")
+    with pytest.raises(EmotraceError, match="no_model"):
+        run("capture", "--model", tmp_path / "no_model", "--data", table, "--out", tmp_path / "a.zarr")

@@ -124,6 +124,7 @@ def capture(
     """Activations of SEV prompts, or of a table of your own, into a labelled store."""
     import emotrace as et
     from emotrace.replies.row import read_rows
+    from emotrace.store import check_labels
 
     if not is_url(out):
         to_folder(out, "--out", store=True)
@@ -133,6 +134,7 @@ def capture(
         told = read_rows(replies, "key", "token_ids", what="a reply to follow its prompt")
         with of("--replies", replies):
             chosen = chosen.with_replies(told)
+    check_labels([prompt.labels for prompt in chosen], where["sites"])
     do = et.capture.plan if dry_run else et.capture
     typer.echo(str(do(loading.load(model), chosen, out=out, batch_size=batch_size, rank=rank, **where)))
 

@@ -194,7 +194,7 @@ def check_within(table: pd.DataFrame, label: str, within: Within) -> tuple[str, 
     for name in within:
         if name not in table:
             error = unknown("label", name, table.columns, "directions")
-            raise EmotraceError(f"{error} For one group of all rows: within=None.")
+            raise EmotraceError(f"{error} For one group of all rows: within=None, --within ''.")
     if label in within:
         raise EmotraceError(f"within={within}: groups are made of other labels than {label!r}.")
     return within

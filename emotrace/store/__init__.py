@@ -6,7 +6,7 @@ from emotrace.store.checks import Damage
 from emotrace.store.mending import repair
 from emotrace.store.opening import create_or_resume
 from emotrace.store.plan import Plan, PromptRows, RowGroup
-from emotrace.store.rows import Rows
+from emotrace.store.rows import Rows, check_labels
 from emotrace.store.variable import Variable
 from emotrace.store.verify import begun, info, ls, verify
 from emotrace.store.writer import Writer
@@ -21,6 +21,7 @@ __all__ = [
     "Variable",
     "Writer",
     "begun",
+    "check_labels",
     "create_or_resume",
     "info",
     "ls",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emotrace.labels import NAME_BYTES, EmotraceError
+from emotrace.labels import LAYER_SITES, NAME_BYTES, SITE_DIMS, SUBLAYERS, EmotraceError
 
 COLUMNS = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
 """Columns of every token table, before the labels of the prompts."""
@@ -49,18 +49,7 @@ class Rows:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
         for name in ("key", "token_text"):
             object.__setattr__(self, name, column(name, getattr(self, name), strings=True))
-        for name in self.labels:
-            odd = (
-                not name
-                or name.startswith((".", "__"))
-                or "/" in name
-                or "\0" in name
-                or len(name.encode()) > NAME_BYTES
-            )
-            if odd or name in (*COLUMNS, "variable", "token"):
-                raise EmotraceError(
-                    f"a label cannot be called {name!r}: the store uses that name, or zarr cannot hold it."
-                )
+        check_names(self.labels)
         object.__setattr__(self, "labels", {name: column(name, values) for name, values in self.labels.items()})
         if not len(self.prompt):
             raise EmotraceError("the token table is empty: no position of any prompt is selected.")
@@ -131,6 +120,37 @@ class Rows:
     def prompt_starts(self) -> np.ndarray:
         """First row of each prompt that has rows."""
         return np.flatnonzero(np.append(True, np.diff(self.prompt) != 0))
+
+
+def check_names(labels: Iterable[str]) -> None:
+    """Refuse labels that have a name of the store's own, or one that zarr cannot hold."""
+    for name in labels:
+        odd = not name or name.startswith((".", "__")) or "/" in name or "\0" in name or len(name.encode()) > NAME_BYTES
+        if odd or name in (*COLUMNS, "variable", "token"):
+            raise EmotraceError(f"a label cannot be called {name!r}: the store uses that name, or zarr cannot hold it.")
+
+
+def check_labels(labels: Sequence[Mapping[str, Any]], sites: Iterable[str]) -> None:
+    """Refuse labels of prompts that a store of these sites cannot hold, as its plan does, before there is a model.
+
+    Args:
+        labels: of each prompt.
+        sites: their names.
+
+    Raises:
+        EmotraceError: for a label called like a column, a variable or a dimension, or with texts among numbers.
+    """
+    values = {name: [entry.get(name) for entry in labels] for name in dict.fromkeys(n for entry in labels for n in entry)}
+    check_names(values)
+    for site in sites:
+        cells = ("layer", "sublayer") if site in SUBLAYERS else ("layer",) if site in LAYER_SITES else ()
+        for name in values:
+            if name in (*cells, *SITE_DIMS[site]):
+                raise EmotraceError(f"label {name!r} has the name of a dimension of a variable; rename the label.")
+            if name == ("residual" if site in SUBLAYERS else site):
+                raise EmotraceError(f"label {name!r} has the name of a variable; rename the label.")
+    for name, found in values.items():
+        column(f"label {name!r}", found)
 
 
 class Stored(NamedTuple):
