@@ -34,6 +34,8 @@ JUDGES: Final = {
 }
 """How a judge is named (`emotrace.judges.make`) → what makes it, in the room of judges."""
 
+TOKEN_COLUMNS: Final = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
+"""Columns that the rows of every store have, before the labels of their prompts."""
 VALENCES: Final = ("positive", "neutral", "negative")
 THEMES: Final = {
     "work": "Work/Job",

@@ -285,9 +285,10 @@ def circumplex(placed: pd.DataFrame, dimensions: list[str], layer: int) -> Pictu
     for i, (ax, who) in enumerate(zip(figure.subplots(1, 2), ("people", "model"), strict=True)):
         style.axes(ax, who, a, b if i == 0 else "")
         ax.scatter(placed[f"{a}_{who}"], placed[f"{b}_{who}"], color=SERIES[i], s=14)
-        for row in placed.to_dict("records"):
-            ax.annotate(row["word"], (row[f"{a}_{who}"], row[f"{b}_{who}"]), fontsize=7, color=INK, xytext=(2, 2),
-                        textcoords="offset points")  # fmt: skip
+    for ax, who in zip(figure.axes, ("people", "model"), strict=True):
+        style.names(
+            figure, ax, [(str(p["word"]), p[f"{a}_{who}"], p[f"{b}_{who}"]) for p in placed.to_dict("records")], 7
+        )
     return figure
 
 

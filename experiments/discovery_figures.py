@@ -72,7 +72,7 @@ def agreement(found: Mapping[str, Mapping[str, float]]) -> Picture:
         known = [(row[m], i) for i, m in enumerate(reversed(methods)) if m in row]
         ax.plot(*zip(*known, strict=True), marker=MARKERS[n], color=SERIES[n], linestyle="none", label=name)
     ax.axvline(0, color=FAINT, linewidth=0.8)
-    ax.set_xlim(-0.45, 1.05)
+    ax.set_xlim(min([-0.45, *(v - 0.05 for row in found.values() for v in row.values() if v == v)]), 1.05)
     ax.set_yticks(range(len(methods)), list(reversed(methods)))
     ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(found))
     return figure
@@ -97,5 +97,7 @@ def faithfulness_curves(curves: Mapping[str, xr.Dataset]) -> Picture:
         ax.set_xscale("log")
         for height in (0, 1):
             ax.axhline(height, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
-    panels[0].legend(frameon=False, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
     return figure

@@ -226,13 +226,14 @@ def human_scatter(drops: pd.DataFrame, human: Mapping[str, float], k: int, link:
     ax = style.axes(
         figure.subplots(), "", "correlation of the attribute with the human RDM", "drop (random − selective)"
     )
-    for i, name in enumerate(sorted(names, key=lambda n: human[n])):
+    points = []
+    for name in sorted(names, key=lambda n: human[n]):
         mean, low, high = _interval(emotions.loc[name].to_numpy())
         style.whisker(ax, human[name], (low, high), FAINT)
         ax.plot([human[name]], [mean], marker="o", color=SELECTIVE, linestyle="none", markersize=5)
-        beside = (4, 3 if i % 2 else -10)  # neighbours above and below in turn, so that they overlap less
-        ax.annotate(name, (human[name], mean), xytext=beside, textcoords="offset points", fontsize=8, color=INK)
+        points.append((name, human[name], mean))
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    style.names(figure, ax, points)
     return figure
 
 

@@ -15,7 +15,7 @@ from emotrace import arguments
 from emotrace.cli.app import app
 from emotrace.cli.groups import Decoding, Loading, grouped
 from emotrace.cli.mixes import PlacedAddition, Vectors, vectors_of
-from emotrace.cli.options import System
+from emotrace.cli.options import MODEL, System
 from emotrace.labels import EmotraceError, unknown
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LONG = Decoding(max_new_tokens=200)
 @grouped
 def chat(
     *,
-    model: Annotated[str, typer.Argument(help="hub id, directory or GGUF file")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     vectors: Vectors,
     mix: Annotated[str, typer.Option(help="weights by name: joy=1 or anger=0.5,joy=-0.5; default none")] = "",
     addition: PlacedAddition,

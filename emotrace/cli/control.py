@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+SHARED_DOSE = 0.5
+"""Sum over the layers of what `steer` adds by default, as shares of the activation's norm: additions at many layers add up."""
 Layers = Annotated[str | None, typer.Option(help="e.g. 2-4 or 1,3; default the middle half")]
 Emotion = Annotated[str, typer.Option(help="label of the direction, or of the circuit")]
 
@@ -58,7 +60,13 @@ def steer(
     directions: Directions,
     emotion: Emotion,
     layers: Layers = None,
-    dose: Annotated[float, typer.Option(help="size of each addition as a share of the activation's norm")] = 0.3,
+    dose: Annotated[
+        float | None,
+        typer.Option(
+            help=f"size of each addition as a share of the activation's norm; default {SHARED_DOSE} shared out over the layers; "
+            "less where replies fall apart"
+        ),
+    ] = None,
     site: str = "resid_post",
     loading: LoadingAnywhere,
 ) -> None:
@@ -66,11 +74,13 @@ def steer(
     import emotrace as et
 
     turns, options = asked.turns(), {**asked.options, "seed": asked.seed}
-    finite(dose, "--dose")
+    if dose is not None:
+        finite(dose, "--dose")
     aim, vector, wanted = _direction(directions, emotion, layers, site)
     lm = loading.load(model)
-    strength = dose * math.sqrt(lm.sites.d_model)
-    edit = et.Add(site, layers=wanted or _middle(lm), vector=vector, strength=strength, scale="rms")
+    at = wanted or _middle(lm)
+    strength = (SHARED_DOSE / len(at) if dose is None else dose) * math.sqrt(lm.sites.d_model)
+    edit = et.Add(site, layers=at, vector=vector, strength=strength, scale="rms")
     _side_by_side(lm, turns, [edit], aim, options)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from emotrace import labels
 
-MODEL = "hub id, directory or GGUF file"
+MODEL = "hub id, directory or GGUF file; tiny (shipped), or what `emotrace fetch` fetched"
 Model = Annotated[str, typer.Option("--model", help=MODEL)]
 ModelOrNone = Annotated[str | None, typer.Option("--model", help=MODEL)]
 CausalModel = Annotated[str, typer.Option("--model", help=f"{MODEL}; causal")]

@@ -10,7 +10,7 @@ import typer
 
 from emotrace.cli.app import app
 from emotrace.cli.groups import LoadingAnywhere, grouped
-from emotrace.cli.options import Store
+from emotrace.cli.options import MODEL, Store
 from emotrace.disk import is_url, located
 
 
@@ -18,7 +18,7 @@ from emotrace.disk import is_url, located
 @grouped
 def sites(
     *,
-    model: Annotated[str, typer.Argument(help="hub id, directory or GGUF file")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     attn_implementation: Annotated[str | None, typer.Option(help="eager gives attn_pattern")] = None,
     loading: LoadingAnywhere,
 ) -> None:

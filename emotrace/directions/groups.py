@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from emotrace import arguments, disk
-from emotrace.labels import ANSWERS, EMOTIONS_EV, VALENCES, EmotraceError, unknown
+from emotrace.labels import ANSWERS, EMOTIONS_EV, TOKEN_COLUMNS, VALENCES, EmotraceError, unknown
 from emotrace.signatures import typed
 
 Within = str | Sequence[str] | None
@@ -189,11 +189,12 @@ def check_within(table: pd.DataFrame, label: str, within: Within) -> tuple[str, 
     """The grouping as a tuple, empty for one group of all rows, after checking that rows carry it and the label."""
     within = () if within is None else (within,) if isinstance(within, str) else within
     within = arguments.names("within", within, empty=True)
+    own = [name for name in table if name not in TOKEN_COLUMNS]
     if label not in table:
-        raise unknown("label", label, table.columns, "directions")
+        raise unknown("label", label, own, "directions, label=…, --label")
     for name in within:
         if name not in table:
-            error = unknown("label", name, table.columns, "directions")
+            error = unknown("label", name, own, "directions, within=…, --within")
             raise EmotraceError(f"{error} For one group of all rows: within=None, --within ''.")
     if label in within:
         raise EmotraceError(f"within={within}: groups are made of other labels than {label!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,17 @@ _ENV: Final = jinja2.Environment(
 )
 
 
+def pieces(cell: str) -> Markup:
+    """A cell of numbers that may be broken before its interval and before its n, nowhere else."""
+    parts = re.split(r" (?=\[)|(?<=\],) ", cell)
+    return (
+        Markup("<span>")
+        + Markup(" ").join(Markup('<span class="whole">{}</span>').format(p) for p in parts)
+        + Markup("</span>")
+    )
+
+
+_ENV.filters["pieces"] = pieces
 Table = pd.DataFrame | tuple[pd.DataFrame, str]
 """Of the folder; with a caption, of the page too."""
 

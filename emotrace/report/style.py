@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -14,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from emotrace.arms import ARMS
 from emotrace.labels import ANSWERS, EMOTIONS, VALENCES, EmotraceError
@@ -115,6 +119,46 @@ def whisker(ax: Axes, x: float, ci: tuple[float, float], colour: str = INK, widt
     if all(map(math.isfinite, ci)):
         ax.vlines(x, ci[0], ci[1], color=colour, linewidth=width, zorder=3)
         ax.plot([x, x], ci, linestyle="none", marker="_", markersize=5, markeredgewidth=width, color=colour, zorder=3)
+
+
+def names(figure: Figure, ax: Axes, points: Sequence[tuple[str, float, float]], size: float = 8) -> None:
+    """Names beside points, each where no point and no other name is, with a line to its point where that is not beside it.
+
+    Args:
+        figure: of the axes, everything else drawn: where things stand must be known.
+        ax: where.
+        points: name, x and y.
+        size: of the text.
+    """
+    ax.margins(x=0.1)
+    ax.autoscale_view()
+    figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform([p[1:] for p in points])]
+    ways = [(c, s) for c in (1, -1) for s in (0, 1, -1)] + [(0, 1), (0, -1)]
+    for name, x, y in points:
+        best: tuple[int, Any] | None = None
+        for far, (across, up) in itertools.product((6, 14, 24, 36), ways):
+            text = ax.annotate(
+                name, (x, y), (far * across, far * up), textcoords="offset points", fontsize=size, color=INK,
+                ha=("center", "left", "right")[across], va=("center", "bottom", "top")[up],
+                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5} if far > 6 else None,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
+            text.set_in_layout(False)  # what has been placed would move
+            text.get_window_extent()  # places it
+            box = Text.get_window_extent(text)  # without the line
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            cost = sum(box.overlaps(other) for other in taken) + 100 * (not inside)
+            if best is None or cost < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = cost, text
+            else:
+                text.remove()
+            if not cost:
+                break
+        if best is not None:
+            taken.append(Text.get_window_extent(best[1]))
 
 
 def number(value: object) -> float:

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emotrace.labels import LAYER_SITES, NAME_BYTES, SITE_DIMS, SUBLAYERS, EmotraceError
+from emotrace.labels import LAYER_SITES, NAME_BYTES, SITE_DIMS, SUBLAYERS, TOKEN_COLUMNS, EmotraceError
 
-COLUMNS = ("prompt", "key", "position", "position_from_end", "prompt_length", "token_id", "token_text")
-"""Columns of every token table, before the labels of the prompts."""
+COLUMNS = TOKEN_COLUMNS
 OF_ROW = ("position", "position_from_end", "token_id", "token_text")
 """Columns that differ between the rows of a prompt."""
 CHUNK_ROWS = 1 << 16
@@ -140,7 +139,9 @@ def check_labels(labels: Sequence[Mapping[str, Any]], sites: Iterable[str]) -> N
     Raises:
         EmotraceError: for a label called like a column, a variable or a dimension, or with texts among numbers.
     """
-    values = {name: [entry.get(name) for entry in labels] for name in dict.fromkeys(n for entry in labels for n in entry)}
+    values = {
+        name: [entry.get(name) for entry in labels] for name in dict.fromkeys(n for entry in labels for n in entry)
+    }
     check_names(values)
     for site in sites:
         cells = ("layer", "sublayer") if site in SUBLAYERS else ("layer",) if site in LAYER_SITES else ()

@@ -58,7 +58,9 @@ def test_without_groups_it_is_the_class_mean_less_the_mean_of_class_means(plant,
     got = directions.centered_mean(x, within=within)
     check(got, literal(x, within=()))
     assert (got.attrs["within"], got.attrs["n_groups"]) == ([], 1)
-    with pytest.raises(EmotraceError, match=r"unknown label 'skeleton_id'.*For one group of all rows: within=None, --within ''"):
+    with pytest.raises(
+        EmotraceError, match=r"unknown label 'skeleton_id'.*For one group of all rows: within=None, --within ''"
+    ):
         directions.centered_mean(x)
 
 

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from emotrace.labels import ANSWERS, EMOTIONS, EmotraceError
 from emotrace.report import doses, figures, geometry, layers, replies, style
@@ -265,3 +266,17 @@ def test_numbers_on_a_heat_map_are_read_on_their_cell():
     ax = figure.add_subplot()
     heat(ax, [[0.0, 100.0]], text=str)
     assert [t.get_color() for t in ax.texts] == [style.INK, "white"]
+
+
+def test_names_beside_near_points_do_not_overlap_and_stay_inside():
+    figure = style.canvas(4, "points")
+    ax = style.axes(figure.subplots())
+    points = [(f"a long name {i}", 0.01 * (i % 3), 0.005 * (i // 3)) for i in range(9)]
+    ax.plot([x for _, x, _ in points], [y for _, _, y in points], "o")
+    ax.plot([1, -1], [1, -1])
+    style.names(figure, ax, points)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == [name for name, *_ in points]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in boxes)

@@ -115,7 +115,7 @@ def test_a_second_judge_and_the_agreement_of_both_are_shown(report):
     ]  # fmt: skip
     text = page.render(report)
     for word in ("second judge", "0.80 [0.70, 0.90]", "2,880", "90.0 %"):
-        assert word in text
+        assert word in re.sub("<[^>]+>", "", text)
     assert tables.agreement(report)["kappa_low"].tolist() == [0.7]
 
 
@@ -204,3 +204,16 @@ def test_claims_stand_beside_their_tests(report):
     text = page.render(report, room.draw(report)[:1])
     assert "it &lt;steers&gt;" in text
     assert "#figure-accuracy" in parsed(text).links
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [
+        ("93.1 % [91.9, 94.2]", ["93.1 %", "[91.9, 94.2]"]),
+        ("50 % [33 %, 83 %], n 12", ["50 %", "[33 %, 83 %],", "n 12"]),
+        ("+50.0 points", ["+50.0 points"]),
+        ("<b>", ["&lt;b&gt;"]),
+    ],
+)
+def test_a_cell_breaks_before_its_interval_and_nowhere_else(cell, parts):
+    assert page.pieces(cell) == "<span>" + " ".join(f'<span class="whole">{p}</span>' for p in parts) + "</span>"
