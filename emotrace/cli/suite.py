@@ -176,6 +176,7 @@ def evaluate(
     from emotrace.disk import write_json, write_rows
     from emotrace.replies.row import read_rows
     from emotrace.suite import measure, summarise
+    from emotrace.suite.measuring import check_tools
     from emotrace.suite.summary import check_rows
     from emotrace.texts import as_bytes
 
@@ -192,6 +193,7 @@ def evaluate(
     if model is None and measuring.classifier is None and loading.device != "auto":
         raise EmotraceError(f"--device {loading.device} is of --model or --classifier, and neither is given.")
     tools = measuring.tools(loading.device)
+    check_tools(replies, **{name: tools[name] for name in ("topic", "intensity", "classifier") if name in tools})
     lm = None if model is None else loading.load(model)
     measured = measure(replies, model=lm, batch_size=batch_size, out=out, **tools)
     table = summarise(measured, **asdict(summing))

@@ -85,14 +85,8 @@ def measure(
         raise EmotraceError("measure: there are no rows.")
     emotions = [str(row.get("emotion") or "") for row in found]
     aimed = [i for i, name in enumerate(emotions) if name]
-    if classifier is not None:
-        for name in dict.fromkeys(emotions[i] for i in aimed):
-            classifier.columns(name)
     told = [i for i, row in enumerate(found) if query_of(row)]
-    if topic is not None and not told:
-        raise EmotraceError("topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event').")
-    if isinstance(intensity, LexiconIntensity):
-        intensity.check([emotions[i] for i in aimed])
+    check_tools(rows, topic, intensity, classifier)
     prompts = None if model is None else _plain_ids(found, model, prompt_of or plain_prompt)
     folder = None if out is None else Path(out)
     with ExitStack() as stack:
@@ -109,6 +103,26 @@ def measure(
         _classified(found, emotions, classifier, progress)
     _perplexity(found, model, prompts, batch_size, progress)
     return found
+
+
+def check_tools(
+    rows: Sequence[Row],
+    topic: Rater | None = None,
+    intensity: Rater | None = None,
+    classifier: EmotionClassifier | None = None,
+) -> None:
+    """Refuse rows that lack what these read, before any model is loaded; arguments as those of `measure`."""
+    emotions = list(dict.fromkeys(str(row["emotion"]) for row in rows if row.get("emotion")))
+    if classifier is not None:
+        for name in emotions:
+            classifier.columns(name)
+    if topic is not None and not any(map(query_of, rows)):
+        raise EmotraceError(
+            "topic adherence needs rows with 'query' (or 'question', or 'scenario' and 'event'); without it: topic=None, "
+            "--topic none."
+        )
+    if isinstance(intensity, LexiconIntensity):
+        intensity.check(emotions)
 
 
 def plain_prompt(row: Row) -> Prompt | None:

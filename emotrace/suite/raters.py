@@ -73,7 +73,10 @@ class LexiconIntensity:
     def check(self, asked: Sequence[str]) -> None:
         """Refuse an emotion that the lexicon has no cues for, before anything is rated."""
         for name in dict.fromkeys(asked):
-            emotion(name, EMOTIONS, f"the rater {self.name}")
+            try:
+                emotion(name, EMOTIONS, f"the rater {self.name}")
+            except EmotraceError as error:
+                raise EmotraceError(f"{error} Without intensity: intensity=None, --intensity none.") from None
 
     def rate(self, texts: Sequence[str], asked: Sequence[str], *, progress: bool = False) -> list[Rating]:
         """The score of each emotion's cues in its text."""

@@ -132,3 +132,13 @@ def test_mistakes_are_one_line(place, monkeypatch, capsys, tmp_path):
     assert "none.jsonl" in refused(monkeypatch, capsys, *args)
     chat = ("chat", place / "model", "--vectors", place / "vectors", "--scale", "huge")
     assert "unknown scale" in refused(monkeypatch, capsys, *chat)
+
+
+def test_rows_of_own_labels_are_refused_before_a_model_is_loaded_and_the_flag_is_named(monkeypatch, capsys, tmp_path):
+    row = {"key": "a", "method": "none", "gen_text": "Ein Satz.", "token_ids": [1], "emotion": "Freude"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row))
+    args = ("evaluate", rows, "--model", tmp_path / "no_model", "--judge", "none", "--out", tmp_path / "x")
+    assert "--topic none" in refused(monkeypatch, capsys, *args)
+    assert "--intensity none" in refused(monkeypatch, capsys, *args, "--topic", "none")
+    assert "no_model" in refused(monkeypatch, capsys, *args, "--topic", "none", "--intensity", "none")
