@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, directions, disk
+from emotrace import arguments, directions, disk, shown
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike, hold_out
 from emotrace.defaults import MAX_NEW_TOKENS
@@ -54,6 +54,7 @@ class TextVectors:
     vectors: xr.DataArray
     statistics: xr.Dataset
     auroc: xr.DataArray
+    __repr__ = shown.brief
 
 
 @typed

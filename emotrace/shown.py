@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import fields
 from html import escape
 from typing import Any, Final
 
@@ -47,6 +48,27 @@ def called(name: str, *given: object, **named: object) -> str:
     parts = [_short(value) for value in given]
     parts += [f"{key}={_short(value)}" for key, value in named.items() if value is not None]
     return f"{name}({', '.join(parts)})"
+
+
+def brief(self: Any) -> str:
+    """A ``__repr__`` for dataclasses and named tuples that hold arrays, tables or long mappings: their sizes."""
+    names = getattr(self, "_fields", None) or [f.name for f in fields(self) if f.repr]
+    return f"{type(self).__name__}({', '.join(f'{name}={_brief(getattr(self, name))}' for name in names)})"
+
+
+def _brief(value: object) -> str:
+    if hasattr(value, "shape") and getattr(value, "shape", ()) != ():
+        return array(value)
+    if isinstance(value, str):
+        return repr(clipped(value))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(map(clipped, list(value)[:4]))}{f', … {len(value)} in all' if len(value) > 4 else ''}}}"
+    if isinstance(value, (list, tuple)):
+        said = ", ".join(_brief(v) for v in value[:4])
+        return f"({said}, … {len(value):,} in all)" if len(value) > 4 else f"({said})"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return repr(value)
 
 
 def html(title: str, rows: Mapping[str, object]) -> str:

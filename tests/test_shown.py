@@ -2,13 +2,14 @@
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import xarray as xr
 
 import emotrace as et
-from emotrace import shown
+from emotrace import judges, shown
 from emotrace.discovery import Projection
 from emotrace.edits import edits_label
 from emotrace.labels import EmotraceError
@@ -77,3 +78,29 @@ def test_dir_of_a_room_lists_its_public_names():
             continue
         names = {name for name in dir(room) if not name.startswith("_")}
         assert names == set(room.__all__), found.name
+
+
+@dataclass(frozen=True)
+class Held:
+    name: str
+    weights: np.ndarray
+    card: dict
+    choices: tuple
+
+    __repr__ = shown.brief
+
+
+def test_what_holds_arrays_and_mappings_prints_their_sizes_in_a_line():
+    held = Held("x" * 99, np.zeros((3, 4)), {f"k{i}": list(range(999)) for i in range(9)}, tuple("abcdefg"))
+    assert repr(held) == (
+        f"Held(name='{'x' * 31}…', weights=[3, 4] float64, card={{k0, k1, k2, k3, … 9 in all}}, "
+        "choices=('a', 'b', 'c', 'd', … 7 in all))"
+    )
+
+
+def test_a_fitted_judge_prints_no_weights():
+    table = [{"text": f"{word} {i}", "mood": mood} for mood, word in (("A", "one"), ("B", "two")) for i in range(4)]
+    judge = judges.fit(table, label="mood", name="short", least=1, folds=2)
+    assert repr(judge).startswith("FittedJudge(name='fitted:short', choices=('A', 'B')")
+    assert len(repr(judge)) < 500
+    assert "\n" not in repr(judge)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from emotrace import disk, shipped
+from emotrace import disk, shipped, shown
 from emotrace.files import read_json
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
@@ -64,6 +64,7 @@ class Elicitation:
     stop: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
     chosen_on: tuple[str, ...] = ()
+    __repr__ = shown.brief
 
     def __post_init__(self) -> None:
         where = f"elicitation {self.name!r}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emotrace import arguments, disk
+from emotrace import arguments, disk, shown
 from emotrace.labels import ANSWERS, EMOTIONS_EV, TOKEN_COLUMNS, VALENCES, EmotraceError, unknown
 from emotrace.signatures import typed
 
@@ -39,6 +39,7 @@ class Groups:
     code: np.ndarray
     incomplete: tuple[dict[str, list[Any]], ...]
     accepted: Mapping[str, Any] = field(default_factory=dict)
+    __repr__ = shown.brief
 
     @property
     def counts(self) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from emotrace import provenance
+from emotrace import provenance, shown
 from emotrace.datasets import Prompts
 from emotrace.labels import EmotraceError
 
@@ -63,6 +63,7 @@ class Words:
     vocabulary: tuple[str, ...] = ()
     idf: np.ndarray = field(default_factory=lambda: np.empty(0))
     of_characters: bool = False
+    __repr__ = shown.brief
 
     def learnt(self, texts: Sequence[str], weights: np.ndarray | None = None) -> Words:
         """The n-grams of these texts.
@@ -125,6 +126,7 @@ class Pooled:
     mean: np.ndarray = field(default_factory=lambda: np.empty(0))
     scale: np.ndarray = field(default_factory=lambda: np.empty(0))
     known: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    __repr__ = shown.brief
 
     @classmethod
     def made(cls, source: str, layers: Sequence[int] | None) -> Pooled:

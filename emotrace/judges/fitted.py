@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from emotrace import arguments, bundles, disk
+from emotrace import arguments, bundles, disk, shown
 from emotrace.datasets.prompts import Prompts
 from emotrace.judges import features as features_
 from emotrace.judges.base import EMPTY, Verdict, texts_of
@@ -54,6 +54,7 @@ class FittedJudge:
     bias: np.ndarray
     card: Mapping[str, Any]
     tested: tuple[Measurement, ...] = field(default=())
+    __repr__ = shown.brief
 
     @cached_property
     def depends_on(self) -> dict[str, Any]:

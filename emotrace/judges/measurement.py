@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from emotrace import arguments
+from emotrace import arguments, shown
 from emotrace.datasets.prompts import Prompts
 from emotrace.judges.base import Judge, named
 from emotrace.labels import EmotraceError, unknown
@@ -60,6 +60,7 @@ class Measurement:
     macro_f1: Bounded
     recall: Mapping[str, Bounded]
     confusion: Mapping[str, Mapping[str, int]]
+    __repr__ = shown.brief
 
     @property
     def record(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from emotrace import arguments, disk
+from emotrace import arguments, disk, shown
 from emotrace.files import read_json, read_text, to_file
 from emotrace.judges.base import named
 from emotrace.labels import ANSWERS, EmotraceError
@@ -51,6 +51,7 @@ class Annotated:
     answers: list[list[str | None]]
     alpha: Agreement | None
     kappa: Mapping[str, Agreement]
+    __repr__ = shown.brief
 
     @property
     def record(self) -> dict[str, Any]:

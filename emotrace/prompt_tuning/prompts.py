@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import bundles, disk, provenance
+from emotrace import bundles, disk, provenance, shown
 from emotrace.edits import Ablate
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.recipe import Recipe
@@ -49,6 +49,7 @@ class SoftPrompt:
     scores: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     task: str = ""
+    __repr__ = shown.brief
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, bundles, provenance
+from emotrace import arguments, bundles, provenance, shown
 from emotrace.labels import EmotraceError, unknown
 from emotrace.signatures import typed
 from emotrace.stats.ties import descending
@@ -35,6 +35,7 @@ class Masks:
     """
 
     masked: xr.DataArray
+    __repr__ = shown.brief
 
     def __post_init__(self) -> None:
         m = self.masked
