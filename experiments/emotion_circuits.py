@@ -357,7 +357,7 @@ def _count(prompts: Any) -> int:
 
 def _warnings(lm: LanguageModel, *judges: Any) -> list[str]:
     identity = lm.sites.identity
-    found = [said for judge in judges for said in (measured.statement(judge), measured.warning(judge, identity))]
+    found = [measured.warning(judge, identity) or measured.statement(judge) for judge in judges]
     return [text for text in (*found, shipped.is_shipped(identity) and shipped.CAVEAT) if text]
 
 

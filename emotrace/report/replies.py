@@ -233,7 +233,7 @@ def _method_label(method: str, leaf: Mapping[str, Any], narrow: bool) -> str:
     lines = [method.replace("_", "_\n") if narrow else method]
     draws = _draws(leaf)
     if len(draws) > 1:
-        lines.append(f"{shown_draw(method)} of {len(draws)} draws")
+        lines.append(f"{shown_draw(method)} of{chr(10) if narrow else ' '}{len(draws)} draws")
     if "n" in leaf:
         lines.append(f"n = {leaf['n']:,}")
     if leaf.get("n_unjudged"):

@@ -31,6 +31,19 @@ def test_accuracy_has_two_bars_per_method_and_one_per_emotion_and_method(report)
     assert "highest of 3 draws" in texts(above.xaxis)[3]
 
 
+def test_labels_of_many_methods_with_draws_stand_apart(report):
+    for name in ("accuracy", "accuracy_fluent"):
+        report[name] |= {"circuit": report[name]["steer"]}
+        report[name] |= dict.fromkeys(("random_circuit", "wrong_emotion"), report[name]["random_steer"])
+    figure = replies.accuracy_bars(report)
+    figure.canvas.draw()
+    labels = [t for t in figure.axes[0].get_xticklabels() if t.get_text()]
+    assert len(labels) == 7
+    assert sum("highest of\n3 draws" in t.get_text() for t in labels) == 3
+    boxes = sorted((t.get_window_extent() for t in labels), key=lambda b: b.x0)
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
 def test_accuracy_bars_stand_at_the_values_of_their_emotion(report):
     below = replies.accuracy_bars(report).axes[1]
     steer = sorted(below.patches[12:18], key=lambda bar: bar.get_x())
