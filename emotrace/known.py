@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from emotrace import shipped
 from emotrace.disk import cache
-from emotrace.labels import EmotraceError
+from emotrace.labels import EmotraceError, unknown
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ MODELS: Final = MappingProxyType(
 )
 
 
+NAMES: Final = (shipped.TINY, *MODELS)
+"""Every short name of a model."""
+
+
 def models_folder() -> Path:
     """Where fetched models lie, in the user's cache.
 
@@ -121,8 +127,10 @@ def place(source: str, *, here: bool = True) -> str:
         here: whether the weights are; a server is asked for the hub id.
 
     Raises:
-        EmotraceError: for a short name whose model has not been fetched.
+        EmotraceError: for a short name whose model has not been fetched, and for a slip of one: the hub would be asked for it.
     """
+    if source not in NAMES and get_close_matches(source, NAMES, n=1, cutoff=0.8) and not Path(source).exists():
+        raise unknown("model", source, NAMES)
     if source not in MODELS or (Path(source) / "config.json").is_file():  # no output folder of that name hides it
         return source
     if not here:

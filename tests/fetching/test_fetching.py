@@ -171,3 +171,17 @@ def test_the_table_is_whole():
         assert len(about.package.sha256) == 64
         assert all(len(digest) == 64 for digest in about.hub.sha256.values())
         assert len(about.hub.revision) == 40
+
+
+def test_a_slip_of_a_short_name_asks_no_hub(tmp_path, monkeypatch):
+    for name, meant in (("smolm2", "smollm2"), ("tinny", "tiny")):
+        with pytest.raises(EmotraceError, match=f"unknown model '{name}'. Did you mean '{meant}'"):
+            known.place(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tinny").mkdir()
+    assert [known.place(name) for name in ("tiny", "tinny", "gpt2", "org/smolm2")] == [
+        "tiny",
+        "tinny",
+        "gpt2",
+        "org/smolm2",
+    ]
