@@ -45,8 +45,8 @@ def array(value: Any) -> str:
 
 def called(name: str, *given: object, **named: object) -> str:
     """``Name('given', named=2)``, as it was called; what is None is left out, and what is an array is its sizes."""
-    parts = [_short(value) for value in given]
-    parts += [f"{key}={_short(value)}" for key, value in named.items() if value is not None]
+    parts = [short(value) for value in given]
+    parts += [f"{key}={short(value)}" for key, value in named.items() if value is not None]
     return f"{name}({', '.join(parts)})"
 
 
@@ -80,11 +80,12 @@ def html(title: str, rows: Mapping[str, object]) -> str:
     return f"<div><p>{escape(title)}</p><table>{body}</table></div>"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value in a line: of an array its sizes, of a long list its ends."""
     if hasattr(value, "shape") and getattr(value, "shape", ()) != ():
         return array(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_short(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k!r}: {short(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)) and len(value) > 4:
         return span(value)
     return repr(value)

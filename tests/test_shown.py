@@ -104,3 +104,10 @@ def test_a_fitted_judge_prints_no_weights():
     assert repr(judge).startswith("FittedJudge(name='fitted:short', choices=('A', 'B')")
     assert len(repr(judge)) < 500
     assert "\n" not in repr(judge)
+
+
+def test_an_edit_is_a_table_in_a_notebook_without_its_vector():
+    table = et.Add("resid_post", layers=range(9), vector=VECTORS.sel(emotion="fear"), strength=2.0)._repr_html_()
+    assert "<p>Add</p>" in table
+    assert "[dim 64] float64" in table
+    assert "0.123" not in table

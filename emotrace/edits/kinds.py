@@ -77,6 +77,11 @@ class Edit:
         told = {name: value for name, value, default in shown_ones if _differs(value, default)}
         return shown.called(type(self).__name__, told.pop("site", self.site), **told)
 
+    def _repr_html_(self) -> str:
+        return shown.html(
+            type(self).__name__, {f.name: shown.short(getattr(self, f.name)) for f in fields(self) if f.repr}
+        )
+
     def __post_init__(self) -> None:
         at = check_positions(self.positions, f"{type(self).__name__}(positions=…)")
         object.__setattr__(self, "positions", at)
