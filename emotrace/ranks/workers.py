@@ -57,14 +57,13 @@ def on_workers(client: Any, function: Callable[P, T], *args: P.args, **kwargs: P
         client.wait_for_workers(1, timeout=WAIT)
     except TimeoutError as error:
         raise EmotraceError(f"{what}(client=…): the cluster has no worker after {WAIT} seconds.") from error
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     call = uuid.uuid4().hex  # a key used again before its first use is forgotten would be answered without work
+    # Free to go anywhere: one bound to a worker, even loosely, waits for ever when all workers die at once and others come.
     futures = [
-        client.submit(
-            _carried_out, sent, Rank(i, len(workers)), key=f"{what}-{i}-of-{len(workers)}-{call}", workers=[at],
-            allow_other_workers=True, pure=False,
-        ) for i, at in enumerate(workers)
-    ]  # fmt: skip
+        client.submit(_carried_out, sent, Rank(i, workers), key=f"{what}-{i}-of-{workers}-{call}", pure=False)
+        for i in range(workers)
+    ]
     try:
         client.gather(futures)
     finally:

@@ -71,8 +71,8 @@ def test_dask_workers(alone, tmp_path):
                     if over.wait(usual * rng.random()):
                         return
                     pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
-                    if pids:
-                        os.kill(rng.choice(pids), signal.SIGKILL)
+                    for pid in pids if rng.random() < 0.2 else rng.sample(pids, min(1, len(pids))):  # or all at once
+                        os.kill(pid, signal.SIGKILL)
                         kills[0] += 1
 
             killer = threading.Thread(target=kill)
