@@ -10,6 +10,9 @@ import pandas as pd
 from emotrace.circuits.members import Members
 from emotrace.labels import KINDS
 
+ACROSS = 8
+"""Most layers that a table has side by side: more are wider than a terminal."""
+
 
 def summary(circuit: Members) -> str:
     """One line: how many components of how many labels in which layers, of which model, ranked how."""
@@ -34,17 +37,23 @@ def table(circuit: Members) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.Index(circuit.labels, name=circuit.label)).rename_axis(columns="layer")
 
 
+def upright(circuit: Members) -> pd.DataFrame:
+    """The table; layers go down where there are more of them than labels and more than `ACROSS`."""
+    found = table(circuit)
+    return found.T if len(found.columns) > max(len(found), ACROSS) else found
+
+
 def text(circuit: Members) -> str:
     """Summary, table and warnings as plain text."""
     lines = [summary(circuit)]
     if len(circuit.components):
-        lines.append(table(circuit).to_string())
+        lines.append(upright(circuit).to_string())
     return "\n".join([*lines, *(f"Note: {w}" for w in circuit.meta.get("warnings", ()))])
 
 
 def html(circuit: Members) -> str:
     """The same for notebooks."""
-    body = table(circuit).to_html(border=0) if len(circuit.components) else ""
+    body = upright(circuit).to_html(border=0) if len(circuit.components) else ""
     notes = "".join(f"<p>Note: {escape(str(w))}</p>" for w in circuit.meta.get("warnings", ()))
     return f"<div><p>{escape(summary(circuit))}</p>{body}{notes}</div>"
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import emotrace as et
 from emotrace import bundles
 from emotrace import edits as edits_
 from emotrace.attribution import files
-from emotrace.circuits import Circuit
+from emotrace.circuits import Circuit, show
 from emotrace.labels import EmotraceError
 from tests.circuits.conftest import HEADS, LABELS, UNITS, components, payload
 from tests.helpers import loaded
@@ -279,3 +280,11 @@ def test_bad_input(make, call, word):
     circuit = make()
     with pytest.raises(EmotraceError, match=word):
         call(circuit)
+
+
+@pytest.mark.parametrize(("n", "down"), [(12, True), (6, False)])
+def test_many_layers_go_down_and_few_across(n, down):
+    rows = pd.DataFrame({"layer": range(n)})
+    circuit = SimpleNamespace(components=rows, labels=("fear",), label="emotion", members=lambda *_: [7])
+    table = show.upright(circuit)
+    assert (table.index.name, table.shape) == (("layer", (n, 1)) if down else ("emotion", (1, n)))
