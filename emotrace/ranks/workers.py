@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAIT = 300
 """Seconds for which a cluster may be without a worker."""
+LOOKED = 0.1
+"""Seconds between two looks at what workers have done."""
 
 
 class _Model(NamedTuple):
@@ -65,11 +68,25 @@ def on_workers(client: Any, function: Callable[P, T], *args: P.args, **kwargs: P
         for i in range(workers)
     ]
     try:
+        _awaited(what, client, futures)
         client.gather(futures)
     finally:
         client.cancel(futures)
     with taking(*ALONE):
         return function(*args, **kwargs)
+
+
+def _awaited(what: str, client: Any, futures: list[Any]) -> None:
+    """Wait for all, or for one that fails; a cluster that has lost its workers has as long to get others as at the beginning."""
+    seen = time.monotonic()
+    while not all(f.done() for f in futures) and not any(f.status == "error" for f in futures):
+        if client.scheduler_info(n_workers=-1)["workers"]:
+            seen = time.monotonic()
+        elif time.monotonic() - seen > WAIT:
+            raise EmotraceError(
+                f"{what}(client=…): the cluster has had no worker for {WAIT} seconds. What was made is kept: called again, it goes on."
+            )
+        time.sleep(LOOKED)
 
 
 def _sent(what: str, value: Any, name: str = "") -> Any:

@@ -8,6 +8,7 @@ import xarray as xr
 import emotrace as et
 from emotrace.datasets import Prompt
 from emotrace.labels import EmotraceError
+from emotrace.ranks import workers
 from emotrace.runlog import Log
 from tests.helpers import loaded
 
@@ -57,6 +58,37 @@ def test_a_store_and_replies_of_workers_are_those_of_one_process(tmp_path):
     assert judged == et.judges.judge_rows(some, judge, progress=False) == Log(tmp_path / "judged.jsonl").rows()
     xr.testing.assert_identical(summed.drop_attrs(), whole.drop_attrs())
     assert (tmp_path / "rows.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_a_cluster_that_loses_its_workers_is_not_waited_for_for_ever(monkeypatch):
+    class Lost:
+        status = "pending"
+
+        def done(self):
+            return False
+
+    class Client:
+        cancelled = looks = 0
+
+        def wait_for_workers(self, n, timeout):
+            """It has one."""
+
+        def scheduler_info(self, **_):
+            self.looks += 1
+            return {"workers": {"tcp://a": {}} if self.looks < 3 else {}}
+
+        def submit(self, *_, **__):
+            return Lost()
+
+        def cancel(self, futures):
+            self.cancelled = len(futures)
+
+    monkeypatch.setattr(workers, "WAIT", 0.2)
+    monkeypatch.setattr(workers, "LOOKED", 0.01)
+    client = Client()
+    with pytest.raises(EmotraceError, match=r"has had no worker for 0\.2 seconds\. What was made is kept"):
+        et.ranks.on_workers(client, sorted, [])
+    assert client.cancelled == 1
 
 
 def test_what_cannot_be_sent_is_refused():
