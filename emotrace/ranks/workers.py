@@ -84,7 +84,8 @@ def _awaited(what: str, client: Any, futures: list[Any]) -> None:
             seen = time.monotonic()
         elif time.monotonic() - seen > WAIT:
             raise EmotraceError(
-                f"{what}(client=…): the cluster has had no worker for {WAIT} seconds. What was made is kept: called again, it goes on."
+                f"{what}(client=…): the cluster has had no worker for {WAIT} seconds. What was made is kept: called again, "
+                "it goes on."
             )
         time.sleep(LOOKED)
 
