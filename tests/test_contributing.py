@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says about adding one of each, done: a site, an edit, a judge, a metric, a measure, a study, a figure."""
+"""What CONTRIBUTING.md says about adding one of each, done."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
+import typer
 import xarray as xr
+from typer.testing import CliRunner
 
 import emotrace as et
-from emotrace import arms, discovery, edits, labels, replies
+from emotrace import arms, discovery, edits, labels, replies, spread
+from emotrace.cli.groups import grouped
+from emotrace.cli.options import Seed
 from emotrace.datasets import Prompts
 from emotrace.evaluation import Evaluation
+from emotrace.forwards.entering import enter, inputs
+from emotrace.ranks import Rank
 from emotrace.report import page, style
 from emotrace.report.figures import Shown
-from emotrace.testing import tiny
+from emotrace.runlog import Log
+from emotrace.testing import conformance, tiny
+from emotrace.traced import runs
+from emotrace.traced.steps import ordered
+from tests import documented
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLD = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -166,6 +177,107 @@ def test_a_figure(tmp_path):
     text = out.read_text()
     assert (tmp_path / "figures" / "mine.png").is_file()
     assert all(words in text for words in ('id="figure-mine"', "n = 2.", "Of two layers."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loudness:
+    """How loud a reply is."""
+
+    seed: Seed
+    factor: Annotated[float, typer.Option(help="of what is added", min=0)] = 1.5
+
+
+def test_a_flag():
+    """A group of flags is a class whose fields are options; any command takes it as one parameter."""
+    app = typer.Typer()
+    heard: list[Loudness] = []
+    for name, loudness in (("say", Loudness(seed=7)), ("sing", Loudness(seed=0, factor=4.0))):
+
+        @app.command(name)
+        @grouped
+        def said(*, loudness: Loudness = loudness) -> None:
+            heard.append(loudness)
+
+    for words in (["say", "--factor", "2"], ["sing", "--seed", "3"]):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert heard == [Loudness(seed=7, factor=2.0), Loudness(seed=3, factor=4.0)]
+    assert CliRunner().invoke(app, ["say", "--factor", "-1"]).exit_code == 2
+
+
+def test_a_page(tmp_path, monkeypatch):
+    """Every page is in a toctree. What one prints is compared with the fence behind; what it leaves out says why."""
+    trees = [
+        tree
+        for path in (ROOT / "docs").rglob("*.md")
+        for tree in re.findall(r"```{toctree}\n(.*?)```", path.read_text(), re.S)
+    ]
+    named = {line.split("/")[-1] for tree in trees for line in tree.splitlines()} | {"index"}
+    written = {Path(page).stem for page in documented.pages() if page.startswith("docs/")}
+    assert written <= named
+    assert len(written) > 10
+    (tmp_path / "docs").mkdir()
+    fences = ("python\nx = 1 + 1\nprint(x, 'of many')", "text\n2 …", "python\nraise RuntimeError")
+    told = "\n<!-- not run: it fails -->\n".join(
+        ("".join(f"```{f}\n```\n" for f in fences[:2]), f"```{fences[2]}\n```\n")
+    )
+    (tmp_path / "docs" / "mine.md").write_text(f"# Mine\n\n{told}")
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    assert documented.pages()[2:] == ["docs/mine.md"]
+    first, second = documented.blocks("docs/mine.md")
+    printed = documented.run(first, {})
+    assert documented.same(printed, first.printed)
+    assert not documented.same(printed.replace("2", "3"), first.printed)
+    assert second.why_not == "it fails"
+
+
+def test_work_for_several_ranks(tmp_path):
+    """A rank that is killed leaves its pieces to the others; the file has the bytes of one process."""
+    pieces = [[(i,), (i + 1,)] for i in range(0, 8, 2)]
+    asked = []
+
+    def make(piece, dies=None):
+        if piece == dies:
+            raise KeyboardInterrupt
+        asked.append(piece)
+        return [{"key": i, "square": i * i} for (i,) in pieces[piece]]
+
+    with Log(tmp_path / "alone.jsonl", ("key",)) as log:
+        log.append([row for i in range(4) for row in make(i)])
+    asked.clear()
+    with Log(tmp_path / "many.jsonl", ("key",)) as log:
+        with pytest.raises(KeyboardInterrupt):
+            spread.joined(log, {"made": "squares"}, Rank(1, 2), pieces, lambda i: make(i, 3))
+        spread.joined(log, {"made": "squares"}, Rank(0, 2), pieces, make)
+    assert sorted(asked) == [0, 1, 2, 3]
+    assert asked[0] == 1
+    assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def largest(model, fed, steps):
+    """The largest entry at each place that is read."""
+    seen = {}
+    runs.capture(model, fed, steps, lambda number, value: seen.update({number: float(value.abs().max())}), 0)
+    return seen
+
+
+def test_a_way_to_run_a_model(model):
+    """Steps in the order of execution, carried out by a function that is entered."""
+    steps = [model.sites.resolve("resid_post", layer).read(model, layer) for layer in (1, 0)]
+    found = enter(model, largest, inputs(model, model.sites.encoder.ids(Prompts.of(PROMPTS[:1]))), ordered(steps))
+    want = et.capture(model, PROMPTS[:1], "resid_post", positions="prompt", progress=False)
+    for layer in (0, 1):
+        assert found[layer] == float(abs(want.sel(layer=layer)).max())
+
+
+def test_a_family(monkeypatch):
+    """One that no table has is found, proven, and held against hooks."""
+    monkeypatch.setitem(tiny.FAMILIES, "olmo", ("OlmoForCausalLM", tiny.FAMILIES["llama"][1]))
+    monkeypatch.setattr(tiny, "NAMES", (*tiny.NAMES, "olmo"))
+    stranger = et.load(tiny.build("olmo", attn_implementation="eager"), tokenizer=tiny.tiny_tokenizer())
+    assert (stranger.sites.form, stranger.sites.unproven) == ("sequential", {})
+    batch = tiny.batch(stranger._module)
+    conformance.check_equations(stranger, batch)
+    conformance.check_reads(stranger, batch)
 
 
 def test_every_name_in_the_guide_is_there():
