@@ -70,10 +70,11 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 # NDIF's own sandbox in the place of the loopback server's: of the release that is pinned, or of a checkout of its code that
-# EMOTRACE_NDIF_SRC names (docs/ndif.md). Its metadata ask for a newer Python than its sandbox does.
+# EMOTRACE_NDIF_SRC names (docs/ndif.md). Its metadata ask for a newer Python than its sandbox does, so it
+# is unpacked, not installed.
 contract: export EMOTRACE_NDIF_SRC ?= $(abspath build/ndif)
 contract: $(READY)
-	test -n "$(filter-out $(abspath build/ndif),$(EMOTRACE_NDIF_SRC))" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --python-version 3.12 --only-binary=:all: --target build/ndif --upgrade ndif==0.1.2
+	test -n "$(filter-out $(abspath build/ndif),$(EMOTRACE_NDIF_SRC))" || { $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 --only-binary=:all: --dest build ndif==0.1.2 && $(BIN)/python -m zipfile --extract build/ndif-0.1.2-py3-none-any.whl build/ndif; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/remote/test_contract.py
 
 # The benchmarks from end to end on tiny sizes: that they run, not how fast (they themselves: experiments/benchmarks/README.md).

@@ -345,16 +345,17 @@ def test_a_server_whose_weights_are_bfloat16(loading, deployed, world):
     here, there = et.load(deployed[HALF], dtype="bfloat16"), loading(HALF, world)
     assert {lm.sites.identity["dtype"] for lm in (here, there)} == {"bfloat16"}
     edits = [et.Add("resid_mid", [1], "all", vector=torch.linspace(-1, 1, 32), strength=3.0)]
-    plain = [{"key": f"p{i}", "token_ids": p.token_ids} for i, p in enumerate(prompts(2))]
+    asked = prompts(2, start=(30, 31, 32))  # too few tokens to be shared, which here alone would round otherwise
+    plain = [{"key": f"p{i}", "token_ids": p.token_ids} for i, p in enumerate(asked)]
     dirs = et.directions.centered_mean(
-        et.capture(here, prompts(2), ("resid_mid", "resid_post"), progress=False), within=("skeleton_id",)
+        et.capture(here, asked, ("resid_mid", "resid_post"), progress=False), within=("skeleton_id",)
     )
     found = []
     for lm in (here, there):
-        acts = et.capture(lm, prompts(2), ("resid_mid", "resid_post", "z"), progress=False)
+        acts = et.capture(lm, asked, ("resid_mid", "resid_post", "z"), progress=False)
         rows = et.generate(lm, IDS, edits, max_new_tokens=4, min_new_tokens=4, progress=False)
         influence = attribution.sublayer_influence(lm, plain, dirs, progress=False)
-        heads = attribution.head_contributions(lm, prompts(2), dirs, progress=False)
+        heads = attribution.head_contributions(lm, asked, dirs, progress=False)
         found.append([acts.residual.values, acts.z.values, [row["token_ids"] for row in rows], influence, heads])
     (*same, slopes, heads), (*got, other, scores) = found
     for a, b in zip(same, got, strict=True):
