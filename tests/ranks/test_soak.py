@@ -71,8 +71,10 @@ def test_dask_workers(alone, tmp_path):
                     if over.wait(usual * rng.random()):
                         return
                     # A nanny gives a worker up that dies before it has begun.
-                    running = [nanny for nanny in cluster.workers.values() if nanny.status.name == "running"]
-                    pids = [nanny.pid for nanny in running if nanny.pid]
+                    begun = [
+                        n.process for n in cluster.workers.values() if n.process and n.process.status.name == "running"
+                    ]
+                    pids = [process.pid for process in begun if process.pid]
                     for pid in pids if rng.random() < 0.2 else rng.sample(pids, min(1, len(pids))):  # or all at once
                         os.kill(pid, signal.SIGKILL)
                         kills[0] += 1
