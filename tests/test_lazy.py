@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     tiny.save("llama", folder / "model")
     model = et.load(folder / "model", device="cpu")
     prompts = et.datasets.sev(Path(__file__).parents[1] / "data" / "sev.jsonl", limit=2)
-    acts = et.capture(model, prompts, sites=("resid_mid", "resid_post"), out=folder / "acts.zarr")
+    acts = et.capture(model, prompts, sites=("resid_mid", "resid_post", "neuron"), out=folder / "acts.zarr")
     found = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"))
     et.directions.save(found, folder / "directions")
     et.circuits.discover(model, prompts, found, neurons_per_layer=2, heads_per_layer=1, out=folder / "circuit")
@@ -102,6 +102,17 @@ assert len(acts.to_dataframe(sublayer="resid_post", layer=0, emotion="anger"))
 made = et.directions.centered_mean(acts, label="emotion", within=("skeleton_id", "valence"))
 assert made.equals(et.directions.load("directions"))
 """
+SCORING = """
+import emotrace as et
+acts = et.open_activations("acts.zarr")
+directions = et.directions.load("directions")
+assert et.directions.project(acts, directions).size and et.directions.pca(acts).size and et.directions.mean_rms(acts).size
+assert len(et.directions.context_agnosticism(acts))
+assert len(et.circuits.difference_vectors(acts))
+assert len(et.attribution.top_prompts(acts, 1, [3]))
+found = et.prompt_tuning.concept_neurons(acts, over="skeleton_id")
+assert et.rsa.rdm(found, "cosine", over="skeleton_id").size
+"""
 LOADING = """
 import emotrace as et
 from emotrace.lazy import MOVED
@@ -116,6 +127,10 @@ assert et.datasets.sev and et.judges.make("lexicon").judge(["I am afraid."])
 @pytest.mark.parametrize("code", [READING, LOADING])
 def test_reading_what_was_made_needs_no_model_library(folder, code):
     assert not imported(code, folder)[0] & (MODELS | SLOW)
+
+
+def test_what_is_computed_of_a_store_needs_no_model_library(folder):
+    assert not imported(SCORING, folder)[0] & MODELS
 
 
 @pytest.mark.parametrize("room", ["", *ROOMS])

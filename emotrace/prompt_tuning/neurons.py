@@ -15,9 +15,7 @@ from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt, Prompts, PromptsLike
 from emotrace.directions.groups import require_labels
 from emotrace.directions.source import provenance_of
-from emotrace.forwards.capturing import capture
 from emotrace.labels import EmotraceError, Positions, unknown
-from emotrace.prompt_tuning.layout import Layout
 from emotrace.prompt_tuning.prompts import LABEL, SoftPrompt, as_edits
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -26,6 +24,7 @@ from emotrace.store.asked import of_acts
 
 STAGES: Final = ("neuron", "neuron_pre", "active")
 """After the activation function, before it, and whether the former is above 0."""
+# What runs a model imports torch, which neurons of stored activations do without: it is imported where it is called.
 
 
 @typed
@@ -65,6 +64,9 @@ def activated_neurons(
         EmotraceError: for an unknown stage or position, prompts of another model or of several shapes, an emotion that lacks
             a seed which others have, or a model without the site.
     """
+    from emotrace.forwards.capturing import capture
+    from emotrace.prompt_tuning.layout import Layout
+
     tuned = list(prompts.values()) if isinstance(prompts, Mapping) else list(prompts)
     _check_stage(stage)
     if not tuned:
@@ -170,6 +172,8 @@ def concept_neurons(
     Raises:
         EmotraceError: for an unknown stage or label, a cell without prompts, or a model without the site.
     """
+    from emotrace.forwards.capturing import capture
+
     _check_stage(stage)
     prompts = Prompts.of(prompts)
     for name in (label, over):
@@ -206,6 +210,8 @@ def name_embeddings(model: LanguageModel, names: Iterable[str], label: str = "em
     Raises:
         EmotraceError: for a model without a tokenizer, or no names.
     """
+    from emotrace.forwards.capturing import capture
+
     words, tokenizer = [str(n) for n in names], model.sites.encoder.tokenizer
     if tokenizer is None or not words:
         raise EmotraceError("name_embeddings: at least one name, and a model with a tokenizer.")
