@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -70,14 +71,14 @@ def test_dask_workers(alone, tmp_path):
                 for _ in range(3):
                     if over.wait(usual * rng.random()):
                         return
-                    # A nanny gives a worker up that dies before it has begun.
-                    begun = [
-                        n.process for n in cluster.workers.values() if n.process and n.process.status.name == "running"
-                    ]
-                    pids = [process.pid for process in begun if process.pid]
+                    pids = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
                     for pid in pids if rng.random() < 0.2 else rng.sample(pids, min(1, len(pids))):  # or all at once
-                        os.kill(pid, signal.SIGKILL)
-                        kills[0] += 1
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                            kills[0] += 1
+                # A nanny gives up a worker that dies before it has begun; who runs a cluster replaces it.
+                while not over.wait(5):
+                    cluster.scale(3)
 
             killer = threading.Thread(target=kill)
             killer.start()
