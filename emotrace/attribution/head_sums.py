@@ -9,8 +9,8 @@ import xarray as xr
 
 from emotrace.attribution.chunked import (
     CountedRows,
-    LabelRows,
     Reader,
+    RowRun,
     has,
     require_norm,
     require_whole,
@@ -107,21 +107,16 @@ def layer_sums(reads: Reader, rows: CountedRows, vectors: Vectors, norm: Norms) 
     first, second = np.zeros((n_labels, n_labels, n_heads)), np.zeros((n_labels, n_heads))
     baseline, residual = np.zeros(n_labels), Total(n_labels, len(vectors.read))
     for run, read in reads.runs(rows):
-        labels, each = [part.label for part in run.parts], np.arange(len(run.code))
-        begins = [part.rows.start for part in run.parts]
+        each = np.arange(len(run.code))
         if norm.variables:
             importance, along = _behind_norms(read, vectors, norm)
-            s = along[each, run.code] if run.weight is None else along[each, run.code] * run.weight
-            baseline[labels] += np.add.reduceat(s, begins)
+            baseline += (run.shares * along.T).sum(1)
         else:
             importance = vectors.products(read["z"], np.float32)
             if norm.residual is not None:
                 residual.add(run, weighed(run, read[norm.residual]))
-        own = importance[:, each, run.code]
-        if run.weight is not None:
-            importance, own = importance * run.weight[:, None], own * run.weight
-        first[labels] += np.add.reduceat(importance, begins, axis=1, dtype=np.float64).transpose(1, 2, 0)
-        second[labels] += _squares(own, run.parts)
+        first += np.matmul(run.shares, importance.astype(np.float64, copy=False)).transpose(1, 2, 0)
+        second += _squares(run, importance[:, each, run.code])
     if not norm.variables:
         baseline = (residual.sums * vectors.read.T).sum(1)
         if norm.residual != "resid_mid":
@@ -129,13 +124,13 @@ def layer_sums(reads: Reader, rows: CountedRows, vectors: Vectors, norm: Norms) 
     return LayerSums(first, second, baseline)
 
 
-def _squares(own: np.ndarray, parts: list[LabelRows]) -> np.ndarray:
-    """Σ over the prompts of each label of the square of what their rows ``[head, row]`` add up to: ``[label, head]``."""
-    begins = [part.rows.start for part in parts]
-    if any(len(part.starts) < part.rows.stop - part.rows.start for part in parts):
-        own = np.add.reduceat(own, np.concatenate([part.starts + part.rows.start for part in parts]), axis=1)
-        begins = np.cumsum([0, *(len(part.starts) for part in parts[:-1])])
-    return np.add.reduceat(np.multiply(own, own, dtype=np.float64), begins, axis=1).T
+def _squares(run: RowRun, own: np.ndarray) -> np.ndarray:
+    """Σ over the prompts of each label of the square of the mean of their rows ``[head, row]``: ``[label, head]``."""
+    own = own.astype(np.float64, copy=False)
+    if run.weight is None:
+        return np.matmul(run.shares, (own * own).T)
+    mean = np.add.reduceat(own * run.weight, run.starts, axis=1)
+    return np.matmul(run.shares[:, run.starts] > 0, (mean * mean).T)
 
 
 def _behind_norms(values: dict[str, np.ndarray], vectors: Vectors, norm: Norms) -> tuple[np.ndarray, np.ndarray]:

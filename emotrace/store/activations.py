@@ -241,10 +241,10 @@ class Activations:
             return Cell(partial(whole.chunk, at), partial(whole.opened, at), stored, rest)
         return Cell(lambda _: whole[at], None, stored, rest)
 
-    def places(self, rows: np.ndarray, to: np.ndarray) -> list[ChunkRows]:
-        """Where sorted rows of these activations lie, and which row of a room each becomes; the same for every `cell`."""
+    def places(self, rows: np.ndarray) -> list[ChunkRows]:
+        """Where sorted rows of these activations lie, and which rows of a room they become; the same for every `cell`."""
         size = self._n if self._table is None else self._row_group
-        return [ChunkRows.of(to[where], group, local) for where, group, local in runs(self._rows[rows], size)]
+        return [ChunkRows(*place) for place in runs(self._rows[rows], size)]
 
     def _matching(self, wanted: Mapping[str, Any]) -> np.ndarray:
         """Rows of these activations that have these token labels."""

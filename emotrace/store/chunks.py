@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from emotrace.store.raw import confirm
 from emotrace.store.variable import Variable
 
 Rows = slice | np.ndarray
-Puts = Callable[[int, Sequence[memoryview]], None]
+Fill = Callable[[np.ndarray, int], None]
 T = TypeVar("T")
 
 
@@ -90,19 +90,19 @@ class ChunkArray(BackendArray):
             return self._use(cell, group, self._all)
         return self._told(cell, group, lambda name: self._decoded(self._fetched(name, group)))
 
-    def opened(self, cell: tuple[int, ...], group: int) -> Puts | None:
-        """What puts rows that follow each other from one on where views are; None where no file holds them as they are."""
+    def opened(self, cell: tuple[int, ...], group: int) -> Fill | None:
+        """What fills an array with the rows from one on; None where no file holds them as they are."""
         if self._codec is not None or not isinstance(self.root, Path) or not self.variable.dtype.isnative:
             return None
         file = self._use(cell, group, raw.opened)
 
-        def puts(start: int, views: Sequence[memoryview]) -> None:
+        def fill(out: np.ndarray, start: int) -> None:
             try:
-                file.put(views, start * self._row_bytes)
+                file.fill(out, start * self._row_bytes)
             except (OSError, ValueError) as error:
                 raise self._unreadable(cell, group, error) from error
 
-        return puts
+        return fill
 
     def check(self, cell: tuple[int, ...]) -> None:
         """Refuse a cell that does not exist."""

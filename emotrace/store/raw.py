@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from emotrace.store.layout import checksum, extend, shown
 
 BLOCK = 1 << 19
 """Bytes read at once while a checksum is made: what stays in a core's cache."""
-VIEWS = 1024
-"""Most places that one call may fill (IOV_MAX)."""
 
 
 def confirm(size: int, crc: str, wanted: checks.Committed) -> None:
@@ -44,14 +41,9 @@ class Opened:
     def __del__(self) -> None:
         os.close(self._fd)
 
-    def put(self, views: Sequence[memoryview], begin: int) -> None:
-        """Fill places of equal size with the bytes from ``begin`` on, one after the other."""
-        for at in range(0, len(views), VIEWS):
-            some = views[at : at + VIEWS]
-            got = os.preadv(self._fd, some, begin)
-            if got < len(some) * len(some[0]):
-                raise ValueError("the file ends too early")
-            begin += got
+    def fill(self, out: np.ndarray, begin: int) -> None:
+        """Fill a contiguous array with the bytes from ``begin`` on."""
+        _fill(out, begin, self._fd)
 
 
 def opened(fd: int, size: int, wanted: checks.Committed | None) -> Opened:
@@ -65,7 +57,11 @@ def rows(out: np.ndarray, begin: int, fd: int, size: int, wanted: checks.Committ
     """Fill a contiguous array with the bytes of a chunk from ``begin`` on."""
     if wanted is not None:
         confirm(size, _read_all(fd, size, out, begin, wanted.checksum), wanted)
-        return
+    else:
+        _fill(out, begin, fd)
+
+
+def _fill(out: np.ndarray, begin: int, fd: int) -> None:
     view = out.data.cast("B")
     while len(view):
         got = os.preadv(fd, [view], begin)
