@@ -22,14 +22,14 @@ pytestmark = pytest.mark.soak
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """Serves a model with an ordinary key, under the path of its folder."""
+    """Serves a model under the path of its folder, and takes its key: an ordinary one, or the trusted one."""
     opened = []
 
-    def serve(folder):
+    def serve(folder, world="ordinary"):
         context = loopback({str(folder): folder})
         server = context.__enter__()
         opened.append(context)
-        monkeypatch.setenv("NDIF_API_KEY", server.key)
+        monkeypatch.setenv("NDIF_API_KEY", server.key if world == "ordinary" else server.trusted_key)
         return server
 
     yield serve
@@ -104,9 +104,10 @@ def test_neurons_of_untuned_prompts(served, tmp_path, monkeypatch):
     assert {p.stem for p in (tmp_path / "there" / "figures").iterdir()} == {"rdms", "selective_neurons"}
 
 
-def test_a_store_of_a_server_is_asked_when_that_is_gone(served, tmp_path, monkeypatch):
+@pytest.mark.parametrize("world", ["ordinary", "trusted"])
+def test_a_store_of_a_server_is_asked_when_that_is_gone(served, tmp_path, monkeypatch, world):
     tiny.save("gemma2", tmp_path / "model", num_hidden_layers=2)
-    server = served(tmp_path / "model")
+    server = served(tmp_path / "model", world)
     with experiment("ask_store", monkeypatch) as module:
         settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
     settings |= {"limit": 4, "neurons": 3, "heads": 1, "data": ROOT / "data" / "sev.jsonl"}
