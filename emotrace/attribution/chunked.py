@@ -17,7 +17,7 @@ from emotrace.labels import EmotraceError, unknown
 from emotrace.store import Activations
 from emotrace.store.cell import Cell, ChunkRows
 
-RUN = 3 << 20
+RUN = 2 << 20
 """Bytes of float64 numbers that are worked on at a time: the stored ones, half of it, stay near a core."""
 METHOD = "covectors"
 """``attrs["method"]`` of what `emotrace.attribution.covectors` makes."""
