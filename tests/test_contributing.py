@@ -173,10 +173,10 @@ def test_a_figure(tmp_path):
     figure = style.canvas(3, "One & two", "n = 2.")
     figure.add_subplot().plot([0, 1])
     scores = xr.DataArray([1.0, 2.0], dims="layer", name="score").to_dataframe()
-    out = page.publish(tmp_path, {}, [Shown("mine", "Mine", figure)], {"scores": (scores, "Of two layers.")}, {})
+    out = page.publish(tmp_path, {}, [Shown("mine", "Mine", figure)], {"scores_at_kl": (scores, "Of two layers.")}, {})
     text = out.read_text()
     assert (tmp_path / "figures" / "mine.png").is_file()
-    assert all(words in text for words in ('id="figure-mine"', "n = 2.", "Of two layers."))
+    assert all(words in text for words in ('id="figure-mine"', "n = 2.", "Of two layers.", ">Scores at KL<"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +225,7 @@ def test_a_page(tmp_path, monkeypatch):
     assert documented.pages()[2:] == ["docs/mine.md"]
     first, second = documented.blocks("docs/mine.md")
     printed = documented.run(first, {})
+    assert first.printed is not None
     assert documented.same(printed, first.printed)
     assert not documented.same(printed.replace("2", "3"), first.printed)
     assert second.why_not == "it fails"

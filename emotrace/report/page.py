@@ -28,6 +28,8 @@ TEACHING: Final = (
     "This is the teaching and test model shipped with emotrace: small, and trained on synthetic text written for the project. "
     "Its numbers show that the method works from end to end; they say nothing about language models at large."
 )
+SPELT: Final = {"kl": "KL", "rsa": "RSA", "truthfulqa": "TruthfulQA"}
+"""Words of tables' names that are not written as they are read."""
 BELOW: Final = 0.70
 _ENV: Final = jinja2.Environment(
     loader=jinja2.PackageLoader("emotrace.report", "."),
@@ -228,11 +230,17 @@ def _tables(tables: Mapping[str, Table]) -> list[Grid]:
             table[1],
             list(map(str, table[0].columns)),
             [[_cell(v) for v in row] for row in table[0].itertuples(index=False)],
-            name.replace("_", " ").capitalize(),
+            _heading(name),
         )
         for name, table in tables.items()
         if isinstance(table, tuple)
     ]
+
+
+def _heading(name: str) -> str:
+    """Of the table with this name."""
+    words = " ".join(SPELT.get(word, word) for word in name.split("_"))
+    return words[:1].upper() + words[1:]
 
 
 def _cell(value: object) -> str:
