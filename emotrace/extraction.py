@@ -108,7 +108,8 @@ def answer_vectors(
     """Vectors of emotions from a model's own neutral and emotional answers to the same queries.
 
     The model answers every query of an emotion twice; both answers are fed back (teacher forcing) and the activations at
-    one site averaged over positions; the vector is the mean difference over queries (`directions.paired_shift`).
+    one site averaged over positions; the vector is the mean difference over queries: of answers that are captured already,
+    ``directions.paired_shift(acts)``, without a model.
     ``answer_vectors.plan(…)`` says what would be captured (`emotrace.planned.DryRows`) of answers of full length.
 
     Args:
@@ -196,7 +197,8 @@ def text_vectors(
     """Vectors of emotions from labelled texts against neutral ones, at the last token of each text.
 
     The last token is that of the text itself, whatever side the tokenizer pads on. Vectors and tests come from one part
-    of the texts, AUROC from the other; the parts share no text.
+    of the texts, AUROC from the other; the parts share no text. Of texts that are captured already ``directions.vectors(acts)``,
+    ``directions.contrast(acts)`` and ``directions.auroc(acts, vectors)`` give the same, without a model.
     ``text_vectors.plan(…)`` says what would be captured.
 
     Args:
