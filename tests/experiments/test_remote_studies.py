@@ -2,14 +2,19 @@
 
 import inspect
 import json
+import multiprocessing
 import shutil
 import socket
+import time
 
 import numpy as np
 import pytest
+import torch
 
+import emotrace as et
 from emotrace.disk import write_json
 from emotrace.labels import EmotraceError
+from emotrace.remote import Server
 from emotrace.testing import tiny
 from emotrace.testing.ndif import loopback
 from tests.experiments.studies import COMMON, ROOT, experiment, strangers
@@ -37,19 +42,51 @@ def served(tmp_path, monkeypatch):
         context.__exit__(None, None, None)
 
 
+def discovery(folder, patch):
+    """Settings of a small circuit discovery."""
+    tiny.save("llama", folder / "model", num_hidden_layers=2)
+    with experiment("circuit_discovery", patch) as module:
+        settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
+    return settings | {
+        **FEW,
+        "exact_pairs": 1,
+        "model": str(folder / "model"),
+        "train": ROOT / "data" / "sev.jsonl",
+    }
+
+
+def steering(folder, patch):
+    """Settings of a small steering from texts."""
+    write_json(folder / "texts.json", TEXTS)
+    return {
+        **COMMON, **strangers(folder), "train": str(folder / "texts.json"), "trial": folder / "theirs.json",
+        "questions": str(ROOT / "data" / "truthfulqa_mc_sample.json"), "emotions": "fear,joy", "against": "neutral",
+        "grouping": None, "keep": 4, "layers": None, "system": "", "limit": 4,
+    }  # fmt: skip
+
+
+def knowledge(folder, patch):
+    """Settings of a small study of prompts that nothing was tuned for."""
+    with experiment("emotion_knowledge", patch) as module:
+        train = module.train_tiny_masked
+        texts = train.compose(train.DATA / "emotion_phrases.json", train.DATA / "goemotions_sample.csv", (5, 4, 4))
+        train.write(texts, folder / "model")
+        train.fit(texts, folder / "model", train.SMOKE)
+    return {**SMALL, "bos": None, "model": str(folder / "model"), "texts": folder / "model", "position": "last"}
+
+
 def ran(name, patch, settings, out, remote):
-    """The report of a study, and the folder."""
+    """The report of a study."""
     with experiment(name, patch) as module:
+        if name == "emotion_knowledge":
+            module.study.PERMUTATIONS = module.study.DRAWS = 50
         module.main(**{**settings, "remote": remote, "out": out})
     return json.loads((out / "report.json").read_text())
 
 
 def test_circuit_discovery_patches_nodes_and_edges_there(served, tmp_path, monkeypatch):
-    tiny.save("llama", tmp_path / "model", num_hidden_layers=2)
+    settings = discovery(tmp_path, monkeypatch)
     server = served(tmp_path / "model")
-    with experiment("circuit_discovery", monkeypatch) as module:
-        settings = {name: p.default for name, p in inspect.signature(module.main).parameters.items()}
-    settings |= {**FEW, "exact_pairs": 1, "model": str(tmp_path / "model"), "train": ROOT / "data" / "sev.jsonl"}
     here = ran("circuit_discovery", monkeypatch, settings, tmp_path / "here", None)
     there = ran("circuit_discovery", monkeypatch, settings, tmp_path / "there", server.url)
     assert "circuit" in here
@@ -66,12 +103,7 @@ def test_circuit_discovery_patches_nodes_and_edges_there(served, tmp_path, monke
 
 
 def test_steering_from_texts(served, tmp_path, monkeypatch):
-    write_json(tmp_path / "texts.json", TEXTS)
-    settings = {
-        **COMMON, **strangers(tmp_path), "train": str(tmp_path / "texts.json"), "trial": tmp_path / "theirs.json",
-        "questions": str(ROOT / "data" / "truthfulqa_mc_sample.json"), "emotions": "fear,joy", "against": "neutral",
-        "grouping": None, "keep": 4, "layers": None, "system": "", "limit": 4,
-    }  # fmt: skip
+    settings = steering(tmp_path, monkeypatch)
     server = served(tmp_path / "model")
     here = ran("goemotions_steering", monkeypatch, settings, tmp_path / "here", None)
     there = ran("goemotions_steering", monkeypatch, settings, tmp_path / "there", server.url)
@@ -81,24 +113,17 @@ def test_steering_from_texts(served, tmp_path, monkeypatch):
 
 
 def test_neurons_of_untuned_prompts(served, tmp_path, monkeypatch):
-    with experiment("emotion_knowledge", monkeypatch) as module:
-        train = module.train_tiny_masked
-        texts = train.compose(train.DATA / "emotion_phrases.json", train.DATA / "goemotions_sample.csv", (5, 4, 4))
-        train.write(texts, tmp_path / "model")
-        train.fit(texts, tmp_path / "model", train.SMOKE)
-        module.study.PERMUTATIONS = module.study.DRAWS = 50
-        server = served(tmp_path / "model")
-        settings = {
-            **SMALL,
-            "bos": None,
-            "model": str(tmp_path / "model"),
-            "texts": tmp_path / "model",
-            "remote": server.url,
-        }
-        with pytest.raises(EmotraceError, match=r"soft prompts are tuned, .* where the weights are"):
-            module.main(**settings, out=tmp_path / "refused")
-        module.main(**(settings | {"position": "last"}), out=tmp_path / "there")
-    report = json.loads((tmp_path / "there" / "report.json").read_text())
+    settings = knowledge(tmp_path, monkeypatch)
+    server = served(tmp_path / "model")
+    with pytest.raises(EmotraceError, match=r"soft prompts are tuned, .* where the weights are"):
+        ran(
+            "emotion_knowledge",
+            monkeypatch,
+            settings | {"position": None},
+            tmp_path / "refused",
+            server.url,
+        )
+    report = ran("emotion_knowledge", monkeypatch, settings, tmp_path / "there", server.url)
     assert {"rsa", "neurons", "apart"} <= set(report)
     assert "un-tuned" in report["warnings"][-1]
     assert {p.stem for p in (tmp_path / "there" / "figures").iterdir()} == {"rdms", "selective_neurons"}
@@ -127,3 +152,56 @@ def test_a_store_of_a_server_is_asked_when_that_is_gone(served, tmp_path, monkey
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     assert ran("ask_store", monkeypatch, settings, tmp_path / "there", None) == there
+
+
+def alone(*given):
+    """What a process of its own runs."""
+    torch.set_num_threads(1)  # a fork has no threads of its own
+    with pytest.MonkeyPatch.context() as patch:
+        ran(given[0], patch, *given[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [("goemotions_steering", steering), ("circuit_discovery", discovery), ("emotion_knowledge", knowledge)],
+    ids=["goemotions_steering", "circuit_discovery", "emotion_knowledge"],
+)
+def test_a_study_killed_on_its_way_asks_nothing_twice(served, tmp_path, monkeypatch, name, small):
+    settings = small(tmp_path, monkeypatch)
+    server, fork = served(tmp_path / "model"), multiprocessing.get_context("fork")
+    et.load(settings["model"], remote=Server(server.url, server.key))
+    loading = start = len(server.log())
+
+    def begun(out):
+        process = fork.Process(target=alone, args=(name, settings, tmp_path / out, server.url))
+        process.start()
+        return process
+
+    process = begun("whole")
+    process.join()
+    assert process.exitcode == 0
+    whole = len(server.log()) - start
+    server.faults(delay="running", seconds=0.15, times=-1)
+    start, killed, shares = len(server.log()), 0, (0.35, 0.7, 0.93)
+    for share in shares:
+        process = begun("broken")
+        while process.is_alive():
+            waiting = any(log.stat().st_size for log in (tmp_path / "broken").rglob("*.jobs"))
+            if waiting and len(server.log()) - start >= share * whole:
+                break
+            time.sleep(0.03)
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert killed == len(shares)
+    server.calm()
+    process = begun("broken")
+    process.join()
+    assert process.exitcode == 0
+    asked = len(server.log()) - start
+    assert whole <= asked <= whole + killed * loading, "no more than an unbroken run, and what each load may ask"
+    reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("whole", "broken")]
+    assert reports[1] == reports[0]
+    for replies in (tmp_path / "whole").glob("*.jsonl"):
+        assert (tmp_path / "broken" / replies.name).read_bytes() == replies.read_bytes()
+    assert not list((tmp_path / "broken").rglob("*.jobs"))
