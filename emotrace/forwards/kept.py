@@ -168,7 +168,8 @@ class Shared:
             if cut > 0:
                 groups.setdefault(self._labels(i), {}).setdefault(self.starts[i], i)
         for labels, distinct in groups.items():
-            known = sorted(distinct, key=lambda ids: (-len(ids), ids))
+            # As `beginnings.batches` orders them: a batch finds its rows in few blocks, also where not all can be kept.
+            known = sorted(distinct, key=lambda ids: (-len(ids), distinct[ids]))
             for length, members in prefixes(known, [len(ids) - 1 for ids in known]):
                 self._into_blocks(length, [known[m] for m in members], labels, distinct)
 

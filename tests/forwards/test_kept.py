@@ -114,6 +114,19 @@ def test_a_payload_is_gathered_in_first_tokens_too():
     assert made(model) == 2 * 3, "for each emotion one stem, and two blocks of at most three prompts"
 
 
+def test_each_block_is_computed_once_though_few_can_be_kept():
+    """A batch of prompts that share nothing, in any order, would otherwise draw on all blocks, each computed for every batch."""
+    model = fresh()
+    ids = [[(17 * i + 31 * j) % 120 + 20 for j in range(24)] for i in range(12)]
+    size = 2 * 3 * 2 * 23 * model.sites.d_model * 4  # keys and values of a block of three prompts are no more than this
+    before, model.sites.kept_bytes = model.sites.kept_bytes, size
+    try:
+        assert replies(model, ids, batch_size=3) == alone(model, ids)
+    finally:
+        model.sites.kept_bytes = before
+    assert made(model) == 12 // 3
+
+
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 36), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=7),
