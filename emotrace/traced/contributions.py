@@ -204,14 +204,14 @@ def _writes(part: HeadWeights, n_heads: int) -> Tensor:
 
 def _linear_baseline(code: Tensor, importance: Tensor, residual: dict, parts: list) -> Tensor:
     """s(r) of each prompt on its own label's direction ``[layer, prompt]``."""
-    v = torch.stack([part.directions for part in parts])[:, code]
-    if "resid_mid" in residual:
-        return (residual["resid_mid"].double() * v).sum(-1)
+    if "resid_mid" in residual:  # a layer at a time: a chunk of all of them in float64 is most of what is held
+        mid = residual["resid_mid"]
+        return torch.stack([(x.double() * part.directions[code]).sum(-1) for x, part in zip(mid, parts, strict=True)])
     summed = importance.sum(1)[:, torch.arange(len(code)), code]
     for i, part in enumerate(parts):
         p = part.projection
         if p.bias is not None:
-            summed[i] += p.scale * (v[i] @ p.bias.double().cpu())
+            summed[i] += p.scale * (part.directions[code] @ p.bias.double().cpu())
     return summed
 
 
