@@ -17,6 +17,7 @@ from emotrace.datasets import Prompts
 from emotrace.evaluation import repeated
 from emotrace.judges import Judge
 from emotrace.replies import Row
+from emotrace.replies.frontiers import Point
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,13 @@ def answered(
     rows += arms.ablated(chosen.circuit, chosen.reference)
     rows = replace(study, judge=tester).from_third("test", study.scored("test", rows, plain))
     return rows if tester is study.judge else study.second_opinion(rows, tester)
+
+
+def read_again(study: Study, points: Sequence[Point], base: list[Row], tester: Judge) -> tuple[list[Point], list[Row]]:
+    """Points of frontiers and the un-edited model's rows, all read by the judge that tests."""
+    if tester is study.judge:
+        return list(points), base
+    reading = replace(study, judge=tester, target=False)
+    return [
+        point._replace(rows=reading.judged(f"second_{point.method}_{point.size:g}", point.rows)) for point in points
+    ], reading.judged("second_trial_none", base)

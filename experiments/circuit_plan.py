@@ -20,6 +20,7 @@ from emotrace.datasets import Prompts
 from emotrace.defaults import MAX_NEW_TOKENS
 from emotrace.disk import write_json
 from emotrace.files import read_json
+from emotrace.replies.search import BEYOND
 
 SEARCH = 8
 """A search makes at most so many times the replies that one arm has on the test file."""
@@ -58,12 +59,14 @@ class Search(NamedTuple):
         skeletons: held-out ones, at most.
         middle: of the middle sample.
         finalists: settings that go on to all.
+        wide: skeletons on which every dose of the chosen line is measured; as ``middle`` where that is more.
     """
 
     lines: Lines
     skeletons: int
     middle: int
     finalists: int
+    wide: int = 0
 
     @property
     def settings(self) -> int:
@@ -75,13 +78,20 @@ class Search(NamedTuple):
         first, middle, last = (min(self.skeletons, n) for n in (-(-self.middle // FIRST), self.middle, self.skeletons))
         if self.settings == 1:
             return last * each
-        n = self.settings * first + max(map(len, self.lines)) * middle
+        n = self.settings * first + max(map(len, self.lines)) * max(middle, self.wide)
         n += min(self.settings, KEEP * self.finalists) * middle if middle > first else 0
         n += min(self.settings, self.finalists) * last if last > middle else 0
         return n * each
 
-    def within(self, most: int, each: int) -> Search:
-        """The largest cut of it that makes at most so many replies; the smallest that there is where none does.
+    def further(self, each: int) -> int:
+        """Most replies beside, beyond a line whose end was best."""
+        of_line = max(min(self.skeletons, self.middle), self.wide)
+        return BEYOND * (self.skeletons + of_line) * each if self.settings > 1 else 0
+
+    def within(self, most: int, each: int, *, whole: bool = False) -> Search:
+        """The largest cut of it that makes at most so many replies, or ``whole`` also with what may follow beyond a line.
+
+        The smallest that there is where none does.
 
         The first places stay, and of their doses the first, the last and some between.
         """
@@ -93,8 +103,9 @@ class Search(NamedTuple):
             one = Search(
                 [_spread(line, max(min(DOSES, len(line)), round(len(line) * root))) for line in places],
                 max(1, round(self.skeletons * root)), max(1, round(self.middle * root)), max(1, round(self.finalists * share)),
+                self.wide,
             )  # fmt: skip
-            if one.replies(each) <= most:
+            if one.replies(each) + whole * one.further(each) <= most:
                 break
         return one
 
@@ -124,7 +135,8 @@ class Plan:
     @property
     def replies(self) -> int:
         """Most replies."""
-        return sum(self.fixed.values()) + sum(one.replies(self.each) for one in self.searches.values())
+        searched = (one.replies(self.each) + one.further(self.each) for one in self.searches.values())
+        return sum(self.fixed.values()) + sum(searched)
 
     @property
     def minutes(self) -> float:
@@ -144,7 +156,7 @@ class Plan:
         if self.budget is not None:
             left = self.budget * (1 - sum(SHARES.values())) - self._minutes(sum(self.fixed.values()))
             most = min(most, math.floor(60 * left / (self.seconds.plain * REST) / len(self.searches)))
-        cut = {name: one.within(most, self.each) for name, one in self.searches.items()}
+        cut = {name: one.within(most, self.each, whole=self.budget is not None) for name, one in self.searches.items()}
         skeletons, middle = (min(getattr(one, name) for one in cut.values()) for name in ("skeletons", "middle"))
         cut = {name: one._replace(skeletons=skeletons, middle=middle) for name, one in cut.items()}  # all on the same
         return replace(self, searches=cut)
@@ -155,6 +167,9 @@ class Plan:
         parts = ", ".join(f"{name} {n:,}" for name, n in self.fixed.items())
         tries = ", ".join(
             f"{name} {one.replies(self.each):,} ({one.settings} settings)" for name, one in self.searches.items()
+        )
+        tries += (
+            f", and {sum(one.further(self.each) for one in self.searches.values()):,} where the ends of lines are best"
         )
         text = (
             f"at most {self.replies:,} replies of at most {self.max_new_tokens} tokens ({self.replies * self.max_new_tokens:,}), "
@@ -212,7 +227,7 @@ def fixed(prompts: Prompts, asked: Prompts, arms: Sequence[str], draws: int, ref
 
 def planned(
     study: Study, seconds: Seconds, prompts: Prompts, asked: Prompts, arms: Sequence[str], *, held: int, middle: int,
-    finalists: int, draws: int, refits: int, budget: float | None, asking: int = 0,
+    finalists: int, wide: int, draws: int, refits: int, budget: float | None, asking: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan of a run, its searches cut to `SEARCH` times what one arm has on the test file, and to the budget.
 
@@ -225,6 +240,7 @@ def planned(
         held: skeletons held out.
         middle: of them in the middle sample.
         finalists: settings that go on to all of them.
+        wide: of them on which every dose of the chosen lines is measured.
         draws: of each control that is drawn.
         refits: of directions and circuit.
         budget: minutes.
@@ -232,7 +248,7 @@ def planned(
     """
     names = ["steer", "circuit", *(name for name in circuit_arms.TUNED if name in arms)]
     lines = {name: study.protocol.steering if name == "steer" else study.protocol.modulation for name in names}
-    searches = {name: Search(some, held, min(middle, held), finalists) for name, some in lines.items()}
+    searches = {name: Search(some, held, min(middle, held), finalists, min(wide, held)) for name, some in lines.items()}
     each = len(asked) // len({p.labels["skeleton_id"] for p in asked})
     most = int(study.decoding_of("steer").get("max_new_tokens", MAX_NEW_TOKENS))
     ablated = sum(draws if ARMS[name].drawn else 1 for name in arms if ARMS[name].made == "ablated")

@@ -40,7 +40,7 @@ class Searched(NamedTuple):
     Attributes:
         points: every setting tried, on its largest sample.
         best: the chosen one.
-        line: settings of the chosen one's line, all doses on the middle sample.
+        line: settings of the chosen one's line, all doses on the same skeletons.
     """
 
     points: Points
@@ -139,8 +139,11 @@ class Study(Evaluation):
         edits: Any,
         middle: int,
         finalists: int,
+        wide: Prompts,
     ) -> Searched:
         """Settings by successive halving: all on a few held-out skeletons, the best on ``middle``, the best of these on all.
+
+        Where an end of a line is best, doses beyond it are tried: half of the smallest, or twice the largest.
 
         Args:
             held: plain prompts of the held-out training skeletons.
@@ -150,19 +153,29 @@ class Study(Evaluation):
             edits: setting → edits.
             middle: skeletons of the middle sample.
             finalists: settings that go on to all held-out skeletons.
+            wide: plain prompts of the skeletons on which every dose of the chosen line is measured.
         """
         skeletons = len({p.labels["skeleton_id"] for p in held})
         sizes = [min(skeletons, n) for n in (-(-middle // FIRST), middle, skeletons)]
         if sum(map(len, lines)) == 1:
             sizes = [sizes[-1]] * 3  # nothing to choose
 
-        def measure(setting: Setting, size: int) -> dict[str, Any]:
-            rows = self.tried(method, setting, held, size, plain, edits)
+        def measure(setting: Setting, size: int, prompts: Prompts = held) -> dict[str, Any]:
+            rows = self.tried(method, setting, prompts, size, plain, edits)
             return {**_scores(rows, method), **setting, "skeletons": size}
 
-        points, best = replies.search(lines, measure, sizes, (KEEP * finalists, finalists))
-        of_best = next(line for line in lines if any(s.items() <= best.items() for s in line))
-        line = [measure(setting, sizes[1]) for setting in of_best]
+        further: list[Setting] = []
+
+        def beyond(setting: Setting, up: bool) -> Setting:
+            name = size_of(setting)
+            further.append({**setting, name: setting[name] * (2 if up else 0.5)})
+            return further[-1]
+
+        points, best = replies.search(lines, measure, sizes, (KEEP * finalists, finalists), beyond)
+        of_best = next(line for line in lines if _place(line[0]).items() <= best.items())
+        doses = sorted([*of_best, *further], key=lambda setting: float(setting[size_of(setting)]))
+        of_line = len({p.labels["skeleton_id"] for p in wide})
+        line = [measure(setting, of_line, wide) for setting in doses]
         largest: dict[str, dict[str, Any]] = {}
         for point in (*points, *line):  # of each setting that on its largest sample
             name = str([v for k, v in point.items() if k in of_best[0]])
@@ -181,7 +194,7 @@ class Study(Evaluation):
             lines: that were searched.
             found: of `search`.
             base: the un-edited model's rows, one per plain prompt.
-            prompts: the plain prompts of the middle sample.
+            prompts: the plain prompts of the skeletons of its line.
             plain: prompts that perplexity is measured after.
             edits: setting → edits.
         """
@@ -191,7 +204,7 @@ class Study(Evaluation):
             rows = self.tried(method, setting, prompts, point["skeletons"], plain, edits)
             name = _named(method, setting, point["skeletons"])
             cost = self.divergence(aimed, base, prompts, edits(setting), name)
-            size = float(setting["dose" if "dose" in setting else "lambda"])
+            size = float(setting[size_of(setting)])
             out.append(Point(method, size, rows, cost, setting.items() <= found.best.items()))
         return out
 
@@ -295,6 +308,16 @@ def _scores(rows: list[Row], method: str) -> dict[str, Any]:
         "method": method, "accuracy": blind["value"], "accuracy_fluent": both["value"], "ci95": both["ci95"],
         "perplexity": known[len(known) // 2] if known else None, "n": blind["n"],
     }  # fmt: skip
+
+
+def size_of(setting: Setting) -> str:
+    """What is its size: the dose of steering, or λ."""
+    return "dose" if "dose" in setting else "lambda"
+
+
+def _place(setting: Setting) -> Setting:
+    """All of a setting but its size."""
+    return {name: value for name, value in setting.items() if name != size_of(setting)}
 
 
 def _named(method: str, setting: Setting, size: int) -> str:

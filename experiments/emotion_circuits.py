@@ -78,6 +78,14 @@ def main(
     limit: Annotated[int | None, typer.Option(help="skeletons per file, spread over themes")] = None,
     sweep_limit: Annotated[int, typer.Option(help="held-out skeletons of the searches' middle sample")] = 8,
     finalists: Annotated[int, typer.Option(min=1, help="settings of a search tried on all held-out skeletons")] = 12,
+    frontier_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="held-out skeletons on which all doses of what was chosen are measured against KL; "
+            "default as --sweep-limit, cut alike",
+        ),
+    ] = None,
     dose_step: Annotated[int, typer.Option(min=1, help="try every n-th dose of steering and λ of the circuit")] = 1,
     draws: Annotated[int, typer.Option(help="draws of each control on the test file")] = 3,
     refits: Annotated[
@@ -145,7 +153,7 @@ def main(
         "elicit": eliciting.elicit, "elicitations": [way.record for way in ways], "elicit_limit": eliciting.elicit_limit,
         "judge": the_judge.name, "second_judge": tester.name if second_judge else None,
         "label_map": judging.label_map, "limit": limit, "budget": budget, "sweep_limit": sweep_limit,
-        "finalists": finalists, "draws": draws, "refits": refits, "arms": list(compared),
+        "finalists": finalists, "frontier_limit": frontier_limit, "draws": draws, "refits": refits, "arms": list(compared),
         "curve_draws": curve_draws, "neurons_per_layer": neurons_per_layer, "heads_per_layer": heads_per_layer,
         "preset": preset, "preset_settings": protocol.record, **asdict(answering), "target_aware": target_aware,
         "steering": protocol.steering, "modulation": protocol.modulation, "held_out": HELD_OUT,
@@ -162,8 +170,8 @@ def main(
     fit, held = et.datasets.split(prompts, HELD_OUT, seed)
     plan = circuit_plan.planned(
         study, circuit_plan.timed(study, prompts, plain, run.path("parts", "timing_replies.json")), prompts, asked, compared,
-        held=len(held), middle=sweep_limit, finalists=finalists, draws=draws, refits=refits, budget=budget,
-        asking=how.n_replies,
+        held=len(held), middle=sweep_limit, finalists=finalists, wide=frontier_limit or 0, draws=draws, refits=refits,
+        budget=budget, asking=how.n_replies,
     )  # fmt: skip
     print(plan.said)
     if scratch:
@@ -247,8 +255,9 @@ def main(
         name: (plan.searches[name].lines, partial(study.modulated, one))
         for name, one in {"circuit": circuit, **controls}.items()
     }
+    wide = plain.where(skeleton_id=sorted(held)).limit(max(middle, frontier_limit or 0))
     found = {
-        name: study.search(held_plain, plain, name, lines, edits, middle, plan.searches[name].finalists)
+        name: study.search(held_plain, plain, name, lines, edits, middle, plan.searches[name].finalists, wide)
         for name, (lines, edits) in searched.items()
     }
     best, best_circuit = found["steer"].best, found["circuit"].best
@@ -262,16 +271,19 @@ def main(
         lm, acceptance.best(how.tried).way, prompted, trial_plain, dirs,
         {"steer": study.steering(dirs, best), "circuit": study.modulated(circuit, best_circuit)}, seed,
     )  # fmt: skip
-    base = study.generated("trial_none", trial_plain)
+    base = study.generated("trial_none", wide)
     costs = {
-        name: study.cost(name, lines, found[name], base, trial_plain, plain, edits)
+        name: study.cost(name, lines, found[name], base, wide, plain, edits)
         for name, (lines, edits) in searched.items()
     }
-    trial_none = study.judged("trial_none", repeated(base, trial_plain, trial_plain.for_each(emotion=et.EMOTIONS)))
-    frontier = replies.frontiers(
-        [point for points in costs.values() for point in points], study.scored("trial_none", trial_none, plain),
-        pairs=[("circuit", name) for name in searched if name != "circuit"], seed=seed,
-    )  # fmt: skip
+    none = study.scored(
+        "trial_none", study.judged("trial_none", repeated(base, wide, wide.for_each(emotion=et.EMOTIONS))), plain
+    )
+    points = [point for of_arm in costs.values() for point in of_arm]
+    pairs = [("circuit", name) for name in searched if name != "circuit"]
+    frontier = replies.frontiers(points, none, pairs=pairs, seed=seed)
+    tested = circuit_chosen.read_again(study, points, none, tester)
+    frontier_tested = replies.frontiers(*tested, pairs=pairs, seed=seed) if second_judge else frontier
 
     # 6. The test file, once; and once more with each refit.
     chosen = circuit_chosen.Chosen(
@@ -285,9 +297,12 @@ def main(
 
     # 7. What may be said of it.
     verdict = "verdict_second" if second_judge else "verdict"
-    at_equal_kl = [] if second_judge else frontier["pairs"]  # on what the first judge read
     claims, family = replies.claims(
-        rows, given=at_equal_kl, doubt=measured.doubt(tester, lm.sites.identity), verdict=verdict, seed=seed
+        rows,
+        given=frontier_tested["pairs"],
+        doubt=measured.doubt(tester, lm.sites.identity),
+        verdict=verdict,
+        seed=seed,
     )
 
     elicited = acceptance.over_elicited(rows, replies.accuracy_table(prompted)["by_emotion"])
@@ -307,7 +322,8 @@ def main(
         "modulation": [point for name in ("circuit", *controls) for point in found[name].points],
         "chosen_circuit": best_circuit, "chosen_tuned": {name: found[name].best for name in controls},
         "comparison": [p for name in ("steer", "circuit") for p in comparison(found[name].line, costs[name])],
-        "frontiers": frontier, "claims": claims, "paired": family, "published": PUBLISHED,
+        "frontiers": frontier, **({"frontiers_second": frontier_tested} if second_judge else {}),
+        "claims": claims, "paired": family, "published": PUBLISHED,
         "refits": (told := circuit_refits.record(rows, refitted, drawn, len(fit | held), verdict)),
         "mediation": mediation,
         "openings": circuit_arms.told(openings, lm.sites.encoder), "wrong_payload": circuit_arms.readings(rows),

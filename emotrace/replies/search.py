@@ -17,6 +17,8 @@ Point = Mapping[str, Any]
 """A setting with its ``accuracy_fluent`` and ``accuracy``."""
 COLLAPSED: Final = 0.5
 """A dose that keeps less than this share of the best score has collapsed."""
+BEYOND: Final = 3
+"""A search that chose an end of a line goes at most so many steps beyond it."""
 
 
 def collapsed(score: float, best: float) -> bool:
@@ -52,15 +54,23 @@ def layer_windows(n_layers: int) -> list[list[int]]:
 
 @typed
 def search(
-    lines: Iterable[Sequence[Any]], measure: Callable[[Any, int], Point], sizes: Sequence[int], keep: Sequence[int]
+    lines: Iterable[Sequence[Any]],
+    measure: Callable[[Any, int], Point],
+    sizes: Sequence[int],
+    keep: Sequence[int],
+    beyond: Callable[[Any, bool], Any] | None = None,
 ) -> tuple[list[Point], Point]:
     """Successive halving: all settings on a small sample, the best of them on a larger one, the best of these on the largest.
+
+    A best setting at the end of a line says where the line should have gone on, not where the best dose is: with ``beyond`` the
+    search does, on the largest sample, as long as each step is better than the one before, and `BEYOND` steps at most.
 
     Args:
         lines: settings that differ in dose only, by growing dose. A line is left once two doses in a row have collapsed.
         measure: setting, size of the sample → its ``accuracy_fluent`` and ``accuracy``.
         sizes: of the samples, growing; one that is no larger than the one before is left out.
         keep: how many settings go on to each further sample.
+        beyond: an end of a line of several settings, and whether a larger dose is wanted → the next setting outside the line.
 
     Returns:
         Of every setting tried the point on its largest sample, and the best point of the last sample. Among equals that of
@@ -74,10 +84,13 @@ def search(
             f"search(sizes={list(sizes)}, keep={list(keep)}): one number fewer than sizes, all at least 1."
         )
     tried: list[Any] = []
+    ends: dict[int, bool] = {}  # number of a setting → whether it has the largest dose of its line, not the smallest
     points: list[Point] = []
     for line in lines:
         best, low = 0.0, 0
-        for setting in line:
+        for number, setting in enumerate(line):
+            if number in (0, len(line) - 1) and len(line) > 1:
+                ends[len(tried)] = number > 0
             point = measure(setting, sizes[0])
             tried.append(setting)
             points.append(point)
@@ -94,7 +107,17 @@ def search(
             alive = sorted(alive, key=lambda i: _merit(points[i]))[:n]
             for i in alive:
                 points[i] = measure(tried[i], size)
-    return points, points[min(alive, key=lambda i: _merit(points[i]))]
+    best = min(alive, key=lambda i: _merit(points[i]))
+    if beyond is None or best not in ends:
+        return points, points[best]
+    found, setting = points[best], tried[best]
+    for _ in range(BEYOND):
+        setting = beyond(setting, ends[best])
+        points.append(measure(setting, sizes[-1]))
+        if _merit(points[-1]) >= _merit(found):
+            break
+        found = points[-1]
+    return points, found
 
 
 def of_all(doses: pd.DataFrame) -> pd.DataFrame:

@@ -34,7 +34,10 @@ def test_replies_by_hand(plan):
     one = plan.Search(lines(22, 4), 5, 4, 2)  # `make demo`: 88 settings on 1, 10 on 4, 2 on 5, a line of 4 on 4
     assert one.replies(18) == 18 * (88 + 10 * 4 + 2 * 5 + 4 * 4)
     assert one.within(plan.SEARCH * 20 * 18, 18) == one
-    assert plan.Search([[{"dose": 1}]], 40, 8, 12).replies(18) == 40 * 18
+    single = plan.Search([[{"dose": 1}]], 40, 8, 12)
+    assert (single.replies(18), single.further(18)) == (40 * 18, 0)
+    assert one._replace(wide=5).replies(18) - one.replies(18) == 18 * 4, "a line of 4 on 5 instead of 4"
+    assert one.further(18) == 18 * 3 * (5 + 4), "three steps beyond, on all and again for the line"
 
 
 @pytest.mark.parametrize("most", [20_000, 5_000, 1_500, 300])
@@ -48,7 +51,7 @@ def test_a_cut_search_fits_and_keeps_its_ends(plan, most):
         assert all({line[0]["dose"], line[-1]["dose"]} == {0, 10} for line in one.lines)
         assert [line[0]["place"] for line in one.lines] == list(range(len(one.lines))), "the likeliest places stay"
         assert min(map(len, one.lines)) >= plan.DOSES
-    assert cut.replies == 4320 + sum(one.replies(18) for one in cut.searches.values())
+    assert cut.replies == 4320 + sum(one.replies(18) + one.further(18) for one in cut.searches.values())
 
 
 def test_a_budget_is_shared_equally_and_said_where_it_is_too_short(plan):
@@ -76,7 +79,7 @@ def test_the_study_makes_at_most_sixty_thousand_replies(plan):
     arms = importlib.import_module("circuit_arms").NAMES
     made = plan.planned(
         study, plan.Seconds(1, 1), *files, arms,
-        held=10, middle=8, finalists=12, draws=flags["draws"], refits=flags["refits"], budget=None,
+        held=10, middle=8, finalists=12, wide=0, draws=flags["draws"], refits=flags["refits"], budget=None,
         asking=400,
     )  # fmt: skip
     assert 50_000 < made.replies < 59_000

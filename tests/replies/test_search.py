@@ -72,6 +72,47 @@ def test_search_breaks_ties_by_matches_and_then_by_order():
     assert best["setting"] == (0, 1)
 
 
+def doubled(setting, up):
+    return (setting[0], setting[1] * (2 if up else 0.5))
+
+
+def gone_beyond(of_dose, doses=(1, 2, 4), other=(1, 2, 4)):
+    """Doses measured on the largest sample beyond two lines, and the chosen one, where a dose scores ``of_dose(dose)``."""
+    asked = []
+
+    def measure(setting, size):
+        asked.append((setting, size))
+        score = of_dose(setting[1]) if setting[0] == "a" else 0.01
+        return {"setting": setting, "accuracy_fluent": score, "accuracy": score}
+
+    lines = [[("a", d) for d in doses], [("b", d) for d in other]]
+    points, best = replies.search(lines, measure, (1, 2), (2,), doubled)
+    within = {("a", d) for d in doses} | {("b", d) for d in other}
+    assert {p["setting"] for p in points} == {setting for setting, _ in asked}
+    return [s[1] for s, size in asked if s not in within and size == 2], best["setting"][1]
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried", "best"),
+    [
+        (2, [], 2),
+        (0.5, [0.5, 0.25], 0.5),
+        (0.01, [0.5, 0.25, 0.125], 0.125),
+        (8, [8, 16], 8),
+        (100, [8, 16, 32], 32),
+        (1, [0.5], 1),
+    ],
+)  # fmt: skip
+def test_a_search_whose_best_dose_is_an_end_goes_on_beyond_it_while_that_helps(peak, tried, best):
+    assert gone_beyond(lambda dose: 1 / (1 + abs(np.log2(dose / peak)))) == (tried, best)
+
+
+def test_a_single_setting_or_a_line_that_was_left_early_has_no_end_to_go_beyond():
+    assert gone_beyond(lambda _: 1.0, doses=(3,)) == ([], 3)
+    left = {1: 0.6, 2: 1.0, 4: 0.1, 8: 0.1, 16: 2.0}
+    assert gone_beyond(left.get, doses=(1, 2, 4, 8, 16)) == ([], 2)
+
+
 def test_search_leaves_out_samples_that_are_no_larger():
     _, _, asked = searched([[0.5, 0.6]], sizes=(2, 2, 2), keep=(1, 1))
     assert [size for _, size in asked] == [2, 2]
