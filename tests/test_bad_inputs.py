@@ -225,7 +225,7 @@ CASES = {
     "a temperature of 0": (lambda: generate(do_sample=True, temperature=0.0), "sampling needs temperature >= 0.0001"),
     # stores and directions
     "no store there": (lambda: et.open_activations(place() / "foreign"), "not an activation store"),
-    "a store of other settings": (changed_store, "sites: stored"),
+    "a store of other settings": (changed_store, "sites: ['resid_post'] there"),
     "an unknown label in a selection": (lambda: stored(emotoin="fear"), "Did you mean 'emotion'"),
     "an unknown value in a selection": (lambda: stored(emotion="joy"), "unknown emotion 'joy'"),
     "a layer that was not stored": (lambda: stored(layer=7), "unknown layer 7"),

@@ -20,7 +20,7 @@ from emotrace.forwards.conversation import Conversation
 from emotrace.forwards.likelihood import continued
 from emotrace.labels import EmotraceError
 from emotrace.prompt_tuning.layout import Layout
-from emotrace.store.layout import differences
+from emotrace.store.layout import settle
 from emotrace.templates import Encoder
 from emotrace.testing import tiny
 
@@ -181,13 +181,12 @@ def test_a_switch_that_cannot_hold_is_refused():
 def test_a_store_of_the_version_before_is_continued_as_it_was_begun(tmp_path):
     before, now = ({k: v for k, v in Encoder(tokenizer()).record.items() if k not in ("bos", "begins_with_bos", "left_out")},
                    Encoder(tokenizer()).record)  # fmt: skip
-    assert differences(before, now) == []
-    (named,) = differences(before, Encoder(tokenizer(), bos=False).record)
-    assert named == "bos: stored None, now False"
-    assert [d.split(":")[0] for d in differences(now, Encoder(tokenizer(), bos=False).record)] == [
-        "begins_with_bos",
-        "bos",
-    ]
+    without = Encoder(tokenizer(), bos=False).record
+    settle(tmp_path, before, now)
+    with pytest.raises(EmotraceError, match=r"settings \(bos: None there, False now\)"):
+        settle(tmp_path, before, without)
+    with pytest.raises(EmotraceError, match=r"\(begins_with_bos\.chat: .*; bos: None there, False now\)"):
+        settle(tmp_path, now, without)
 
 
 def test_every_command_and_experiment_that_loads_a_model_has_the_switch():

@@ -59,8 +59,10 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole."""
+        target = self.path / name
         with self._synced(name, data) as part:
-            os.replace(part, self.path / name)
+            os.replace(part, target)
+            sync_folder(target.parent)
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write a file whole if there is none: linked to its name, which only one of several writers can."""

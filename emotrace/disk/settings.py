@@ -68,7 +68,7 @@ def settle(
     if found:
         raise EmotraceError(
             f"{where} was made with other settings ({'; '.join(found)}). "
-            "Give another path, or the settings it was begun with."
+            "It is left as it is: give another path, or the settings it was begun with."
         )
 
 

@@ -80,8 +80,7 @@ def build(root: Path, plan: Plan, attrs: Mapping[str, Any]) -> None:
     }
     record = {name: _file_record(p) for name, p in files.items()}
     for file in files.values():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+        disk.sync_file(file)
     for folder in {p.parent for p in files.values()}:
         disk.sync_folder(folder)
     disk.replace_file(root / layout.TABLE_RECORD, layout.dump({"files": record, "attributes": attrs}))

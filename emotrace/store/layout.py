@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +189,16 @@ def dump(obj: Mapping[str, Any]) -> bytes:
     return (to_json(obj, sort_keys=True, indent=1) + "\n").encode()
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], show: Callable[[Any], str] = repr) -> list[str]:
-    """Attrs that keep a run from being continued, each with both values."""
-    out = []
-    stored = {**SINCE, **stored}
-    wanted = {**SINCE, **wanted}
+def settle(root: Located, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to continue a store of another plan, or made with other settings.
+
+    Args:
+        root: of the store.
+        stored: its attrs.
+        wanted: attrs, and ``plan_digest``.
+
+    Raises:
+        EmotraceError: naming every difference.
+    """
     old = {name for name in FOLLOWS if name not in stored}
-    for name in sorted({*stored, *wanted} - {*MAY_DIFFER, *old, "emotrace_store"}):
-        a, b = stored.get(name, "(nothing)"), wanted.get(name, "(nothing)")
-        if a != b:
-            out.append(f"{name}: stored {show(a)}, now {show(b)}")
-    return out
+    disk.settle(str(root), {**SINCE, **stored}, {**SINCE, **wanted}, {*MAY_DIFFER, *old, "emotrace_store"})

@@ -50,7 +50,7 @@ def create_or_resume(path: str | os.PathLike[str], plan: Plan, progress: bool = 
                 )
             stored = mending.settings(root)
             plan = as_begun(plan, stored)
-            _refuse_other(root, plan, stored)
+            layout.settle(root, stored, {**plan.attrs, "plan_digest": plan.digest})
             (root / layout.COMMITS).mkdir(parents=True, exist_ok=True)
             lock = layout.lock(root, root, shared)
             break
@@ -71,7 +71,7 @@ def _in_bucket(root: disk.There, plan: Plan, progress: bool, rank: Rank) -> Writ
         bucket_writer.create(root, plan)
     stored = mending.settings(root)
     plan = as_begun(plan, stored)
-    _refuse_other(root, plan, stored)
+    layout.settle(root, stored, {**plan.attrs, "plan_digest": plan.digest})
     writer = bucket_writer.BucketWriter(root, plan, layout.fingerprint(stored), _leases(root, rank))
     return _examined(writer, plan, stored, progress, rank)
 
@@ -91,16 +91,6 @@ def _examined(writer: Writer, plan: Plan, stored: Mapping[str, Any], progress: b
     except BaseException:
         writer.close()
         raise
-
-
-def _refuse_other(root: disk.Located, plan: Plan, stored: Mapping[str, Any]) -> None:
-    """Refuse a store of another plan, or made with other settings."""
-    found = layout.differences(stored, {**plan.attrs, "plan_digest": plan.digest})
-    if found:
-        raise EmotraceError(
-            f"{root} was written with other settings and cannot be continued; it is left as it is. "
-            f"Differing: {'; '.join(found)}. Choose another path, or repeat with the stored settings."
-        )
 
 
 def _leases(root: disk.Located, rank: Rank) -> Leases:
