@@ -96,9 +96,20 @@ def batches(
         size: most rows of a batch, or what makes it of the length of its longest row; fewer where rows are long (`rows`).
         rows: which rows; None for all.
     """
-    order = sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
+    order = longest_first(lengths, rows)
     parts = neighbours(model, [(lengths[i],) for i in order], size)
     return [order[part.start : part.stop] for part in parts]
+
+
+def longest_first(lengths: Sequence[int], rows: Sequence[int] | None = None) -> list[int]:
+    """The order in which rows are cut into batches, and into the blocks of first tokens that these begin with: were they cut in
+    two orders, a batch would need a row of most blocks.
+
+    Args:
+        lengths: tokens of every row.
+        rows: which rows; None for all.
+    """
+    return sorted(range(len(lengths)) if rows is None else rows, key=lambda i: (-lengths[i], i))
 
 
 def neighbours(

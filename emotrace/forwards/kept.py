@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 import xarray as xr
-from nnsight.intervention.source import Controller
 
 from emotrace import configs, disk, memory
 from emotrace import edits as edits_
@@ -31,6 +30,7 @@ from emotrace.labels import positions_in
 from emotrace.sites import LanguageModel, Site
 from emotrace.traced import edits as leaf
 from emotrace.traced.caches import Setup
+from emotrace.traced.inner import Controller
 from emotrace.traced.kept import Begun, BegunRow, Block, Kept, Pass, Wanted
 
 BLOCK_TOKENS = 4096
@@ -168,8 +168,8 @@ class Shared:
             if cut > 0:
                 groups.setdefault(self._labels(i), {}).setdefault(self.starts[i], i)
         for labels, distinct in groups.items():
-            # As `beginnings.batches` orders them: a batch finds its rows in few blocks, also where not all can be kept.
-            known = sorted(distinct, key=lambda ids: (-len(ids), distinct[ids]))
+            starts = list(distinct)
+            known = [starts[n] for n in beginnings.longest_first([len(ids) for ids in starts])]
             for length, members in prefixes(known, [len(ids) - 1 for ids in known]):
                 self._into_blocks(length, [known[m] for m in members], labels, distinct)
 

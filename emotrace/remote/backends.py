@@ -8,10 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.schema.config import CONFIG
 from nnsight.schema.request import RequestModel
-from nnsight.tracing import backend
 
 from emotrace.remote.jobs import Jobs, Request
 from emotrace.remote.naming import name_of
@@ -19,7 +17,7 @@ from emotrace.remote.server import Server
 from emotrace.remote.sources import remember
 from emotrace.remote.words import Waiting
 from emotrace.sites import LanguageModel
-from emotrace.traced import runs
+from emotrace.traced import inner, runs
 
 remember()
 
@@ -86,7 +84,7 @@ class Simulated:
 
     def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
         """See `Backend`."""
-        return runs.session(model, function, args, LocalSimulationBackend(model))[0]
+        return runs.session(model, function, args, inner.LocalSimulationBackend(model))[0]
 
     def keeping(self, model: LanguageModel, log: Path | None) -> AbstractContextManager[None]:
         """See `Backend`."""
@@ -190,7 +188,7 @@ def _named(request: Request) -> Request:
     return request._replace(name=name_of(request.function, args), args=lambda: args)
 
 
-class _Packed(backend.Backend):
+class _Packed(inner.Backend):
     """Packs a trace instead of running it."""
 
     def __init__(self, compressed: bool) -> None:

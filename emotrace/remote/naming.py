@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnsight.intervention.envoy import Envoy
 from transformers import GenerationConfig
 
 from emotrace import traced
+from emotrace.traced.inner import Envoy
 
 
 def name_of(function: Callable[..., Any], args: tuple[Any, ...]) -> str:

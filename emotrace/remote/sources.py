@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Final
 
-from nnsight.intervention import serialization
+from emotrace.traced.inner import serialization
 
 MOST: Final = 4096
 """Functions that are remembered."""

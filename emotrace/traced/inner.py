@@ -1,14 +1,22 @@
-"""Inner: all that emotrace uses of nnsight's inner parts, which no release promises.
+"""Inner: all that emotrace uses of nnsight's inner parts, which no release promises; other modules take them from here.
 
-A change there shows in ``tests/traced/test_inner.py``, and is mended here.
+A change there shows in ``tests/traced/test_inner.py``, and is mended here. What the loopback server uses to stand in for NDIF's
+is in ``emotrace/testing/ndif_server/inner.py``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nnsight.intervention import serialization
+from nnsight.intervention.backends.local import LocalSimulationBackend
+from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.source import Controller
 from nnsight.modeling import huggingface
+from nnsight.tracing.backend import Backend
+
+__all__ = ["Backend", "Controller", "Envoy", "LocalSimulationBackend", "serialization"]
 
 
 def worker() -> Any:

@@ -1,10 +1,13 @@
 """nnsight's inner parts that `emotrace.traced.inner` uses: what they are relied on for, so that a change there has a name."""
 
+import ast
 import json
+from pathlib import Path
 
 import nnsight
 import pytest
 
+import emotrace
 from emotrace.traced import inner
 from tests.helpers import loaded
 
@@ -49,3 +52,24 @@ def test_requests_call_a_model_as_they_were_told(monkeypatch):
         assert json.loads(model._remoteable_model_key())["repo_id"] == inner.called(model.repo_id) == "Some/Name"
     finally:
         inner.huggingface._ID_CACHE.pop(model.repo_id)
+
+
+INNER = {
+    "nnsight": {"traced/inner.py", "testing/ndif_server/inner.py"},
+    "xarray.core": {"store/laziness.py"},
+}
+PROMISED = ("nnsight.schema",)
+"""What requests and their answers look like, which servers of other releases read."""
+
+
+def test_inner_parts_of_others_are_taken_in_one_module_each():
+    root, found = Path(emotrace.__file__).parent, {name: set() for name in INNER}
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in INNER:
+                inside = [m for m in modules if f"{m}.".startswith(f"{name}.") and not m.startswith(PROMISED)]
+                if any(m != "nnsight" for m in inside):
+                    found[name].add(file.relative_to(root).as_posix())
+    assert found == INNER

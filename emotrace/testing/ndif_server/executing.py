@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import nnsight.tracing.globals
 import torch
 from nnsight.schema.request import RequestModel
-from nnsight.tracing.tracer import _saves, dec, inc
 
+from emotrace.testing.ndif_server import inner
 from emotrace.testing.ndif_server.jobs import Refusal
 
 
@@ -24,8 +23,7 @@ def unpacked(blob: bytes, objects: dict[str, Any], compress: bool) -> Any:
     Raises:
         Refusal: for what is no request.
     """
-    nnsight.tracing.globals.SOURCES.clear()  # line numbers of another job's file would be read for this one's
-    nnsight.tracing.globals.BLOCKS.clear()
+    inner.forget_blocks()
     try:
         return RequestModel.deserialize(blob, objects, compress)
     except Exception as error:
@@ -34,12 +32,12 @@ def unpacked(blob: bytes, objects: dict[str, Any], compress: bool) -> Any:
 
 def executed(tracer: Any) -> bytes:
     """Runs a block; the saved values as torch writes them."""
-    inc()
-    try:
+
+    def run() -> Any:
         tracer.execute(tracer.info.code)
-        saved = {k: v for k, v in tracer.info.frame.f_locals.items() if id(v) in _saves()}
-    finally:
-        dec()
+        return tracer.info.frame.f_locals
+
+    saved = inner.saved(run)
     with io.BytesIO() as file:
         torch.save(saved, file)
         return file.getvalue()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import transformers
 from nnsight import TransformersModel
-from nnsight.ndif import get_local_env
+
+from emotrace.testing.ndif_server.inner import get_local_env
 
 
 def load(directory: Path, dtype: str) -> TransformersModel:

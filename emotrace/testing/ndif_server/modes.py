@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from nnsight.intervention.interleaver import Mediator
+
+from emotrace.testing.ndif_server.inner import Exchange, exchanged
 
 MODES: dict[str, Any] = {
     "no_gradients": False,  # values come without a graph, and what a block writes carries none into the model
@@ -36,7 +37,7 @@ def limits(modes: dict[str, Any], say: Callable[[str], None], trusted: bool) -> 
         stack.enter_context(contextlib.redirect_stdout(Prints(say)))
         stack.enter_context(cast(modes["autocast"]))
         if trusted and (modes["copies"] or modes["no_gradients"]):
-            stack.enter_context(_crossing(modes["copies"], modes["no_gradients"]))
+            stack.enter_context(exchanged(_crossing(modes["copies"], modes["no_gradients"])))
         if seconds := modes["execution_timeout"]:
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, functools.partial(_overtime, seconds))
@@ -53,10 +54,8 @@ def _overtime(seconds: float, *_: object) -> None:
     raise Overtime(f"the block ran past the execution timeout of {seconds} s")
 
 
-@contextlib.contextmanager
-def _crossing(copies: bool, detached: bool) -> Iterator[None]:
+def _crossing(copies: bool, detached: bool) -> Callable[[Exchange], Exchange]:
     """Values cross between block and model as through a pickle: no shared memory, no graph, or neither."""
-    original = Mediator.__dict__["event"]
 
     def over(value: Any) -> Any:
         if type(value) in (tuple, list):
@@ -68,14 +67,10 @@ def _crossing(copies: bool, detached: bool) -> Iterator[None]:
         value = value.detach() if detached else value
         return value.clone() if copies else value
 
-    def event(cls: type[Mediator], kind: Any, location: str, *rest: Any) -> Any:
-        return over(original.__func__(cls, kind, location, *map(over, rest)))
+    def through(event: Exchange) -> Exchange:
+        return lambda kind, location, *rest: over(event(kind, location, *map(over, rest)))
 
-    Mediator.event = classmethod(event)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Mediator.event = original
+    return through
 
 
 class Prints(io.TextIOBase):

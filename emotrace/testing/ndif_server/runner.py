@@ -19,13 +19,19 @@ from typing import Any
 import torch
 from greenlet import getcurrent
 from nnsight import TransformersModel
-from nnsight.intervention.envoy import Envoy
-from nnsight.intervention.interleaver import EarlyStopException, Event, Interleaver, Mediator, OutOfOrderError
-from nnsight.intervention.tracer import InterleavingTracer
-from nnsight.modeling.mixins.meta import Meta
 
 from emotrace.testing.ndif_server import models
 from emotrace.testing.ndif_server.executing import executed, unpacked
+from emotrace.testing.ndif_server.inner import (
+    EarlyStopException,
+    Envoy,
+    Event,
+    Interleaver,
+    InterleavingTracer,
+    Mediator,
+    Meta,
+    OutOfOrderError,
+)
 from emotrace.testing.ndif_server.jobs import Refusal
 from emotrace.testing.ndif_server.modes import Prints, cast
 from emotrace.testing.ndif_server.wire import Wire

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from nnsight import TransformersModel
-from nnsight.intervention.interleaver import EarlyStopException, Mediator, Pending
 
 from emotrace.testing.ndif_server import runner
+from emotrace.testing.ndif_server.inner import EarlyStopException, Mediator, Pending
 from emotrace.testing.ndif_server.wire import Wire
 
 
