@@ -120,6 +120,48 @@ class DryPasses(Dry):
         )
 
 
+@dataclass(frozen=True)
+class DryReplies(Dry):
+    """What answering prompts would do.
+
+    Attributes:
+        tokens: of all prompts, with what their replies are begun with.
+        new_tokens: that are generated at most.
+        batches: generations.
+    """
+
+    tokens: int
+    new_tokens: int
+    batches: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts} prompts, {self.tokens} tokens → as many replies in {self.batches} batches, {self.new_tokens} new "
+            "tokens at most"
+        )
+
+
+@dataclass(frozen=True)
+class DryScores(Dry):
+    """What scores of components would do, of pairs of prompts.
+
+    Attributes:
+        components: that get a score, of every pair.
+        forwards: runs of a prompt.
+        backwards: of these, runs that are taken back to a slope.
+    """
+
+    components: int
+    forwards: int
+    backwards: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts} prompts in pairs, {self.components:,} components: {self.forwards:,} runs of a prompt forward, "
+            f"{self.backwards:,} of them back"
+        )
+
+
 class Planned(Protocol[P, D_co, T_co]):
     """A function that runs when it is called, and says what it would do when its ``plan`` is."""
 

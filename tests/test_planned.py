@@ -22,6 +22,8 @@ LOG: list[str] = []
 IDS = [[11, 12, 13]]
 PUBLIC = {
     "capture": ("DryRows", "Activations"),
+    "generate": ("DryReplies", "list[Row]"),
+    "discovery.scores": ("DryScores", "xr.Dataset"),
     "attribution.neuron_contributions": ("DryRows", "xr.Dataset"),
     "attribution.head_contributions": ("DryRows", "xr.Dataset"),
     "attribution.sublayer_influence": ("DryPasses", "xr.Dataset"),

@@ -96,6 +96,17 @@ def terms(
                 yield Term(only([i], weight(k)), *passed(at(i, k)))
 
 
+def passes(method: str, steps: int, writes: int) -> int:
+    """Passes of `terms`, forward and back.
+
+    Args:
+        method: one of `APPROXIMATE`.
+        steps: K.
+        writes: places that write.
+    """
+    return {"eap": 1, "eap_ig_activations": writes * (steps + 1)}.get(method, steps + 1)
+
+
 def node_scores(model: LanguageModel, batch: PairBatch, seen: Seen, method: str, steps: int) -> torch.Tensor:
     """Scores by span, ``[row, span, node]``; their sum over spans is the score."""
     member = torch.stack([(batch.spans == s).float() for s in range(len(SPANS))])

@@ -23,6 +23,7 @@ from emotrace.discovery.names import SIGN, pair_coords
 from emotrace.discovery.nodes import Seen, refuse_remote, seen
 from emotrace.forwards.metrics import Metric, differentiable
 from emotrace.labels import EmotraceError, unknown
+from emotrace.planned import DryScores, Steps, planned
 from emotrace.shown import progress as progress_bar
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
@@ -34,6 +35,7 @@ METHODS: Final = {level: (*approximate.APPROXIMATE, *exact.EXACT[level], *BASELI
 Level = Literal["node", "edge"]
 
 
+@planned
 @typed
 def scores(
     model: LanguageModel,
@@ -50,8 +52,10 @@ def scores(
     absolute: bool = True,
     seed: int = 0,
     progress: bool = True,
-) -> xr.Dataset:
+) -> Steps[DryScores, xr.Dataset]:
     """Scores of every node or edge, for every pair.
+
+    ``scores.plan(…)`` says what would be done: prompts, components, runs forward and back (`emotrace.planned.DryScores`).
 
     Args:
         model: from `emotrace.load`; for slopes of edges here, not ``remote=``.
@@ -92,11 +96,12 @@ def scores(
     g = graph(model, metric) if level == "edge" else None
     places = g.seen if g is not None else seen(model, metric, nodes)
     size = rows_of(model, batch_size, pairs, places)
+    n = len((places.coords() if g is None else g.coords())[level][1])
+    yield lambda: _dry(pairs, method, ablation, n, len(places.nodes if g is None else g.writes), steps)
     means = span_means(model, pairs, places, size) if ablation == "mean" else None
     found: dict[str, list[np.ndarray]] = {"score": [], "clean": [], "counterfactual": [], "by_span": []}
     kept_edges: torch.Tensor | None = None
     batches = ready(model, pairs, metric, places, ablation, size, means)
-    n = len((places.coords() if g is None else g.coords())[level][1])
     drawn = torch.randn(n, generator=torch.Generator().manual_seed(seed))
     if method == "acdc":
         assert g is not None
@@ -158,6 +163,14 @@ def scores(
     if threshold is not None and method == "acdc":
         attrs |= {"threshold": threshold, "absolute": absolute}
     return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def _dry(pairs: Pairs, method: str, ablation: str, n: int, writes: int, steps: int) -> DryScores:
+    """What the scores of so many components at so many places take of every pair: runs with its values, then the method's."""
+    held = 4 if ablation == "mean" else 2
+    back = approximate.passes(method, steps, writes) if method in approximate.APPROXIMATE else 0
+    each = n if method in (*exact.EXACT["node"], *exact.EXACT["edge"]) else back
+    return DryScores(2 * len(pairs), n, len(pairs) * (held + each), len(pairs) * back)
 
 
 def _counts(model: LanguageModel, g: EdgeGraph | None) -> dict[str, int]:

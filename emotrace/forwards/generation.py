@@ -22,6 +22,7 @@ from emotrace.forwards.entering import keeping
 from emotrace.forwards.generated import generated
 from emotrace.forwards.kept import Shared
 from emotrace.labels import EmotraceError
+from emotrace.planned import DryReplies, Steps, planned
 from emotrace.replies.row import Row
 from emotrace.runlog import Log
 from emotrace.shown import progress as progress_bar
@@ -30,6 +31,7 @@ from emotrace.sites import LanguageModel
 from emotrace.templates import Encoder
 
 
+@planned
 @typed
 def generate(
     model: LanguageModel,
@@ -55,11 +57,12 @@ def generate(
     rank: tuple[int, int] | None = None,
     client: Annotated[Any, "on_workers"] = None,
     progress: bool = True,
-) -> list[Row]:
+) -> Steps[DryReplies, list[Row]]:
     """Replies of a model to prompts, as rows, in the order of the prompts.
 
     Batches are made of prompts of similar length over the *whole* set, so a run that was killed and repeated yields the
-    same rows. The model's own sampling defaults are not used: what is not said here is off.
+    same rows. The model's own sampling defaults are not used: what is not said here is off. ``generate.plan(…)`` says what
+    would be done: prompts, tokens, batches (`emotrace.planned.DryReplies`); of a new model it is proven first what may share one.
 
     Args:
         model: from `emotrace.load`; a causal model.
@@ -166,13 +169,14 @@ def generate(
         "edits": edits_.edits_digest(edits),
         "weights": sites.identity.get("weights_hash"),
     }
+    batches = beginnings.batches(model, [n + max_new_tokens for n in lengths], batch_size)
+    yield lambda: DryReplies(len(prompts), sum(lengths), len(prompts) * max_new_tokens, len(batches))
     if client is not None:
         options = {
             **decoding, "seed": seed, "batch_size": batch_size, "method": method, "draw": draw, "prefill": prefill,
             "stop": stop, "temperature": temperature, "top_p": top_p, "top_k": top_k,
         }  # fmt: skip
         return ranks.on_workers(client, generate, model, prompts, edits, out=out, progress=False, **options)  # type: ignore[arg-type]
-    batches = beginnings.batches(model, [n + max_new_tokens for n in lengths], batch_size)
     config = decoding_.configuration(model, decoding, encoder.pad_id, encoder.holding(stop))
     items = [finite.Item(p.key, i, b, p.about) for p, i, b in zip(prompts, ids, begun, strict=True)]
     if prefill:
@@ -247,7 +251,7 @@ def _warn_of_empty(prompts: Prompts, rows: dict[str, Row], encoder: Encoder) -> 
         warnings.warn(
             f"{len(empty)} of {len(prompts)} replies are empty (e.g. {empty[0]!r}): plain strings are passed without the "
             "chat template of this model; give chat messages, [{'role': 'user', 'content': …}], to use it.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

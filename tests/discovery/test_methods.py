@@ -13,7 +13,10 @@ from torch import nn
 import emotrace as et
 from emotrace import discovery
 from emotrace.discovery import batches, edges
+from emotrace.forwards.entering import enter
 from emotrace.testing import tiny
+from emotrace.traced import circuits as circuits_in_a_trace
+from emotrace.traced import rewiring
 from tests.discovery.conftest import planted
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
@@ -253,3 +256,27 @@ def test_what_cannot_be_is_refused(circuits, options, words):
     arguments = {"pairs": p.pairs, "metric": p.metric, **options}
     with pytest.raises(et.EmotraceError, match=words):
         discovery.scores(p.model, arguments.pop("pairs"), arguments.pop("metric"), progress=False, **arguments)
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+@pytest.mark.parametrize(("level", "method"), [(level, m) for level, named in discovery.METHODS.items() for m in named])
+def test_a_plan_counts_the_runs_of_prompts(circuits, monkeypatch, level, method, ablation):
+    p, ran = circuits("gqa"), {"forward": 0, "back": 0}
+    ask = {"method": method, "level": level, "ablation": ablation, "steps": 2, "batch_size": 64}
+    ask |= {"threshold": 1e9} if method == "acdc" else {}
+
+    def counted(model, function, *args):
+        if function is circuits_in_a_trace.forward:
+            ran["forward"] += len(args[2])
+            ran["back"] += len(args[2]) * ("gradients" in args[-1])
+        elif function is rewiring.rewired:
+            ran["forward"] += sum(len(one.at) for one in args[2])
+        return enter(model, function, *args)
+
+    for module in (batches, edges):
+        monkeypatch.setattr(module, "enter", counted)
+    dry = discovery.scores.plan(p.model, p.pairs[:2], p.metric, **ask)
+    assert ran == {"forward": 0, "back": 0}
+    found = discovery.scores(p.model, p.pairs[:2], p.metric, progress=False, **ask)
+    assert (dry.forwards, dry.backwards) == (ran["forward"], ran["back"])
+    assert (dry.prompts, dry.components) == (4, found.sizes[level])

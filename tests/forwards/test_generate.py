@@ -250,8 +250,25 @@ def test_plain_strings_that_a_chat_model_does_not_answer_are_pointed_out(monkeyp
     monkeypatch.setattr(lm.sites.encoder, "has_template", True)
     first = et.generate(lm, ["alpha beta"], max_new_tokens=1, progress=False)[0]["token_ids"][0]
     monkeypatch.setattr(lm._module.generation_config, "eos_token_id", first)
-    with pytest.warns(UserWarning, match=r"1 of 1 replies are empty .*without the chat template"):
+    with pytest.warns(UserWarning, match=r"1 of 1 replies are empty .*without the chat template") as caught:
         et.generate(lm, ["alpha beta"], max_new_tokens=2, progress=False)
+    assert caught[0].filename == __file__
+
+
+def test_a_plan_says_prompts_tokens_and_batches_and_makes_no_file(tmp_path, monkeypatch):
+    lm, ran = loaded(), []
+    monkeypatch.setattr("emotrace.forwards.generation.generated", lambda *_: ran.append(_))
+    prompts = et.datasets.Prompts.of(IDS)
+    prompts = prompts.with_replies([{"key": key, "token_ids": [7, 8]} for key in prompts.keys])
+    dry = et.generate.plan(lm, prompts, max_new_tokens=5, prefill=True, batch_size=2, out=tmp_path / "a.jsonl")
+    tokens = sum(map(len, IDS))
+    assert (dry.prompts, dry.tokens, dry.new_tokens) == (len(IDS), tokens + 2 * len(IDS), 5 * len(IDS))
+    assert dry.batches == -(-len(IDS) // 2)
+    assert f"{tokens + 2 * len(IDS)} tokens → as many replies in {dry.batches} batches" in str(dry)
+    assert not ran
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(EmotraceError, match="max_new_tokens=0"):
+        et.generate.plan(lm, IDS, max_new_tokens=0)
 
 
 def test_a_file_is_free_again_once_its_rows_are_there(tmp_path, monkeypatch):
