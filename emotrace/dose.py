@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import xarray as xr
 
-from emotrace import arguments, disk, scoring
+from emotrace import arguments, scoring
 from emotrace import edits as edits_
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
-from emotrace.edits import edits_digest, mixture
-from emotrace.evaluation import Evaluation, by_key, plain_of, repeated
+from emotrace.edits import mixture
+from emotrace.evaluation import Evaluation, plain_of, repeated
 from emotrace.files import to_folder
-from emotrace.identity import made_by
 from emotrace.labels import EmotraceError
-from emotrace.replies import add_length_and_repetition, bisect, fluency_bounds
+from emotrace.replies import bisect, fluency_bounds
 from emotrace.replies.row import Row, label_of
 from emotrace.replies.search import Bisection
 from emotrace.replies.table import finite_mean
-from emotrace.runlog import Log
 from emotrace.signatures import typed
 from emotrace.sites import LanguageModel
 
@@ -80,7 +78,8 @@ def dose_response(
 
     Raises:
         EmotraceError: for doses that are not finite, or vectors and settings that do not fit, before anything runs; for a
-            folder of other prompts, vectors, settings or judge (the row and each difference are named).
+            folder of other prompts, vectors, settings or judge (the row and each difference are named). Scores are kept under
+            what made them (`scoring.Scored`), so those of other replies are not taken.
     """
     arguments.batch("batch_size", batch_size)
     arguments.seed("seed", seed)
@@ -102,10 +101,7 @@ def dose_response(
     it = Evaluation(model, judge, out, decoding, batch_size, seed, progress=progress)
     aimed = prompts.for_each(emotion=names)
     asked = plain_of(prompts, aimed)
-    by = disk.digest(made_by(model))
-    plain_ids = dict(zip(prompts.keys, model.sites.encoder.ids(prompts), strict=True))
     base = it.generated("base", prompts)
-    forced = {row["key"]: row["token_ids"] for row in base}
     rows: list[Row] = []
     for dose in wanted:
         name = _name(dose)
@@ -114,31 +110,11 @@ def dose_response(
             {**row, "prompt": asked[row["key"]], "dose": dose, "method": method, "meta": {**row["meta"]}}
             for row in it.judged(name, answered)
         ]
-        add_length_and_repetition(found)
-        made = {
-            row["key"]: {
-                "model": by, "prompt": disk.digest(plain_ids[row["prompt"]]), "reply": disk.digest(row["token_ids"]),
-                "base": disk.digest(forced[row["prompt"]]), "edits": edits_digest(edits[dose]), "emotion": row["emotion"],
-            }
-            for row in found
-        }  # fmt: skip
-        path = it.file(f"{name}.scores.jsonl")
-        scores = _known(path, made)
-        if not all(row["key"] in scores and (not measure_kl or "kl" in scores[row["key"]]) for row in found):
-            divergence = it.divergence(aimed, base, prompts, edits[dose]) if measure_kl else {}
-            values = _perplexity(model, prompts, found, batch_size, progress)
-            perplexity = {row["key"]: value for row, value in zip(found, values, strict=True)}
-            scores.clear()
-            for key in made:
-                cost: dict[str, Any] = {"kl": divergence.get(key)} if measure_kl else {}
-                scores[key] = {"key": key, "perplexity": perplexity[key], **cost, "made": made[key]}
-            if path is not None:
-                disk.write_rows(path, scores.values())
+        it.measured(found, prompts, name=name)
+        cost = it.divergence(aimed, base, prompts, edits[dose], name) if measure_kl else {}
         for row in found:
-            score = scores[row["key"]]
-            row["meta"]["perplexity"] = score["perplexity"]
-            if score.get("kl") is not None:
-                row["meta"]["kl"] = score["kl"]
+            if row["key"] in cost:
+                row["meta"]["kl"] = cost[row["key"]]
         rows += found
     return rows
 
@@ -147,16 +123,6 @@ def _name(dose: float) -> str:
     """Stem of the files of a dose; no two doses share one."""
     short = f"{dose:g}"
     return f"dose_{short if float(short) == dose else repr(dose)}"
-
-
-def _known(path: Path | None, made: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Scores in a file, each of the reply, prompt, edits and model of now."""
-    if path is None:
-        return {}
-    found = {row["key"]: row for row in Log(path, ("key",)).rows() if row["key"] in made}
-    for key, row in found.items():
-        disk.settle(path, row.get("made"), made[key], what=f"the score of row {key!r}")
-    return found
 
 
 @typed
@@ -216,18 +182,5 @@ def fluency_of(
     prompts = Prompts.of(prompts)
     if not rows:
         raise EmotraceError("fluency_of: there are no replies.")
-    perplexity = _perplexity(model, prompts, rows, batch_size, progress)
-    found: list[Row] = [
-        {**row, "meta": {"perplexity": value}} for row, value in zip(rows, perplexity, strict=True)
-    ]  # several may have one key
-    add_length_and_repetition(found)
-    return fluency_bounds(found)
-
-
-def _perplexity(
-    model: LanguageModel, prompts: Prompts, rows: Sequence[Row], batch_size: BatchSize, progress: bool
-) -> list[float | None]:
-    """Perplexity of every row's reply after its plain prompt; equal replies to a prompt are scored once."""
     bare = [cast("Row", {n: label_of(row, n) for n in ("key", "prompt", "token_ids")}) for row in rows]
-    scoring.add_perplexity(model, bare, by_key(prompts), batch_size, progress)
-    return [row["meta"]["perplexity"] for row in bare]
+    return fluency_bounds(Evaluation(model, batch_size=batch_size, progress=progress).measured(bare, prompts))

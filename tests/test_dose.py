@@ -118,9 +118,19 @@ def test_replies_verdicts_and_scores_of_others_are_refused(rows, tmp_path):
         run(other, Words())
     with pytest.raises(EmotraceError, match=r"dose_-1\.verdicts\.jsonl: row .*judge_settings: "):
         run(PROMPTS, Other())
-    for file in ("base.jsonl", "dose_-1.jsonl", "dose_-1.verdicts.jsonl"):
-        (out / file).unlink()  # replies of now, scores of before
-    with pytest.raises(EmotraceError, match=r"dose_-1\.scores\.jsonl: the score of row 'p0__anger' .*(prompt|base): "):
+    for file in out.glob("*.jsonl"):
+        if not file.name.endswith(".scores.jsonl"):
+            file.unlink()  # replies of now, scores of before
+    found = run(other, Words())
+    assert [r["meta"] for r in found] == [r["meta"] for r in run(other, Words())]  # kept, beside those of before
+    shutil.rmtree(out)
+    fresh = run(other, Words())
+    for name in ("perplexity", "kl"):
+        np.testing.assert_array_equal(*([r["meta"].get(name) for r in some] for some in (found, fresh)))
+    (out / "dose_1.scores.jsonl").write_text(
+        '{"key": "p0__anger", "perplexity": 1.0, "made": {}}\n'
+    )  # of an earlier version
+    with pytest.raises(EmotraceError, match=r"dose_1\.scores\.jsonl: a row has no field 'score'"):
         run(other, Words())
     assert dose._name(0.1234567) != dose._name(0.1234568)
     assert dose._name(-1.0) == "dose_-1"

@@ -127,7 +127,7 @@ def _reply(
     end = next((i for i, token in enumerate(new) if token in ends), None)
     own = [*begun, *(new[:end] if end is None or new[end] not in encoder.holding(stop) else new[: end + 1])]
     raw = encoder.decode_all(own) if stop else ""
-    at = _first(raw, stop)
+    at = first_of(raw, stop)
     if at is None:
         return Generated(text_of(encoder, own), tuple(own), end is not None)
     left, *ended = raw[:at], *(raw[: at + len(one)] for one in stop if raw.startswith(one, at))
@@ -139,7 +139,7 @@ def text_of(encoder: Encoder, token_ids: Sequence[int], stop: Sequence[str] = ()
     """The text of a reply, up to the first of the texts that end it."""
     if encoder.tokenizer is None:
         return " ".join(map(str, token_ids))
-    return encoder.decode_all(token_ids)[: _first(encoder.decode_all(token_ids), stop)].strip()
+    return encoder.decode_all(token_ids)[: first_of(encoder.decode_all(token_ids), stop)].strip()
 
 
 def _holds(text: str, left: str, ended: Sequence[str]) -> bool:
@@ -147,6 +147,6 @@ def _holds(text: str, left: str, ended: Sequence[str]) -> bool:
     return text == left or any(text.startswith(one) for one in ended)
 
 
-def _first(text: str, stop: Sequence[str]) -> int | None:
+def first_of(text: str, stop: Sequence[str]) -> int | None:
     """Where the first of the texts that end a reply begins."""
     return min((text.index(one) for one in stop if one in text), default=None)

@@ -7,13 +7,13 @@ results = lm_eval.simple_evaluate(model=harness.adapter(model, edits), tasks=["t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompt
 from emotrace.edits import Edit
+from emotrace.forwards.generated import first_of
 from emotrace.forwards.generation import generate
 from emotrace.forwards.likelihood import Scores, check_scored, continued, reply_scores
 from emotrace.labels import EmotraceError
@@ -118,5 +118,4 @@ def _rolling(encoder: Encoder, text: str, key: str) -> Prompt:
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
-    at = min((text.find(stop) for stop in until if stop and stop in text), default=math.inf)
-    return text if at == math.inf else text[: int(at)]
+    return text[: first_of(text, [stop for stop in until if stop])]
