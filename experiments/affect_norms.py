@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pandas as pd
 
+from emotrace.interop.tables import read_csv
 from emotrace.labels import EmotraceError, unknown
 from emotrace.stats.intervals import cluster_weights
 
@@ -48,12 +49,7 @@ def read(path: Path, dimensions: list[str] | None = None) -> Norms:
     Raises:
         EmotraceError: for a file that is no such table, an unknown dimension, or fewer than 50 words.
     """
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise EmotraceError(f"{path}: no such file.") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise EmotraceError(f"{path} is no CSV table: {error}.") from error
+    table = read_csv(path)
     table = table.rename(columns={c: "word" for c in table.columns if c.lower() == "word"})
     for ours, theirs in WARRINER.items():
         named = {f"{theirs}.Sum": ours} | {f"{theirs}.{g}": f"{ours}.{g}" for pair in HALVES.items() for g in pair}

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -87,9 +87,13 @@ def figures(path: Path, package: str = "emotrace") -> tuple[dict[str, str], dict
     functions = [(m, f) for m in modules for f in ast.walk(m.tree) if isinstance(f, FUNCTIONS)]
     lengths = [_last(f) - f.lineno + 1 for _, f in functions] or [0]
     middle = (np.median(lengths), np.percentile(lengths, 95), max(lengths))
-    fields = settings(modules)
+    records, strangers = fields(modules), {m.name: _strangers(m, package) for m in modules}
+    given = {name: n for name, (n, required) in records.items() if not required}
     counts = [len(_parameters(f)) for _, f in functions]
-    whole = [sum(_taken(p, fields) for p in _parameters(f)) for _, f in functions]
+    whole, every = (
+        [sum(_taken(p, sizes, strangers[m.name]) for p in _parameters(f)) for m, f in functions]
+        for sizes in (given, {name: n for name, (n, _) in records.items()})
+    )
     slots = [a for _, f in functions for a in (*(p.annotation for p in _parameters(f)), f.returns) if a is not None]
     bare = sum(ast.unparse(a) in ("Any", "typing.Any") for a in slots)
     public = [f for _, f in functions if not f.name.startswith("_")]
@@ -109,6 +113,7 @@ def figures(path: Path, package: str = "emotrace") -> tuple[dict[str, str], dict
         "length of a function, median / p95 / max": " / ".join(f"{v:.0f}" for v in middle),
         f"functions with more than {MANY} parameters": _share(sum(n > MANY for n in counts), len(functions)),
         "… fields of settings counted": _share(sum(n > MANY for n in whole), len(functions)),
+        "… fields of every record counted": _share(sum(n > MANY for n in every), len(functions)),
         "bare Any, of annotations": _share(bare, len(slots)),
         "public functions typed": _share(typed, len(public)), "public functions documented": _share(told, len(public)),
         "public names at the top": f"{len(top)}", "public names of all rooms": f"{sum(map(len, rooms.values()))}",
@@ -147,8 +152,15 @@ def read(path: Path, package: str) -> list[Module]:
     return found
 
 
-def settings(modules: list[Module]) -> dict[str, int]:
-    """Name → number of fields of every dataclass, NamedTuple and TypedDict; those of its bases count."""
+class Fields(NamedTuple):
+    """How many fields a record has, and how many of them must be given: none of what holds settings alone."""
+
+    n: int
+    required: int
+
+
+def fields(modules: list[Module]) -> dict[str, Fields]:
+    """Name → fields of every dataclass, NamedTuple and TypedDict; those of its bases count."""
     classes = {c.name: c for m in modules for c in ast.walk(m.tree) if isinstance(c, ast.ClassDef)}
 
     def bases(c: ast.ClassDef) -> list[str]:
@@ -160,9 +172,12 @@ def settings(modules: list[Module]) -> dict[str, int]:
             b in ("NamedTuple", "TypedDict") or (b in classes and plain(classes[b])) for b in bases(c)
         )
 
-    def size(c: ast.ClassDef) -> int:
-        own = sum(isinstance(s, ast.AnnAssign) and "ClassVar" not in ast.unparse(s.annotation) for s in c.body)
-        return own + sum(size(classes[b]) for b in bases(c) if b in classes)
+    def size(c: ast.ClassDef) -> Fields:
+        own = [s for s in c.body if isinstance(s, ast.AnnAssign) and "ClassVar" not in ast.unparse(s.annotation)]
+        given = any(k.arg == "total" and ast.unparse(k.value) == "False" for k in c.keywords)
+        of_bases = [size(classes[b]) for b in bases(c) if b in classes]
+        required = 0 if given else sum(s.value is None for s in own)
+        return Fields(len(own) + sum(b.n for b in of_bases), required + sum(b.required for b in of_bases))
 
     return {name: size(c) for name, c in classes.items() if plain(c)}
 
@@ -234,12 +249,14 @@ def arrows(modules: list[Module]) -> tuple[Arrows, Arrows]:
     return now, late
 
 
-def _imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+def _imports(
+    tree: ast.AST, inside: bool = False, types: bool = False
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node, inside
-        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-            yield from _imports(node, inside or isinstance(node, FUNCTIONS))
+        elif types or not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield from _imports(node, inside or isinstance(node, FUNCTIONS), types)
 
 
 def _rooms(m: Module, node: ast.Import | ast.ImportFrom, package: str) -> Iterator[str]:
@@ -287,13 +304,23 @@ def _parameters(f: Function) -> list[ast.arg]:
     return [p for i, p in enumerate(every) if p is not None and not (i == 0 and p.arg in ("self", "cls"))]
 
 
-def _taken(p: ast.arg, fields: dict[str, int]) -> int:
-    """Parameters that one is: as many as it has fields, if it is a settings object."""
+def _taken(p: ast.arg, sizes: dict[str, int], strangers: set[str]) -> int:
+    """Parameters that one is: as many as it has fields, if it is one of these records of the package."""
     if p.annotation is None:
         return 1
     text = ast.unparse(p.annotation).strip("'\"").removesuffix(" | None")
     text = text.removeprefix("Unpack[").removesuffix("]") if text.startswith("Unpack[") else text
-    return fields.get(text.split(".")[-1], 1)
+    return 1 if text.split(".")[0] in strangers else sizes.get(text.split(".")[-1], 1)
+
+
+def _strangers(m: Module, package: str) -> set[str]:
+    """Names of a module that it has from elsewhere than the package: torch's ``Tensor`` is no record of ours of that name."""
+    found = set()
+    for node, _ in _imports(m.tree, types=True):
+        if isinstance(node, ast.Import) or (not node.level and str(node.module).split(".")[0] != package):
+            names = [a.asname or a.name.split(".")[0] for a in node.names]
+            found |= {n for n in names if n != package}
+    return found
 
 
 def _last(f: Function) -> int:

@@ -13,6 +13,8 @@ from typing import Annotated, Final, NamedTuple
 
 import typer
 
+from emotrace.store.show import human
+
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0] if __doc__ else None)
 
 
@@ -78,20 +80,11 @@ def main(
         print("| kept | " + " | ".join(f"{n:,} tokens" for n in TOKENS) + " |")
         print("|---|" + "---|" * len(TOKENS))
         for one in kept(size, item):
-            print(f"| {one.name} | " + " | ".join(bytes_(one.per_token * n + one.fixed) for n in TOKENS) + " |")
+            print(f"| {one.name} | " + " | ".join(human(one.per_token * n + one.fixed) for n in TOKENS) + " |")
         forward = [2 * size.parameters * n / (flops * share) for n in TOKENS]
         print("| *forwards take* | " + " | ".join(map(time_, forward)) + " |")
         written = [kept(size, item)[1].per_token * n / writes for n in TOKENS]
         print("| *writing both sites, all layers, takes* | " + " | ".join(map(time_, written)) + " |\n")
-
-
-def bytes_(number: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} PB"
 
 
 def time_(seconds: float) -> str:

@@ -233,13 +233,22 @@ def write_circuit(
     return written
 
 
-def _csv(file: Path, columns: Iterable[str]) -> pd.DataFrame:
+def read_csv(file: Path) -> pd.DataFrame:
+    """A CSV as it is.
+
+    Raises:
+        EmotraceError: for no file, or one that is no table.
+    """
     try:
-        table = pd.read_csv(file)
+        return pd.read_csv(file)
     except FileNotFoundError:
         raise EmotraceError(f"{file}: no such file.") from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise EmotraceError(f"{file} is no CSV table: {error}.") from error
+
+
+def _csv(file: Path, columns: Iterable[str]) -> pd.DataFrame:
+    table = read_csv(file)
     for name in columns:
         if name not in table:
             raise unknown("column", name, table.columns, str(file))

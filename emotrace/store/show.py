@@ -66,11 +66,11 @@ def describe(v: Variable, rows: int) -> str:
 
 def human(size: float) -> str:
     """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} TB"
+    return f"{size:.3g} PB"
 
 
 def _span(values: Any) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from experiments.scale_figures import SIZES, app, bytes_, kept, time_
+from emotrace.store.show import human
+from experiments.scale_figures import SIZES, app, kept, time_
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
 
@@ -28,7 +29,7 @@ def test_bytes_of_one_site_are_width_times_item():
 
 @pytest.mark.parametrize(("number", "words"), [(999, "999 B"), (1e9, "1 GB"), (1.3e15, "1.3 PB")])
 def test_bytes_in_words(number, words):
-    assert bytes_(number) == words
+    assert human(number) == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(30, "30 s"), (90, "1.5 min"), (7200, "2 h"), (1e6, "12 days")])
