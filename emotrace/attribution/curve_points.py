@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import aligned, disk, provenance
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.ranks import feature
 from emotrace.attribution.sets import Set, choose
 from emotrace.datasets import Prompt, Prompts
@@ -181,9 +181,7 @@ class CurvePoints:
 
     def keep(self, curve: xr.Dataset) -> xr.Dataset:
         """Write the result beside the scores, where there is a folder."""
-        if self.out is not None:
-            save_scores(curve, self.out, "curve")
-        return curve
+        return kept(curve, self.out, "curve")
 
     def _check(self, rows: list[dict], path: Path) -> None:
         """Refuse scores that other settings or other prompts made."""

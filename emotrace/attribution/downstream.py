@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emotrace import arguments, provenance
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.reference import local_directions
 from emotrace.directions.groups import accepted_attrs, codes, counting
 from emotrace.directions.source import Source, source
@@ -116,9 +116,7 @@ def gradient_influence(
         **accepted_attrs(slopes.table, keep), **slopes.provenance(),
     }  # fmt: skip
     result = xr.Dataset(data, coords, plain(about))
-    if out is not None:
-        save_scores(result, out, "influence")
-    return result
+    return kept(result, out, "influence")
 
 
 def _layers(slopes: Source, directions: xr.DataArray, layers: Iterable[int] | int | None) -> list[int]:

@@ -53,6 +53,13 @@ def save_scores(dataset: xr.Dataset, folder: str | Path, name: str = "dataset") 
     return bundles.write(folder, name, tensors, about)
 
 
+def kept(scores: xr.Dataset, out: str | Path | None, name: str) -> xr.Dataset:
+    """The scores, saved under a name where there is a folder for them."""
+    if out is not None:
+        save_scores(scores, out, name)
+    return scores
+
+
 @typed
 def load_scores(folder: str | Path, name: str = "dataset") -> xr.Dataset:
     """The Dataset that `save_scores` wrote.

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from emotrace import arguments, disk
+from emotrace import disk
 from emotrace.arguments import BatchSize
 from emotrace.attribution import stored, summed
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.datasets import Prompts, PromptsLike
-from emotrace.files import to_folder
 from emotrace.labels import SUBLAYERS
 from emotrace.planned import DryRows, Steps, planned
 from emotrace.signatures import typed
@@ -96,17 +95,12 @@ def head_contributions(
     from emotrace.forwards.passes import one_pass
     from emotrace.forwards.streams import accepted_only
 
-    arguments.batch("batch_size", batch_size)
-    if out is not None:
-        to_folder(out)
     prompts = accepted_only(prompts, accepted)
     reduction = heads_reduced(model, prompts, directions, label, head_readout, layers)
     found = yield from one_pass(
         model, prompts, reduction, method=PLACE, batch_size=batch_size, out=out, progress=progress
     )
-    if out is not None:
-        save_scores(found, out, "heads")
-    return found
+    return kept(found, out, "heads")
 
 
 def heads_reduced(

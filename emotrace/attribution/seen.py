@@ -12,7 +12,7 @@ import xarray as xr
 
 from emotrace import arguments, disk
 from emotrace.attribution.chunked import METHOD
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.weights import chosen_layers, heads_read, refuse_single, vectors, weighed
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -131,9 +131,7 @@ def covectors(
         plain({"method": METHOD, "sign": "positive = the component raises the projection", "label": label, **about,
                **model.sites.identity, "directions_digest": disk.digest(directions)}),
     )  # fmt: skip
-    if out is not None:
-        save_scores(result, out, PLACE)
-    return result
+    return kept(result, out, PLACE)
 
 
 def _at(model: LanguageModel, directions: xr.DataArray, site: str, layers: Any, needed: bool) -> list[int]:

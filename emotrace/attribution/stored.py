@@ -23,7 +23,7 @@ from emotrace.attribution.chunked import (
     require_norm,
     shared_layers,
 )
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.head_sums import Norms, Vectors, layer_sums
 from emotrace.attribution.totals import SignedTotal, Total, weighed
 from emotrace.files import to_folder
@@ -80,9 +80,7 @@ def heads(
     result = summed.heads(
         sums, rows.n, label=covectors.attrs["label"], values=values, layers=chosen, about=attrs, names=names
     )
-    if out is not None:
-        save_scores(result, out, "heads")
-    return result
+    return kept(result, out, "heads")
 
 
 def neurons(
@@ -162,6 +160,4 @@ def neurons(
         about=attrs,
         names=names,
     )
-    if out is not None:
-        save_scores(result, out, "neurons")
-    return result
+    return kept(result, out, "neurons")

@@ -26,7 +26,7 @@ from emotrace import arguments, disk, provenance
 from emotrace.arguments import BatchSize
 from emotrace.attribution.backward import Backward, Shifted, cells, residuals
 from emotrace.attribution.central import Central
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.finite_doses import DosedShifts, ReadAlong, Uses, finite_sums
 from emotrace.attribution.reference import local_directions, matched, reference_direction, stable_block
 from emotrace.attribution.weights import chosen_layers
@@ -198,9 +198,7 @@ def sublayer_influence(
         "n_prompts": len(sequences), **source,
     }  # fmt: skip
     result = xr.Dataset(data, coords, json_of(about))
-    if out is not None:
-        save_scores(result, out, "influence")
-    return result
+    return kept(result, out, "influence")
 
 
 def _accumulate(

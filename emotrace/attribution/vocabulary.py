@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from emotrace import arguments
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.lens import METHOD, Array, lens
 from emotrace.attribution.weights import weighed
 from emotrace.configs import field, text_config
@@ -103,9 +103,7 @@ def token_covectors(
             }
         ),
     )
-    if out is not None:
-        save_scores(result, out, PLACE)
-    return result
+    return kept(result, out, PLACE)
 
 
 def _ids(model: LanguageModel, tokens: Sequence[str | int] | Mapping[str, int], size: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ import xarray as xr
 from emotrace import arguments
 from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import require_whole
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, weighted_sums
 from emotrace.directions.groups import Groups, Within, check_within, group
@@ -84,9 +84,7 @@ def _stored(
     }  # fmt: skip
     names = {site: acts.sel(site)[SITE_DIMS[site][0]].values for site in wanted}
     found = _described(_dataset(sums, at, sizes, groups, label, names), about, label)
-    if out is not None:
-        save_scores(found, out, "differences")
-    return found
+    return kept(found, out, "differences")
 
 
 @of_acts(_stored)
@@ -147,9 +145,6 @@ def difference_vectors(
     """
     from emotrace.forwards.passes import one_pass
 
-    arguments.batch("batch_size", batch_size)
-    if out is not None:
-        to_folder(out)
     prompts = Prompts.of(prompts)
     groups = group(prompts.table, label, within, accepted, complete)
     used = Prompts([prompts[int(i)] for i in groups.rows])
@@ -167,9 +162,7 @@ def difference_vectors(
         out=out,
         progress=progress,
     )
-    if out is not None:
-        save_scores(found, out, "differences")
-    return found
+    return kept(found, out, "differences")
 
 
 def differences_reduced(

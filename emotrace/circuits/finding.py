@@ -12,7 +12,7 @@ import xarray as xr
 from emotrace import arguments, disk, presets, provenance
 from emotrace.arguments import BatchSize
 from emotrace.attribution.chunked import check, layers_of
-from emotrace.attribution.files import save_scores
+from emotrace.attribution.files import kept
 from emotrace.attribution.heads import head_contributions, heads_reduced
 from emotrace.attribution.neurons import neuron_contributions, neurons_reduced
 from emotrace.circuits.allocation import even_allocation, published_allocation
@@ -228,9 +228,9 @@ def discover(
     yield lambda: planned_pass(model, some, wanted)
     check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)
-    for name, folder in _folders(out).items():
-        if folder is not None and name in made:
-            save_scores(made[name], folder, FILES[name])
+    here = _folders(out)
+    for name, scores in made.items():
+        kept(scores, here[name], FILES[name])
     vectors = made.pop("differences")
     meta = {"preset": preset, "readout": head_readout, "seed": seed, "directions_digest": disk.digest(directions)}
     found = assemble(made, vectors, allocation, by=by, label=label, meta={**meta, "warnings": missing})

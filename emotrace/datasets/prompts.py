@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Self, TypeVar, overload
 
 import numpy as np
 import pandas as pd
@@ -92,7 +92,34 @@ class Prompt:
         return {"key": self.key, **self.labels}
 
 
-class Prompts(Sequence[Prompt]):
+T = TypeVar("T")
+
+
+class Ordered(Sequence[T]):
+    """Items in an order, of which a slice is a set of the same kind.
+
+    Args:
+        items: in order.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = tuple(items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> T | Self:
+        return type(self)(self._items[index]) if isinstance(index, slice) else self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+
+class Prompts(Ordered[Prompt]):
     """An ordered set of prompts with unique keys.
 
     Args:
@@ -103,11 +130,11 @@ class Prompts(Sequence[Prompt]):
     """
 
     def __init__(self, prompts: Iterable[Prompt]) -> None:
-        self._prompts = tuple(prompts)
-        if not self._prompts:
+        super().__init__(prompts)
+        if not self._items:
             raise EmotraceError("there are no prompts: the list, the file or the selection is empty.")
         seen: set[str] = set()
-        for prompt in self._prompts:
+        for prompt in self._items:
             if prompt.key in seen:
                 raise EmotraceError(f"two prompts have the key {prompt.key!r}; keys are identities.")
             seen.add(prompt.key)
@@ -136,19 +163,6 @@ class Prompts(Sequence[Prompt]):
             items = [items]  # one chat, as transformers' pipelines take it
         return cls(_prompt(i, item) for i, item in enumerate(items))
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> Prompts: ...
-    def __getitem__(self, index: int | slice) -> Prompt | Prompts:
-        return Prompts(self._prompts[index]) if isinstance(index, slice) else self._prompts[index]
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def __iter__(self) -> Iterator[Prompt]:
-        return iter(self._prompts)
-
     def __repr__(self) -> str:
         names = ", ".join(self.label_names) or "no labels"
         return f"Prompts({len(self)}; {names})"
@@ -162,23 +176,23 @@ class Prompts(Sequence[Prompt]):
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys in order."""
-        return tuple(p.key for p in self._prompts)
+        return tuple(p.key for p in self._items)
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of all labels, in order of first appearance."""
-        return tuple(dict.fromkeys(name for p in self._prompts for name in p.labels))
+        return tuple(dict.fromkeys(name for p in self._items for name in p.labels))
 
     @property
     def table(self) -> pd.DataFrame:
         """One row per prompt: ``key`` and labels."""
-        return pd.DataFrame([{"key": p.key, **p.labels} for p in self._prompts])
+        return pd.DataFrame([{"key": p.key, **p.labels} for p in self._items])
 
     @property
     def digest(self) -> str:
         """Hash of contents, labels and order."""
         digest = hashlib.sha256()
-        for p in self._prompts:
+        for p in self._items:
             row = [p.key, [dict(m) for m in p.messages] if p.messages else None, p.text, p.token_ids, p.reply_ids]
             digest.update(json.dumps([*row, dict(p.labels)], sort_keys=True).encode())
         return digest.hexdigest()[:16]

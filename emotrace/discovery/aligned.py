@@ -6,12 +6,12 @@ their common end are aligned, and the tokens between them are matched in proport
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, overload
+from typing import Any, Final, NamedTuple
 
 from emotrace.datasets import Prompt, Prompts
-from emotrace.datasets.prompts import having
+from emotrace.datasets.prompts import Ordered, having
 from emotrace.labels import AGAINST, EmotraceError
 
 SPANS: Final = ("before", "changed", "after", "last")
@@ -51,7 +51,7 @@ class Pair:
     keys: PairKeys | None = None
 
 
-class Pairs(Sequence[Pair]):
+class Pairs(Ordered[Pair]):
     """An ordered set of pairs with unique keys.
 
     Raises:
@@ -59,31 +59,18 @@ class Pairs(Sequence[Pair]):
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._pairs = tuple(pairs)
-        if not self._pairs:
+        super().__init__(pairs)
+        if not self._items:
             raise EmotraceError("there are no pairs.")
-        for i, p in enumerate(self._pairs):
+        for i, p in enumerate(self._items):
             if not isinstance(p, Pair) or isinstance(p.clean, str) or not len(p.clean) == len(p.index) == len(p.spans):
                 raise EmotraceError(
                     f"pair {p.key if isinstance(p, Pair) else i!r}: token ids with their alignment are due; "
                     "discovery.pairs(model, clean, counterfactual) makes them of any prompts."
                 )
-        keys = [p.key for p in self._pairs]
+        keys = [p.key for p in self._items]
         if len(set(keys)) < len(keys):
             raise EmotraceError(f"two pairs have the key {next(k for k in keys if keys.count(k) > 1)!r}.")
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Pairs: ...
-    def __getitem__(self, index: int | slice) -> Pair | Pairs:
-        return Pairs(self._pairs[index]) if isinstance(index, slice) else self._pairs[index]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return iter(self._pairs)
 
     def __repr__(self) -> str:
         return f"Pairs({len(self)})"

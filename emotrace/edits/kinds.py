@@ -66,6 +66,8 @@ class Edit:
     kind: ClassVar[str] = ""
     by_unit: ClassVar[bool] = False
     """Whether the vector holds a factor for every unit."""
+    as_which: ClassVar[str] = ""
+    """What an edit is called that needs a vector."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -89,6 +91,10 @@ class Edit:
             raise EmotraceError(
                 f"{type(self).__name__}(origin={self.origin!r}): a mapping of what it was made with, or None."
             )
+        if self.as_which and self.payload is None:
+            raise EmotraceError(f"{type(self).__name__}(vector=None): {self.as_which} needs a vector.")
+        if "strength" in self.__dict__:
+            arguments.number(f"{type(self).__name__}(strength)", self.__dict__["strength"])
 
     @property
     def payload(self) -> Payload | None:
@@ -121,14 +127,12 @@ class Add(Edit):
     strength: float = 1.0
     scale: Norming = "raw"
     kind: ClassVar[str] = "add"
+    as_which: ClassVar[str] = "an addition"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.vector is None:
-            raise EmotraceError("Add(vector=None): an addition needs a vector.")
         if self.scale not in ("raw", "unit", "rms"):
             raise unknown("scale", self.scale, ("raw", "unit", "rms"), "Add(scale=…)")
-        arguments.number("Add(strength)", self.strength)
 
     @property
     def by_direction(self) -> bool:
@@ -155,10 +159,6 @@ class Scale(Edit):
     kind: ClassVar[str] = "scale"
     by_unit: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        arguments.number("Scale(strength)", self.strength)
-
 
 @dataclass(frozen=True)
 class Ablate(Edit):
@@ -175,12 +175,7 @@ class Project(Edit):
     vector: Payload | None = None
     strength: float = 1.0
     kind: ClassVar[str] = "project"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vector is None:
-            raise EmotraceError("Project(vector=None): a projection needs a vector.")
-        arguments.number("Project(strength)", self.strength)
+    as_which: ClassVar[str] = "a projection"
 
     @property
     def by_direction(self) -> bool:

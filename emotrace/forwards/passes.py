@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from emotrace import arguments
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts
+from emotrace.files import to_folder
 from emotrace.forwards.entering import keeping
 from emotrace.forwards.rows import asked
 from emotrace.forwards.streams import dry, fitting, reductions
@@ -69,7 +71,14 @@ def one_pass(
     model: LanguageModel, prompts: Prompts, reduction: Reduction, *, method: str, batch_size: BatchSize,
     per_chunk: int | None = None, out: str | Path | None, progress: bool,
 ) -> Steps[DryRows, xr.Dataset]:  # fmt: skip
-    """The steps of a `planned` function that is one reduction: what the pass would do, then its Dataset (`passed`)."""
+    """The steps of a `planned` function that is one reduction: what the pass would do, then its Dataset (`passed`).
+
+    Raises:
+        EmotraceError: before that, for a size of batches or a folder that cannot be.
+    """
+    arguments.batch("batch_size", batch_size)
+    if out is not None:
+        to_folder(out)
     yield lambda: planned_pass(model, prompts, [reduction], per_chunk)
     found = passed(
         model,
