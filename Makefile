@@ -56,9 +56,16 @@ fetch: $(READY)
 real: fetch
 	$(BIN)/python experiments/emotion_circuits.py --model $(MODEL) --limit 6 --budget 25 --max-new-tokens 24 --batch-size 24 --draws 1 --refits 2 --curve-draws 1 --heads-per-layer 1 --arms prefill_1,wrong_payload,random_tuned --out runs/real/$(MODEL)
 
-# The same with every arm and two draws on LIMIT skeletons, a night's work: stopped at any time, it goes on where it was.
-real-study: fetch
-	$(BIN)/python experiments/emotion_circuits.py --model $(MODEL) --limit $(LIMIT) --max-new-tokens 24 --batch-size 24 --draws 2 --heads-per-layer 1 --out runs/real-study/$(MODEL)
+# The same with every arm and two draws on LIMIT skeletons, a night's work: stopped at any time, it goes on where it was. Where
+# comments that people labelled lie, a judge fitted on them tests what the lexicon chose; without, TESTER names one, or no claim is made.
+PEOPLE := $(wildcard $(EMOTRACE_ORACLES)/goemotions)
+TESTER ?= $(if $(PEOPLE),fitted:runs/judges/people_and_replies)
+real-study: fetch $(if $(PEOPLE),runs/judges/people_and_replies/judge.json)
+	$(BIN)/python experiments/emotion_circuits.py --model $(MODEL) --limit $(LIMIT) --sweep-limit 4 --finalists 2 --frontier-limit 10 --dose-step 2 --max-new-tokens 24 --batch-size 24 --draws 2 --heads-per-layer 1 $(if $(TESTER),--second-judge $(TESTER)) --out runs/real-study/$(MODEL)
+
+runs/judges/people_and_replies/judge.json: | $(READY)
+	$(BIN)/emotrace fetch smollm2
+	$(BIN)/python experiments/measure_judge.py --fit --embeddings smollm2 --out runs/judges
 
 # Every causal and masked class of the installed transformers against plain hooks (half an hour on one core).
 sweep: $(READY)
