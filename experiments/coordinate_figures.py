@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from sklearn.manifold import TSNE
 
@@ -66,6 +67,29 @@ def largest(differences: xr.DataArray, k: int) -> Picture:
         ax.set_xlim(-0.5, values.shape[-1] - 0.5)
         _framed(ax, str(name), "coordinate", x["layer"].values.tolist())
     scale(figure, shown, "mean difference", ax=panels, shrink=0.8)
+    return figure
+
+
+def told_by_layer(table: pd.DataFrame, against: str = "neutral") -> Picture:
+    """AUROC of each emotion's vector on held-out texts, layer by layer, with its interval.
+
+    Args:
+        table: rows with ``emotion``, ``layer``, ``auroc``, ``lo``, ``hi``.
+        against: label of the other side.
+    """
+    means: Any = table.groupby("layer")["auroc"].mean()
+    figure = style.canvas(
+        4.2, f"Held-out texts are told from {against} best at layer {means.idxmax()}: AUROC {means.max():.2f}, mean of emotions",
+        "Bands: 95 % bootstrap over texts. Dashed: chance.",
+    )  # fmt: skip
+    ax = figure.subplots()
+    style.axes(ax, "", "layer", "AUROC")
+    for i, (name, rows) in enumerate(table.groupby("emotion", sort=False)):
+        look: Any = {"color": SERIES[i % 7]}
+        ax.plot(rows["layer"], rows["auroc"], marker=MARKERS[i % 7], markersize=4, linewidth=1, label=str(name), **look)
+        ax.fill_between(rows["layer"], rows["lo"], rows["hi"], alpha=0.08, linewidth=0, **look)
+    ax.axhline(0.5, color=INK, linewidth=0.8, linestyle="--")
+    ax.legend(fontsize=8, frameon=False)
     return figure
 
 

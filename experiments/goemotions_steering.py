@@ -46,6 +46,8 @@ HELD_OUT = 0.25
 """Share of the texts of each label that vectors are not made from."""
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Of the sweep; what is added to a residual stream stays there, so the additions of all layers add up."""
+RESAMPLES = 1000
+"""Bootstrap draws of an AUROC."""
 
 
 @grouped
@@ -65,6 +67,7 @@ def main(
         "runs/goemotions_steering"
     ),
     limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
+    text_limit: Annotated[int | None, typer.Option(help="texts of a label, where other than --limit; 0 for all")] = None,
     emotions: Annotated[str, typer.Option(help="labels or groups")] = "anger,disgust,fear,joy,sadness,surprise",
     against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
     grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,
@@ -86,7 +89,8 @@ def main(
     batch_size, seed = answering.batch_size, answering.seed
 
     # 1. Texts, queries and questions.
-    texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=limit)
+    most = limit if text_limit is None else text_limit or None  # of texts, which are cheap beside replies
+    texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=most)
     tried, asked = (et.datasets.read_queries(path) for path in (trial, test))
     held = et.datasets.emotion_query(tried, part="held_out", limit=limit, seed=seed)
     study.say_shared(asked, tried, f"--test {test}", f"--trial {trial}")
@@ -102,7 +106,7 @@ def main(
         "questions": [Path(questions).name, len(choices), disk.digest([repr(q) for q in choices])],
         "judge": the_judge.name, "label_map": judging.label_map, "emotions": emotions, "against": against, "grouping": grouping,
         "keep": keep, "scale": scale, "layers": layers, "doses": wanted, "system": system, "emotional": emotional,
-        "limit": limit, "draws": draws, **asdict(answering),
+        "limit": limit, "text_limit": text_limit, "draws": draws, **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
     run.keep_jobs(lm)
@@ -120,7 +124,10 @@ def main(
     directions.save(vectors, run.path("vectors"))
     acts = et.open_activations(run.path("extraction", "activations.zarr"))
     aims = [str(e) for e in vectors["emotion"].values]
-    apart = _apart(acts, aims, against, fit.keys, unseen.keys, seed)
+    apart, by_layer = _apart(acts, aims, against, fit.keys, unseen.keys, seed)
+    fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
+    chance = pd.concat([_told(acts, fake, against, unseen.keys, seed)[0] for fake in fakes])
+    apart = pd.concat([apart, chance.assign(method="shuffled labels")], ignore_index=True)
     along = {e: _along(acts.where(key=unseen.keys, emotion=[e, against]), vectors, e) for e in aims}
     significant = (found.statistics["q"] < 0.05).mean(("layer", "dim"))
     print(f"vectors of {', '.join(aims)} at {vectors.attrs['site']}, from {vectors['n'].values.tolist()} texts")
@@ -141,7 +148,6 @@ def main(
     equal = it.equal_cost(plain, rows, sweep, variants, chosen, bounds)
 
     # 4. The test queries, once.
-    fakes = [relabelled(run.path("extraction"), seed + 1 + draw, fit.keys) for draw in range(draws)]
     mixed_up = [replies.norm_matched(fake, vectors) for fake in fakes]
     tested, methods = it.tested(final, vectors, chosen, draws, own, {"shuffled": mixed_up})
     curve = replies.dose_table(tested, bounds=bounds, seed=seed)
@@ -153,8 +159,10 @@ def main(
         **study.tables(methods, curve, sweep, equal),
         "texts": (
             apart,
-            "Held-out texts, AUROC by way of making the vector: mean over layers, and the highest of them.",
+            "Held-out texts, AUROC by way of making the vector: mean over layers, and the highest of them, which is optimistic. "
+            "Intervals: bootstrap over texts. Shuffled labels: the difference, one line a draw.",
         ),
+        "auroc": (by_layer, "Held-out texts, AUROC of the difference by layer; intervals: bootstrap over texts."),
     }
     if truth:
         tables["truthfulqa"] = (pd.DataFrame(truth["rows"]), truth["note"] or "Questions; intervals: bootstrap.")
@@ -180,6 +188,7 @@ def main(
     differences = found.statistics["difference"]
     facts = [*study.facts(result), *_facts(apart, result)]
     shown = {
+        "auroc": coordinates.told_by_layer(by_layer, against),
         "doses": figures.doses(
             curve, chosen, f"Test queries ({test.name})", f"{study.BOUNDS} Intervals: over queries."
         ),
@@ -206,20 +215,55 @@ def _along(acts: Activations, vectors: xr.DataArray, emotion: str) -> dict[str, 
     return {str(layer): float(value) for layer, value in zip(gap["layer"].values, gap.values, strict=True)}
 
 
-def _apart(acts: Any, aims: list[str], against: str, fit: Any, unseen: Any, seed: int) -> pd.DataFrame:
-    """AUROC on held-out texts by way of making the vector and emotion: mean over layers, and the highest, which is optimistic."""
-    lines = []
-    for method in METHODS:
-        made = directions.vectors(acts, method, against=against, values=aims, accepted=fit, seed=seed)
-        scores = directions.auroc(acts, made, against=against, accepted=unseen).squeeze("sublayer", drop=True)
-        for e in aims:
-            mine = scores.sel(emotion=e)
-            lines.append({
-                "method": method, "emotion": e, "auroc": float(mine.mean()), "highest": float(mine.max()),
-                "highest_layer": int(scores["layer"].values[int(np.argmax(mine.values))]), "n": int(mine["n"]),
-                "n_against": int(scores.attrs["n_against"]),
-            })  # fmt: skip
-    return pd.DataFrame(lines)
+def _apart(
+    acts: Activations, aims: list[str], against: str, fit: Any, unseen: Any, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUROC on held-out texts by way of making the vector and emotion; that of the difference by layer."""
+    found = {
+        method: _told(
+            acts, directions.vectors(acts, method, against=against, values=aims, accepted=fit, seed=seed), against,
+            unseen, seed,
+        )
+        for method in METHODS
+    }  # fmt: skip
+    return pd.concat([table.assign(method=m) for m, (table, _) in found.items()]), found["difference"][1]
+
+
+def _told(
+    acts: Activations, made: xr.DataArray, against: str, unseen: Any, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUROC of each emotion on held-out texts, with intervals over both sides' texts: mean over layers, and by layer."""
+    scores = directions.auroc(acts, made, against=against, accepted=unseen).squeeze("sublayer", drop=True)
+    layers, lines, by_layer = scores["layer"].values.tolist(), [], []
+    for e in scores["emotion"].values.tolist():
+        mine = scores.sel(emotion=e).values
+        low, high = _interval(acts.where(key=unseen, emotion=[e, against]), made.sel(emotion=[e]), e, seed)
+        n = {"n": int(scores.sel(emotion=e)["n"]), "n_against": int(scores.attrs["n_against"])}
+        lines.append({
+            "emotion": e, "auroc": float(mine.mean()), "lo": low[-1], "hi": high[-1], "highest": float(mine.max()),
+            "highest_layer": layers[int(np.argmax(mine))], **n,
+        })  # fmt: skip
+        by_layer += [
+            {"emotion": e, "layer": layer, "auroc": float(value), "lo": lo, "hi": hi, **n}
+            for layer, value, lo, hi in zip(layers, mine, low, high, strict=False)
+        ]
+    return pd.DataFrame(lines), pd.DataFrame(by_layer)
+
+
+def _interval(acts: Activations, vector: xr.DataArray, emotion: str, seed: int) -> tuple[list[float], list[float]]:
+    """The 95 % interval of the AUROC of every layer, and last of their mean: texts of both sides are drawn anew."""
+    p = directions.project(acts, vector).squeeze(("direction", "sublayer"), drop=True).transpose("token", "layer")
+    mine = p["emotion"].values == emotion
+    one, other = p.values[mine], p.values[~mine]
+    rng = np.random.default_rng(seed)
+    first, second = (rng.multinomial(len(x), np.full(len(x), 1 / len(x)), RESAMPLES) / len(x) for x in (one, other))
+    found = []
+    for a, b in zip(one.T, other.T, strict=True):
+        wins = (a[:, None] > b) + 0.5 * (a[:, None] == b)
+        found.append(((first @ wins) * second).sum(1))
+    drawn = np.array([*found, np.mean(found, 0)])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=1)
+    return low.tolist(), high.tolist()
 
 
 def _truthful(it: study.Study, choices: list[Any], vectors: xr.DataArray, at: float, out: Path) -> dict[str, Any]:
@@ -244,10 +288,12 @@ def _line(name: str, score: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(apart: pd.DataFrame, result: dict[str, Any]) -> list[str]:
-    mine = apart.loc[apart["method"] == "difference"]
+    mine, noise = (apart.loc[apart["method"] == name] for name in ("difference", "shuffled labels"))
     said = [
         f"Held-out texts told from the others by the difference: AUROC {mine['auroc'].min():.2f} to "
-        f"{mine['auroc'].max():.2f} as mean over layers ({mine['n'].min()} to {mine['n'].max()} texts an emotion).",
+        f"{mine['auroc'].max():.2f} as mean over layers ({mine['n'].min()} to {mine['n'].max()} texts an emotion): "
+        + ", ".join(f"{r.emotion} {r.auroc:.2f} [{r.lo:.2f}, {r.hi:.2f}]" for r in mine.itertuples())
+        + f"; by vectors from shuffled labels {noise['auroc'].min():.2f} to {noise['auroc'].max():.2f}.",
         "Vectors from texts with shuffled labels, of equal length: at most "
         f"{max(r['on_target'] or 0.0 for r in result['methods'] if r['method'].startswith('shuffled')):.1%} on target.",
     ]

@@ -11,7 +11,7 @@ from emotrace.datasets import read_jsonl
 from emotrace.labels import EmotraceError
 from tests.experiments.studies import COMMON, ROOT, experiment, strangers
 
-PICTURES = {"doses", "sweep", "matrix", "differences", "largest", "geometry", "neighbours"}
+PICTURES = {"auroc", "doses", "sweep", "matrix", "differences", "largest", "geometry", "neighbours"}
 TEXTS = [
     {"id": f"{name}{i}", "text": text, "labels": [name]}
     for name, texts in {
@@ -45,6 +45,7 @@ def test_the_report_has_every_figure_table_and_control(place):
         "test",
         "sweep",
         "equal_kl",
+        "auroc",
         "texts",
         "truthfulqa",
     }
@@ -65,9 +66,14 @@ def test_the_report_has_every_figure_table_and_control(place):
     }
     assert len(acts) == len(set(acts.column("key")))
     texts = pd.DataFrame(report["texts"])
-    assert set(texts["method"]) == {"difference", "pca", "lat", "probe"}
-    assert texts["auroc"].between(0, 1).all()
+    assert set(texts["method"]) == {"difference", "pca", "lat", "probe", "shuffled labels"}
+    assert texts["auroc"].between(texts["lo"], texts["hi"]).all()
     assert (texts["n"] == 1).all()
+    by_layer = pd.DataFrame(report["auroc"])
+    stored = directions.load(done / "extraction" / "vectors", "auroc")
+    assert by_layer["auroc"].tolist() == [
+        float(stored.sel(emotion=r.emotion, layer=r.layer)) for r in by_layer.itertuples()
+    ]
     vectors = directions.load(done / "vectors")
     assert vectors.attrs["site"] == "resid_post"
     names = [(r["key"], r["method"], r.get("draw", 0)) for _, r in read_jsonl(done / "generations.jsonl")]
