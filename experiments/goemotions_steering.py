@@ -68,6 +68,7 @@ def main(
     ),
     limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
     text_limit: Annotated[int | None, typer.Option(help="texts of a label, where other than --limit; 0 for all")] = None,
+    trial_limit: Annotated[int | None, typer.Option(help="queries of an emotion to choose the dose on, where other than --limit")] = None,
     emotions: Annotated[str, typer.Option(help="labels or groups")] = "anger,disgust,fear,joy,sadness,surprise",
     against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
     grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,
@@ -92,7 +93,7 @@ def main(
     most = limit if text_limit is None else text_limit or None  # of texts, which are cheap beside replies
     texts = et.datasets.goemotions(train, emotions=[*names(emotions), against], grouping=grouping, limit=most)
     tried, asked = (et.datasets.read_queries(path) for path in (trial, test))
-    held = et.datasets.emotion_query(tried, part="held_out", limit=limit, seed=seed)
+    held = et.datasets.emotion_query(tried, part="held_out", limit=trial_limit or limit, seed=seed)
     study.say_shared(asked, tried, f"--test {test}", f"--trial {trial}")
     et.datasets.refuse_shared([*tried, *asked], texts, "queries", f"texts of --train {train}")
     final = et.datasets.emotion_query(asked, part="all", exclude=tried)[:limit]
