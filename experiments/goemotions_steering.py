@@ -67,8 +67,8 @@ def main(
         "runs/goemotions_steering"
     ),
     limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
-    text_limit: Annotated[int | None, typer.Option(help="texts of a label, where other than --limit; 0 for all")] = None,
-    trial_limit: Annotated[int | None, typer.Option(help="queries of an emotion to choose the dose on, where other than --limit")] = None,
+    text_limit: Annotated[int | None, typer.Option(help="texts of a label, where other than --limit; 0: all")] = None,
+    trial_limit: Annotated[int | None, typer.Option(help="queries of an emotion on --trial, where other than --limit")] = None,
     emotions: Annotated[str, typer.Option(help="labels or groups")] = "anger,disgust,fear,joy,sadness,surprise",
     against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
     grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,
