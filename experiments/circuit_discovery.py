@@ -4,7 +4,8 @@
 2. Two sets of pairs from the other half: the same scenario with another emotion word; with the event of another valence. Of the
    skeletons there, a quarter is kept back: on their pairs circuits are tried that were chosen on those of the others.
    The metric is the projection on the direction of the prompt's own label minus that of its counterfactual's.
-3. Every head, MLP and edge is scored by four approximate methods; nodes also exactly, and edges on some pairs. Rank
+3. Every head, MLP and edge is scored by four approximate methods (``--methods``); nodes also exactly (``--patched-pairs``: on
+   some pairs; tables are then of the best approximate method), and edges on some pairs (``--edges 0``: nodes alone). Rank
    correlations say how good the approximations are here; CPR and CMD say how well circuits of growing size do, beside
    random ones and ones chosen by magnitude.
 4. The circuit: how stable it is over skeletons, themes and valences; how faithful on skeletons it was not chosen on; drawn.
@@ -32,9 +33,10 @@ from scipy.stats import spearmanr
 import emotrace as et
 from emotrace import discovery, report, shipped, stats
 from emotrace.cli.groups import LoadingAnywhere, grouped
-from emotrace.cli.options import CausalModel, Folder, Seed
+from emotrace.cli.options import CausalModel, Folder, Seed, names
 from emotrace.disk import write_json
 from emotrace.forwards.metrics import differentiable
+from emotrace.labels import unknown
 from emotrace.report.figures import Shown
 from emotrace.report.style import Picture
 from emotrace.run import Run
@@ -43,6 +45,8 @@ from emotrace.stats.permutation import p_said
 from emotrace.store import Activations
 
 APPROXIMATE = ("eap", "eap_ig_inputs", "ceap", "eap_ig_activations")
+BEST = ("eap_ig_activations", "ceap", "eap_ig_inputs", "eap")
+"""Methods of slopes, the one first whose scores choose the circuit."""
 KEPT_BACK = 0.25
 """Share of the scored skeletons on which circuits are tried, not chosen."""
 LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emotion")}
@@ -58,8 +62,14 @@ def main(
     limit: Annotated[int | None, typer.Option(help="skeletons, spread over themes; half fit, half are scored")] = 32,
     pairs_per_skeleton: Annotated[int, typer.Option(help="pairs of each scored skeleton")] = 3,
     exact_pairs: Annotated[int, typer.Option(help="pairs on which every edge is patched exactly; 0 for none")] = 2,
+    patched_pairs: Annotated[
+        int | None, typer.Option(help="pairs on which every node is; 0 for none; default all")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="of slopes, for nodes and edges; eap_ig_activations is dear in a deep model")
+    ] = ",".join(APPROXIMATE),
     layer: Annotated[int | None, typer.Option(help="where the metric reads; default the last but one")] = None,
-    edges: Annotated[int, typer.Option(help="edges of the circuit")] = 50,
+    edges: Annotated[int, typer.Option(help="edges of the circuit; 0: no edges at all")] = 50,
     nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
     steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
@@ -67,6 +77,10 @@ def main(
     seed: Seed = 0,
 ) -> None:
     """Nodes and edges that carry emotion and valence, with the projection on a direction as the metric."""
+    wanted = names(methods)
+    for method in wanted:
+        if method not in APPROXIMATE:
+            raise unknown("method", method, APPROXIMATE, "--methods")
     prompts = et.datasets.sev(train, limit=limit)
     lm = loading.load(model)
     at = lm.sites.n_layers - 2 if layer is None else layer
@@ -75,13 +89,16 @@ def main(
         "experiment": "circuit_discovery", "model": lm.sites.identity, "template": lm.sites.encoder.record,
         "train": {"file": train.name, "digest": prompts.digest}, "limit": limit,
         "kept_back": KEPT_BACK, "pairs_per_skeleton": pairs_per_skeleton,
-        "exact_pairs": exact_pairs, "layer": at, "edges": edges, "nodes": nodes, "steps": steps, "batch_size": batch_size,
+        "exact_pairs": exact_pairs, "patched_pairs": patched_pairs, "methods": wanted,
+        "layer": at, "edges": edges, "nodes": nodes, "steps": steps, "batch_size": batch_size,
         "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
     run.keep_jobs(lm)
     print(lm.sites.describe())
-    here, slopes = lm.sites.remote is None, APPROXIMATE if differentiable(lm) else ()
+    here, slopes = lm.sites.remote is None, tuple(wanted) if differentiable(lm) else ()
+    if not slopes and patched_pairs is not None:
+        raise et.EmotraceError("without slopes every node is patched on every pair: leave --patched-pairs out.")
 
     # 1. Directions.
     fit, scored = et.datasets.split(prompts, 0.5, seed)
@@ -128,15 +145,17 @@ def main(
             ),
         )
 
-    for method in (*slopes, "patching", "magnitude", "random"):
+    for method in (*slopes, *(["patching"] if patched_pairs != 0 else []), "magnitude", "random"):
         for name in LABELS:
-            score(name, "node", method, chosen[name])
-        if method != "patching" and (here or method not in slopes):
+            score(name, "node", method, chosen[name][: patched_pairs if method == "patching" else None])
+        if edges and method != "patching" and (here or method not in slopes):
             score("emotion", "edge", method, chosen["emotion"])
-    if exact_pairs:
+    if exact_pairs and edges:
         score("emotion", "edge", "path_patching", chosen["emotion"][:exact_pairs])
     agreement = _agreement(scores)
     exact = {"node": () if slopes else ("patching",), "edge": () if here else ("path_patching",)}
+    by_slopes = next((m for m in BEST if m in slopes), None)
+    told = {"node": "patching" if patched_pairs is None else by_slopes, "edge": by_slopes}
     curves = {
         f"emotion {level} {method}": _kept(
             run,
@@ -151,19 +170,22 @@ def main(
             ),
         )
         for level in ("node", "edge")
-        for method in ("eap", "eap_ig_activations", "magnitude", "random", *exact[level])
+        for method in dict.fromkeys(["eap", by_slopes, "magnitude", "random", *exact[level]])
         if f"emotion {level} {method}" in scores
     }
 
     # 4. The circuit.
     found = (
-        _circuit(run, lm, chosen["emotion"], held["emotion"], metrics["emotion"], scores, edges, batch_size, seed)
-        if here
+        _circuit(
+            run, lm, chosen["emotion"], held["emotion"], metrics["emotion"], scores, by_slopes, edges, batch_size, seed
+        )
+        if here and edges
         else None
     )
 
     # 5. Where emotion and valence meet.
-    both = {name: discovery.select(scores[f"{name} node patching"], nodes) for name in LABELS}
+    best = {name: scores[f"{name} node {told['node']}"] for name in LABELS}
+    both = {name: discovery.select(best[name], nodes) for name in LABELS}
     shared = [n for n in discovery.nodes_of(both["emotion"]) if n in discovery.nodes_of(both["valence"])]
     rng = np.random.default_rng(seed)
     null = [
@@ -171,10 +193,10 @@ def main(
         for _ in range(1000)
     ]
     met = discovery.jaccard(both["emotion"], both["valence"])
-    tables = {name: _nodes(scores, name, nodes) for name in LABELS}
+    tables = {name: _nodes(best[name], scores.get(f"{name} node {by_slopes}"), nodes) for name in LABELS}
     result = {
         "model": lm.sites.identity, "layer": at, "n_pairs": {name: len(chosen[name]) for name in LABELS},
-        "metric": {name: _change(scores[f"{name} node patching"], seed) for name in LABELS},
+        "metric": {name: _change(best[name], seed) for name in LABELS}, "scored_by": told,
         "agreement": agreement,
         "areas": {name: _areas(found) for name, found in curves.items()},
         **({} if found is None else found.said),
@@ -203,10 +225,10 @@ class Found(NamedTuple):
 
 def _circuit(
     run: Run, lm: LanguageModel, chosen: discovery.Pairs, held: discovery.Pairs, metric: discovery.Metric,
-    scores: dict[str, xr.Dataset], edges: int, batch_size: int, seed: int,
+    scores: dict[str, xr.Dataset], method: str | None, edges: int, batch_size: int, seed: int,
 ) -> Found:  # fmt: skip
     """How stable it is, and how faithful on skeletons it was not chosen on."""
-    edge_scores = scores["emotion edge eap_ig_activations"]
+    edge_scores = scores[f"emotion edge {method}"]
     circuit = discovery.select(edge_scores, edges, rule="greedy")
     discovery.save_discovery(circuit, run.path("circuit"), "circuit")
     stable = discovery.bootstrap_circuits(edge_scores, edges, rule="greedy", seed=seed)
@@ -283,15 +305,14 @@ def _agreement(scores: dict[str, xr.Dataset]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _nodes(scores: dict[str, xr.Dataset], name: str, n: int) -> list[dict[str, Any]]:
-    """The nodes with the largest exact effect, in units of the metric, and where on the prompt they act (approximate)."""
-    exact, where = scores[f"{name} node patching"], scores.get(f"{name} node eap_ig_activations")
-    tested = discovery.significance(exact)
-    order = np.argsort(-np.abs(exact["score"].mean("pair").values), kind="stable")[:n]
+def _nodes(best: xr.Dataset, where: xr.Dataset | None, n: int) -> list[dict[str, Any]]:
+    """The nodes with the largest effect, in units of the metric, and where on the prompt they act (approximate)."""
+    tested = discovery.significance(best)
+    order = np.argsort(-np.abs(best["score"].mean("pair").values), kind="stable")[:n]
     spans = None if where is None else where["by_span"].mean("pair")
     return [
         {
-            "node": str(exact["node"].values[i]), "effect": float(exact["score"][:, i].mean()), "q": float(tested["q"][i]),
+            "node": str(best["node"].values[i]), "effect": float(best["score"][:, i].mean()), "q": float(tested["q"][i]),
             **({} if spans is None else {str(s): float(spans.sel(span=s)[i]) for s in spans["span"].values}),
         }
         for i in order
@@ -323,7 +344,7 @@ def _shown(result: dict[str, Any], curves: dict[str, xr.Dataset], graph: Picture
     """Figures of the page."""
     effects = [
         Shown(f"nodes_{name}", f"What carries the {name}",
-              figures.node_effects(result["nodes"][name], result["metric"][name], name))
+              figures.node_effects(result["nodes"][name], result["metric"][name], name, result["scored_by"]["node"]))
         for name in LABELS
     ]  # fmt: skip
     agreed = result["agreement"]
@@ -351,7 +372,10 @@ def _tell(result: dict[str, Any]) -> None:
         low, high = change["ci95"]
         told = "" if low > 0 or high < 0 else ", not to be told from none"
         print(f"{name}: another one changes the metric by {change['value']:+.2f} [{low:+.2f}, {high:+.2f}]{told}")
-        print("  exact effects of nodes, and by where on the prompt they act (approximate)")
+        by = result["scored_by"]["node"]
+        print(
+            f"  effects of nodes ({'exact' if by == 'patching' else by}), and by where on the prompt they act (approximate)"
+        )
         for row in rows:
             spans = ", ".join(f"{s} {row[s]:+.2f}" for s in ("before", "changed", "after", "last") if s in row)
             print(

@@ -16,27 +16,34 @@ SPANS: Final = {"before": "#bbbbbb", "changed": "#0072B2", "after": "#56B4E9", "
 
 
 SWAPPED: Final = {
-    "emotion": "Diamonds: exact patching of a node, filled where q < 0.05. Bars: approximately, by part of the prompt.",
+    "emotion": "Diamonds: {by} of a node, filled where q < 0.05. Bars: approximately, by part of the prompt.",
     "valence": "The same for pairs whose event has another valence, under the same emotion word.",
 }
 """What is swapped → what stands under the figure."""
 
 
-def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], swapped: str) -> Picture:
-    """The nodes with the largest exact effect, and how it is shared out over the prompt.
+def node_effects(
+    rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], swapped: str, by: str = "patching"
+) -> Picture:
+    """The nodes with the largest effect, and how it is shared out over the prompt.
 
-    Bars: attribution of the effect to parts of the prompt (approximate); diamonds: the exact effect, filled where q < 0.05.
+    Bars: attribution of the effect to parts of the prompt (approximate); diamonds: the effect, filled where q < 0.05.
 
     Args:
         rows: ``{node, effect, q, before, changed, after, last}``, the largest effect first, in units of the metric; without the
             parts of the prompt, where there were no slopes.
         change: ``{value, ci95}``, what swapping changes the metric by.
         swapped: what was swapped, one of `SWAPPED`.
+        by: the method that the effect is of; ``patching`` is exact.
     """
     low, high = style.interval(change)
     told = "" if low > 0 or high < 0 else ": not to be told from none"
     title = f"Another {swapped} changes the metric by {style.signed(change)} [{low:+.3g}, {high:+.3g}]{told}"
-    figure = style.canvas(1.4 + 0.3 * len(rows), title.replace("-", "−"), SWAPPED[swapped])
+    figure = style.canvas(
+        1.4 + 0.3 * len(rows),
+        title.replace("-", "−"),
+        SWAPPED[swapped].format(by="exact patching" if by == "patching" else by),
+    )
     ax = style.axes(figure.subplots(), "", "effect on the metric", "")
     for i, row in enumerate(reversed(rows)):
         ends = {1: 0.0, -1: 0.0}
@@ -49,7 +56,7 @@ def node_effects(rows: Sequence[Mapping[str, Any]], change: Mapping[str, Any], s
         filled = INK if row["q"] < 0.05 else "white"
         ax.plot(
             [row["effect"]], [i], marker="D", color=filled, markeredgecolor=INK, markersize=6, linestyle="none",
-            label="exact" if i == 0 else None,
+            label=("exact" if by == "patching" else by) if i == 0 else None,
         )  # fmt: skip
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(rows)), [str(row["node"]) for row in reversed(rows)])

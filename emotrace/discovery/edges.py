@@ -67,8 +67,9 @@ class EdgeGraph:
 
     def coords(self) -> dict[str, tuple[str, Any]]:
         """Coordinates of the dim ``edge``: name, source, target, and the target's input (q, k, v, mlp, out)."""
-        source = [self.writers[int(s)] for _, s in self.pairs]
-        target = [self.readers[int(r)] for r, _ in self.pairs]
+        ends = self.pairs.tolist()
+        source = [self.writers[s] for _, s in ends]
+        target = [self.readers[r] for r, _ in ends]
         part = [t.rsplit(".", 1)[-1] if "." in t else ("out" if t == "out" else "mlp") for t in target]
         names = [f"{s}->{t}" for s, t in zip(source, target, strict=True)]
         columns = {"edge": names, "source": source, "target": target, "input": part}
@@ -220,18 +221,20 @@ def _met(
     model: LanguageModel, g: EdgeGraph, term: approximate.Term, slopes: torch.Tensor, n_writers: int
 ) -> torch.Tensor:
     """``[row, reader, writer]``: what every writer before these readers changes, along their slopes."""
-    found = torch.zeros(slopes.shape[1], slopes.shape[0], len(g.writers))
+    along = slopes.transpose(0, 1).flatten(2)
+    found = torch.zeros(*along.shape[:2], len(g.writers))
     writer = 0
     for i in g.writes:
         p, change = g.seen.places[i], term.change[i]
         if writer >= n_writers:
             break
-        if p.kind == "head" and change is not None:
-            matrix = rewiring.matrix(model, g.layers[p.layer].out, p.n).float().cpu()
-            along = torch.einsum("rbtd,hkd->rbthk", slopes, matrix)
-            found[:, :, writer : writer + p.n] = torch.einsum("rbthk,bthk->brh", along, change.unflatten(-1, (p.n, -1)))
-        elif change is not None:
-            scale = g.layers[p.layer].scale if p.kind == "mlp" else 1.0
-            found[:, :, writer] = scale * torch.einsum("rbtd,btd->br", slopes, change)
+        if change is not None:
+            if p.kind == "head":
+                # what heads write, not what each reader would have of z: a layer has many readers and one output projection
+                matrix = rewiring.matrix(model, g.layers[p.layer].out, p.n).float().cpu()
+                written = torch.einsum("bthk,hkd->bhtd", change.unflatten(-1, (p.n, -1)), matrix)
+            else:
+                written = change[:, None] * (g.layers[p.layer].scale if p.kind == "mlp" else 1.0)
+            found[:, :, writer : writer + p.n] = along @ written.flatten(2).mT
         writer += p.n
     return found

@@ -72,3 +72,23 @@ def test_what_there_is_not_is_refused_before_anything_runs(place, tmp_path):
     with pytest.raises(EmotraceError, match="layer 7"):
         module.main(**{**settings, "layer": 7, "out": tmp_path / "x"})
     assert not (tmp_path / "x").exists()
+
+
+def test_nodes_alone_by_one_method(place, tmp_path, capsys):
+    module, settings = place
+    out = tmp_path / "nodes"
+    module.main(**{**settings, "methods": "eap_ig_inputs", "edges": 0, "patched_pairs": 2, "out": out})
+    scored = {p.stem for p in (out / "scores").glob("*.json")}
+    made = {
+        f"{swap}_node_{m}"
+        for swap in ("emotion", "valence")
+        for m in ("eap_ig_inputs", "patching", "magnitude", "random")
+    }
+    assert scored == made | {f"curve_node_{m}" for m in ("eap_ig_inputs", "magnitude", "random")}
+    report = json.loads((out / "report.json").read_text())
+    assert report["scored_by"] == {"node": "eap_ig_inputs", "edge": "eap_ig_inputs"}
+    assert "circuit" not in report
+    assert set(report["agreement"]) == {"emotion node", "valence node"}
+    assert "effects of nodes (eap_ig_inputs)" in capsys.readouterr().out
+    with pytest.raises(EmotraceError, match="unknown method 'patching'"):
+        module.main(**{**settings, "methods": "patching", "out": tmp_path / "x"})
