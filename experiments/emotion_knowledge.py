@@ -16,7 +16,8 @@ masks, and a control for the words themselves.
 Without ``--model`` a tiny masked model is trained first, with texts of its own (``train_tiny_masked.py``), and the ratings are
 illustrative (synthetic): what comes out shows that the method runs, and nothing about emotions or people.
 
-With ``--remote``, ``--model`` and ``--position last``: 2 to 4 alone, of un-tuned prompts on a server.
+With ``--untuned`` and ``--model`` (or, on a server, with ``--remote``, ``--model`` and ``--position last``): 2 to 4 alone, of
+plain sentences that end with the emotion's name.
 
 Run it again with the same arguments to continue it.
 """
@@ -84,6 +85,9 @@ def main(
     seeds: Annotated[str | None, typer.Option(help=f"comma-joined ({_joined(study.Protocol.seeds)})")] = None,
     position: Annotated[str | None, typer.Option(help="of the neurons: answer (to a tuned prompt), prompt (mean over it), "
                                                        "last (token of sentences that end with the emotion's name)")] = None,
+    untuned: Annotated[bool, typer.Option("--untuned", help="sentences that end with the name; no masks")] = False,
+    neuron_permutations: Annotated[int | None, typer.Option(help="shuffles of concepts that test single neurons "
+                                                                 f"({study.Protocol.neuron_permutations}); 0: none")] = None,
     k: Annotated[str | None, typer.Option(help="neurons masked, comma-joined; below 1 a share of all "
                                                f"({_joined(study.Protocol.k)})")] = None,
     draws: Annotated[int | None, typer.Option(help=f"random masks of each k ({study.Protocol.draws})")] = None,
@@ -102,9 +106,11 @@ def main(
     """Soft prompts, activated neurons, RSA with human attributes, masked neurons, from texts to a report."""
     plan = study.Protocol.of(
         preset, seeds=study.numbers(seeds, int, "--seeds"), k=study.numbers(k, float, "--k"), draws=draws, match=match, how=how,
-        stage=stage, position=position,
+        stage=stage, position=position or ("last" if untuned else None), neuron_permutations=neuron_permutations,
     )  # fmt: skip
     there = bool(loading.options["remote"])
+    if untuned and (plan.position != "last" or model is None):
+        raise et.EmotraceError("--untuned reads the last token of sentences: give --model, and no other --position.")
     if there and (plan.position != "last" or model is None):
         raise et.EmotraceError(
             f"--remote {loading.remote}: soft prompts are tuned, and the tiny model trained, where the weights are. Give --model "
@@ -123,7 +129,7 @@ def main(
         "ratings": {"file": ratings.name, "attributes": scores["attribute"].values.tolist(), "digest": disk.digest(scores)},
         "human": human.name if human else "space of all attributes", "human_digest": human and _content(human),
         "preset": preset, "recipe": recipe.record,
-        **plan.record, "emotions": emotions, "dtype": loading.dtype, "bos": loading.bos, "seed": seed,
+        **plan.record, "untuned": untuned, "emotions": emotions, "dtype": loading.dtype, "bos": loading.bos, "seed": seed,
     }  # fmt: skip
     run = Run(out, settings)
 
@@ -151,7 +157,7 @@ def main(
 
     # 1. Soft prompts.
     part = plan.part if plan.part in parts else "dev"
-    if there:
+    if there or untuned:
         run.keep_jobs(lm)
         _publish_untuned(
             run, lm, names, plan, _alike(run, lm, {}, names, plan, scores, human, parts, seed), _notes(model, ratings)
@@ -283,10 +289,20 @@ def _alike(
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
+    most = int(by_layer["correlation"].idxmax("layer"))
     told = (
         f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
         f"Mantel p {p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
-        f"{float(control['explained']):.0%} of the fit is in the words"
+        f"{float(control['explained']):.0%} of the fit is in the words\n"
+        f"by layer: r {float(by_layer['correlation'].max()):+.3f} at most (layer {most}); "
+        "by attribute: "
+        + ", ".join(
+            f"{a} τ {float(by_attribute['correlation'].sel(attribute=a)):+.3f} (Mantel p "
+            f"{p_said(float(by_attribute['p_mantel'].sel(attribute=a)), 1 / (1 + study.PERMUTATIONS))})"
+            for a in by_attribute["attribute"].values
+        )
+        + f"\nselective neurons of {neurons['of']:,} ({neurons['test']}, level {neurons['level']:g}): "
+        + ", ".join(f"{a} {n}" for a, n in neurons["significant"].items())
     )
     return Alike(
         found["tau"], human_side, said, tables, study.rsa_figures(whole, people, fit, control, significant, plan), told
@@ -296,11 +312,9 @@ def _alike(
 def _publish_untuned(
     run: Run, lm: LanguageModel, names: list[str], plan: study.Protocol, alike: Alike, notes: list[str]
 ) -> None:
-    """The report of a model on a server, to whose neurons nothing was tuned and of which none was masked."""
-    notes = [
-        *notes,
-        "The model is on a server: neurons of un-tuned prompts; no soft prompt was tuned, and nothing masked.",
-    ]
+    """The report of a model for which nothing was tuned and of which no neuron was masked."""
+    where = "" if lm.sites.remote is None else "The model is on a server: "
+    notes = [*notes, f"{where}neurons of un-tuned prompts; no soft prompt was tuned, and nothing masked."]
     result = {
         "model": {**lm.sites.identity, "teaching": False}, "emotions": names, "seeds": list(plan.seeds), "accuracy": {},
         **alike.said, "warnings": notes,
@@ -308,7 +322,10 @@ def _publish_untuned(
     write_json(run.path("report.json"), result)
     run.finish()
     page = report.publish(run.out, result, alike.shown, alike.tables, run.manifest, report.Page(title=TITLE))
-    print(f"{alike.told}\n{lm.sites.identity['backend']}: {lm.sites.remote.traffic}\nreport: {page}")
+    print(alike.told)
+    if lm.sites.remote is not None:
+        print(f"{lm.sites.identity['backend']}: {lm.sites.remote.traffic}")
+    print(f"report: {page}")
 
 
 def _notes(model: str | None, ratings: Path) -> list[str]:

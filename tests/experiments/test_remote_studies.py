@@ -127,6 +127,12 @@ def test_neurons_of_untuned_prompts(served, tmp_path, monkeypatch):
     assert {"rsa", "neurons", "apart"} <= set(report)
     assert "un-tuned" in report["warnings"][-1]
     assert {p.stem for p in (tmp_path / "there" / "figures").iterdir()} == {"rdms", "selective_neurons"}
+    untuned = settings | {"model": str(tmp_path / "model"), "untuned": True, "position": None}
+    here = ran("emotion_knowledge", monkeypatch, untuned, tmp_path / "untuned", None)
+    assert here["rsa"]["human"]["correlation"] == pytest.approx(report["rsa"]["human"]["correlation"], abs=1e-4)
+    assert "un-tuned" in here["warnings"][-1]
+    with pytest.raises(EmotraceError, match="--untuned reads the last token"):
+        ran("emotion_knowledge", monkeypatch, untuned | {"position": "answer"}, tmp_path / "refused", None)
 
 
 @pytest.mark.parametrize("world", ["ordinary", "trusted"])
