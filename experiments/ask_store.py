@@ -25,7 +25,7 @@ import emotrace as et
 from emotrace import arguments, attribution, circuits, rsa
 from emotrace.cli.groups import LoadingAnywhere, grouped
 from emotrace.cli.guard import experiment
-from emotrace.cli.options import BatchSize, Folder, Limit, Seed
+from emotrace.cli.options import BatchSize, Folder, Limit, Seed, SevFile
 from emotrace.defaults import BATCH_SIZE, HEADS_PER_LAYER, NEURONS_PER_LAYER
 from emotrace.disk import write_json
 from emotrace.labels import EmotraceError
@@ -45,7 +45,7 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="hub id, directory or GGUF file; without it what was captured is asked")
     ] = None,
-    data: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
+    data: SevFile = Path("data/sev.jsonl"),
     limit: Limit = 32,
     neurons: Annotated[int, typer.Option(help="neurons of each layer of the circuit")] = NEURONS_PER_LAYER,
     heads: Annotated[int, typer.Option(help="heads of each layer of the circuit")] = HEADS_PER_LAYER,

@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 import emotrace as et
 from emotrace import discovery, report, shipped, stats
 from emotrace.cli.groups import LoadingAnywhere, grouped
-from emotrace.cli.options import CausalModel, Folder, Seed, names
+from emotrace.cli.options import CausalModel, Folder, Seed, SevFile, Steps, names
 from emotrace.disk import write_json
 from emotrace.forwards.metrics import differentiable
 from emotrace.labels import unknown
@@ -57,7 +57,7 @@ LABELS = {"emotion": ("skeleton_id", "valence"), "valence": ("skeleton_id", "emo
 def main(
     *,
     model: CausalModel = "data/tiny_model",
-    train: Annotated[Path, typer.Option(help="SEV file")] = Path("data/sev.jsonl"),
+    train: SevFile = Path("data/sev.jsonl"),
     out: Folder = Path("runs/circuit_discovery"),
     limit: Annotated[int | None, typer.Option(help="skeletons, spread over themes; half fit, half are scored")] = 32,
     pairs_per_skeleton: Annotated[int, typer.Option(help="pairs of each scored skeleton")] = 3,
@@ -71,7 +71,7 @@ def main(
     layer: Annotated[int | None, typer.Option(help="where the metric reads; default the last but one")] = None,
     edges: Annotated[int, typer.Option(help="edges of the circuit; 0: no edges at all")] = 50,
     nodes: Annotated[int, typer.Option(help="nodes of the circuit")] = 10,
-    steps: Annotated[int, typer.Option(help="intervals of the integrated methods")] = 4,
+    steps: Steps = 4,
     batch_size: Annotated[int, typer.Option(help="pairs per batch")] = 16,
     loading: LoadingAnywhere,
     seed: Seed = 0,

@@ -19,6 +19,7 @@ import typer
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from emotrace import cli, discovery
+from emotrace.cli.options import Steps
 from emotrace.labels import unknown
 from emotrace.testing.planted_circuits import PlantedCircuit, planted_circuit
 from emotrace.testing.planted_shapes import SHAPES
@@ -32,7 +33,7 @@ METHODS = {
 
 def main(
     shapes: Annotated[str | None, typer.Option(help=f"some of {', '.join(SHAPES)}; default all")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="intervals of the integrated methods")] = 4,
+    steps: Steps = 4,
     out: Annotated[Path | None, typer.Option(help="also write the table, as CSV")] = None,
     seed: Annotated[int, typer.Option(help="of the random baseline")] = 1,
 ) -> None:

@@ -15,21 +15,20 @@ The same command again continues: jobs that are on their way are asked for their
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from emotrace.cli.guard import experiment
-from emotrace.cli.options import BatchSize, Bos, DryRun, Limit, Model, names, place, span
+from emotrace.cli.options import BatchSize, Bos, DryRun, Folder, Limit, Model, SevFile, names, place, span
 from emotrace.defaults import BATCH_SIZE
 from emotrace.labels import EmotraceError
 
 
 def main(
     model: Model,
-    data: Annotated[Path, typer.Option(help="SEV file")],
-    out: Annotated[Path, typer.Option(help="folder; the same command again continues")],
+    data: SevFile,
+    out: Folder,
     remote: Annotated[str, typer.Option(help="ndif, a URL, or local (here, packed as for a server)")] = "ndif",
     sites: Annotated[str, typer.Option(help="comma-separated")] = "resid_mid,resid_post",
     positions: Annotated[str, typer.Option(help="last | prompt | all | START:STOP")] = "last",

@@ -60,6 +60,7 @@ DryRun = Annotated[bool, typer.Option(help="say rows, bytes and requests; do not
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
 Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]
+Steps = Annotated[int, typer.Option(min=1, help="intervals of the integrated methods")]
 Seed = Annotated[int, typer.Option(min=0, max=arguments.SEEDS)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default float32 on a CPU")]
@@ -76,6 +77,7 @@ RemoteFlag = Annotated[
 Store = Annotated[Path, typer.Argument(help="an activation store")]
 DATA = "SEV file, or a table of your own: CSV, TSV, JSON, JSON lines, parquet; its other columns are labels"
 Data = Annotated[Path, typer.Option(help=DATA)]
+SevFile = Annotated[Path, typer.Option(help="SEV file")]
 DataOrNone = Annotated[Path | None, typer.Option(help=DATA)]
 TextColumn = Annotated[
     str | None, typer.Option(help="column of a table to give to the model; default text, or messages")

@@ -10,7 +10,7 @@ import torch
 
 from emotrace import provenance
 from emotrace.edits.kinds import EDITS, Edit
-from emotrace.edits.payloads import ByLabel, named, vector_at
+from emotrace.edits.payloads import ByLabel, Spot, named, vector_at
 from emotrace.edits.sizes import largest, refuse_overflow
 from emotrace.labels import EmotraceError, positions_in, unknown
 from emotrace.sites import Address, Site, Sites
@@ -56,7 +56,7 @@ def check(edits: Sequence[Edit], sites: Sites, labels: Sequence[Mapping[str, Any
         provenance.check(edit, sites, place)
         for address in _addresses(edit, sites, place):
             columns = _columns(edit, address, sites, place)
-            vectors = vector_at(edit, address, columns, place)
+            vectors = vector_at(Spot(edit, address, columns, place))
             values = vectors.values if isinstance(vectors, ByLabel) else vectors
             refuse_overflow(edit, values, columns, most, named(place, address))
             if isinstance(vectors, ByLabel):
@@ -93,7 +93,7 @@ def lower(
         touched = flags(mask)
         for address in _addresses(edit, sites, f"edits[{number}]"):
             wanted = _columns(edit, address, sites, f"edits[{number}]")
-            payload: Any = vector_at(edit, address, wanted, f"edits[{number}]")
+            payload: Any = vector_at(Spot(edit, address, wanted, f"edits[{number}]"))
             if isinstance(payload, ByLabel):
                 payload = payload.values[[payload.rows[about[payload.dim]] for about in labels]]
             if payload is not None and wanted is not None and payload.shape[-1] == address.width:
@@ -132,10 +132,7 @@ def _addresses(edit: Edit, sites: Sites, place: str) -> list[Address]:
             raise EmotraceError(
                 f"{place}: a place of your own ({edit.site.name}) names its module; layers must be None."
             )
-        if not edit.site.path.strip():
-            raise EmotraceError(
-                f"{place}: Site('') is the whole model, whose output is no tensor; see the site 'logits'."
-            )
+        edit.site.refuse_whole(place)
         return [sites.resolve(edit.site)]
     if edit.layers is None and edit.site in sites.addresses and sites.layers(edit.site):
         raise EmotraceError(f"{place}: site {edit.site!r} needs layers, e.g. range({sites.n_layers}).")
@@ -198,8 +195,7 @@ def refuse_unreached(edits: Sequence[Edit], prompt_lengths: Sequence[int], lengt
     for i, (edit, count) in enumerate(zip(edits, reached(edits, prompt_lengths, lengths), strict=True)):
         if not isinstance(edit.positions, str) and not count:
             raise EmotraceError(
-                f"edits[{i}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r}) would never fire: the "
-                f"longest sequence has {max(lengths, default=0)} tokens."
+                f"{_told(i, edit)} would never fire: the longest sequence has {max(lengths, default=0)} tokens."
             )
 
 
@@ -211,8 +207,10 @@ def refuse_silent(edits: Sequence[Edit], fired: Sequence[int]) -> None:
     """
     silent = [i for i, n in enumerate(fired) if n == 0]
     if silent:
-        edit = edits[silent[0]]
-        raise EmotraceError(
-            f"edits[{silent[0]}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r}) never fired: no "
-            "token of any prompt was at these positions."
-        )
+        told = _told(silent[0], edits[silent[0]])
+        raise EmotraceError(f"{told} never fired: no token of any prompt was at these positions.")
+
+
+def _told(number: int, edit: Edit) -> str:
+    """An edit of a list, in messages."""
+    return f"edits[{number}] ({type(edit).__name__} at {edit.site!r}, positions {edit.positions!r})"

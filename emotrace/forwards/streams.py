@@ -83,7 +83,6 @@ def reductions(
     args: Callable[[range], tuple[Any, ...]],
     *,
     layers: Iterable[int] | int | None = None,
-    edits: Sequence[Edit] | None = None,
     prompts_per_chunk: int = 256,
     batch_size: BatchSize = 32,
     left: Callable[[list[range]], Iterable[range]] | None = None,
@@ -100,7 +99,6 @@ def reductions(
         function: of `emotrace.traced`: ``function(model, values, *args)``, see `emotrace.forwards.capturing.reduced`.
         args: what else it takes for a range of prompts.
         layers: 0-based layers; None for every layer that has the sites.
-        edits: applied in the same forwards.
         prompts_per_chunk: prompts held at a time.
         batch_size: prompts per forward, or ``auto`` for what fits.
         left: which of the ranges are to be done, of all of them; None for all.
@@ -111,7 +109,7 @@ def reductions(
     Yields:
         ``(range of prompts, what the function returned)``.
     """
-    coded, ranges = _chunked(model, prompts, edits, prompts_per_chunk, 0)
+    coded, ranges = _chunked(model, prompts, None, prompts_per_chunk, 0)
 
     def found(some: Iterable[range]) -> Iterator[tuple[range, Any]]:
         asked: list[range] = []
@@ -121,7 +119,7 @@ def reductions(
                 asked.append(rows)
                 yield coded[rows.start : rows.stop], args(rows)
 
-        values = reduced(model, parts(), sites, function, layers=layers, edits=edits, batch_size=batch_size)
+        values = reduced(model, parts(), sites, function, layers=layers, batch_size=batch_size)
         yield from ((asked[i], value) for i, value in enumerate(values))
 
     wanted = ranges if left is None else left(ranges)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -69,7 +70,7 @@ class FittedJudge:
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """``[text, label]``; NaN for a text of which nothing is known."""
         x = self.features.of(texts_of(self.name, texts))
-        p = _softmax(x @ self.weights.T + self.bias)
+        p = softmax(x @ self.weights.T + self.bias, axis=1)
         p[np.asarray(abs(x).sum(axis=1)).ravel() == 0] = np.nan
         return p
 
@@ -324,8 +325,3 @@ def _calibration(confidence: np.ndarray, hit: np.ndarray) -> dict[str, Any]:
     ]  # fmt: skip
     error = sum(b["n"] * abs(b["right"] - b["probability"]) for b in bins) / len(hit)
     return {"expected_error": float(error), "bins": bins}
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(axis=1, keepdims=True)) if len(x) else np.asarray(x)
-    return e / e.sum(axis=1, keepdims=True)

@@ -35,6 +35,17 @@ class Site:
         if self.side not in ("input", "output"):
             raise EmotraceError(f"Site(path={self.path!r}, side={self.side!r}): side is 'input' or 'output'.")
 
+    def refuse_whole(self, place: str) -> None:
+        """Refuse the whole model.
+
+        Raises:
+            EmotraceError: naming the place that it was given at.
+        """
+        if not self.path.strip():
+            raise EmotraceError(
+                f"{place}: Site('') is the whole model, whose output is no tensor; see the site 'logits'."
+            )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """In a request it is a plain tuple: this class does not exist on a server."""
         return tuple, ((self.path, self.side, self.index),)

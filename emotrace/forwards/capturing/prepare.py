@@ -39,10 +39,9 @@ def prepared(
     positions = check_positions(positions, "capture(positions=…)")
     arguments.batch("capture(batch_size)", batch_size)
     wanted = [sites] if isinstance(sites, (str, Site)) else list(sites)
-    if any(isinstance(s, Site) and not s.path.strip() for s in wanted):
-        raise EmotraceError(
-            "capture(sites=…): Site('') is the whole model, whose output is no tensor; see the site 'logits'."
-        )
+    for site in wanted:
+        if isinstance(site, Site):
+            site.refuse_whole("capture(sites=…)")
     edits = [] if edits is None else edits
     edits_.check(edits, table, [p.about for p in prompts])
     edits = list(edits)
