@@ -83,6 +83,11 @@ def test_generate_without_instruction(place):
     run("generate", "--model", folder / "model", "--data", folder / "sev.jsonl", "--out", out, "--no-instruction",
         "--limit", 1, "--max-new-tokens", 2)  # fmt: skip
     rows = [r for _, r in read_jsonl(out)]
+    said = run("generate", "--model", folder / "model", "--data", folder / "sev.jsonl", "--out", folder / "dry.jsonl",
+               "--limit", 1, "--max-new-tokens", 2, "--dry-run")  # fmt: skip
+    assert "18 prompts" in said
+    assert "36 new tokens at most" in said
+    assert not (folder / "dry.jsonl").exists()
     assert [r["method"] for r in rows] == ["none"] * 3
     assert "emotion" not in rows[0]
 

@@ -56,7 +56,7 @@ PerLayerOrNone = Annotated[
     ),
 ]
 TargetAware = Annotated[bool, typer.Option(help="ask the published target-aware question as well (openai judges)")]
-DryRun = Annotated[bool, typer.Option(help="say rows, bytes and requests; do nothing")]
+DryRun = Annotated[bool, typer.Option(help="say how much there is to do; do nothing")]
 Limit = Annotated[int | None, typer.Option(min=1, help="skeletons (of a table: rows), spread evenly over themes")]
 Few = Annotated[int | None, typer.Option(min=1, help="queries or texts of each emotion")]
 Count = Annotated[int, typer.Option(min=1)]

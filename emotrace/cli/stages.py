@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,7 @@ def generate(
     emotions: Emotions = None,
     max_new_tokens: NewTokens = MAX_NEW_TOKENS,
     batch_size: BatchSize = BATCH_SIZE,
+    dry_run: DryRun = False,
     ranked: Ranked,
     loading: LoadingAnywhere,
 ) -> None:
@@ -49,12 +50,15 @@ def generate(
 
     to_file(out, "--out")
     asked, rank = prompts.read(emotions), ranked.pair
-    rows = et.generate(
-        loading.load(model), asked, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        method="none" if prompts.instruction is False else "prompt", out=out, rank=rank,
-        stop=prompts.way.stop if prompts.elicit else (),
-    )  # fmt: skip
-    typer.echo(f"{len(rows)} replies in {out}")
+    how: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "out": out, "rank": rank,
+        "method": "none" if prompts.instruction is False else "prompt", "stop": prompts.way.stop if prompts.elicit else (),
+    }  # fmt: skip
+    lm = loading.load(model)
+    if dry_run:
+        typer.echo(str(et.generate.plan(lm, asked, **how)))
+        return
+    typer.echo(f"{len(et.generate(lm, asked, **how))} replies in {out}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 from emotrace import arguments
 from emotrace.cli.app import app
 from emotrace.cli.groups import Decoding, Loading, grouped
-from emotrace.cli.options import BatchSize, Few, Folder, Model, layer_list, names
+from emotrace.cli.options import BatchSize, DryRun, Few, Folder, Model, layer_list, names
 from emotrace.defaults import BATCH_SIZE
 from emotrace.files import to_folder
 from emotrace.labels import EmotraceError, unknown
@@ -86,7 +86,7 @@ def vectors(
     made: Made,
     kept: Keeping,
     loading: Loading,
-    dry_run: Annotated[bool, typer.Option(help="say rows, bytes and free disk; do nothing")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Vectors of emotions, for `emotrace chat`, `arms` and `truthfulqa`, with the base vector that all share."""
     import emotrace as et

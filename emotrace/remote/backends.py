@@ -79,21 +79,21 @@ class Simulated:
     streams, resumes, limit = False, False, REQUEST_TOKENS
 
     def holds(self, model: LanguageModel) -> bool:
-        """See `Backend`."""
+        """Whether a forward finds the weights: they are here."""
         return True
 
     def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
-        """See `Backend`."""
+        """Packed, unpacked and run in this process."""
         return runs.session(model, function, args, inner.LocalSimulationBackend(model))[0]
 
     def keeping(self, model: LanguageModel, log: Path | None) -> AbstractContextManager[None]:
-        """See `Backend`."""
+        """Nothing is on its way, so no ids are kept."""
         return nullcontext()
 
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
-        """See `Backend`."""
+        """One after the other, as they are asked for."""
         for request in requests:
             yield request, self.call(model, request.function, request.args())
 
@@ -116,24 +116,24 @@ class Remote:
         self._kept: Jobs | None = None
 
     def holds(self, model: LanguageModel) -> bool:
-        """See `Backend`."""
+        """Whether a forward finds the weights: the server has them."""
         return True
 
     @property
     def traffic(self) -> str:
-        """See `Backend`."""
+        """Requests, bytes both ways, and the bytes of weights that calls there took."""
         sent, received = (n / 1e6 for n in (self.server.sent, self.server.received))
         said = f"{self.requests} requests, {sent:.2f} MB sent, {received:.2f} MB received"
         return f"{said}, {self.weights / 1e6:.2f} MB of weights taken by calls there" if self.weights else said
 
     def call(self, model: LanguageModel, function: Callable[..., R], args: tuple) -> R:
-        """See `Backend`."""
+        """One request, and its answer."""
         request = Request("", function, lambda: args)
         return next(value for _, value in self.results(model, [request]))
 
     @contextmanager
     def keeping(self, model: LanguageModel, log: Path | None) -> Iterator[None]:
-        """See `Backend`."""
+        """One file of job ids for all requests that are sent meanwhile, until it ends well."""
         if log is None or self._kept is not None:  # what is kept already is kept
             yield
             return
@@ -148,7 +148,7 @@ class Remote:
     def results(
         self, model: LanguageModel, requests: Iterable[Request], log: Path | None = None, tell: Tell | None = None
     ) -> Iterator[tuple[Request, Any]]:
-        """See `Backend`."""
+        """Several requests on their way at a time, answers in their order."""
         kept = self._kept
         if log is None and kept is not None:
             for request, value in kept.results(map(_named, requests)):

@@ -46,7 +46,7 @@ class Theirs:
         self, name: str, model: TransformersModel, blob: bytes, compress: bool, autocast: str | None,
         say: Callable[[str], None], count: Callable[[str, int], None],
     ) -> bytes:  # fmt: skip
-        """See `sandbox.Sandbox.run`; what crosses is not counted.
+        """The saved values of one block, as `sandbox.Sandbox.run` gives them; what crosses is not counted.
 
         Raises:
             BlockError: for whatever the block raises.
