@@ -5,7 +5,7 @@ The method of Emotion Vectors (arXiv 2502.04075), with the controls that it lack
 1. The queries are read; repeats and what the two files share are counted, repeats dropped, a part of each emotion held out.
 2. The model answers every query of the first part twice, neutrally and in the query's emotion. Both answers are fed back,
    and the output of the attention's projection is averaged over the steps of the answer; the mean difference over queries is
-   the emotion's vector, their mean the base vector.
+   the emotion's vector, their mean the base vector. Whether asking made answers emotional is judged and said first.
 3. On the held-out queries a fine sweep of doses: which share of replies a blind judge reads as the emotion aimed at, how many
    drift to another one, how fluent they are, what KL from the un-edited model they cost. The dose with most fluent replies on
    target is chosen. Vectors without all but their largest coordinates, and without the base vector, are compared with whole
@@ -57,6 +57,7 @@ def main(
     judging: Judging,
     out: Folder = Path("runs/emotion_vectors"),
     limit: Annotated[int | None, typer.Option(help="queries of each emotion, and of the test file")] = None,
+    trial_limit: study.TrialLimit = None,
     site: Annotated[str, typer.Option(help="where vectors are taken and added")] = "o_proj_out",
     over: Annotated[str, typer.Option(help="mean_generated | last | mean_all")] = "mean_generated",
     scale: study.Scale = "raw",
@@ -80,7 +81,8 @@ def main(
 
     # 1. Queries.
     queries, others = et.datasets.read_queries(train), et.datasets.read_queries(test)
-    fit, held = (et.datasets.emotion_query(queries, part=p, limit=limit, seed=seed) for p in ("fit", "held_out"))
+    fit = et.datasets.emotion_query(queries, part="fit", limit=limit, seed=seed)
+    held = et.datasets.emotion_query(queries, part="held_out", limit=trial_limit or limit, seed=seed)
     study.say_shared(others, queries, f"--test {test}", f"--train {train}")
     asked = et.datasets.emotion_query(others, part="all", exclude=queries)[:limit]
     lm = loading.load(model)
@@ -90,7 +92,8 @@ def main(
         "train": {"file": train.name, "fit": fit.digest, "held_out": held.digest},
         "test": {"file": test.name, "digest": asked.digest}, "judge": the_judge.name, "label_map": judging.label_map,
         "site": site,
-        "over": over, "scale": scale, "templates": templates, "doses": wanted, "limit": limit, "draws": draws,
+        "over": over, "scale": scale, "templates": templates, "doses": wanted, "limit": limit,
+        "draws": draws,
         **asdict(answering),
     }  # fmt: skip
     run = Run(out, settings)
@@ -105,6 +108,8 @@ def main(
         lm, fit, site=site, over=over, templates=templates, decoding=decoding,  # type: ignore[arg-type]
         batch_size=batch_size, seed=seed, out=run.path("extraction"),
     )  # fmt: skip
+    elicited = it.elicited(run.path("extraction", "answers.jsonl"))
+    print(study.elicitation(elicited)[0])
     base = directions.base_vector(vectors)
     directions.save(vectors, run.path("vectors"))
     directions.save(base, run.path("vectors"), "base")
@@ -143,7 +148,7 @@ def main(
         "judge": {"name": the_judge.name, "usage": getattr(the_judge, "usage", None)}, "model": lm.sites.identity,
         "queries": {"train": study.counts(queries), "test": study.counts(others, queries)},
         "n": {"fit": len(fit), "held_out": len(held), "test": len(asked)},
-        "pairs": dict(zip(emotions, vectors["n"].values.tolist(), strict=True)),
+        "pairs": dict(zip(emotions, vectors["n"].values.tolist(), strict=True)), "elicited": elicited,
         "chosen": {"dose": chosen, "kl": equal[0]["kl"]}, "fluency": {"bounds": bounds}, "collapse": replies.collapse(curve),
         "diagonal": replies.diagonal(matrix), "matrix": matrix.to_dict("index"),
         **{name: records(table) for name, (table, _) in tables.items()},

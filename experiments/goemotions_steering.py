@@ -68,7 +68,7 @@ def main(
     ),
     limit: Annotated[int | None, typer.Option(help="texts of a label, queries of an emotion, questions")] = None,
     text_limit: Annotated[int | None, typer.Option(help="texts of a label, where other than --limit; 0: all")] = None,
-    trial_limit: Annotated[int | None, typer.Option(help="queries of an emotion on --trial, where other than --limit")] = None,
+    trial_limit: study.TrialLimit = None,
     emotions: Annotated[str, typer.Option(help="labels or groups")] = "anger,disgust,fear,joy,sadness,surprise",
     against: Annotated[str, typer.Option(help="label of the texts on the other side")] = "neutral",
     grouping: Annotated[str | None, typer.Option(help="ekman | sentiment; default the labels themselves")] = None,

@@ -24,6 +24,9 @@ from emotrace.run import records
 from emotrace.sites import LanguageModel
 
 TestQueries = Annotated[Path, typer.Option(help="queries to measure on, once")]
+TrialLimit = Annotated[
+    int | None, typer.Option(min=1, help="queries of an emotion to choose the dose on, where other than --limit")
+]
 Scale = Annotated[str, typer.Option(help="raw (as published) | unit | rms | share of the activation's length")]
 Draws = Annotated[int, typer.Option(help="draws of each control")]
 
@@ -69,6 +72,22 @@ class Study(Evaluation):
         """What is fluent: as the emotional answers that the vectors were made from, after the prompt without the emotion."""
         rows: list[Row] = [{**row, "prompt": row["key"].rsplit("__", 1)[0]} for row in emotional(answered)]
         return dose.fluency_of(self.model, self.plain(fit), rows, self.batch_size)
+
+    def elicited(self, answered: Path) -> dict[str, dict[str, Any]]:
+        """How many answers that vectors are made of read as their query's emotion, by condition: of all, and by emotion."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in replies.read_rows(answered):
+            found.setdefault(row["condition"], {}).setdefault("all", []).append(
+                {**row, "prompt": row["key"].rsplit("__", 1)[0]}
+            )
+        for condition, told in found.items():
+            rows = self.judged(f"answers_{condition}", told["all"])
+            emotions = dict.fromkeys(row["emotion"] for row in rows)
+            found[condition] = {
+                "all": share_of(rows),
+                **{e: share_of([row for row in rows if row["emotion"] == e]) for e in emotions},
+            }
+        return found
 
     def respond(
         self, name: str, prompts: Prompts, payload: xr.DataArray, doses: Sequence[float], method: str = "steer", kl: bool = True
@@ -211,6 +230,23 @@ def share_of(rows: list[Row], verdict: str = "verdict") -> dict[str, Any]:
     return {"n": found.n, "on_target": found.value, "lo": found.lo, "hi": found.hi}
 
 
+def elicitation(found: Mapping[str, Mapping[str, Any]]) -> tuple[str, bool]:
+    """What `Study.elicited` found in a sentence, and whether asking did something: its interval lies above the neutral share."""
+    asked, neutral = found["emotional"], found["neutral"]["all"]
+    told, does = asked["all"], asked["all"]["lo"] > neutral["on_target"]
+    by = ", ".join(f"{e} {line['on_target']:.0%}" for e, line in asked.items() if e != "all")
+    return (
+        f"Asked in words, {told['on_target']:.1%} [{told['lo']:.1%}, {told['hi']:.1%}] of {told['n']} answers read as the "
+        f"emotion ({by}), of neutral answers {neutral['on_target']:.1%}"
+        + (
+            "."
+            if does
+            else ": asking elicits nothing here that can be told from none, and vectors are made of these answers."
+        ),
+        does,
+    )
+
+
 def tables(
     methods: Mapping[str, list[Row]], curve: pd.DataFrame, sweep: pd.DataFrame, equal: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -251,6 +287,7 @@ def facts(result: Mapping[str, Any]) -> list[str]:
     begun = rate["prefill_4"]
     most = [e for e, found in result["diagonal"].items() if found["most"]]
     return [
+        *([elicitation(result["elicited"])[0]] if "elicited" in result else []),
         f"Chosen on held-out queries: dose {result['chosen']['dose']:g}, KL {result['chosen']['kl']:.3f} nats a token.",
         f"Test queries: {steer['on_target']:.1%} read as the emotion aimed at [{steer['lo']:.1%}, {steer['hi']:.1%}], "
         f"{line['on_target_fluent']:.1%} and fluent; un-edited {rate['none']['on_target']:.1%}, asked in words "
@@ -273,6 +310,8 @@ def facts(result: Mapping[str, Any]) -> list[str]:
 def warnings(lm: LanguageModel, judge: Any, result: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the numbers."""
     out = [said for said in [measured.warning(judge, lm.sites.identity)] if said]
+    if "elicited" in result and not elicitation(result["elicited"])[1]:
+        out.append(elicitation(result["elicited"])[0])
     leaked = result["queries"]["test"]["n_leaked"]
     if leaked:
         out.append(f"{leaked} test queries are in the file that vectors are made from; they were left out")

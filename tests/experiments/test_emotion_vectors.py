@@ -56,6 +56,10 @@ def test_the_report_holds_every_dose_and_control(place):
     assert "not shown: the vectors make the model express" in page  # a random model
     assert set(report["diagonal"]) == {"fear", "joy"}
     assert report["equal_kl"][0]["variant"] == "whole"
+    assert {c: [line["n"] for line in found.values()] for c, found in report["elicited"].items()} == {
+        "neutral": [4, 2, 2], "emotional": [4, 2, 2],
+    }  # fmt: skip
+    assert any("asking elicits nothing here" in said for said in report["warnings"])  # a random model
     target = report["chosen"]["kl"]
     assert target > 0
     for line in report["equal_kl"]:
