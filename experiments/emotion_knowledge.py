@@ -289,11 +289,13 @@ def _alike(
         "rsa_by_layer": by_layer.to_dataframe().reset_index(),
         "selective_neurons": significant.sum("unit").to_series().rename("neurons").reset_index(),
     }  # fmt: skip
-    most = int(by_layer["correlation"].idxmax("layer"))
+    most, explained = int(by_layer["correlation"].idxmax("layer")), float(control["explained"])
+    words = ", ".join(f"{name} r {float(c['correlation']):+.3f}" for name, c in alone.items())
     told = (
         f"model and ratings: Pearson r {float(fit['correlation']):+.3f} [{float(fit['lo']):+.3f}, {float(fit['hi']):+.3f}], "
         f"Mantel p {p_said(float(fit['p_mantel']), 1 / (1 + study.PERMUTATIONS))}; "
-        f"{float(control['explained']):.0%} of the fit is in the words\n"
+        + (f"{explained:.0%} of the fit is in the words" if explained > 0 else "the words explain none of it")
+        + f" (alone: {words})\n"
         f"by layer: r {float(by_layer['correlation'].max()):+.3f} at most (layer {most}); "
         "by attribute: "
         + ", ".join(

@@ -71,7 +71,7 @@ def rdm_maps(rdms: Mapping[str, xr.DataArray], fit: xr.Dataset, control: xr.Data
     caption = f"""Left: 1 − cosine of the neurons that are active for each emotion, mean over seeds. Right: the human side. Their
         Pearson correlation is {style.signed(r, 3)} [{lo}, {hi}] (bootstrap over emotions and seeds), Mantel p {mantel}
         ({permutations:,} shuffles of the emotions). Of r² the words of the texts and the embeddings of the names give
-        {explained:.0%}; with them held constant r is {style.signed(partial, 3)}."""
+        {f"{explained:.0%}" if explained > 0 else "nothing"}; with them held constant r is {style.signed(partial, 3)}."""
     figure = style.canvas(0.2 + 4.3 * down, f"Model and human side correlate at r = {style.signed(r)}", caption)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for ax in panels[len(rdms) :]:
