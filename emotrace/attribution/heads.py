@@ -145,7 +145,7 @@ def heads_reduced(
             **about, "method": f"{summed.HEADS}, last prompt token", "post_norm": int(post_norm), "n_prompts": len(prompts),
             **source,
         }  # fmt: skip
-        return lambda sums: summed.heads(sums, np.bincount(code), label=label, values=values, layers=chosen, about=said)
+        return lambda sums: summed.heads(sums, np.bincount(code), summed.Axes(label, values, chosen), said)
 
     return Reduction(
         name="head",

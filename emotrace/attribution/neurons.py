@@ -150,9 +150,8 @@ def neurons_reduced(
             "form": model.sites.form, "residual_scale": model.sites.scale, "post_norm": int(any(normed)),
             "variable": variable, "n_prompts": len(prompts), **source,
         }  # fmt: skip
-        return lambda sums: summed.neurons(
-            sums, np.bincount(code), weights, normed, label=label, values=values, layers=chosen, about=about
-        )
+        axes = summed.Axes(label, values, chosen)
+        return lambda sums: summed.neurons(sums, np.bincount(code), weights, normed, axes, about)
 
     return Reduction(
         name="neuron",

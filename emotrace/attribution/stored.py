@@ -77,9 +77,7 @@ def heads(
         "readout_site": covectors.attrs["readout_site"], "direction_sublayer": covectors.attrs["head_sublayer"],
         "readout": covectors.attrs["readout"], "post_norm": int(any(norm.after for norm in norms)),
     }  # fmt: skip
-    result = summed.heads(
-        sums, rows.n, label=covectors.attrs["label"], values=values, layers=chosen, about=attrs, names=names
-    )
+    result = summed.heads(sums, rows.n, summed.Axes(covectors.attrs["label"], values, chosen, names), attrs)
     return kept(result, out, "heads")
 
 
@@ -149,15 +147,6 @@ def neurons(
         **about(acts, covectors, rows), "direction_sublayer": "resid_post", "readout_site": "mlp_out",
         "post_norm": int(any(normed)), "variable": variable,
     }  # fmt: skip
-    result = summed.neurons(
-        {**sums, "shrink": shrink},
-        rows.n,
-        weights,
-        normed,
-        label=order[0],
-        values=values,
-        layers=chosen,
-        about=attrs,
-        names=names,
-    )
+    axes = summed.Axes(order[0], values, chosen, names)
+    result = summed.neurons({**sums, "shrink": shrink}, rows.n, weights, normed, axes, attrs)
     return kept(result, out, "neurons")

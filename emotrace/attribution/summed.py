@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -15,22 +15,38 @@ HEADS = "head contribution: projection minus projection without the head, same l
 NEURONS = "neuron contribution: activation × ⟨what one unit of it writes, direction⟩"
 
 
-def heads(
-    sums: Mapping[str, np.ndarray], n: np.ndarray, *, label: str, values: Sequence[Any], layers: Sequence[int],
-    about: Mapping[str, Any], names: Any = None,
-) -> xr.Dataset:  # fmt: skip
+class Axes(NamedTuple):
+    """What scores are of.
+
+    Attributes:
+        label: what is contrasted.
+        values: of the label.
+        layers: 0-based.
+        names: of the components; None numbers them.
+    """
+
+    label: str
+    values: Sequence[Any]
+    layers: Sequence[int]
+    names: Any = None
+
+    def coords(self, dim: str, size: int) -> dict[str, Any]:
+        """Coordinates of label, layer and the dim of so many components."""
+        index = np.arange(size) if self.names is None else np.asarray(self.names)
+        return {self.label: np.array(self.values), "layer": list(self.layers), dim: index}
+
+
+def heads(sums: Mapping[str, np.ndarray], n: np.ndarray, axes: Axes, about: Mapping[str, Any]) -> xr.Dataset:
     """The Dataset of `head_contributions`.
 
     Args:
         sums: ``first`` Σ importance ``[label of prompt, label of direction, layer, head]``, ``second`` Σ importance² on the own
             label ``[label, layer, head]``, and ``baseline`` Σ s(r) ``[label, layer]`` where that is known.
         n: prompts of each label.
-        label: what is contrasted.
-        values: of the label.
-        layers: 0-based.
+        axes: what they are of.
         about: attrs.
-        names: of the heads; None numbers them.
     """
+    label = axes.label
     count = n.astype(np.float64)
     first = sums["first"] / count[:, None, None, None]
     mean = np.stack([first[e, e] for e in range(len(n))])
@@ -43,14 +59,14 @@ def heads(
     if "baseline" in sums:
         data["baseline"] = (dims[:2], sums["baseline"] / count[:, None])
     data["n"] = (label, n.astype(np.int64))
-    index = np.arange(mean.shape[-1]) if names is None else np.asarray(names)
-    coords = {label: np.array(values), "layer": list(layers), "head": index}
-    return xr.Dataset(data, coords, plain({"sign": SIGN.format("head"), "label": label, **about}))
+    return xr.Dataset(
+        data, axes.coords("head", mean.shape[-1]), plain({"sign": SIGN.format("head"), "label": label, **about})
+    )
 
 
 def neurons(
-    sums: Mapping[str, np.ndarray], n: np.ndarray, weights: Mapping[str, np.ndarray], normed: Sequence[bool], *, label: str,
-    values: Sequence[Any], layers: Sequence[int], about: Mapping[str, Any], names: Any = None,
+    sums: Mapping[str, np.ndarray], n: np.ndarray, weights: Mapping[str, np.ndarray], normed: Sequence[bool], axes: Axes,
+    about: Mapping[str, Any],
 ) -> xr.Dataset:  # fmt: skip
     """The Dataset of `neuron_contributions`: sums over prompts are linear in a except for the sign, which β decides.
 
@@ -61,12 +77,10 @@ def neurons(
         weights: ``beta [label, layer, unit]``; ``bias`` and ``added`` ``[label, layer]``, what the biases before and of the norm
             add.
         normed: whether a norm follows, per layer.
-        label: what is contrasted.
-        values: of the label.
-        layers: 0-based.
+        axes: what they are of.
         about: attrs.
-        names: of the units; None numbers them.
     """
+    label = axes.label
     count, beta = n.astype(np.float64)[:, None, None], weights["beta"]
     high, low, up = sums["positive"] / count, sums["negative"] / count, beta > 0
     mean = high + low
@@ -85,7 +99,6 @@ def neurons(
         "mean": mean * beta, "positive": above, "negative": below, "contrast": apart, "activation": raw, "beta": beta,
         "bias": bias, "n": n.astype(np.int64),
     }  # fmt: skip
-    index = np.arange(mean.shape[-1]) if names is None else np.asarray(names)
-    coords = {label: np.array(values), "layer": list(layers), "unit": index}
     data = {name: (dims[: x.ndim], x) for name, x in found.items()}
+    coords = axes.coords("unit", mean.shape[-1])
     return xr.Dataset(data, coords, plain({"sign": SIGN.format("neuron"), "label": label, **about}))

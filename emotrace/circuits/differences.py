@@ -15,7 +15,7 @@ from emotrace.attribution.chunked import require_whole
 from emotrace.attribution.files import kept
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, weighted_sums
-from emotrace.directions.groups import Groups, Within, check_within, group
+from emotrace.directions.groups import Groups, Within, group
 from emotrace.directions.source import provenance_of, source
 from emotrace.disk import plain
 from emotrace.files import to_folder
@@ -77,13 +77,13 @@ def _stored(
         sums[site] = weighted_sums(rows, used, weights)[0][:, :, 0]
         at[site] = rows.array["layer"].values.tolist()
         sizes[site] = {d: int(rows.array.sizes[d]) for d in SITE_DIMS[site]}
-    settings = _settings(label, groups, check_within(prompts, label, within), complete, at)
+    settings = _settings(groups, at)
     about = {
         "method": f"{METHOD}, mean over a prompt's rows", **settings, **groups.attrs(), "n_token_rows": len(used),
         **provenance_of(acts),
     }  # fmt: skip
     names = {site: acts.sel(site)[SITE_DIMS[site][0]].values for site in wanted}
-    found = _described(_dataset(sums, at, sizes, groups, label, names), about, label)
+    found = _described(_dataset(sums, at, sizes, groups, names), about, label)
     return kept(found, out, "differences")
 
 
@@ -148,10 +148,7 @@ def difference_vectors(
     prompts = Prompts.of(prompts)
     groups = group(prompts.table, label, within, accepted, complete)
     used = Prompts([prompts[int(i)] for i in groups.rows])
-    reduction = differences_reduced(
-        model, used, groups, np.arange(len(used)), label=label, within=check_within(prompts.table, label, within),
-        complete=complete, sites=sites, layers=layers,
-    )  # fmt: skip
+    reduction = differences_reduced(model, used, groups, np.arange(len(used)), sites, layers)
     found = yield from one_pass(
         model,
         used,
@@ -166,9 +163,13 @@ def difference_vectors(
 
 
 def differences_reduced(
-    model: LanguageModel, prompts: Prompts, groups: Groups, rows: np.ndarray, *, label: str, within: Sequence[str],
-    complete: bool, sites: Sequence[str] | None, layers: Iterable[int] | None,
-) -> Reduction:  # fmt: skip
+    model: LanguageModel,
+    prompts: Prompts,
+    groups: Groups,
+    rows: np.ndarray,
+    sites: Sequence[str] | None,
+    layers: Iterable[int] | None,
+) -> Reduction:
     """The sums of a pass that `difference_vectors` is made of.
 
     Args:
@@ -176,9 +177,6 @@ def differences_reduced(
         prompts: that pass; those that no group has weigh 0.
         groups: of some of them.
         rows: of every row of the groups, which of the prompts it is.
-        label: whose values the differences are between.
-        within: labels that make a group.
-        complete: only groups that have every value of the label.
         sites: before the projections, ``z`` and ``neuron``; None for those that the model has.
         layers: None for all.
     """
@@ -200,14 +198,14 @@ def differences_reduced(
     weights = np.zeros((len(groups.labels) + 1, len(prompts)))
     weights[:, rows] = _weights(groups)
     source_ = origin(model, Prompts([prompts[int(i)] for i in rows]))
-    settings = _settings(label, groups, within, complete, at)
+    settings = _settings(groups, at)
 
     def args(part: range) -> tuple[Any, ...]:
         return wanted, torch.from_numpy(np.ascontiguousarray(weights[:, part.start : part.stop]))
 
     def finish(sums: Mapping[str, np.ndarray]) -> xr.Dataset:
         about = {"method": f"{METHOD}, last prompt token", **settings, **groups.attrs(), **source_}
-        return _described(_dataset(sums, at, sizes, groups, label), about, label)
+        return _described(_dataset(sums, at, sizes, groups), about, groups.label)
 
     return Reduction(
         name="differences",
@@ -232,12 +230,10 @@ def _wanted(sites: Sequence[str] | None, there: list[str], of: str) -> list[str]
     return wanted
 
 
-def _settings(
-    label: str, groups: Groups, within: Sequence[str], complete: bool, at: Mapping[str, list[int]]
-) -> dict[str, Any]:
-    layers = {f"{site}_layers": those for site, those in at.items()}
+def _settings(groups: Groups, at: Mapping[str, list[int]]) -> dict[str, Any]:
     return {
-        "label": label, "labels": list(groups.labels), "within": list(within), "complete": bool(complete), **layers
+        "label": groups.label, "labels": list(groups.labels), "within": list(groups.within), "complete": bool(groups.complete),
+        **{f"{site}_layers": those for site, those in at.items()},
     }  # fmt: skip
 
 
@@ -256,10 +252,11 @@ def _weights(groups: Groups) -> np.ndarray:
 
 def _dataset(
     sums: Mapping[str, np.ndarray], at: Mapping[str, list[int]], sizes: Mapping[str, Mapping[str, int]], groups: Groups,
-    label: str, names: Mapping[str, np.ndarray] | None = None,
+    names: Mapping[str, np.ndarray] | None = None,
 ) -> xr.Dataset:  # fmt: skip
     """Sums ``[label + 1, layer, …]`` of each site as differences and mean; layers without the site hold 0."""
     layers = sorted(set().union(*at.values()))
+    label = groups.label
     found = xr.Dataset(coords={label: list(groups.labels), "layer": layers})
     for site, those in at.items():
         size = sizes[site]

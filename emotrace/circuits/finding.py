@@ -21,7 +21,7 @@ from emotrace.circuits.circuit import Circuit
 from emotrace.circuits.differences import difference_vectors, differences_reduced
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.defaults import HEADS_PER_LAYER, NEURONS_PER_LAYER
-from emotrace.directions.groups import Within, check_within, counting, group
+from emotrace.directions.groups import Within, counting, group
 from emotrace.files import to_folder
 from emotrace.labels import COMPONENTS, KINDS, EmotraceError, unknown
 from emotrace.planned import DryRows, Steps, planned
@@ -219,12 +219,8 @@ def discover(
         wanted.append(neurons_reduced(model, some, directions, label, at["neuron"]))
     if "head" in kinds:
         wanted.append(heads_reduced(model, some, directions, label, head_readout, at["head"]))
-    wanted.append(
-        differences_reduced(
-            model, some, groups, np.searchsorted(counted, groups.rows), label=label,
-            within=check_within(prompts.table, label, within), complete=True, sites=_sites(kinds), layers=_same(at),
-        )
-    )  # fmt: skip
+    rows = np.searchsorted(counted, groups.rows)
+    wanted.append(differences_reduced(model, some, groups, rows, _sites(kinds), _same(at)))
     yield lambda: planned_pass(model, some, wanted)
     check_allocation(allocation, label, directions[label].values.tolist(), at)
     made = passed(model, some, wanted, method="discover", batch_size=batch_size, out=out, progress=progress)

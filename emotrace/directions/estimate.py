@@ -75,7 +75,7 @@ def centered_mean(
             "method": "centered_mean",
             "sign": f"positive = more of this {label} than the mean of all" + (" in the same group" if within else ""),
             "label": label,
-            "within": list(check_within(rows.table, label, within)),
+            "within": list(groups.within),
             "complete": int(complete),
             **groups.attrs(),
         },

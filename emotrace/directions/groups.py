@@ -29,6 +29,9 @@ class Groups:
         group: of each row used, index into ``names``.
         code: of each row used, index into ``labels``.
         incomplete: ``{"group": […], "missing": […]}`` of every group that lacks a label.
+        label: whose values these are.
+        within: labels that make a group.
+        complete: whether only groups that hold every value are used.
         accepted: of `accepted_attrs`.
     """
 
@@ -38,6 +41,9 @@ class Groups:
     group: np.ndarray
     code: np.ndarray
     incomplete: tuple[dict[str, list[Any]], ...]
+    label: str
+    within: tuple[str, ...]
+    complete: bool
     accepted: Mapping[str, Any] = field(default_factory=dict)
     __repr__ = shown.brief
 
@@ -131,6 +137,9 @@ def group(
         new[of_row[mine]],
         codes[mine],
         tuple(incomplete),
+        label,
+        within,
+        complete,
         accepted_attrs(table, keep),
     )
 

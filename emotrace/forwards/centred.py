@@ -14,7 +14,7 @@ from emotrace import edits as edits_
 from emotrace.arguments import BatchSize
 from emotrace.datasets import Prompts, PromptsLike
 from emotrace.directions.estimate import centering_weights, labelled, weighted_sums
-from emotrace.directions.groups import Within, check_within, group
+from emotrace.directions.groups import Within, group
 from emotrace.directions.source import Source, source
 from emotrace.edits import Edit
 from emotrace.files import to_folder
@@ -147,7 +147,7 @@ def stream_directions(
     return labelled(
         whole, sums["weighted"], np.sqrt(sums["squares"] / len(coded)), (label, groups.labels), unit,
         {
-            "method": "centered_mean", "sign": sign, "label": label, "within": list(check_within(table, label, within)),
+            "method": "centered_mean", "sign": sign, "label": label, "within": list(groups.within),
             "complete": int(complete), "reduce": "mean", **groups.attrs(),
         },
         positions,
