@@ -20,6 +20,8 @@ Made = Mapping[str, Any]
 SHOWN: Final = 160
 """Characters of a value that a message shows."""
 NOTHING: Final = "(nothing)"
+EARLIER: Final = "Earlier versions did not record all of this: where one of them began it, only another path helps."
+"""Said where a record lacks an entry: the same settings, given again, would be refused again."""
 MAY_DIFFER: Final = ("command", "versions")
 """Entries of a record that may differ when a run is continued."""
 
@@ -69,6 +71,7 @@ def settle(
         raise EmotraceError(
             f"{where} was made with other settings ({'; '.join(found)}). "
             "It is left as it is: give another path, or the settings it was begun with."
+            + (f" {EARLIER}" if _lacks(was, {k: v for k, v in now.items() if k not in may_differ}) else "")
         )
 
 
@@ -130,6 +133,14 @@ def plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, (list, tuple, range)) else value
+
+
+def _lacks(was: Made, now: Made) -> bool:
+    """Whether a record, or a record inside it, has no entry for something that is recorded now."""
+    return any(
+        name not in was or (isinstance(value, Mapping) and isinstance(was[name], Mapping) and _lacks(was[name], value))
+        for name, value in now.items()
+    )
 
 
 def _text(value: object) -> str:

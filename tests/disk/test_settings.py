@@ -63,6 +63,16 @@ def test_every_difference_is_named_with_both_values():
         disk.same_row("rows", {"key": "k", "meta": {"seed": 0}}, {"seed": 0}, "row 'k'")
 
 
+def test_what_an_earlier_version_began_is_refused_with_what_helps():
+    now = {"seed": 0, "template": {"bos": None, "digest": "a"}, "tokens_digest": "b"}
+    early = [{"seed": 0, "template": now["template"]}, {**now, "template": {"digest": "a"}}]
+    for was in early:
+        with pytest.raises(EmotraceError, match=r"a/b was made .*'\(nothing\)' there.* only another path helps\.$"):
+            disk.settle("a/b", was, now)
+    with pytest.raises(EmotraceError, match=r"give another path, or the settings it was begun with\.$"):
+        disk.settle("a/b", {**now, "seed": 1}, now)
+
+
 def test_a_file_of_settings_is_noted_once(tmp_path: Path):
     file = tmp_path / "x" / "settings.json"
     assert not disk.settle_file(file, {"a": (1, 2)})
