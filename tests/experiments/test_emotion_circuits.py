@@ -214,6 +214,32 @@ def test_what_is_claimed_is_what_the_table_of_claims_says(done):
     assert sum(p["chosen"] for p in frontier["points"]) == len(frontier["area"])
 
 
+def test_runs_stand_side_by_side_with_the_figures_of_their_reports(done, study, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    beside = importlib.import_module("side_by_side")
+    with pytest.raises(EmotraceError, match=r"report.json is not there, so no finished run"):
+        beside.main([done, tmp_path])
+    with pytest.raises(EmotraceError, match="given 1 times for 2 runs"):
+        beside.main([done, done], ["one"])
+    beside.main([done, done], ["one", "two"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["", "one", "two"]
+    report, cells = (
+        json.loads((done / "report.json").read_text()),
+        {line[0]: line[1] for line in lines if line[1] == line[2]},
+    )
+    for arm in COMPARED:
+        leaf = report["accuracy_fluent"][arm]["overall"]
+        assert cells[f"`{arm}`"].startswith(f"{100 * leaf['value']:.1f} [{100 * leaf['ci95'][0]:.1f}, ")
+    (test,) = [t for t in report["paired"] if (t["a"], t["b"], t["score"]) == ("circuit", "prompt", "accuracy_fluent")]
+    assert cells["circuit − prompt"].startswith(f"{100 * test['difference']:+.1f} [")
+    norm = et.directions.load(done / "directions")["norm"].sel(sublayer="resid_post").mean("emotion")
+    rms = [row["rms"] for row in report["layer_profile"] if row["sublayer"] == "resid_post"]
+    ratio = [float(n) / (r * 256**0.5) for n, r in zip(norm, rms, strict=True)]
+    at = max(range(len(ratio)), key=ratio.__getitem__)
+    assert cells["directions largest beside the stream at depth"] == f"{(at + 1) / len(ratio):.0%} ({ratio[at]:.2f})"
+
+
 def test_intervals_include_the_fit(done):
     """Two refits, each of other directions and another circuit, out of the same store, at the settings chosen once."""
     report = json.loads((done / "report.json").read_text())
