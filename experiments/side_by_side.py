@@ -66,6 +66,10 @@ class Finished(NamedTuple):
                     f"{folder}: {path.name} is not there, so no finished run of emotion_circuits.py is."
                 )
         report = dict(read_json(needed[0]))
+        if lacking := {"model", "elicitation", "chosen", "chosen_circuit", "frontiers", "paired"} - set(report):
+            raise EmotraceError(
+                f"{needed[0]}: no report of emotion_circuits.py as it writes them now: nothing of {', '.join(sorted(lacking))}."
+            )
         return cls(name or report["model"]["model_id"], report, pd.read_csv(needed[1]), _depth(folder, needed[2]))
 
 
@@ -76,6 +80,10 @@ def main(
     ] = None,
 ) -> None:
     """Print the table, in Markdown."""
+    if not runs:
+        raise EmotraceError(
+            "side_by_side.py FOLDER …: name at least one folder of a finished run of emotion_circuits.py."
+        )
     if name and len(name) != len(runs):
         raise EmotraceError(f"--name was given {len(name)} times for {len(runs)} runs; once for each, or not at all.")
     found = [Finished.read(run, one) for run, one in zip(runs, name or [None] * len(runs), strict=True)]

@@ -282,10 +282,12 @@ def test_an_experiment_has_the_same_manners(monkeypatch, capsys):
         if n == 3:
             raise KeyboardInterrupt
 
-    def status(*args):
+    def needs(n: int) -> None: ...
+
+    def status(*args, of=study):
         monkeypatch.setattr("sys.argv", ["study.py", *args])
         with pytest.raises(SystemExit) as ended:
-            cli.experiment(study)
+            cli.experiment(of)
         return ended.value.code or 0, capsys.readouterr().err
 
     assert status() == (0, "")
@@ -295,6 +297,9 @@ def test_an_experiment_has_the_same_manners(monkeypatch, capsys):
     assert code == 2
     assert "--n" in error
     assert error.count("\n") == 1
+
+    code, error = status(of=needs)
+    assert (code, error.partition(" (see")[0]) == (2, "error: Missing argument 'n'."), "not silence"
 
 
 def shell(*args):

@@ -42,7 +42,7 @@ def guarded(run: Callable[[], Any]) -> None:
         sys.exit(2)
     except _USAGE as error:
         usage: Any = error
-        if len(sys.argv) < 2:  # nothing asked: the help was printed
+        if type(error).__name__ == "NoArgsIsHelpError":  # nothing asked: the help was printed
             sys.exit(2)
         where = usage.ctx.command_path if usage.ctx else Path(sys.argv[0]).name
         print(f"error: {redacted(' '.join(usage.format_message().split()))} (see {where} --help)", file=sys.stderr)

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -219,6 +220,12 @@ def test_runs_stand_side_by_side_with_the_figures_of_their_reports(done, study, 
     beside = importlib.import_module("side_by_side")
     with pytest.raises(EmotraceError, match=r"report.json is not there, so no finished run"):
         beside.main([done, tmp_path])
+    shutil.copytree(done / "tables", tmp_path / "tables")
+    (tmp_path / "report.json").write_text('{"model": {}}')
+    with pytest.raises(
+        EmotraceError, match=r"no report of emotion_circuits.py .* nothing of chosen, chosen_circuit, elicitation"
+    ):
+        beside.main([tmp_path])
     with pytest.raises(EmotraceError, match="given 1 times for 2 runs"):
         beside.main([done, done], ["one"])
     beside.main([done, done], ["one", "two"])
